@@ -1,0 +1,223 @@
+"""Real wandb without a network: what was logged is read back from its own file."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from transact.tracking import wandb_run
+from transact.tracking.metrics import MetricsLog, read_metrics
+from transact.tracking.tracker import Tracker
+from transact.tracking.wandb_run import WandbRun, choose_mode
+
+FAKE_KEY = "f00d" * 10
+SECRET = "hf_thisIsNobodysBusiness"
+HIDDEN_SIZES = {1: 160, 2: 128}
+PERPLEXITIES = {1: (80.5, 30.25), 2: (64.5, 33.75)}
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture(autouse=True)
+def isolated_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No real key, no home folder: the machine that runs the tests may have both."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+
+
+def start(folder: Path, mode: str = "offline", run_id: str = "tinyrun1") -> WandbRun:
+    run = WandbRun()
+    run.start(
+        mode,
+        project="transact",
+        entity=None,
+        group="sweep",
+        tags=["tiny"],
+        name="tiny-50",
+        run_id=run_id,
+        config={"prune": {"remove_fraction": 0.5}},
+        folder=folder,
+    )
+    return run
+
+
+def log_two_rounds(tracker: Tracker) -> None:
+    tokens = 0
+    for number in (1, 2):
+        sliced, recovered = PERPLEXITIES[number]
+        cut = {"prune/hidden_size": HIDDEN_SIZES[number], "eval/perplexity_sliced": sliced}
+        tracker.log(cut, step=0, tokens=tokens, round=number)
+        for step in (1, 2, 3):
+            tokens += 1000
+            figures = {"recover/loss": 4.0 - tokens / 4000, "perf/tokens_per_second": 8400.0}
+            tracker.log(figures, step=step, tokens=tokens, round=number)
+        evaluation = {"eval/perplexity_recovered": recovered}
+        tracker.log(evaluation, step=3, tokens=tokens, round=number)
+
+
+def offline_folders(folder: Path) -> list[Path]:
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind in the run's transaction log, as `wandb leet inspect` reads it."""
+    wandb_command = Path(sys.executable).with_name("wandb")
+    output = subprocess.run(
+        [wandb_command, "leet", "inspect", "--json", run_folder],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = map(json.loads, output.splitlines())
+    return [line[kind] for line in lines if line["type"] == kind]
+
+
+def series(rows: list[dict[str, Any]], axis: str, name: str) -> list[tuple[float, float]]:
+    return [(row[axis], row[name]) for row in rows if name in row]
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    with Tracker(MetricsLog(tmp_path / "metrics.jsonl"), start(tmp_path)) as tracker:
+        log_two_rounds(tracker)
+        tracker.summary({"parameters": 1_288_704})
+    (folder,) = offline_folders(tmp_path)
+    return folder
+
+
+def test_two_rounds_read_back(finished_run: Path) -> None:
+    rows = [record["item"] for record in records(finished_run, "history")]
+
+    assert series(rows, "prune/round", "prune/hidden_size") == list(HIDDEN_SIZES.items())
+    assert series(rows, "prune/round", "eval/perplexity_sliced") == [(1, 80.5), (2, 64.5)]
+    assert series(rows, "prune/round", "eval/perplexity_recovered") == [(1, 30.25), (2, 33.75)]
+    losses = [(1000 * count, 4.0 - count / 4) for count in range(1, 7)]
+    assert series(rows, "tokens", "recover/loss") == losses
+    assert [row["prune/round"] for row in rows] == [1] * 5 + [2] * 5
+
+    mirrored = read_metrics(finished_run.parents[1] / "metrics.jsonl")
+    assert series(mirrored, "tokens", "recover/loss") == losses
+
+
+def test_each_figure_has_its_axis(finished_run: Path) -> None:
+    metrics = records(finished_run, "metric")
+    axes = {metric["glob_name"]: metric["step_metric"] for metric in metrics if "glob_name" in metric}
+    assert axes == {
+        "recover/*": "tokens",
+        "perf/*": "tokens",
+        "prune/*": "prune/round",
+        "eval/*": "prune/round",
+        "calibrate/*": "prune/round",
+    }
+
+
+def test_the_run_is_described_and_finished(finished_run: Path) -> None:
+    run = records(finished_run, "run")[0]
+    assert (run["run_id"], run["display_name"], run["run_group"]) == (
+        "tinyrun1",
+        "tiny-50",
+        "sweep",
+    )
+    assert run["config"]["update"]["prune"] == {"remove_fraction": 0.5}
+    assert {"parameters": 1_288_704} in [item["update"] for item in records(finished_run, "summary")]
+    assert records(finished_run, "exit") == [{"exit_code": 0}]
+
+
+def test_a_restart_adds_a_folder_with_the_same_id(tmp_path: Path) -> None:
+    for loss in (3.0, 2.0):
+        with Tracker(None, start(tmp_path)) as tracker:
+            tracker.log({"recover/loss": loss}, step=1, tokens=10, round=1)
+
+    first, second = offline_folders(tmp_path)
+    for folder in (first, second):
+        run = records(folder, "run")[0]
+        assert run["run_id"] == "tinyrun1"
+        assert run["resume"] is True
+    assert records(first, "history")[0]["item"]["recover/loss"] == 3.0
+    assert records(second, "history")[0]["item"]["recover/loss"] == 2.0
+
+
+def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setattr(sys, "argv", ["run.py", f"token={SECRET}"])
+    with Tracker(MetricsLog(tmp_path / "metrics.jsonl"), start(tmp_path)) as tracker:
+        log_two_rounds(tracker)
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    (transaction_log,) = [path for path in files if path.suffix == ".wandb"]
+    assert b"remove_fraction" in transaction_log.read_bytes()  # plain bytes: a search finds things
+    for path in files:
+        contents = path.read_bytes()
+        assert SECRET.encode() not in contents, path
+        assert FAKE_KEY.encode() not in contents, path
+        assert path.name not in ("requirements.txt", "wandb-metadata.json", "diff.patch")
+
+
+def test_auto_without_a_network_is_offline_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    began = monotonic()
+    run = start(tmp_path, choose_mode("auto"))
+    with Tracker(MetricsLog(tmp_path / "metrics.jsonl"), run) as tracker:
+        assert run.mode == "offline"
+        log_two_rounds(tracker)
+    assert monotonic() - began < 10
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 10
+
+
+def test_online_without_a_server_falls_back_to_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
+    run = start(tmp_path, "online")
+    assert run.mode == "offline"
+    run.log({"recover/loss": 3.0, "tokens": 1, "prune/round": 1})
+    run.finish(0)
+
+    (folder,) = offline_folders(tmp_path)
+    assert records(folder, "history")[0]["item"]["recover/loss"] == 3.0
+    (warning,) = [entry.message for entry in caplog.records if entry.levelno == logging.WARNING]
+    assert warning.startswith("W&B cannot start online")
+
+
+def test_an_impossible_run_id_turns_tracking_off(tmp_path: Path) -> None:
+    run = start(tmp_path, run_id="no/slashes:allowed")
+    assert run.mode == "disabled"
+    with Tracker(MetricsLog(tmp_path / "metrics.jsonl"), run) as tracker:
+        log_two_rounds(tracker)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 10
+
+
+KILLED_PROGRAM = """
+import sys, time
+from transact.tracking.wandb_run import WandbRun
+run = WandbRun()
+names = {"project": "p", "entity": None, "group": None, "tags": [], "name": "n"}
+run.start("offline", **names, run_id="killed", config={}, folder=sys.argv[1])
+run.log({"recover/loss": 3.0, "tokens": 1, "prune/round": 1})
+print("logged", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_process_loses_two_seconds_at_most(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_PROGRAM, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"logged\n"
+        sleep(3.0)
+        os.killpg(process.pid, signal.SIGKILL)  # wandb's service process with it
+
+    (folder,) = offline_folders(tmp_path)
+    assert records(folder, "history")[0]["item"]["recover/loss"] == 3.0
+    assert records(folder, "exit") == []

@@ -1,0 +1,196 @@
+"""The oracle: a sliced model computes what its parent computes with the cut units set to zero.
+
+The sliced model takes the road of a user: config.json and safetensors in a folder, loaded with
+stock ``AutoModelForCausalLM``.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from transact.geometry import Geometry
+from transact.models.llama import read_geometry, slice_tensor, sliced_config
+from transact.prune.criteria import Scores
+from transact.prune.planning import PrunePlan, make_plan
+
+TOLERANCE = 1e-4
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def make_parent(
+    folder: Path,
+    key_value_heads: int = 2,
+    tied: bool = False,
+    scaling: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], PreTrainedModel]:
+    """A random model, saved by transformers, and its config.json."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=48,
+        vocab_size=80,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        rope_parameters=(scaling or {"rope_type": "default"}) | {"rope_theta": 500.0},
+        initializer_range=0.2,  # large enough for attention to look somewhere
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text()), load(folder)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def random_plan(source: Geometry, head_dim: int, intermediate_size: int) -> PrunePlan:
+    layers, heads = source.num_layers, source.num_key_value_heads
+    scores = Scores(
+        rotary_pairs=torch.rand(source.head_dim // 2),
+        value_dims=torch.rand(layers, heads, source.head_dim),
+        channels=torch.rand(layers, source.intermediate_size),
+    )
+    target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
+    return make_plan(scores, source, target, parent=source, asked=None, criterion="random")
+
+
+def slice_to(
+    folder: Path, model: PreTrainedModel, config: dict[str, Any], plan: PrunePlan
+) -> tuple[dict[str, Any], PreTrainedModel]:
+    tensors = {
+        name: slice_tensor(name, tensor, plan)
+        for name, tensor in model.state_dict().items()
+        if not (plan.source.tied_embeddings and name == "lm_head.weight")
+    }
+    return write(folder, tensors, sliced_config(config, plan))
+
+
+def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Any], PreTrainedModel]:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return config, load(folder)
+
+
+def masked(parent: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
+    """The parent with every cut unit zeroed, written independently of the slicing code."""
+    model = deepcopy(parent)
+    half, group = plan.source.head_dim // 2, plan.source.queries_per_key_value_head
+    cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs))
+    with torch.no_grad():
+        for layer, block in enumerate(model.model.layers):
+            attention, mlp = block.self_attn, block.mlp
+            for projection in (attention.q_proj, attention.k_proj):
+                # (heads, halves, pairs, hidden)
+                projection.weight.view(-1, 2, half, plan.source.hidden_size)[:, :, cut_pairs] = 0
+            value = attention.v_proj.weight.view(-1, 2 * half, plan.source.hidden_size)
+            output = attention.o_proj.weight.view(plan.source.hidden_size, -1, 2 * half)
+            for head, dims in enumerate(plan.value_dims[layer]):
+                cut_dims = sorted(set(range(2 * half)) - set(dims))
+                value[head, cut_dims] = 0
+                output[:, head * group : (head + 1) * group, cut_dims] = 0
+            cut = sorted(set(range(plan.source.intermediate_size)) - set(plan.channels[layer]))
+            mlp.gate_proj.weight[cut] = 0
+            mlp.up_proj.weight[cut] = 0
+            mlp.down_proj.weight[:, cut] = 0
+    return model
+
+
+def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
+    """Both rounds as one plan on the parent."""
+    return replace(
+        second,
+        source=first.source,
+        rotary_pairs=tuple(first.rotary_pairs[pair] for pair in second.rotary_pairs),
+        value_dims=tuple(
+            tuple(tuple(earlier[dim] for dim in later) for earlier, later in zip(heads, later_heads, strict=True))
+            for heads, later_heads in zip(first.value_dims, second.value_dims, strict=True)
+        ),
+        channels=tuple(
+            tuple(earlier[channel] for channel in later)
+            for earlier, later in zip(first.channels, second.channels, strict=True)
+        ),
+    )
+
+
+@torch.no_grad()
+def largest_difference(left: PreTrainedModel, right: PreTrainedModel) -> float:
+    tokens = torch.randint(0, 80, (2, 64), generator=torch.Generator().manual_seed(1))
+    return float((left(tokens).logits - right(tokens).logits).abs().max())
+
+
+@pytest.mark.parametrize("scaling", [None, LLAMA3], ids=["default", "llama3"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("key_value_heads", [4, 2], ids=["multi_head", "grouped_query"])
+def test_sliced_equals_masked_parent(
+    tmp_path: Path, key_value_heads: int, tied: bool, scaling: dict[str, Any] | None
+) -> None:
+    config, parent = make_parent(tmp_path / "parent", key_value_heads, tied, scaling)
+    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
+    sliced_configuration, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+
+    assert read_geometry(sliced_configuration) == plan.target
+    assert sliced.num_parameters() == plan.target.parameters()
+    assert largest_difference(sliced, masked(parent, plan)) < TOLERANCE
+    # The mask matters: the dense parent says something else.
+    assert largest_difference(sliced, parent) > 0.1
+
+
+def test_two_rounds_equal_one_mask(tmp_path: Path) -> None:
+    config, parent = make_parent(tmp_path / "parent", scaling=LLAMA3)
+    first = random_plan(read_geometry(config), head_dim=12, intermediate_size=30)
+    once_config, once = slice_to(tmp_path / "once", parent, config, first)
+    second = random_plan(first.target, head_dim=6, intermediate_size=11)
+    _, twice = slice_to(tmp_path / "twice", once, once_config, second)
+    assert largest_difference(twice, masked(parent, compose(first, second))) < TOLERANCE
+
+
+def test_cached_generation_is_equal(tmp_path: Path) -> None:
+    config, parent = make_parent(tmp_path / "parent")
+    plan = random_plan(read_geometry(config), head_dim=8, intermediate_size=24)
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    prompt = torch.tensor([[3, 14, 15, 9, 26]])
+    settings = {"max_new_tokens": 12, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+    expected = masked(parent, plan).generate(prompt, **settings)
+    assert sliced.generate(prompt, **settings).tolist() == expected.tolist()
+    # Without a cache, position by position: the same tokens again.
+    uncached = sliced.generate(prompt, **settings | {"use_cache": False})
+    assert uncached.tolist() == expected.tolist()
+
+
+def test_control_frequencies_of_the_smaller_head_are_wrong(tmp_path: Path) -> None:
+    """The oracle can fail: with the paper's re-created rotary embedding it does, clearly."""
+    config, parent = make_parent(tmp_path / "parent")
+    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
+    good_config, good = slice_to(tmp_path / "good", parent, config, plan)
+    naive = config | {key: good_config[key] for key in ("head_dim", "intermediate_size")}
+    _, wrong = write(tmp_path / "wrong", good.state_dict(), naive)
+    assert largest_difference(wrong, masked(parent, plan)) > 100 * TOLERANCE
+
+
+def test_control_unscaled_queries_are_wrong(tmp_path: Path) -> None:
+    config, parent = make_parent(tmp_path / "parent")
+    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    with torch.no_grad():
+        for block in sliced.model.layers:
+            block.self_attn.q_proj.weight.mul_((16 / 10) ** 0.5)
+    assert largest_difference(sliced, masked(parent, plan)) > 100 * TOLERANCE

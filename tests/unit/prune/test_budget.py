@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from transact.geometry import Geometry
+from transact.prune.budget import (
+    Multiples,
+    explicit_geometry,
+    removed_fraction,
+    solve_geometry,
+    solve_rounds,
+)
+from transact.prune.schedule import SCHEDULES, removed_fractions
+
+LLAMA_7B = Geometry(
+    hidden_size=4096,
+    num_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=128,
+    intermediate_size=11008,
+    vocab_size=32000,
+    tied_embeddings=False,
+)
+LLAMA_8B = replace(LLAMA_7B, num_key_value_heads=8, intermediate_size=14336, vocab_size=128256)
+# Every number easy: one head dim costs 80 parameters, one channel 60, embeddings and norms 130.
+SMALL = Geometry(
+    hidden_size=10,
+    num_layers=2,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=16,
+    intermediate_size=40,
+    vocab_size=8,
+    tied_embeddings=True,
+)
+LARGE_MULTIPLES = Multiples(head_dim=32, intermediate_size=256)
+FINE = Multiples(head_dim=2, intermediate_size=1)
+
+
+def dims(geometry: Geometry) -> tuple[int, int]:
+    return geometry.head_dim, geometry.intermediate_size
+
+
+def test_half_of_the_small_model_by_hand() -> None:
+    assert SMALL.parameters() == 16 * 80 + 40 * 60 + 130  # 3810
+    # Keep 1905: 8 head dims cost 640, embeddings and norms 130, which leaves 18.9 channels.
+    assert dims(solve_geometry(SMALL, 0.5, FINE)) == (8, 19)
+
+
+@pytest.mark.parametrize("parent", [LLAMA_7B, LLAMA_8B])
+@pytest.mark.parametrize("asked", [0.2, 0.3, 0.5, 0.7])
+def test_reaches_the_total_on_large_models(parent: Geometry, asked: float) -> None:
+    child = solve_geometry(parent, asked, LARGE_MULTIPLES)
+    one_multiple = 3 * 32 * 4096 * 256 / parent.parameters()
+    assert removed_fraction(parent, child) == pytest.approx(asked, abs=one_multiple)
+    assert child.head_dim % 32 == 0 and child.intermediate_size % 256 == 0
+    # The same share of both, up to half a multiple of the coarse one.
+    shares = child.head_dim / 128 - child.intermediate_size / parent.intermediate_size
+    assert abs(shares) < 0.25
+
+
+def test_seven_billion_halved() -> None:
+    assert dims(solve_geometry(LLAMA_7B, 0.5, LARGE_MULTIPLES)) == (64, 5120)
+
+
+def test_tries_the_neighbouring_head_dim_at_a_bound() -> None:
+    # Balanced would be (8, 19), but the previous round left 12 channels: heads make up for it.
+    ceiling = replace(SMALL, intermediate_size=12)
+    assert dims(solve_geometry(SMALL, 0.5, FINE, ceiling)) == (14, 11)
+
+
+def test_floor_and_ceiling_hold() -> None:
+    ceiling = replace(SMALL, head_dim=10, intermediate_size=30)
+    floor = replace(SMALL, head_dim=10, intermediate_size=3)
+    child = solve_geometry(SMALL, 0.5, FINE, ceiling, floor)
+    assert dims(child) == (10, 16)  # (1905 - 130 - 800) / 60 = 16.25
+
+
+def test_nearest_when_only_heads_may_move() -> None:
+    floor = replace(SMALL, head_dim=2)
+    # 381 parameters to go at 80 a head dim, in twos: 4 head dims are 320.
+    assert dims(solve_geometry(SMALL, 0.1, FINE, floor=floor)) == (12, 40)
+
+
+def test_dimension_that_is_no_multiple_may_stay_uncut() -> None:
+    child = solve_geometry(SMALL, 0.3, Multiples(head_dim=32, intermediate_size=1))
+    assert child.head_dim == 16
+
+
+def test_says_how_much_can_be_removed() -> None:
+    # What stays at least: 130 + 2 head dims + 1 channel = 350 of 3810.
+    with pytest.raises(ValueError, match=r"0\.95 cannot be reached: at most 0\.9081 .*embeddings"):
+        solve_geometry(SMALL, 0.95, FINE)
+    assert dims(solve_geometry(SMALL, 0.908, FINE)) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("parent", [LLAMA_7B, LLAMA_8B])
+def test_rounds_never_grow_and_meet_their_fractions(kind: str, parent: Geometry) -> None:
+    fractions = removed_fractions(0.5, 3, kind)
+    rounds = solve_rounds(parent, fractions, LARGE_MULTIPLES)
+    assert rounds[-1] == solve_geometry(parent, 0.5, LARGE_MULTIPLES)
+    previous = parent
+    for geometry, asked in zip(rounds, fractions, strict=True):
+        assert geometry.head_dim <= previous.head_dim
+        assert geometry.intermediate_size <= previous.intermediate_size
+        assert geometry.parameters() < previous.parameters()
+        assert removed_fraction(parent, geometry) == pytest.approx(asked, abs=0.02)
+        previous = geometry
+
+
+def test_rounds_end_exactly_at_given_dimensions() -> None:
+    final = replace(SMALL, head_dim=16, intermediate_size=10)
+    rounds = solve_rounds(SMALL, [0.25, 0.5], FINE, final)
+    assert [dims(geometry) for geometry in rounds] == [(16, 25), (16, 10)]
+
+
+def test_rounds_go_straight_to_given_dimensions() -> None:
+    final = replace(SMALL, head_dim=8, intermediate_size=40)
+    rounds = solve_rounds(SMALL, [0.5, 1.0], FINE, final)
+    assert [dims(geometry) for geometry in rounds] == [(12, 40), (8, 40)]
+
+
+def test_every_round_must_remove_something() -> None:
+    with pytest.raises(ValueError, match=r"round 1 of 50 would remove nothing: use fewer rounds"):
+        solve_rounds(LLAMA_7B, removed_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)
+    with pytest.raises(ValueError, match="round 1 of 1 would remove nothing"):
+        solve_rounds(LLAMA_7B, [0.001], LARGE_MULTIPLES)
+
+
+def test_explicit_geometry() -> None:
+    assert dims(explicit_geometry(SMALL, 8, None)) == (8, 40)
+    assert dims(explicit_geometry(SMALL, None, 7)) == (16, 7)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "intermediate_size", "message"),
+    [
+        (7, None, r"prune\.head_dim is 7; allowed: even, from 2 to 16"),
+        (18, None, r"prune\.head_dim is 18"),
+        (0, None, r"prune\.head_dim is 0"),
+        (None, 41, r"prune\.intermediate_size is 41; allowed: from 1 to 40"),
+        (None, 0, r"prune\.intermediate_size is 0"),
+        (16, 40, "at least one of them below"),
+        (None, None, "at least one of them below"),
+    ],
+)
+def test_explicit_geometry_refuses(head_dim: int | None, intermediate_size: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        explicit_geometry(SMALL, head_dim, intermediate_size)
+
+
+@pytest.mark.parametrize(("head_dim", "intermediate_size"), [(3, 1), (0, 1), (2, 0)])
+def test_multiples_refuse(head_dim: int, intermediate_size: int) -> None:
+    with pytest.raises(ValueError, match="the multiple of"):
+        Multiples(head_dim=head_dim, intermediate_size=intermediate_size)

@@ -1,0 +1,102 @@
+"""Closed forms against a real model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from transact.geometry import Geometry
+
+DIMENSIONS: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,  # not hidden_size / heads, as after a cut
+    "intermediate_size": 40,
+    "vocab_size": 48,
+    "tied_embeddings": False,
+}
+
+
+def build_model(geometry: Geometry) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=geometry.hidden_size,
+            num_hidden_layers=geometry.num_layers,
+            num_attention_heads=geometry.num_attention_heads,
+            num_key_value_heads=geometry.num_key_value_heads,
+            head_dim=geometry.head_dim,
+            intermediate_size=geometry.intermediate_size,
+            vocab_size=geometry.vocab_size,
+            tie_word_embeddings=geometry.tied_embeddings,
+            attn_implementation="eager",
+        )
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("key_value_heads", [2, 4])
+def test_counts_equal_those_of_a_real_model(tied: bool, key_value_heads: int) -> None:
+    geometry = Geometry(**DIMENSIONS | {"tied_embeddings": tied, "num_key_value_heads": key_value_heads})
+    model = build_model(geometry)
+    assert geometry.parameters() == sum(p.numel() for p in model.parameters())
+    projections = [p for name, p in model.named_parameters() if "_proj" in name]
+    assert geometry.transitional_parameters() == sum(p.numel() for p in projections)
+
+    tokens = torch.zeros(3, 10, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(tokens).past_key_values
+    assert geometry.flops_per_token(context_length=10) * tokens.numel() == counter.get_total_flops()
+
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert geometry.kv_bytes_per_token(bytes_per_element=4) == 4 * elements // tokens.numel()
+
+
+def test_llama_7b_has_its_published_size() -> None:
+    llama_7b = Geometry(
+        hidden_size=4096,
+        num_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        intermediate_size=11008,
+        vocab_size=32000,
+        tied_embeddings=False,
+    )
+    assert llama_7b.parameters() == 6_738_415_616
+    assert llama_7b.kv_bytes_per_token() == 524_288
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 0}, "num_layers must be positive, got 0"),
+        ({"head_dim": 7}, "head_dim must be even, got 7"),
+        ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) must be a multiple"),
+    ],
+)
+def test_refuses_impossible_dimensions(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Geometry(**DIMENSIONS | change)
+
+
+def test_context_length_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="context_length must be positive"):
+        Geometry(**DIMENSIONS).flops_per_token(0)
+
+
+def test_json_round_trip_refuses_other_keys() -> None:
+    geometry = Geometry(**DIMENSIONS)
+    values = json.loads(json.dumps(geometry.to_dict()))
+    assert Geometry.from_dict(values) == geometry
+    with pytest.raises(ValueError, match=r"unknown keys \['depth'\]"):
+        Geometry.from_dict(values | {"depth": 3})
+    del values["head_dim"]
+    with pytest.raises(ValueError, match=r"lacks keys \['head_dim'\]"):
+        Geometry.from_dict(values)

@@ -1,0 +1,65 @@
+"""The table at the end of a run."""
+
+import copy
+import io
+from typing import Any
+
+from transact.tracking.console import result_table
+
+ROUND = {"geometry": {}, "tokens": 100, "seconds": 1.0}
+RESULT: dict[str, Any] = {
+    "name": "tiny",
+    "remove_fraction": {"asked": 0.5, "reached": 0.4966},
+    "dense": {"parameters": 2_560_000, "kv_bytes_per_token": 6144, "perplexity": 23.16},
+    "pruned": {"parameters": 1_288_704, "kv_bytes_per_token": 3072, "perplexity": 27.9},
+    "rounds": [
+        {
+            **ROUND,
+            "round": 1,
+            "parameters": 1_800_000,
+            "perplexity_sliced": 12345.678,
+            "perplexity_recovered": 25.0,
+        },
+        {
+            **ROUND,
+            "round": 2,
+            "parameters": 1_288_704,
+            "perplexity_sliced": 61.5,
+            "perplexity_recovered": "nan",
+        },
+    ],
+}
+
+
+def table(result: dict[str, Any], width: int = 100) -> list[str]:
+    stream = io.StringIO()
+    result_table(result, stream, width)
+    return stream.getvalue().splitlines()
+
+
+def test_every_round_is_shown_sliced_and_recovered() -> None:
+    lines = table(RESULT)
+    assert lines[0] == "tiny: 49.7% of the parameters removed, 50.0% asked"
+    assert [line.split() for line in lines[4:-1]] == [
+        ["dense", "2,560,000", "100.0%", "6,144", "23.16"],
+        ["round", "1", "sliced", "1,800,000", "70.3%", "-", "12,345.68"],
+        ["round", "1", "recovered", "1,800,000", "70.3%", "-", "25.00"],
+        ["round", "2", "sliced", "1,288,704", "50.3%", "3,072", "61.50"],
+        ["round", "2", "recovered", "1,288,704", "50.3%", "3,072", "nan"],
+    ]
+
+
+def test_columns_are_aligned() -> None:
+    assert len({len(line) for line in table(RESULT)[1:]}) == 1
+
+
+def test_a_round_may_know_its_own_cache_size() -> None:
+    result = copy.deepcopy(RESULT)
+    result["rounds"][0]["kv_bytes_per_token"] = 4608
+    assert "4,608" in table(result)[5]
+
+
+def test_lines_are_cut_rather_than_wrapped() -> None:
+    lines = table(RESULT, width=40)
+    assert len(lines) == len(table(RESULT))
+    assert max(map(len, lines)) == 40

@@ -1,0 +1,144 @@
+"""The chain of stages: what one rank does from the first evaluation to the exported model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transact.files import read_json
+from transact.geometry import Geometry
+from transact.models.folder import check_weights, download
+from transact.models.llama import read_geometry
+from transact.outline import Round, pretraining_round, pruning_rounds
+from transact.stages.calibrate import calibrate
+from transact.stages.evaluate import evaluate
+from transact.stages.export import export
+from transact.stages.initialise import initialise
+from transact.stages.job import Job
+from transact.stages.plan import plan, read_plan
+from transact.stages.recover import recover
+from transact.stages.slice import slice_checkpoint
+from transact.stages.summary import summarise, write_result
+from transact.stages.texts import Texts, prepare_texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What `mode=prune` has at hand before its first stage."""
+
+    parent: Path
+    rounds: list[Round]
+    texts: Texts
+
+
+def prepare(job: Job) -> Prepared | None:
+    """Download, solve and tokenise, before anything is written to the run folder.
+
+    Raises:
+        ValueError: the request cannot be met.
+    """
+    if job.config.mode == "pretrain":
+        return None  # the tokenizer does not exist yet
+    parent = fetch(job)
+    rounds = pruning_rounds(job.config, geometry_of(parent))
+    return Prepared(parent=parent, rounds=rounds, texts=prepare_texts(job, parent, rounds))
+
+
+def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
+    """Returns what result.json holds."""
+    return pretrain(job) if prepared is None else prune(job, prepared)
+
+
+def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
+    parent, texts = prepared.parent, prepared.texts
+    dense = job.path("round_00", "evaluation.json")
+    job.stage(
+        "round_00/evaluate", dense, lambda: evaluate(job, texts, {"dense": parent}, dense, round_number=0, tokens=0)
+    )
+    checkpoint = parent
+    for each in prepared.rounds:
+        checkpoint = prune_once(job, texts, each, parent, checkpoint)
+    return finish(job, texts, checkpoint, parent, prepared.rounds)
+
+
+def geometry_of(folder: Path) -> Geometry:
+    return read_geometry(read_json(folder / "config.json"))
+
+
+def prune_once(job: Job, texts: Texts, each: Round, parent: Path, checkpoint: Path) -> Path:
+    """One turn of the chain: from a checkpoint folder to the smaller one."""
+    name, config = each.folder_name, job.config
+    source, whole = geometry_of(checkpoint), geometry_of(parent)
+
+    statistics = job.path(name, "statistics.safetensors")
+    job.stage(f"{name}/calibrate", statistics, lambda: calibrate(job, texts, checkpoint, statistics))
+
+    planned = job.path(name, "plan.json")
+    job.stage(f"{name}/plan", planned, lambda: plan(job, each, whole, source, statistics, planned))
+
+    sliced = job.path(name, "sliced")
+    job.stage(
+        f"{name}/slice",
+        sliced,
+        lambda: slice_checkpoint(checkpoint, read_plan(planned), sliced, job.group, dtype=config.model.dtype),
+    )
+    recovered = job.path(name, "recovered")
+    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, sliced, recovered))
+
+    evaluation = job.path(name, "evaluation.json")
+    both = {"sliced": sliced, "recovered": recovered}
+    tokens = each.first_sequence * config.data.sequence_length + each.tokens
+    job.stage(
+        f"{name}/evaluate",
+        evaluation,
+        lambda: evaluate(job, texts, both, evaluation, round_number=each.number, tokens=tokens),
+    )
+    return recovered
+
+
+def pretrain(job: Job) -> dict[str, Any]:
+    """Recovery from a random start."""
+    start = job.path("round_00", "initial")
+
+    def make_start() -> None:
+        job.group.on_main(lambda: initialise(job.config, start))
+
+    job.stage("round_00/initialise", start, make_start)
+    each = pretraining_round(job.config, geometry_of(start))
+    texts = prepare_texts(job, start, [each])
+    trained = job.path(each.folder_name, "recovered")
+    job.stage(f"{each.folder_name}/recover", trained, lambda: recover(job, texts, each, start, trained))
+
+    dense = job.path("round_00", "evaluation.json")
+    job.stage(
+        "round_00/evaluate",
+        dense,
+        lambda: evaluate(job, texts, {"dense": trained}, dense, round_number=0, tokens=each.tokens),
+    )
+    return finish(job, texts, trained, start, [])
+
+
+def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
+    """Export the last checkpoint and write result.json."""
+    output = job.path("export")
+    summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
+    job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
+    if job.group.is_main:
+        summary = write_result(job, rounds)
+    return job.group.broadcast(summary)
+
+
+def fetch(job: Job) -> Path:
+    """The parent's folder: rank 0 downloads it if it is on the hub, then every rank finds it.
+
+    Raises:
+        ValueError: it is not to be had, or not complete.
+    """
+    model = job.config.model
+
+    def complete() -> None:
+        check_weights(download(model, from_cache=False))
+
+    job.group.on_main(complete)
+    return download(model, from_cache=True)

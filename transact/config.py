@@ -1,0 +1,295 @@
+"""The typed configuration of a run. Hydra composes YAML into it; the rest of the code sees only these.
+
+Checks that need nothing but the values are in `__post_init__`; checks that need the model folder, the
+text or the number of ranks are in `transact.preflight`. Every message names the field, the value given
+and what is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MODES = ("prune", "pretrain", "plan")
+TEXT_SOURCES = ("files", "hub", "python_stdlib")
+STDLIB_PARTS = ("train", "heldout")
+SCHEDULE_KINDS = ("linear", "geometric", "cubic")
+CRITERIA_NAMES = ("activation_norm",)
+DTYPES = ("float32", "bfloat16")
+EXPORT_DTYPES = ("parent", *DTYPES)
+ATTENTION_KINDS = ("sdpa", "eager")
+DEVICES = ("auto", "cpu", "cuda")
+TRACK_MODES = ("auto", "online", "offline", "disabled")
+LAUNCH_KINDS = ("inline", "local")
+
+
+def require(name: str, value: object, condition: bool, allowed: str) -> None:
+    """Raise the one kind of message that a user sees for a wrong value."""
+    if not condition:
+        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    require(name, value, value in choices, f"it must be one of {', '.join(choices)}")
+
+
+def require_positive(section: str, config: object, *fields: str) -> None:
+    for name in fields:
+        value = getattr(config, name)
+        require(f"{section}.{name}", value, value > 0, "it must be above 0")
+
+
+def require_at_least(section: str, config: object, minimum: float, *fields: str) -> None:
+    for name in fields:
+        value = getattr(config, name)
+        require(f"{section}.{name}", value, value >= minimum, f"it must be at least {minimum}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ArchitectureConfig:
+    """The dimensions of a LLaMA, under the names of its config.json.
+
+    `mode=plan` uses them where the weights are not at hand; `mode=pretrain` starts a model of them.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+
+    def to_model_config(self) -> dict[str, Any]:
+        """As a config.json dictionary."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {"model_type": "llama", **values}
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Which model is pruned."""
+
+    path: str | None = None  # a local folder or a hub id
+    revision: str | None = None  # of the hub id
+    dtype: str = "float32"  # of the weights in the folders between stages
+    export_dtype: str = "parent"
+    architecture: ArchitectureConfig | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("model.dtype", self.dtype, DTYPES)
+        require_choice("model.export_dtype", self.export_dtype, EXPORT_DTYPES)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextConfig:
+    """Where text comes from: local txt, jsonl and parquet files, a hub dataset, or this Python's library."""
+
+    source: str
+    files: list[str] = field(default_factory=list)  # paths or glob patterns
+    hub_id: str | None = None
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    part: str = "train"  # python_stdlib only
+
+    def __post_init__(self) -> None:
+        require_choice("data.*.source", self.source, TEXT_SOURCES)
+        require_choice("data.*.part", self.part, STDLIB_PARTS)
+        require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
+        require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """The text, and how it is cut into sequences."""
+
+    train: TextConfig
+    evaluation: TextConfig
+    sequence_length: int  # tokens
+    evaluation_sequences: int
+    token_store: str  # folder shared by all runs
+
+    def __post_init__(self) -> None:
+        require_at_least("data", self, 2, "sequence_length")
+        require_positive("data", self, "evaluation_sequences")
+
+
+@dataclass(kw_only=True, slots=True)
+class MultipleConfig:
+    """Dimensions are multiples of these, so that kernels stay fast."""
+
+    head_dim: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        require_positive("prune.multiple", self, "head_dim", "intermediate_size")
+        require("prune.multiple.head_dim", self.head_dim, self.head_dim % 2 == 0, "it must be even (rotary pairs)")
+
+
+@dataclass(kw_only=True, slots=True)
+class PruneConfig:
+    """How much is cut, in how many rounds, by which criterion."""
+
+    remove_fraction: float | None = None  # of all parameters of the parent
+    head_dim: int | None = None  # explicit dimensions instead of a fraction
+    intermediate_size: int | None = None
+    rounds: int = 1
+    schedule: str = "linear"
+    criterion: str = "activation_norm"
+    calibration_sequences: int = 128
+    multiple: MultipleConfig
+
+    def __post_init__(self) -> None:
+        explicit = self.head_dim is not None or self.intermediate_size is not None
+        fraction = self.remove_fraction
+        require("prune.remove_fraction", fraction, fraction is None or 0 < fraction < 1, "it must be inside (0, 1)")
+        require(
+            "prune.remove_fraction",
+            fraction,
+            (fraction is None) == explicit,
+            "give either it or prune.head_dim and prune.intermediate_size, not both and not neither",
+        )
+        require_at_least("prune", self, 1, "rounds", "calibration_sequences")
+        require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
+        require_choice("prune.criterion", self.criterion, CRITERIA_NAMES)
+
+
+@dataclass(kw_only=True, slots=True)
+class RecoverConfig:
+    """Continued pretraining after each cut."""
+
+    tokens: int  # over all rounds
+    token_shares: list[float] | None = None  # a number per round, of any sum; null: equal
+    batch_sequences: int  # the global batch, the same on any number of ranks
+    learning_rate: float
+    learning_rates: list[float] | None = None  # a number per round instead of learning_rate
+    final_learning_rate_fraction: float = 0.1
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clipping: float = 1.0  # norm; 0 is off
+    validation_sequences: int = 32
+    validations: int = 4  # during a round, besides the one at its start
+
+    def __post_init__(self) -> None:
+        require_positive("recover", self, "batch_sequences", "learning_rate", "validation_sequences")
+        require_at_least("recover", self, 0, "tokens", "weight_decay", "gradient_clipping")
+        require_at_least("recover", self, 1, "validations")
+        for name in ("final_learning_rate_fraction", "warmup_fraction"):
+            value = getattr(self, name)
+            require(f"recover.{name}", value, 0 <= value <= 1, "it must be in [0, 1]")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(f"recover.{name}", value, 0 <= value < 1, "it must be in [0, 1)")
+        for name in ("token_shares", "learning_rates"):
+            values = getattr(self, name)
+            positive = values is None or (len(values) > 0 and min(values) > 0)
+            require(f"recover.{name}", values, positive, "every number must be above 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """How the work is spread over ranks and computed."""
+
+    zero_stage: int = 3
+    dtype: str = "float32"  # of the computation; master weights are float32 always
+    device: str = "auto"
+    attention: str = "sdpa"
+    micro_batch_sequences: int  # per rank and forward
+    activation_checkpointing: bool = False
+    reduce_bucket_elements: int = 5_000_000
+    collective_timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        require_choice("engine.dtype", self.dtype, DTYPES)
+        require_choice("engine.device", self.device, DEVICES)
+        require_choice("engine.attention", self.attention, ATTENTION_KINDS)
+        require("engine.zero_stage", self.zero_stage, self.zero_stage in range(4), "it must be 0, 1, 2 or 3")
+        require_positive(
+            "engine", self, "micro_batch_sequences", "reduce_bucket_elements", "collective_timeout_minutes"
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackConfig:
+    """Where figures go besides metrics.jsonl."""
+
+    mode: str = "auto"
+    project: str = "transact"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    progress_seconds: float = 60.0  # between two lines in a log file
+
+    def __post_init__(self) -> None:
+        require_choice("track.mode", self.mode, TRACK_MODES)
+        require_positive("track", self, "progress_seconds")
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    """Where the processes come from."""
+
+    kind: str = "inline"
+    processes: int = 1
+    timeout_minutes: int = 10_080
+
+    def __post_init__(self) -> None:
+        require_choice("launch.kind", self.kind, LAUNCH_KINDS)
+        require_positive("launch", self, "processes", "timeout_minutes")
+        inline_is_one = self.kind != "inline" or self.processes == 1
+        require(
+            "launch.processes",
+            self.processes,
+            inline_is_one,
+            "launch=inline runs in the processes it finds (torchrun starts several); use launch=local",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run depends on; written to `config.yaml` of its folder."""
+
+    name: str
+    output_dir: str
+    mode: str = "prune"
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig
+    prune: PruneConfig
+    recover: RecoverConfig
+    engine: EngineConfig
+    track: TrackConfig
+    launch: LaunchConfig
+
+    def __post_init__(self) -> None:
+        require_choice("mode", self.mode, MODES)
+        plain = bool(self.name) and not any(mark in self.name for mark in "/\\ \t\n") and self.name[0] != "."
+        require("name", self.name, plain, "a folder name without spaces and slashes")
+        require_at_least("run", self, 0, "seed")
+        self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        for name in ("token_shares", "learning_rates"):
+            values = getattr(self.recover, name)
+            fits = values is None or len(values) == self.prune.rounds
+            require(
+                f"recover.{name}", values, fits, f"one number per round is needed (prune.rounds={self.prune.rounds})"
+            )
+        if self.mode == "pretrain":
+            missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
+            require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
+        else:
+            require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
+
+
+# What a finished stage does not depend on: changing these in an existing run folder is no conflict.
+FREE_SECTIONS = ("track", "launch", "output_dir")
+FREE_ENGINE_FIELDS = ("collective_timeout_minutes", "reduce_bucket_elements")

@@ -1,0 +1,86 @@
+"""From Hydra's composed dictionary to the typed configuration, and back to YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from transact.config import FREE_ENGINE_FIELDS, FREE_SECTIONS, RunConfig
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_folder() -> Path:
+    """`conf/` beside the package in a checkout, inside it in an installed wheel."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def register_resolvers() -> None:
+    """`${assets:name}` is a folder that ships with transact."""
+    OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+
+
+def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
+    """Check and convert. Unknown keys are refused however they came (YAML, command line, `+`, `++`).
+
+    Raises:
+        ValueError: one line that names the field, the value and what is allowed.
+    """
+    register_resolvers()
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
+        config = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise ValueError(f"{error.full_key}: no such setting; {_known_keys(error)}") from None
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _known_keys(error: ConfigKeyError) -> str:
+    parent = error.parent_node
+    keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
+    return f"known here: {', '.join(keys)}" if keys else "see conf/"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def to_yaml(config: RunConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dictionary(config: RunConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`field: old -> new` for every setting that results depend on."""
+    before, after = _flat(_bound(old)), _flat(_bound(new))
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
+
+
+def _bound(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in FREE_SECTIONS}
+    engine = kept.get("engine")
+    if isinstance(engine, dict):
+        kept["engine"] = {key: value for key, value in engine.items() if key not in FREE_ENGINE_FIELDS}
+    return kept
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,62 @@
+"""Which sequence comes when: pure arithmetic, the same on every rank and for every number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceOrder:
+    """A shuffled pass over the sequences of a store, after a reserved part that is never trained on.
+
+    The state of the data is one integer: the number of sequences taken so far. Every pass over the text
+    has an order of its own.
+    """
+
+    num_sequences: int
+    num_reserved: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.num_reserved <= self.num_sequences
+
+    @property
+    def num_trainable(self) -> int:
+        return self.num_sequences - self.num_reserved
+
+    def reserved(self, start: int, count: int) -> torch.Tensor:
+        """(count,) positions in the store of the reserved sequences [start, start + count)."""
+        assert start + count <= self.num_reserved
+        return _permutation(self.num_sequences, self.seed)[start : start + count]
+
+    def trainable(self, start: int, count: int) -> torch.Tensor:
+        """(count,) positions in the store of the sequences number [start, start + count) of training."""
+        pool = _permutation(self.num_sequences, self.seed)[self.num_reserved :]
+        numbers = torch.arange(start, start + count)
+        passes = numbers // self.num_trainable
+        places = torch.empty_like(numbers)
+        for one_pass in sorted(set(passes.tolist())):
+            chosen = passes == one_pass
+            order = _permutation(self.num_trainable, self.seed + 1 + one_pass)
+            places[chosen] = order[numbers[chosen] % self.num_trainable]
+        return pool[places]
+
+
+@lru_cache(maxsize=3)
+def _permutation(count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def micro_batches(num_sequences: int, size: int, rank: int, world_size: int) -> list[tuple[int, int] | None]:
+    """This rank's ranges [start, stop) when micro-batches are dealt out to the ranks in turn.
+
+    The content of a micro-batch does not depend on the number of ranks. Every rank gets the same number
+    of entries, since a sharded forward needs all ranks; None marks one that only fills up.
+    """
+    ranges = [(start, min(start + size, num_sequences)) for start in range(0, num_sequences, size)]
+    rounds = -(-len(ranges) // world_size)
+    numbers = [turn * world_size + rank for turn in range(rounds)]
+    return [ranges[number] if number < len(ranges) else None for number in numbers]

@@ -1,0 +1,74 @@
+"""Text that every Python installation has: its standard library and the documentation inside it.
+
+Held-out documents are chosen by a hash of their name among the files that every installation ships
+(tests are often left out of packages), so that the held-out part is the same wherever Python's version
+is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT_ONE_IN = 16
+SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__", "encodings")
+OPTIONAL_FOLDERS = ("test", "tests", "idle_test")
+
+
+def stdlib_folder() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def is_held_out(name: str) -> bool:
+    if any(part in OPTIONAL_FOLDERS for part in Path(name).parts):
+        return False
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
+
+
+def source_files() -> list[Path]:
+    """Every .py file of the library, sorted by name, without the tables of character encodings."""
+    root = stdlib_folder()
+    return sorted(
+        path
+        for path in root.rglob("*.py")
+        if not any(part in SKIPPED_FOLDERS for part in path.relative_to(root).parts)
+        and path.name != "topics.py"  # the documentation: read as documents below
+    )
+
+
+def documentation() -> dict[str, str]:
+    """Topic -> text of the language reference that `help()` shows."""
+    from pydoc_data.topics import topics
+
+    return topics
+
+
+def stdlib_documents(part: str) -> Iterator[str]:
+    """The documents of one part, "train" or "heldout"."""
+    wants_held_out = part == "heldout"
+    root = stdlib_folder()
+    for path in source_files():
+        if is_held_out(path.relative_to(root).as_posix()) == wants_held_out:
+            text = _read(path)
+            if text:
+                yield text
+    for topic, text in sorted(documentation().items()):
+        if is_held_out(f"topic:{topic}") == wants_held_out:
+            yield text
+
+
+def _read(path: Path) -> str:
+    """The text of a source file; nothing for the few test files that are not UTF-8 on purpose."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def stdlib_identity() -> list[list[object]]:
+    """What the text depends on: file names and their sizes in bytes."""
+    root = stdlib_folder()
+    return [[path.relative_to(root).as_posix(), path.stat().st_size] for path in source_files()]

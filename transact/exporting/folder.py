@@ -1,0 +1,50 @@
+"""Write the final checkpoint as a stock Hugging Face folder: few shards, one dtype, tokenizer, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from transact.files import read_json, write_json, write_text
+from transact.runtime.checkpoints import copy_companions, stored_config
+from transact.runtime.tensor_files import (
+    SINGLE_NAME,
+    CheckpointReader,
+    write_index,
+    write_shard,
+)
+
+SHARD_BYTES = 4_000_000_000
+
+
+def plan_shards(reader: CheckpointReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
+    """Tensor names of each shard, in the order of the source, none above `limit` bytes unless one tensor is."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in reader.files:
+        size = torch.Size(reader.shape(name)).numel() * bytes_per_element
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def write_export(source: Path, target: Path, dtype: str, model_card: str) -> None:
+    """Fill the folder `target`, which must exist; one shard is in memory at a time."""
+    torch_dtype = getattr(torch, dtype)
+    with CheckpointReader(source) as reader:
+        shards = plan_shards(reader, torch_dtype.itemsize)
+        files: dict[str, str] = {}
+        total = 0
+        for number, names in enumerate(shards, start=1):
+            file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            total += write_shard(target / file, {name: reader.tensor(name) for name in names}, torch_dtype)["size"]
+            files.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        write_index(target, files, total)
+    write_json(target / "config.json", stored_config(read_json(source / "config.json"), dtype))
+    copy_companions(source, target)
+    write_text(target / "README.md", model_card)

@@ -1,0 +1,100 @@
+"""The dimensions of a model and everything that can be counted from them alone.
+
+Closed forms, no torch: parameters, KV-cache bytes and FLOPs of any cut are known before a
+single weight is read. The tests compare them with a real ``LlamaForCausalLM``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """Dimensions of a LLaMA-like decoder without biases.
+
+    ``head_dim`` (queries, keys and values alike) and ``intermediate_size`` are the transitional
+    dimensions, the ones that get cut. The others never change.
+
+    Raises:
+        ValueError: a dimension is not positive, ``head_dim`` is odd (rotary embeddings turn dims
+            in pairs), or the query heads cannot be shared out evenly among the key-value heads.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "tied_embeddings" and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, got {self.head_dim}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+
+    @property
+    def queries_per_key_value_head(self) -> int:
+        """Query heads that share one key-value head; 1 for plain multi-head attention."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def parameters(self) -> int:
+        """All parameters. Tied embeddings count once."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        return embeddings + norms + self.transitional_parameters()
+
+    def transitional_parameters(self) -> int:
+        """Parameters of the q, k, v, o, gate, up and down projections: all that can be cut."""
+        # q and o are as wide as the query heads, k and v as the key-value heads.
+        heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
+        inner_width = heads * self.head_dim + 3 * self.intermediate_size
+        return self.num_layers * self.hidden_size * inner_width
+
+    def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
+        """Bytes that one token occupies in the KV cache of all layers (default: 16-bit)."""
+        elements = 2 * self.num_layers * self.num_key_value_heads * self.head_dim
+        return elements * bytes_per_element
+
+    def flops_per_token(self, context_length: int) -> int:
+        """Forward FLOPs per token of a sequence of ``context_length`` tokens.
+
+        A multiply-add is two FLOPs. Counts matrix products only, and attention over the whole
+        square without the saving of a causal kernel: what ``torch.utils.flop_counter`` reports
+        for eager attention. The output layer is applied to every token.
+        """
+        if context_length < 1:
+            raise ValueError(f"context_length must be positive, got {context_length}")
+        linear = self.transitional_parameters() + self.hidden_size * self.vocab_size
+        query_width = self.num_attention_heads * self.head_dim
+        # One product for queries with keys, one for attention weights with values.
+        attention = 2 * self.num_layers * query_width * context_length
+        return 2 * (linear + attention)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: keys are unknown or missing.
+        """
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            unknown, missing = sorted(values.keys() - known), sorted(known - values.keys())
+            raise ValueError(f"geometry has unknown keys {unknown} and lacks keys {missing}")
+        return cls(**values)

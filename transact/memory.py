@@ -1,0 +1,72 @@
+"""How many bytes a rank needs at its peak, in closed form. An estimate: allocators and libraries add to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from transact.config import RunConfig
+from transact.geometry import Geometry
+
+FLOAT32_BYTES = 4
+OPTIMIZER_STATES = 2  # AdamW: exp_avg, exp_avg_sq
+GATHERED_LAYERS = 2  # the one that computes and the one being fetched
+LOGIT_COPIES = 3  # logits in float32, their shifted copy, their gradient
+BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one rank, by what they hold."""
+
+    weights: float
+    gathered: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    def parts(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+
+def estimate_memory(geometry: Geometry, config: RunConfig, ranks: int, *, training: bool) -> MemoryEstimate:
+    """The peak of one rank, in bytes, for inference or for a training step.
+
+    ZeRO stage 1 divides the optimizer by the ranks, stage 2 the gradients too, stage 3 the weights too.
+    """
+    engine = config.engine
+    stage = engine.zero_stage
+    width = BYTES_BY_DTYPE[engine.dtype]
+    parameters = geometry.parameters()
+    tokens = engine.micro_batch_sequences * config.data.sequence_length
+    # The bfloat16 engine keeps a float32 master besides the states.
+    states = OPTIMIZER_STATES + (engine.dtype != "float32") if training else 0
+    return MemoryEstimate(
+        weights=parameters * width / (ranks if stage == 3 else 1),
+        gathered=_gathered_parameters(geometry) * width if stage == 3 else 0,
+        gradients=parameters * width / (ranks if stage >= 2 else 1) if training else 0,
+        optimizer=parameters * states * FLOAT32_BYTES / (ranks if stage >= 1 else 1),
+        activations=_activation_bytes(geometry, config, tokens, width, training=training),
+        logits=tokens * geometry.vocab_size * FLOAT32_BYTES * LOGIT_COPIES if training else 0,
+    )
+
+
+def _gathered_parameters(geometry: Geometry) -> float:
+    layer = geometry.transitional_parameters() / geometry.num_layers
+    return max(GATHERED_LAYERS * layer, geometry.vocab_size * geometry.hidden_size)
+
+
+def _activation_bytes(geometry: Geometry, config: RunConfig, tokens: int, width: int, *, training: bool) -> float:
+    """Saved for the backward: a hidden state per layer with checkpointing, and one whole layer in either case."""
+    heads = geometry.num_attention_heads + 2 * geometry.num_key_value_heads
+    # Inputs of norms and projections, q, k, v and attention output, gate, up and their product.
+    one_layer = 6 * geometry.hidden_size + (heads + geometry.num_attention_heads) * geometry.head_dim
+    one_layer += 4 * geometry.intermediate_size
+    if not training:
+        return tokens * width * one_layer
+    if config.engine.activation_checkpointing:
+        return tokens * width * (geometry.num_layers * geometry.hidden_size + one_layer)
+    return tokens * width * geometry.num_layers * one_layer

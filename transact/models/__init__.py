@@ -1,0 +1,1 @@
+"""Model families: what is cut where in a checkpoint, one module for each family."""

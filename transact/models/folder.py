@@ -1,0 +1,168 @@
+"""Look at a model folder before any work starts: is it a LLaMA, are all its weights there, are they safe?"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from transact.config import ModelConfig
+from transact.files import read_json
+from transact.geometry import Geometry
+from transact.models.llama import check_supported, read_geometry
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DOWNLOADED = [
+    "*.json",
+    "*.safetensors",
+    "tokenizer.model",
+    "*.txt",
+    "*.jinja",
+]  # nothing that can run
+HEADER_LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+
+
+def is_local(path: str) -> bool:
+    return Path(path).is_dir() or not HUB_ID.fullmatch(path)
+
+
+def read_model_config(model: ModelConfig) -> dict[str, Any]:
+    """The parsed config.json of a local folder, or of a hub model (this one file is downloaded).
+
+    Raises:
+        ValueError: there is none, or it is not a LLaMA that can be pruned.
+    """
+    assert model.path is not None
+    path = _local_config(model.path) if is_local(model.path) else _hub_config(model.path, model.revision)
+    try:
+        config = read_json(path)
+        check_supported(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.path={model.path!r}: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def _local_config(path: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"model.path={path!r} is neither a folder nor a hub id (owner/name)")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path={path!r} holds no config.json")
+    return folder / "config.json"
+
+
+def _hub_config(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except Exception as error:  # noqa: BLE001 - whatever the network or the hub says, the model is not to be had
+        raise ValueError(_unavailable(name, error)) from None
+
+
+def _unavailable(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return f"model.path={name!r} is neither a local folder nor available from the hub: {reason}"
+
+
+def download(model: ModelConfig, *, from_cache: bool) -> Path:
+    """The local folder of a model; a hub model is downloaded, or only looked up in the local cache.
+
+    Raises:
+        ValueError: it is not to be had.
+    """
+    assert model.path is not None
+    if is_local(model.path):
+        return Path(model.path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model.path,
+                revision=model.revision,
+                allow_patterns=DOWNLOADED,
+                local_files_only=from_cache,
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - as above
+        hint = "; HF_HOME must be a folder that all nodes share" if from_cache else ""
+        raise ValueError(_unavailable(model.path, error) + hint) from None
+
+
+def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
+    """The dimensions that the configuration declares are those of the folder.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    if model.architecture is None:
+        return
+    declared = read_geometry(model.architecture.to_model_config()).to_dict()
+    found = read_geometry(config).to_dict()
+    for name, value in declared.items():
+        if found[name] != value:
+            raise ValueError(f"model.architecture: {name}={value!r}, but {model.path!r} has {found[name]!r}")
+
+
+def declared_geometry(model: ModelConfig) -> Geometry:
+    """Dimensions for a plan: those declared, else those of the folder or the hub model."""
+    if model.architecture is not None:
+        return read_geometry(model.architecture.to_model_config())
+    return read_geometry(read_model_config(model))
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard is there, is safetensors, and is complete.
+
+    Raises:
+        ValueError: names the file, and what to do.
+    """
+    for name in _shard_names(folder):
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"model.path={str(folder)!r}: the shard {name!r} is missing")
+        _check_shard(path)
+
+
+def _shard_names(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted(set(read_json(index)["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise ValueError(f"model.path: {str(index)!r} is not a complete index") from None
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"model.path={str(folder)!r} holds only pickle files ({pickles[0]}), which can run code and are not read; "
+            'if you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer'
+            f" as T; [X.from_pretrained('{folder}').save_pretrained('{folder}-safetensors') for X in (M, T)]\""
+        )
+    raise ValueError(f"model.path={str(folder)!r} holds no model.safetensors and no model.safetensors.index.json")
+
+
+def _check_shard(path: Path) -> None:
+    """The header says how long the file must be: a shard cut off by a broken download is shorter."""
+    size = path.stat().st_size
+    broken = ValueError(f"model.path: the shard {str(path)!r} is truncated or is not safetensors ({size} bytes)")
+    with path.open("rb") as file:
+        prefix = file.read(HEADER_LENGTH_BYTES)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == HEADER_LENGTH_BYTES else 0
+        if not 0 < length <= min(size, MAX_HEADER_BYTES):
+            raise broken
+        try:
+            header = json.loads(file.read(length))
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+                default=0,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise broken from None
+    if size != HEADER_LENGTH_BYTES + length + end:
+        raise broken

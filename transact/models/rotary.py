@@ -1,0 +1,130 @@
+"""Rotary frequencies of LLaMA configurations, before and after the cut.
+
+Cutting rotary pairs must not disturb the pairs that stay: each keeps its own frequency. Stock
+code derives frequencies from head_dim, so a cut model states them as ``longrope`` factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "longrope")
+# What transformers assumes where config.json is silent.
+DEFAULT_ROPE_THETA = 10000.0
+DEFAULT_MAX_POSITION_EMBEDDINGS = 2048
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings of a config.json, in one form for old and new transformers.
+
+    Reads ``rope_parameters`` (transformers 5) or else ``rope_scaling`` and ``rope_theta`` (4).
+    The result always has ``rope_type`` and ``rope_theta``.
+
+    Raises:
+        ValueError: the rope type, or a variant of it, is not supported.
+    """
+    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    old_type = settings.pop("type", "default")
+    settings.setdefault("rope_type", old_type)
+    settings.setdefault("rope_theta", config.get("rope_theta") or DEFAULT_ROPE_THETA)
+    _check_settings(settings)
+    return settings
+
+
+def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
+    """Angle per position of each rotary pair, in radians: (head_dim // 2,) float64.
+
+    Raises:
+        ValueError: as `rope_settings`.
+    """
+    import torch
+
+    settings = rope_settings(config)
+    plain = _plain_frequencies(settings["rope_theta"], _head_dim(config))
+    match settings["rope_type"]:
+        case "linear":
+            return plain / float(settings["factor"])
+        case "llama3":
+            limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)
+            return _llama3(plain, {"original_max_position_embeddings": limit, **settings})
+        case "longrope":
+            return plain / torch.tensor(settings["short_factor"], dtype=torch.float64)
+        case _:
+            return plain
+
+
+def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) -> dict[str, Any]:
+    """The rotary keys of a config.json in which each kept pair keeps its frequency.
+
+    All three keys are needed: transformers 5 reads ``rope_parameters``, transformers 4 and vLLM
+    read ``rope_scaling`` and ``rope_theta`` and silently ignore the first.
+
+    Args:
+        config: config.json of the model before the cut.
+        kept_pairs: ascending indices of rotary pairs.
+    """
+    theta = rope_settings(config)["rope_theta"]
+    own = inverse_frequencies(config)[list(kept_pairs)]
+    # Stock code computes 1 / (factor * theta^(2i/r)) for pair i of the smaller head.
+    factors = (_plain_frequencies(theta, 2 * len(kept_pairs)) / own).tolist()
+    limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)
+    scaling = {
+        "rope_type": "longrope",
+        "factor": 1.0,
+        # Stock code would otherwise derive a temperature for longer contexts.
+        "attention_factor": 1.0,
+        # vLLM ignores attention_factor; with equal limits it derives the same 1.0 by itself.
+        "original_max_position_embeddings": limit,
+        "short_factor": factors,
+        "long_factor": list(factors),
+    }
+    return {
+        "max_position_embeddings": limit,
+        "rope_theta": theta,
+        "rope_parameters": {**scaling, "rope_theta": theta},
+        "rope_scaling": scaling,
+    }
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
+    """theta^(-2i/head_dim) of pair i: RoFormer, arXiv 2104.09864, section 3.2.2."""
+    import torch
+
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return torch.pow(theta, -exponents)
+
+
+def _llama3(plain: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1: divide low frequencies by the factor, keep high ones, blend in between."""
+    low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+    turns = settings["original_max_position_embeddings"] * plain / (2 * math.pi)
+    kept_share: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (kept_share + (1 - kept_share) / float(settings["factor"]))
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    kind = settings["rope_type"]
+    if kind not in SUPPORTED_ROPE_TYPES:
+        raise ValueError(
+            f"rope_type is {kind!r}; supported: {', '.join(SUPPORTED_ROPE_TYPES)} (the others "
+            f"change frequencies with the length of the input)"
+        )
+    rotated = settings.get("partial_rotary_factor", 1.0)
+    if rotated not in (None, 1.0):
+        raise ValueError(f"partial_rotary_factor is {rotated}; supported: 1.0")
+    if kind != "longrope":
+        return
+    if settings.get("attention_factor") != 1.0:
+        raise ValueError(f"attention_factor of longrope is {settings.get('attention_factor')}; supported: 1.0")
+    short, long = settings.get("short_factor"), settings.get("long_factor")
+    if not short or short != long:
+        raise ValueError("short_factor and long_factor of longrope differ; supported: equal ones")

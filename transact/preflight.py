@@ -1,0 +1,86 @@
+"""Everything that can be known to be wrong before the work starts. Reads little, writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transact.config import RunConfig
+from transact.configuring import differences, to_dictionary
+from transact.data.text import check_text
+from transact.geometry import Geometry
+from transact.models.folder import check_architecture, check_weights, is_local, read_model_config
+from transact.models.llama import read_geometry
+from transact.outline import pruning_rounds
+
+MAX_SHOWN_DIFFERENCES = 6
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Check a request as far as possible without loading weights.
+
+    Raises:
+        ValueError: one line: the field, the value given, what is allowed.
+    """
+    check_same_run(config)
+    if config.mode == "prune":
+        model_config = read_model_config(config.model)
+        check_architecture(config.model, model_config)
+        if is_local(config.model.path or ""):
+            check_weights(Path(config.model.path or ""))
+    else:
+        assert config.model.architecture is not None
+        model_config = config.model.architecture.to_model_config()
+    check_sequence_length(config, model_config)
+    check_ranks(config, world_size)
+    check_text(config.data.train, "data.train")
+    check_text(config.data.evaluation, "data.evaluation")
+    if config.mode == "prune":
+        check_rounds(config, read_geometry(model_config))
+
+
+def check_rounds(config: RunConfig, parent: Geometry) -> None:
+    """The dimensions of every round exist, and each recovers at least one batch or none at all."""
+    pruning_rounds(config, parent)
+
+
+def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:
+    longest = model_config.get("max_position_embeddings")
+    length = config.data.sequence_length
+    if longest is not None and length > longest:
+        raise ValueError(f"data.sequence_length={length} is not allowed: the model takes at most {longest} tokens")
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The global batch divides into the ranks' micro-batches, and no rank is left without a sequence."""
+    for field, count in (
+        ("recover.batch_sequences", config.recover.batch_sequences),
+        ("recover.validation_sequences", config.recover.validation_sequences),
+        ("prune.calibration_sequences", config.prune.calibration_sequences),
+        ("data.evaluation_sequences", config.data.evaluation_sequences),
+    ):
+        if count < world_size:
+            raise ValueError(f"{field}={count} is not allowed: {world_size} ranks need at least one sequence each")
+    batch, micro_batch = config.recover.batch_sequences, config.engine.micro_batch_sequences
+    if batch % (micro_batch * world_size):
+        raise ValueError(
+            f"recover.batch_sequences={batch} is not allowed: it must be a multiple of engine.micro_batch_sequences "
+            f"({micro_batch}) times the number of ranks ({world_size})"
+        )
+
+
+def check_same_run(config: RunConfig) -> None:
+    """The folder is new, or holds a run of the same configuration."""
+    path = Path(config.output_dir) / "config.yaml"
+    if not path.is_file():
+        return
+    changed = differences(yaml.safe_load(path.read_text(encoding="utf-8")), to_dictionary(config))
+    if changed:
+        shown = "; ".join(changed[:MAX_SHOWN_DIFFERENCES])
+        more = f"; and {len(changed) - MAX_SHOWN_DIFFERENCES} more" if len(changed) > MAX_SHOWN_DIFFERENCES else ""
+        raise ValueError(
+            f"output_dir={config.output_dir!r} holds a run of another configuration ({shown}{more}): "
+            "choose another name=, or remove the folder"
+        )

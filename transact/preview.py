@@ -1,0 +1,66 @@
+"""`mode=plan`: what a run would do and need, from dimensions alone; no weights are loaded."""
+
+from __future__ import annotations
+
+import sys
+
+from transact.config import RunConfig
+from transact.exit_codes import DONE, REFUSED
+from transact.geometry import Geometry
+from transact.memory import MemoryEstimate, estimate_memory
+from transact.models.folder import declared_geometry
+from transact.outline import Round, pruning_rounds, tokens_per_batch
+from transact.runtime.process import environment_world_size
+
+GIB = 1024**3
+
+
+def print_preview(config: RunConfig) -> int:
+    """Print the plan of a pruning run. Returns the exit code."""
+    try:
+        parent = declared_geometry(config.model)
+        rounds = pruning_rounds(config, parent)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return REFUSED
+    ranks = max(config.launch.processes, environment_world_size())
+    print("\n".join([*_dimension_lines(config, parent, rounds), *_memory_lines(config, parent, rounds, ranks)]))
+    return DONE
+
+
+def _dimension_lines(config: RunConfig, parent: Geometry, rounds: list[Round]) -> list[str]:
+    lines = [
+        f"{config.name}: {config.model.path}, {len(rounds)} rounds",
+        f"{'':9}{'head_dim':>9}{'intermediate':>14}{'parameters':>16}{'removed':>9}{'KV bytes/token':>16}"
+        f"{'tokens':>16}{'steps':>9}{'peak rate':>11}",
+        _row("dense", parent, parent),
+    ]
+    for each in rounds:
+        steps = each.tokens // tokens_per_batch(config)
+        recovery = f"{each.tokens:>16,}{steps:>9,}{each.learning_rate:>11.1e}"
+        lines.append(_row(f"round {each.number}", each.geometry, parent) + recovery)
+    total = sum(each.tokens for each in rounds)
+    lines.append(f"recovery: {total:,} tokens in batches of {tokens_per_batch(config):,}")
+    return lines
+
+
+def _row(name: str, geometry: Geometry, parent: Geometry) -> str:
+    removed = 1 - geometry.parameters() / parent.parameters()
+    return (
+        f"{name:9}{geometry.head_dim:>9}{geometry.intermediate_size:>14,}{geometry.parameters():>16,}"
+        f"{removed:>9.1%}{geometry.kv_bytes_per_token():>16,}"
+    )
+
+
+def _memory_lines(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> list[str]:
+    """Calibration of the dense parent and recovery after the first round are the largest moments."""
+    moments = (("calibrate", parent, False), ("recover round 1", rounds[0].geometry, True))
+    lines = [f"memory per rank on {ranks} rank(s), ZeRO stage {config.engine.zero_stage}, estimated:"]
+    for name, geometry, training in moments:
+        lines.append(_memory_line(name, estimate_memory(geometry, config, ranks, training=training)))
+    return lines
+
+
+def _memory_line(name: str, estimate: MemoryEstimate) -> str:
+    parts = ", ".join(f"{part} {size / GIB:.2f}" for part, size in estimate.parts().items() if size)
+    return f"  {name:16} {estimate.total() / GIB:8.2f} GiB ({parts})"

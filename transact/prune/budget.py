@@ -1,0 +1,204 @@
+"""From "remove half of the parameters" to dimensions that hardware likes.
+
+Two dimensions are cut, ``head_dim`` and ``intermediate_size``. The coarse one, ``head_dim``, is
+snapped to its multiple; the fine one then makes up the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from transact.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Multiples:
+    """Granularity of the cut dimensions; an uncut dimension need not be a multiple.
+
+    Raises:
+        ValueError: a multiple is not positive, or that of ``head_dim`` is odd (dims go in pairs).
+    """
+
+    head_dim: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"the multiple of head_dim must be even, got {self.head_dim}")
+        if self.intermediate_size < 1:
+            raise ValueError(f"the multiple of intermediate_size must be positive, got {self.intermediate_size}")
+
+
+def removed_fraction(parent: Geometry, child: Geometry) -> float:
+    """Share of all the parent's parameters, embeddings included, that the child lacks."""
+    return 1 - child.parameters() / parent.parameters()
+
+
+def solve_geometry(
+    parent: Geometry,
+    remove_fraction: float,
+    multiples: Multiples,
+    ceiling: Geometry | None = None,
+    floor: Geometry | None = None,
+) -> Geometry:
+    """Dimensions that remove ``remove_fraction`` of the parent's parameters.
+
+    Both dimensions lose the same share as nearly as the multiples allow. The total is met within
+    one multiple of ``intermediate_size``; where the bounds leave no such choice (an
+    ``intermediate_size`` that may not move), it is the nearest possible one.
+
+    Args:
+        parent: the dense model.
+        remove_fraction: share of all parameters to remove, counted from the parent.
+        multiples: granularity of the dimensions.
+        ceiling: no dimension above this one's: the previous round. Default: the parent.
+        floor: no dimension below this one's, and the straight way towards it is preferred: the
+            last round. Default: one multiple each.
+
+    Raises:
+        ValueError: more is asked than can be removed; the message says how much can.
+    """
+    high = ceiling or parent
+    low = floor or _smallest(high, multiples)
+    tolerance = _intermediate_parameters(parent, multiples.intermediate_size)
+    wanted = parent.parameters() * (1 - remove_fraction)
+    # With a floor the end is known to be within reach, and this round stops there at the latest.
+    if floor is None and wanted < low.parameters() - tolerance / 2:
+        raise ValueError(_unreachable(parent, remove_fraction, low, multiples))
+
+    def cost(candidate: Geometry) -> tuple[float, int]:
+        miss = abs(candidate.parameters() - wanted)
+        # Everything within the tolerance is equally good, so that the balance decides.
+        return (0.0 if miss <= tolerance else miss, _imbalance(parent, floor, candidate))
+
+    candidates = [
+        _fit_intermediate(replace(high, head_dim=head_dim), wanted, multiples, low, high)
+        for head_dim in _head_dims(low, high, multiples)
+    ]
+    return min(candidates, key=cost)
+
+
+def solve_rounds(
+    parent: Geometry,
+    fractions: Sequence[float],
+    multiples: Multiples,
+    final: Geometry | None = None,
+) -> list[Geometry]:
+    """One geometry for each round; no dimension ever grows again.
+
+    Args:
+        parent: the dense model.
+        fractions: cumulative fraction removed after each round, increasing.
+        multiples: granularity of the dimensions.
+        final: dimensions of the last round where they are given; the earlier rounds then keep
+            their relative progress, so that only the ratios among ``fractions`` matter.
+
+    Raises:
+        ValueError: the last fraction cannot be reached, or a round would remove nothing.
+    """
+    last = final or solve_geometry(parent, fractions[-1], multiples)
+    stretch = removed_fraction(parent, last) / fractions[-1] if final else 1.0
+    geometries: list[Geometry] = []
+    previous = parent
+    for fraction in fractions[:-1]:
+        previous = solve_geometry(parent, fraction * stretch, multiples, previous, last)
+        geometries.append(previous)
+    geometries.append(last)
+    _check_every_round_removes(parent, geometries, multiples)
+    return geometries
+
+
+def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size: int | None) -> Geometry:
+    """The parent with dimensions given by hand; ``None`` leaves a dimension as it is.
+
+    Raises:
+        ValueError: a dimension is out of range, ``head_dim`` is odd, or nothing is cut.
+    """
+    if head_dim is None:
+        head_dim = parent.head_dim
+    if intermediate_size is None:
+        intermediate_size = parent.intermediate_size
+    if not 2 <= head_dim <= parent.head_dim or head_dim % 2:
+        raise ValueError(f"prune.head_dim is {head_dim}; allowed: even, from 2 to {parent.head_dim}")
+    if not 1 <= intermediate_size <= parent.intermediate_size:
+        raise ValueError(
+            f"prune.intermediate_size is {intermediate_size}; allowed: from 1 to {parent.intermediate_size}"
+        )
+    child = replace(parent, head_dim=head_dim, intermediate_size=intermediate_size)
+    if child == parent:
+        raise ValueError(
+            f"prune.head_dim is {head_dim} and prune.intermediate_size is {intermediate_size}; "
+            f"allowed: at least one of them below the parent's"
+        )
+    return child
+
+
+def _smallest(high: Geometry, multiples: Multiples) -> Geometry:
+    """One multiple each, or less where the model itself is smaller than a multiple."""
+    return replace(
+        high,
+        head_dim=min(multiples.head_dim, high.head_dim),
+        intermediate_size=min(multiples.intermediate_size, high.intermediate_size),
+    )
+
+
+def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[int]:
+    """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
+    step = multiples.head_dim
+    first = math.ceil(low.head_dim / step) * step
+    allowed = {low.head_dim, *range(first, high.head_dim, step), high.head_dim}
+    return sorted(allowed, reverse=True)
+
+
+def _fit_intermediate(
+    candidate: Geometry, wanted: float, multiples: Multiples, low: Geometry, high: Geometry
+) -> Geometry:
+    """The intermediate size within bounds that brings the candidate nearest to ``wanted``."""
+    surplus = candidate.parameters() - wanted
+    exact = candidate.intermediate_size - surplus / _intermediate_parameters(candidate, 1)
+    snapped = round(exact / multiples.intermediate_size) * multiples.intermediate_size
+    bounded = min(max(snapped, low.intermediate_size), high.intermediate_size)
+    return replace(candidate, intermediate_size=bounded)
+
+
+def _intermediate_parameters(geometry: Geometry, channels: int) -> int:
+    """Parameters of so many intermediate channels in all layers: gate, up and down."""
+    return 3 * geometry.num_layers * geometry.hidden_size * channels
+
+
+def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
+    """Distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
+
+    Without a floor, it is zero where both dimensions keep exactly the same share.
+    """
+    floor_head_dim, floor_intermediate = (floor.head_dim, floor.intermediate_size) if floor else (0, 0)
+    head_dims_cut = parent.head_dim - candidate.head_dim
+    channels_cut = parent.intermediate_size - candidate.intermediate_size
+    return abs(
+        head_dims_cut * (parent.intermediate_size - floor_intermediate)
+        - channels_cut * (parent.head_dim - floor_head_dim)
+    )
+
+
+def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples) -> str:
+    fixed = 1 - parent.transitional_parameters() / parent.parameters()
+    return (
+        f"remove_fraction {remove_fraction:g} cannot be reached: at most "
+        f"{removed_fraction(parent, low):.4f} of this model can be removed with head_dim a "
+        f"multiple of {multiples.head_dim} and intermediate_size a multiple of "
+        f"{multiples.intermediate_size}; embeddings and norms, {fixed:.4f} of it, are never cut"
+    )
+
+
+def _check_every_round_removes(parent: Geometry, geometries: Sequence[Geometry], multiples: Multiples) -> None:
+    sizes = [geometry.parameters() for geometry in (parent, *geometries)]
+    for turn, (before, after) in enumerate(pairwise(sizes), start=1):
+        if after >= before:
+            raise ValueError(
+                f"round {turn} of {len(geometries)} would remove nothing: use fewer rounds, a "
+                f"larger remove_fraction, or multiples below head_dim {multiples.head_dim} and "
+                f"intermediate_size {multiples.intermediate_size}"
+            )

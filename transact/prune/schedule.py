@@ -1,0 +1,79 @@
+"""How the work is spread over the rounds: what to remove and how many tokens to recover with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+# From (final fraction, share of the rounds done) to the fraction removed so far.
+_CURVES: dict[str, Callable[[float, float], float]] = {
+    # The same number of parameters every round.
+    "linear": lambda final, done: final * done,
+    # The same share of what is left every round, so later rounds remove less.
+    "geometric": lambda final, done: 1 - (1 - final) ** done,
+    # Most of it early, while there is slack to recover: Zhu & Gupta, arXiv 1710.01878.
+    "cubic": lambda final, done: final * (1 - (1 - done) ** 3),
+}
+SCHEDULES: tuple[str, ...] = tuple(_CURVES)
+
+
+def removed_fractions(remove_fraction: float, rounds: int, kind: str) -> list[float]:
+    """Cumulative fraction of the parent's parameters removed after each round.
+
+    Args:
+        remove_fraction: share of all parameters removed after the last round, in (0, 1).
+        rounds: number of rounds, at least 1.
+        kind: one of `SCHEDULES`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    if not 0 < remove_fraction < 1:
+        raise ValueError(f"remove_fraction must be between 0 and 1, got {remove_fraction}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if kind not in _CURVES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")
+    curve = _CURVES[kind]
+    earlier = [curve(remove_fraction, turn / rounds) for turn in range(1, rounds)]
+    return [*earlier, remove_fraction]  # the last one without rounding error
+
+
+def token_budgets(total_tokens: int, shares: Sequence[float] | None, rounds: int, tokens_per_step: int) -> list[int]:
+    """Split the recovery tokens over the rounds, in whole optimizer steps.
+
+    The sum is ``total_tokens`` rounded down to whole steps, unless a round would get no step at
+    all: then it gets one. No tokens in total means none in any round.
+
+    Args:
+        total_tokens: tokens for all rounds together, at least 0.
+        shares: relative weight of each round, normalised by their sum; ``None`` for equal ones.
+        rounds: number of rounds, at least 1.
+        tokens_per_step: tokens in one optimizer step over all ranks.
+
+    Returns:
+        Tokens of each round, multiples of ``tokens_per_step``.
+
+    Raises:
+        ValueError: a count is out of range, or shares are not positive, one for each round.
+    """
+    if total_tokens < 0 or rounds < 1 or tokens_per_step < 1:
+        raise ValueError(
+            f"need total_tokens >= 0, rounds >= 1 and tokens_per_step >= 1, "
+            f"got {total_tokens}, {rounds} and {tokens_per_step}"
+        )
+    weights = [1.0] * rounds if shares is None else list(shares)
+    if len(weights) != rounds:
+        raise ValueError(f"need one token share for each of {rounds} rounds, got {len(weights)}")
+    if not all(weight > 0 for weight in weights):
+        raise ValueError(f"token shares must be positive, got {weights}")
+    if total_tokens == 0:
+        return [0] * rounds
+    return [steps * tokens_per_step for steps in _split(total_tokens // tokens_per_step, weights)]
+
+
+def _split(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the weights, each at least 1."""
+    # Round the cumulative boundaries, not the parts, so that the errors do not add up.
+    reached = [round(total * done / sum(weights)) for done in accumulate(weights)]
+    return [max(1, end - start) for start, end in zip([0, *reached], reached, strict=False)]

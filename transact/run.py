@@ -1,0 +1,95 @@
+"""The command: `python -m transact.run [+experiment=NAME] [setting=value ...]`.
+
+Composes and checks the configuration, then works here, submits, or prints the plan. Light to import:
+torch and its like come in with the work itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from transact.config import RunConfig
+from transact.configuring import conf_folder, register_resolvers, typed_config
+from transact.exit_codes import DONE, FAILED, REFUSED
+
+# Part of every point of a sweep alike, or without effect on results: not in the name of a point's folder.
+UNNAMED_OVERRIDES = ("+experiment", "launch", "track", "name", "output_dir")
+
+
+def run(config: RunConfig, *, is_sweep: bool) -> int:
+    """Do what the configuration asks for. Returns the exit code."""
+    if config.mode == "plan":
+        from transact.preview import print_preview
+
+        return print_preview(config)
+    if config.launch.kind == "local" or is_sweep:
+        from transact.launching.submit import run_locally
+
+        return run_locally(config)
+    from transact.worker import work
+
+    return work(config)
+
+
+def point_folder(config: DictConfig) -> str:
+    """The folder of one point of a sweep: the sweep's folder, then what sets this point apart."""
+    overrides = HydraConfig.get().overrides.task
+    named = [each for each in overrides if not each.startswith(UNNAMED_OVERRIDES)]
+    return os.path.join(config.output_dir, ",".join(named).replace("/", "_") or "default")
+
+
+def main() -> int:
+    """Returns the exit code; a wrong request ends with one line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
+    register_resolvers()
+    codes: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if is_sweep:
+            with open_dict(composed):
+                composed.output_dir = point_folder(composed)
+        codes.append(run_checked(composed, is_sweep))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        return refuse(hydra_message(error))
+    return max(codes, default=DONE, key=[DONE, FAILED, REFUSED].index)
+
+
+def run_checked(composed: DictConfig, is_sweep: bool) -> int:
+    if is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return refuse("-m starts the processes of each job itself: call it without torchrun")
+    try:
+        config = typed_config(composed)
+    except ValueError as error:
+        return refuse(str(error))
+    return run(config, is_sweep=is_sweep)
+
+
+def refuse(message: str) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
+def hydra_message(error: Exception) -> str:
+    """Hydra's pages as one line."""
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
+    cause: Any = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return " ".join(str(cause).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The dictionary that configures DeepSpeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transact.config import EngineConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """What turns an engine for inference into one that trains."""
+
+    gradient_accumulation_steps: int
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    gradient_clipping: float  # norm; 0 is off
+
+
+def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSettings | None) -> dict[str, Any]:
+    """Settings of an engine; without `training` it has no optimizer."""
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.micro_batch_sequences,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": config.reduce_bucket_elements,
+            "allgather_bucket_size": config.reduce_bucket_elements,
+            "stage3_param_persistence_threshold": 0,  # nothing stays whole, not even a norm
+            "memory_efficient_linear": False,  # it would patch torch.nn.functional.linear for the whole process
+        },
+    }
+    return settings if training is None else settings | _training(training)
+
+
+def _training(training: TrainingSettings) -> dict[str, Any]:
+    return {
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "gradient_clipping": training.gradient_clipping,  # always given: the default is not "off"
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": training.learning_rate,
+                "betas": list(training.betas),
+                "weight_decay": training.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own compiles for minutes, and hangs every later run if that is killed
+                "fused": True,
+            },
+        },
+    }

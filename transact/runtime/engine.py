@@ -1,0 +1,259 @@
+"""The sharded model. This is the only file that imports DeepSpeed.
+
+With ZeRO stage 3 a parameter exists in parts, one per rank, from construction on; it is whole on a rank
+only while the layer that owns it computes. Stages 0 to 2 keep whole weights and split less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transact.config import EngineConfig
+from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
+from transact.runtime.process import ProcessGroup
+from transact.runtime.sharded_weights import is_partitioned, load_weights, optimizer_groups, own_part
+from transact.runtime.tensor_files import CheckpointReader
+
+
+@functools.cache
+def import_deepspeed() -> Any:
+    """DeepSpeed without its noise, and without the extension that it would compile for 26 seconds."""
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+class Engine:
+    """A LLaMA spread over the ranks. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(self, wrapped: Any, group: ProcessGroup, zero_stage: int) -> None:
+        self._wrapped = wrapped
+        self._group = group
+        self._zero_stage = zero_stage
+
+    @property
+    def module(self) -> nn.Module:
+        return self._wrapped.module
+
+    @property
+    def is_partitioned(self) -> bool:
+        return self._zero_stage == 3
+
+    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mean next-token cross-entropy in nats. tokens: (sequences, length)."""
+        tokens = tokens.to(self._group.device)
+        return self._wrapped(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+    def hidden_forward(self, tokens: torch.Tensor) -> None:
+        """A forward for its activations only: the output layer sees a single position."""
+        self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False, logits_to_keep=1)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(sequences, length) -> (sequences, length, vocab_size), on the CPU in float32."""
+        return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits.float().cpu()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._wrapped.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """One micro-batch is done; on the last of a batch the weights change."""
+        for parameters in self._wrapped.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        self._wrapped.step()
+
+    def gradient_norm(self) -> float | None:
+        """Before clipping, of the last batch; None where DeepSpeed keeps none (stage 0 in float32)."""
+        norm = self._wrapped.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.named_parameters()
+
+    def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A parameter gathered from all ranks: the float32 master where there is one."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if getattr(self._wrapped, "optimizer", None) is not None:
+            master = safe_get_full_fp32_param(parameter)
+            if master is not None:
+                return master
+        if not self.is_partitioned:
+            return parameter.detach()
+        with import_deepspeed().zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """This rank's part of the float32 master weights, copied to the CPU."""
+        return [tensor.detach().to("cpu", copy=True) for tensor in self._masters()]
+
+    @torch.no_grad()
+    def restore(self, snapshot: list[torch.Tensor]) -> None:
+        """Put a snapshot back into the master weights, from which weights are saved."""
+        for tensor, saved in zip(self._masters(), snapshot, strict=True):
+            tensor.copy_(saved)
+
+    def _masters(self) -> list[torch.Tensor]:
+        optimizer = self._wrapped.optimizer
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+            if hasattr(optimizer, name):
+                return list(getattr(optimizer, name))
+        flat = getattr(optimizer, "fp32_groups_flat_partition", None)
+        return list(flat) if flat is not None else [parameter.data for parameter in self.module.parameters()]
+
+    def close(self) -> None:
+        """Free everything. DeepSpeed's own `destroy` leaves references that pin the model (FINDINGS 8)."""
+        from deepspeed.runtime.zero import parameter_offload
+
+        module = self._wrapped.module
+        self._wrapped.destroy()
+        parameter_offload.FWD_MODULE_STACK[:] = [
+            entry for entry in parameter_offload.FWD_MODULE_STACK if entry is not module
+        ]
+        self._wrapped = None
+        del module
+        _clear_deepspeed_caches()
+        gc.collect()
+        _return_memory_to_system()
+
+
+def _clear_deepspeed_caches() -> None:
+    """`lru_cache`s on methods of the parameter coordinator hold its `self`, and through it every weight."""
+    wrapper = functools._lru_cache_wrapper
+    for value in gc.get_objects():
+        if isinstance(value, wrapper) and (value.__module__ or "").startswith("deepspeed.runtime.zero"):
+            value.cache_clear()
+
+
+def _return_memory_to_system() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def open_engine(
+    folder: Path,
+    config: EngineConfig,
+    group: ProcessGroup,
+    *,
+    training: TrainingSettings | None = None,
+    round_weights_to: torch.dtype | None = None,
+) -> Iterator[Engine]:
+    """Load a checkpoint folder into a sharded model; closed at the end of the block.
+
+    Args:
+        training: None for inference.
+        round_weights_to: Load the weights as if they had been stored in this dtype.
+    """
+    engine = _open(folder, config, group, training, round_weights_to)
+    # Not in a `finally`: after an error other ranks may be gone, and closing, being collective, would wait for them.
+    yield engine
+    engine.close()
+
+
+def _open(
+    folder: Path,
+    config: EngineConfig,
+    group: ProcessGroup,
+    training: TrainingSettings | None,
+    rounding: torch.dtype | None,
+) -> Engine:
+    stage = config.zero_stage if training is not None or config.zero_stage == 3 else 0
+    settings = deepspeed_settings(config, stage, training)
+    model = _build(folder, config, group, settings if stage == 3 else None)
+    with CheckpointReader(folder) as reader:
+        load_weights(model, reader, rounding)
+        wrapped = _wrap(model, config, settings, training)
+        if training is not None and config.dtype != "float32":
+            _load_masters(model, reader)
+    return Engine(wrapped, group, stage)
+
+
+def _wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: TrainingSettings | None) -> Any:
+    """DeepSpeed's engine around a loaded model."""
+    model.train(training is not None)
+    model.requires_grad_(training is not None)
+    if training is not None and config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with contextlib.redirect_stdout(io.StringIO()):
+        wrapped = import_deepspeed().initialize(
+            model=model,
+            model_parameters=None if training is None else optimizer_groups(model, training.weight_decay),
+            config=settings,
+        )[0]
+    _restore_buffers(model, buffers)
+    return wrapped
+
+
+def _build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
+    """The model without its weights: every parameter is allocated, or its own part of it, and not initialised."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
+
+    model_config = LlamaConfig.from_pretrained(folder, attn_implementation=config.attention)
+    model_config.use_cache = False
+    with contextlib.ExitStack() as contexts:
+        contexts.enter_context(no_init_weights())
+        if partitioning is not None:
+            # The rotary frequencies are made with arange, whose dtype zero.Init would change to bfloat16.
+            contexts.enter_context(prevent_arange_dtype_change())
+            contexts.enter_context(_partitioned_construction(partitioning))
+        model = LlamaForCausalLM(model_config)
+    if partitioning is None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
+    model.to(group.device)
+    model.tie_weights()  # no construction ties the output layer to the embedding here
+    return model
+
+
+def _partitioned_construction(settings: dict[str, Any]) -> Any:
+    """zero.Init that partitions each parameter as it is made, without broadcasting values nobody needs."""
+    context = import_deepspeed().zero.Init(config_dict_or_path=settings)
+
+    def partition_at_once(parameter: Any) -> None:
+        context._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+
+    context._zero_init_param = partition_at_once
+    return context
+
+
+def _load_masters(model: nn.Module, reader: CheckpointReader) -> None:
+    """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    for name, parameter in model.named_parameters():
+        if is_partitioned(parameter):
+            safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
+        else:
+            safe_set_full_fp32_param(parameter, reader.tensor(name).float())
+
+
+def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """DeepSpeed casts the whole module in bfloat16 mode; rotary frequencies must stay float32."""
+    for name, buffer in model.named_buffers():
+        if buffer.dtype != buffers[name].dtype:
+            owner_name, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner_name), attribute, buffers[name].to(buffer.device))

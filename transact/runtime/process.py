@@ -1,0 +1,167 @@
+"""The process group: which rank this is, and the few collectives that the stages use."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+Result = TypeVar("Result")
+
+RUNNING, DONE, FAILED = 0, 1, 2
+
+
+def environment_rank() -> int:
+    """This process's rank as its launcher says; 0 where there is none."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def environment_world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessGroup:
+    """One rank's view of the running job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        # An all-reduce of a CPU tensor: gloo, on every machine, whatever the GPUs are doing.
+        self.sum(torch.zeros(1))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All-reduce SUM in place; the device of the tensor chooses gloo or NCCL."""
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
+        return tensor
+
+    def maximum(self, value: float) -> float:
+        tensor = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return float(tensor.item())
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's plain Python value, on every rank."""
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's plain Python value, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Run long work on rank 0 while the others wait, however long it takes; its result on every rank.
+
+        The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
+        timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
+
+        Raises:
+            ValueError: on every rank, when the work raised one on rank 0.
+            RuntimeError: on the other ranks, when the work failed on rank 0 (which raises its own error).
+        """
+        outcome = _Outcome(work) if self.is_main else None
+        pause = 0.005
+        while True:
+            state = torch.tensor([outcome.state if outcome else RUNNING])
+            distributed.broadcast(state, src=0)
+            if state.item() != RUNNING:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        if state.item() == DONE:
+            return self.broadcast(outcome.result if outcome else None)
+        error = outcome.error if outcome else None
+        refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
+        if error is not None:
+            raise error
+        raise ValueError(message) if refused else RuntimeError(f"rank 0 failed: {message}")
+
+
+class _Outcome:
+    """A thread's work and how it ended."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.state = RUNNING
+        self.result: Any = None
+        self.error: BaseException | None = None
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        try:
+            self.result = work()
+            self.state = DONE
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self.error = error
+            self.state = FAILED
+
+
+@contextmanager
+def process_group(device: str, timeout_minutes: float) -> Iterator[ProcessGroup]:
+    """Join the group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+    Without these variables the group is this one process. On a GPU machine CPU tensors travel over
+    gloo and GPU tensors over NCCL. A rank that fails leaves without a barrier: its peers see the
+    broken connection at once instead of waiting for the timeout.
+    """
+    rank, world_size = environment_rank(), environment_world_size()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    _complete_environment()
+    chosen = _device(device, local_rank)
+    _set_threads()
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+    group = ProcessGroup(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+    yield group
+    group.barrier()
+    distributed.destroy_process_group()
+
+
+def _complete_environment() -> None:
+    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all."""
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
+
+
+def _device(requested: str, local_rank: int) -> torch.device:
+    use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _set_threads() -> None:
+    """Share the cores of a machine between its ranks, unless the user said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))

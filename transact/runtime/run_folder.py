@@ -1,0 +1,103 @@
+"""The folder of a run: which stages are finished, with which files, and where metrics stood."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transact.files import file_digest, read_json, write_json
+
+PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout that this code runs from; None in an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class RunFolder:
+    """`run.json` and the stages it lists. Only rank 0 changes it; the others read what rank 0 tells them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / "run.json"
+        self.record: dict[str, Any] = {}
+
+    def open(self, world_size: int) -> None:
+        """Begin or continue: counts a restart when the folder already holds a run."""
+        if self.record_path.is_file():
+            self.record = read_json(self.record_path)
+            self.record["restarts"] += 1
+        else:
+            self.record = {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
+        self.record |= {
+            "state": "running",
+            "error": None,
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+            "world_size": world_size,
+        }
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.record_path, self.record)
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        return self.record["stages"]
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether the stage is listed and every file that it wrote is still there in full."""
+        entry = self.stages.get(stage)
+        return entry is not None and all(
+            (self.path / name).is_file() and (self.path / name).stat().st_size == file["size"]
+            for name, file in entry["files"].items()
+        )
+
+    def begin(self, stage: str) -> None:
+        self.record["stage"] = stage
+        self._write()
+
+    def finish(self, stage: str, output: Path, seconds: float, metrics_position: int, digests: dict[str, Any]) -> None:
+        """List a stage as finished; `digests` are those that its writer computed already (name -> size, sha256)."""
+        self.stages[stage] = {
+            "finished": time.time(),
+            "seconds": seconds,
+            "metrics_position": metrics_position,
+            "files": {str(path.relative_to(self.path)): self._describe(path, digests) for path in _files(output)},
+        }
+        self._write()
+
+    def _describe(self, path: Path, digests: dict[str, Any]) -> dict[str, Any]:
+        return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+    def metrics_position(self) -> int:
+        """Bytes of metrics.jsonl that belong to finished stages."""
+        return max((entry["metrics_position"] for entry in self.stages.values()), default=0)
+
+    def end(self, state: str, error: str | None = None) -> None:
+        self.record |= {"state": state, "error": error}
+        self._write()
+
+
+def _files(output: Path) -> list[Path]:
+    return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]

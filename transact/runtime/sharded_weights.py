@@ -1,0 +1,68 @@
+"""Fill a model from a checkpoint folder; where parameters are partitioned, each rank reads its own part alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from transact.runtime.tensor_files import CheckpointReader
+
+
+def is_partitioned(parameter: Any) -> bool:
+    """Whether DeepSpeed holds this parameter in parts (ZeRO stage 3)."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
+
+
+def check_names_and_shapes(model: Any, reader: CheckpointReader) -> None:
+    """The folder holds exactly the model's parameters.
+
+    Raises:
+        ValueError: names the first that are missing, too many or of another shape.
+    """
+    shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    missing, unknown = sorted(shapes.keys() - reader.files.keys()), sorted(reader.files.keys() - shapes.keys() - tied)
+    if missing or unknown:
+        raise ValueError(f"{reader.folder} is no plain LLaMA: missing {missing[:3]}, not expected {unknown[:3]}")
+    for name, shape in shapes.items():
+        if reader.shape(name) != shape:
+            raise ValueError(f"{reader.folder}: {name} has shape {reader.shape(name)}, config.json says {shape}")
+
+
+@torch.no_grad()
+def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | None) -> None:
+    """Copy every weight, through `rounding` where given, into the dtype of the model."""
+    check_names_and_shapes(model, reader)
+    for name, parameter in model.named_parameters():
+        if is_partitioned(parameter):
+            target, values = parameter.ds_tensor, own_part(parameter, reader, name)
+        else:
+            target, values = parameter, reader.tensor(name)
+        target.copy_(values if rounding is None else values.to(rounding))
+
+
+def own_part(parameter: Any, reader: CheckpointReader, name: str) -> torch.Tensor:
+    """This rank's range of a partitioned parameter, padded with zeros to the length of every rank's part."""
+    length = parameter.ds_tensor.numel()
+    start = min(length * parameter.ds_zero_partition_rank, parameter.ds_numel)
+    stop = min(start + length, parameter.ds_numel)
+    if stop - start == length:
+        return reader.flat_range(name, start, stop)
+    part = torch.zeros(length)
+    if stop > start:
+        part[: stop - start] = reader.flat_range(name, start, stop)
+    return part
+
+
+def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (the norms) do not."""
+    parameters = list(model.parameters())
+    matrices = [parameter for parameter in parameters if len(whole_shape(parameter)) > 1]
+    vectors = [parameter for parameter in parameters if len(whole_shape(parameter)) <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

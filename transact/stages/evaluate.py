@@ -1,0 +1,91 @@
+"""Evaluate: perplexity on held-out text, the work shared by the ranks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.data.order import micro_batches
+from transact.data.token_store import TokenStore
+from transact.files import read_json, write_json
+from transact.geometry import Geometry
+from transact.models.llama import read_geometry
+from transact.outline import tokens_per_batch
+from transact.runtime.engine import Engine, open_engine
+from transact.runtime.process import ProcessGroup
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+
+PERPLEXITY_OVERFLOW = 700.0  # exp of more nats than this is not a float
+
+
+@torch.no_grad()
+def mean_loss(
+    engine: Engine, store: TokenStore, positions: torch.Tensor, micro_batch: int, group: ProcessGroup
+) -> float:
+    """Mean next-token cross-entropy in nats per predicted token, in evaluation mode, the same on every rank.
+
+    Each sequence predicts its second to last tokens. positions: (sequences,).
+    """
+    was_training = engine.module.training
+    engine.module.eval()
+    total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+    for turn in micro_batches(len(positions), micro_batch, group.rank, group.world_size):
+        start, stop = turn or (0, 1)
+        tokens = store.sequences(positions[start:stop])
+        loss = engine.loss(tokens)
+        if turn is not None:
+            predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+            total += torch.tensor([float(loss) * predicted, predicted], dtype=torch.float64)
+    group.sum(total)
+    engine.module.train(was_training)
+    return float(total[0] / total[1])
+
+
+def perplexity_of(loss: float) -> float:
+    return math.exp(min(loss, PERPLEXITY_OVERFLOW)) if math.isfinite(loss) else math.inf
+
+
+def measure(job: Job, texts: Texts, checkpoint: Path) -> dict[str, Any]:
+    """Everything that is reported about one checkpoint folder."""
+    config = job.config
+    with open_engine(checkpoint, config.engine, job.group) as engine:
+        count = texts.evaluation.num_sequences
+        loss = mean_loss(engine, texts.evaluation, torch.arange(count), config.engine.micro_batch_sequences, job.group)
+    return describe(read_geometry(read_json(checkpoint / "config.json")), config.data.sequence_length) | {
+        "perplexity": perplexity_of(loss),
+        "loss": loss,
+        "sequence_length": config.data.sequence_length,
+        "tokens": count * (config.data.sequence_length - 1),
+        "tasks": {},
+    }
+
+
+def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
+    """What follows from dimensions alone. KV bytes for 16-bit caches; FLOPs of a forward at this context."""
+    return {
+        "parameters": geometry.parameters(),
+        "kv_bytes_per_token": geometry.kv_bytes_per_token(),
+        "flops_per_token": geometry.flops_per_token(context_length),
+        "geometry": geometry.to_dict(),
+    }
+
+
+def evaluate(
+    job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path, *, round_number: int, tokens: int
+) -> None:
+    """Write evaluation.json: role ("dense", "sliced", "recovered") -> what `measure` returns.
+
+    tokens: of recovery up to here, for the axis of the metrics.
+    """
+    results = {}
+    for role, folder in checkpoints.items():
+        results[role] = measure(job, texts, folder)
+        job.say(f"round {round_number}: {role} perplexity {results[role]['perplexity']:.2f}")
+    figures = {f"eval/perplexity_{role}": result["perplexity"] for role, result in results.items()}
+    job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_number)
+    if job.group.is_main:
+        write_json(output, results)

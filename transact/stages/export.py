@@ -1,0 +1,72 @@
+"""Export: the final model as a stock folder, which stock code must load to the same logits before it counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.exporting.folder import write_export
+from transact.exporting.model_card import model_card
+from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
+from transact.runtime.engine import open_engine
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+
+CHECKED_SEQUENCES = 2
+CHECKED_TOKENS = 256
+TOLERANCE = 1e-4  # float32, relative to the largest logit where that is above 1
+
+
+def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict[str, Any], output: Path) -> None:
+    """Write `export/`.
+
+    Raises:
+        RuntimeError: transformers gives other logits than the model in the pruner; nothing is published.
+    """
+    dtype = export_dtype(job.config.model.export_dtype, parent)
+    temporary = temporary_name(output)
+
+    def write() -> None:
+        fresh_temporary_folder(output)
+        write_export(checkpoint, temporary, dtype, model_card(summary, job.config))
+
+    job.group.on_main(write)
+    tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
+    tokens = tokens[:, :CHECKED_TOKENS]
+    ours = _pruner_logits(job, checkpoint, tokens, dtype)
+    difference = job.group.on_main(lambda: _relative_difference(temporary, tokens, ours))
+    if difference > TOLERANCE:
+        raise RuntimeError(f"export: transformers' logits differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
+    job.say(f"export: transformers loads it; largest difference of logits {difference:.1e}")
+    job.tracker.summary({"export/logit_difference": difference})
+    if job.group.is_main:
+        publish(temporary, output)
+
+
+def export_dtype(asked: str, parent: Path) -> str:
+    """`parent` means the dtype that the parent's weights are stored in."""
+    if asked != "parent":
+        return asked
+    config = read_json(parent / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return "bfloat16" if stored == "float16" else stored
+
+
+@torch.no_grad()
+def _pruner_logits(job: Job, checkpoint: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Logits of the sharded model in float32, its weights rounded as the export rounds them."""
+    engine_config = replace(job.config.engine, dtype="float32")
+    with open_engine(checkpoint, engine_config, job.group, round_weights_to=getattr(torch, dtype)) as engine:
+        return engine.logits(tokens)
+
+
+@torch.no_grad()
+def _relative_difference(folder: Path, tokens: torch.Tensor, ours: torch.Tensor) -> float:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = model(input_ids=tokens, use_cache=False).logits
+    return float((theirs - ours).abs().max() / max(1.0, float(ours.abs().max())))

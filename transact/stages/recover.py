@@ -1,0 +1,138 @@
+"""Recover: continued pretraining of a checkpoint folder, sharded by ZeRO. Never ends worse than it began."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.data.order import SequenceOrder
+from transact.outline import Round
+from transact.runtime.checkpoints import save_engine
+from transact.runtime.deepspeed_settings import TrainingSettings
+from transact.runtime.engine import Engine, open_engine
+from transact.runtime.process import ProcessGroup
+from transact.stages.evaluate import mean_loss, perplexity_of
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+
+
+def learning_rate_at(step: int, num_steps: int, *, peak: float, warmup_fraction: float, final_fraction: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to `final_fraction` of it. step: from 0."""
+    warmup = math.ceil(warmup_fraction * num_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Recovery:
+    """One round's training loop on one rank."""
+
+    def __init__(self, job: Job, texts: Texts, round_: Round, engine: Engine) -> None:
+        self.job = job
+        self.texts = texts
+        self.round = round_
+        self.engine = engine
+        self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
+        self.num_steps = round_.tokens // self.tokens_per_batch
+        self.first_step = round_.first_sequence // job.config.recover.batch_sequences
+        self.best_loss = math.inf
+        self.best_step = 0
+        self.best: list[torch.Tensor] = []
+
+    def run(self) -> None:
+        """Train to the end of the budget, then go back to the best weights seen, the first ones included."""
+        validation_steps = self._validation_steps()
+        self._validate(0)
+        with self.job.progress(f"recover round {self.round.number}", self.num_steps * self.tokens_per_batch) as bar:
+            for step in range(self.num_steps):
+                loss = self._train_step(step)
+                bar.advance(self.tokens_per_batch, loss=loss)
+                if step + 1 in validation_steps:
+                    self._validate(step + 1)
+        if self.best_step < self.num_steps:
+            self.job.say(f"round {self.round.number}: keeps the weights of step {self.best_step} of {self.num_steps}")
+            self.engine.restore(self.best)
+
+    def _validation_steps(self) -> set[int]:
+        count = self.job.config.recover.validations
+        return {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
+
+    def _validate(self, step: int) -> None:
+        config = self.job.config
+        positions = self.texts.order.reserved(0, config.recover.validation_sequences)
+        micro_batch = config.engine.micro_batch_sequences
+        loss = mean_loss(self.engine, self.texts.train, positions, micro_batch, self.job.group)
+        self._log({"recover/validation_loss": loss, "recover/validation_perplexity": perplexity_of(loss)}, step)
+        if loss < self.best_loss or not self.best:
+            self.best_loss, self.best_step, self.best = loss, step, self.engine.snapshot()
+
+    def _train_step(self, step: int) -> float:
+        """One global batch. Returns its mean loss over all ranks, in nats per token."""
+        config = self.job.config.recover
+        rate = learning_rate_at(
+            step,
+            self.num_steps,
+            peak=self.round.learning_rate,
+            warmup_fraction=config.warmup_fraction,
+            final_fraction=config.final_learning_rate_fraction,
+        )
+        begin = time.perf_counter()
+        batch = own_batch(
+            self.texts.order,
+            self.round.first_sequence + step * config.batch_sequences,
+            config.batch_sequences,
+            self.job.config.engine.micro_batch_sequences,
+            self.job.group,
+        )
+        total = torch.zeros((), device=self.job.group.device)
+        for positions in batch:
+            loss = self.engine.loss(self.texts.train.sequences(positions))
+            self.engine.backward(loss)
+            self.engine.step(rate)
+            total += loss.detach()
+        mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
+        seconds = time.perf_counter() - begin
+        figures = {"recover/loss": mean, "recover/perplexity": perplexity_of(mean), "recover/learning_rate": rate}
+        norm = self.engine.gradient_norm()
+        if norm is not None:
+            figures["recover/gradient_norm"] = norm
+        figures["perf/tokens_per_s"] = self.tokens_per_batch / seconds
+        figures["perf/step_s"] = seconds
+        self._log(figures, step + 1)
+        return mean
+
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        total_step = self.first_step + step
+        self.job.tracker.log(
+            figures, step=total_step, tokens=total_step * self.tokens_per_batch, round=self.round.number
+        )
+
+
+def own_batch(
+    order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
+) -> list[torch.Tensor]:
+    """This rank's micro-batches, as positions in the store, of the global batch that begins at sequence `first`."""
+    positions = order.trainable(first, batch_sequences)
+    micro_batches = torch.split(positions, micro_batch)
+    return list(micro_batches[group.rank :: group.world_size])
+
+
+def recover(job: Job, texts: Texts, round_: Round, source: Path, output: Path) -> dict[str, Any]:
+    """Train `source` on the round's tokens and write the best weights seen to `output`."""
+    config = job.config
+    settings = TrainingSettings(
+        gradient_accumulation_steps=config.recover.batch_sequences
+        // (config.engine.micro_batch_sequences * job.group.world_size),
+        learning_rate=round_.learning_rate,
+        weight_decay=config.recover.weight_decay,
+        betas=(config.recover.beta1, config.recover.beta2),
+        gradient_clipping=config.recover.gradient_clipping,
+    )
+    with open_engine(source, config.engine, job.group, training=settings) as engine:
+        Recovery(job, texts, round_, engine).run()
+        return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)

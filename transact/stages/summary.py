@@ -1,0 +1,82 @@
+"""result.json: what the run achieved, put together from the finished files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from transact.files import read_json, write_json
+from transact.outline import Round
+from transact.stages.job import Job
+
+MODEL_FIELDS = (
+    "parameters",
+    "kv_bytes_per_token",
+    "flops_per_token",
+    "perplexity",
+    "sequence_length",
+    "tokens",
+    "tasks",
+    "geometry",
+)
+
+
+def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
+    """The contents of result.json. Rank 0 only: it alone holds the record of the stages."""
+    dense = _model(read_json(job.path("round_00", "evaluation.json"))["dense"])
+    rows = [_round(job, each) for each in rounds]
+    last = read_json(job.path(rounds[-1].folder_name, "evaluation.json"))["recovered"] if rounds else None
+    pruned = None if last is None else _model(last)
+    reached = 0.0 if pruned is None else 1 - pruned["parameters"] / dense["parameters"]
+    return {
+        "name": job.config.name,
+        "remove_fraction": {"asked": job.config.prune.remove_fraction if rounds else None, "reached": reached},
+        "dense": dense,
+        "pruned": pruned,
+        "rounds": rows,
+        "seconds": _seconds_by_stage(job),
+        "world_size": job.group.world_size,
+        "restarts": job.folder.record["restarts"],
+        "versions": job.folder.record["versions"],
+    }
+
+
+def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
+    summary = summarise(job, rounds)
+    write_json(job.path("result.json"), summary)
+    figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
+    if summary["pruned"] is not None:
+        figures |= {
+            "result/perplexity": summary["pruned"]["perplexity"],
+            "result/parameters": summary["pruned"]["parameters"],
+            "result/removed_fraction": summary["remove_fraction"]["reached"],
+        }
+    job.tracker.summary(figures)
+    return summary
+
+
+def _model(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return {field: evaluation[field] for field in MODEL_FIELDS}
+
+
+def _round(job: Job, each: Round) -> dict[str, Any]:
+    evaluation = read_json(job.path(each.folder_name, "evaluation.json"))
+    sliced, recovered = evaluation["sliced"], evaluation["recovered"]
+    stages = job.folder.stages
+    return {
+        "round": each.number,
+        "geometry": recovered["geometry"],
+        "parameters": recovered["parameters"],
+        "kv_bytes_per_token": recovered["kv_bytes_per_token"],
+        "perplexity_sliced": sliced["perplexity"],
+        "perplexity_recovered": recovered["perplexity"],
+        "tokens": each.tokens,
+        "seconds": sum(entry["seconds"] for name, entry in stages.items() if name.startswith(f"{each.folder_name}/")),
+    }
+
+
+def _seconds_by_stage(job: Job) -> dict[str, float]:
+    seconds: Counter[str] = Counter()
+    for name, entry in job.folder.stages.items():
+        seconds[name.split("/")[-1]] += entry["seconds"]
+    return dict(seconds)

@@ -1,0 +1,99 @@
+"""The token stores of a run: made by rank 0 if they are not there yet, then read by every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transact.config import TextConfig
+from transact.data.order import SequenceOrder
+from transact.data.token_store import TokenStore, store_folder, tokenizer_digest, write_token_store
+from transact.outline import Round, reserved_sequences
+from transact.stages.job import Job
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """Training text with its order, and the held-out text that figures are reported on."""
+
+    train: TokenStore
+    order: SequenceOrder
+    evaluation: TokenStore
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {str(error).splitlines()[0]}") from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Texts:
+    """Tokenise what is not tokenised yet and open both stores.
+
+    Raises:
+        ValueError: the text is shorter than the reserved part and one batch.
+    """
+    config = job.config
+    reserved = reserved_sequences(config)
+    trained = sum(each.tokens for each in rounds) // config.data.sequence_length
+    train = _open_store(job, "data.train", config.data.train, tokenizer_folder, reserved + trained)
+    evaluation = _open_store(
+        job, "data.evaluation", config.data.evaluation, tokenizer_folder, config.data.evaluation_sequences
+    )
+    needed = reserved + min(config.recover.batch_sequences, trained)
+    if train.num_sequences < needed:
+        raise ValueError(
+            f"data.train has {train.num_sequences} sequences of {train.sequence_length} tokens; at least {needed} are "
+            f"needed: {reserved} for validation and calibration, one batch for recovery"
+        )
+    if evaluation.num_sequences < job.group.world_size:
+        raise ValueError(
+            f"data.evaluation has {evaluation.num_sequences} sequences for {job.group.world_size} ranks: "
+            "there must be at least one for each rank"
+        )
+    order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved, seed=config.seed)
+    if trained > order.num_trainable:
+        job.say(f"data.train is used {trained / order.num_trainable:.1f} times: it has fewer tokens than asked for")
+    return Texts(train=train, order=order, evaluation=evaluation)
+
+
+def _open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
+    folder = job.group.on_main(lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences))
+    return TokenStore(Path(folder))
+
+
+def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> str:
+    from transact.data.text import documents, text_identity
+
+    tokenizer = load_tokenizer(tokenizer_folder)
+    length = job.config.data.sequence_length
+    identity = {
+        "text": text_identity(text, field),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "sequence_length": length,
+        "max_sequences": max_sequences,
+    }
+    folder = store_folder(Path(job.config.data.token_store), identity)
+    if not folder.is_dir():
+        with job.progress(f"tokenise {field}", length * max_sequences) as progress:
+            write_token_store(
+                folder,
+                documents(text, field),
+                tokenizer,
+                sequence_length=length,
+                max_sequences=max_sequences,
+                progress=progress.advance,
+            )
+    return str(folder)

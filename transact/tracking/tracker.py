@@ -1,0 +1,74 @@
+"""The one object a stage reports to: writes `metrics.jsonl` first, then mirrors it to W&B."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from transact.tracking.metrics import MetricsLog
+from transact.tracking.wandb_run import WandbRun
+
+Metrics = Mapping[str, float | str]
+
+
+class Tracker:
+    """Records metrics. `Tracker(None, None)`, for ranks other than 0, does nothing.
+
+    As a context manager it finishes the run on exit: exit code 1 if an exception passes, else 0.
+    """
+
+    def __init__(self, log: MetricsLog | None, wandb_run: WandbRun | None) -> None:
+        self._metrics_log = log
+        self._wandb_run = wandb_run
+
+    def log(self, metrics: Metrics, *, step: int, tokens: int, round: int) -> None:
+        """Records figures that were already reduced over the ranks.
+
+        Args:
+            metrics: name to value; the part before the slash picks the axis ("recover/loss").
+            step: optimiser step within the round.
+            tokens: tokens trained on so far, over all rounds.
+            round: 0 for the dense parent, then 1, 2, ...
+
+        Raises:
+            ValueError, TypeError, OSError: as `MetricsLog.append`. W&B never raises.
+        """
+        if self._metrics_log is not None:
+            self._metrics_log.append(metrics, step=step, tokens=tokens, round=round)
+        if self._wandb_run is not None:
+            axes = {"step": step, "tokens": tokens, "prune/round": round}
+            self._wandb_run.log({**metrics, **axes})
+
+    def summary(self, figures: Metrics) -> None:
+        """Sets what the W&B table of runs shows; `result.json` is the record of it on disk."""
+        if self._wandb_run is not None:
+            self._wandb_run.summary(figures)
+
+    def position(self) -> int:
+        """Length of `metrics.jsonl` in bytes, for a checkpoint; 0 on ranks other than 0."""
+        return self._metrics_log.position() if self._metrics_log is not None else 0
+
+    def truncate(self, position: int) -> None:
+        """Forgets the lines after `position` bytes: an unfinished attempt that starts again.
+
+        W&B cannot forget; there the repeated steps show twice.
+        """
+        if self._metrics_log is not None:
+            self._metrics_log.truncate(position)
+
+    def finish(self, exit_code: int) -> None:
+        """Closes the log and marks the W&B run finished (0) or failed. Twice does no harm."""
+        if self._metrics_log is not None:
+            self._metrics_log.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finish(0 if exception_type is None else 1)
