@@ -35,7 +35,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ValueError(f"{error.full_key}: no such setting; {_known_keys(error)}") from None
+        raise ValueError(unknown_setting(error)) from None
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
@@ -44,10 +44,11 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     return config
 
 
-def _known_keys(error: ConfigKeyError) -> str:
+def unknown_setting(error: OmegaConfBaseException) -> str:
+    """The message for a misspelt key, with the keys that exist beside it."""
     parent = error.parent_node
     keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
-    return f"known here: {', '.join(keys)}" if keys else "see conf/"
+    return f"{error.full_key}: no such setting; " + (f"known here: {', '.join(keys)}" if keys else "see conf/")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from transact.config import RunConfig
-from transact.configuring import conf_folder, register_resolvers, typed_config
+from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
 from transact.exit_codes import DONE, FAILED, REFUSED
 
 # Part of every point of a sweep alike, or without effect on results: not in the name of a point's folder.
@@ -87,8 +86,9 @@ def hydra_message(error: Exception) -> str:
     """Hydra's pages as one line."""
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
-    cause: Any = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return " ".join(str(cause).split())
+    if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
+        return unknown_setting(error.__cause__)
+    return " ".join(str(error.__cause__ or error).split())
 
 
 if __name__ == "__main__":

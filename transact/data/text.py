@@ -95,7 +95,7 @@ def documents(config: TextConfig, field: str) -> Iterator[str]:
     if config.source == "python_stdlib":
         yield from stdlib_documents(config.part)
     elif config.source == "hub":
-        yield from _rows(_hub_dataset(config), config.text_field)
+        yield from _rows(_hub_dataset(config, field), config.text_field)
     else:
         for path in text_files(config, field):
             yield from _rows(_local_dataset(path), "text" if READERS[path.suffix] == "text" else config.text_field)
@@ -109,13 +109,17 @@ def _local_dataset(path: Path) -> Any:
     return datasets.load_dataset(reader, data_files=str(path), split="train", streaming=True, **options)
 
 
-def _hub_dataset(config: TextConfig) -> Any:
+def _hub_dataset(config: TextConfig, field: str) -> Any:
     import datasets
 
     # Scripts in a dataset are never run: this version of datasets reads data files only.
-    return datasets.load_dataset(
-        config.hub_id, config.hub_config, split=config.split, revision=config.hub_revision, streaming=True
-    )
+    try:
+        return datasets.load_dataset(
+            config.hub_id, config.hub_config, split=config.split, revision=config.hub_revision, streaming=True
+        )
+    except Exception as error:  # noqa: BLE001 - whatever the network or the hub says, the text is not to be had
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{field}.hub_id={config.hub_id!r} is not to be had from the hub: {reason}") from None
 
 
 def _rows(dataset: Any, text_field: str) -> Iterator[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import struct
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ DOWNLOADED = [
     "*.txt",
     "*.jinja",
 ]  # nothing that can run
+HUB_TIMEOUT_SECONDS = 10
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 
@@ -55,17 +60,41 @@ def _local_config(path: str) -> Path:
 
 
 def _hub_config(name: str, revision: str | None) -> Path:
+    """config.json from the local cache of the hub, else from the hub."""
     from huggingface_hub import hf_hub_download
 
     try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
+    except OSError:
+        check_hub_reachable(name)
+    try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception as error:  # noqa: BLE001 - whatever the network or the hub says, the model is not to be had
+    except Exception as error:  # noqa: BLE001 - whatever the hub says, the model is not to be had
+        raise ValueError(_unavailable(name, error)) from None
+
+
+def check_hub_reachable(name: str) -> None:
+    """The hub's client retries for half a minute, aloud, where there is no network at all.
+
+    Raises:
+        ValueError: the hub does not answer.
+    """
+    if urllib.request.getproxies():
+        return  # what the proxy reaches, only the client can tell
+    address = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_SECONDS).close()
+    except OSError as error:
         raise ValueError(_unavailable(name, error)) from None
 
 
 def _unavailable(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return f"model.path={name!r} is neither a local folder nor available from the hub: {reason}"
+    return (
+        f"model.path={name!r} is no local folder and not to be had from the hub ({reason}): "
+        "give the path of a folder, or log in with `hf auth login` where the model asks for a licence"
+    )
 
 
 def download(model: ModelConfig, *, from_cache: bool) -> Path:
@@ -80,17 +109,13 @@ def download(model: ModelConfig, *, from_cache: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                model.path,
-                revision=model.revision,
-                allow_patterns=DOWNLOADED,
-                local_files_only=from_cache,
-            )
+        folder = snapshot_download(
+            model.path, revision=model.revision, allow_patterns=DOWNLOADED, local_files_only=from_cache
         )
     except Exception as error:  # noqa: BLE001 - as above
         hint = "; HF_HOME must be a folder that all nodes share" if from_cache else ""
         raise ValueError(_unavailable(model.path, error) + hint) from None
+    return Path(folder)
 
 
 def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:

@@ -1,0 +1,17 @@
+"""Shared fixtures: a workplace with a tiny model and real text, made once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.commands import Workplace
+from tests.support.tiny import train_tokenizer, write_model, write_text_files
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("workplace")
+    train, heldout = write_text_files(folder / "text")
+    model = write_model(folder / "model", shards=True)
+    train_tokenizer(train).save_pretrained(model)
+    return Workplace(folder=folder, model=model, train=train, heldout=heldout)

@@ -1,0 +1,96 @@
+"""Killed between or inside stages and started again: finished stages stay, the end is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tests.support.commands import REPOSITORY, Workplace, command, environment, transact
+from transact.tracking.metrics import read_metrics
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def kill_after_stage(overrides: list[str], folder: Path, stage: str, seconds: float = 120) -> None:
+    """Start the job and kill -9 everything once run.json lists the stage."""
+    process = subprocess.Popen(
+        command(overrides), cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "run.json").is_file() and stage in read(folder / "run.json")["stages"]:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the job ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_finished_stages_are_not_repeated_and_the_result_is_the_same(workplace: Workplace) -> None:
+    undisturbed = transact(workplace.overrides("undisturbed"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    folder = workplace.folder / "killed"
+    overrides = workplace.overrides("killed")
+    kill_after_stage(overrides, folder, "round_01/slice")
+    first = read(folder / "run.json")["stages"]
+    kill_after_stage(overrides, folder, "round_01/recover")
+    again = transact(overrides)
+    assert again.returncode == 0, again.stderr
+
+    record = read(folder / "run.json")
+    assert record["restarts"] == 2
+    assert record["state"] == "done"
+    for stage, entry in first.items():
+        assert record["stages"][stage] == entry, f"{stage} was done again"
+    ours, theirs = (
+        load_file(folder / "export/model.safetensors"),
+        load_file(workplace.folder / "undisturbed/export/model.safetensors"),
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if "recover/loss" in row]
+    assert steps == list(range(1, 33))
+    assert not list(folder.rglob("*.tmp"))
+
+    # A finished run is recognised, and another configuration in its folder is refused with the difference.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    other = transact([*overrides, "recover.learning_rate=1e-4"])
+    assert other.returncode == 2
+    assert "recover.learning_rate: 0.002 -> 0.0001" in other.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dead_rank_ends_the_job(workplace: Workplace) -> None:
+    """kill -9 of one rank of two: the other one stops, and the command says so instead of hanging."""
+    overrides = [*workplace.overrides("dead_rank"), "launch=local", "launch.processes=2", "recover.tokens=1600000"]
+    folder = workplace.folder / "dead_rank"
+    process = subprocess.Popen(
+        command(overrides),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "run.json").is_file() and read(folder / "run.json").get("stage") == "round_01/recover":
+            break
+        time.sleep(0.05)
+    (log,) = (folder / "logs").glob("*_1_log.out")
+    controller = log.name.split("_")[0]
+    children = subprocess.run(["pgrep", "-P", controller], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "rank 1 failed" in output
+    assert read(folder / "run.json")["state"] == "failed"

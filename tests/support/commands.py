@@ -1,0 +1,72 @@
+"""Run the real command as a user does, on the tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with a model, text, and a place for runs."""
+
+    folder: Path
+    model: Path
+    train: Path
+    heldout: Path
+
+    def overrides(self, name: str) -> list[str]:
+        """A run of seconds: two rounds down to half of the parameters."""
+        return [
+            f"name={name}",
+            f"output_dir={self.folder}/{name}",
+            f"model.path={self.model}",
+            "data=local",
+            f"data.train.files=[{self.train}]",
+            f"data.evaluation.files=[{self.heldout}]",
+            f"data.token_store={self.folder}/tokens",
+            "data.sequence_length=64",
+            "data.evaluation_sequences=32",
+            "prune.remove_fraction=0.4",
+            "prune.rounds=2",
+            "prune.calibration_sequences=16",
+            "prune.multiple.head_dim=4",
+            "recover.tokens=16384",
+            "recover.batch_sequences=8",
+            "recover.learning_rate=2e-3",
+            "recover.validation_sequences=8",
+            "recover.validations=2",
+            "engine.micro_batch_sequences=2",
+            "track.mode=disabled",
+        ]
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SUBMITIT", "SLURM"))}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+
+
+def command(overrides: list[str], ranks: int = 1) -> list[str]:
+    if ranks == 1:
+        return [sys.executable, "-m", "transact.run", *overrides]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend=c10d"]
+    return [*launcher, "--rdzv-endpoint=127.0.0.1:0", "-m", "transact.run", *overrides]
+
+
+def transact(
+    overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(overrides, ranks),
+        cwd=cwd or REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
