@@ -1,0 +1,55 @@
+# transact. `make` alone lists the commands.
+#
+# Variables:
+#   PYTHON  the interpreter that .venv is made with (default: python3, 3.11 or newer)
+#   TORCH   what pip installs for torch. Default without a GPU: torch==2.13.0, which is a CPU build where pip finds
+#           one (elsewhere: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu");
+#           default with a GPU: torch, the newest build of PyPI.
+#   RUN     the interpreter that commands run with (default: .venv's). `make gpu-check RUN=python3` uses the torch
+#           that a machine already has, and makes no .venv.
+
+PYTHON ?= python3
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+VENV := .venv
+READY := $(VENV)/ready
+RUN ?= $(VENV)/bin/python
+SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),$(READY),)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench gpu-check clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: Python 3.11 or newer is needed; name it with PYTHON=...'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo 'error: this Python cannot make virtual environments: apt-get install python3-venv'; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
+	$(RUN) -m transact.run +experiment=demo
+
+test: $(SETUP) ## all tests: minutes
+	$(RUN) -m pytest
+
+check: $(SETUP) ## ruff, mypy and the unit tests
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy transact benchmarks
+	$(RUN) -m pytest -q tests/unit
+
+bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/results
+	$(RUN) -m benchmarks.throughput
+	$(RUN) -m benchmarks.calibration_overhead
+
+gpu-check: $(SETUP) ## the checks that need a GPU
+	$(RUN) -m benchmarks.gpu_check
+
+clean: ## remove the virtual environment and the outputs
+	rm -rf $(VENV) outputs

@@ -1,0 +1,234 @@
+"""What the benchmarks share: random models and tokens on disk, a job around them, launching, results.
+
+Needs torch, transformers, deepspeed, safetensors, numpy and pyyaml only: a GPU machine may have nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import yaml
+
+from transact.config import (
+    ArchitectureConfig,
+    DataConfig,
+    EngineConfig,
+    LaunchConfig,
+    ModelConfig,
+    MultipleConfig,
+    PruneConfig,
+    RecoverConfig,
+    RunConfig,
+    TextConfig,
+    TrackConfig,
+)
+from transact.data.order import SequenceOrder
+from transact.data.token_store import INDEX_NAME, TOKENS_NAME, TokenStore
+from transact.files import write_json
+from transact.outline import reserved_sequences
+from transact.runtime.checkpoints import layer_groups, write_checkpoint
+from transact.runtime.process import ProcessGroup
+from transact.runtime.run_folder import package_versions
+from transact.stages.texts import Texts
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+INITIAL_DEVIATION = 0.02
+ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale
+TOKEN_SKEW = 3.0
+
+
+def _demo_architecture() -> ArchitectureConfig:
+    text = (REPOSITORY / "conf" / "model" / "demo_random.yaml").read_text(encoding="utf-8")
+    return ArchitectureConfig(**yaml.safe_load(text)["architecture"])
+
+
+def _architecture(hidden: int, layers: int, heads: int, key_value_heads: int, **others: Any) -> ArchitectureConfig:
+    return ArchitectureConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=hidden // heads,
+        **others,
+    )
+
+
+SMALL = {"vocab_size": 2048, "max_position_embeddings": 512, "tie_word_embeddings": True}
+ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
+    "tiny": lambda: _architecture(64, 2, 4, 2, intermediate_size=160, **(SMALL | {"vocab_size": 512})),
+    "demo": _demo_architecture,
+    "14m": lambda: _architecture(384, 8, 6, 2, intermediate_size=1024, **SMALL),
+    "25m": lambda: _architecture(512, 8, 8, 4, intermediate_size=1408, **SMALL),
+    # TinyLlama's dimensions. Untied, as the models are that this program is for.
+    "1b": lambda: _architecture(
+        2048, 22, 32, 4, intermediate_size=5632, vocab_size=32_000, max_position_embeddings=2048
+    ),
+}
+
+
+def write_random_model(folder: Path, architecture: ArchitectureConfig, group: ProcessGroup) -> None:
+    """Write a random LLaMA as a checkpoint folder, a layer at a time. The same weights for any number of ranks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = architecture.to_model_config()
+    with torch.device("meta"):
+        shapes = {
+            name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**settings)).named_parameters()
+        }
+
+    def maker(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
+        return lambda: {name: _random_weight(name, shapes[name]) for name in names}
+
+    write_checkpoint(
+        folder,
+        group,
+        [maker(names) for names in layer_groups(shapes)],
+        every_rank_reads=False,
+        config=settings,
+        companions=folder.parent,
+        dtype="float32",
+    )
+
+
+def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """Gaussian, with rows of very different size.
+
+    Channels of a trained model differ by orders of magnitude. Those of a plain random one differ by a few
+    percent, so that rounding would decide which of them are kept.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    scales = (ROW_SPREAD * torch.randn(shape[0], 1, generator=generator)).exp()
+    return INITIAL_DEVIATION * scales * torch.randn(shape, generator=generator)
+
+
+def write_random_tokens(folder: Path, *, num_sequences: int, sequence_length: int, vocab_size: int, seed: int) -> None:
+    """Write a token store of independent tokens, some far more frequent than others: something to learn."""
+    folder.mkdir(parents=True)
+    dtype = numpy.uint16 if vocab_size <= 2**16 else numpy.uint32
+    uniform = numpy.random.default_rng(seed).random((num_sequences, sequence_length), dtype=numpy.float32)
+    (vocab_size * uniform**TOKEN_SKEW).astype(dtype).clip(0, vocab_size - 1).tofile(folder / TOKENS_NAME)
+    write_json(
+        folder / INDEX_NAME,
+        {
+            "num_sequences": num_sequences,
+            "sequence_length": sequence_length,
+            "dtype": numpy.dtype(dtype).name,
+            "is_whole_text": True,
+        },
+    )
+
+
+def random_texts(folder: Path, config: RunConfig, group: ProcessGroup, *, vocab_size: int) -> Texts:
+    """Token stores of exactly the size that the configuration uses up."""
+    reserved = reserved_sequences(config)
+    length = config.data.sequence_length
+    counts = {"train": reserved + config.recover.tokens // length, "evaluation": config.data.evaluation_sequences}
+
+    def write() -> None:
+        for seed, (name, count) in enumerate(counts.items()):
+            write_random_tokens(
+                folder / name, num_sequences=count, sequence_length=length, vocab_size=vocab_size, seed=seed
+            )
+
+    group.on_main(write)
+    order = SequenceOrder(num_sequences=counts["train"], num_reserved=reserved, seed=config.seed)
+    return Texts(train=TokenStore(folder / "train"), order=order, evaluation=TokenStore(folder / "evaluation"))
+
+
+def run_config(
+    folder: Path,
+    *,
+    model: Path,
+    engine: EngineConfig,
+    sequence_length: int,
+    batch_sequences: int,
+    num_steps: int,
+    calibration_sequences: int,
+    other_sequences: int,
+) -> RunConfig:
+    """The configuration of one round of pruning with `num_steps` of recovery in `folder`.
+
+    Args:
+        other_sequences: for validation, and for evaluation.
+    """
+    unused = TextConfig(source="python_stdlib")  # the token stores are made by `random_texts`
+    return RunConfig(
+        name="benchmark",
+        output_dir=str(folder),
+        model=ModelConfig(path=str(model)),
+        data=DataConfig(
+            train=unused,
+            evaluation=unused,
+            sequence_length=sequence_length,
+            evaluation_sequences=other_sequences,
+            token_store=str(folder / "tokens"),
+        ),
+        prune=PruneConfig(
+            remove_fraction=0.4,
+            calibration_sequences=calibration_sequences,
+            multiple=MultipleConfig(head_dim=8, intermediate_size=16),
+        ),
+        recover=RecoverConfig(
+            tokens=num_steps * batch_sequences * sequence_length,
+            batch_sequences=batch_sequences,
+            learning_rate=1e-4,
+            validation_sequences=other_sequences,
+            validations=1,
+        ),
+        engine=engine,
+        track=TrackConfig(mode="disabled"),
+        launch=LaunchConfig(),
+    )
+
+
+@contextmanager
+def working_folder(group: ProcessGroup, parent: Path | None) -> Iterator[Path]:
+    """A folder of the same name on every rank, removed at the end."""
+    if not group.is_main:
+        yield Path(group.broadcast(None))
+        group.barrier()
+        return
+    with tempfile.TemporaryDirectory(prefix="transact-benchmark-", dir=parent) as name:
+        yield Path(group.broadcast(name))
+        group.barrier()  # the others may still read
+
+
+def relaunch(module: str, processes: int) -> int | None:
+    """Start this command again in several processes. None where that is done already, or where one is enough."""
+    if processes == 1 or "RANK" in os.environ:
+        return None
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*launcher, "-m", module, *sys.argv[1:]], check=False).returncode
+
+
+def environment(group: ProcessGroup) -> dict[str, Any]:
+    """What a figure depends on besides the code: machine, versions, ranks."""
+    is_cuda = group.device.type == "cuda"
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": torch.cuda.get_device_name(group.device) if is_cuda else "cpu",
+        "threads_per_rank": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "world_size": group.world_size,
+        "versions": package_versions(),
+    }
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    write_json(path, result)
+    print(f"result: {path}", flush=True)
