@@ -9,7 +9,7 @@
 #           that a machine already has, and makes no .venv.
 
 PYTHON ?= python3
-HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+HAS_GPU = $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null))
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 VENV := .venv
 READY := $(VENV)/ready
@@ -20,14 +20,14 @@ SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),$(READY),)
 .PHONY: help demo test check bench gpu-check clean
 
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: Python 3.11 or newer is needed; name it with PYTHON=...'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo 'error: this Python cannot make virtual environments: apt-get install python3-venv'; exit 1; }
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(TORCH)
 	$(VENV)/bin/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import torch
-import torch.distributed as distributed
-
+from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
 from benchmarks.workload import (
     ARCHITECTURES,
     RESULTS,
@@ -31,21 +27,136 @@ from benchmarks.workload import (
     write_random_model,
     write_result,
 )
-from transact.config import EngineConfig
+from transact.config import DTYPES, EngineConfig, RunConfig
 from transact.models.llama import read_geometry
-from transact.outline import Round, pretraining_round
-from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
-from transact.runtime.engine import Engine, import_deepspeed, open_engine
+from transact.outline import pretraining_round, tokens_per_batch
+from transact.runtime.deepspeed_settings import TrainingSettings
 from transact.runtime.process import ProcessGroup, process_group
 from transact.runtime.run_folder import RunFolder
-from transact.runtime.sharded_weights import optimizer_groups
 from transact.stages.job import Job
-from transact.stages.recover import Recovery, own_batch, training_settings
-from transact.stages.texts import Texts
-from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 
-TARGET = 0.95  # ours / bare
-WARM_UP_STEPS = 2  # of every turn: DeepSpeed traces the model anew after a validation
+TARGET = 0.95  # ours / bare DeepSpeed
 
-TrainStep = Callable[[list[torch.Tensor]], None]  # one global batch, as this rank's micro-batches of tokens
+
+def compare(contest: Contest, repetitions: int) -> dict[str, list[float]]:
+    """Tokens per second of each loop in every repetition, on rank 0; a first turn of each does not count."""
+    tokens = (contest.num_steps - WARM_UP_STEPS) * tokens_per_batch(contest.config)
+    rates: dict[str, list[float]] = {name: [] for name in LOOPS}
+    with contextlib.ExitStack() as stack:
+        turns = {name: stack.enter_context(loop(contest)) for name, loop in LOOPS.items()}
+        for repetition in range(-1, repetitions):
+            for name in rotated(list(turns), repetition):
+                seconds = turns[name]()
+                if repetition >= 0 and contest.job.group.is_main:
+                    rates[name].append(tokens / seconds)
+    return rates
+
+
+def rotated(names: list[str], places: int) -> list[str]:
+    """Nobody is always the first."""
+    places %= len(names)
+    return names[places:] + names[:places]
+
+
+def summarise(rates: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians. A ratio is taken between neighbours in time, then the median of these."""
+
+    def ratio_to(name: str) -> float:
+        return median(ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True))
+
+    return {
+        "tokens_per_s": {name: median(values) for name, values in rates.items()},
+        "ours_to_bare_deepspeed": ratio_to("bare_deepspeed"),
+        "ours_to_plain_pytorch": ratio_to("plain_pytorch"),
+        "target": TARGET,
+        "repetitions": rates,
+    }
+
+
+def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path, model: Path) -> RunConfig:
+    engine = EngineConfig(
+        zero_stage=arguments.zero_stage,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        micro_batch_sequences=arguments.micro_batch_sequences,
+    )
+    return run_config(
+        folder,
+        model=model,
+        engine=engine,
+        sequence_length=arguments.sequence_length,
+        batch_sequences=arguments.micro_batch_sequences * arguments.accumulation * group.world_size,
+        num_steps=arguments.steps + WARM_UP_STEPS,
+        calibration_sequences=group.world_size,
+        other_sequences=group.world_size,
+    )
+
+
+def make_contest(config: RunConfig, arguments: argparse.Namespace, group: ProcessGroup, model: Path) -> Contest:
+    architecture, folder, recover = ARCHITECTURES[arguments.size](), Path(config.output_dir), config.recover
+    write_random_model(model, architecture, group)
+    return Contest(
+        job=Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None)),
+        texts=random_texts(folder, config, group, vocab_size=architecture.vocab_size),
+        model=model,
+        round=pretraining_round(config, read_geometry(architecture.to_model_config())),
+        settings=TrainingSettings(
+            gradient_accumulation_steps=arguments.accumulation,
+            learning_rate=recover.learning_rate,
+            weight_decay=recover.weight_decay,
+            betas=(recover.beta1, recover.beta2),
+            gradient_clipping=recover.gradient_clipping,
+        ),
+    )
+
+
+def describe(contest: Contest) -> dict[str, Any]:
+    geometry, config = contest.round.geometry, contest.config
+    return {
+        "geometry": geometry.to_dict(),
+        "parameters": geometry.parameters(),
+        "engine": asdict(config.engine),
+        "batch_sequences": config.recover.batch_sequences,
+        "sequence_length": config.data.sequence_length,
+        "steps_per_turn": contest.num_steps - WARM_UP_STEPS,
+        "gradient_accumulation_steps": contest.settings.gradient_accumulation_steps,
+    }
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("--processes", type=int, default=1, help="ranks to start on this machine")
+    parser.add_argument("--size", choices=ARCHITECTURES, default="demo")
+    parser.add_argument("--zero-stage", type=int, choices=range(4), default=3)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--micro-batch-sequences", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches in a step")
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10, help="of each loop before the next takes its turn")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    arguments = parse()
+    code = relaunch("benchmarks.throughput", arguments.processes)
+    if code is not None:
+        return code
+    with process_group(arguments.device, timeout_minutes=10) as group, working_folder(group, None) as folder:
+        model = folder / "model"
+        contest = make_contest(make_config(arguments, group, folder, model), arguments, group, model)
+        rates = compare(contest, arguments.repetitions)
+        if group.is_main:
+            summary = summarise(rates)
+            for name, rate in summary["tokens_per_s"].items():
+                print(f"{name:16} {rate:12,.0f} tokens/s")
+            print(f"ours / bare DeepSpeed: {summary['ours_to_bare_deepspeed']:.3f} (target: {TARGET})")
+            write_result(arguments.output, summary | describe(contest) | environment(group))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -84,9 +84,7 @@ def write_random_model(folder: Path, architecture: ArchitectureConfig, group: Pr
 
     settings = architecture.to_model_config()
     with torch.device("meta"):
-        shapes = {
-            name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**settings)).named_parameters()
-        }
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**settings)).named_parameters()}
 
     def maker(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
         return lambda: {name: _random_weight(name, shapes[name]) for name in names}
@@ -212,7 +210,14 @@ def relaunch(module: str, processes: int) -> int | None:
     if processes == 1 or "RANK" in os.environ:
         return None
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*launcher, "-m", module, *sys.argv[1:]], check=False).returncode
+    # torchrun would give each process a single thread, with a warning.
+    threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // processes))}
+    command = [*launcher, "-m", module, *sys.argv[1:]]
+    return subprocess.run(command, env=threads | os.environ, check=False).returncode
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def environment(group: ProcessGroup) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def environment(group: ProcessGroup) -> dict[str, Any]:
     is_cuda = group.device.type == "cuda"
     return {
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "device": torch.cuda.get_device_name(group.device) if is_cuda else "cpu",
         "threads_per_rank": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
