@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.workload import wait
 from transact.config import RunConfig
 from transact.outline import Round, tokens_per_batch
 from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
 from transact.runtime.engine import import_deepspeed, open_engine
-from transact.runtime.process import ProcessGroup
 from transact.runtime.sharded_weights import optimizer_groups
 from transact.stages.job import Job
 from transact.stages.recover import Recovery, own_batch
@@ -152,12 +152,6 @@ def timed(contest: Contest, train: TrainStep) -> Turn:
         return time.perf_counter() - begin
 
     return turn
-
-
-def wait(group: ProcessGroup) -> None:
-    if group.device.type == "cuda":
-        torch.cuda.synchronize(group.device)
-    group.barrier()
 
 
 LOOPS = {"ours": our_loop, "bare_deepspeed": bare_deepspeed_loop, "plain_pytorch": plain_pytorch_loop}

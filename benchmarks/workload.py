@@ -205,6 +205,13 @@ def working_folder(group: ProcessGroup, parent: Path | None) -> Iterator[Path]:
         group.barrier()  # the others may still read
 
 
+def wait(group: ProcessGroup) -> None:
+    """Until every rank and its device are done: a clock may be read now."""
+    if group.device.type == "cuda":
+        torch.cuda.synchronize(group.device)
+    group.barrier()
+
+
 def relaunch(module: str, processes: int) -> int | None:
     """Start this command again in several processes. None where that is done already, or where one is enough."""
     if processes == 1 or "RANK" in os.environ:

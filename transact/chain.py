@@ -8,7 +8,7 @@ from typing import Any
 
 from transact.files import read_json
 from transact.geometry import Geometry
-from transact.models.folder import check_weights, download
+from transact.models.folder import check_files, download
 from transact.models.llama import read_geometry
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
@@ -138,7 +138,7 @@ def fetch(job: Job) -> Path:
     model = job.config.model
 
     def complete() -> None:
-        check_weights(download(model, from_cache=False))
+        check_files(download(model, from_cache=False))
 
     job.group.on_main(complete)
     return download(model, from_cache=True)

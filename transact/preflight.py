@@ -11,7 +11,7 @@ from transact.config import RunConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text
 from transact.geometry import Geometry
-from transact.models.folder import check_architecture, check_weights, is_local, read_model_config
+from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
 
@@ -29,7 +29,7 @@ def check(config: RunConfig, world_size: int) -> None:
         model_config = read_model_config(config.model)
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
-            check_weights(Path(config.model.path or ""))
+            check_files(Path(config.model.path or ""))
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()

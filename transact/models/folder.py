@@ -25,6 +25,7 @@ DOWNLOADED = [
     "*.txt",
     "*.jinja",
 ]  # nothing that can run
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HUB_TIMEOUT_SECONDS = 10
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -140,12 +141,14 @@ def declared_geometry(model: ModelConfig) -> Geometry:
     return read_geometry(read_model_config(model))
 
 
-def check_weights(folder: Path) -> None:
-    """Every shard is there, is safetensors, and is complete.
+def check_files(folder: Path) -> None:
+    """Every shard is there, is safetensors, and is complete; and there is a tokenizer.
 
     Raises:
         ValueError: names the file, and what to do.
     """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"model.path={str(folder)!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)})")
     for name in _shard_names(folder):
         path = folder / name
         if not path.is_file():

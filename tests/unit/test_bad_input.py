@@ -1,0 +1,167 @@
+"""Each mistake ends with one line that names the field and the value, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.commands import Workplace
+from transact.run import main
+
+
+@pytest.fixture
+def refused(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
+    """Run with overrides that must be refused; returns the one line."""
+
+    def run(*overrides: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        before = sorted(workplace.folder.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["transact", *workplace.overrides("refused"), *overrides])
+        assert main() == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1, output.err
+        assert output.err.startswith("error: ")
+        assert sorted(workplace.folder.rglob("*")) == before
+        return output.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("prune.remove_fraction=0", "prune.remove_fraction=0.0"),
+        ("prune.remove_fraction=1", "prune.remove_fraction=1.0"),
+        ("prune.remove_fraction=-0.5", "prune.remove_fraction=-0.5"),
+        ("prune.remove_fraction=0.9", "0.9"),
+        ("prune.remove_fraction=null", "prune.remove_fraction=None"),
+        ("prune.rounds=0", "prune.rounds=0"),
+        ("prune.rounds=50", "50"),
+        ("prune.criterion=magic", "activation_norm"),
+        ("prune.schedule=sudden", "linear, geometric, cubic"),
+        ("prune.rnds=3", "prune.rnds: no such setting"),
+        ("+prune.rnds=3", "prune.rnds: no such setting"),
+        ("++prune.rnds=3", "prune.rnds: no such setting"),
+        ("+nothing=3", "nothing: no such setting"),
+        ("+experiment=nope", "llama7b_50pct"),
+        ("engine=nope", "default, gpu"),
+        ("engine.zero_stage=4", "engine.zero_stage=4"),
+        ("engine.micro_batch_sequences=3", "recover.batch_sequences=8"),
+        ("data.sequence_length=256", "data.sequence_length=256"),
+        ("recover.tokens=many", "recover.tokens"),
+        ("recover.token_shares=[1,2,3]", "prune.rounds=2"),
+        ("recover.learning_rates=[1,-1]", "recover.learning_rates"),
+        ("model.path=/nowhere/at/all", "/nowhere/at/all"),
+        ("data.train.files=[/nowhere.txt]", "data.train.files: '/nowhere.txt'"),
+        ("track.mode=sometimes", "auto, online, offline, disabled"),
+        ("launch.processes=2", "launch.processes=2"),
+        ("name=a/b", "name='a/b'"),
+    ],
+)
+def test_setting(override: str, named: str, refused: Callable[..., str]) -> None:
+    assert named in refused(override)
+
+
+def test_more_ranks_than_sequences(refused: Callable[..., str]) -> None:
+    message = refused("launch=local", "launch.processes=16")
+    assert "16 ranks" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n", "white space"),
+        ("binary.txt", b"\x00\x01\x02" * 100, "binary"),
+        ("latin.txt", b"caf\xe9 " * 100, "binary"),
+        ("table.csv", b"a,b\n", ".parquet"),
+        ("broken.jsonl", b'{"text": \n', "one JSON object a line"),
+        ("other.jsonl", b'{"body": "words"}\n', "text_field='text'"),
+        ("cut.parquet", b"PAR1 and no end", "parquet"),
+    ],
+)
+def test_text_file(name: str, content: bytes, named: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refused(f"data.evaluation.files=[{path}]")
+    assert "data.evaluation" in message
+    assert named in message
+
+
+@pytest.fixture
+def model(workplace: Workplace, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(workplace.model, tmp_path / "model"))
+
+
+def change_config(model: Path, **changes: object) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_size": "big"}, "hidden_size"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+    ],
+)
+def test_model_config(changes: dict[str, object], named: str, refused: Callable[..., str], model: Path) -> None:
+    change_config(model, **changes)
+    message = refused(f"model.path={model}")
+    assert str(model) in message
+    assert named in message
+
+
+def test_missing_shard(refused: Callable[..., str], model: Path) -> None:
+    shard = sorted(model.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert f"{shard.name!r} is missing" in refused(f"model.path={model}")
+
+
+def test_truncated_shard(refused: Callable[..., str], model: Path) -> None:
+    shard = sorted(model.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = refused(f"model.path={model}")
+    assert shard.name in message
+    assert "truncated" in message
+
+
+def test_pickles_are_refused_with_the_command_to_convert(refused: Callable[..., str], model: Path) -> None:
+    for path in model.glob("model*"):
+        path.unlink()
+    torch.save({}, model / "pytorch_model.bin")
+    message = refused(f"model.path={model}")
+    assert "pytorch_model.bin" in message
+    assert "save_pretrained" in message
+
+
+def test_folder_without_tokenizer(refused: Callable[..., str], model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    assert "tokenizer" in refused(f"model.path={model}")
+
+
+def test_declared_dimensions_that_differ(refused: Callable[..., str]) -> None:
+    values = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 160,
+        "vocab_size": 512,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": "true",
+    }
+    architecture = ",".join(f"{name}:{value}" for name, value in values.items())
+    assert "num_layers=3" in refused(f"model.architecture={{{architecture}}}")

@@ -1,0 +1,53 @@
+"""Every shipped experiment composes, passes its checks, and has a plan that meets its request."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from transact.run import main
+
+LARGE = {
+    "llama7b_50pct": 0.5,
+    "llama7b_70pct": 0.7,
+    "llama7b_to_1p3b": None,
+    "llama3_8b_50pct": 0.5,
+    "llama70b_50pct": 0.5,
+}
+EXPERIMENTS = Path(__file__).parents[2] / "conf" / "experiment"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["transact", *arguments])
+    return main()
+
+
+def test_the_list_is_complete() -> None:
+    assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == {*LARGE, "demo", "demo_parent"}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_plan(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
+    last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 8"))
+    removed = float(last.split()[5].rstrip("%")) / 100
+    if LARGE[name] is None:
+        assert "1,294,209,024" in last
+    else:
+        assert removed == pytest.approx(LARGE[name], abs=0.005)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_weights_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    assert run(monkeypatch, "+experiment=llama7b_50pct") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "meta-llama/Llama-2-7b-hf" in message
+    assert not list(tmp_path.iterdir())
