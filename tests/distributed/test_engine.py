@@ -197,40 +197,61 @@ def test_no_rank_holds_the_model_while_loading_and_slicing(large: Path, workplac
         assert held["slicing"] <= allowed, f"{held['slicing'] / MEGABYTE:.0f} of {allowed / MEGABYTE:.0f} MB"
 
 
-def loaded(model: Path, changes: dict[str, Any], train: bool) -> dict[str, Any]:
-    """Weights as saved from an engine, the dtype of the rotary frequencies, and a loss."""
+CONFIGURATIONS = [(stage, dtype) for stage in range(4) for dtype in ("float32", "bfloat16")]
+
+
+def exactness(model: Path) -> dict[str, Any]:
+    """For every stage and dtype: weights as loaded, the loss, and weights after damage was undone."""
     from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
 
-    with (
-        process_group("cpu", 5) as group,
-        open_engine(model, engine_config(**changes), group, training=training() if train else None) as engine,
-    ):
-        weights = {name: engine.full_weight(parameter).float() for name, parameter in engine.named_parameters()}
-        with torch.no_grad():
-            loss = float(engine.loss(some_tokens(0)))
-        rotary = {str(buffer.dtype) for name, buffer in engine.module.named_buffers() if "inv_freq" in name}
-        return {"weights": {name: weight.numpy() for name, weight in weights.items()}, "loss": loss, "rotary": rotary}
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage, dtype in CONFIGURATIONS:
+            config = engine_config(zero_stage=stage, dtype=dtype)
+            with open_engine(model, config, group, training=training()) as engine:
+                as_loaded = weights_of(engine)
+                with torch.no_grad():
+                    loss = float(engine.loss(some_tokens(0)))
+                rotary = {str(each.dtype) for name, each in engine.module.named_buffers() if "inv_freq" in name}
+                snapshot = engine.snapshot()
+                for _ in range(2):
+                    engine.backward(engine.loss(some_tokens(group.rank)))
+                    engine.step(0.5)
+                damaged = weights_of(engine)
+                engine.restore(snapshot)
+                found[stage, dtype] = (as_loaded, loss, rotary, damaged, weights_of(engine))
+    return found
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize(
-    ("changes", "train"),
-    [({"zero_stage": 3}, False), ({"zero_stage": 3, "dtype": "bfloat16"}, True), ({"zero_stage": 1}, True)],
-)
-def test_loading_is_exact(changes: dict[str, Any], train: bool, ranks: int, workplace: Workplace) -> None:
-    """Bit for bit what the folder holds, on a number of ranks that divides no tensor evenly; in bfloat16 too,
-    where the float32 masters must not be rounded and the rotary frequencies must stay float32."""
+def weights_of(engine: Any) -> dict[str, Any]:
+    return {name: engine.full_weight(parameter).float().numpy().copy() for name, parameter in engine.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def exact(workplace: Workplace) -> list[dict[Any, Any]]:
+    """On three ranks, which divide no tensor evenly."""
+    return run_on_ranks(3, exactness, workplace.model)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), CONFIGURATIONS)
+def test_loading_is_exact_and_damage_can_be_undone(
+    stage: int, dtype: str, exact: list[dict[Any, Any]], workplace: Workplace
+) -> None:
+    """Bit for bit what the folder holds, in bfloat16 too: there the float32 masters must not be rounded, and the
+    rotary frequencies must stay float32. Going back to a snapshot is as exact."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(workplace.model, dtype=torch.float32)
     with torch.no_grad():
         expected_loss = float(model(input_ids=some_tokens(0), labels=some_tokens(0)).loss)
-    expected = dict(model.named_parameters())
-    for result in run_on_ranks(ranks, loaded, workplace.model, changes, train):
-        assert result["weights"].keys() == expected.keys()
-        for name, weight in result["weights"].items():
-            assert torch.equal(torch.from_numpy(weight), expected[name].detach()), name
-        assert result["rotary"] == {"torch.float32"}
-        tolerance = 1e-2 if "dtype" in changes else 1e-5
-        assert result["loss"] == pytest.approx(expected_loss, rel=tolerance)
+    expected = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    for results in exact:
+        as_loaded, loss, rotary, damaged, restored = results[stage, dtype]
+        assert as_loaded.keys() == expected.keys()
+        for name, weight in expected.items():
+            assert (as_loaded[name] == weight).all(), name
+            assert (restored[name] == weight).all(), name
+        assert any((damaged[name] != expected[name]).any() for name in expected)
+        assert rotary == {"torch.float32"}
+        assert loss == pytest.approx(expected_loss, rel=1e-5 if dtype == "float32" else 1e-2)

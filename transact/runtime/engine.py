@@ -42,8 +42,9 @@ def import_deepspeed() -> Any:
 class Engine:
     """A LLaMA spread over the ranks. Every method is collective: all ranks call it, in the same order."""
 
-    def __init__(self, wrapped: Any, group: ProcessGroup, zero_stage: int) -> None:
+    def __init__(self, wrapped: Any, group: ProcessGroup, zero_stage: int, *, trains: bool) -> None:
         self._wrapped = wrapped
+        self._trains = trains
         self._group = group
         self._zero_stage = zero_stage
 
@@ -87,12 +88,12 @@ class Engine:
 
     def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """A parameter gathered from all ranks: the float32 master where there is one."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        if self._trains:
+            from deepspeed.utils import safe_get_full_fp32_param
 
-        if getattr(self._wrapped, "optimizer", None) is not None:
-            master = safe_get_full_fp32_param(parameter)
+            master = _unsharded_masters(self._wrapped).get(parameter, safe_get_full_fp32_param(parameter))
             if master is not None:
-                return master
+                return master.detach()
         if not self.is_partitioned:
             return parameter.detach()
         with import_deepspeed().zero.GatheredParameters([parameter]):
@@ -109,12 +110,11 @@ class Engine:
             tensor.copy_(saved)
 
     def _masters(self) -> list[torch.Tensor]:
-        optimizer = self._wrapped.optimizer
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
-            if hasattr(optimizer, name):
-                return list(getattr(optimizer, name))
-        flat = getattr(optimizer, "fp32_groups_flat_partition", None)
-        return list(flat) if flat is not None else [parameter.data for parameter in self.module.parameters()]
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3, stages 1 and 2
+            if hasattr(self._wrapped.optimizer, name):
+                return list(getattr(self._wrapped.optimizer, name))
+        masters = list(_unsharded_masters(self._wrapped).values())
+        return masters or [parameter.data for parameter in self.module.parameters()]
 
     def close(self) -> None:
         """Free everything. DeepSpeed's own `destroy` leaves references that pin the model (FINDINGS 8)."""
@@ -184,8 +184,8 @@ def _open(
         load_weights(model, reader, rounding)
         wrapped = _wrap(model, config, settings, training)
         if training is not None and config.dtype != "float32":
-            _load_masters(model, reader)
-    return Engine(wrapped, group, stage)
+            _load_masters(wrapped, reader)
+    return Engine(wrapped, group, stage, trains=training is not None)
 
 
 def _wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: TrainingSettings | None) -> Any:
@@ -240,13 +240,24 @@ def _partitioned_construction(settings: dict[str, Any]) -> Any:
     return context
 
 
-def _load_masters(model: nn.Module, reader: CheckpointReader) -> None:
+def _unsharded_masters(wrapped: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """Parameter -> float32 master, in the one mode whose masters DeepSpeed's own access knows nothing of:
+    stage 0 in bfloat16."""
+    optimizer = wrapped.optimizer
+    groups = zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=False)
+    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+
+
+def _load_masters(wrapped: Any, reader: CheckpointReader) -> None:
     """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    for name, parameter in model.named_parameters():
+    unsharded = _unsharded_masters(wrapped)
+    for name, parameter in wrapped.module.named_parameters():
         if is_partitioned(parameter):
             safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
+        elif parameter in unsharded:
+            unsharded[parameter].data.copy_(reader.tensor(name))
         else:
             safe_set_full_fp32_param(parameter, reader.tensor(name).float())
 
