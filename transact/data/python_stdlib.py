@@ -47,16 +47,23 @@ def documentation() -> dict[str, str]:
 
 
 def stdlib_documents(part: str) -> Iterator[str]:
-    """The documents of one part, "train" or "heldout"."""
-    wants_held_out = part == "heldout"
+    """The documents of one part, "train" or "heldout"; a held-out document that also stands in the other is left out."""
+    if part == "train":
+        yield from _documents(held_out=False)
+        return
+    trained = set(_documents(held_out=False))
+    yield from (text for text in _documents(held_out=True) if text not in trained)
+
+
+def _documents(*, held_out: bool) -> Iterator[str]:
     root = stdlib_folder()
     for path in source_files():
-        if is_held_out(path.relative_to(root).as_posix()) == wants_held_out:
+        if is_held_out(path.relative_to(root).as_posix()) == held_out:
             text = _read(path)
             if text:
                 yield text
     for topic, text in sorted(documentation().items()):
-        if is_held_out(f"topic:{topic}") == wants_held_out:
+        if is_held_out(f"topic:{topic}") == held_out:
             yield text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 from collections.abc import Iterator
@@ -54,8 +55,8 @@ def _check_characters(path: Path, text_field: str, field: str) -> None:
     with path.open("rb") as file:
         head = file.read(SNIFFED_BYTES)
     try:
-        # Up to three bytes of a character may be cut off at the end of what was read.
-        text = head[:-3].decode("utf-8") + head[-3:].decode("utf-8", errors="ignore")
+        # Incremental: a character may be cut off at the end of what was read.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:

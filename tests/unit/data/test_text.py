@@ -1,0 +1,65 @@
+"""Documents from every kind of local source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from transact.config import TextConfig
+from transact.data.python_stdlib import is_held_out, source_files, stdlib_documents, stdlib_folder
+from transact.data.text import check_text, documents, text_files, text_identity
+
+ROWS = ["first text\nof two lines", "second ☃ text"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text(ROWS[0])
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": row, "id": 1}) + "\n" for row in ROWS))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ROWS, "n": [1, 2]}), tmp_path / "c.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.txt", ROWS[:1]), ("b.jsonl", ROWS), ("c.parquet", ROWS)])
+def test_each_format(name: str, expected: list[str], folder: Path) -> None:
+    config = TextConfig(source="files", files=[str(folder / name)])
+    check_text(config, "data.train")
+    assert list(documents(config, "data.train")) == expected
+
+
+def test_patterns_are_sorted_and_formats_mix(folder: Path) -> None:
+    config = TextConfig(source="files", files=[str(folder / "*")])
+    assert [path.name for path in text_files(config, "data.train")] == ["a.txt", "b.jsonl", "c.parquet"]
+    assert list(documents(config, "data.train")) == [ROWS[0], *ROWS, *ROWS]
+
+
+def test_a_character_cut_by_the_sniffed_length_is_no_binary(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    for shift in range(3):
+        path.write_text("x" * shift + "☃" * 30_000)
+        check_text(TextConfig(source="files", files=[str(path)]), "data.train")
+
+
+def test_a_changed_file_is_another_text(folder: Path) -> None:
+    config = TextConfig(source="files", files=[str(folder / "a.txt")])
+    before = text_identity(config, "data.train")
+    (folder / "a.txt").write_text("something else")
+    assert text_identity(config, "data.train") != before
+
+
+def test_the_parts_of_the_library_share_nothing() -> None:
+    train, held_out = set(stdlib_documents("train")), set(stdlib_documents("heldout"))
+    assert len(held_out) > 20
+    assert len(train) > 10 * len(held_out)
+    assert not train & held_out
+
+
+def test_nothing_is_held_out_that_some_installations_lack() -> None:
+    names = [path.relative_to(stdlib_folder()).as_posix() for path in source_files()]
+    held_out = [name for name in names if is_held_out(name)]
+    assert held_out
+    assert not [name for name in held_out if "test/" in name or "tests/" in name]
