@@ -17,16 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.workload import (
-    ARCHITECTURES,
-    RESULTS,
-    environment,
-    relaunch,
-    wait,
-    working_folder,
-    write_random_model,
-    write_result,
-)
+from benchmarks.random_models import ARCHITECTURES, write_random_model
+from benchmarks.workload import RESULTS, environment, relaunch, wait, working_folder, write_result
 from transact.config import DTYPES, EngineConfig
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.random_models import load_stock_model
 from benchmarks.workload import wait
 from transact.config import RunConfig
 from transact.outline import Round, tokens_per_batch
@@ -62,13 +63,8 @@ class Contest:
         ]
 
     def load_model(self) -> Any:
-        """The model as users of transformers have it, whole on every rank, in the engine's dtype."""
-        from transformers import LlamaForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        dtype = getattr(torch, self.config.engine.dtype)
-        return LlamaForCausalLM.from_pretrained(self.model, dtype=dtype).to(self.job.group.device).train()
+        """Whole on every rank, in the engine's dtype."""
+        return load_stock_model(self.model, self.config.engine.dtype).to(self.job.group.device).train()
 
 
 @contextlib.contextmanager

@@ -16,17 +16,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
-from benchmarks.workload import (
-    ARCHITECTURES,
-    RESULTS,
-    environment,
-    random_texts,
-    relaunch,
-    run_config,
-    working_folder,
-    write_random_model,
-    write_result,
-)
+from benchmarks.random_models import ARCHITECTURES, write_random_model
+from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
 from transact.config import DTYPES, EngineConfig, RunConfig
 from transact.models.llama import read_geometry
 from transact.outline import pretraining_round, tokens_per_batch

@@ -11,6 +11,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -20,8 +21,7 @@ from transact.config import RunConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
 from transact.exit_codes import DONE, FAILED, REFUSED
 
-# Part of every point of a sweep alike, or without effect on results: not in the name of a point's folder.
-UNNAMED_OVERRIDES = ("+experiment", "launch", "track", "name", "output_dir")
+LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
 
 def run(config: RunConfig, *, is_sweep: bool) -> int:
@@ -39,11 +39,16 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
     return work(config)
 
 
-def point_folder(config: DictConfig) -> str:
-    """The folder of one point of a sweep: the sweep's folder, then what sets this point apart."""
-    overrides = HydraConfig.get().overrides.task
-    named = [each for each in overrides if not each.startswith(UNNAMED_OVERRIDES)]
-    return os.path.join(config.output_dir, ",".join(named).replace("/", "_") or "default")
+def point_folder(output_dir: str, command_line: list[str]) -> str:
+    """The folder of one point of a sweep: the sweep's folder, then the settings that are swept over."""
+    parser = OverridesParser.create()
+    given = parser.parse_overrides([each for each in command_line if "=" in each and not each.startswith("--")])
+    swept = {each.key_or_group for each in given if each.is_sweep_override()}
+    point = parser.parse_overrides(list(HydraConfig.get().overrides.task))
+    name = ",".join(each.input_line or "" for each in point if each.key_or_group in swept).replace("/", "_")
+    if not name:
+        name = f"point_{HydraConfig.get().job.num}"
+    return os.path.join(output_dir, name[:LONGEST_FILE_NAME])
 
 
 def main() -> int:
@@ -56,7 +61,7 @@ def main() -> int:
         is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         if is_sweep:
             with open_dict(composed):
-                composed.output_dir = point_folder(composed)
+                composed.output_dir = point_folder(composed.output_dir, sys.argv[1:])
         codes.append(run_checked(composed, is_sweep))
 
     try:

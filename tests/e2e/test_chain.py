@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.commands import Workplace, transact
+from tests.support.wandb_files import records, series
 from transact.tracking.metrics import read_metrics
 
 RANKS = (1, 2, 4)
@@ -107,10 +108,20 @@ def test_metrics_have_every_step_once_and_rounds_follow_on(runs: dict[int, Path]
     assert {row["round"] for row in rows if "eval/perplexity_recovered" in row} == {1, 2}
 
 
-def test_wandb_has_the_run(runs: dict[int, Path]) -> None:
-    """Written by the job's rank 0 and by it alone."""
+def test_wandb_has_rounds_dimensions_and_perplexities(runs: dict[int, Path]) -> None:
+    """Read back from the file of rank 0, the only rank that writes one."""
     (folder,) = (runs[2] / "wandb").glob("offline-run-*")
-    assert any(folder.glob("*.wandb"))
+    rows = records(folder, "history")
+    rounds = read(runs[2] / "result.json")["rounds"]
+    for name, expected in (
+        ("prune/head_dim", [each["geometry"]["head_dim"] for each in rounds]),
+        ("prune/intermediate_size", [each["geometry"]["intermediate_size"] for each in rounds]),
+        ("eval/perplexity_sliced", [each["perplexity_sliced"] for each in rounds]),
+        ("eval/perplexity_recovered", [each["perplexity_recovered"] for each in rounds]),
+    ):
+        assert series(rows, "prune/round", name) == list(zip([1, 2], expected, strict=True)), name
+    losses = series(rows, "tokens", "recover/loss")
+    assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 33)]
 
 
 def test_no_secret_reaches_the_folder(runs: dict[int, Path]) -> None:

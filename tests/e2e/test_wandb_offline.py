@@ -1,6 +1,5 @@
 """Real wandb without a network: what was logged is read back from its own file."""
 
-import json
 import logging
 import os
 import signal
@@ -8,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import pytest
 
+from tests.support.wandb_files import records, series
 from transact.tracking import wandb_run
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
@@ -65,23 +64,6 @@ def log_two_rounds(tracker: Tracker) -> None:
 
 def offline_folders(folder: Path) -> list[Path]:
     return sorted((folder / "wandb").glob("offline-run-*"))
-
-
-def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind in the run's transaction log, as `wandb leet inspect` reads it."""
-    wandb_command = Path(sys.executable).with_name("wandb")
-    output = subprocess.run(
-        [wandb_command, "leet", "inspect", "--json", run_folder],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    lines = map(json.loads, output.splitlines())
-    return [line[kind] for line in lines if line["type"] == kind]
-
-
-def series(rows: list[dict[str, Any]], axis: str, name: str) -> list[tuple[float, float]]:
-    return [(row[axis], row[name]) for row in rows if name in row]
 
 
 @pytest.fixture

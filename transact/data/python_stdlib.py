@@ -47,7 +47,7 @@ def documentation() -> dict[str, str]:
 
 
 def stdlib_documents(part: str) -> Iterator[str]:
-    """The documents of one part, "train" or "heldout"; a held-out document that also stands in the other is left out."""
+    """The documents of "train" or "heldout"; a held-out document that also stands in the other is left out."""
     if part == "train":
         yield from _documents(held_out=False)
         return

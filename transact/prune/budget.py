@@ -186,7 +186,7 @@ def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) ->
 def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples) -> str:
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
     return (
-        f"remove_fraction {remove_fraction:g} cannot be reached: at most "
+        f"prune.remove_fraction={remove_fraction:g} cannot be reached: at most "
         f"{removed_fraction(parent, low):.4f} of this model can be removed with head_dim a "
         f"multiple of {multiples.head_dim} and intermediate_size a multiple of "
         f"{multiples.intermediate_size}; embeddings and norms, {fixed:.4f} of it, are never cut"

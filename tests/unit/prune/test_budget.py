@@ -92,7 +92,7 @@ def test_dimension_that_is_no_multiple_may_stay_uncut() -> None:
 
 def test_says_how_much_can_be_removed() -> None:
     # What stays at least: 130 + 2 head dims + 1 channel = 350 of 3810.
-    with pytest.raises(ValueError, match=r"0\.95 cannot be reached: at most 0\.9081 .*embeddings"):
+    with pytest.raises(ValueError, match=r"fraction=0\.95 cannot be reached: at most 0\.9081 .*embeddings"):
         solve_geometry(SMALL, 0.95, FINE)
     assert dims(solve_geometry(SMALL, 0.908, FINE)) == (2, 1)
 

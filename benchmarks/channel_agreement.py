@@ -1,0 +1,86 @@
+"""Do two devices keep the same channels? The engine on the job's device against stock transformers on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.random_models import load_stock_model, write_random_model
+from benchmarks.workload import random_texts, run_config
+from transact.config import ArchitectureConfig, EngineConfig
+from transact.geometry import Geometry
+from transact.models.hooks import collect_statistics
+from transact.models.llama import read_geometry
+from transact.outline import pruning_rounds
+from transact.prune.criteria import CRITERIA
+from transact.prune.planning import PrunePlan, make_plan
+from transact.prune.statistics import ActivationStatistics
+from transact.runtime.process import ProcessGroup
+from transact.runtime.run_folder import RunFolder
+from transact.stages.calibrate import collect
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+from transact.tracking.tracker import Tracker
+
+DTYPES = ("float32", "bfloat16")
+
+
+def channel_agreement(
+    folder: Path, architecture: ArchitectureConfig, engine: EngineConfig, group: ProcessGroup, *, sequence_length: int
+) -> dict[str, float]:
+    """Share of the kept units that both keep, by the dtype of the device's computation; the CPU's is float32."""
+    model, geometry = folder / "model", read_geometry(architecture.to_model_config())
+    write_random_model(model, architecture, group)
+    config = run_config(
+        folder,
+        model=model,
+        engine=engine,
+        sequence_length=sequence_length,
+        batch_sequences=engine.micro_batch_sequences * group.world_size,
+        num_steps=1,
+        calibration_sequences=8 * group.world_size,
+        other_sequences=group.world_size,
+    )
+    texts = random_texts(folder, config, group, vocab_size=geometry.vocab_size)
+    job = Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None))
+    target = pruning_rounds(config, geometry)[0].geometry
+    expected = group.on_main(lambda: kept_units(plan_of(cpu_statistics(job, texts, model, geometry), target, geometry)))
+    agreement = {}
+    for dtype in DTYPES:
+        here = replace(job, config=replace(config, engine=replace(engine, dtype=dtype)))
+        found = kept_units(plan_of(collect(here, texts, model), target, geometry))
+        agreement[dtype] = len(found & expected) / len(expected)
+    return agreement
+
+
+@torch.no_grad()
+def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometry) -> ActivationStatistics:
+    """Of the same calibration sequences, without an engine."""
+    config = job.config
+    positions = texts.order.reserved(config.recover.validation_sequences, config.prune.calibration_sequences)
+    tokens = texts.train.sequences(positions)
+    model = load_stock_model(model_folder, "float32").eval()
+    with collect_statistics(model, geometry) as collector:
+        for batch in torch.split(tokens, config.engine.micro_batch_sequences):
+            model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    return collector.statistics(tokens.numel())
+
+
+def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> PrunePlan:
+    scores = CRITERIA["activation_norm"](statistics, source)
+    return make_plan(scores, source, target, parent=source, asked=None, criterion="activation_norm")
+
+
+def kept_units(plan: PrunePlan) -> set[tuple[str | int, ...]]:
+    """Each kept unit under a name of its own."""
+    pairs = {("pair", pair) for pair in plan.rotary_pairs}
+    dims = {
+        ("dim", layer, head, dim)
+        for layer, heads in enumerate(plan.value_dims)
+        for head, kept in enumerate(heads)
+        for dim in kept
+    }
+    channels = {("channel", layer, channel) for layer, kept in enumerate(plan.channels) for channel in kept}
+    return {*pairs, *dims, *channels}

@@ -1,0 +1,231 @@
+"""The whole job on a GPU, at a size that means something there.
+
+    python -m benchmarks.gpu_check
+    torchrun --nproc-per-node 8 -m benchmarks.gpu_check
+
+Prunes a random LLaMA of a billion parameters in bfloat16 with the chain of `transact.run`, then prints speed,
+utilisation and peak memory against the estimate, and whether CPU and GPU choose the same channels. Ends with code 0
+where there is no GPU, and with 1 where the choice differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.accelerators import utilisation
+from benchmarks.channel_agreement import channel_agreement
+from benchmarks.random_models import ARCHITECTURES, write_random_model
+from benchmarks.workload import (
+    REPOSITORY,
+    RESULTS,
+    environment,
+    random_texts,
+    relaunch,
+    run_config,
+    working_folder,
+    write_result,
+)
+from transact.chain import Prepared, prune
+from transact.config import EngineConfig, RunConfig
+from transact.geometry import Geometry
+from transact.memory import estimate_memory
+from transact.models.llama import read_geometry
+from transact.outline import pruning_rounds
+from transact.runtime.process import ProcessGroup, environment_rank, process_group
+from transact.runtime.run_folder import RunFolder
+from transact.stages.job import Job
+from transact.tracking.metrics import MetricsLog, read_metrics
+from transact.tracking.tracker import Tracker
+
+GIB = 1024**3
+REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
+COMPARED_LENGTH = 256  # tokens
+# Stages that a memory estimate exists for, and whether they train. Slicing needs no accelerator.
+ESTIMATED = {"round_00/evaluate": False, "round_01/calibrate": False, "round_01/recover": True}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """How much the check does."""
+
+    model: str  # a name of ARCHITECTURES
+    compared: str  # the smaller model that CPU and device both calibrate
+    sequence_length: int  # tokens
+    micro_batch_sequences: int
+    accumulation: int  # micro-batches in a step of one rank
+    steps: int  # of recovery
+    calibration_sequences: int  # of each rank
+
+
+SIZES = {
+    "1b": Size(
+        model="1b",
+        compared="25m",
+        sequence_length=2048,
+        micro_batch_sequences=4,
+        accumulation=4,
+        steps=300,
+        calibration_sequences=64,
+    ),
+    "tiny": Size(
+        model="tiny",
+        compared="tiny",
+        sequence_length=64,
+        micro_batch_sequences=2,
+        accumulation=2,
+        steps=4,
+        calibration_sequences=4,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredJob(Job):
+    """A job that notes the peak memory of the accelerator in each stage: bytes, of the rank with the most."""
+
+    peak_bytes: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None]) -> Path:
+        is_cuda = self.group.device.type == "cuda"
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.group.device)
+        Job.stage(self, name, output, work)
+        if is_cuda:
+            self.peak_bytes[name] = self.group.maximum(torch.cuda.max_memory_allocated(self.group.device))
+        return output
+
+
+def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
+    """The settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
+    settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
+    return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
+
+
+def make_config(size: Size, engine: EngineConfig, group: ProcessGroup, folder: Path) -> RunConfig:
+    return run_config(
+        folder / "run",
+        model=folder / "parent",
+        engine=engine,
+        sequence_length=size.sequence_length,
+        batch_sequences=size.micro_batch_sequences * size.accumulation * group.world_size,
+        num_steps=size.steps,
+        calibration_sequences=size.calibration_sequences * group.world_size,
+        other_sequences=4 * group.world_size,
+    )
+
+
+def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any]:
+    """The chain from a random parent to its export. Returns what was measured, on rank 0."""
+    parent, folder = Path(config.model.path or ""), RunFolder(Path(config.output_dir))
+    architecture = ARCHITECTURES[size.model]()
+    write_random_model(parent, architecture, group)
+    texts = random_texts(folder.path / "tokens", config, group, vocab_size=architecture.vocab_size)
+    rounds = pruning_rounds(config, read_geometry(architecture.to_model_config()))
+    if group.is_main:
+        folder.open(group.world_size)
+    with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
+        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker)
+        result = prune(job, Prepared(parent=parent, rounds=rounds, texts=texts))
+    return measured(job, result) if group.is_main else {}
+
+
+def measured(job: MeasuredJob, result: dict[str, Any]) -> dict[str, Any]:
+    """From what the run left behind."""
+    dense, pruned = (Geometry.from_dict(result[role]["geometry"]) for role in ("dense", "pruned"))
+    records = read_metrics(job.path("metrics.jsonl"))
+    rate = median(record["perf/tokens_per_s"] for record in records if "perf/tokens_per_s" in record)
+    device, ranks, config = environment(job.group)["device"], job.group.world_size, job.config
+    estimated = {
+        name: estimate_memory(pruned if training else dense, config, ranks, training=training).total()
+        for name, training in ESTIMATED.items()
+    }
+    return {
+        "parameters": {"dense": dense.parameters(), "pruned": pruned.parameters()},
+        "tokens_per_s": rate,
+        "model_flops_utilisation": utilisation(rate, pruned, config.data.sequence_length, device, ranks),
+        "stages": {
+            name: {
+                "seconds": entry["seconds"],
+                "peak_bytes": job.peak_bytes.get(name),
+                "estimated_bytes": estimated.get(name),
+            }
+            for name, entry in job.folder.stages.items()
+        },
+        "perplexity": {
+            "dense": result["dense"]["perplexity"],
+            "sliced": result["rounds"][0]["perplexity_sliced"],
+            "recovered": result["rounds"][0]["perplexity_recovered"],
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """For a person."""
+
+    def gib(size: float | None) -> str:
+        return "-" if size is None else f"{size / GIB:.2f}"
+
+    parameters, share = result["parameters"], result["model_flops_utilisation"]
+    lines = [
+        f"{result['world_size']} x {result['device']}: {parameters['dense']:,} -> {parameters['pruned']:,} parameters",
+        f"recovery: {result['tokens_per_s']:,.0f} tokens/s, MFU {'unknown' if share is None else f'{share:.1%}'}",
+        f"{'stage':20}{'seconds':>10}{'peak GiB':>10}{'estimate GiB':>14}",
+    ]
+    for name, stage in result["stages"].items():
+        peak, estimate = gib(stage["peak_bytes"]), gib(stage["estimated_bytes"])
+        lines.append(f"{name:20}{stage['seconds']:>10.1f}{peak:>10}{estimate:>14}")
+    shares = ", ".join(f"{share:.2%} in {dtype}" for dtype, share in result["same_units_as_cpu"].items())
+    return "\n".join([*lines, f"units kept that the CPU keeps too: {shares}"])
+
+
+def check(arguments: argparse.Namespace, group: ProcessGroup, folder: Path) -> int:
+    """Returns the exit code."""
+    size = SIZES[arguments.size]
+    engine = gpu_engine(arguments.device, size.micro_batch_sequences)
+    compared, length = ARCHITECTURES[size.compared](), min(size.sequence_length, COMPARED_LENGTH)
+    agreement = channel_agreement(folder / "agreement", compared, engine, group, sequence_length=length)
+    config = make_config(size, engine, group, folder)
+    result = run_job(config, size, group)
+    if group.is_main:
+        result |= {"same_units_as_cpu": agreement, "size": asdict(size), "engine": asdict(engine), **environment(group)}
+        print(table(result), flush=True)
+        write_result(arguments.output, result)
+    return 0 if agreement["float32"] >= REQUIRED_AGREEMENT else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--processes", type=int, default=1, help="ranks to start on this machine")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--size", choices=SIZES, default="1b")
+    parser.add_argument("--folder", type=Path, help="where to put 15 GB for the time of the check (default: TMPDIR)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_check.json")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        if environment_rank() == 0:
+            print("gpu-check: there is no GPU here; nothing was checked", flush=True)
+        return 0
+    code = relaunch("benchmarks.gpu_check", arguments.processes)
+    if code is not None:
+        return code
+    with (
+        process_group(arguments.device, timeout_minutes=10) as group,
+        working_folder(group, arguments.folder) as folder,
+    ):
+        return check(arguments, group, folder)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,92 @@
+"""Random LLaMAs as checkpoint folders, from the demo's dimensions to a billion parameters."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.workload import REPOSITORY
+from transact.config import ArchitectureConfig
+from transact.runtime.checkpoints import layer_groups, write_checkpoint
+from transact.runtime.process import ProcessGroup
+
+INITIAL_DEVIATION = 0.02
+ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale
+
+
+def _demo_architecture() -> ArchitectureConfig:
+    text = (REPOSITORY / "conf" / "model" / "demo_random.yaml").read_text(encoding="utf-8")
+    return ArchitectureConfig(**yaml.safe_load(text)["architecture"])
+
+
+def _architecture(hidden: int, layers: int, heads: int, key_value_heads: int, **others: Any) -> ArchitectureConfig:
+    return ArchitectureConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=hidden // heads,
+        **others,
+    )
+
+
+SMALL = {"vocab_size": 2048, "max_position_embeddings": 512, "tie_word_embeddings": True}
+ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
+    "tiny": lambda: _architecture(64, 2, 4, 2, intermediate_size=160, **(SMALL | {"vocab_size": 512})),
+    "demo": _demo_architecture,
+    "14m": lambda: _architecture(384, 8, 6, 2, intermediate_size=1024, **SMALL),
+    "25m": lambda: _architecture(512, 8, 8, 4, intermediate_size=1408, **SMALL),
+    # TinyLlama's dimensions. Untied, as the models are that this program is for.
+    "1b": lambda: _architecture(
+        2048, 22, 32, 4, intermediate_size=5632, vocab_size=32_000, max_position_embeddings=2048
+    ),
+}
+
+
+def write_random_model(folder: Path, architecture: ArchitectureConfig, group: ProcessGroup) -> None:
+    """Write a random LLaMA as a checkpoint folder, a layer at a time. The same weights for any number of ranks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = architecture.to_model_config()
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**settings)).named_parameters()}
+
+    def maker(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
+        return lambda: {name: _random_weight(name, shapes[name]) for name in names}
+
+    write_checkpoint(
+        folder,
+        group,
+        [maker(names) for names in layer_groups(shapes)],
+        every_rank_reads=False,
+        config=settings,
+        companions=folder.parent,
+        dtype="float32",
+    )
+
+
+def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """Gaussian, with rows of very different size.
+
+    Channels of a trained model differ by orders of magnitude. Those of a plain random one differ by a few
+    percent, so that rounding would decide which of them are kept.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    scales = (ROW_SPREAD * torch.randn(shape[0], 1, generator=generator)).exp()
+    return INITIAL_DEVIATION * scales * torch.randn(shape, generator=generator)
+
+
+def load_stock_model(folder: Path, dtype: str) -> Any:
+    """As users of transformers have it: whole, on the CPU, with nothing of transact or DeepSpeed in it."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

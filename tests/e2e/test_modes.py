@@ -1,0 +1,67 @@
+"""Other ways to run: a sweep, a learning rate that destroys, a start from nothing, text that runs out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import Workplace, transact
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_sweep_runs_each_point_in_processes_of_its_own(workplace: Workplace) -> None:
+    overrides = [*workplace.overrides("sweep"), "prune.rounds=1", "recover.tokens=1024"]
+    done = transact(["-m", *overrides, "prune.remove_fraction=0.2,0.4"], cwd=workplace.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [read(path) for path in (workplace.folder / "sweep").glob("*/result.json")]
+    reached = {result["remove_fraction"]["asked"]: result["remove_fraction"]["reached"] for result in results}
+    assert reached == {0.2: pytest.approx(0.2, abs=0.02), 0.4: pytest.approx(0.4, abs=0.02)}
+    processes = [path.name.split("_")[0] for path in (workplace.folder / "sweep").glob("*/logs/*_0_log.out")]
+    assert len(set(processes)) == 2
+
+
+def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
+    """A learning rate of 10 leaves nothing of a model: the sliced weights are kept, bit for bit, and it says so.
+    Twice as many tokens are asked for as there are: it says that too."""
+    overrides = [*workplace.overrides("destroyed"), "prune.rounds=1", "recover.learning_rate=10"]
+    done = transact([*overrides, f"data.train.files=[{workplace.heldout}]"])
+    assert done.returncode == 0, done.stderr
+    (row,) = read(workplace.folder / "destroyed/result.json")["rounds"]
+    assert row["perplexity_recovered"] == row["perplexity_sliced"]
+    assert math.isfinite(row["perplexity_recovered"])
+    assert "keeps the weights of step 0" in done.stdout
+    assert "data.train is used" in done.stdout
+
+
+def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> None:
+    dimensions = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 64,
+        "vocab_size": 400,
+        "max_position_embeddings": 64,
+    }
+    architecture = ",".join(f"{name}:{value}" for name, value in dimensions.items())
+    overrides = [*workplace.overrides("pretrained"), "model=demo_random", f"model.architecture={{{architecture}}}"]
+    overrides = [each for each in overrides if not each.startswith("model.path")]
+    done = transact([*overrides, "mode=pretrain", "prune.rounds=1"])
+    assert done.returncode == 0, done.stderr
+    result = read(workplace.folder / "pretrained/result.json")
+    assert result["pruned"] is None
+    assert result["dense"]["perplexity"] < 300  # of 400 entries
+
+    export = workplace.folder / "pretrained/export"
+    pruned = transact(
+        [*workplace.overrides("from_pretrained"), f"model.path={export}", "prune.rounds=1", "prune.remove_fraction=0.2"]
+    )
+    assert pruned.returncode == 0, pruned.stderr

@@ -1,0 +1,26 @@
+"""Read back what wandb wrote offline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind in the run's transaction log, as `wandb leet inspect` reads it."""
+    wandb_command = Path(sys.executable).with_name("wandb")
+    output = subprocess.run(
+        [wandb_command, "leet", "inspect", "--json", run_folder],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = map(json.loads, output.splitlines())
+    return [line[kind] for line in lines if line["type"] == kind]
+
+
+def series(rows: list[dict[str, Any]], axis: str, name: str) -> list[tuple[float, float]]:
+    return [(row[axis], row[name]) for row in rows if name in row]
