@@ -5,16 +5,16 @@
 #   TORCH   what pip installs for torch. Default without a GPU: torch==2.13.0, which is a CPU build where pip finds
 #           one (elsewhere: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu");
 #           default with a GPU: torch, the newest build of PyPI.
-#   RUN     the interpreter that commands run with (default: .venv's). `make gpu-check RUN=python3` uses the torch
-#           that a machine already has, and makes no .venv.
+#   PYTHON_RUN  the interpreter that commands run with (default: .venv's). `make gpu-check PYTHON_RUN=python3` uses
+#           the torch that a machine already has, and makes no .venv.
 
 PYTHON ?= python3
 HAS_GPU = $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null))
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 VENV := .venv
 READY := $(VENV)/ready
-RUN ?= $(VENV)/bin/python
-SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),$(READY),)
+PYTHON_RUN ?= $(VENV)/bin/python
+SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench gpu-check clean
@@ -33,23 +33,23 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
-	$(RUN) -m transact.run +experiment=demo
+	$(PYTHON_RUN) -m transact.run +experiment=demo
 
 test: $(SETUP) ## all tests: minutes
-	$(RUN) -m pytest
+	$(PYTHON_RUN) -m pytest
 
 check: $(SETUP) ## ruff, mypy and the unit tests
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy transact benchmarks
-	$(RUN) -m pytest -q tests/unit
+	$(PYTHON_RUN) -m ruff check .
+	$(PYTHON_RUN) -m ruff format --check .
+	$(PYTHON_RUN) -m mypy transact benchmarks
+	$(PYTHON_RUN) -m pytest -q tests/unit
 
 bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/results
-	$(RUN) -m benchmarks.throughput
-	$(RUN) -m benchmarks.calibration_overhead
+	$(PYTHON_RUN) -m benchmarks.throughput --processes 2
+	$(PYTHON_RUN) -m benchmarks.calibration_overhead
 
 gpu-check: $(SETUP) ## the checks that need a GPU
-	$(RUN) -m benchmarks.gpu_check
+	$(PYTHON_RUN) -m benchmarks.gpu_check
 
-clean: ## remove the virtual environment and the outputs
-	rm -rf $(VENV) outputs
+clean: ## remove the virtual environment; outputs/ stays
+	rm -rf $(VENV)

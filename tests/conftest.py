@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 from tests.support.commands import Workplace
@@ -15,3 +18,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     model = write_model(folder / "model", shards=True)
     train_tokenizer(train).save_pretrained(model)
     return Workplace(folder=folder, model=model, train=train, heldout=heldout)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command run inside the test process sets up transact's logger: the next test must not inherit that."""
+    logger = logging.getLogger("transact")
+    before = (logger.propagate, logger.level, list(logger.handlers))
+    yield
+    logger.propagate, logger.level, logger.handlers = before

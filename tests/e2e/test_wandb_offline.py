@@ -10,7 +10,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from tests.support.wandb_files import records, series
+from tests.support.wandb_files import records, series, wait_until_written
 from transact.tracking import wandb_run
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
@@ -133,8 +133,9 @@ def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with Tracker(MetricsLog(tmp_path / "metrics.jsonl"), start(tmp_path)) as tracker:
         log_two_rounds(tracker)
 
+    (folder,) = offline_folders(tmp_path)
+    transaction_log = wait_until_written(folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    (transaction_log,) = [path for path in files if path.suffix == ".wandb"]
     assert b"remove_fraction" in transaction_log.read_bytes()  # plain bytes: a search finds things
     for path in files:
         contents = path.read_bytes()
