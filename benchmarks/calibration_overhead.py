@@ -20,6 +20,7 @@ import torch
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, wait, working_folder, write_result
 from transact.config import DTYPES, EngineConfig
+from transact.exit_codes import leave
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
@@ -116,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

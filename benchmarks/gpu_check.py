@@ -35,6 +35,7 @@ from benchmarks.workload import (
 )
 from transact.chain import Prepared, prune
 from transact.config import EngineConfig, RunConfig
+from transact.exit_codes import leave
 from transact.geometry import Geometry
 from transact.memory import estimate_memory
 from transact.models.llama import read_geometry
@@ -228,4 +229,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -19,6 +19,7 @@ from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
 from transact.config import DTYPES, EngineConfig, RunConfig
+from transact.exit_codes import leave
 from transact.models.llama import read_geometry
 from transact.outline import pretraining_round, tokens_per_batch
 from transact.runtime.deepspeed_settings import TrainingSettings
@@ -155,4 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

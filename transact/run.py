@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from transact.config import RunConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
-from transact.exit_codes import DONE, FAILED, REFUSED
+from transact.exit_codes import DONE, FAILED, REFUSED, leave
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
@@ -97,4 +97,4 @@ def hydra_message(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -111,7 +111,7 @@ def test_metrics_have_every_step_once_and_rounds_follow_on(runs: dict[int, Path]
 def test_wandb_has_rounds_dimensions_and_perplexities(runs: dict[int, Path]) -> None:
     """Read back from the file of rank 0, the only rank that writes one."""
     (folder,) = (runs[2] / "wandb").glob("offline-run-*")
-    rows = records(folder, "history")
+    rows = [record["item"] for record in records(folder, "history")]
     rounds = read(runs[2] / "result.json")["rounds"]
     for name, expected in (
         ("prune/head_dim", [each["geometry"]["head_dim"] for each in rounds]),

@@ -193,7 +193,7 @@ def _wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: 
     model.train(training is not None)
     model.requires_grad_(training is not None)
     if training is not None and config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with contextlib.redirect_stdout(io.StringIO()):
         wrapped = import_deepspeed().initialize(

@@ -87,6 +87,8 @@ class ProcessGroup:
                 break
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
+        if outcome is not None:
+            outcome.thread.join()
         if state.item() == DONE:
             return self.broadcast(outcome.result if outcome else None)
         error = outcome.error if outcome else None
@@ -103,7 +105,8 @@ class _Outcome:
         self.state = RUNNING
         self.result: Any = None
         self.error: BaseException | None = None
-        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
 
     def _run(self, work: Callable[[], Any]) -> None:
         try:
