@@ -98,11 +98,11 @@ def four_rounds(model: Path) -> dict[str, Any]:
 
 
 def test_a_closed_engine_is_gone(tmp_path: Path) -> None:
-    """20 MB of weights and 60 MB of states: a leak of one engine would show in the memory as well."""
+    """No object survives, nor their memory: three engines of 40 MB a rank (weights, states), if they leaked, are 120 MB."""
     model = write_model(tmp_path / "model", hidden_size=256, intermediate_size=2048, num_hidden_layers=3, head_dim=64)
     for held in run_on_ranks(2, four_rounds, model):
         assert held["alive"] == [0, 0, 0, 0]
-        assert held["resident"][3] - held["resident"][0] < 20 * MEGABYTE
+        assert held["resident"][3] - held["resident"][0] < 60 * MEGABYTE, "the allocator alone keeps up to about 25"
 
 
 def resident_bytes(field: str = "RssAnon") -> int:
