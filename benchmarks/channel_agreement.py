@@ -14,7 +14,7 @@ from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
-from transact.prune.criteria import CRITERIA
+from transact.prune.criteria import Evidence, score
 from transact.prune.planning import PrunePlan, make_plan
 from transact.prune.statistics import ActivationStatistics
 from transact.runtime.process import ProcessGroup
@@ -69,13 +69,15 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
 
 
 def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> PrunePlan:
-    scores = CRITERIA["activation_norm"](statistics, source)
-    return make_plan(scores, source, target, parent=source, asked=None, criterion="activation_norm")
+    """By activation norms alone: everything else is computed from them on one device."""
+    evidence = Evidence(geometry=source, statistics=statistics)
+    scores = score(evidence, pairs="norm_product", values="norm", channels="norm")
+    return make_plan(scores, source, target, parent=source, asked=None)
 
 
 def kept_units(plan: PrunePlan) -> set[tuple[str | int, ...]]:
     """Each kept unit under a name of its own."""
-    pairs = {("pair", pair) for pair in plan.rotary_pairs}
+    pairs = {("pair", pair) for pair in plan.rotary_pairs(0, 0)}
     dims = {
         ("dim", layer, head, dim)
         for layer, heads in enumerate(plan.value_dims)

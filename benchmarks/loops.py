@@ -80,7 +80,7 @@ def our_loop(contest: Contest) -> Iterator[Turn]:
         job = replace(contest.job, tracker=tracker)
 
         def turn() -> float:
-            Recovery(job, contest.texts, contest.round, engine, math.inf).run()
+            Recovery(job, contest.texts, contest.round, engine, math.inf, None).run()
             if not job.group.is_main:
                 return 0.0
             times = [record["time"] for record in read_metrics(path) if "recover/loss" in record]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transact.files import read_json
-from transact.geometry import Geometry
-from transact.models.folder import check_files, download
-from transact.models.llama import read_geometry
+from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.evaluate import evaluate
 from transact.stages.export import export
+from transact.stages.gram import collect_gram_files, needs_gram
 from transact.stages.initialise import initialise
 from transact.stages.job import Job
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
-from transact.stages.slice import slice_checkpoint
+from transact.stages.slice import cut_checkpoint
+from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
 from transact.stages.texts import Texts, prepare_texts
 
@@ -56,35 +56,53 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     job.stage(
         "round_00/evaluate", dense, lambda: evaluate(job, texts, {"dense": parent}, dense, round_number=0, tokens=0)
     )
-    checkpoint = parent
-    for each in prepared.rounds:
-        checkpoint = prune_once(job, texts, each, parent, checkpoint)
-    return finish(job, texts, checkpoint, parent, prepared.rounds)
+    rounds, checkpoint = prepared.rounds, parent
+    for number in range(len(rounds)):
+        calibrate_round(job, texts, rounds[number].folder_name, checkpoint)
+        if number == 0 and job.config.prune.split == "auto":
+            rounds = split_rounds(job, texts, parent)
+        checkpoint = prune_once(job, texts, rounds[number], parent, checkpoint)
+    return finish(job, texts, checkpoint, parent, rounds)
 
 
-def geometry_of(folder: Path) -> Geometry:
-    return read_geometry(read_json(folder / "config.json"))
+def calibrate_round(job: Job, texts: Texts, name: str, checkpoint: Path) -> None:
+    """The statistics of a round, and the Gram matrices if the method looks at them."""
+    statistics = job.path(name, "statistics.safetensors")
+    job.stage(f"{name}/calibrate", statistics, lambda: calibrate(job, texts, checkpoint, statistics))
+    # They are gone once the checkpoint is sliced, and nobody needs them then.
+    if needs_gram(job.config.prune.method) and not job.is_finished(f"{name}/slice"):
+        grams = job.path(name, "gram")
+        job.stage(f"{name}/gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams))
+
+
+def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
+    """The rounds towards the split between attention and MLP that measured best."""
+    name = "round_01"
+    statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
+    job.stage(f"{name}/split", output, lambda: choose_split(job, texts, parent, statistics, grams, output))
+    return pruning_rounds(job.config, geometry_of(parent), read_split(output))
 
 
 def prune_once(job: Job, texts: Texts, each: Round, parent: Path, checkpoint: Path) -> Path:
-    """One turn of the chain: from a checkpoint folder to the smaller one."""
+    """The rest of a turn of the chain after calibration: from a checkpoint folder to the smaller one."""
     name, config = each.folder_name, job.config
-    source, whole = geometry_of(checkpoint), geometry_of(parent)
-
-    statistics = job.path(name, "statistics.safetensors")
-    job.stage(f"{name}/calibrate", statistics, lambda: calibrate(job, texts, checkpoint, statistics))
+    statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
 
     planned = job.path(name, "plan.json")
-    job.stage(f"{name}/plan", planned, lambda: plan(job, each, whole, source, statistics, planned))
+    whole = geometry_of(parent)
+    job.stage(f"{name}/plan", planned, lambda: plan(job, each, whole, checkpoint, statistics, grams, planned))
 
     sliced = job.path(name, "sliced")
     job.stage(
         f"{name}/slice",
         sliced,
-        lambda: slice_checkpoint(checkpoint, read_plan(planned), sliced, job.group, dtype=config.model.dtype),
+        lambda: cut_checkpoint(job, texts, checkpoint, read_plan(planned), sliced, grams),
     )
+    if job.group.is_main:
+        shutil.rmtree(grams, ignore_errors=True)
+
     recovered = job.path(name, "recovered")
-    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, sliced, recovered))
+    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, parent, sliced, recovered))
 
     evaluation = job.path(name, "evaluation.json")
     both = {"sliced": sliced, "recovered": recovered}
@@ -108,7 +126,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     each = pretraining_round(job.config, geometry_of(start))
     texts = prepare_texts(job, start, [each])
     trained = job.path(each.folder_name, "recovered")
-    job.stage(f"{each.folder_name}/recover", trained, lambda: recover(job, texts, each, start, trained))
+    job.stage(f"{each.folder_name}/recover", trained, lambda: recover(job, texts, each, None, start, trained))
 
     dense = job.path("round_00", "evaluation.json")
     job.stage(

@@ -14,7 +14,16 @@ MODES = ("prune", "pretrain", "plan")
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
 STDLIB_PARTS = ("train", "heldout")
 SCHEDULE_KINDS = ("linear", "geometric", "cubic")
-CRITERIA_NAMES = ("activation_norm",)
+SPLITS = ("equal", "auto")
+ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
+PAIR_SCORES = ("norm_product", "token_product", "logit_variance", "taylor", "magnitude", "random")
+PAIR_SCOPES = ("model", "layer", "head")
+UNIT_SCORES = ("norm", "taylor", "magnitude", "random")
+VALUE_CHOICES = ("svd", "pca", *UNIT_SCORES)
+CHANNEL_CHOICES = ("obs", *UNIT_SCORES)
+REFITS = ("none", "least_squares", "sequential")
+OBJECTIVES = ("cross_entropy", "distillation", "mixed")
+DECAYS = ("cosine", "linear")
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
 ATTENTION_KINDS = ("sdpa", "eager")
@@ -43,6 +52,12 @@ def require_at_least(section: str, config: object, minimum: float, *fields: str)
     for name in fields:
         value = getattr(config, name)
         require(f"{section}.{name}", value, value >= minimum, f"it must be at least {minimum}")
+
+
+def _require_one_per_round(name: str, values: list[float] | None, rounds: int) -> None:
+    if values is not None:
+        require(name, values, len(values) == rounds, f"one number per round is needed (prune.rounds={rounds})")
+        require(name, values, min(values) > 0, "every number must be above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,6 +93,7 @@ class ModelConfig:
     revision: str | None = None  # of the hub id
     dtype: str = "float32"  # of the weights in the folders between stages
     export_dtype: str = "parent"
+    allow_non_stock: bool = False  # a result that no stock class of transformers loads
     architecture: ArchitectureConfig | None = None
 
     def __post_init__(self) -> None:
@@ -133,31 +149,69 @@ class MultipleConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class PruneConfig:
-    """How much is cut, in how many rounds, by which criterion."""
+class MethodConfig:
+    """What is cut inside a layer, how it is chosen, and what makes up for it: conf/prune/method/."""
 
-    remove_fraction: float | None = None  # of all parameters of the parent
-    head_dim: int | None = None  # explicit dimensions instead of a fraction
-    intermediate_size: int | None = None
-    rounds: int = 1
-    schedule: str = "linear"
-    criterion: str = "activation_norm"
-    calibration_sequences: int = 128
-    multiple: MultipleConfig
+    attention: str = "pairs"  # pairs of q and k with dims of v and o | whole heads | the same dims in q, k, v and o
+    pair_score: str = "logit_variance"
+    pair_scope: str = "model"  # layer and head: better choices that no stock model class can express
+    values: str = "svd"  # a basis for v and o, or a score of their dims
+    channels: str = "obs"
+    refit: str = "least_squares"  # of o_proj and down_proj
+    ridge: float = 0.01  # relative to the mean of a Gram matrix's diagonal
+    gram_gib: float = 8.0  # of Gram matrices that a rank sums at a time; decides the number of passes
 
     def __post_init__(self) -> None:
-        explicit = self.head_dim is not None or self.intermediate_size is not None
-        fraction = self.remove_fraction
+        require_choice("prune.method.attention", self.attention, ATTENTION_UNITS)
+        require_choice("prune.method.pair_score", self.pair_score, PAIR_SCORES)
+        require_choice("prune.method.pair_scope", self.pair_scope, PAIR_SCOPES)
+        require_choice("prune.method.values", self.values, VALUE_CHOICES)
+        require_choice("prune.method.channels", self.channels, CHANNEL_CHOICES)
+        require_choice("prune.method.refit", self.refit, REFITS)
+        require_positive("prune.method", self, "ridge", "gram_gib")
+        if self.attention == "pairs":
+            return
+        for name, value, fits in (
+            ("values", self.values, self.values in UNIT_SCORES),
+            ("pair_scope", self.pair_scope, self.pair_scope == "model"),
+            ("refit", self.refit, self.refit != "sequential"),
+        ):
+            require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
+
+
+@dataclass(kw_only=True, slots=True)
+class PruneConfig:
+    """How much is cut, in how many rounds, and how."""
+
+    remove_fraction: float | None = None  # of all parameters of the parent
+    head_dim: int | None = None  # explicit dimensions instead of a fraction, or head_dim alone beside one
+    intermediate_size: int | None = None
+    split: str = "equal"  # between attention and MLP: the same fraction of both | measured
+    split_candidates: int = 8  # at most, that auto measures
+    rounds: int = 1
+    schedule: str = "linear"
+    round_shares: list[float] | None = None  # relative size of each round's cut, instead of a schedule
+    calibration_sequences: int = 128
+    multiple: MultipleConfig
+    method: MethodConfig = field(default_factory=MethodConfig)
+
+    def __post_init__(self) -> None:
+        fraction, both = self.remove_fraction, "give it with or without prune.head_dim, or else explicit dimensions"
         require("prune.remove_fraction", fraction, fraction is None or 0 < fraction < 1, "it must be inside (0, 1)")
-        require(
-            "prune.remove_fraction",
-            fraction,
-            (fraction is None) == explicit,
-            "give either it or prune.head_dim and prune.intermediate_size, not both and not neither",
-        )
-        require_at_least("prune", self, 1, "rounds", "calibration_sequences")
+        if fraction is None:
+            explicit = self.head_dim is not None or self.intermediate_size is not None
+            require("prune.remove_fraction", fraction, explicit, both)
+        else:
+            require("prune.remove_fraction", fraction, self.intermediate_size is None, both)
+        require_at_least("prune", self, 1, "rounds", "calibration_sequences", "split_candidates")
+        _require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
+        require_choice("prune.split", self.split, SPLITS)
         require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
-        require_choice("prune.criterion", self.criterion, CRITERIA_NAMES)
+        free = fraction is not None and self.head_dim is None
+        require("prune.split", self.split, self.split == "equal" or free, "auto needs remove_fraction without head_dim")
+        heads = self.method.attention == "heads"
+        explicit_heads = heads and self.head_dim is not None
+        require("prune.head_dim", self.head_dim, not explicit_heads, "prune.method.attention=heads keeps head_dim")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,6 +223,7 @@ class RecoverConfig:
     batch_sequences: int  # the global batch, the same on any number of ranks
     learning_rate: float
     learning_rates: list[float] | None = None  # a number per round instead of learning_rate
+    decay: str = "cosine"  # of the learning rate, after the warm-up
     final_learning_rate_fraction: float = 0.1
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
@@ -177,9 +232,17 @@ class RecoverConfig:
     gradient_clipping: float = 1.0  # norm; 0 is off
     validation_sequences: int = 32
     validations: int = 4  # during a round, besides the one at its start
+    objective: str = "cross_entropy"
+    distillation_weight: float = 0.5  # of the mixed objective; the rest is cross-entropy
+    temperature: float = 1.0  # of both distributions in distillation
 
     def __post_init__(self) -> None:
         require_positive("recover", self, "batch_sequences", "learning_rate", "validation_sequences")
+        require_choice("recover.decay", self.decay, DECAYS)
+        require_choice("recover.objective", self.objective, OBJECTIVES)
+        require_positive("recover", self, "temperature")
+        weight = self.distillation_weight
+        require("recover.distillation_weight", weight, 0 < weight < 1, "it must be inside (0, 1)")
         require_at_least("recover", self, 0, "tokens", "weight_decay", "gradient_clipping")
         require_at_least("recover", self, 1, "validations")
         for name in ("final_learning_rate_fraction", "warmup_fraction"):
@@ -188,10 +251,6 @@ class RecoverConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(f"recover.{name}", value, 0 <= value < 1, "it must be in [0, 1)")
-        for name in ("token_shares", "learning_rates"):
-            values = getattr(self, name)
-            positive = values is None or (len(values) > 0 and min(values) > 0)
-            require(f"recover.{name}", values, positive, "every number must be above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -278,15 +337,20 @@ class RunConfig:
 
     def _check_rounds(self) -> None:
         for name in ("token_shares", "learning_rates"):
-            values = getattr(self.recover, name)
-            fits = values is None or len(values) == self.prune.rounds
-            require(
-                f"recover.{name}", values, fits, f"one number per round is needed (prune.rounds={self.prune.rounds})"
-            )
+            _require_one_per_round(f"recover.{name}", getattr(self.recover, name), self.prune.rounds)
         if self.mode == "pretrain":
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
-        else:
+        scope = self.prune.method.pair_scope
+        stock = scope == "model" or self.model.allow_non_stock or self.mode == "pretrain"
+        require(
+            "prune.method.pair_scope",
+            scope,
+            stock,
+            "stock LLaMA has one set of rotary frequencies (scope model); model.allow_non_stock=true accepts a result "
+            "that only transact loads",
+        )
+        if self.mode != "pretrain":
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 
 

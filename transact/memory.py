@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 from transact.config import RunConfig
 from transact.geometry import Geometry
 
+GIB = 1024**3
 FLOAT32_BYTES = 4
+FLOAT64_BYTES = 8
 OPTIMIZER_STATES = 2  # AdamW: exp_avg, exp_avg_sq
 GATHERED_LAYERS = 2  # the one that computes and the one being fetched
 LOGIT_COPIES = 3  # logits in float32, their shifted copy, their gradient
@@ -52,6 +56,23 @@ def estimate_memory(geometry: Geometry, config: RunConfig, ranks: int, *, traini
         activations=_activation_bytes(geometry, config, tokens, width, training=training),
         logits=tokens * geometry.vocab_size * FLOAT32_BYTES * LOGIT_COPIES if training else 0,
     )
+
+
+def gram_bytes(geometry: Geometry) -> int:
+    """Bytes of one layer's Gram matrices while they are summed, in float64."""
+    width = geometry.num_attention_heads * geometry.head_dim
+    return (width**2 + geometry.intermediate_size**2) * FLOAT64_BYTES
+
+
+def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
+    """Layers whose Gram matrices are summed in the same pass over the calibration text, for each pass.
+
+    As many at a time as fit into `gram_gib`, one at least, in passes of nearly equal size.
+    """
+    at_a_time = max(1, int(gram_gib * GIB / gram_bytes(geometry)))
+    passes = math.ceil(geometry.num_layers / at_a_time)
+    bounds = [round(geometry.num_layers * turn / passes) for turn in range(passes + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _gathered_parameters(geometry: Geometry) -> float:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transact.config import PruneConfig, RecoverConfig, RunConfig
 from transact.geometry import Geometry
+
+if TYPE_CHECKING:
+    from transact.prune.budget import Multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,32 +32,82 @@ def tokens_per_batch(config: RunConfig) -> int:
     return config.recover.batch_sequences * config.data.sequence_length
 
 
-def geometries(config: PruneConfig, parent: Geometry) -> tuple[list[Geometry], list[float]]:
+def geometries(
+    config: PruneConfig, parent: Geometry, final: Geometry | None = None
+) -> tuple[list[Geometry], list[float]]:
     """Dimensions after each round, and the cumulative fraction that each round was asked for.
+
+    Args:
+        final: dimensions after the last round where they are known already.
 
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.prune.budget import Multiples, explicit_geometry, removed_fraction, solve_rounds
+    from transact.prune.budget import explicit_geometry, removed_fraction, solve_rounds
     from transact.prune.schedule import removed_fractions
 
-    multiples = Multiples(head_dim=config.multiple.head_dim, intermediate_size=config.multiple.intermediate_size)
-    final = None
     total = config.remove_fraction
     if total is None:
         final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
         total = removed_fraction(parent, final)
-    fractions = removed_fractions(total, config.rounds, config.schedule)
-    return solve_rounds(parent, fractions, multiples, final), fractions
+    elif config.head_dim is not None:
+        final = _with_head_dim(config, parent, config.head_dim)
+    fractions = removed_fractions(total, config.rounds, config.schedule, config.round_shares)
+    return solve_rounds(parent, fractions, _multiples(config), final, heads=_cuts_heads(config)), fractions
 
 
-def pruning_rounds(config: RunConfig, parent: Geometry) -> list[Round]:
-    """The rounds of `mode=prune`.
+def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
+    """The dimensions that `prune.split=auto` measures: evenly spaced where there are more than it may try.
 
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    dimensions, fractions = geometries(config.prune, parent)
+    from transact.prune.budget import splits
+
+    assert config.remove_fraction is not None
+    found = splits(parent, config.remove_fraction, _multiples(config), heads=_cuts_heads(config))
+    limit = min(config.split_candidates, len(found))
+    if limit == 1:
+        return found[:1]
+    return [found[round(place * (len(found) - 1) / (limit - 1))] for place in range(limit)]
+
+
+def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
+    """The split with this head_dim."""
+    from transact.prune.budget import splits
+
+    assert config.remove_fraction is not None
+    found = splits(parent, config.remove_fraction, _multiples(config))
+    for geometry in found:
+        if geometry.head_dim == head_dim:
+            return geometry
+    allowed = ", ".join(str(geometry.head_dim) for geometry in found)
+    raise ValueError(
+        f"prune.head_dim={head_dim} is not allowed: with prune.remove_fraction={config.remove_fraction:g} and these "
+        f"multiples it can be {allowed}"
+    )
+
+
+def _multiples(config: PruneConfig) -> Multiples:
+    from transact.prune.budget import Multiples
+
+    return Multiples(head_dim=config.multiple.head_dim, intermediate_size=config.multiple.intermediate_size)
+
+
+def _cuts_heads(config: PruneConfig) -> bool:
+    return config.method.attention == "heads"
+
+
+def pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> list[Round]:
+    """The rounds of `mode=prune`.
+
+    Args:
+        final: dimensions after the last round where `prune.split=auto` has found them.
+
+    Raises:
+        ValueError: the request cannot be met with this parent.
+    """
+    dimensions, fractions = geometries(config.prune, parent, final)
     tokens = _token_budgets(config.recover, config.prune.rounds, tokens_per_batch(config))
     rates = config.recover.learning_rates or [config.recover.learning_rate] * config.prune.rounds
     rounds, position = [], 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.commands import Workplace
+from tests.support.plans import hand_plan
 from tests.support.ranks import run_on_ranks
 from tests.support.tiny import write_model
 
@@ -98,7 +99,7 @@ def four_rounds(model: Path) -> dict[str, Any]:
 
 
 def test_a_closed_engine_is_gone(tmp_path: Path) -> None:
-    """No object survives, nor their memory: three engines of 40 MB a rank (weights, states), if they leaked, are 120 MB."""
+    """Neither objects survive nor their memory: three leaked engines, of 40 MB a rank, would be 120 MB."""
     model = write_model(tmp_path / "model", hidden_size=256, intermediate_size=2048, num_hidden_layers=3, head_dim=64)
     for held in run_on_ranks(2, four_rounds, model):
         assert held["alive"] == [0, 0, 0, 0]
@@ -152,25 +153,14 @@ LARGE = {
 def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
     """Peak bytes of this rank while it loads a model for inference, and while it slices it."""
     from transact.files import read_json
-    from transact.geometry import Geometry
     from transact.models.llama import read_geometry
-    from transact.prune.planning import PrunePlan
     from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
     from transact.stages.slice import slice_checkpoint
 
     source = read_geometry(read_json(model / "config.json"))
-    target = Geometry.from_dict(source.to_dict() | {"head_dim": 64, "intermediate_size": 1536})
-    plan = PrunePlan(
-        rotary_pairs=tuple(range(32)),
-        value_dims=tuple(tuple(tuple(range(64)) for _ in range(8)) for _ in range(8)),
-        channels=tuple(tuple(range(1536)) for _ in range(8)),
-        source=source,
-        target=target,
-        asked=None,
-        reached=0.5,
-        criterion="activation_norm",
-    )
+    dims, channels = [[range(64)] * 8] * 8, [range(1536)] * 8
+    plan = hand_plan(source, range(32), dims, channels)
     with process_group("cpu", 5) as group:
         with open_engine(warm_up, engine_config(), group):
             pass  # imports and DeepSpeed's own start are not the model's memory

@@ -141,6 +141,11 @@ def declared_geometry(model: ModelConfig) -> Geometry:
     return read_geometry(read_model_config(model))
 
 
+def geometry_of(folder: Path) -> Geometry:
+    """Dimensions of a local checkpoint folder."""
+    return read_geometry(read_json(folder / "config.json"))
+
+
 def check_files(folder: Path) -> None:
     """Every shard is there, is safetensors, and is complete; and there is a tokenizer.
 

@@ -16,27 +16,34 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
+    from transact.prune.gram import LayerGram
     from transact.prune.statistics import ActivationStatistics
+
+TAYLOR = frozenset({"taylor_pairs", "taylor_values", "taylor_channels"})
 
 
 class Collector:
-    """Running sums of squares of one model on one rank.
+    """Running sums of one model on one rank.
 
     Attributes:
         enabled: set to False for a forward that must not count, such as a batch that only keeps
             a rank in step with the others.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, extra: frozenset[str] = frozenset()) -> None:
         self.enabled = True
+        self.extra = extra
         self._geometry = geometry
         # On the activation's own device: moving each sum would wait for the device every time.
         self._sums: dict[tuple[str, int], Tensor] = {}
 
-    def add(self, kind: str, layer: int, energy: Tensor) -> None:
-        """Add the float64 sums of one forward; ``kind`` is a field of `ActivationStatistics`."""
+    def add(self, kind: str, layer: int, value: Tensor) -> None:
+        """Add the float64 sums of one forward; ``kind`` is a field of `ActivationStatistics` or `LayerGram`."""
         key = (kind, layer)
-        self._sums[key] = self._sums[key] + energy if key in self._sums else energy
+        if key in self._sums:
+            self._sums[key] += value
+        else:
+            self._sums[key] = value
 
     def statistics(self, num_tokens: int) -> ActivationStatistics:
         """What was summed so far, on the CPU.
@@ -48,14 +55,32 @@ class Collector:
 
         from transact.prune.statistics import ActivationStatistics
 
-        collected = replace(ActivationStatistics.zeros(self._geometry), num_tokens=num_tokens)
-        for (kind, layer), energy in self._sums.items():
-            getattr(collected, kind)[layer] = energy.cpu()
+        collected = replace(ActivationStatistics.zeros(self._geometry, self.extra), num_tokens=num_tokens)
+        for (kind, layer), value in self._sums.items():
+            getattr(collected, kind)[layer] = value.cpu()
         return collected
+
+    def take_gram(self, layer: int) -> LayerGram:
+        """The Gram matrices of one layer, where they were summed; they are forgotten here. No sums: zeros."""
+        import torch
+
+        from transact.prune.gram import LayerGram
+
+        width = self._geometry.num_attention_heads * self._geometry.head_dim
+        sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
+        sums = {kind: self._sums.pop((kind, layer), None) for kind in sizes}
+        return LayerGram(
+            **{
+                kind: torch.zeros(size, size, dtype=torch.float64) if (found := sums[kind]) is None else found
+                for kind, size in sizes.items()
+            }
+        )
 
 
 @contextmanager
-def collect_statistics(model: nn.Module, geometry: Geometry) -> Iterator[Collector]:
+def collect_statistics(
+    model: nn.Module, geometry: Geometry, extra: frozenset[str] = frozenset()
+) -> Iterator[Collector]:
     """Watch the forwards of a ``LlamaForCausalLM`` until the block ends.
 
     Put the model in eval mode: with activation checkpointing a training step runs every layer's
@@ -64,20 +89,66 @@ def collect_statistics(model: nn.Module, geometry: Geometry) -> Iterator[Collect
     Args:
         model: the model itself, not the engine around it.
         geometry: its dimensions.
+        extra: attributes of `ActivationStatistics` on request. Those of `TAYLOR` are summed in the backward.
     """
-    collector = Collector(geometry)
+    collector = Collector(geometry, extra)
     handles: list[RemovableHandle] = []
     try:
         for layer, block in enumerate(_decoder_layers(model)):
             handles += _attach(collector, geometry, layer, block)
+            if extra & TAYLOR:
+                handles += _attach_gradients(collector, geometry, layer, block)
+        if extra & TAYLOR:
+            handles.append(_make_differentiable(model))
         yield collector
     finally:
         for handle in handles:
             handle.remove()
 
 
+@contextmanager
+def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterator[Collector]:
+    """Sum the Gram matrices of some layers of a ``LlamaForCausalLM`` until the block ends."""
+    collector = Collector(geometry)
+    handles: list[RemovableHandle] = []
+    try:
+        blocks = _decoder_layers(model)
+        for layer in layers:
+            handles += attach_grams(collector, layer, blocks[layer])
+        yield collector
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attach_grams(collector: Collector, layer: int, block: Any) -> list[RemovableHandle]:
+    """Hook the inputs of one decoder layer's output projections."""
+    from transact.prune.gram import gram
+
+    return [
+        block.self_attn.o_proj.register_forward_pre_hook(_before(collector, "attention_output", layer, gram)),
+        block.mlp.down_proj.register_forward_pre_hook(_before(collector, "intermediate", layer, gram)),
+    ]
+
+
 def _decoder_layers(model: Any) -> Any:
     return model.model.layers
+
+
+def _after(collector: Collector, kind: str, layer: int, sums_of: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if collector.enabled:
+            collector.add(kind, layer, sums_of(output))
+
+    return hook
+
+
+def _before(collector: Collector, kind: str, layer: int, sums_of: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if collector.enabled:
+            collector.add(kind, layer, sums_of(inputs[0]))
+
+    return hook
 
 
 def _attach(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
@@ -90,25 +161,81 @@ def _attach(collector: Collector, geometry: Geometry, layer: int, block: Any) ->
     def dims_per_head(activation: Tensor) -> Tensor:
         return channel_energy(activation).view(-1, geometry.head_dim)
 
-    def after(kind: str, energy_of: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if collector.enabled:
-                collector.add(kind, layer, energy_of(output))
-
-        return hook
-
-    def before(kind: str, energy_of: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if collector.enabled:
-                collector.add(kind, layer, energy_of(inputs[0]))
-
-        return hook
-
     attention, mlp = block.self_attn, block.mlp
     query, key = pairs_of(geometry.num_attention_heads), pairs_of(geometry.num_key_value_heads)
-    return [
-        attention.q_proj.register_forward_hook(after("query", query)),
-        attention.k_proj.register_forward_hook(after("key", key)),
-        attention.o_proj.register_forward_pre_hook(before("attention_output", dims_per_head)),
-        mlp.down_proj.register_forward_pre_hook(before("intermediate", channel_energy)),
+    handles = [
+        attention.q_proj.register_forward_hook(_after(collector, "query", layer, query)),
+        attention.k_proj.register_forward_hook(_after(collector, "key", layer, key)),
+        attention.o_proj.register_forward_pre_hook(_before(collector, "attention_output", layer, dims_per_head)),
+        mlp.down_proj.register_forward_pre_hook(_before(collector, "intermediate", layer, channel_energy)),
     ]
+    if collector.extra & {"token_product", "logit_variance"}:
+        handles += _attach_logits(collector, geometry, layer, attention)
+    return handles
+
+
+def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attention: Any) -> list[RemovableHandle]:
+    """Scores that need a token's query, its key and their rotation together. k_proj runs after q_proj."""
+    from transact.prune.pair_scores import logit_variances, pair_products
+
+    seen: dict[str, Any] = {}
+
+    def embedding(_module: nn.Module, _inputs: object, keywords: dict[str, Any]) -> None:
+        seen["embedding"] = keywords["position_embeddings"]
+
+    def query(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen["query"] = output
+
+    def key(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        cosine, sine = seen.pop("embedding")
+        projected = seen.pop("query")
+        if not collector.enabled:
+            return
+        if "token_product" in collector.extra:
+            collector.add("token_product", layer, pair_products(projected, output, geometry))
+        if "logit_variance" in collector.extra:
+            collector.add("logit_variance", layer, logit_variances(projected, output, cosine, sine, geometry))
+
+    return [
+        attention.register_forward_pre_hook(embedding, with_kwargs=True),
+        attention.q_proj.register_forward_hook(query),
+        attention.k_proj.register_forward_hook(key),
+    ]
+
+
+def _attach_gradients(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
+    """Gates on the units of one layer: their gradients are summed when the loss is differentiated."""
+    from transact.prune import taylor
+
+    def watch(kind: str, activation: Tensor, score_of: Callable[[Tensor], Tensor]) -> None:
+        def on_gradient(gradient: Tensor) -> None:
+            # The loss is a mean over the batch: undo that, so that every sequence counts the same.
+            gates = taylor.gate_gradients(activation, gradient) * len(activation)
+            collector.add(kind, layer, score_of(gates))
+
+        if collector.enabled:
+            activation.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+    def query(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        watch("taylor_pairs", output, lambda gates: taylor.taylor_pairs(gates, geometry))
+
+    def values(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        watch("taylor_values", inputs[0], lambda gates: taylor.taylor_values(gates, geometry))
+
+    def channels(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        watch("taylor_channels", inputs[0], taylor.taylor_channels)
+
+    return [
+        block.self_attn.q_proj.register_forward_hook(query),
+        block.self_attn.o_proj.register_forward_pre_hook(values),
+        block.mlp.down_proj.register_forward_pre_hook(channels),
+    ]
+
+
+def _make_differentiable(model: Any) -> RemovableHandle:
+    """Frozen weights make no graph; the embedded tokens, marked as differentiable, do."""
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output.requires_grad_() if output.is_leaf else output
+
+    return model.model.embed_tokens.register_forward_hook(hook)

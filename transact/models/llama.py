@@ -1,5 +1,7 @@
 """The LLaMA family: its configuration, what is cut in which tensor, and the cut config.json.
 
+The family is LLaMA, and Mistral without a sliding window, which is the same computation.
+
 Works on the parsed config.json and on single tensors by name, so a checkpoint can be streamed
 through layer by layer. Importing this module imports neither torch nor transformers.
 """
@@ -11,12 +13,28 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
-from transact.models.rotary import kept_pairs_settings, rope_settings
+from transact.models.rotary import OWN_FREQUENCIES, head_frequencies, kept_pairs_settings, rope_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transact.prune.gram import LayerGram
     from transact.prune.planning import PrunePlan
+    from transact.prune.weights import LayerWeights
+
+STOCK_TYPES = ("llama", "mistral")
+# A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
+OWN_TYPE = "transact_llama"
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", OWN_TYPE: "TransactLlamaForCausalLM"}
+PROJECTIONS = {  # name in the state dict -> field of LayerWeights
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "o": "output",
+    "gate": "gate",
+    "up": "up",
+    "down": "down",
+}
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _PROJECTION = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)_proj\.weight")
@@ -48,8 +66,10 @@ def check_supported(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one line with the field, its value and what is supported.
     """
-    if config.get("model_type") != "llama":
-        raise ValueError(f"model_type is {config.get('model_type')!r}; supported: 'llama'")
+    if config.get("model_type") not in STOCK_TYPES:
+        raise ValueError(f"model_type is {config.get('model_type')!r}; supported: {', '.join(STOCK_TYPES)}")
+    if config.get("model_type") == "mistral" and config.get("sliding_window") is not None:
+        raise ValueError(f"sliding_window is {config['sliding_window']}; supported: null")
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise ValueError(f"{name} is {config[name]}; supported: False")
@@ -59,7 +79,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         method = config["quantization_config"].get("quant_method", "of unknown method")
         raise ValueError(f"quantization_config is present ({method}); supported: none")
     geometry = read_geometry(config)
-    if geometry.hidden_size % geometry.num_attention_heads:
+    if config["model_type"] == "llama" and geometry.hidden_size % geometry.num_attention_heads:
         # LlamaConfig insists on it even where head_dim is explicit.
         raise ValueError(
             f"num_attention_heads is {geometry.num_attention_heads}; supported: "
@@ -68,17 +88,42 @@ def check_supported(config: Mapping[str, Any]) -> None:
     rope_settings(config)
 
 
+def is_stock(config: Mapping[str, Any]) -> bool:
+    """Whether a class of transformers computes this config.json's model."""
+    return config["model_type"] in STOCK_TYPES
+
+
 def sliced_config(config: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
-    """config.json of the sliced model, for stock transformers.
+    """config.json of the sliced model, for stock transformers wherever that is possible.
 
     Save it as is: ``save_pretrained`` of transformers 5 drops the keys that version 4 reads.
     """
+    target = plan.target
     sliced = {key: value for key, value in config.items() if key != "auto_map"}
-    sliced["head_dim"] = plan.target.head_dim
-    sliced["intermediate_size"] = plan.target.intermediate_size
-    if plan.target.head_dim < plan.source.head_dim:
-        sliced |= kept_pairs_settings(config, plan.rotary_pairs)
+    sliced |= {
+        "head_dim": target.head_dim,
+        "num_attention_heads": target.num_attention_heads,
+        "num_key_value_heads": target.num_key_value_heads,
+        "intermediate_size": target.intermediate_size,
+    }
+    if config["model_type"] == "llama" and target.hidden_size % target.num_attention_heads:
+        # The same computation without LlamaConfig's condition on the number of heads.
+        sliced |= {"model_type": "mistral", "sliding_window": None}
+    if target.head_dim < plan.source.head_dim and plan.rotary == "kept":
+        if plan.pair_scope == "model" and OWN_FREQUENCIES not in config:
+            sliced |= kept_pairs_settings(config, plan.rotary_pairs(0, 0))
+        else:
+            sliced |= {"model_type": OWN_TYPE, OWN_FREQUENCIES: _own_frequencies(config, plan)}
     return sliced
+
+
+def _own_frequencies(config: Mapping[str, Any], plan: PrunePlan) -> list[list[list[float]]]:
+    """Inverse frequency of every kept pair: (layers)(key-value heads)(pairs)."""
+    before = head_frequencies(config)
+    return [
+        [before[layer, head, list(plan.rotary_pairs(layer, head))].tolist() for head in range(before.shape[1])]
+        for layer in range(before.shape[0])
+    ]
 
 
 def layer_of(name: str) -> int | None:
@@ -87,46 +132,47 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def slice_tensor(name: str, tensor: Tensor, plan: PrunePlan) -> Tensor:
-    """The sliced version of one parameter of ``LlamaForCausalLM``, same dtype, contiguous.
+def down_projection(layer: int) -> str:
+    """Name of the weight that reads the MLP channels of a layer."""
+    return f"model.layers.{layer}.mlp.down_proj.weight"
+
+
+def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
+    """The projections among the tensors of one layer; None where these are not those of a layer."""
+    from transact.prune.weights import LayerWeights
+
+    found = {match[1]: tensor for name, tensor in tensors.items() if (match := _PROJECTION.fullmatch(name))}
+    if not found:
+        return None
+    return LayerWeights(**{field: found[short] for short, field in PROJECTIONS.items()})
+
+
+def slice_tensors(
+    tensors: Mapping[str, Tensor], plan: PrunePlan, gram: LayerGram | None = None, ridge: float | None = None
+) -> dict[str, Tensor]:
+    """The sliced version of the parameters of one layer; parameters outside the layers pass unchanged.
 
     Args:
-        name: as in the state dict, ``model.layers.3.self_attn.q_proj.weight``.
-        tensor: (outputs, inputs) for a projection; anything else is returned unchanged.
+        tensors: by their names in the state dict of ``LlamaForCausalLM``.
         plan: what to keep.
+        gram: as in `transact.prune.slicing.cut_layer`; so is ridge.
+        ridge: of the refit.
     """
-    from transact.prune import slicing
+    from transact.prune.slicing import cut_layer
 
-    match, layer = _PROJECTION.fullmatch(name), layer_of(name)
-    if match is None or layer is None:
-        return tensor.contiguous()
-    match match[1]:
-        case "q":
-            rows = _select(tensor, 0, slicing.query_rows(plan))
-            return _scaled(rows, slicing.query_scale(plan))
-        case "k":
-            return _select(tensor, 0, slicing.key_rows(plan))
-        case "v":
-            return _select(tensor, 0, slicing.value_rows(plan, layer))
-        case "o":
-            return _select(tensor, 1, slicing.output_columns(plan, layer))
-        case "gate" | "up":
-            return _select(tensor, 0, slicing.channel_indices(plan, layer))
-        case "down":
-            return _select(tensor, 1, slicing.channel_indices(plan, layer))
-    raise AssertionError(f"unknown projection {name}")
+    weights = layer_weights(tensors)
+    layer = layer_of(next(iter(tensors)))
+    if weights is None or layer is None:
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return replace_projections(tensors, cut_layer(weights, plan, layer, gram, ridge))
 
 
-def _select(weight: Tensor, dim: int, indices: Tensor) -> Tensor:
-    return weight.index_select(dim, indices.to(weight.device))
-
-
-def _scaled(weight: Tensor, factor: float) -> Tensor:
-    """Multiply in float32 at least, so that a 16-bit weight is rounded once only."""
-    import torch
-
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return (wide * factor).to(weight.dtype)
+def replace_projections(tensors: Mapping[str, Tensor], weights: LayerWeights) -> dict[str, Tensor]:
+    """The tensors of a layer with other projections."""
+    return {
+        name: getattr(weights, PROJECTIONS[match[1]]) if (match := _PROJECTION.fullmatch(name)) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _dimension(config: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "longrope")
+# In the config.json of a model that no stock class expresses: (layers)(key-value heads)(pairs) inverse frequencies.
+OWN_FREQUENCIES = "rotary_inverse_frequencies"
 # What transformers assumes where config.json is silent.
 DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_MAX_POSITION_EMBEDDINGS = 2048
@@ -56,6 +58,16 @@ def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
             return plain / torch.tensor(settings["short_factor"], dtype=torch.float64)
         case _:
             return plain
+
+
+def head_frequencies(config: Mapping[str, Any]) -> Tensor:
+    """Angle per position of each rotary pair of each head: (layers, num_key_value_heads, head_dim // 2) float64."""
+    import torch
+
+    if OWN_FREQUENCIES in config:
+        return torch.tensor(config[OWN_FREQUENCIES], dtype=torch.float64)
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return inverse_frequencies(config).expand(config["num_hidden_layers"], heads, -1)
 
 
 def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) -> dict[str, Any]:

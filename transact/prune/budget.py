@@ -1,7 +1,8 @@
 """From "remove half of the parameters" to dimensions that hardware likes.
 
-Two dimensions are cut, ``head_dim`` and ``intermediate_size``. The coarse one, ``head_dim``, is
-snapped to its multiple; the fine one then makes up the difference.
+Attention loses dims of every head (``head_dim``) or whole heads, the MLP loses channels
+(``intermediate_size``). The coarse cut, attention's, is snapped to its multiple; the fine one then
+makes up the difference.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ def solve_geometry(
     multiples: Multiples,
     ceiling: Geometry | None = None,
     floor: Geometry | None = None,
+    *,
+    heads: bool = False,
 ) -> Geometry:
     """Dimensions that remove ``remove_fraction`` of the parent's parameters.
 
-    Both dimensions lose the same share as nearly as the multiples allow. The total is met within
+    Attention and MLP lose the same share as nearly as the multiples allow. The total is met within
     one multiple of ``intermediate_size``; where the bounds leave no such choice (an
     ``intermediate_size`` that may not move), it is the nearest possible one.
 
@@ -57,12 +60,13 @@ def solve_geometry(
         ceiling: no dimension above this one's: the previous round. Default: the parent.
         floor: no dimension below this one's, and the straight way towards it is preferred: the
             last round. Default: one multiple each.
+        heads: attention loses whole heads instead of dims of every head.
 
     Raises:
         ValueError: more is asked than can be removed; the message says how much can.
     """
     high = ceiling or parent
-    low = floor or _smallest(high, multiples)
+    low = floor or _smallest(high, multiples, heads=heads)
     tolerance = _intermediate_parameters(parent, multiples.intermediate_size)
     wanted = parent.parameters() * (1 - remove_fraction)
     # With a floor the end is known to be within reach, and this round stops there at the latest.
@@ -74,11 +78,20 @@ def solve_geometry(
         # Everything within the tolerance is equally good, so that the balance decides.
         return (0.0 if miss <= tolerance else miss, _imbalance(parent, floor, candidate))
 
-    candidates = [
-        _fit_intermediate(replace(high, head_dim=head_dim), wanted, multiples, low, high)
-        for head_dim in _head_dims(low, high, multiples)
-    ]
-    return min(candidates, key=cost)
+    return min(_candidates(wanted, multiples, low, high, heads=heads), key=cost)
+
+
+def splits(parent: Geometry, remove_fraction: float, multiples: Multiples, *, heads: bool = False) -> list[Geometry]:
+    """Every way to share the same cut between attention and MLP, from most attention kept to least.
+
+    Raises:
+        ValueError: more is asked than can be removed.
+    """
+    solve_geometry(parent, remove_fraction, multiples, heads=heads)  # says what is wrong, if anything is
+    tolerance = _intermediate_parameters(parent, multiples.intermediate_size)
+    wanted = parent.parameters() * (1 - remove_fraction)
+    candidates = _candidates(wanted, multiples, _smallest(parent, multiples, heads=heads), parent, heads=heads)
+    return [each for each in candidates if abs(each.parameters() - wanted) <= tolerance]
 
 
 def solve_rounds(
@@ -86,6 +99,8 @@ def solve_rounds(
     fractions: Sequence[float],
     multiples: Multiples,
     final: Geometry | None = None,
+    *,
+    heads: bool = False,
 ) -> list[Geometry]:
     """One geometry for each round; no dimension ever grows again.
 
@@ -95,16 +110,17 @@ def solve_rounds(
         multiples: granularity of the dimensions.
         final: dimensions of the last round where they are given; the earlier rounds then keep
             their relative progress, so that only the ratios among ``fractions`` matter.
+        heads: attention loses whole heads instead of dims of every head.
 
     Raises:
         ValueError: the last fraction cannot be reached, or a round would remove nothing.
     """
-    last = final or solve_geometry(parent, fractions[-1], multiples)
+    last = final or solve_geometry(parent, fractions[-1], multiples, heads=heads)
     stretch = removed_fraction(parent, last) / fractions[-1] if final else 1.0
     geometries: list[Geometry] = []
     previous = parent
     for fraction in fractions[:-1]:
-        previous = solve_geometry(parent, fraction * stretch, multiples, previous, last)
+        previous = solve_geometry(parent, fraction * stretch, multiples, previous, last, heads=heads)
         geometries.append(previous)
     geometries.append(last)
     _check_every_round_removes(parent, geometries, multiples)
@@ -136,21 +152,35 @@ def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size:
     return child
 
 
-def _smallest(high: Geometry, multiples: Multiples) -> Geometry:
-    """One multiple each, or less where the model itself is smaller than a multiple."""
-    return replace(
-        high,
-        head_dim=min(multiples.head_dim, high.head_dim),
-        intermediate_size=min(multiples.intermediate_size, high.intermediate_size),
-    )
+def _smallest(high: Geometry, multiples: Multiples, *, heads: bool) -> Geometry:
+    """One head, or one multiple of its dims; one multiple of channels; less where the model is smaller than that."""
+    smallest = replace(high, intermediate_size=min(multiples.intermediate_size, high.intermediate_size))
+    if heads:
+        return replace(smallest, num_attention_heads=1, num_key_value_heads=1)
+    return replace(smallest, head_dim=min(multiples.head_dim, high.head_dim))
 
 
-def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[int]:
+def _candidates(wanted: float, multiples: Multiples, low: Geometry, high: Geometry, *, heads: bool) -> list[Geometry]:
+    """For each allowed shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
+    shapes = _head_counts(low, high) if heads else _head_dims(low, high, multiples)
+    return [_fit_intermediate(shape, wanted, multiples, low, high) for shape in shapes]
+
+
+def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[Geometry]:
     """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
     step = multiples.head_dim
     first = math.ceil(low.head_dim / step) * step
     allowed = {low.head_dim, *range(first, high.head_dim, step), high.head_dim}
-    return sorted(allowed, reverse=True)
+    return [replace(high, head_dim=head_dim) for head_dim in sorted(allowed, reverse=True)]
+
+
+def _head_counts(low: Geometry, high: Geometry) -> list[Geometry]:
+    """Allowed numbers of heads, most key-value heads first; every group keeps the same number of query heads."""
+    return [
+        replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
+        for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
+        for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
+    ]
 
 
 def _fit_intermediate(
@@ -172,15 +202,20 @@ def _intermediate_parameters(geometry: Geometry, channels: int) -> int:
 def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
     """Distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
 
-    Without a floor, it is zero where both dimensions keep exactly the same share.
+    Without a floor, it is zero where attention and MLP keep exactly the same share.
     """
-    floor_head_dim, floor_intermediate = (floor.head_dim, floor.intermediate_size) if floor else (0, 0)
-    head_dims_cut = parent.head_dim - candidate.head_dim
+    floor_width, floor_intermediate = (_attention_width(floor), floor.intermediate_size) if floor else (0, 0)
+    width_cut = _attention_width(parent) - _attention_width(candidate)
     channels_cut = parent.intermediate_size - candidate.intermediate_size
     return abs(
-        head_dims_cut * (parent.intermediate_size - floor_intermediate)
-        - channels_cut * (parent.head_dim - floor_head_dim)
+        width_cut * (parent.intermediate_size - floor_intermediate)
+        - channels_cut * (_attention_width(parent) - floor_width)
     )
+
+
+def _attention_width(geometry: Geometry) -> int:
+    """Inner dimensions of attention; its parameters are proportional to them."""
+    return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
 def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples) -> str:

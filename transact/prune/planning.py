@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from transact.prune.criteria import Scores
 
+Dims = tuple[tuple[tuple[int, ...], ...], ...]  # (layers)(heads)(dims)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrunePlan:
@@ -23,63 +25,75 @@ class PrunePlan:
     That checkpoint may itself be the result of an earlier round; indices never refer further back.
 
     Attributes:
-        rotary_pairs: (target.head_dim // 2) kept pairs, one set for all layers and heads.
-        value_dims: (layers)(num_key_value_heads)(target.head_dim) kept dims of v and o.
+        query_heads: (layers)(target.num_attention_heads) kept query heads, those of a group side by side.
+        key_value_heads: (layers)(target.num_key_value_heads) kept key-value heads.
+        query_key_dims: (layers)(target.num_key_value_heads)(target.head_dim) kept dims of q and k.
+        value_dims: the same of v and o; where `value_basis` is not "dims", of no meaning but as a fallback.
         channels: (layers)(target.intermediate_size) kept channels of gate, up and down.
+        value_basis: "dims" keeps the value dims as they are; "svd" and "pca" change the basis first, from the
+            data, while slicing.
+        rotary: "kept": dims of q and k go in rotary pairs and keep their frequencies; "recreated": the
+            frequencies are those of a fresh model with the smaller head.
+        pair_scope: over what a set of pairs was chosen together: "model", "layer" or "head".
         source: dimensions of the checkpoint before slicing.
         target: dimensions after.
         asked: fraction of the dense parent's parameters that this round was asked to have
             removed by its end; ``None`` where dimensions were asked for instead.
         reached: the fraction that it will have removed.
-        criterion: name of the criterion that scored the units.
+        method: how the units were chosen, for the record.
     """
 
-    rotary_pairs: tuple[int, ...]
-    value_dims: tuple[tuple[tuple[int, ...], ...], ...]
+    query_heads: tuple[tuple[int, ...], ...]
+    key_value_heads: tuple[tuple[int, ...], ...]
+    query_key_dims: Dims
+    value_dims: Dims
     channels: tuple[tuple[int, ...], ...]
+    value_basis: str
+    rotary: str
+    pair_scope: str
     source: Geometry
     target: Geometry
     asked: float | None
     reached: float
-    criterion: str
+    method: dict[str, Any]
 
     def __post_init__(self) -> None:
         source, target = self.source, self.target
-        _check_kept(self.rotary_pairs, target.head_dim // 2, source.head_dim // 2)
-        assert len(self.value_dims) == len(self.channels) == source.num_layers
-        for heads in self.value_dims:
-            assert len(heads) == source.num_key_value_heads
-            for dims in heads:
+        assert self.value_basis in ("dims", "svd", "pca")
+        assert self.rotary in ("kept", "recreated")
+        for per_layer in (self.query_heads, self.key_value_heads, self.query_key_dims, self.value_dims, self.channels):
+            assert len(per_layer) == source.num_layers
+        for heads in self.query_heads:
+            _check_kept(heads, target.num_attention_heads, source.num_attention_heads)
+        for heads in self.key_value_heads:
+            _check_kept(heads, target.num_key_value_heads, source.num_key_value_heads)
+        for layer in (*self.query_key_dims, *self.value_dims):
+            assert len(layer) == target.num_key_value_heads
+            for dims in layer:
                 _check_kept(dims, target.head_dim, source.head_dim)
         for channels in self.channels:
             _check_kept(channels, target.intermediate_size, source.intermediate_size)
+        if self.rotary == "kept":
+            half = source.head_dim // 2
+            for dims in (dims for layer in self.query_key_dims for dims in layer):
+                pairs = dims[: target.head_dim // 2]
+                assert dims[target.head_dim // 2 :] == tuple(pair + half for pair in pairs), "not whole rotary pairs"
+
+    def rotary_pairs(self, layer: int, key_value_head: int) -> tuple[int, ...]:
+        """Kept pairs of one head; the same everywhere where the scope is the model."""
+        assert self.rotary == "kept"
+        return self.query_key_dims[layer][key_value_head][: self.target.head_dim // 2]
 
     def to_json(self) -> dict[str, Any]:
         """Dictionary of JSON types."""
-        return {
-            "rotary_pairs": list(self.rotary_pairs),
-            "value_dims": [[list(dims) for dims in heads] for heads in self.value_dims],
-            "channels": [list(channels) for channels in self.channels],
-            "source": self.source.to_dict(),
-            "target": self.target.to_dict(),
-            "asked": self.asked,
-            "reached": self.reached,
-            "criterion": self.criterion,
-        }
+        values = asdict(self)  # geometries become dictionaries too
+        return {name: _as_lists(value) for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PrunePlan:
         """Inverse of `to_json`."""
-        return cls(
-            rotary_pairs=tuple(values["rotary_pairs"]),
-            value_dims=tuple(tuple(map(tuple, heads)) for heads in values["value_dims"]),
-            channels=tuple(map(tuple, values["channels"])),
-            source=Geometry.from_dict(values["source"]),
-            target=Geometry.from_dict(values["target"]),
-            asked=values["asked"],
-            reached=values["reached"],
-            criterion=values["criterion"],
-        )
+        geometries = {name: Geometry.from_dict(values[name]) for name in ("source", "target")}
+        return cls(**({name: _as_tuples(value) for name, value in values.items()} | geometries))
 
 
 def make_plan(
@@ -89,7 +103,12 @@ def make_plan(
     *,
     parent: Geometry,
     asked: float | None,
-    criterion: str,
+    unit: str = "pairs",
+    pair_scope: str = "model",
+    value_basis: str = "dims",
+    query_head_scores: Tensor | None = None,
+    channels: Sequence[Sequence[int]] | None = None,
+    method: dict[str, Any] | None = None,
 ) -> PrunePlan:
     """Keep the best units of each kind.
 
@@ -99,27 +118,55 @@ def make_plan(
         target: dimensions to reach.
         parent: the dense model, which the fraction reached is counted from.
         asked: fraction asked for, for the record.
-        criterion: name of what made the scores, for the record.
-
-    Raises:
-        ValueError: a score is not finite, so the model broke down on the calibration text.
+        unit: what attention loses: "pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads), or
+            "shared_dims" (the same dims, chosen by the values' scores, in q, k, v and o).
+        pair_scope: "model", "layer" or "head": what shares one set of pairs.
+        value_basis: see `PrunePlan`.
+        query_head_scores: (layers, num_attention_heads), for unit "heads".
+        channels: kept channels of each layer where they were chosen already.
+        method: for the record.
     """
-    for kind in ("rotary_pairs", "value_dims", "channels"):
-        if not getattr(scores, kind).isfinite().all():
-            raise ValueError(f"scores of {kind} are not all finite: activations overflowed")
-    pairs = best_indices(scores.rotary_pairs, target.head_dim // 2)
-    value_dims = best_indices(scores.value_dims, target.head_dim)
-    channels = best_indices(scores.channels, target.intermediate_size)
+    queries, groups = _all_heads(source)
+    if unit == "heads":
+        assert query_head_scores is not None
+        queries, groups = best_heads(query_head_scores, source, target)
+    values = _per_head(best_indices(scores.values, target.head_dim), groups)
+    rotary, query_key = "kept", values
+    if unit == "pairs":
+        query_key = _pair_dims(scores.pairs, source, target, pair_scope)
+    elif unit == "shared_dims":
+        rotary = "recreated"
+    if channels is None:
+        channels = best_indices(scores.channels, target.intermediate_size).tolist()
     return PrunePlan(
-        rotary_pairs=tuple(pairs.tolist()),
-        value_dims=tuple(tuple(map(tuple, heads)) for heads in value_dims.tolist()),
-        channels=tuple(map(tuple, channels.tolist())),
+        query_heads=_as_tuples(queries),
+        key_value_heads=_as_tuples(groups),
+        query_key_dims=_as_tuples(query_key),
+        value_dims=_as_tuples(values),
+        channels=_as_tuples(channels),
+        value_basis=value_basis if target.head_dim < source.head_dim else "dims",
+        rotary=rotary,
+        pair_scope=pair_scope,
         source=source,
         target=target,
         asked=asked,
         reached=removed_fraction(parent, target),
-        criterion=criterion,
+        method=method or {},
     )
+
+
+def best_heads(scores: Tensor, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:
+    """Key-value heads whose best query heads score highest, and those query heads.
+
+    With as many key-value heads as query heads it is the highest scores. scores: (layers, num_attention_heads).
+    """
+    per_group = target.queries_per_key_value_head
+    grouped = scores.view(source.num_layers, source.num_key_value_heads, source.queries_per_key_value_head)
+    members = best_indices(grouped, per_group)  # (layers, groups, per_group) within the group
+    groups = best_indices(grouped.gather(-1, members).sum(dim=-1), target.num_key_value_heads)
+    first = groups.unsqueeze(-1) * source.queries_per_key_value_head
+    chosen = members.gather(1, groups.unsqueeze(-1).expand(-1, -1, per_group)) + first
+    return chosen.flatten(1).tolist(), groups.tolist()
 
 
 def best_indices(scores: Tensor, count: int) -> Tensor:
@@ -129,6 +176,46 @@ def best_indices(scores: Tensor, count: int) -> Tensor:
     """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :count].sort(dim=-1).values
+
+
+def with_channels(plan: PrunePlan, channels: Sequence[Sequence[int]]) -> PrunePlan:
+    """The same plan with other channels kept."""
+    return replace(plan, channels=_as_tuples(channels))
+
+
+def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, scope: str) -> list[list[list[int]]]:
+    """Dims of the best pairs, both halves: (layers)(key-value heads)(target.head_dim)."""
+    if scope == "model":
+        scores = scores.sum(dim=(0, 1), keepdim=True)
+    elif scope == "layer":
+        scores = scores.sum(dim=1, keepdim=True)
+    pairs = best_indices(scores, target.head_dim // 2)
+    pairs = pairs.expand(source.num_layers, source.num_key_value_heads, -1)
+    return (pairs.repeat(1, 1, 2) + _half_offsets(pairs, source)).tolist()
+
+
+def _half_offsets(pairs: Tensor, source: Geometry) -> Tensor:
+    half = source.head_dim // 2
+    return pairs.new_tensor([0] * pairs.shape[-1] + [half] * pairs.shape[-1])
+
+
+def _all_heads(source: Geometry) -> tuple[list[list[int]], list[list[int]]]:
+    counts = (source.num_attention_heads, source.num_key_value_heads)
+    queries, groups = ([list(range(count))] * source.num_layers for count in counts)
+    return queries, groups
+
+
+def _per_head(dims: Tensor, groups: list[list[int]]) -> list[list[list[int]]]:
+    """The dims of the kept key-value heads."""
+    return [[dims[layer, group].tolist() for group in heads] for layer, heads in enumerate(groups)]
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _as_lists(value: Any) -> Any:
+    return list(map(_as_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_kept(indices: Sequence[int], count: int, available: int) -> None:

@@ -17,13 +17,16 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 SCHEDULES: tuple[str, ...] = tuple(_CURVES)
 
 
-def removed_fractions(remove_fraction: float, rounds: int, kind: str) -> list[float]:
+def removed_fractions(
+    remove_fraction: float, rounds: int, kind: str, shares: Sequence[float] | None = None
+) -> list[float]:
     """Cumulative fraction of the parent's parameters removed after each round.
 
     Args:
         remove_fraction: share of all parameters removed after the last round, in (0, 1).
         rounds: number of rounds, at least 1.
         kind: one of `SCHEDULES`.
+        shares: relative size of each round's cut, instead of a schedule.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -34,8 +37,12 @@ def removed_fractions(remove_fraction: float, rounds: int, kind: str) -> list[fl
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if kind not in _CURVES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")
-    curve = _CURVES[kind]
-    earlier = [curve(remove_fraction, turn / rounds) for turn in range(1, rounds)]
+    if shares is not None:
+        if len(shares) != rounds or min(shares) <= 0:
+            raise ValueError(f"need one positive share for each of {rounds} rounds, got {list(shares)}")
+        earlier = [remove_fraction * done / sum(shares) for done in accumulate(shares[:-1])]
+    else:
+        earlier = [_CURVES[kind](remove_fraction, turn / rounds) for turn in range(1, rounds)]
     return [*earlier, remove_fraction]  # the last one without rounding error
 
 

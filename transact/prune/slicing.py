@@ -1,4 +1,4 @@
-"""From a plan to the rows and columns of weight matrices. Pure functions; all indices are int64.
+"""From a plan to smaller weight matrices: pure functions on the weights of one layer.
 
 A projection's weight is (outputs, inputs). Heads lie one after the other along the attention's
 inner dimension, each ``head_dim`` wide.
@@ -8,40 +8,109 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from transact.prune.gram import LayerGram
 from transact.prune.planning import PrunePlan
+from transact.prune.refit import refit
+from transact.prune.value_basis import ValueBasis, block_diagonal, output_transform, pca_basis, svd_basis
+from transact.prune.weights import LayerWeights
 
 
-def query_rows(plan: PrunePlan) -> Tensor:
-    """Rows of q_proj to keep: (num_attention_heads * target.head_dim,)."""
-    return _rotary_rows(plan, plan.source.num_attention_heads)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AttentionCut:
+    """Attention after the cut, before any refit; float32.
+
+    Attributes:
+        query: as in `LayerWeights`, with the target's dimensions; so are key, value and output.
+        transform: what became of o_proj's input: (kept,) int64 indices, or the matrix (kept, inputs) float64.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    transform: Tensor
 
 
-def key_rows(plan: PrunePlan) -> Tensor:
-    """Rows of k_proj to keep: (num_key_value_heads * target.head_dim,)."""
-    return _rotary_rows(plan, plan.source.num_key_value_heads)
+def cut_layer(
+    weights: LayerWeights, plan: PrunePlan, layer: int, gram: LayerGram | None = None, ridge: float | None = None
+) -> LayerWeights:
+    """The weights of one layer after the cut, float32.
+
+    Args:
+        weights: of the layer, before.
+        plan: what to keep.
+        layer: its index.
+        gram: of the layer; needed for a value basis from data and for the refit.
+        ridge: damping of the refit; None for the plain cut.
+    """
+    attention = cut_attention(weights, plan, layer, gram)
+    channels = channel_indices(plan, layer).to(weights.down.device)
+    output, down = attention.output, weights.down.float()[:, channels]
+    if ridge is not None:
+        assert gram is not None
+        # Nothing was cut: the plain weights are the exact answer.
+        if plan.target.num_attention_heads * plan.target.head_dim < weights.output.shape[1]:
+            output = refit(weights.output, gram.attention_output, attention.transform, ridge)
+        if len(channels) < weights.down.shape[1]:
+            down = refit(weights.down, gram.intermediate, channels, ridge)
+    return LayerWeights(
+        query=attention.query,
+        key=attention.key,
+        value=attention.value,
+        output=output.contiguous(),
+        gate=weights.gate.float()[channels],
+        up=weights.up.float()[channels],
+        down=down.contiguous(),
+    )
+
+
+def cut_attention(weights: LayerWeights, plan: PrunePlan, layer: int, gram: LayerGram | None = None) -> AttentionCut:
+    """q, k, v and o after the cut. gram: needed where the plan's value basis comes from data."""
+    rows, columns = value_rows(plan, layer), output_columns(plan, layer)
+    value, output, transform = weights.value.float()[rows], weights.output.float()[:, columns], columns
+    if plan.value_basis != "dims":
+        assert gram is not None
+        basis = _basis(weights, plan, gram)
+        value, output, transform = _change_basis(weights, plan, basis)
+    return AttentionCut(
+        query=weights.query.float()[query_rows(plan, layer)] * query_scale(plan),
+        key=weights.key.float()[key_rows(plan, layer)],
+        value=value,
+        output=output,
+        transform=transform.to(weights.output.device),
+    )
+
+
+def query_rows(plan: PrunePlan, layer: int) -> Tensor:
+    """Rows of q_proj to keep: (target.num_attention_heads * target.head_dim,) int64."""
+    return _head_indices(plan.query_heads[layer], _per_query_head(plan, plan.query_key_dims[layer]), plan)
+
+
+def key_rows(plan: PrunePlan, layer: int) -> Tensor:
+    """Rows of k_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
+    return _head_indices(plan.key_value_heads[layer], plan.query_key_dims[layer], plan)
 
 
 def value_rows(plan: PrunePlan, layer: int) -> Tensor:
-    """Rows of v_proj to keep: (num_key_value_heads * target.head_dim,)."""
-    return _head_indices(plan.value_dims[layer], plan.source.head_dim)
+    """Rows of v_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
+    return _head_indices(plan.key_value_heads[layer], plan.value_dims[layer], plan)
 
 
 def output_columns(plan: PrunePlan, layer: int) -> Tensor:
-    """Columns of o_proj to keep: (num_attention_heads * target.head_dim,).
+    """Columns of o_proj to keep: (target.num_attention_heads * target.head_dim,) int64.
 
     A query head reads the values of its group's key-value head, so it keeps that head's dims.
     """
-    group = plan.source.queries_per_key_value_head
-    per_query_head = [dims for dims in plan.value_dims[layer] for _ in range(group)]
-    return _head_indices(per_query_head, plan.source.head_dim)
+    return _head_indices(plan.query_heads[layer], _per_query_head(plan, plan.value_dims[layer]), plan)
 
 
 def channel_indices(plan: PrunePlan, layer: int) -> Tensor:
-    """Rows of gate_proj and up_proj, columns of down_proj: (target.intermediate_size,)."""
+    """Rows of gate_proj and up_proj, columns of down_proj: (target.intermediate_size,) int64."""
     return torch.tensor(plan.channels[layer], dtype=torch.int64)
 
 
@@ -49,19 +118,34 @@ def query_scale(plan: PrunePlan) -> float:
     """Factor for q_proj, so that stock attention keeps the temperature it was trained with.
 
     Stock code divides logits by sqrt(head_dim) of the *new* head: sqrt(r/d) / sqrt(r) is the
-    old 1 / sqrt(d).
+    old 1 / sqrt(d). TransAct's code, which recreates the rotary embedding, leaves q as it is.
     """
-    return math.sqrt(plan.target.head_dim / plan.source.head_dim)
+    return math.sqrt(plan.target.head_dim / plan.source.head_dim) if plan.rotary == "kept" else 1.0
 
 
-def _rotary_rows(plan: PrunePlan, num_heads: int) -> Tensor:
-    half = plan.source.head_dim // 2
-    both_halves = [*plan.rotary_pairs, *(pair + half for pair in plan.rotary_pairs)]
-    return _head_indices([both_halves] * num_heads, plan.source.head_dim)
+def _basis(weights: LayerWeights, plan: PrunePlan, gram: LayerGram) -> ValueBasis:
+    if plan.value_basis == "svd":
+        return svd_basis(weights.output, gram.attention_output, plan.source, plan.target.head_dim)
+    return pca_basis(gram.attention_output, plan.source, plan.target.head_dim)
 
 
-def _head_indices(dims_per_head: Sequence[Sequence[int]], head_dim: int) -> Tensor:
-    """Flatten dims within heads to positions along all heads."""
+def _change_basis(weights: LayerWeights, plan: PrunePlan, basis: ValueBasis) -> tuple[Tensor, Tensor, Tensor]:
+    """v_proj and o_proj in the new basis, and the transform of o_proj's input."""
+    assert plan.target.num_attention_heads == plan.source.num_attention_heads, "a basis and whole heads do not mix"
+    group = plan.source.queries_per_key_value_head
+    heads = weights.value.double().view(plan.source.num_key_value_heads, plan.source.head_dim, -1)
+    value = (basis.into @ heads).flatten(0, 1)
+    back = block_diagonal(basis.back.repeat_interleave(group, dim=0))
+    output = weights.output.double() @ back
+    return value.float(), output.float(), output_transform(basis, group)
+
+
+def _per_query_head(plan: PrunePlan, dims: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    return [head for head in dims for _ in range(plan.target.queries_per_key_value_head)]
+
+
+def _head_indices(heads: Sequence[int], dims_per_head: Sequence[Sequence[int]], plan: PrunePlan) -> Tensor:
+    """Flatten dims within kept heads to positions along all heads of the source."""
     within = torch.tensor(dims_per_head, dtype=torch.int64)  # (heads, kept)
-    starts = torch.arange(len(dims_per_head)).unsqueeze(1) * head_dim  # (heads, 1)
+    starts = torch.tensor(heads, dtype=torch.int64).unsqueeze(1) * plan.source.head_dim  # (heads, 1)
     return (starts + within).flatten()

@@ -1,12 +1,12 @@
 """How much every transitional channel was used on the calibration text.
 
-Sums of squares are additive: the sum over batches, or over ranks, *is* the merge.
+Every figure is a sum over tokens or sequences: the sum over batches, or over ranks, *is* the merge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from transact.geometry import Geometry
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ActivationStatistics:
-    """Sums of squares over the calibration tokens, float64, per transitional channel.
+    """Sums over the calibration tokens, float64, per transitional channel.
+
+    Squares, always collected:
 
     Attributes:
         query: (layers, num_attention_heads, head_dim // 2), per rotary pair. Pair ``i`` is dims
@@ -25,6 +27,12 @@ class ActivationStatistics:
         attention_output: (layers, num_attention_heads, head_dim), the input of ``o_proj``.
         intermediate: (layers, intermediate_size), the input of ``down_proj``.
         num_tokens: tokens summed over.
+        token_product: `pair_scores.pair_products`, (layers, num_attention_heads, head_dim // 2), on request.
+        logit_variance: `pair_scores.logit_variances`, the same shape, on request.
+        taylor_pairs: `taylor.gate_gradients` of rotary pairs, (layers, num_key_value_heads, head_dim // 2), on
+            request, and with them the next two.
+        taylor_values: of value dims, (layers, num_key_value_heads, head_dim).
+        taylor_channels: of MLP channels, (layers, intermediate_size).
     """
 
     query: Tensor
@@ -32,49 +40,63 @@ class ActivationStatistics:
     attention_output: Tensor
     intermediate: Tensor
     num_tokens: int
+    token_product: Tensor | None = None
+    logit_variance: Tensor | None = None
+    taylor_pairs: Tensor | None = None
+    taylor_values: Tensor | None = None
+    taylor_channels: Tensor | None = None
 
     @classmethod
-    def zeros(cls, geometry: Geometry) -> ActivationStatistics:
-        """Statistics of no token at all, on the CPU: the neutral element of addition."""
-        layers, pairs = geometry.num_layers, geometry.head_dim // 2
-        query_heads, key_heads = geometry.num_attention_heads, geometry.num_key_value_heads
-        return cls(
-            query=torch.zeros(layers, query_heads, pairs, dtype=torch.float64),
-            key=torch.zeros(layers, key_heads, pairs, dtype=torch.float64),
-            attention_output=torch.zeros(layers, query_heads, geometry.head_dim, dtype=torch.float64),
-            intermediate=torch.zeros(layers, geometry.intermediate_size, dtype=torch.float64),
-            num_tokens=0,
-        )
+    def zeros(cls, geometry: Geometry, extra: frozenset[str] = frozenset()) -> ActivationStatistics:
+        """Statistics of no token at all, on the CPU: the neutral element of addition.
+
+        Args:
+            geometry: of the model.
+            extra: names of the attributes on request that are wanted.
+        """
+        layers, pairs, dim = geometry.num_layers, geometry.head_dim // 2, geometry.head_dim
+        heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
+        shapes = {
+            "query": (layers, heads, pairs),
+            "key": (layers, groups, pairs),
+            "attention_output": (layers, heads, dim),
+            "intermediate": (layers, geometry.intermediate_size),
+        }
+        on_request = {
+            "token_product": (layers, heads, pairs),
+            "logit_variance": (layers, heads, pairs),
+            "taylor_pairs": (layers, groups, pairs),
+            "taylor_values": (layers, groups, dim),
+            "taylor_channels": (layers, geometry.intermediate_size),
+        }
+        shapes |= {name: on_request[name] for name in extra}
+        return cls(num_tokens=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
 
     def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
-        return ActivationStatistics(
-            query=self.query + other.query,
-            key=self.key + other.key,
-            attention_output=self.attention_output + other.attention_output,
-            intermediate=self.intermediate + other.intermediate,
-            num_tokens=self.num_tokens + other.num_tokens,
-        )
+        ours, theirs = self.to_tensors(), other.to_tensors()
+        assert ours.keys() == theirs.keys()
+        return self.from_tensors({name: tensor + theirs[name] for name, tensor in ours.items()})
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
-        return {
-            "query": self.query,
-            "key": self.key,
-            "attention_output": self.attention_output,
-            "intermediate": self.intermediate,
-            "num_tokens": torch.tensor(self.num_tokens, dtype=torch.int64),
-        }
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["num_tokens"] = torch.tensor(self.num_tokens, dtype=torch.int64)
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
         """Inverse of `to_tensors`."""
-        return cls(
-            query=tensors["query"],
-            key=tensors["key"],
-            attention_output=tensors["attention_output"],
-            intermediate=tensors["intermediate"],
-            num_tokens=int(tensors["num_tokens"].item()),
-        )
+        sums = {name: tensor for name, tensor in tensors.items() if name != "num_tokens"}
+        return cls(num_tokens=int(tensors["num_tokens"].item()), **sums)
+
+    def broken_layer(self) -> tuple[int, str] | None:
+        """The first layer with a sum that is not finite, and which; None where all are."""
+        sums = {name: tensor for name, tensor in self.to_tensors().items() if name != "num_tokens"}
+        for layer in range(len(self.query)):
+            for name, tensor in sums.items():
+                if not tensor[layer].isfinite().all():
+                    return layer, name
+        return None
 
 
 def channel_energy(activation: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
-from transact.models.llama import layer_of
+from transact.models.llama import ARCHITECTURES, layer_of
 from transact.runtime.engine import Engine
 from transact.runtime.process import ProcessGroup
-from transact.runtime.tensor_files import write_index, write_shard
+from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
 
 # What a model folder holds besides weights and config.json, where the model has it.
 COMPANION_FILES = (
@@ -29,6 +29,17 @@ COMPANION_FILES = (
 )
 
 Tensors = dict[str, torch.Tensor]
+
+
+def stored_names(reader: CheckpointReader, config: dict[str, Any]) -> list[str]:
+    """Parameters of a folder, in the order of layers; a tied output layer is not stored twice."""
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+
+    def order(name: str) -> tuple[int, str]:
+        layer = layer_of(name)
+        return (-1 if layer is None else layer), name
+
+    return sorted(set(reader.files) - tied, key=order)
 
 
 def layer_groups(names: Iterable[str]) -> list[list[str]]:
@@ -48,7 +59,11 @@ def copy_companions(source: Path, target: Path) -> None:
 
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """config.json for weights stored in `dtype`, under the key of transformers 4 and that of 5."""
-    return config | {"architectures": ["LlamaForCausalLM"], "dtype": dtype, "torch_dtype": dtype}
+    return config | {
+        "architectures": [ARCHITECTURES[config["model_type"]]],
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
 
 
 def write_checkpoint(

@@ -14,12 +14,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from transact.config import EngineConfig
+from transact.files import read_json
+from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
+from transact.models.own_frequencies import attach_own_frequencies
+from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
+from transact.models.stock import stock_class
 from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
 from transact.runtime.process import ProcessGroup
 from transact.runtime.sharded_weights import is_partitioned, load_weights, optimizer_groups, own_part
@@ -56,10 +61,31 @@ class Engine:
     def is_partitioned(self) -> bool:
         return self._zero_stage == 3
 
-    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Mean next-token cross-entropy in nats. tokens: (sequences, length)."""
+    def loss(self, tokens: torch.Tensor, teaching: Teaching | None = None) -> torch.Tensor:
+        """Mean loss of predicting the next token, in nats. tokens: (sequences, length). teaching: for distillation."""
         tokens = tokens.to(self._group.device)
-        return self._wrapped(input_ids=tokens, labels=tokens, use_cache=False).loss
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens), teaching=teaching)):
+            return self._wrapped(input_ids=tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def final_hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the output layer reads: (sequences, length, hidden_size), on the device."""
+        with self._head.passing_hidden():
+            return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits
+
+    @property
+    def _head(self) -> LossHead:
+        return self._wrapped.module.lm_head
+
+    def differentiate(self, tokens: torch.Tensor) -> None:
+        """A forward and a backward through an engine for inference, whose frozen weights get no gradients.
+
+        For hooks on activations: something before the first layer must require gradients.
+        """
+        tokens = tokens.to(self._group.device)
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens))):
+            # Around DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
+            torch.autograd.backward(self.module(input_ids=tokens, use_cache=False).logits)
 
     def hidden_forward(self, tokens: torch.Tensor) -> None:
         """A forward for its activations only: the output layer sees a single position."""
@@ -98,6 +124,10 @@ class Engine:
             return parameter.detach()
         with import_deepspeed().zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
+
+    def output_weight(self) -> torch.Tensor:
+        """The output layer's weight, whole on every rank, on the device: (vocab_size, hidden_size)."""
+        return self.full_weight(cast(nn.Parameter, self._head.weight)).clone()
 
     def snapshot(self) -> list[torch.Tensor]:
         """This rank's part of the float32 master weights, copied to the CPU."""
@@ -207,24 +237,26 @@ def _wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: 
 
 def _build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
     """The model without its weights: every parameter is allocated, or its own part of it, and not initialised."""
-    from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
-    model_config = LlamaConfig.from_pretrained(folder, attn_implementation=config.attention)
-    model_config.use_cache = False
+    described = read_json(folder / "config.json")
+    model_class, model_config = stock_class(described, config.attention)
     with contextlib.ExitStack() as contexts:
         contexts.enter_context(no_init_weights())
         if partitioning is not None:
             # The rotary frequencies are made with arange, whose dtype zero.Init would change to bfloat16.
             contexts.enter_context(prevent_arange_dtype_change())
             contexts.enter_context(_partitioned_construction(partitioning))
-        model = LlamaForCausalLM(model_config)
+        model = model_class(model_config)
+        model.lm_head = LossHead(model_config.hidden_size, model_config.vocab_size)
     if partitioning is None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
     model.to(group.device)
     model.tie_weights()  # no construction ties the output layer to the embedding here
+    if OWN_FREQUENCIES in described:
+        attach_own_frequencies(model, head_frequencies(described))
     return model
 
 

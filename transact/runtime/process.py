@@ -51,6 +51,10 @@ class ProcessGroup:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
         return tensor
 
+    def sum_to(self, rank: int, tensor: torch.Tensor) -> None:
+        """Reduce SUM: in place on `rank`; elsewhere the tensor is of no use afterwards."""
+        distributed.reduce(tensor, dst=rank, op=distributed.ReduceOp.SUM)
+
     def maximum(self, value: float) -> float:
         tensor = torch.tensor([value], dtype=torch.float64)
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
@@ -61,6 +65,10 @@ class ProcessGroup:
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def shared_out(self, count: int) -> range:
+        """This rank's numbers when 0 to count - 1 are dealt out in turn."""
+        return range(self.rank, count, self.world_size)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's plain Python value, on every rank."""

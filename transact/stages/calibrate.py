@@ -1,21 +1,31 @@
-"""Calibrate: sums of squares of the transitional activations, added up over all ranks."""
+"""Calibrate: sums over the transitional activations of a checkpoint, added up over all ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from transact.config import MethodConfig
 from transact.data.order import micro_batches
-from transact.files import publish, read_json, temporary_name
-from transact.models.hooks import collect_statistics
-from transact.models.llama import read_geometry
+from transact.files import publish, temporary_name
+from transact.models.folder import geometry_of
+from transact.models.hooks import TAYLOR, Collector, collect_statistics
 from transact.prune.statistics import ActivationStatistics
 from transact.runtime.engine import open_engine
 from transact.runtime.process import ProcessGroup
 from transact.stages.job import Job
 from transact.stages.texts import Texts
+
+
+def extra_statistics(method: MethodConfig) -> frozenset[str]:
+    """What the method's scores need besides sums of squares."""
+    extra = {method.pair_score} & {"token_product", "logit_variance"}
+    if "taylor" in (method.pair_score, method.values, method.channels):
+        extra |= TAYLOR
+    return frozenset(extra)
 
 
 def sum_over_ranks(statistics: ActivationStatistics, group: ProcessGroup) -> ActivationStatistics:
@@ -25,28 +35,51 @@ def sum_over_ranks(statistics: ActivationStatistics, group: ProcessGroup) -> Act
     )
 
 
-@torch.no_grad()
-def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
-    """Run the calibration sequences through a checkpoint; the same statistics on every rank."""
-    config = job.config
-    geometry = read_geometry(read_json(checkpoint / "config.json"))
-    positions = texts.order.reserved(config.recover.validation_sequences, config.prune.calibration_sequences)
-    micro_batch = config.engine.micro_batch_sequences
-    turns = micro_batches(len(positions), micro_batch, job.group.rank, job.group.world_size)
+def calibration_positions(job: Job, texts: Texts) -> torch.Tensor:
+    """(calibration_sequences,) positions in the training text, behind those for validation."""
+    return texts.order.reserved(job.config.recover.validation_sequences, job.config.prune.calibration_sequences)
+
+
+def run_calibration(
+    job: Job, texts: Texts, collector: Collector, forward: Callable[[torch.Tensor], None], description: str
+) -> int:
+    """Send this rank's share of the calibration text through `forward`. Returns the tokens that counted."""
+    positions = calibration_positions(job, texts)
+    micro_batch = job.config.engine.micro_batch_sequences
     num_tokens = 0
-    with (
-        open_engine(checkpoint, config.engine, job.group) as engine,
-        collect_statistics(engine.module, geometry) as collector,
-        job.progress("calibrate", positions.numel() * texts.train.sequence_length) as bar,
-    ):
-        for turn in turns:
+    with job.progress(description, positions.numel() * texts.train.sequence_length) as bar:
+        for turn in micro_batches(len(positions), micro_batch, job.group.rank, job.group.world_size):
             start, stop = turn or (0, 1)
             tokens = texts.train.sequences(positions[start:stop])
             collector.enabled = turn is not None
-            engine.hidden_forward(tokens)
+            forward(tokens)
             num_tokens += tokens.numel() if turn is not None else 0
             bar.advance(tokens.numel() * job.group.world_size)
-        return sum_over_ranks(collector.statistics(num_tokens), job.group)
+    return num_tokens
+
+
+def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
+    """Run the calibration sequences through a checkpoint; the same statistics on every rank.
+
+    Raises:
+        ValueError: an activation is infinite or not a number; names the layer.
+    """
+    extra = extra_statistics(job.config.prune.method)
+    with (
+        torch.set_grad_enabled(bool(extra & TAYLOR)),
+        open_engine(checkpoint, job.config.engine, job.group) as engine,
+        collect_statistics(engine.module, geometry_of(checkpoint), extra) as collector,
+    ):
+        forward = engine.differentiate if extra & TAYLOR else engine.hidden_forward
+        num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
+        statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
+    broken = statistics.broken_layer()
+    if broken is not None:
+        raise ValueError(
+            f"{checkpoint}: activations of layer {broken[0]} are infinite or not numbers ({broken[1]}) on the "
+            "calibration text: the weights are damaged, or engine.dtype is too narrow for them"
+        )
+    return statistics
 
 
 def calibrate(job: Job, texts: Texts, checkpoint: Path, output: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from transact.data.order import micro_batches
 from transact.data.token_store import TokenStore
-from transact.files import read_json, write_json
+from transact.files import write_json
 from transact.geometry import Geometry
-from transact.models.llama import read_geometry
+from transact.models.folder import geometry_of
 from transact.outline import tokens_per_batch
 from transact.runtime.engine import Engine, open_engine
 from transact.runtime.process import ProcessGroup
@@ -55,7 +55,7 @@ def measure(job: Job, texts: Texts, checkpoint: Path) -> dict[str, Any]:
     with open_engine(checkpoint, config.engine, job.group) as engine:
         count = texts.evaluation.num_sequences
         loss = mean_loss(engine, texts.evaluation, torch.arange(count), config.engine.micro_batch_sequences, job.group)
-    return describe(read_geometry(read_json(checkpoint / "config.json")), config.data.sequence_length) | {
+    return describe(geometry_of(checkpoint), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),
         "loss": loss,
         "sequence_length": config.data.sequence_length,

@@ -11,6 +11,8 @@ import torch
 from transact.exporting.folder import write_export
 from transact.exporting.model_card import model_card
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
+from transact.models.llama import is_stock
+from transact.models.stock import load_non_stock
 from transact.runtime.engine import open_engine
 from transact.stages.job import Job
 from transact.stages.texts import Texts
@@ -37,10 +39,14 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
     tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
     tokens = tokens[:, :CHECKED_TOKENS]
     ours = _pruner_logits(job, checkpoint, tokens, dtype)
-    difference = job.group.on_main(lambda: _relative_difference(temporary, tokens, ours))
+    stock = is_stock(read_json(temporary / "config.json"))
+    loader = "transformers" if stock else "transact"
+    difference = job.group.on_main(lambda: _relative_difference(_load(temporary, stock), tokens, ours))
     if difference > TOLERANCE:
-        raise RuntimeError(f"export: transformers' logits differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
-    job.say(f"export: transformers loads it; largest difference of logits {difference:.1e}")
+        raise RuntimeError(f"export: {loader}' logits differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
+    job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e}")
+    if not stock:
+        job.say("export: NOT stock: layers or heads have rotary frequencies of their own, which only transact computes")
     job.tracker.summary({"export/logit_difference": difference})
     if job.group.is_main:
         publish(temporary, output)
@@ -63,10 +69,16 @@ def _pruner_logits(job: Job, checkpoint: Path, tokens: torch.Tensor, dtype: str)
         return engine.logits(tokens)
 
 
-@torch.no_grad()
-def _relative_difference(folder: Path, tokens: torch.Tensor, ours: torch.Tensor) -> float:
+def _load(folder: Path, stock: bool) -> Any:
+    """The exported model in float32, as its users will load it."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if stock:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return load_non_stock(folder)
+
+
+@torch.no_grad()
+def _relative_difference(model: Any, tokens: torch.Tensor, ours: torch.Tensor) -> float:
     theirs = model(input_ids=tokens, use_cache=False).logits
     return float((theirs - ours).abs().max() / max(1.0, float(ours.abs().max())))

@@ -46,6 +46,10 @@ class Job:
             enabled=self.group.is_main,
         )
 
+    def is_finished(self, name: str) -> bool:
+        """Whether a stage is done with; all ranks ask together."""
+        return bool(self.group.broadcast(self.folder.is_finished(name) if self.group.is_main else None))
+
     def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None]) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
 
@@ -55,7 +59,7 @@ class Job:
         Returns:
             `output`.
         """
-        if self.group.broadcast(self.folder.is_finished(name) if self.group.is_main else None):
+        if self.is_finished(name):
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:

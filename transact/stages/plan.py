@@ -1,33 +1,78 @@
-"""Plan: which units stay. A pure function of the statistics, so every rank would decide the same."""
+"""Plan: which units stay. Layers are judged by the ranks in turn; the plan is the same on every rank."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
 
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
+from transact.models.folder import geometry_of
+from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.outline import Round, tokens_per_batch
-from transact.prune.criteria import CRITERIA
+from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
+from transact.prune.greedy_obs import greedy_obs
 from transact.prune.planning import PrunePlan, make_plan
+from transact.runtime.checkpoints import layer_groups
+from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.calibrate import read_statistics
+from transact.stages.gram import read_gram
 from transact.stages.job import Job
 
+Result = TypeVar("Result")
 
-def plan(job: Job, round_: Round, parent: Geometry, source: Geometry, statistics: Path, output: Path) -> None:
-    """Write plan.json from statistics.safetensors, on rank 0."""
+
+def decide(
+    job: Job,
+    checkpoint: Path,
+    statistics: Path,
+    grams: Path,
+    target: Geometry,
+    *,
+    parent: Geometry,
+    asked: float | None,
+) -> PrunePlan:
+    """The plan for one target; collective, equal on every rank."""
+    method, source = job.config.prune.method, geometry_of(checkpoint)
+    chosen = (method.pair_score, method.values, method.channels)
+    evidence = Evidence(
+        geometry=source,
+        statistics=read_statistics(statistics),
+        magnitude=_magnitudes(job, checkpoint, source) if "magnitude" in chosen else None,
+        seed=job.config.seed,
+    )
+    scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
+    return make_plan(
+        scores,
+        source,
+        target,
+        parent=parent,
+        asked=asked,
+        unit=method.attention,
+        pair_scope=method.pair_scope,
+        value_basis=method.values if method.values in ("svd", "pca") else "dims",
+        query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
+        channels=_greedy_channels(job, checkpoint, grams, target) if method.channels == "obs" else None,
+        method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
+    )
+
+
+def plan(
+    job: Job, round_: Round, parent: Geometry, checkpoint: Path, statistics: Path, grams: Path, output: Path
+) -> None:
+    """Write plan.json."""
+    made = decide(job, checkpoint, statistics, grams, round_.geometry, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
-    criterion = job.config.prune.criterion
-    scores = CRITERIA[criterion](read_statistics(statistics), source)
-    made = make_plan(scores, source, round_.geometry, parent=parent, asked=round_.asked, criterion=criterion)
-    job.say(
-        f"round {round_.number}: head_dim {source.head_dim} -> {made.target.head_dim}, intermediate_size "
-        f"{source.intermediate_size} -> {made.target.intermediate_size}, {made.reached:.1%} of all parameters removed"
-    )
+    job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
     figures = {
         "prune/parameters": made.target.parameters(),
         "prune/removed_fraction": made.reached,
         "prune/head_dim": made.target.head_dim,
+        "prune/num_attention_heads": made.target.num_attention_heads,
         "prune/intermediate_size": made.target.intermediate_size,
         "prune/kv_bytes_per_token": made.target.kv_bytes_per_token(),
     }
@@ -36,5 +81,51 @@ def plan(job: Job, round_: Round, parent: Geometry, source: Geometry, statistics
     write_json(output, made.to_json())
 
 
+def describe_cut(made: PrunePlan) -> str:
+    """The dimensions that change: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
+    before, after = made.source.to_dict(), made.target.to_dict()
+    changes = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    return ", ".join(changes)
+
+
 def read_plan(path: Path) -> PrunePlan:
     return PrunePlan.from_json(read_json(path))
+
+
+def _greedy_channels(job: Job, checkpoint: Path, grams: Path, target: Geometry) -> list[list[int]]:
+    """Channels that greedy OBS keeps, layer by layer."""
+    source = geometry_of(checkpoint)
+    if target.intermediate_size == source.intermediate_size:
+        return [list(range(source.intermediate_size))] * source.num_layers
+    device, kept = job.group.device, {}
+    with (
+        CheckpointReader(checkpoint) as reader,
+        job.progress("choose MLP channels", source.num_layers, unit="layers") as bar,
+    ):
+        for layer in job.group.shared_out(source.num_layers):
+            weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
+            gram = read_gram(grams, layer, device).intermediate
+            chosen = greedy_obs(weight, gram, target.intermediate_size, job.config.prune.method.ridge)
+            kept[layer] = chosen.tolist()
+            bar.advance(min(job.group.world_size, source.num_layers - layer))
+    return [channels for _, channels in sorted(_merged(job, kept).items())]
+
+
+def _magnitudes(job: Job, checkpoint: Path, source: Geometry) -> Scores:
+    """Scores from the weights of every layer."""
+    found = {}
+    with CheckpointReader(checkpoint) as reader:
+        layers = [names for names in layer_groups(reader.files) if layer_of(names[0]) is not None]
+        for number in job.group.shared_out(len(layers)):
+            weights = layer_weights({name: reader.tensor(name) for name in layers[number]})
+            assert weights is not None
+            found[layer_of(layers[number][0])] = magnitude_scores(weights, source)
+    return stack_scores([scores for _, scores in sorted(_merged(job, found).items())])
+
+
+def _merged(job: Job, mine: dict[Any, Result]) -> dict[Any, Result]:
+    """What every rank found for its layers."""
+    merged: dict[Any, Result] = {}
+    for theirs in job.group.gather(mine):
+        merged |= theirs
+    return merged

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from transact.data.order import SequenceOrder
+from transact.models.loss_head import Teaching
 from transact.outline import Round
 from transact.runtime.checkpoints import save_engine
 from transact.runtime.deepspeed_settings import TrainingSettings
@@ -20,23 +23,32 @@ from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 
-def learning_rate_at(step: int, num_steps: int, *, peak: float, warmup_fraction: float, final_fraction: float) -> float:
-    """Linear warm-up to `peak`, then half a cosine down to `final_fraction` of it. step: from 0."""
+def learning_rate_at(
+    step: int, num_steps: int, *, peak: float, warmup_fraction: float, final_fraction: float, decay: str = "cosine"
+) -> float:
+    """Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it. step: from 0."""
     warmup = math.ceil(warmup_fraction * num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
-    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+    remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (final_fraction + (1 - final_fraction) * remaining)
 
 
 class Recovery:
-    """One round's training loop on one rank. start_loss: validation loss of the weights it begins with."""
+    """One round's training loop on one rank.
 
-    def __init__(self, job: Job, texts: Texts, round_: Round, engine: Engine, start_loss: float) -> None:
+    start_loss: validation loss of the weights it begins with. teacher: what they are distilled from, if anything.
+    """
+
+    def __init__(
+        self, job: Job, texts: Texts, round_: Round, engine: Engine, start_loss: float, teacher: Teacher | None
+    ) -> None:
         self.job = job
         self.texts = texts
         self.round = round_
         self.engine = engine
+        self.teacher = teacher
         self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
@@ -78,6 +90,7 @@ class Recovery:
             peak=self.round.learning_rate,
             warmup_fraction=config.warmup_fraction,
             final_fraction=config.final_learning_rate_fraction,
+            decay=config.decay,
         )
         begin = time.perf_counter()
         batch = own_batch(
@@ -89,7 +102,9 @@ class Recovery:
         )
         total = torch.zeros((), device=self.job.group.device)
         for positions in batch:
-            loss = self.engine.loss(self.texts.train.sequences(positions))
+            tokens = self.texts.train.sequences(positions)
+            teaching = self.teacher.teach(tokens) if self.teacher else None
+            loss = self.engine.loss(tokens, teaching)
             self.engine.backward(loss)
             self.engine.step(rate)
             total += loss.detach()
@@ -126,8 +141,39 @@ def own_batch(
     return list(micro_batches[group.rank :: group.world_size])
 
 
-def recover(job: Job, texts: Texts, round_: Round, source: Path, output: Path) -> dict[str, Any]:
-    """Train `source` on the round's tokens and write the best weights seen to `output`."""
+class Teacher:
+    """The dense parent, frozen and sharded like the model that learns from it."""
+
+    def __init__(self, engine: Engine, *, weight: float, temperature: float) -> None:
+        self.engine = engine
+        self.weight = weight
+        self.temperature = temperature
+        # Every chunk of logits needs it, so it is kept whole: hidden_size * vocab_size elements.
+        self.head = engine.output_weight()
+
+    def teach(self, tokens: torch.Tensor) -> Teaching:
+        """Its final hidden states; logits are made from them chunk by chunk, and never kept."""
+        hidden = self.engine.final_hidden(tokens)
+        return Teaching(hidden=hidden, head=self.head, weight=self.weight, temperature=self.temperature)
+
+
+@contextmanager
+def open_teacher(job: Job, parent: Path | None) -> Iterator[Teacher | None]:
+    """The teacher where the objective asks for one; None otherwise."""
+    config = job.config.recover
+    weight = {"cross_entropy": 0.0, "distillation": 1.0, "mixed": config.distillation_weight}[config.objective]
+    if weight == 0 or parent is None:
+        yield None
+        return
+    with open_engine(parent, job.config.engine, job.group) as engine:
+        yield Teacher(engine, weight=weight, temperature=config.temperature)
+
+
+def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
+    """Train `source` on the round's tokens and write the best weights seen to `output`.
+
+    parent: the dense model, for distillation; None where there is none.
+    """
     config = job.config
     settings = TrainingSettings(
         gradient_accumulation_steps=config.recover.batch_sequences
@@ -141,6 +187,9 @@ def recover(job: Job, texts: Texts, round_: Round, source: Path, output: Path) -
     # forward has no backward, which costs an eighth of the speed.
     with open_engine(source, config.engine, job.group) as engine:
         start_loss = validation_loss(job, texts, engine)
-    with open_engine(source, config.engine, job.group, training=settings) as engine:
-        Recovery(job, texts, round_, engine, start_loss).run()
+    with (
+        open_teacher(job, parent) as teacher,
+        open_engine(source, config.engine, job.group, training=settings) as engine,
+    ):
+        Recovery(job, texts, round_, engine, start_loss, teacher).run()
         return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)

@@ -1,7 +1,7 @@
 """Slice: physically smaller weights, from a checkpoint folder to a checkpoint folder.
 
-Each rank reads, cuts and writes the layers that fall to it, one at a time: no engine is needed, and no
-rank ever holds more than one layer.
+Each rank reads, cuts, refits and writes the layers that fall to it, one at a time: no engine is needed, and no
+rank ever holds more than one layer and its Gram matrices.
 """
 
 from __future__ import annotations
@@ -10,33 +10,70 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transact.files import read_json
-from transact.models.llama import slice_tensor, sliced_config
+from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.prune.planning import PrunePlan
-from transact.runtime.checkpoints import layer_groups, write_checkpoint
+from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import CheckpointReader
+from transact.stages.gram import read_gram
+from transact.stages.job import Job
+from transact.stages.sequential import slice_sequentially
+from transact.stages.texts import Texts
 
 
-def slice_checkpoint(source: Path, plan: PrunePlan, output: Path, group: ProcessGroup, *, dtype: str) -> dict[str, Any]:
-    """Write the sliced model's folder. Returns the size and SHA-256 of each shard by name."""
+def slice_checkpoint(
+    source: Path,
+    plan: PrunePlan,
+    output: Path,
+    group: ProcessGroup,
+    *,
+    dtype: str,
+    grams: Path | None = None,
+    ridge: float | None = None,
+) -> dict[str, Any]:
+    """Write the sliced model's folder. Returns the size and SHA-256 of each shard by name.
+
+    Args:
+        grams: folder of the layers' Gram matrices, for a value basis from data and for the refit.
+        ridge: damping of the refit; None for the plain cut.
+    """
     with CheckpointReader(source) as reader:
 
-        def cut(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
+        def cut(names: list[str]) -> Callable[[], Tensors]:
             # In float32 until it is written: the query scale must be rounded once, not twice.
-            return lambda: {name: slice_tensor(name, reader.tensor(name).float(), plan) for name in names}
+            return lambda: _cut({name: reader.tensor(name).float() for name in names}, plan, group, grams, ridge)
 
-        config = read_json(source / "config.json")
-        tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
-        names = sorted(set(reader.files) - tied)
         return write_checkpoint(
             output,
             group,
-            [cut(group_names) for group_names in layer_groups(names)],
+            [cut(names) for names in layer_groups(stored_names(reader, read_json(source / "config.json")))],
             every_rank_reads=False,
-            config=sliced_config(config, plan),
+            config=sliced_config(read_json(source / "config.json"), plan),
             companions=source,
             dtype=dtype,
         )
+
+
+def cut_checkpoint(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, grams: Path) -> dict[str, Any]:
+    """Slice with the run's method: plainly, with a refit, or with sequential calibration."""
+    method = job.config.prune.method
+    if method.refit == "sequential":
+        return slice_sequentially(job, texts, source, plan, output)
+    return slice_checkpoint(
+        source,
+        plan,
+        output,
+        job.group,
+        dtype=job.config.model.dtype,
+        grams=grams if grams.is_dir() else None,
+        ridge=method.ridge if method.refit == "least_squares" else None,
+    )
+
+
+def _cut(tensors: Tensors, plan: PrunePlan, group: ProcessGroup, grams: Path | None, ridge: float | None) -> Tensors:
+    layer = layer_of(next(iter(tensors)))
+    if layer is None or grams is None:
+        return slice_tensors(tensors, plan)
+    tensors = {name: tensor.to(group.device) for name, tensor in tensors.items()}
+    return slice_tensors(tensors, plan, read_gram(grams, layer, group.device), ridge)

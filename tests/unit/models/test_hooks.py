@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transact.geometry import Geometry
-from transact.models.hooks import collect_statistics
+from transact.models.hooks import TAYLOR, collect_grams, collect_statistics
 from transact.models.llama import read_geometry
 from transact.prune.statistics import ActivationStatistics
 
@@ -94,6 +94,84 @@ def test_nothing_counted_is_all_zero(model: LlamaForCausalLM, geometry: Geometry
     with collect_statistics(model, geometry) as collector:
         pass
     assert all((tensor == 0).all() for tensor in collector.statistics(0).to_tensors().values())
+
+
+@torch.no_grad()
+def test_gram_of_chosen_layers(model: Any, geometry: Geometry) -> None:
+    """Against the inputs of the output projections, caught here; only the layers asked for are summed."""
+    caught: list[Tensor] = []
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
+    with collect_grams(model, geometry, range(1, 2)) as collector:
+        for seed in (1, 2):
+            model(tokens(seed))
+        collector.enabled = False
+        model(tokens(3))
+    gram = collector.take_gram(1)
+    inner = torch.cat(caught[:2]).flatten(0, 1).double()
+    torch.testing.assert_close(gram.intermediate, inner.T @ inner, rtol=1e-5, atol=1e-6)
+    assert gram.attention_output.diagonal().min() > 0
+    assert collector.take_gram(0).intermediate.abs().max() == 0
+
+
+@torch.no_grad()
+def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometry) -> None:
+    """Variance over attended positions, from the queries and keys that the model rotates itself."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    extra = frozenset({"token_product", "logit_variance"})
+    with collect_statistics(model, geometry, extra) as collector:
+        outputs = model(tokens(1), output_hidden_states=True)
+    found = collector.statistics(24)
+    assert found.logit_variance is not None and found.token_product is not None
+    block = model.model.layers[1]
+    normed = block.input_layernorm(outputs.hidden_states[1])
+    query, key = (getattr(block.self_attn, f"{name}_proj")(normed).unflatten(-1, (-1, 16)) for name in "qk")
+    embedding = model.model.rotary_emb(normed, torch.arange(12)[None])
+    query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *embedding)
+    head, pair = 3, 5
+    parts = query[:, head, :, [pair, pair + 8]] @ key[:, head // 2, :, [pair, pair + 8]].mT / 4
+    variance = sum(parts[:, row, : row + 1].var(dim=-1, unbiased=False).sum() for row in range(12))
+    torch.testing.assert_close(found.logit_variance[1, head, pair], variance.double(), rtol=1e-4, atol=0)
+    norms = query[:, head, :, [pair, pair + 8]].norm(dim=-1) * key[:, head // 2, :, [pair, pair + 8]].norm(dim=-1)
+    torch.testing.assert_close(found.token_product[1, head, pair], norms.sum().double(), rtol=1e-4, atol=0)
+
+
+def test_taylor_equals_numerical_gradients(model: Any, geometry: Geometry) -> None:
+    """A gate on one unit of one layer, moved a little: the change of each sequence's own loss."""
+    batch = tokens(4)
+    model.double().requires_grad_(False)
+    for weight in model.parameters():  # stock attention's softmax is float32: the gradients must stand out
+        weight *= 8 if weight.dim() > 1 else 1
+    with collect_statistics(model, geometry, TAYLOR) as collector:
+        model(batch, labels=batch).loss.backward()
+    found = collector.statistics(24)
+    assert found.taylor_pairs is not None and found.taylor_values is not None and found.taylor_channels is not None
+    attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
+    group, pair, dim, channel = 1, 3, 5, 17
+    query_dims = [head * 16 + offset for head in (2, 3) for offset in (pair, pair + 8)]
+    value_dims = [head * 16 + dim for head in (2, 3)]
+    for score, weight, at in (
+        (found.taylor_pairs[1, group, pair], attention.q_proj.weight, (query_dims,)),
+        (found.taylor_values[1, group, dim], attention.o_proj.weight, (slice(None), value_dims)),
+        (found.taylor_channels[1, channel], mlp.down_proj.weight, (slice(None), [channel])),
+    ):
+        original = weight[at].clone()
+        losses = []
+        for step in (0.01, -0.01):
+            weight[at] = original * (1 + step)  # scaling a unit's weights is scaling the unit
+            losses.append([float(model(row[None], labels=row[None]).loss) for row in batch])
+        weight[at] = original
+        numerical = sum(abs(up - down) / 0.02 for up, down in zip(*losses, strict=True))
+        torch.testing.assert_close(float(score), numerical, rtol=1e-2, atol=0)
+
+
+def test_infinite_activations_name_their_layer(model: Any, geometry: Geometry) -> None:
+    with torch.no_grad(), collect_statistics(model, geometry) as collector:
+        model(tokens(1))
+        assert collector.statistics(24).broken_layer() is None
+        model.model.layers[1].mlp.up_proj.weight[7] = torch.nan
+        model(tokens(1))
+    assert collector.statistics(24).broken_layer() == (1, "intermediate")
 
 
 def test_hooks_go_away_even_after_an_error(model: LlamaForCausalLM, geometry: Geometry) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.plans import hand_plan
 from transact.geometry import Geometry
 from transact.models.llama import (
     check_supported,
     layer_of,
     read_geometry,
-    slice_tensor,
+    slice_tensors,
     sliced_config,
 )
-from transact.prune.planning import PrunePlan
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -31,16 +31,7 @@ CONFIG: dict[str, Any] = {
     "auto_map": {"AutoModel": "modeling.Model"},
     "tie_word_embeddings": True,
 }
-PLAN = PrunePlan(
-    rotary_pairs=(0, 2),
-    value_dims=(((0, 1, 2, 5),), ((1, 2, 3, 4),)),
-    channels=((0, 3), (1, 2)),
-    source=read_geometry(CONFIG),
-    target=replace(read_geometry(CONFIG), head_dim=4, intermediate_size=2),
-    asked=0.3,
-    reached=0.3,
-    criterion="activation_norm",
-)
+PLAN = hand_plan(read_geometry(CONFIG), (0, 2), (((0, 1, 2, 5),), ((1, 2, 3, 4),)), ((0, 3), (1, 2)))
 
 
 def test_reads_geometry_with_defaults() -> None:
@@ -66,7 +57,8 @@ def test_names_the_field_that_is_missing_or_odd(value: object) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'; supported: 'llama'"),
+        ({"model_type": "qwen2"}, "model_type is 'qwen2'; supported: llama, mistral"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window is 4096; supported: null"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -91,12 +83,7 @@ def test_sliced_config_keeps_what_it_does_not_cut() -> None:
 
 
 def test_sliced_config_leaves_rope_alone_when_all_pairs_stay() -> None:
-    plan = replace(
-        PLAN,
-        target=replace(PLAN.source, intermediate_size=2),
-        rotary_pairs=(0, 1, 2),
-        value_dims=((tuple(range(6)),),) * 2,
-    )
+    plan = hand_plan(PLAN.source, (0, 1, 2), ((tuple(range(6)),),) * 2, ((0, 3), (1, 2)))
     expected = {key: value for key, value in CONFIG.items() if key != "auto_map"}
     assert sliced_config(CONFIG, plan) == expected | {"intermediate_size": 2}
 
@@ -106,38 +93,63 @@ def test_layer_of() -> None:
     assert layer_of("model.embed_tokens.weight") is None
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("self_attn.q_proj", (8, 8)),
-        ("self_attn.k_proj", (4, 8)),
-        ("self_attn.v_proj", (4, 8)),
-        ("self_attn.o_proj", (8, 8)),
-        ("mlp.gate_proj", (2, 8)),
-        ("mlp.up_proj", (2, 8)),
-        ("mlp.down_proj", (8, 2)),
-    ],
-)
-def test_sliced_shapes(name: str, expected: tuple[int, int]) -> None:
-    shapes = {"q_proj": (12, 8), "o_proj": (8, 12), "down_proj": (8, 4), "k_proj": (6, 8)}
-    shapes |= {"v_proj": (6, 8), "gate_proj": (4, 8), "up_proj": (4, 8)}
-    weight = torch.randn(shapes[name.split(".")[1]]).bfloat16()
-    sliced = slice_tensor(f"model.layers.1.{name}.weight", weight, PLAN)
-    assert sliced.shape == expected
-    assert sliced.is_contiguous() and sliced.dtype == torch.bfloat16
+def test_heads_that_do_not_divide_the_hidden_size_make_a_mistral() -> None:
+    """LlamaConfig refuses 3 heads on 8 dims; MistralConfig computes the same and takes them."""
+    source = replace(PLAN.source, num_attention_heads=4, num_key_value_heads=4)
+    config = CONFIG | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    plan = hand_plan(
+        source,
+        (0, 1, 2),
+        ((tuple(range(6)),) * 3,) * 2,
+        ((0, 3), (1, 2)),
+        target=replace(source, num_attention_heads=3, num_key_value_heads=3, intermediate_size=2),
+        query_heads=((0, 1, 3), (1, 2, 3)),
+        key_value_heads=((0, 1, 3), (1, 2, 3)),
+        query_key_dims=((tuple(range(6)),) * 3,) * 2,
+    )
+    sliced = sliced_config(config, plan)
+    assert (sliced["model_type"], sliced["sliding_window"], sliced["num_attention_heads"]) == ("mistral", None, 3)
+    check_supported(sliced)
+
+
+def layer(number: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    shapes = {"self_attn.q": (12, 8), "self_attn.k": (6, 8), "self_attn.v": (6, 8), "self_attn.o": (8, 12)}
+    shapes |= {"mlp.gate": (4, 8), "mlp.up": (4, 8), "mlp.down": (8, 4)}
+    tensors = {f"model.layers.{number}.{name}_proj.weight": torch.randn(*shape) for name, shape in shapes.items()}
+    tensors[f"model.layers.{number}.input_layernorm.weight"] = torch.randn(8)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def test_sliced_shapes() -> None:
+    sliced = slice_tensors(layer(1, torch.bfloat16), PLAN)
+    shapes = {name.removeprefix("model.layers.1."): tuple(tensor.shape) for name, tensor in sliced.items()}
+    assert shapes == {
+        "self_attn.q_proj.weight": (8, 8),
+        "self_attn.k_proj.weight": (4, 8),
+        "self_attn.v_proj.weight": (4, 8),
+        "self_attn.o_proj.weight": (8, 8),
+        "mlp.gate_proj.weight": (2, 8),
+        "mlp.up_proj.weight": (2, 8),
+        "mlp.down_proj.weight": (8, 2),
+        "input_layernorm.weight": (8,),
+    }
+    assert all(tensor.is_contiguous() for tensor in sliced.values())
 
 
 def test_query_is_rounded_once_only() -> None:
-    weight = torch.randn(12, 8).bfloat16()
-    sliced = slice_tensor("model.layers.0.self_attn.q_proj.weight", weight, PLAN)
-    rows = weight[[0, 2, 3, 5, 6, 8, 9, 11]].double()
-    assert torch.equal(sliced, (rows * (4 / 6) ** 0.5).float().bfloat16())
+    """Slicing works in float32, so a 16-bit weight is rounded when it is written, and only then."""
+    weights = layer(0, torch.bfloat16)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    rows = weights[name][[0, 2, 3, 5, 6, 8, 9, 11]].double()
+    assert torch.equal(slice_tensors(weights, PLAN)[name].bfloat16(), (rows * (4 / 6) ** 0.5).float().bfloat16())
 
 
 def test_everything_else_is_unchanged() -> None:
-    weight = torch.randn(8)
+    weights = layer(0, torch.float32)
     name = "model.layers.0.input_layernorm.weight"
-    assert slice_tensor(name, weight, PLAN) is weight
+    assert slice_tensors(weights, PLAN)[name] is weights[name]
+    embedding = torch.randn(5, 8)
+    assert slice_tensors({"model.embed_tokens.weight": embedding}, PLAN)["model.embed_tokens.weight"] is embedding
 
 
 def test_import_is_light() -> None:

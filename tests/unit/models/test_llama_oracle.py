@@ -19,9 +19,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from transact.geometry import Geometry
-from transact.models.llama import read_geometry, slice_tensor, sliced_config
+from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
+from transact.models.stock import load_non_stock
 from transact.prune.criteria import Scores
 from transact.prune.planning import PrunePlan, make_plan
+from transact.runtime.checkpoints import layer_groups
 
 TOLERANCE = 1e-4
 LLAMA3 = {
@@ -61,46 +63,53 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def random_plan(source: Geometry, head_dim: int, intermediate_size: int) -> PrunePlan:
+def random_plan(source: Geometry, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:
     layers, heads = source.num_layers, source.num_key_value_heads
     scores = Scores(
-        rotary_pairs=torch.rand(source.head_dim // 2),
-        value_dims=torch.rand(layers, heads, source.head_dim),
+        pairs=torch.rand(layers, heads, source.head_dim // 2),
+        values=torch.rand(layers, heads, source.head_dim),
         channels=torch.rand(layers, source.intermediate_size),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
-    return make_plan(scores, source, target, parent=source, asked=None, criterion="random")
+    return make_plan(scores, source, target, parent=source, asked=None, **options)
 
 
 def slice_to(
-    folder: Path, model: PreTrainedModel, config: dict[str, Any], plan: PrunePlan
+    folder: Path, model: PreTrainedModel, config: dict[str, Any], plan: PrunePlan, loader: Any = None
 ) -> tuple[dict[str, Any], PreTrainedModel]:
+    stored = dict(model.state_dict())
+    if plan.source.tied_embeddings:
+        del stored["lm_head.weight"]
     tensors = {
-        name: slice_tensor(name, tensor, plan)
-        for name, tensor in model.state_dict().items()
-        if not (plan.source.tied_embeddings and name == "lm_head.weight")
+        name: tensor.clone()
+        for names in layer_groups(stored)
+        for name, tensor in slice_tensors({name: stored[name] for name in names}, plan).items()
     }
-    return write(folder, tensors, sliced_config(config, plan))
+    return write(folder, tensors, sliced_config(config, plan), loader)
 
 
-def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Any], PreTrainedModel]:
+def write(
+    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], loader: Any = None
+) -> tuple[dict[str, Any], PreTrainedModel]:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return config, load(folder)
+    return config, (loader or load)(folder)
 
 
 def masked(parent: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
     """The parent with every cut unit zeroed, written independently of the slicing code."""
     model = deepcopy(parent)
     half, group = plan.source.head_dim // 2, plan.source.queries_per_key_value_head
-    cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs))
     with torch.no_grad():
         for layer, block in enumerate(model.model.layers):
             attention, mlp = block.self_attn, block.mlp
-            for projection in (attention.q_proj, attention.k_proj):
-                # (heads, halves, pairs, hidden)
-                projection.weight.view(-1, 2, half, plan.source.hidden_size)[:, :, cut_pairs] = 0
+            for head in range(plan.source.num_key_value_heads):
+                cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs(layer, head)))
+                # (groups, heads of a group, halves, pairs, hidden)
+                for projection in (attention.q_proj, attention.k_proj):
+                    shape = (plan.source.num_key_value_heads, -1, 2, half, plan.source.hidden_size)
+                    projection.weight.view(shape)[head, :, :, cut_pairs] = 0
             value = attention.v_proj.weight.view(-1, 2 * half, plan.source.hidden_size)
             output = attention.o_proj.weight.view(plan.source.hidden_size, -1, 2 * half)
             for head, dims in enumerate(plan.value_dims[layer]):
@@ -119,7 +128,10 @@ def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
     return replace(
         second,
         source=first.source,
-        rotary_pairs=tuple(first.rotary_pairs[pair] for pair in second.rotary_pairs),
+        query_key_dims=tuple(
+            tuple(tuple(earlier[dim] for dim in later) for earlier, later in zip(heads, later_heads, strict=True))
+            for heads, later_heads in zip(first.query_key_dims, second.query_key_dims, strict=True)
+        ),
         value_dims=tuple(
             tuple(tuple(earlier[dim] for dim in later) for earlier, later in zip(heads, later_heads, strict=True))
             for heads, later_heads in zip(first.value_dims, second.value_dims, strict=True)
@@ -194,3 +206,36 @@ def test_control_unscaled_queries_are_wrong(tmp_path: Path) -> None:
         for block in sliced.model.layers:
             block.self_attn.q_proj.weight.mul_((16 / 10) ** 0.5)
     assert largest_difference(sliced, masked(parent, plan)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("scope", ["layer", "head"])
+@pytest.mark.parametrize("key_value_heads", [4, 2], ids=["multi_head", "grouped_query"])
+def test_own_frequencies_equal_masked_parent(tmp_path: Path, key_value_heads: int, scope: str) -> None:
+    """What no stock class expresses: every layer or head keeps pairs of its own, in two rounds."""
+    config, parent = make_parent(tmp_path / "parent", key_value_heads, scaling=LLAMA3)
+    first = random_plan(read_geometry(config), head_dim=12, intermediate_size=30, pair_scope=scope)
+    once_config, once = slice_to(tmp_path / "once", parent, config, first, load_non_stock)
+    second = random_plan(first.target, head_dim=6, intermediate_size=11, pair_scope=scope)
+    twice_config, twice = slice_to(tmp_path / "twice", once, once_config, second, load_non_stock)
+    assert largest_difference(twice, masked(parent, compose(first, second))) < TOLERANCE
+    assert not is_stock(once_config) and not is_stock(twice_config)
+    with pytest.raises(ValueError, match="transact_llama"):  # stock code refuses it instead of being wrong
+        load(tmp_path / "twice")
+
+
+def test_whole_heads_equal_masked_parent(tmp_path: Path) -> None:
+    """Three of four heads on 64 dims: stock code loads it as a Mistral."""
+    config, parent = make_parent(tmp_path / "parent", key_value_heads=4)
+    source = read_geometry(config)
+    target = replace(source, num_attention_heads=3, num_key_value_heads=3)
+    scores = Scores(pairs=torch.rand(2, 4, 8), values=torch.rand(2, 4, 16), channels=torch.rand(2, 48))
+    plan = make_plan(
+        scores, source, target, parent=source, asked=None, unit="heads", query_head_scores=torch.rand(2, 4)
+    )
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    assert sliced.config.model_type == "mistral"
+    with torch.no_grad():
+        for layer, block in enumerate(parent.model.layers):
+            (gone,) = set(range(4)) - set(plan.query_heads[layer])
+            block.self_attn.o_proj.weight[:, gone * 16 : (gone + 1) * 16] = 0
+    assert largest_difference(sliced, parent) < TOLERANCE

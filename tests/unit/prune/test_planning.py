@@ -9,7 +9,7 @@ import torch
 
 from transact.geometry import Geometry
 from transact.prune.criteria import Scores
-from transact.prune.planning import PrunePlan, best_indices, make_plan
+from transact.prune.planning import PrunePlan, best_heads, best_indices, make_plan
 
 SOURCE = Geometry(
     hidden_size=8,
@@ -26,8 +26,9 @@ TARGET = replace(SOURCE, head_dim=4, intermediate_size=2)
 
 def scores() -> Scores:
     return Scores(
-        rotary_pairs=torch.tensor([1.0, 3.0, 2.0]),
-        value_dims=torch.tensor(
+        # Summed over layers and heads: 1, 3 and 2.
+        pairs=torch.tensor([[[0.5, 0.0, 2.0], [0.5, 1.0, 0.0]], [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]]),
+        values=torch.tensor(
             [
                 [[1.0, 2, 3, 4, 5, 6], [6.0, 5, 4, 3, 2, 1]],
                 [[0.0, 9, 0, 9, 9, 9], [1.0, 1, 1, 1, 1, 1]],
@@ -38,12 +39,13 @@ def scores() -> Scores:
 
 
 def plan() -> PrunePlan:
-    return make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, criterion="activation_norm")
+    return make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4)
 
 
 def test_plan_by_hand() -> None:
     made = plan()
-    assert made.rotary_pairs == (1, 2)
+    assert made.query_key_dims == (((1, 2, 4, 5),) * 2,) * 2
+    assert made.rotary_pairs(1, 0) == (1, 2)
     assert made.value_dims == (((2, 3, 4, 5), (0, 1, 2, 3)), ((1, 3, 4, 5), (0, 1, 2, 3)))
     assert made.channels == ((1, 3), (0, 1))
     # Of 1424 parameters go 2 head dims (2 * 192) and 2 channels (2 * 48).
@@ -62,17 +64,60 @@ def test_json_round_trip() -> None:
 
 def test_reached_counts_from_the_dense_parent() -> None:
     parent = replace(SOURCE, intermediate_size=8)
-    later = make_plan(scores(), SOURCE, TARGET, parent=parent, asked=None, criterion="x")
+    later = make_plan(scores(), SOURCE, TARGET, parent=parent, asked=None)
     assert later.reached == pytest.approx((480 + 4 * 48) / (1424 + 4 * 48))
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("layer", [[(0, 2), (0, 2)], [(0, 1), (0, 1)]]),  # sums: 1, 1, 2 and 0, 2, 0
+        ("head", [[(0, 2), (0, 1)], [(0, 1), (0, 1)]]),
+    ],
+)
+def test_scope_decides_who_shares_a_set_of_pairs(scope: str, expected: list[Any]) -> None:
+    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, pair_scope=scope)
+    assert [[made.rotary_pairs(layer, head) for head in range(2)] for layer in range(2)] == expected
+
+
+def test_shared_dims_follow_the_values() -> None:
+    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, unit="shared_dims")
+    assert made.query_key_dims == made.value_dims and made.rotary == "recreated"
+
+
+def test_whole_heads_by_hand() -> None:
+    """Layer 0: group 0 has 1 + 4, group 1 has 3 + 3. Layer 1: 9 + 0 against 5 + 2."""
+    head_scores = torch.tensor([[1.0, 4.0, 3.0, 3.0], [9.0, 0.0, 5.0, 2.0]])
+    both = replace(SOURCE, num_attention_heads=2, num_key_value_heads=1)
+    assert best_heads(head_scores, SOURCE, both) == ([[2, 3], [0, 1]], [[1], [0]])
+    # One query head a group: 4 against 3, and 9 against 5; a tie keeps the lower index.
+    single = replace(SOURCE, num_attention_heads=1, num_key_value_heads=1)
+    assert best_heads(head_scores, SOURCE, single) == ([[1], [0]], [[0], [0]])
+    fewer = replace(SOURCE, num_attention_heads=2, num_key_value_heads=2)
+    assert best_heads(head_scores, SOURCE, fewer)[0] == [[1, 2], [0, 2]]
+
+
+def test_chosen_channels_win_over_scores() -> None:
+    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, channels=[[0, 1], [2, 3]])
+    assert made.channels == ((0, 1), (2, 3))
+
+
+def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
+    target = replace(SOURCE, intermediate_size=2)
+    assert make_plan(scores(), SOURCE, target, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "dims"
+    assert make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "svd"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"rotary_pairs": (1,)},
-        {"rotary_pairs": (2, 1)},
-        {"rotary_pairs": (1, 1)},
-        {"rotary_pairs": (-1, 1)},
+        {"query_key_dims": (((1, 4),) * 2,) * 2},
+        {"query_key_dims": (((2, 1, 5, 4),) * 2,) * 2},
+        {"query_key_dims": (((1, 1, 4, 4),) * 2,) * 2},
+        {"query_key_dims": (((-1, 1, 2, 4),) * 2,) * 2},
+        {"query_key_dims": (((0, 1, 4, 5),) * 2,) * 2},
+        {"query_heads": ((0, 1, 2), (0, 1, 2, 3))},
+        {"value_basis": "svg"},
         {"channels": ((1, 4), (0, 1))},
         {"channels": ((1, 3),)},
         {"value_dims": (((2, 3, 4, 5),), ((1, 3, 4, 5), (0, 1, 2, 3)))},
@@ -81,9 +126,3 @@ def test_reached_counts_from_the_dense_parent() -> None:
 def test_refuses_an_inconsistent_plan(change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         replace(plan(), **change)
-
-
-def test_refuses_scores_that_overflowed() -> None:
-    broken = replace(scores(), channels=torch.full((2, 4), torch.inf))
-    with pytest.raises(ValueError, match="scores of channels are not all finite"):
-        make_plan(broken, SOURCE, TARGET, parent=SOURCE, asked=0.4, criterion="x")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from tests.support.plans import hand_plan
 from transact.geometry import Geometry
 from transact.prune import slicing
-from transact.prune.planning import PrunePlan
 
 SOURCE = Geometry(
     hidden_size=8,
@@ -19,21 +19,12 @@ SOURCE = Geometry(
     vocab_size=5,
     tied_embeddings=True,
 )
-PLAN = PrunePlan(
-    rotary_pairs=(0, 2),
-    value_dims=(((0, 1, 2, 5),), ((1, 2, 3, 4),)),
-    channels=((0, 3), (1, 2)),
-    source=SOURCE,
-    target=replace(SOURCE, head_dim=4, intermediate_size=2),
-    asked=0.3,
-    reached=0.3,
-    criterion="activation_norm",
-)
+PLAN = hand_plan(SOURCE, (0, 2), (((0, 1, 2, 5),), ((1, 2, 3, 4),)), ((0, 3), (1, 2)))
 
 
 def test_rotary_rows_take_both_halves_of_a_pair() -> None:
-    assert slicing.query_rows(PLAN).tolist() == [0, 2, 3, 5, 6, 8, 9, 11]
-    assert slicing.key_rows(PLAN).tolist() == [0, 2, 3, 5]
+    assert slicing.query_rows(PLAN, 0).tolist() == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert slicing.key_rows(PLAN, 1).tolist() == [0, 2, 3, 5]
 
 
 def test_output_columns_repeat_the_dims_of_the_group() -> None:
@@ -44,12 +35,7 @@ def test_output_columns_repeat_the_dims_of_the_group() -> None:
 
 def test_two_key_value_heads_keep_their_own_dims() -> None:
     source = replace(SOURCE, num_attention_heads=4, num_key_value_heads=2)
-    plan = replace(
-        PLAN,
-        source=source,
-        target=replace(source, head_dim=4, intermediate_size=2),
-        value_dims=(((0, 1, 2, 5), (1, 2, 3, 4)),) * 2,
-    )
+    plan = hand_plan(source, (0, 2), (((0, 1, 2, 5), (1, 2, 3, 4)),) * 2, ((0, 3), (1, 2)))
     assert slicing.value_rows(plan, 0).tolist() == [0, 1, 2, 5, 7, 8, 9, 10]
     assert slicing.output_columns(plan, 0).view(4, 4).tolist() == [
         [0, 1, 2, 5],
@@ -62,3 +48,30 @@ def test_two_key_value_heads_keep_their_own_dims() -> None:
 def test_channels_and_scale() -> None:
     assert slicing.channel_indices(PLAN, 1).tolist() == [1, 2]
     assert slicing.query_scale(PLAN) == math.sqrt(4 / 6)
+
+
+def test_kept_heads_keep_their_own_rows() -> None:
+    """Four query heads in two groups; group 1 stays, with its second query head."""
+    source = replace(SOURCE, num_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    whole = tuple(range(6))
+    plan = hand_plan(
+        source,
+        (0, 1, 2),
+        ((whole,),),
+        ((0, 3),),
+        target=replace(source, num_attention_heads=1, num_key_value_heads=1, intermediate_size=2),
+        query_heads=((3,),),
+        key_value_heads=((1,),),
+        query_key_dims=((whole,),),
+    )
+    assert slicing.query_rows(plan, 0).tolist() == list(range(18, 24))
+    assert slicing.key_rows(plan, 0).tolist() == slicing.value_rows(plan, 0).tolist() == list(range(6, 12))
+    assert slicing.output_columns(plan, 0).tolist() == list(range(18, 24))
+    assert slicing.query_scale(plan) == 1.0
+
+
+def test_recreated_frequencies_leave_the_temperature_alone() -> None:
+    dims = (((0, 1, 2, 5),), ((1, 2, 3, 4),))
+    plan = hand_plan(SOURCE, (0, 2), dims, ((0, 3), (1, 2)), rotary="recreated", query_key_dims=dims)
+    assert slicing.query_scale(plan) == 1.0
+    assert slicing.query_rows(plan, 1).tolist() == slicing.output_columns(plan, 1).tolist()

@@ -1,0 +1,38 @@
+"""Plans written by hand, in the few words that most tests need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transact.geometry import Geometry
+from transact.prune.planning import PrunePlan
+
+
+def hand_plan(
+    source: Geometry,
+    pairs: Sequence[int],
+    value_dims: Sequence[Sequence[Sequence[int]]],
+    channels: Sequence[Sequence[int]],
+    **changes: Any,
+) -> PrunePlan:
+    """All heads stay; one set of rotary pairs for the model; value_dims: (layers)(key-value heads)(dims)."""
+    half = source.head_dim // 2
+    dims = (*pairs, *(pair + half for pair in pairs))
+    values: dict[str, Any] = {
+        "query_heads": (tuple(range(source.num_attention_heads)),) * source.num_layers,
+        "key_value_heads": (tuple(range(source.num_key_value_heads)),) * source.num_layers,
+        "query_key_dims": ((dims,) * source.num_key_value_heads,) * source.num_layers,
+        "value_dims": tuple(tuple(map(tuple, heads)) for heads in value_dims),
+        "channels": tuple(map(tuple, channels)),
+        "value_basis": "dims",
+        "rotary": "kept",
+        "pair_scope": "model",
+        "source": source,
+        "target": replace(source, head_dim=len(dims), intermediate_size=len(channels[0])),
+        "asked": 0.3,
+        "reached": 0.3,
+        "method": {},
+    }
+    return PrunePlan(**(values | changes))

@@ -1,0 +1,70 @@
+"""Greedy OBS against brute force: try every channel, refit the rest, take the one that costs least."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transact.prune.gram import damped
+from transact.prune.greedy_obs import greedy_obs
+
+
+def example(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    x = torch.randn(4 * channels, channels, generator=generator, dtype=torch.float64) @ mixing
+    return torch.randn(5, channels, generator=generator, dtype=torch.float64), x.T @ x
+
+
+def error(weight: torch.Tensor, gram: torch.Tensor, kept: list[int]) -> float:
+    """Least squared error of W x from the kept inputs: trace(W (G - G_S G_SS^-1 G_S^T) W^T)."""
+    cross = gram[:, kept]
+    left = gram - cross @ torch.linalg.solve(gram[kept][:, kept], cross.T)
+    return float((weight @ left @ weight.T).trace())
+
+
+def brute_force(weight: torch.Tensor, gram: torch.Tensor, num_kept: int) -> list[int]:
+    kept = list(range(weight.shape[1]))
+    while len(kept) > num_kept:
+        drop = min(kept, key=lambda channel: error(weight, gram, [each for each in kept if each != channel]))
+        kept.remove(drop)
+    return kept
+
+
+@pytest.mark.parametrize("block", [1, 2, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_equals_brute_force_on_eight_channels(seed: int, block: int) -> None:
+    """A block's candidates are all eight channels here, so blocks too are exact."""
+    weight, gram = example(8, seed)
+    assert greedy_obs(weight, gram, 3, 0.02, block).tolist() == brute_force(weight, damped(gram, 0.02), 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_lose_little(seed: int) -> None:
+    weight, gram = example(96, seed)
+    exact, blocked = (greedy_obs(weight, gram, 48, 0.01, block).tolist() for block in (1, 16))
+    norms = gram.diagonal().topk(48).indices.tolist()
+    errors = [error(weight, damped(gram, 0.01), kept) for kept in (exact, blocked, norms)]
+    assert errors[1] < 1.1 * errors[0]
+    assert errors[1] < 0.9 * errors[2]
+
+
+def test_float32_chooses_as_float64() -> None:
+    weight, gram = example(64, 7)
+    assert torch.equal(greedy_obs(weight.float(), gram.float(), 30, 0.01), greedy_obs(weight, gram, 30, 0.01))
+
+
+def test_duplicates_go_first() -> None:
+    """Three copies of a channel: two of them cost nothing once the third takes over."""
+    weight, gram = example(6, 0)
+    copies = torch.tensor([0, 1, 2, 3, 4, 5, 2, 2])
+    kept = greedy_obs(weight[:, copies], gram[copies][:, copies], 6, 1e-6).tolist()
+    assert len({2, 6, 7} & set(kept)) == 1
+
+
+def test_dead_channels_go_first() -> None:
+    weight, gram = example(8, 1)
+    gram[:, [2, 5]] = 0
+    gram[[2, 5]] = 0
+    assert not {2, 5} & set(greedy_obs(weight, gram, 4, 0.01).tolist())
+    assert len(greedy_obs(weight, torch.zeros_like(gram), 4, 0.01)) == 4  # nothing ever active: still an answer

@@ -1,0 +1,80 @@
+"""Pair scores against attention logits written out position by position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transact.geometry import Geometry
+from transact.prune.pair_scores import logit_variances, pair_products
+
+GEOMETRY = Geometry(
+    hidden_size=8,
+    num_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    intermediate_size=4,
+    vocab_size=5,
+    tied_embeddings=True,
+)
+BATCH, LENGTH = 2, 7
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key, cosine and sine, as a transformers LLaMA has them."""
+    torch.manual_seed(0)
+    angles = torch.arange(LENGTH)[:, None] * torch.tensor([1.0, 0.3, 0.01])
+    angles = torch.cat([angles, angles], dim=-1)[None]
+    return torch.randn(BATCH, LENGTH, 24), torch.randn(BATCH, LENGTH, 12), angles.cos(), angles.sin()
+
+
+def test_products_by_loops() -> None:
+    query, key, _, _ = example()
+    expected = torch.zeros(4, 3)
+    for head in range(4):
+        for pair in range(3):
+            q = query.view(BATCH, LENGTH, 4, 6)[:, :, head, [pair, pair + 3]]
+            k = key.view(BATCH, LENGTH, 2, 6)[:, :, head // 2, [pair, pair + 3]]
+            expected[head, pair] = (q.norm(dim=-1) * k.norm(dim=-1)).sum()
+    torch.testing.assert_close(pair_products(query, key, GEOMETRY), expected.double(), rtol=1e-5, atol=0)
+
+
+def test_variances_by_the_rotation_of_transformers() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    query, key, cosine, sine = example()
+    q, k = apply_rotary_pos_emb(
+        query.view(BATCH, LENGTH, 4, 6).transpose(1, 2), key.view(BATCH, LENGTH, 2, 6).transpose(1, 2), cosine, sine
+    )
+    expected = torch.zeros(4, 3, dtype=torch.float64)
+    for head in range(4):
+        for pair in range(3):
+            dims = [pair, pair + 3]
+            parts = q[:, head][..., dims] @ k[:, head // 2][..., dims].mT / 6**0.5  # (batch, queries, keys)
+            for position in range(LENGTH):
+                expected[head, pair] += parts[:, position, : position + 1].var(dim=-1, unbiased=False).sum()
+    found = logit_variances(query, key, cosine, sine, GEOMETRY)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_that_never_varies_scores_nothing() -> None:
+    """Softmax ignores a constant: pair 2 turns so slowly that equal keys give equal parts everywhere."""
+    query, key, cosine, sine = example()
+    key = key.view(BATCH, LENGTH, 2, 6).clone()
+    key[..., [2, 5]] = 3.0
+    still = torch.ones_like(cosine), torch.zeros_like(sine)
+    found = logit_variances(query, key.view(BATCH, LENGTH, 12), *still, GEOMETRY)
+    assert found[:, 2].max() < 1e-4 < 1 < found[:, :2].min()
+
+
+@pytest.mark.parametrize("score", ["products", "variances"])
+def test_sums_merge(score: str) -> None:
+    query, key, cosine, sine = example()
+
+    def of(part: slice) -> torch.Tensor:
+        if score == "products":
+            return pair_products(query[part], key[part], GEOMETRY)
+        return logit_variances(query[part], key[part], cosine, sine, GEOMETRY)
+
+    torch.testing.assert_close(of(slice(0, 1)) + of(slice(1, 2)), of(slice(None)), rtol=1e-6, atol=0)

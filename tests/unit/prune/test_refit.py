@@ -1,0 +1,90 @@
+"""The refit against explicit normal equations and against brute force, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transact.prune.gram import damped, damping, gram
+from transact.prune.refit import refit, refit_shifted
+
+
+def correlated(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    return torch.randn(tokens, channels, generator=generator, dtype=torch.float64) @ mixing
+
+
+def test_gram_by_hand() -> None:
+    x = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])
+    assert gram(x).tolist() == [[10, 2], [2, 4]]
+    assert gram(x, torch.tensor([[[1.0]], [[2.0]]])).tolist() == [[7], [2]]
+    assert gram(x.bfloat16()).dtype == torch.float64
+    assert damping(gram(x), 0.1) == pytest.approx(0.7)
+    assert damped(gram(x), 0.1).tolist() == [[10.7, 2], [2, 4.7]]
+
+
+@pytest.mark.parametrize("chosen", ["indices", "matrix"])
+def test_refit_solves_the_damped_least_squares(chosen: str) -> None:
+    """As data: every channel once more, as a row of its own of size sqrt(damping), and plain lstsq on that."""
+    x, weight = correlated(50, 6), torch.randn(3, 6, dtype=torch.float64)
+    kept = torch.tensor([0, 2, 5])
+    transform = kept if chosen == "indices" else torch.randn(3, 6, dtype=torch.float64)
+    strength = damping(x.T @ x, 0.05)
+    rows = torch.cat([x, strength**0.5 * torch.eye(6, dtype=torch.float64)])
+    inputs = rows[:, kept] if chosen == "indices" else rows @ transform.T
+    expected = torch.linalg.lstsq(inputs, rows @ weight.T).solution.T
+    torch.testing.assert_close(refit(weight, x.T @ x, transform, 0.05), expected.float())
+
+
+def test_shifted_refit_solves_its_own_normal_equations() -> None:
+    """Targets from one stream of activations, inputs from another."""
+    x, weight, kept = correlated(50, 6), torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4])
+    y = x[:, kept] + 0.3 * torch.randn(50, 2, dtype=torch.float64)
+    strength = damping(y.T @ y, 0.1)
+    left = torch.cat([y, strength**0.5 * torch.eye(2, dtype=torch.float64)])
+    right = torch.cat([x @ weight.T, strength**0.5 * weight[:, kept].T])
+    expected = torch.linalg.lstsq(left, right).solution.T
+    found = refit_shifted(weight, x.T @ y, y.T @ y, kept, 0.1)
+    torch.testing.assert_close(found, expected.float())
+
+
+def test_refit_lowers_the_error_of_the_plain_cut() -> None:
+    x, weight, kept = correlated(200, 8), torch.randn(4, 8, dtype=torch.float64), torch.arange(5)
+    fitted = refit(weight, x.T @ x, kept, 1e-6).double()
+
+    def error(candidate: torch.Tensor) -> float:
+        return float((x @ weight.T - x[:, kept] @ candidate.T).square().sum())
+
+    assert error(fitted) < 0.9 * error(weight[:, kept])
+    for _ in range(20):  # a minimum: no small change helps
+        assert error(fitted + 1e-3 * torch.randn_like(fitted)) > error(fitted)
+
+
+def test_nothing_cut_changes_nothing() -> None:
+    x, weight = correlated(50, 6), torch.randn(3, 6)
+    torch.testing.assert_close(refit(weight, x.T @ x, torch.arange(6), 0.01), weight)
+
+
+def test_damping_pulls_towards_the_plain_cut() -> None:
+    x, weight, kept = correlated(50, 6), torch.randn(3, 6), torch.tensor([0, 3])
+    torch.testing.assert_close(refit(weight, x.T @ x, kept, 1e9), weight[:, kept], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(torch.zeros(5, 6, dtype=torch.float64), id="never active"),
+        pytest.param(correlated(3, 6), id="fewer tokens than channels"),
+        pytest.param(correlated(50, 6) * torch.tensor([1.0, 0, 1, 0, 1, 1]), id="dead channels"),
+        pytest.param(correlated(50, 1).expand(50, 6), id="six times the same channel"),
+        pytest.param(correlated(50, 6) * 1e-12, id="tiny"),
+    ],
+)
+def test_degenerate_input_stays_finite_and_no_worse_than_the_plain_cut(x: torch.Tensor) -> None:
+    weight, kept = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, 1, 2])
+    fitted = refit(weight, x.T @ x, kept, 0.01).double()
+    assert fitted.isfinite().all()
+    target = x @ weight.T
+    plain = (target - x[:, kept] @ weight[:, kept].T).square().sum()
+    assert (target - x[:, kept] @ fitted.T).square().sum() <= plain * (1 + 1e-6) + 1e-20

@@ -1,0 +1,74 @@
+"""How much a rotary pair contributes to attention logits, token by token; summed over tokens, float64.
+
+Pair i of a query head meets pair i of its key-value head; the part of the logit between positions t and
+s is the dot product of the two rotated plane vectors. Results: (num_attention_heads, head_dim // 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from transact.geometry import Geometry
+
+
+def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
+    """Sum over tokens of |q||k| of the same token: no contribution to a logit at that distance is larger.
+
+    Args:
+        query: output of q_proj, (batch, length, num_attention_heads * head_dim); before or after rotation.
+        key: output of k_proj, (batch, length, num_key_value_heads * head_dim).
+        geometry: dimensions.
+    """
+    query_norm = _planes(query, geometry).square().sum(dim=-1).sqrt()  # (batch, length, heads, pairs)
+    key_norm = _expand(_planes(key, geometry).square().sum(dim=-1).sqrt(), geometry)
+    return (query_norm * key_norm).sum(dim=(0, 1)).double()
+
+
+def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+    """Sum over queries of the variance, over the positions it may attend to, of the pair's part of the logit.
+
+    A part that is the same at every position changes no attention weight: softmax ignores it. For query q
+    at position t the variance is q^T (M - m m^T) q, with m and M the mean of the rotated keys' plane
+    vectors and of their outer products over positions 0 to t: cumulative sums, so the cost is linear.
+
+    Args:
+        query: as in `pair_products`, before rotation.
+        key: likewise.
+        cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it.
+        sine: likewise.
+        geometry: dimensions.
+    """
+    q, k = _rotated(query, cosine, sine, geometry), _rotated(key, cosine, sine, geometry)
+    counts = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).view(1, -1, 1, 1)
+    x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
+    mean_x, mean_y = x.cumsum(1) / counts, y.cumsum(1) / counts
+    xx, yy, xy = (
+        _expand(product.cumsum(1) / counts - mean_product, geometry)
+        for product, mean_product in (
+            (x * x, mean_x * mean_x),
+            (y * y, mean_y * mean_y),
+            (x * y, mean_x * mean_y),
+        )
+    )
+    variance = q[..., 0].square() * xx + q[..., 1].square() * yy + 2 * q[..., 0] * q[..., 1] * xy
+    return (variance.clamp_min(0).sum(dim=(0, 1)) / geometry.head_dim).double()
+
+
+def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
+    """(batch, length, heads * head_dim) -> (batch, length, heads, pairs, 2) float32."""
+    batch, length, _ = activation.shape
+    halves = activation.detach().float().view(batch, length, -1, 2, geometry.head_dim // 2)
+    return halves.transpose(-1, -2)
+
+
+def _rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+    pairs = geometry.head_dim // 2
+    cos, sin = cosine.float()[..., None, :pairs], sine.float()[..., None, :pairs]  # (batch, length, 1, pairs)
+    x, y = _planes(activation, geometry).unbind(dim=-1)
+    return torch.stack([x * cos - y * sin, y * cos + x * sin], dim=-1)
+
+
+def _expand(per_key_value_head: Tensor, geometry: Geometry) -> Tensor:
+    """Repeat for the query heads of each group."""
+    return per_key_value_head.repeat_interleave(geometry.queries_per_key_value_head, dim=2)

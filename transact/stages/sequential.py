@@ -1,0 +1,138 @@
+"""Slice with sequential calibration: every layer is fitted to what the layers before it, already cut, give it.
+
+Two streams of hidden states run through the layers side by side, the dense checkpoint's and the cut model's. The
+output projections of the cut layer learn to give, from the cut model's activations, what the dense layer gives
+from its own: earlier errors are made up for instead of piling up. It costs three runs of either layer on the
+calibration text where the parallel refit costs one, and the hidden states of both streams in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transact.data.order import micro_batches
+from transact.files import read_json
+from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
+from transact.models.single_layer import SingleLayer
+from transact.prune.gram import LayerGram, gram
+from transact.prune.planning import PrunePlan
+from transact.prune.refit import refit_shifted
+from transact.prune.slicing import channel_indices, cut_attention, cut_layer
+from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
+from transact.runtime.tensor_files import CheckpointReader
+from transact.stages.calibrate import calibration_positions
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def slice_sequentially(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path) -> dict[str, Any]:
+    """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests."""
+    config = read_json(source / "config.json")
+    smaller = sliced_config(config, plan)
+    with CheckpointReader(source) as reader, job.progress("slice", plan.source.num_layers, unit="layers") as bar:
+        streams = _Streams(job, texts, reader, plan)
+
+        def cut(names: list[str]) -> Tensors:
+            tensors = {name: reader.tensor(name).float() for name in names}
+            layer = layer_of(names[0])
+            if layer is None:
+                return tensors
+            bar.advance(1)
+            return streams.cut_layer(layer, tensors, config, smaller)
+
+        return write_checkpoint(
+            output,
+            job.group,
+            [partial(cut, names) for names in layer_groups(stored_names(reader, config))],
+            every_rank_reads=True,
+            config=smaller,
+            companions=source,
+            dtype=job.config.model.dtype,
+        )
+
+
+class _Streams:
+    """This rank's share of the calibration text, as hidden states of the dense and of the cut model."""
+
+    def __init__(self, job: Job, texts: Texts, reader: CheckpointReader, plan: PrunePlan) -> None:
+        self.job, self.plan = job, plan
+        self.ridge = job.config.prune.method.ridge
+        positions = calibration_positions(job, texts)
+        turns = micro_batches(
+            len(positions), job.config.engine.micro_batch_sequences, job.group.rank, job.group.world_size
+        )
+        embedding = reader.tensor(EMBEDDING).float()
+        # On the CPU: they are the larger, the longer the text. Micro-batches visit the device one by one.
+        self.dense = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
+        self.cut = list(self.dense)
+
+    @torch.no_grad()
+    def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
+        """The cut and refitted tensors of the next layer; both streams move on behind it."""
+        device = self.job.group.device
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        weights = layer_weights(tensors)
+        assert weights is not None
+        dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
+        dense.load_layer(tensors, layer)
+        basis = self._dense_gram(dense) if self.plan.value_basis != "dims" else None
+        attention = cut_attention(weights, self.plan, layer, basis)
+        fitted = cut_layer(weights, self.plan, layer, basis)
+        for projection, field, transform in (
+            ("self_attn.o_proj", "output", attention.transform),
+            ("mlp.down_proj", "down", channel_indices(self.plan, layer).to(device)),
+        ):
+            cut.load_layer(replace_projections(tensors, fitted), layer)
+            cross, own = self._grams(dense, cut, projection)
+            refitted = refit_shifted(getattr(weights, field), cross, own, transform, self.ridge)
+            fitted = replace(fitted, **{field: refitted})
+        cut.load_layer(replace_projections(tensors, fitted), layer)
+        self.dense = [dense(hidden.to(device)).cpu() for hidden in self.dense]
+        self.cut = [cut(hidden.to(device)).cpu() for hidden in self.cut]
+        return replace_projections(tensors, fitted)
+
+    def _dense_gram(self, dense: SingleLayer) -> LayerGram:
+        """For the value basis, which looks at the attention output alone."""
+        total = self._zeros(dense.block.self_attn.o_proj.in_features, dense.block.self_attn.o_proj.in_features)
+        for hidden in self.dense:
+            with _inputs_of(dense.block.self_attn.o_proj) as seen:
+                dense(hidden.to(total.device))
+            total += gram(seen[0])
+        return LayerGram(attention_output=self.job.group.sum(total), intermediate=self._zeros(0, 0))
+
+    def _grams(self, dense: SingleLayer, cut: SingleLayer, projection: str) -> tuple[Tensor, Tensor]:
+        """Sums over all ranks' tokens of ``x y^T`` and ``y y^T``: x what the dense projection reads, y the cut one."""
+        dense_module, cut_module = (each.block.get_submodule(projection) for each in (dense, cut))
+        cross = self._zeros(dense_module.in_features, cut_module.in_features)
+        own = self._zeros(cut_module.in_features, cut_module.in_features)
+        for left, right in zip(self.dense, self.cut, strict=True):
+            with _inputs_of(dense_module) as x, _inputs_of(cut_module) as y:
+                dense(left.to(own.device))
+                cut(right.to(own.device))
+            cross += gram(x[0], y[0])
+            own += gram(y[0])
+        return self.job.group.sum(cross), self.job.group.sum(own)
+
+    def _zeros(self, rows: int, columns: int) -> Tensor:
+        return torch.zeros(rows, columns, dtype=torch.float64, device=self.job.group.device)
+
+
+@contextmanager
+def _inputs_of(module: Any) -> Iterator[list[Tensor]]:
+    """Catch the first argument of a module's forwards until the block ends."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
