@@ -56,13 +56,20 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     job.stage(
         "round_00/evaluate", dense, lambda: evaluate(job, texts, {"dense": parent}, dense, round_number=0, tokens=0)
     )
-    rounds, checkpoint = prepared.rounds, parent
-    for number in range(len(rounds)):
-        calibrate_round(job, texts, rounds[number].folder_name, checkpoint)
-        if number == 0 and job.config.prune.split == "auto":
-            rounds = split_rounds(job, texts, parent)
-        checkpoint = prune_once(job, texts, rounds[number], parent, checkpoint)
+    checkpoint, rounds = prune_rounds(job, prepared)
     return finish(job, texts, checkpoint, parent, rounds)
+
+
+def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, list[Round]]:
+    """All turns of the chain. Returns the last checkpoint's folder, and the rounds as they were done."""
+    rounds, checkpoint = prepared.rounds, prepared.parent
+    for number in range(len(rounds)):
+        calibrate_round(job, prepared.texts, rounds[number].folder_name, checkpoint)
+        if number == 0 and job.config.prune.split == "auto":
+            rounds = split_rounds(job, prepared.texts, prepared.parent)
+        sliced = slice_round(job, prepared, rounds[number], checkpoint)
+        checkpoint = recover_round(job, prepared, rounds[number], sliced)
+    return checkpoint, rounds
 
 
 def calibrate_round(job: Job, texts: Texts, name: str, checkpoint: Path) -> None:
@@ -83,26 +90,30 @@ def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
     return pruning_rounds(job.config, geometry_of(parent), read_split(output))
 
 
-def prune_once(job: Job, texts: Texts, each: Round, parent: Path, checkpoint: Path) -> Path:
-    """The rest of a turn of the chain after calibration: from a checkpoint folder to the smaller one."""
-    name, config = each.folder_name, job.config
+def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> Path:
+    """After calibration: decide and cut. Returns the sliced checkpoint's folder."""
+    name = each.folder_name
     statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
 
-    planned = job.path(name, "plan.json")
-    whole = geometry_of(parent)
+    planned, whole = job.path(name, "plan.json"), geometry_of(prepared.parent)
     job.stage(f"{name}/plan", planned, lambda: plan(job, each, whole, checkpoint, statistics, grams, planned))
 
     sliced = job.path(name, "sliced")
     job.stage(
         f"{name}/slice",
         sliced,
-        lambda: cut_checkpoint(job, texts, checkpoint, read_plan(planned), sliced, grams),
+        lambda: cut_checkpoint(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
     )
     if job.group.is_main:
         shutil.rmtree(grams, ignore_errors=True)
+    return sliced
 
+
+def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
+    """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder."""
+    name, config, texts = each.folder_name, job.config, prepared.texts
     recovered = job.path(name, "recovered")
-    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, parent, sliced, recovered))
+    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, prepared.parent, sliced, recovered))
 
     evaluation = job.path(name, "evaluation.json")
     both = {"sliced": sliced, "recovered": recovered}

@@ -339,6 +339,8 @@ class RunConfig:
         for name in ("token_shares", "learning_rates"):
             _require_one_per_round(f"recover.{name}", getattr(self.recover, name), self.prune.rounds)
         if self.mode == "pretrain":
+            alone = self.recover.objective == "cross_entropy"
+            require("recover.objective", self.recover.objective, alone, "mode=pretrain has no parent to distil from")
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
         scope = self.prune.method.pair_scope

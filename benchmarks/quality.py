@@ -1,0 +1,256 @@
+"""How much of the demo parent every method keeps, through the stages of `transact.run`.
+
+    python -m benchmarks.quality
+    python -m benchmarks.quality --table    (writes the Markdown table again)
+
+Removes a fraction of the transitional parameters (embeddings and norms apart), once without recovery for every method,
+and with recovery on the same number of tokens for the main ones. Perplexity on held-out text of the kind that the
+parent learned from, and on a second kind that it never saw: the descriptions of the installed Python packages, mostly
+prose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import multiprocessing
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from benchmarks.quality_methods import ONE_SHOT, RECOVERED
+from benchmarks.quality_table import quality_table
+from benchmarks.workload import RESULTS, num_cores, write_result
+from transact.chain import Prepared, calibrate_round, prepare, prune_rounds, slice_round, split_rounds
+from transact.config import RunConfig, TextConfig
+from transact.configuring import conf_folder, register_resolvers, typed_config
+from transact.files import read_json, write_text
+from transact.models.folder import geometry_of
+from transact.models.llama import is_stock
+from transact.runtime.process import ProcessGroup, process_group
+from transact.runtime.run_folder import RunFolder, package_versions
+from transact.stages.evaluate import measure
+from transact.stages.job import Job
+from transact.stages.texts import Texts, prepare_texts
+from transact.tracking.tracker import Tracker
+
+TEXTS = ("python_heldout", "package_descriptions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One run of the benchmark. recovered: whether it is a name of RECOVERED or of ONE_SHOT."""
+
+    method: str
+    fraction: float  # of the transitional parameters
+    seed: int
+    recovered: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all trials share. threads: of each process."""
+
+    tokens: int
+    evaluation_sequences: int
+    calibration_sequences: int
+    threads: int
+    folder: Path
+
+
+def write_descriptions(path: Path) -> None:
+    """The second kind of text: what the installed packages say about themselves, each once."""
+    found = set()
+    for distribution in importlib.metadata.distributions():
+        text = distribution.metadata.get_payload() or distribution.metadata.get("Description") or ""  # type: ignore[attr-defined]
+        if len(text) > 200:
+            found.add(text)
+    write_text(path, "\n\n".join(sorted(found)))
+
+
+def compose_config(overrides: list[str]) -> RunConfig:
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("config", overrides=overrides)
+    return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
+def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
+    """The configuration that the same overrides give on the command line."""
+    method = (RECOVERED if trial.recovered else ONE_SHOT)[trial.method]
+    parent = geometry_of(Path(compose_config(["name=parent"]).model.path or ""))
+    removed = trial.fraction * parent.transitional_parameters() / parent.parameters()
+    common = [
+        "name=quality",
+        f"output_dir={folder}",
+        f"seed={trial.seed}",
+        f"data.token_store={settings.folder}/tokens",
+        f"data.evaluation_sequences={settings.evaluation_sequences}",
+        f"prune.remove_fraction={removed}",
+        f"prune.calibration_sequences={settings.calibration_sequences}",
+        "prune.multiple.head_dim=2",
+        "prune.multiple.intermediate_size=1",
+        f"recover.tokens={settings.tokens}",
+        "recover.validation_sequences=64",
+        "track.mode=disabled",
+        "track.progress_seconds=3600",
+    ]
+    return compose_config([*common, *method.overrides])
+
+
+def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
+    """A job of one process, and the texts to evaluate on by name."""
+    folder = RunFolder(Path(config.output_dir))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    group = group_of_one()
+    folder.open(group.world_size)
+    job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
+    prepared = prepare(job)
+    assert prepared is not None
+    path = Path(config.data.token_store).parent / "descriptions.txt"
+    second = replace(config.data, evaluation=TextConfig(source="files", files=[str(path)]))
+    other = replace(job, config=replace(config, data=second))
+    texts = (prepared.texts, prepare_texts(other, prepared.parent, prepared.rounds))
+    return job, prepared, dict(zip(TEXTS, texts, strict=True))
+
+
+@cache
+def group_of_one() -> ProcessGroup:
+    """For the life of a worker: DeepSpeed does not forgive a second one in the same process."""
+    return process_group("cpu", 30).__enter__()
+
+
+def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
+    """The benchmark's rows of one trial, one for each text."""
+    _set_threads(settings)
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
+        config = trial_config(trial, settings, Path(name) / "run")
+        job, prepared, texts = opened(config)
+        sliced = slice_once(job, prepared) if config.prune.rounds == 1 else None
+        checkpoint = prune_rounds(job, prepared)[0] if trial.recovered else sliced
+        assert checkpoint is not None
+        geometry = geometry_of(checkpoint)
+        return [
+            {
+                "method": trial.method,
+                "fraction": trial.fraction,
+                "seed": trial.seed,
+                "objective": config.recover.objective if trial.recovered else None,
+                "rounds": config.prune.rounds,
+                "tokens": config.recover.tokens if trial.recovered else 0,
+                "stock": is_stock(read_json(checkpoint / "config.json")),
+                "text": text,
+                "perplexity_one_shot": measure(job, each, sliced)["perplexity"] if sliced else None,
+                "perplexity_recovered": measure(job, each, checkpoint)["perplexity"] if trial.recovered else None,
+                "parameters": geometry.parameters(),
+                "kv_bytes_per_token": geometry.kv_bytes_per_token(),
+                "parent_kv_bytes_per_token": geometry_of(prepared.parent).kv_bytes_per_token(),
+                "geometry": geometry.to_dict(),
+            }
+            for text, each in texts.items()
+        ]
+
+
+def slice_once(job: Job, prepared: Prepared) -> Path:
+    """The single cut of a run of one round; the chain finds it finished."""
+    rounds = prepared.rounds
+    calibrate_round(job, prepared.texts, rounds[0].folder_name, prepared.parent)
+    if job.config.prune.split == "auto":
+        rounds = split_rounds(job, prepared.texts, prepared.parent)
+    return slice_round(job, prepared, rounds[0], prepared.parent)
+
+
+def parent_perplexities(settings: Settings) -> dict[str, float]:
+    _set_threads(settings)
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
+        config = trial_config(Trial(method="default", fraction=0.5, seed=0, recovered=False), settings, Path(name))
+        job, prepared, texts = opened(config)
+        return {text: measure(job, each, prepared.parent)["perplexity"] for text, each in texts.items()}
+
+
+def _set_threads(settings: Settings) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    torch.set_num_threads(settings.threads)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.3, 0.5, 0.7])
+    parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5, 0.7])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--one-shot", nargs="*", default=list(ONE_SHOT), choices=list(ONE_SHOT))
+    parser.add_argument("--recovered", nargs="*", default=list(RECOVERED), choices=list(RECOVERED))
+    parser.add_argument("--tokens", type=int, default=262_144, help="of recovery, over all rounds")
+    parser.add_argument("--evaluation-sequences", type=int, default=256)
+    parser.add_argument("--calibration-sequences", type=int, default=128)
+    parser.add_argument("--jobs", type=int, default=num_cores(), help="trials at a time")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument("--table", action="store_true", help="only write the table of --output again")
+    return parser.parse_args()
+
+
+def trials(arguments: argparse.Namespace) -> list[Trial]:
+    groups = (
+        (True, arguments.recovered, arguments.recovered_fractions),
+        (False, arguments.one_shot, arguments.fractions),
+    )
+    return [
+        Trial(method=method, fraction=fraction, seed=seed, recovered=recovered)
+        for recovered, methods, fractions in groups
+        for method in methods
+        for fraction in fractions
+        for seed in arguments.seeds
+    ]
+
+
+def run_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    settings = Settings(
+        tokens=arguments.tokens,
+        evaluation_sequences=arguments.evaluation_sequences,
+        calibration_sequences=arguments.calibration_sequences,
+        threads=max(1, num_cores() // arguments.jobs),
+        folder=folder,
+    )
+    write_descriptions(folder / "descriptions.txt")
+    context = multiprocessing.get_context("spawn")
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        parent = pool.submit(parent_perplexities, settings).result()  # alone: it writes the token stores
+        waiting = {pool.submit(run_trial, trial, settings): trial for trial in trials(arguments)}
+        for number, done in enumerate(as_completed(waiting), start=1):
+            rows += done.result()
+            row = rows[-len(TEXTS)]
+            print(
+                f"{number} of {len(waiting)}: {row['method']}, {row['fraction']:.0%}, seed {row['seed']}: one-shot "
+                f"{row['perplexity_one_shot']}, recovered {row['perplexity_recovered']}",
+                flush=True,
+            )
+    order = [(trial.method, trial.fraction, trial.seed, trial.recovered) for trial in trials(arguments)]
+    rows.sort(key=lambda row: order.index((row["method"], row["fraction"], row["seed"], row["tokens"] > 0)))
+    return {"parent": parent, "rows": rows, "versions": package_versions()}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if not arguments.table:
+        folder = Path(tempfile.mkdtemp(prefix="transact-quality-"))
+        try:
+            write_result(arguments.output, run_all(arguments, folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    table = quality_table(read_json(arguments.output))
+    write_text(arguments.output.with_suffix(".md"), table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the quality benchmark compares: names and the overrides of `python -m transact.run` that make them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EIGHT_SHOTS = (
+    "prune.rounds=8",
+    "recover.token_shares=[7,9,11,13,15,17,19,21]",
+    # TransAct's ramp, i / 8 of the peak in shot i. The peak is the one of four that suited this model best.
+    "recover.learning_rates=[1.25e-4,2.5e-4,3.75e-4,5e-4,6.25e-4,7.5e-4,8.75e-4,1e-3]",
+    "recover.decay=linear",
+    "recover.final_learning_rate_fraction=0",
+    "recover.warmup_fraction=0.1",
+)
+ONE_ROUND = ("prune.rounds=1",)
+EQUAL = ("prune.split=equal",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """Attributes: overrides: of the command line. stock: whether the export loads with transformers."""
+
+    overrides: tuple[str, ...]
+    stock: bool = True
+
+
+def _baseline(name: str) -> Method:
+    return Method(overrides=(f"prune/method={name}", *EQUAL, *ONE_ROUND))
+
+
+def _non_stock(scope: str) -> Method:
+    overrides = (f"prune.method.pair_scope={scope}", "model.allow_non_stock=true", *ONE_ROUND)
+    return Method(overrides=overrides, stock=False)
+
+
+# Cut once, not recovered. "default" is what a run does when nothing is said about the method.
+ONE_SHOT: dict[str, Method] = {
+    "default": Method(overrides=ONE_ROUND),
+    "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
+    "sequential": Method(overrides=("prune/method=sequential", *ONE_ROUND)),
+    "sequential, equal split": Method(overrides=("prune/method=sequential", *EQUAL, *ONE_ROUND)),
+    "pairs per layer": _non_stock("layer"),
+    "pairs per head": _non_stock("head"),
+    "norms": _baseline("norms"),
+    "norms, refit": Method(overrides=("prune/method=norms", "prune.method.refit=least_squares", *EQUAL, *ONE_ROUND)),
+    "paper_heads": _baseline("paper_heads"),
+    "paper_heads, auto split": Method(overrides=("prune/method=paper_heads", "prune.split=auto", *ONE_ROUND)),
+    "paper_dims": _baseline("paper_dims"),
+    "taylor": _baseline("taylor"),
+    "magnitude": _baseline("magnitude"),
+    "random": _baseline("random"),
+}
+
+DISTILLED = "recover.objective=distillation"
+ENTROPY = "recover.objective=cross_entropy"
+# Recovered with the same number of tokens in total, whatever the number of rounds.
+RECOVERED: dict[str, Method] = {
+    "default": Method(overrides=ONE_ROUND),
+    "default, cross-entropy": Method(overrides=(*ONE_ROUND, ENTROPY)),
+    "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
+    "default, 2 rounds": Method(overrides=("prune.rounds=2", "recover.token_shares=[1,3]")),
+    "default, 8 shots": Method(overrides=EIGHT_SHOTS),
+    "paper recipe": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *EIGHT_SHOTS)),
+    "paper_heads, one shot": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *ONE_ROUND)),
+}
