@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu-check clean
+.PHONY: help demo test check bench bench-quality ablations gpu-check clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,12 @@ check: $(SETUP) ## ruff, mypy and the unit tests
 bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/results
 	$(PYTHON_RUN) -m benchmarks.throughput --processes 2
 	$(PYTHON_RUN) -m benchmarks.calibration_overhead
+
+bench-quality: $(SETUP) ## what every method keeps of the demo parent: about half an hour
+	$(PYTHON_RUN) -m benchmarks.quality
+
+ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
+	$(PYTHON_RUN) -m benchmarks.ablations
 
 gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check

@@ -48,10 +48,15 @@ TEXTS = ("python_heldout", "package_descriptions")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One run of the benchmark. recovered: whether it is a name of RECOVERED or of ONE_SHOT."""
+    """One run of a benchmark.
+
+    Attributes: fraction: of the transitional parameters to remove; None where the overrides say what. overrides: of
+    the command line. recovered: whether it goes on after the first cut.
+    """
 
     method: str
-    fraction: float  # of the transitional parameters
+    overrides: tuple[str, ...]
+    fraction: float | None
     seed: int
     recovered: bool
 
@@ -62,7 +67,6 @@ class Settings:
 
     tokens: int
     evaluation_sequences: int
-    calibration_sequences: int
     threads: int
     folder: Path
 
@@ -86,25 +90,24 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
     """The configuration that the same overrides give on the command line."""
-    method = (RECOVERED if trial.recovered else ONE_SHOT)[trial.method]
-    parent = geometry_of(Path(compose_config(["name=parent"]).model.path or ""))
-    removed = trial.fraction * parent.transitional_parameters() / parent.parameters()
     common = [
         "name=quality",
         f"output_dir={folder}",
         f"seed={trial.seed}",
         f"data.token_store={settings.folder}/tokens",
         f"data.evaluation_sequences={settings.evaluation_sequences}",
-        f"prune.remove_fraction={removed}",
-        f"prune.calibration_sequences={settings.calibration_sequences}",
         "prune.multiple.head_dim=2",
         "prune.multiple.intermediate_size=1",
         f"recover.tokens={settings.tokens}",
-        "recover.validation_sequences=64",
+        "recover.validation_sequences=32",
         "track.mode=disabled",
         "track.progress_seconds=3600",
     ]
-    return compose_config([*common, *method.overrides])
+    if trial.fraction is not None:
+        parent = geometry_of(Path(compose_config(["name=parent"]).model.path or ""))
+        removed = trial.fraction * parent.transitional_parameters() / parent.parameters()
+        common.append(f"prune.remove_fraction={removed}")
+    return compose_config([*common, *trial.overrides])
 
 
 def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
@@ -172,7 +175,8 @@ def slice_once(job: Job, prepared: Prepared) -> Path:
 def parent_perplexities(settings: Settings) -> dict[str, float]:
     _set_threads(settings)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
-        config = trial_config(Trial(method="default", fraction=0.5, seed=0, recovered=False), settings, Path(name))
+        trial = Trial(method="default", overrides=(), fraction=0.5, seed=0, recovered=False)
+        config = trial_config(trial, settings, Path(name))
         job, prepared, texts = opened(config)
         return {text: measure(job, each, prepared.parent)["perplexity"] for text, each in texts.items()}
 
@@ -203,8 +207,15 @@ def trials(arguments: argparse.Namespace) -> list[Trial]:
         (True, arguments.recovered, arguments.recovered_fractions),
         (False, arguments.one_shot, arguments.fractions),
     )
+    calibration = (f"prune.calibration_sequences={arguments.calibration_sequences}",)
     return [
-        Trial(method=method, fraction=fraction, seed=seed, recovered=recovered)
+        Trial(
+            method=method,
+            overrides=(*(RECOVERED if recovered else ONE_SHOT)[method].overrides, *calibration),
+            fraction=fraction,
+            seed=seed,
+            recovered=recovered,
+        )
         for recovered, methods, fractions in groups
         for method in methods
         for fraction in fractions
@@ -212,31 +223,30 @@ def trials(arguments: argparse.Namespace) -> list[Trial]:
     ]
 
 
-def run_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run_all(
+    todo: list[Trial], *, tokens: int, evaluation_sequences: int, jobs: int, folder: Path
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The parent's perplexity by text, and the rows of all trials in their order; `jobs` trials at a time."""
     settings = Settings(
-        tokens=arguments.tokens,
-        evaluation_sequences=arguments.evaluation_sequences,
-        calibration_sequences=arguments.calibration_sequences,
-        threads=max(1, num_cores() // arguments.jobs),
+        tokens=tokens,
+        evaluation_sequences=evaluation_sequences,
+        threads=max(1, num_cores() // jobs),
         folder=folder,
     )
     write_descriptions(folder / "descriptions.txt")
-    context = multiprocessing.get_context("spawn")
-    rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+    rows: dict[int, list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         parent = pool.submit(parent_perplexities, settings).result()  # alone: it writes the token stores
-        waiting = {pool.submit(run_trial, trial, settings): trial for trial in trials(arguments)}
-        for number, done in enumerate(as_completed(waiting), start=1):
-            rows += done.result()
-            row = rows[-len(TEXTS)]
+        waiting = {pool.submit(run_trial, trial, settings): number for number, trial in enumerate(todo)}
+        for done in as_completed(waiting):
+            rows[waiting[done]] = done.result()
+            row = rows[waiting[done]][0]
             print(
-                f"{number} of {len(waiting)}: {row['method']}, {row['fraction']:.0%}, seed {row['seed']}: one-shot "
-                f"{row['perplexity_one_shot']}, recovered {row['perplexity_recovered']}",
+                f"trial {len(rows)} of {len(todo)}: {row['method']}, fraction {row['fraction']}, seed {row['seed']}: "
+                f"one-shot {row['perplexity_one_shot']}, recovered {row['perplexity_recovered']}",
                 flush=True,
             )
-    order = [(trial.method, trial.fraction, trial.seed, trial.recovered) for trial in trials(arguments)]
-    rows.sort(key=lambda row: order.index((row["method"], row["fraction"], row["seed"], row["tokens"] > 0)))
-    return {"parent": parent, "rows": rows, "versions": package_versions()}
+    return parent, [row for number in sorted(rows) for row in rows[number]]
 
 
 def main() -> None:
@@ -244,7 +254,14 @@ def main() -> None:
     if not arguments.table:
         folder = Path(tempfile.mkdtemp(prefix="transact-quality-"))
         try:
-            write_result(arguments.output, run_all(arguments, folder))
+            parent, rows = run_all(
+                trials(arguments),
+                tokens=arguments.tokens,
+                evaluation_sequences=arguments.evaluation_sequences,
+                jobs=arguments.jobs,
+                folder=folder,
+            )
+            write_result(arguments.output, {"parent": parent, "rows": rows, "versions": package_versions()})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     table = quality_table(read_json(arguments.output))

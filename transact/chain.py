@@ -12,7 +12,7 @@ from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.evaluate import evaluate
 from transact.stages.export import export
-from transact.stages.gram import collect_gram_files, needs_gram
+from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
 from transact.stages.job import Job
 from transact.stages.plan import plan, read_plan
@@ -77,7 +77,7 @@ def calibrate_round(job: Job, texts: Texts, name: str, checkpoint: Path) -> None
     statistics = job.path(name, "statistics.safetensors")
     job.stage(f"{name}/calibrate", statistics, lambda: calibrate(job, texts, checkpoint, statistics))
     # They are gone once the checkpoint is sliced, and nobody needs them then.
-    if needs_gram(job.config.prune.method) and not job.is_finished(f"{name}/slice"):
+    if job.config.prune.method.needs_gram() and not job.is_finished(f"{name}/slice"):
         grams = job.path(name, "gram")
         job.stage(f"{name}/gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams))
 

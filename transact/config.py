@@ -24,6 +24,7 @@ CHANNEL_CHOICES = ("obs", *UNIT_SCORES)
 REFITS = ("none", "least_squares", "sequential")
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
+LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is computed: 128 MiB in float32
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
 ATTENTION_KINDS = ("sdpa", "eager")
@@ -177,6 +178,11 @@ class MethodConfig:
             ("refit", self.refit, self.refit != "sequential"),
         ):
             require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
+
+    def needs_gram(self) -> bool:
+        """Whether it looks at more of the activations of the dense checkpoint than their size."""
+        basis = self.values in ("svd", "pca") and self.refit != "sequential"
+        return basis or self.channels == "obs" or self.refit == "least_squares"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
-from transact.config import RunConfig
+from transact.config import LOGIT_CHUNK_ELEMENTS, MethodConfig, RunConfig
 from transact.geometry import Geometry
 
 GIB = 1024**3
@@ -14,7 +14,7 @@ FLOAT32_BYTES = 4
 FLOAT64_BYTES = 8
 OPTIMIZER_STATES = 2  # AdamW: exp_avg, exp_avg_sq
 GATHERED_LAYERS = 2  # the one that computes and the one being fetched
-LOGIT_COPIES = 3  # logits in float32, their shifted copy, their gradient
+LOGIT_COPIES = 3  # logits in float32, their logarithms, their gradient
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 
 
@@ -28,6 +28,8 @@ class MemoryEstimate:
     optimizer: float
     activations: float
     logits: float
+    gram: float
+    teacher: float
 
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -36,8 +38,12 @@ class MemoryEstimate:
         return sum(self.parts().values())
 
 
-def estimate_memory(geometry: Geometry, config: RunConfig, ranks: int, *, training: bool) -> MemoryEstimate:
-    """The peak of one rank, in bytes, for inference or for a training step.
+def estimate_memory(
+    geometry: Geometry, config: RunConfig, ranks: int, *, training: bool, parent: Geometry | None = None
+) -> MemoryEstimate:
+    """The peak of one rank, in bytes, for calibration or for a training step.
+
+    parent: the dense model, which distillation holds besides.
 
     ZeRO stage 1 divides the optimizer by the ranks, stage 2 the gradients too, stage 3 the weights too.
     """
@@ -54,8 +60,39 @@ def estimate_memory(geometry: Geometry, config: RunConfig, ranks: int, *, traini
         gradients=parameters * width / (ranks if stage >= 2 else 1) if training else 0,
         optimizer=parameters * states * FLOAT32_BYTES / (ranks if stage >= 1 else 1),
         activations=_activation_bytes(geometry, config, tokens, width, training=training),
-        logits=tokens * geometry.vocab_size * FLOAT32_BYTES * LOGIT_COPIES if training else 0,
+        logits=_logit_bytes(config, tokens * geometry.vocab_size) if training else 0,
+        gram=0 if training else gram_peak_bytes(geometry, config.prune.method),
+        teacher=_teacher_bytes(parent, config, ranks, tokens, width) if training and parent is not None else 0,
     )
+
+
+def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
+    """Gram matrices that one rank sums at the same time; 0 where the method needs none."""
+    if not method.needs_gram():
+        return 0
+    return max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
+
+
+def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
+    """Hidden states that sequential calibration keeps in CPU memory of one rank: of the dense and of the cut model."""
+    tokens = config.prune.calibration_sequences * config.data.sequence_length
+    return 2 * tokens * geometry.hidden_size * FLOAT32_BYTES / ranks
+
+
+def _logit_bytes(config: RunConfig, elements: int) -> float:
+    """The output layer works on a chunk at a time; distillation makes the teacher's logits beside it."""
+    models = 1 if config.recover.objective == "cross_entropy" else 2
+    return min(elements, LOGIT_CHUNK_ELEMENTS) * FLOAT32_BYTES * LOGIT_COPIES * models
+
+
+def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int, tokens: int, width: int) -> float:
+    """The dense parent: sharded weights, two gathered layers, its output layer whole, its final hidden states."""
+    if config.recover.objective == "cross_entropy":
+        return 0
+    is_sharded = config.engine.zero_stage == 3
+    whole = parent.vocab_size * parent.hidden_size + (_gathered_parameters(parent) if is_sharded else 0)
+    sharded = parent.parameters() / (ranks if is_sharded else 1)
+    return (whole + sharded + tokens * parent.hidden_size) * width
 
 
 def gram_bytes(geometry: Geometry) -> int:

@@ -7,9 +7,16 @@ import sys
 from transact.config import RunConfig
 from transact.exit_codes import DONE, REFUSED
 from transact.geometry import Geometry
-from transact.memory import MemoryEstimate, estimate_memory
+from transact.memory import (
+    MemoryEstimate,
+    estimate_memory,
+    gram_bytes,
+    gram_passes,
+    gram_peak_bytes,
+    hidden_stream_bytes,
+)
 from transact.models.folder import declared_geometry
-from transact.outline import Round, pruning_rounds, tokens_per_batch
+from transact.outline import Round, pruning_rounds, split_candidates, tokens_per_batch
 from transact.runtime.process import environment_world_size
 
 GIB = 1024**3
@@ -24,13 +31,19 @@ def print_preview(config: RunConfig) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return REFUSED
     ranks = max(config.launch.processes, environment_world_size())
-    print("\n".join([*_dimension_lines(config, parent, rounds), *_memory_lines(config, parent, rounds, ranks)]))
+    lines = [
+        *_dimension_lines(config, parent, rounds),
+        *_split_lines(config, parent),
+        *_method_lines(config, parent, ranks),
+        *_memory_lines(config, parent, rounds, ranks),
+    ]
+    print("\n".join(lines))
     return DONE
 
 
 def _dimension_lines(config: RunConfig, parent: Geometry, rounds: list[Round]) -> list[str]:
     lines = [
-        f"{config.name}: {config.model.path}, {len(rounds)} rounds",
+        f"{config.name}: {config.model.path}, {_rounds(len(rounds))}",
         f"{'':9}{'head_dim':>9}{'intermediate':>14}{'parameters':>16}{'removed':>9}{'KV bytes/token':>16}"
         f"{'tokens':>16}{'steps':>9}{'peak rate':>11}",
         _row("dense", parent, parent),
@@ -41,6 +54,40 @@ def _dimension_lines(config: RunConfig, parent: Geometry, rounds: list[Round]) -
         lines.append(_row(f"round {each.number}", each.geometry, parent) + recovery)
     total = sum(each.tokens for each in rounds)
     lines.append(f"recovery: {total:,} tokens in batches of {tokens_per_batch(config):,}")
+    return lines
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round" if count == 1 else f"{count} rounds"
+
+
+def _split_lines(config: RunConfig, parent: Geometry) -> list[str]:
+    """What the run will try before it knows the dimensions above."""
+    if config.prune.split != "auto":
+        return []
+    candidates = split_candidates(config.prune, parent)
+    names = ", ".join(f"{each.head_dim} / {each.intermediate_size:,}" for each in candidates)
+    return [
+        f"split: auto; the dimensions above are those of equal shares. The run cuts and measures {len(candidates)} "
+        f"first (head_dim / intermediate): {names}"
+    ]
+
+
+def _method_lines(config: RunConfig, parent: Geometry, ranks: int) -> list[str]:
+    """What calibration of the first, largest round takes."""
+    method = config.prune.method
+    sequences = config.prune.calibration_sequences
+    lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
+    if method.needs_gram():
+        passes = gram_passes(parent, method.gram_gib)
+        lines.append(
+            f"gram matrices: {len(passes)} passes over {sequences} sequences, at most {max(map(len, passes))} of "
+            f"{parent.num_layers} layers at a time: {gram_peak_bytes(parent, method) / GIB:.2f} GiB a rank; "
+            f"{parent.num_layers * gram_bytes(parent) / 2 / GIB:.2f} GiB on the disk until the round is sliced"
+        )
+    if method.refit == "sequential":
+        stream = hidden_stream_bytes(parent, config, ranks) / GIB
+        lines.append(f"sequential calibration: three runs of every layer, {stream:.2f} GiB of hidden states a rank")
     return lines
 
 
@@ -57,7 +104,8 @@ def _memory_lines(config: RunConfig, parent: Geometry, rounds: list[Round], rank
     moments = (("calibrate", parent, False), ("recover round 1", rounds[0].geometry, True))
     lines = [f"memory per rank on {ranks} rank(s), ZeRO stage {config.engine.zero_stage}, estimated:"]
     for name, geometry, training in moments:
-        lines.append(_memory_line(name, estimate_memory(geometry, config, ranks, training=training)))
+        estimate = estimate_memory(geometry, config, ranks, training=training, parent=parent)
+        lines.append(_memory_line(name, estimate))
     return lines
 
 

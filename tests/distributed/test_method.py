@@ -53,7 +53,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     from transact.runtime.process import process_group
     from transact.runtime.tensor_files import CheckpointReader
     from transact.stages.calibrate import calibrate
-    from transact.stages.gram import collect_gram_files, needs_gram
+    from transact.stages.gram import collect_gram_files
     from transact.stages.plan import decide
     from transact.stages.slice import cut_checkpoint
     from transact.stages.texts import prepare_texts
@@ -69,7 +69,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
             statistics, grams, sliced = work / "statistics.safetensors", work / "gram", work / "sliced"
             group.on_main(lambda work=work: work.mkdir(parents=True))
             calibrate(job, texts, model, statistics)
-            if needs_gram(job.config.prune.method):
+            if job.config.prune.method.needs_gram():
                 collect_gram_files(job, texts, model, grams)
             group.barrier()
             plan = decide(job, model, statistics, grams, rounds[0].geometry, parent=geometry, asked=0.4)

@@ -24,8 +24,28 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main()
 
 
+ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
+
+
 def test_the_list_is_complete() -> None:
-    assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == {*LARGE, "demo", "demo_parent"}
+    assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == {*LARGE, *ABLATIONS, "demo", "demo_parent"}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_compose(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
+    assert "head_dim" in capsys.readouterr().out
+
+
+def test_parts_are_compared_at_equal_parameters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed = []
+    for name in ("attention_only", "mlp_only", "both"):
+        run(monkeypatch, f"+experiment=ablation_{name}", "mode=plan")
+        last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 1"))
+        removed.append(int(last.split()[4].replace(",", "")))
+    assert max(removed) - min(removed) < 0.002 * max(removed)
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from transact.config import LOGIT_CHUNK_ELEMENTS
+
 IGNORED = -100  # a target that counts for nothing
-CHUNK_ELEMENTS = 2**25  # of logits at a time: 128 MiB in float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,7 +56,7 @@ class LossHead(nn.Linear):
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
-        self.chunk_elements = CHUNK_ELEMENTS
+        self.chunk_elements = LOGIT_CHUNK_ELEMENTS
         self._request: LossRequest | None = None
         self._passes_hidden = False
 

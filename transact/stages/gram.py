@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from transact.config import MethodConfig
 from transact.files import fresh_temporary_folder, publish, temporary_name
 from transact.memory import gram_passes
 from transact.models.folder import geometry_of
@@ -24,12 +23,6 @@ from transact.runtime.tensor_files import write_shard
 from transact.stages.calibrate import run_calibration
 from transact.stages.job import Job
 from transact.stages.texts import Texts
-
-
-def needs_gram(method: MethodConfig) -> bool:
-    """Whether the method looks at more of the activations than their size."""
-    basis = method.attention == "pairs" and method.values in ("svd", "pca") and method.refit != "sequential"
-    return basis or method.channels == "obs" or method.refit == "least_squares"
 
 
 @torch.no_grad()
