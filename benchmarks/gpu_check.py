@@ -50,7 +50,7 @@ GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
 COMPARED_LENGTH = 256  # tokens
 # Stages that a memory estimate exists for, and whether they train. Slicing needs no accelerator.
-ESTIMATED = {"round_00/evaluate": False, "round_01/calibrate": False, "round_01/recover": True}
+ESTIMATED = {"round_01/gram": False, "round_01/recover": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

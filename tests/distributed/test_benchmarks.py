@@ -82,3 +82,43 @@ def test_calibration_overhead(tmp_path: Path) -> None:
     small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]
     result = result_of(run(["-m", "benchmarks.calibration_overhead", *small]), output)
     assert result["sizes"]["tiny"]["ratio"] > 0
+
+
+def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) -> None:
+    output = tmp_path / "quality.json"
+    sizes = ["--tokens=8192", "--evaluation-sequences=16", "--calibration-sequences=16", "--seeds", "0"]
+    fractions = ["--fractions", "0.5", "--recovered-fractions", "0.5"]
+    methods = ["--one-shot", "default, equal split", "paper_heads", "--recovered", "default, equal split"]
+    process = run(["-m", "benchmarks.quality", *sizes, *fractions, *methods, f"--output={output}"], seconds=240)
+    result = result_of(process, output)
+    assert set(result["parent"]) == {"python_heldout", "package_descriptions"}
+    assert len(result["rows"]) == 3 * 2
+    for row in result["rows"]:
+        assert {"method", "fraction", "seed", "objective", "rounds", "tokens", "stock", "text"} <= row.keys()
+        assert row["stock"] is True
+        assert row["perplexity_one_shot"] > result["parent"][row["text"]]
+        assert (row["perplexity_recovered"] is None) == (row["tokens"] == 0)
+    ours, paper = (
+        next(row for row in result["rows"] if row["method"] == method and row["tokens"] == 0)
+        for method in ("default, equal split", "paper_heads")
+    )
+    assert ours["parameters"] == pytest.approx(paper["parameters"], rel=0.002)
+    assert ours["perplexity_one_shot"] < paper["perplexity_one_shot"]
+    assert "| paper_heads |" in output.with_suffix(".md").read_text()
+
+
+def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
+    output = tmp_path / "ablations.json"
+    sizes = ["--tokens=4096", "--evaluation-sequences=16", "--smallest"]
+    result = result_of(run(["-m", "benchmarks.ablations", *sizes, f"--output={output}"], seconds=240), output)
+    assert len(result["rows"]) == 4 * 2
+    assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".svg").read_text().count("<path") > 8
+
+
+def test_method_cost_runs(tmp_path: Path) -> None:
+    output = tmp_path / "cost.json"
+    sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1"]
+    result = result_of(run(["-m", "benchmarks.method_cost", *sizes, f"--output={output}"], seconds=240), output)
+    assert result["greedy_obs"][0]["seconds"] > 0
+    assert result["sequential_over_parallel"] > 0

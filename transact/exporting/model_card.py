@@ -15,8 +15,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+"""
 
-A conversion to GGUF must carry the rope factors: a converter that ignores them makes a broken model.
+
+NON_STOCK_USAGE = """\
+**NOT stock**: layers or heads keep rotary pairs of their own, which no class of transformers computes.
+
+```python
+from pathlib import Path
+
+from transact.models.stock import load_non_stock
+
+model = load_non_stock(Path("FOLDER"))  # whole sequences, without a cache
+```
 """
 
 
@@ -24,7 +35,8 @@ def model_card(summary: dict[str, Any], config: RunConfig) -> str:
     """Markdown with the metadata block that model hubs read. summary: as in result.json."""
     metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "transact"]}
     header = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary), USAGE]
+    usage = USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE
+    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary), usage]
     return "\n".join(parts)
 
 
@@ -37,10 +49,27 @@ def _origin(summary: dict[str, Any], config: RunConfig) -> str:
         f"`{config.model.path}` with {reached:.1%} of its parameters removed by transact in "
         f"{len(summary['rounds'])} rounds, following TransAct (arXiv 2407.05690): inside attention and MLP "
         f"modules, never between them.\n\n"
-        f"head_dim {dense['geometry']['head_dim']} -> {pruned['geometry']['head_dim']}, intermediate_size "
-        f"{dense['geometry']['intermediate_size']} -> {pruned['geometry']['intermediate_size']}. Every kept rotary "
-        f"pair keeps its own frequency, as `longrope` factors in config.json.\n\n"
+        f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(config, dense, pruned)}\n\n"
         "The licence of the parent applies.\n"
+    )
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The dimensions that changed: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+
+
+def _rotary_note(config: RunConfig, dense: dict[str, Any], pruned: dict[str, Any]) -> str:
+    """How rotary pairs were cut, where they were."""
+    if pruned["geometry"]["head_dim"] == dense["geometry"]["head_dim"]:
+        return ""
+    if config.prune.method.attention == "shared_dims":
+        return " The rotary embedding is that of a fresh model with the smaller head."
+    if config.prune.method.pair_scope != "model":
+        return " Every kept rotary pair keeps its own frequency, listed in config.json."
+    return (
+        " Every kept rotary pair keeps its own frequency, as `longrope` factors in config.json: a conversion to GGUF "
+        "must carry them, a converter that ignores them makes a broken model."
     )
 
 

@@ -1,0 +1,87 @@
+"""What the method costs: greedy OBS at the widths of large models, and sequential against parallel calibration.
+
+python -m benchmarks.method_cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.quality import Settings, Trial, group_of_one, opened, slice_once, trial_config, write_descriptions
+from benchmarks.quality_methods import ONE_SHOT
+from benchmarks.workload import RESULTS, environment, num_cores, write_result
+from transact.prune.greedy_obs import BLOCK, greedy_obs
+
+WIDTHS = (4096, 11008)
+HIDDEN_SIZE = 4096
+RIDGE = 0.01
+CALIBRATION_TOKENS = 4096
+# What a cut of the demo parent consists of, besides the calibration that both need.
+STAGES = ("gram", "plan", "slice")
+
+
+def obs_seconds(channels: int, outputs: int) -> float:
+    """Choosing half of the channels of one layer; float32, correlated activations."""
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(CALIBRATION_TOKENS, channels, generator=generator)
+    activations += activations.roll(1, dims=1)
+    gram = activations.T @ activations
+    weight = torch.randn(outputs, channels, generator=generator)
+    begin = time.perf_counter()
+    greedy_obs(weight, gram, channels // 2, RIDGE)
+    return time.perf_counter() - begin
+
+
+def slicing_seconds(refit: str, settings: Settings) -> dict[str, float]:
+    """Seconds by stage of cutting the demo parent in half once."""
+    overrides = (*ONE_SHOT["default, equal split"].overrides, f"prune.method.refit={refit}")
+    trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
+        job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
+        slice_once(job, prepared)
+        return {stage: job.folder.stages[f"round_01/{stage}"]["seconds"] for stage in STAGES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
+    parser.add_argument("--hidden-size", type=int, default=HIDDEN_SIZE)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS / "method_cost.json")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {
+        "greedy_obs": [
+            {
+                "channels": width,
+                "outputs": arguments.hidden_size,
+                "kept": width // 2,
+                "block": BLOCK,
+                "seconds": obs_seconds(width, arguments.hidden_size),
+            }
+            for width in arguments.widths
+        ]
+    }
+    with tempfile.TemporaryDirectory(prefix="transact-method-cost-") as name:
+        settings = Settings(tokens=16_384, evaluation_sequences=16, threads=num_cores(), folder=Path(name))
+        write_descriptions(settings.folder / "descriptions.txt")
+        turns = [
+            {refit: slicing_seconds(refit, settings) for refit in ("least_squares", "sequential")}
+            for _ in range(arguments.repetitions)
+        ]
+        result["environment"] = environment(group_of_one())
+    result["slicing"] = turns
+    result["sequential_over_parallel"] = median(
+        sum(turn["sequential"].values()) / sum(turn["least_squares"].values()) for turn in turns
+    )
+    write_result(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()

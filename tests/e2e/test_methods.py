@@ -1,0 +1,88 @@
+"""Methods through the whole command: what is exported, what is refused, what is measured first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.support.commands import Workplace, transact
+
+ONE_ROUND = ["prune.rounds=1", "recover.tokens=2048", "recover.validations=1"]
+
+
+def run(workplace: Workplace, name: str, *overrides: str) -> tuple[Path, str]:
+    """A finished run of one round: its folder, and what it said."""
+    done = transact([*workplace.overrides(name), *ONE_ROUND, *overrides])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workplace.folder / name, done.stdout + done.stderr
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("method", ["paper_heads", "paper_dims", "taylor", "sequential"])
+def test_methods_export_a_stock_model(workplace: Workplace, method: str) -> None:
+    folder, _ = run(workplace, f"method_{method}", f"prune/method={method}")
+    model = AutoModelForCausalLM.from_pretrained(folder / "export")
+    result = read(folder / "result.json")
+    assert model.num_parameters() == result["pruned"]["parameters"] < result["dense"]["parameters"]
+    assert (model.config.num_attention_heads < 4) == (method == "paper_heads")
+    assert (model.config.head_dim < 16) == (method != "paper_heads")
+
+
+def test_pairs_per_head_are_exported_under_a_name_that_stock_code_refuses(workplace: Workplace) -> None:
+    folder, said = run(workplace, "per_head", "prune.method.pair_scope=head", "model.allow_non_stock=true")
+    assert "NOT stock" in said
+    assert "NOT stock" in (folder / "export" / "README.md").read_text()
+    with pytest.raises(ValueError, match="transact_llama"):
+        AutoModelForCausalLM.from_pretrained(folder / "export")
+
+
+def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace) -> None:
+    overrides = ["prune.split=auto", "prune.rounds=2", "recover.objective=mixed"]
+    folder, _ = run(workplace, "auto_split", *overrides)
+    split, plan = read(folder / "round_01" / "split.json"), read(folder / "round_02" / "plan.json")
+    assert len(split["candidates"]) > 1
+    best = min(split["candidates"], key=lambda row: row["loss"])
+    assert plan["target"] == best["geometry"] == split["chosen"]
+    assert {path.name for path in (folder / "round_01").iterdir()} == {
+        "statistics.safetensors",
+        "split.json",
+        "plan.json",
+        "sliced",
+        "recovered",
+        "evaluation.json",
+    }
+    # The same command again finds everything finished, though the Gram matrices are gone.
+    _, said = run(workplace, "auto_split", *overrides)
+    assert "calibrate  " not in said and "gram pass" not in said and "split: head_dim" not in said
+
+
+def test_damaged_weights_name_the_layer(workplace: Workplace, tmp_path: Path) -> None:
+    model = tmp_path / "damaged"
+    shutil.copytree(workplace.model, model)
+    damaged = "model.layers.1.mlp.up_proj.weight"
+    shard = model / read(model / "model.safetensors.index.json")["weight_map"][damaged]
+    weights = load_file(shard)
+    weights[damaged][3] = float("nan")
+    save_file(weights, shard, metadata={"format": "pt"})
+    done = transact([*workplace.overrides("damaged"), *ONE_ROUND, f"model.path={model}"])
+    assert done.returncode == 1
+    assert "activations of layer 1 are infinite or not numbers (intermediate)" in done.stderr
+    assert "layer 1" in read(workplace.folder / "damaged" / "run.json")["error"]
+
+
+def test_less_calibration_text_than_channels(workplace: Workplace) -> None:
+    """128 tokens for 160 MLP channels: the Gram matrix is singular, the ridge carries the refit."""
+    overrides = ["prune.calibration_sequences=2", "recover.tokens=0"]
+    folder, _ = run(workplace, "short_calibration", *overrides)
+    plain, _ = run(workplace, "short_calibration_plain", *overrides, "prune.method.refit=none")
+    refitted, cut = (read(each / "result.json")["rounds"][0]["perplexity_sliced"] for each in (folder, plain))
+    assert refitted < 1.05 * cut
