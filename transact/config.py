@@ -364,4 +364,4 @@ class RunConfig:
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
 FREE_SECTIONS = ("track", "launch", "output_dir")
-FREE_ENGINE_FIELDS = ("collective_timeout_minutes", "reduce_bucket_elements")
+FREE_SETTINGS = ("engine.collective_timeout_minutes", "engine.reduce_bucket_elements", "prune.method.gram_gib")

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from transact.config import FREE_ENGINE_FIELDS, FREE_SECTIONS, RunConfig
+from transact.config import FREE_SECTIONS, FREE_SETTINGS, RunConfig
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -67,17 +67,15 @@ def to_dictionary(config: RunConfig) -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field: old -> new` for every setting that results depend on."""
-    before, after = _flat(_bound(old)), _flat(_bound(new))
+    before, after = _bound(old), _bound(new)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
 
 
 def _bound(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in FREE_SECTIONS}
-    engine = kept.get("engine")
-    if isinstance(engine, dict):
-        kept["engine"] = {key: value for key, value in engine.items() if key not in FREE_ENGINE_FIELDS}
-    return kept
+    """The settings that results depend on, flat."""
+    kept = _flat({key: value for key, value in config.items() if key not in FREE_SECTIONS})
+    return {key: value for key, value in kept.items() if key not in FREE_SETTINGS}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

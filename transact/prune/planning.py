@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -176,11 +176,6 @@ def best_indices(scores: Tensor, count: int) -> Tensor:
     """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :count].sort(dim=-1).values
-
-
-def with_channels(plan: PrunePlan, channels: Sequence[Sequence[int]]) -> PrunePlan:
-    """The same plan with other channels kept."""
-    return replace(plan, channels=_as_tuples(channels))
 
 
 def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, scope: str) -> list[list[list[int]]]:

@@ -62,12 +62,6 @@ def pca_basis(gram: Tensor, geometry: Geometry, kept: int) -> ValueBasis:
     return ValueBasis(into=leading.mT.contiguous(), back=leading)
 
 
-def selection_basis(dims: Tensor, head_dim: int) -> ValueBasis:
-    """Plain channels as a basis. dims: (key-value heads, kept) int64."""
-    into = torch.nn.functional.one_hot(dims, head_dim).double()
-    return ValueBasis(into=into, back=into.mT.contiguous())
-
-
 def output_transform(basis: ValueBasis, queries_per_key_value_head: int) -> Tensor:
     """T of the whole o_proj input: block diagonal, (heads * kept, heads * head_dim) float64."""
     blocks = basis.into.repeat_interleave(queries_per_key_value_head, dim=0)
