@@ -10,8 +10,6 @@ layer by layer, how much of the activations' energy the largest dims hold.
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as pyplot
 import torch
 
-from benchmarks.quality import Trial, run_all
+from benchmarks.quality import Trial, partial_name, run_all
 from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
@@ -136,17 +134,13 @@ def main() -> None:
         for title, lines in ablations(smallest=arguments.smallest).items()
         for overrides, recovered in lines
     ]
-    folder = Path(tempfile.mkdtemp(prefix="transact-ablations-"))
-    try:
-        parent, rows = run_all(
-            todo,
-            tokens=arguments.tokens,
-            evaluation_sequences=arguments.evaluation_sequences,
-            jobs=arguments.jobs,
-            folder=folder,
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    parent, rows = run_all(
+        todo,
+        tokens=arguments.tokens,
+        evaluation_sequences=arguments.evaluation_sequences,
+        jobs=arguments.jobs,
+        partial=partial_name(arguments.output),
+    )
     write_result(arguments.output, {"parent": parent, "rows": rows})
     write_text(arguments.output.with_suffix(".md"), table(parent, rows))
     statistics = demo_statistics(geometry_of(DEMO_PARENT), num_sequences=64)

@@ -15,7 +15,6 @@ import argparse
 import importlib.metadata
 import multiprocessing
 import os
-import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.chain import Prepared, calibrate_round, prepare, prune_rounds, slice_round, split_rounds
 from transact.config import RunConfig, TextConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config
-from transact.files import read_json, write_text
+from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
 from transact.runtime.process import ProcessGroup, process_group
@@ -224,46 +223,58 @@ def trials(arguments: argparse.Namespace) -> list[Trial]:
 
 
 def run_all(
-    todo: list[Trial], *, tokens: int, evaluation_sequences: int, jobs: int, folder: Path
+    todo: list[Trial], *, tokens: int, evaluation_sequences: int, jobs: int, partial: Path
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The parent's perplexity by text, and the rows of all trials in their order; `jobs` trials at a time."""
-    settings = Settings(
-        tokens=tokens,
-        evaluation_sequences=evaluation_sequences,
-        threads=max(1, num_cores() // jobs),
-        folder=folder,
-    )
-    write_descriptions(folder / "descriptions.txt")
-    rows: dict[int, list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parent = pool.submit(parent_perplexities, settings).result()  # alone: it writes the token stores
-        waiting = {pool.submit(run_trial, trial, settings): number for number, trial in enumerate(todo)}
-        for done in as_completed(waiting):
-            rows[waiting[done]] = done.result()
-            row = rows[waiting[done]][0]
-            print(
-                f"trial {len(rows)} of {len(todo)}: {row['method']}, fraction {row['fraction']}, seed {row['seed']}: "
-                f"one-shot {row['perplexity_one_shot']}, recovered {row['perplexity_recovered']}",
-                flush=True,
-            )
-    return parent, [row for number in sorted(rows) for row in rows[number]]
+    """The parent's perplexity by text, and the rows of all trials in their order; `jobs` trials at a time.
+
+    Finished trials stand in `partial` until all are done: the same call goes on from there.
+    """
+    sizes = {"tokens": tokens, "evaluation_sequences": evaluation_sequences}
+    rows = _finished(partial, sizes)
+    threads = max(1, num_cores() // jobs)
+    with tempfile.TemporaryDirectory(prefix="transact-quality-") as name:
+        settings = Settings(
+            tokens=tokens, evaluation_sequences=evaluation_sequences, threads=threads, folder=Path(name)
+        )
+        write_descriptions(settings.folder / "descriptions.txt")
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            parent = pool.submit(parent_perplexities, settings).result()  # alone: it writes the token stores
+            waiting = {pool.submit(run_trial, trial, settings): trial for trial in todo if str(trial) not in rows}
+            for done in as_completed(waiting):
+                rows[str(waiting[done])] = done.result()
+                write_json(partial, {"sizes": sizes, "rows": rows})
+                print(f"trial {len(rows)} of {len(todo)}: {_summary(done.result()[0])}", flush=True)
+    partial.unlink(missing_ok=True)
+    return parent, [row for trial in todo for row in rows[str(trial)]]
+
+
+def _finished(partial: Path, sizes: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the trials that an interrupted call of these sizes has finished."""
+    found = read_json(partial) if partial.is_file() else {}
+    return found["rows"] if found.get("sizes") == sizes else {}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    figures = (("one-shot", row["perplexity_one_shot"]), ("recovered", row["perplexity_recovered"]))
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in figures if value is not None)
+    return f"{row['method']}, fraction {row['fraction']}, seed {row['seed']}: {shown}"
+
+
+def partial_name(output: Path) -> Path:
+    return output.with_suffix(".partial.json")
 
 
 def main() -> None:
     arguments = parse_arguments()
     if not arguments.table:
-        folder = Path(tempfile.mkdtemp(prefix="transact-quality-"))
-        try:
-            parent, rows = run_all(
-                trials(arguments),
-                tokens=arguments.tokens,
-                evaluation_sequences=arguments.evaluation_sequences,
-                jobs=arguments.jobs,
-                folder=folder,
-            )
-            write_result(arguments.output, {"parent": parent, "rows": rows, "versions": package_versions()})
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        parent, rows = run_all(
+            trials(arguments),
+            tokens=arguments.tokens,
+            evaluation_sequences=arguments.evaluation_sequences,
+            jobs=arguments.jobs,
+            partial=partial_name(arguments.output),
+        )
+        write_result(arguments.output, {"parent": parent, "rows": rows, "versions": package_versions()})
     table = quality_table(read_json(arguments.output))
     write_text(arguments.output.with_suffix(".md"), table)
     print(table)

@@ -133,7 +133,7 @@ def _rows(dataset: Any, text_field: str) -> Iterator[str]:
 def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
     """What a token store of this text depends on besides the tokenizer. Local files: name, size, time of change."""
     if config.source == "python_stdlib":
-        return {"source": "python_stdlib", "part": config.part, "files": stdlib_identity()}
+        return {"source": "python_stdlib", "part": config.part, "order": "hashed", "files": stdlib_identity()}
     if config.source == "hub":
         names = ("hub_id", "hub_config", "hub_revision", "split", "text_field")
         return {"source": "hub"} | {name: getattr(config, name) for name in names}
