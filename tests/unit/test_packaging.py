@@ -87,7 +87,7 @@ def test_unpacked_wheel_reads_its_own_configuration(unpacked: Path, tmp_path: Pa
     overrides = ["+experiment=only_in_the_wheel", "mode=plan", "model.path=model"]
     plan = run_python("-m", "transact.run", *overrides, cwd=tmp_path, path=unpacked)
     assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.startswith("only_in_the_wheel: model, 1 round")
+    assert plan.stdout.startswith("only_in_the_wheel: model, 2 rounds")
     usage = run_python("-m", "transact.run", "--help", cwd=tmp_path, path=unpacked)
     assert usage.returncode == 0, usage.stderr
     assert "demo, demo_parent," in usage.stdout
