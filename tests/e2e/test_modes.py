@@ -54,7 +54,7 @@ def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> N
     architecture = ",".join(f"{name}:{value}" for name, value in dimensions.items())
     overrides = [*workplace.overrides("pretrained"), "model=demo_random", f"model.architecture={{{architecture}}}"]
     overrides = [each for each in overrides if not each.startswith("model.path")]
-    done = transact([*overrides, "mode=pretrain", "prune.rounds=1"])
+    done = transact([*overrides, "mode=pretrain", "prune.rounds=1", "recover.objective=cross_entropy"])
     assert done.returncode == 0, done.stderr
     result = read(workplace.folder / "pretrained/result.json")
     assert result["pruned"] is None
