@@ -43,7 +43,7 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
     loader = "transformers" if stock else "transact"
     difference = job.group.on_main(lambda: _relative_difference(_load(temporary, stock), tokens, ours))
     if difference > TOLERANCE:
-        raise RuntimeError(f"export: {loader}' logits differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
+        raise RuntimeError(f"export: the logits of {loader} differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
     job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e}")
     if not stock:
         job.say("export: NOT stock: layers or heads have rotary frequencies of their own, which only transact computes")
