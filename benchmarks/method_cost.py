@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import Settings, Trial, group_of_one, opened, slice_once, trial_config, write_descriptions
+from benchmarks.quality import Settings, Trial, group_of_one, opened, trial_config, write_descriptions
 from benchmarks.quality_methods import ONE_SHOT
 from benchmarks.workload import RESULTS, environment, num_cores, write_result
+from transact.chain import cut_round
 from transact.prune.greedy_obs import BLOCK, greedy_obs
 
 WIDTHS = (4096, 11008)
@@ -45,7 +46,7 @@ def slicing_seconds(refit: str, settings: Settings) -> dict[str, float]:
     trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
-        slice_once(job, prepared)
+        cut_round(job, prepared, prepared.rounds, 0, prepared.parent)
         return {stage: job.folder.stages[f"round_01/{stage}"]["seconds"] for stage in STAGES}
 
 

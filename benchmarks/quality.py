@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
 from benchmarks.workload import RESULTS, num_cores, write_result
-from transact.chain import Prepared, calibrate_round, prepare, prune_rounds, slice_round, split_rounds
+from transact.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.config import RunConfig, TextConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config
 from transact.files import read_json, write_json, write_text
@@ -137,7 +137,8 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         config = trial_config(trial, settings, Path(name) / "run")
         job, prepared, texts = opened(config)
-        sliced = slice_once(job, prepared) if config.prune.rounds == 1 else None
+        # The single cut of a run of one round; the chain finds it finished.
+        sliced = cut_round(job, prepared, prepared.rounds, 0, prepared.parent)[1] if config.prune.rounds == 1 else None
         checkpoint = prune_rounds(job, prepared)[0] if trial.recovered else sliced
         assert checkpoint is not None
         geometry = geometry_of(checkpoint)
@@ -162,15 +163,6 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
         ]
 
 
-def slice_once(job: Job, prepared: Prepared) -> Path:
-    """The single cut of a run of one round; the chain finds it finished."""
-    rounds = prepared.rounds
-    calibrate_round(job, prepared.texts, rounds[0].folder_name, prepared.parent)
-    if job.config.prune.split == "auto":
-        rounds = split_rounds(job, prepared.texts, prepared.parent)
-    return slice_round(job, prepared, rounds[0], prepared.parent)
-
-
 def parent_perplexities(settings: Settings) -> dict[str, float]:
     _set_threads(settings)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
@@ -192,8 +184,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--one-shot", nargs="*", default=list(ONE_SHOT), choices=list(ONE_SHOT))
     parser.add_argument("--recovered", nargs="*", default=list(RECOVERED), choices=list(RECOVERED))
-    parser.add_argument("--tokens", type=int, default=262_144, help="of recovery, over all rounds")
-    parser.add_argument("--evaluation-sequences", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=131_072, help="of recovery, over all rounds")
+    parser.add_argument("--evaluation-sequences", type=int, default=128)
     parser.add_argument("--calibration-sequences", type=int, default=128)
     parser.add_argument("--jobs", type=int, default=num_cores(), help="trials at a time")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")

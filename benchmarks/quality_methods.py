@@ -39,7 +39,6 @@ ONE_SHOT: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
     "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
     "sequential": Method(overrides=("prune/method=sequential", *ONE_ROUND)),
-    "sequential, equal split": Method(overrides=("prune/method=sequential", *EQUAL, *ONE_ROUND)),
     "pairs per layer": _non_stock("layer"),
     "pairs per head": _non_stock("head"),
     "norms": _baseline("norms"),

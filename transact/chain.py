@@ -63,13 +63,21 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
 def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, list[Round]]:
     """All turns of the chain. Returns the last checkpoint's folder, and the rounds as they were done."""
     rounds, checkpoint = prepared.rounds, prepared.parent
-    for number in range(len(rounds)):
-        calibrate_round(job, prepared.texts, rounds[number].folder_name, checkpoint)
-        if number == 0 and job.config.prune.split == "auto":
-            rounds = split_rounds(job, prepared.texts, prepared.parent)
-        sliced = slice_round(job, prepared, rounds[number], checkpoint)
-        checkpoint = recover_round(job, prepared, rounds[number], sliced)
+    for index in range(len(rounds)):
+        rounds, sliced = cut_round(job, prepared, rounds, index, checkpoint)
+        checkpoint = recover_round(job, prepared, rounds[index], sliced)
     return checkpoint, rounds
+
+
+def cut_round(
+    job: Job, prepared: Prepared, rounds: list[Round], index: int, checkpoint: Path
+) -> tuple[list[Round], Path]:
+    """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
+    and the sliced checkpoint's folder."""
+    calibrate_round(job, prepared.texts, rounds[index].folder_name, checkpoint)
+    if index == 0 and job.config.prune.split == "auto":
+        rounds = split_rounds(job, prepared.texts, prepared.parent)
+    return rounds, slice_round(job, prepared, rounds[index], checkpoint)
 
 
 def calibrate_round(job: Job, texts: Texts, name: str, checkpoint: Path) -> None:

@@ -25,10 +25,22 @@ from transact.stages.job import Job
 Result = TypeVar("Result")
 
 
+def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
+    """What scores rest on, whatever the target; collective, equal on every rank."""
+    method, source = job.config.prune.method, geometry_of(checkpoint)
+    chosen = (method.pair_score, method.values, method.channels)
+    return Evidence(
+        geometry=source,
+        statistics=read_statistics(statistics),
+        magnitude=_magnitudes(job, checkpoint, source) if "magnitude" in chosen else None,
+        seed=job.config.seed,
+    )
+
+
 def decide(
     job: Job,
+    evidence: Evidence,
     checkpoint: Path,
-    statistics: Path,
     grams: Path,
     target: Geometry,
     *,
@@ -36,14 +48,7 @@ def decide(
     asked: float | None,
 ) -> PrunePlan:
     """The plan for one target; collective, equal on every rank."""
-    method, source = job.config.prune.method, geometry_of(checkpoint)
-    chosen = (method.pair_score, method.values, method.channels)
-    evidence = Evidence(
-        geometry=source,
-        statistics=read_statistics(statistics),
-        magnitude=_magnitudes(job, checkpoint, source) if "magnitude" in chosen else None,
-        seed=job.config.seed,
-    )
+    method, source = job.config.prune.method, evidence.geometry
     scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
     return make_plan(
         scores,
@@ -64,7 +69,8 @@ def plan(
     job: Job, round_: Round, parent: Geometry, checkpoint: Path, statistics: Path, grams: Path, output: Path
 ) -> None:
     """Write plan.json."""
-    made = decide(job, checkpoint, statistics, grams, round_.geometry, parent=parent, asked=round_.asked)
+    evidence = collect_evidence(job, checkpoint, statistics)
+    made = decide(job, evidence, checkpoint, grams, round_.geometry, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")

@@ -17,7 +17,7 @@ from transact.outline import split_candidates
 from transact.runtime.engine import open_engine
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
-from transact.stages.plan import decide
+from transact.stages.plan import collect_evidence, decide
 from transact.stages.recover import validation_loss
 from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
@@ -27,10 +27,11 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
     """Write split.json: the candidates with their losses, and the chosen dimensions."""
     whole = geometry_of(parent)
     candidates = split_candidates(job.config.prune, whole)
+    evidence = collect_evidence(job, parent, statistics)
     trial = temporary_name(output).with_suffix(".trial")
     rows: list[dict[str, Any]] = []
     for target in candidates:
-        plan = decide(job, parent, statistics, grams, target, parent=whole, asked=job.config.prune.remove_fraction)
+        plan = decide(job, evidence, parent, grams, target, parent=whole, asked=job.config.prune.remove_fraction)
         cut_checkpoint(job, texts, parent, plan, trial, grams)
         with open_engine(trial, job.config.engine, job.group) as engine:
             loss = validation_loss(job, texts, engine)
