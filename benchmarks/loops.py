@@ -17,8 +17,9 @@ from benchmarks.random_models import load_stock_model
 from benchmarks.workload import wait
 from transact.config import RunConfig
 from transact.outline import Round, tokens_per_batch
+from transact.runtime.deepspeed_library import import_deepspeed
 from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
-from transact.runtime.engine import import_deepspeed, open_engine
+from transact.runtime.engine import open_engine
 from transact.runtime.sharded_weights import optimizer_groups
 from transact.stages.job import Job
 from transact.stages.recover import Recovery, own_batch

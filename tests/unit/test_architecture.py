@@ -30,7 +30,7 @@ LAYERS = (
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
-    "deepspeed": "transact.runtime.engine",
+    "deepspeed": "transact.runtime.deepspeed_library",
     "wandb": "transact.tracking.wandb_run",
     "submitit": "transact.launching.submit",
 }

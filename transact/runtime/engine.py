@@ -1,4 +1,4 @@
-"""The sharded model. This is the only file that imports DeepSpeed.
+"""The sharded model.
 
 With ZeRO stage 3 a parameter exists in parts, one per rank, from construction on; it is whole on a rank
 only while the layer that owns it computes. Stages 0 to 2 keep whole weights and split less.
@@ -10,8 +10,6 @@ import contextlib
 import functools
 import gc
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -25,23 +23,12 @@ from transact.models.loss_head import LossHead, LossRequest, Teaching, next_toke
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
+from transact.runtime.deepspeed_library import import_deepspeed
 from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
 from transact.runtime.process import ProcessGroup
 from transact.runtime.sharded_weights import is_partitioned, load_weights, optimizer_groups, own_part
 from transact.runtime.tensor_files import CheckpointReader
-
-
-@functools.cache
-def import_deepspeed() -> Any:
-    """DeepSpeed without its noise, and without the extension that it would compile for 26 seconds."""
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import deepspeed
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    return deepspeed
+from transact.runtime.training_state import Fragment, adam_steps, fragments, set_adam_steps, unsharded_masters
 
 
 class Engine:
@@ -115,9 +102,8 @@ class Engine:
     def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """A parameter gathered from all ranks: the float32 master where there is one."""
         if self._trains:
-            from deepspeed.utils import safe_get_full_fp32_param
-
-            master = _unsharded_masters(self._wrapped).get(parameter, safe_get_full_fp32_param(parameter))
+            whole = import_deepspeed().utils.safe_get_full_fp32_param(parameter)
+            master = unsharded_masters(self._wrapped).get(parameter, whole)
             if master is not None:
                 return master.detach()
         if not self.is_partitioned:
@@ -129,27 +115,31 @@ class Engine:
         """The output layer's weight, whole on every rank, on the device: (vocab_size, hidden_size)."""
         return self.full_weight(cast(nn.Parameter, self._head.weight)).clone()
 
-    def snapshot(self) -> list[torch.Tensor]:
+    def fragments(self) -> dict[str, Fragment]:
+        """Parameter name -> what this rank holds of its master weight and of Adam's moments."""
+        return fragments(self._wrapped)
+
+    @property
+    def adam_steps(self) -> int:
+        return adam_steps(self._wrapped)
+
+    @adam_steps.setter
+    def adam_steps(self, steps: int) -> None:
+        set_adam_steps(self._wrapped, steps)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
         """This rank's part of the float32 master weights, copied to the CPU."""
-        return [tensor.detach().to("cpu", copy=True) for tensor in self._masters()]
+        return {name: each.weight.to("cpu", copy=True) for name, each in self.fragments().items()}
 
     @torch.no_grad()
-    def restore(self, snapshot: list[torch.Tensor]) -> None:
+    def restore(self, snapshot: dict[str, torch.Tensor]) -> None:
         """Put a snapshot back into the master weights, from which weights are saved."""
-        for tensor, saved in zip(self._masters(), snapshot, strict=True):
-            tensor.copy_(saved)
-
-    def _masters(self) -> list[torch.Tensor]:
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3, stages 1 and 2
-            if hasattr(self._wrapped.optimizer, name):
-                return list(getattr(self._wrapped.optimizer, name))
-        masters = list(_unsharded_masters(self._wrapped).values())
-        return masters or [parameter.data for parameter in self.module.parameters()]
+        for name, fragment in self.fragments().items():
+            fragment.weight.copy_(snapshot[name])
 
     def close(self) -> None:
         """Free everything. DeepSpeed's own `destroy` leaves references that pin the model (FINDINGS 8)."""
-        from deepspeed.runtime.zero import parameter_offload
-
+        parameter_offload = import_deepspeed().runtime.zero.parameter_offload
         module = self._wrapped.module
         self._wrapped.destroy()
         parameter_offload.FWD_MODULE_STACK[:] = [
@@ -272,26 +262,16 @@ def _partitioned_construction(settings: dict[str, Any]) -> Any:
     return context
 
 
-def _unsharded_masters(wrapped: Any) -> dict[nn.Parameter, torch.Tensor]:
-    """Parameter -> float32 master, in the one mode whose masters DeepSpeed's own access knows nothing of:
-    stage 0 in bfloat16."""
-    optimizer = wrapped.optimizer
-    groups = zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=False)
-    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
-
-
 def _load_masters(wrapped: Any, reader: CheckpointReader) -> None:
     """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-    unsharded = _unsharded_masters(wrapped)
+    utils, unsharded = import_deepspeed().utils, unsharded_masters(wrapped)
     for name, parameter in wrapped.module.named_parameters():
         if is_partitioned(parameter):
-            safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
+            utils.safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
         elif parameter in unsharded:
             unsharded[parameter].data.copy_(reader.tensor(name))
         else:
-            safe_set_full_fp32_param(parameter, reader.tensor(name).float())
+            utils.safe_set_full_fp32_param(parameter, reader.tensor(name).float())
 
 
 def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
