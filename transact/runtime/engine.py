@@ -10,7 +10,7 @@ import contextlib
 import functools
 import gc
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +47,11 @@ class Engine:
     @property
     def is_partitioned(self) -> bool:
         return self._zero_stage == 3
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every rank holds all of the optimizer."""
+        return self._zero_stage == 0
 
     def loss(self, tokens: torch.Tensor, teaching: Teaching | None = None) -> torch.Tensor:
         """Mean loss of predicting the next token, in nats. tokens: (sequences, length). teaching: for distillation."""
@@ -85,11 +90,29 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         self._wrapped.backward(loss)
 
-    def step(self, learning_rate: float) -> None:
-        """One micro-batch is done; on the last of a batch the weights change."""
+    def step(self, learning_rate: float) -> bool:
+        """One micro-batch is done; on the last of a batch the weights change.
+
+        Returns:
+            False where they did not, because a gradient of the batch is infinite or not a number.
+        """
         for parameters in self._wrapped.optimizer.param_groups:
             parameters["lr"] = learning_rate
+        completes_batch = self._wrapped.is_gradient_accumulation_boundary()
+        if completes_batch and isinstance(self._wrapped.optimizer, torch.optim.Optimizer):
+            return self._step_of_plain_optimizer()
         self._wrapped.step()
+        return not completes_batch or self._wrapped.was_step_applied()
+
+    def _step_of_plain_optimizer(self) -> bool:
+        """At stage 0 in float32, where DeepSpeed itself would step with any gradient."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        broken = any(not bool(gradient.isfinite().all()) for gradient in gradients)
+        # What torch's GradScaler tells an optimizer: a fused one then leaves weights, moments and its count alone.
+        self._wrapped.optimizer.found_inf = torch.tensor(float(broken), device=self._group.device)
+        self._wrapped.step()
+        del self._wrapped.optimizer.found_inf
+        return not broken
 
     def gradient_norm(self) -> float | None:
         """Before clipping, of the last batch; None where DeepSpeed keeps none (stage 0 in float32)."""
@@ -126,6 +149,21 @@ class Engine:
     @adam_steps.setter
     def adam_steps(self, steps: int) -> None:
         set_adam_steps(self._wrapped, steps)
+
+    @torch.no_grad()
+    def refresh_weights(self, read: Callable[[str, int], torch.Tensor]) -> None:
+        """After the masters have changed: the weights that forwards read.
+
+        read: gives the first elements of a flattened parameter, by its name and their number. Called where this rank
+        computes with more of it than it owns.
+        """
+        owned = self.fragments()
+        for name, parameter in self.named_parameters():
+            if not is_partitioned(parameter):
+                parameter.copy_(read(name, parameter.numel()).view_as(parameter))
+            elif name in owned:
+                weight = owned[name].weight
+                cast(Any, parameter).ds_tensor[: weight.numel()].copy_(weight)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """This rank's part of the float32 master weights, copied to the CPU."""

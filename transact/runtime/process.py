@@ -66,6 +66,12 @@ class ProcessGroup:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
+        tensor = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in tensor.tolist()]
+
     def shared_out(self, count: int) -> range:
         """This rank's numbers when 0 to count - 1 are dealt out in turn."""
         return range(self.rank, count, self.world_size)
@@ -75,6 +81,26 @@ class ProcessGroup:
         values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value)
         return values
+
+    def everywhere(self, work: Callable[[], Result]) -> list[Result]:
+        """Run work that may fail (it writes files, say) on every rank; all results, in the order of ranks.
+
+        Raises:
+            Exception: the work's own, on the ranks where it failed.
+            RuntimeError: on the others, once all have ended.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as own:  # noqa: BLE001 - raised again once the other ranks know
+            error = own
+        outcomes = self.gather((result, None if error is None else f"{type(error).__name__}: {error}"))
+        if error is not None:
+            raise error
+        for rank, (_, message) in enumerate(outcomes):
+            if message is not None:
+                raise RuntimeError(f"rank {rank} failed: {message}")
+        return [value for value, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Run long work on rank 0 while the others wait, however long it takes; its result on every rank.

@@ -70,10 +70,15 @@ class CheckpointReader:
         return rows.reshape(-1)[start - first * row : stop - first * row]
 
 
-def write_shard(path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Write one shard to the disk. Returns its size in bytes and its SHA-256."""
-    cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(cast, path, metadata={"format": "pt"})
+def write_shard(
+    path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Write one shard to the disk. Returns its size in bytes and its SHA-256.
+
+    dtype: of every tensor in the file; None leaves each as it is.
+    """
+    cast = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(cast, path, metadata={"format": "pt"} | (metadata or {}))
     path.chmod(0o666 & ~_file_mode_mask())  # safetensors makes files that nobody else on the cluster can read
     flush_to_disk(path)
     return {"size": path.stat().st_size, "sha256": file_digest(path)}

@@ -1,0 +1,160 @@
+"""Checkpoints inside a recovery: exact on the same ranks, readable on any number, and damage is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.test_engine import CONFIGURATIONS, engine_config, some_tokens, training, weights_of
+from tests.support.commands import Workplace
+from tests.support.ranks import run_on_ranks
+
+STEPS, SAVED_AFTER = 6, 3
+SEQUENCES = 4  # of a global batch, whatever the number of ranks
+
+
+def train(engine: Any, group: Any, first: int, last: int) -> list[float]:
+    """Global steps [first, last) on batches that depend on the step alone."""
+    losses = []
+    for step in range(first, last):
+        tokens = torch.cat([some_tokens(SEQUENCES * step + number) for number in range(2)])[:SEQUENCES]
+        loss = engine.loss(tokens[group.rank :: group.world_size])
+        engine.backward(loss)
+        engine.step(1e-3)
+        losses.append(float(group.sum(loss.detach().double())) / group.world_size)
+    return losses
+
+
+def undisturbed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
+    """Saves on the way, and goes on: configuration -> losses, final weights."""
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.runtime.training_checkpoints import save_training
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage, dtype in configurations:
+            config = engine_config(zero_stage=stage, dtype=dtype)
+            with open_engine(model, config, group, training=training()) as engine:
+                losses = train(engine, group, 0, 1)
+                best = engine.snapshot()
+                losses += train(engine, group, 1, SAVED_AFTER)
+                output = folder / f"{stage}_{dtype}" / "step_3"
+                save_training(engine, output, group, best=best, position={"step": SAVED_AFTER})
+                losses += train(engine, group, SAVED_AFTER, STEPS)
+                final = weights_of(engine)
+                engine.restore(best)
+                found[stage, dtype] = (losses, final, weights_of(engine))
+    return found
+
+
+def resumed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
+    """Starts from the checkpoint, in an engine of its own: configuration -> losses, final weights, best weights."""
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.runtime.training_checkpoints import damage, load_training
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage, dtype in configurations:
+            config = engine_config(zero_stage=stage, dtype=dtype)
+            checkpoint = folder / f"{stage}_{dtype}" / "step_3"
+            assert damage(checkpoint, group) is None
+            with open_engine(model, config, group, training=training()) as engine:
+                best = load_training(engine, checkpoint, group)
+                losses = train(engine, group, SAVED_AFTER, STEPS)
+                final = weights_of(engine)
+                engine.restore(best)
+                found[stage, dtype] = (losses, final, weights_of(engine))
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Any]]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, run_on_ranks(2, undisturbed, workplace.model, folder, CONFIGURATIONS)[0]
+
+
+def test_the_same_ranks_go_on_bit_for_bit(saved: tuple[Path, dict[Any, Any]], workplace: Workplace) -> None:
+    folder, expected = saved
+    for results in run_on_ranks(2, resumed, workplace.model, folder, CONFIGURATIONS):
+        for configuration, (losses, final, best) in results.items():
+            all_losses, expected_final, expected_best = expected[configuration]
+            assert losses == all_losses[SAVED_AFTER:], configuration
+            for name, weight in expected_final.items():
+                assert (final[name] == weight).all(), (configuration, name)
+                assert (best[name] == expected_best[name]).all(), (configuration, name)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_another_number_of_ranks_goes_on_alike(
+    ranks: int, saved: tuple[Path, dict[Any, Any]], workplace: Workplace
+) -> None:
+    folder, expected = saved
+    configurations = [(3, "float32"), (2, "float32"), (0, "float32")]
+    results = run_on_ranks(ranks, resumed, workplace.model, folder, configurations)[0]
+    for configuration, (losses, final, best) in results.items():
+        all_losses, expected_final, expected_best = expected[configuration]
+        assert losses == pytest.approx(all_losses[SAVED_AFTER:], rel=1e-5), configuration
+        for name, weight in expected_final.items():
+            assert abs(final[name] - weight).max() < 1e-4, (configuration, name)
+            assert (best[name] == expected_best[name]).all(), (configuration, name)
+
+
+def broken_gradients(model: Path) -> dict[Any, Any]:
+    """A loss of one rank is not a number: configuration -> what `step` said, and whether weights stayed."""
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage, dtype in CONFIGURATIONS:
+            config = engine_config(zero_stage=stage, dtype=dtype)
+            with open_engine(model, config, group, training=training()) as engine:
+                train(engine, group, 0, 2)
+                before, steps = weights_of(engine), engine.adam_steps
+                loss = engine.loss(some_tokens(group.rank))
+                engine.backward(loss * float("nan") if group.rank == 1 else loss)
+                applied = engine.step(1e-3)
+                after = weights_of(engine)
+                same = all((after[name] == weight).all() for name, weight in before.items())
+                engine.backward(engine.loss(some_tokens(group.rank)))
+                next_applied = engine.step(1e-3)
+                moved = any((weights_of(engine)[name] != weight).any() for name, weight in before.items())
+                found[stage, dtype] = (applied, same, engine.adam_steps - steps, next_applied, moved)
+    return found
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(workplace: Workplace) -> None:
+    for results in run_on_ranks(2, broken_gradients, workplace.model):
+        for configuration, outcome in results.items():
+            assert outcome == (False, True, 1, True, True), configuration
+
+
+def damaged(folder: Path) -> str | None:
+    from transact.runtime.process import process_group
+    from transact.runtime.training_checkpoints import damage
+
+    with process_group("cpu", 5) as group:
+        return damage(folder, group)
+
+
+def test_damage_is_named(saved: tuple[Path, dict[Any, Any]]) -> None:
+    folder, _ = saved
+    checkpoint = folder / "3_float32" / "step_3"
+    file = checkpoint / "state-00001-of-00002.safetensors"
+    content = file.read_bytes()
+    for broken, expected in (
+        (content[:-1] + bytes([content[-1] ^ 1]), "SHA-256"),
+        (content[:1000], f"has 1000 of {len(content)} bytes"),
+    ):
+        file.write_bytes(broken)
+        found = run_on_ranks(2, damaged, checkpoint)
+        assert found[0] == found[1]
+        assert file.name in found[0]
+        assert expected in found[0]
+    file.write_bytes(content)
+    assert run_on_ranks(2, damaged, checkpoint) == [None, None]
