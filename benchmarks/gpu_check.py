@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from benchmarks.accelerators import utilisation
 from benchmarks.channel_agreement import channel_agreement
@@ -94,11 +94,13 @@ class MeasuredJob(Job):
 
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
-    def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None]) -> Path:
+    def stage(
+        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+    ) -> Path:
         is_cuda = self.group.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.group.device)
-        Job.stage(self, name, output, work)
+        Job.stage(self, name, output, work, goes_on=goes_on)
         if is_cuda:
             self.peak_bytes[name] = self.group.maximum(torch.cuda.max_memory_allocated(self.group.device))
         return output
@@ -106,8 +108,11 @@ class MeasuredJob(Job):
 
 def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
     """The settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
-    settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
-    return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
+    changes = {"device": device, "micro_batch_sequences": micro_batch_sequences}
+    settings = OmegaConf.load(REPOSITORY / "conf" / "engine" / "gpu.yaml")
+    return cast(
+        EngineConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EngineConfig), settings, changes))
+    )
 
 
 def make_config(size: Size, engine: EngineConfig, group: ProcessGroup, folder: Path) -> RunConfig:

@@ -23,6 +23,7 @@ from transact.runtime.engine import open_engine
 from transact.runtime.sharded_weights import optimizer_groups
 from transact.stages.job import Job
 from transact.stages.recover import Recovery, own_batch
+from transact.stages.recovery_checkpoints import Position
 from transact.stages.texts import Texts
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
@@ -81,7 +82,8 @@ def our_loop(contest: Contest) -> Iterator[Turn]:
         job = replace(contest.job, tracker=tracker)
 
         def turn() -> float:
-            Recovery(job, contest.texts, contest.round, engine, math.inf, None).run()
+            position = Position(best_loss=math.inf)
+            Recovery(job, contest.texts, contest.round, engine, position, engine.snapshot(), None).run()
             if not job.group.is_main:
                 return 0.0
             times = [record["time"] for record in read_metrics(path) if "recover/loss" in record]

@@ -17,6 +17,7 @@ from transact.stages.initialise import initialise
 from transact.stages.job import Job
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
+from transact.stages.recovery_checkpoints import clear_checkpoints
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
@@ -121,7 +122,13 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder."""
     name, config, texts = each.folder_name, job.config, prepared.texts
     recovered = job.path(name, "recovered")
-    job.stage(f"{name}/recover", recovered, lambda: recover(job, texts, each, prepared.parent, sliced, recovered))
+    job.stage(
+        f"{name}/recover",
+        recovered,
+        lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
+        goes_on=True,
+    )
+    clear_checkpoints(job)
 
     evaluation = job.path(name, "evaluation.json")
     both = {"sliced": sliced, "recovered": recovered}
@@ -145,7 +152,13 @@ def pretrain(job: Job) -> dict[str, Any]:
     each = pretraining_round(job.config, geometry_of(start))
     texts = prepare_texts(job, start, [each])
     trained = job.path(each.folder_name, "recovered")
-    job.stage(f"{each.folder_name}/recover", trained, lambda: recover(job, texts, each, None, start, trained))
+    job.stage(
+        f"{each.folder_name}/recover",
+        trained,
+        lambda: recover(job, texts, each, None, start, trained),
+        goes_on=True,
+    )
+    clear_checkpoints(job)
 
     dense = job.path("round_00", "evaluation.json")
     job.stage(
@@ -177,5 +190,5 @@ def fetch(job: Job) -> Path:
     def complete() -> None:
         check_files(download(model, from_cache=False))
 
-    job.group.on_main(complete)
+    job.group.on_main(complete, may_be_left=True)
     return download(model, from_cache=True)

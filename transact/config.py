@@ -238,6 +238,7 @@ class RecoverConfig:
     gradient_clipping: float = 1.0  # norm; 0 is off
     validation_sequences: int = 32
     validations: int = 4  # during a round, besides the one at its start
+    max_skipped_steps: int = 10  # in a row, for a loss or gradient that is infinite or not a number
     objective: str = "cross_entropy"
     distillation_weight: float = 0.5  # of the mixed objective; the rest is cross-entropy
     temperature: float = 1.0  # of both distributions in distillation
@@ -250,13 +251,25 @@ class RecoverConfig:
         weight = self.distillation_weight
         require("recover.distillation_weight", weight, 0 < weight < 1, "it must be inside (0, 1)")
         require_at_least("recover", self, 0, "tokens", "weight_decay", "gradient_clipping")
-        require_at_least("recover", self, 1, "validations")
+        require_at_least("recover", self, 1, "validations", "max_skipped_steps")
         for name in ("final_learning_rate_fraction", "warmup_fraction"):
             value = getattr(self, name)
             require(f"recover.{name}", value, 0 <= value <= 1, "it must be in [0, 1]")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(f"recover.{name}", value, 0 <= value < 1, "it must be in [0, 1)")
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointEveryConfig:
+    """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
+
+    minutes: float | None = 20.0
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("minutes", self.minutes), ("tokens", self.tokens)):
+            require(f"engine.checkpoint_every.{name}", value, value is None or value > 0, "it must be above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -271,6 +284,7 @@ class EngineConfig:
     activation_checkpointing: bool = False
     reduce_bucket_elements: int = 5_000_000
     collective_timeout_minutes: float = 30.0
+    checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)
 
     def __post_init__(self) -> None:
         require_choice("engine.dtype", self.dtype, DTYPES)
@@ -364,4 +378,11 @@ class RunConfig:
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
 FREE_SECTIONS = ("track", "launch", "output_dir")
-FREE_SETTINGS = ("engine.collective_timeout_minutes", "engine.reduce_bucket_elements", "prune.method.gram_gib")
+FREE_SETTINGS = (
+    "engine.collective_timeout_minutes",
+    "engine.reduce_bucket_elements",
+    "engine.checkpoint_every.minutes",
+    "engine.checkpoint_every.tokens",
+    "prune.method.gram_gib",
+    "recover.max_skipped_steps",
+)

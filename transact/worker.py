@@ -16,6 +16,7 @@ from transact.configuring import to_dictionary, to_yaml
 from transact.exit_codes import DONE, FAILED, REFUSED
 from transact.files import write_text
 from transact.preflight import check
+from transact.runtime.interruption import Interruption, Stopped
 
 if TYPE_CHECKING:
     from transact.runtime.run_folder import RunFolder
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
     from transact.runtime.process import environment_rank, environment_world_size
+    from transact.stages.recover import Diverged
 
     is_main = environment_rank() == 0
+    interruption = Interruption()
+    interruption.listen()
     _set_up_logging(is_main)
     try:
         check(config, environment_world_size())
@@ -35,7 +39,15 @@ def work(config: RunConfig) -> int:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return REFUSED
     try:
-        return _run(config)
+        return _run(config, interruption)
+    except Stopped as stopped:
+        if is_main:
+            print(f"{stopped}; the same command goes on from here", file=sys.stderr, flush=True)
+        return FAILED
+    except Diverged as error:
+        if is_main:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     except Exception as error:  # noqa: BLE001 - the end of a rank, whatever the reason
         traceback.print_exc()
         message = f"error on rank {environment_rank()}: {type(error).__name__}: {_first_line(error)}"
@@ -43,7 +55,7 @@ def work(config: RunConfig) -> int:
         return FAILED
 
 
-def _run(config: RunConfig) -> int:
+def _run(config: RunConfig, interruption: Interruption) -> int:
     from transact.chain import prepare, run_chain
     from transact.runtime.process import process_group
     from transact.runtime.run_folder import RunFolder
@@ -52,7 +64,7 @@ def _run(config: RunConfig) -> int:
     from transact.tracking.tracker import Tracker
 
     folder = RunFolder(Path(config.output_dir))
-    with process_group(config.engine.device, config.engine.collective_timeout_minutes) as group:
+    with process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption) as group:
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
         try:
             prepared = prepare(job)
@@ -76,6 +88,10 @@ def _failure_recorded(folder: RunFolder, is_main: bool) -> Iterator[None]:
     """run.json says where the work failed and why, so that nobody has to search logs."""
     try:
         yield
+    except Stopped as stopped:
+        if is_main:
+            folder.end("stopped", str(stopped))
+        raise
     except BaseException as error:
         if is_main:
             folder.end("failed", f"{type(error).__name__}: {_first_line(error)}")
@@ -84,7 +100,7 @@ def _failure_recorded(folder: RunFolder, is_main: bool) -> Iterator[None]:
 
 @contextmanager
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
-    """metrics.jsonl and W&B on rank 0, nothing elsewhere. Lines of an unfinished stage are dropped."""
+    """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
     from transact.tracking.metrics import MetricsLog
     from transact.tracking.tracker import Tracker
     from transact.tracking.wandb_run import WandbRun
@@ -105,7 +121,6 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         folder=folder.path,
     )
     with Tracker(MetricsLog(folder.path / "metrics.jsonl"), mirror) as tracker:
-        tracker.truncate(folder.metrics_position())
         yield tracker
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, typed_config
 from transact.exit_codes import DONE, FAILED, REFUSED
+from transact.runtime.interruption import SIGNALS
+from transact.runtime.run_folder import was_stopped
 
 POLL_SECONDS = 0.2
 SUBMITIT_LINE = "submitit "
@@ -45,13 +51,29 @@ def run_locally(config: RunConfig) -> int:
         return REFUSED
     job = _submit(config)
     logs = [Path(str(path)) for path in _log_paths(job, config.launch.processes)]
-    try:
+    with _passing_on(job):
         _follow(job, logs[0])
-    except KeyboardInterrupt:
-        job.cancel(check=False)
-        print(f"stopped; the logs are in {logs[0].parent}", file=sys.stderr, flush=True)
-        return FAILED
-    return _exit_code(job, logs)
+    return _exit_code(job, logs, Path(config.output_dir))
+
+
+@contextmanager
+def _passing_on(job: Any) -> Iterator[None]:
+    """A signal to stop goes on to the ranks, which save first; then the job ends by itself.
+
+    By way of the process that controls them, which passes on SIGTERM alone. A second Ctrl-C comes to the ranks from
+    the terminal, and they leave at once.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _submit(config: RunConfig) -> Any:
@@ -64,7 +86,13 @@ def _submit(config: RunConfig) -> Any:
         gpus_per_node=_visible_gpus(),  # submitit hides every GPU that it is not told of
         stderr_to_stdout=True,
     )
-    return executor.submit(Task(to_dictionary(config)))
+    # Deaf to Ctrl-C from the start, as its children are until `work` listens: submitit's own answer is to kill the
+    # ranks within a second.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return executor.submit(Task(to_dictionary(config)))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _visible_gpus() -> int:
@@ -96,7 +124,7 @@ def _print_new(file: TextIO) -> None:
             print(line, end="", flush=True)
 
 
-def _exit_code(job: Any, logs: list[Path]) -> int:
+def _exit_code(job: Any, logs: list[Path], folder: Path) -> int:
     """The worst of the ranks; a rank that was killed counts as failed."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -106,6 +134,6 @@ def _exit_code(job: Any, logs: list[Path]) -> int:
             codes.append(job.task(rank).result() if len(logs) > 1 else job.result())
         except (FailedJobError, UncompletedJobError):
             codes.append(FAILED)
-        if codes[-1] == FAILED:
+        if codes[-1] == FAILED and not was_stopped(folder):
             print(f"rank {rank} failed; its log: {log}", file=sys.stderr, flush=True)
     return max(codes, key=[DONE, REFUSED, FAILED].index)

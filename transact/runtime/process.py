@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
+
+from transact.runtime.interruption import Interruption, Stopped
 
 Result = TypeVar("Result")
 
@@ -37,6 +39,7 @@ class ProcessGroup:
     world_size: int
     local_rank: int
     device: torch.device
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def is_main(self) -> bool:
@@ -72,6 +75,25 @@ class ProcessGroup:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
         return [bool(flag) for flag in tensor.tolist()]
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this rank is; the others may not know yet."""
+        return self.interruption.asked_by is not None
+
+    def stop_if_asked(self) -> None:
+        """Collective, between two pieces of work that need not be saved.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop.
+        """
+        if self.any(self.is_asked_to_stop)[0]:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Leave; all ranks call this, once they have agreed."""
+        names = [name for name in self.gather(self.interruption.asked_by) if name]
+        raise Stopped(f"stopped by {names[0]}" if names else "stopped")
+
     def shared_out(self, count: int) -> range:
         """This rank's numbers when 0 to count - 1 are dealt out in turn."""
         return range(self.rank, count, self.world_size)
@@ -102,28 +124,35 @@ class ProcessGroup:
                 raise RuntimeError(f"rank {rank} failed: {message}")
         return [value for value, _ in outcomes]
 
-    def on_main(self, work: Callable[[], Result]) -> Result:
+    def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
         """Run long work on rank 0 while the others wait, however long it takes; its result on every rank.
 
         The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
         timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
 
+        Args:
+            may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
+
         Raises:
+            Stopped: on every rank, when any was asked to stop meanwhile.
             ValueError: on every rank, when the work raised one on rank 0.
             RuntimeError: on the other ranks, when the work failed on rank 0 (which raises its own error).
         """
         outcome = _Outcome(work) if self.is_main else None
         pause = 0.005
         while True:
-            state = torch.tensor([outcome.state if outcome else RUNNING])
-            distributed.broadcast(state, src=0)
-            if state.item() != RUNNING:
+            both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
+            distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+            state, asked = both.tolist()
+            if state != RUNNING:
                 break
+            if asked:
+                self.stop()
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
         if outcome is not None:
             outcome.thread.join()
-        if state.item() == DONE:
+        if state == DONE:
             return self.broadcast(outcome.result if outcome else None)
         error = outcome.error if outcome else None
         refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
@@ -152,7 +181,9 @@ class _Outcome:
 
 
 @contextmanager
-def process_group(device: str, timeout_minutes: float) -> Iterator[ProcessGroup]:
+def process_group(
+    device: str, timeout_minutes: float, interruption: Interruption | None = None
+) -> Iterator[ProcessGroup]:
     """Join the group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Without these variables the group is this one process. On a GPU machine CPU tensors travel over
@@ -170,7 +201,13 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[ProcessGroup]
         world_size=world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
-    group = ProcessGroup(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+    group = ProcessGroup(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=chosen,
+        interruption=interruption or Interruption(),
+    )
     yield group
     group.barrier()
     distributed.destroy_process_group()

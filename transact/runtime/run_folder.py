@@ -101,3 +101,9 @@ class RunFolder:
 
 def _files(output: Path) -> list[Path]:
     return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
+
+
+def was_stopped(folder: Path) -> bool:
+    """Whether the run in this folder ended because it was asked to."""
+    record = folder / "run.json"
+    return record.is_file() and read_json(record)["state"] == "stopped"

@@ -36,7 +36,7 @@ class Job:
         if self.group.is_main:
             print(f"error: {message}", file=sys.stderr, flush=True)
 
-    def progress(self, description: str, total: int, unit: str = "tokens") -> Progress:
+    def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
         """Shown by rank 0 only."""
         return Progress(
             description,
@@ -44,26 +44,41 @@ class Job:
             unit=unit,
             interval_seconds=self.config.track.progress_seconds,
             enabled=self.group.is_main,
+            completed=completed,
         )
+
+    def forget_metrics(self, position: int | None = None) -> None:
+        """Drop what an unfinished attempt logged: all after `position` bytes, or after the last finished stage."""
+        if self.group.is_main:
+            self.tracker.truncate(self.folder.metrics_position() if position is None else position)
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage is done with; all ranks ask together."""
         return bool(self.group.broadcast(self.folder.is_finished(name) if self.group.is_main else None))
 
-    def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None]) -> Path:
+    def stage(
+        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+    ) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
+            goes_on: The work may go on from an earlier attempt, and then sees to that attempt's metrics itself.
 
         Returns:
             `output`.
+
+        Raises:
+            Stopped: on every rank, when the job was asked to stop.
         """
+        self.group.stop_if_asked()
         if self.is_finished(name):
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:
             self.folder.begin(name)
+            if not goes_on:
+                self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
         digests = work()

@@ -18,8 +18,10 @@ from transact.runtime.checkpoints import save_engine
 from transact.runtime.deepspeed_settings import TrainingSettings
 from transact.runtime.engine import Engine, open_engine
 from transact.runtime.process import ProcessGroup
+from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
+from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.texts import Texts
 
 
@@ -35,14 +37,26 @@ def learning_rate_at(
     return peak * (final_fraction + (1 - final_fraction) * remaining)
 
 
+class Diverged(Exception):
+    """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
+
+
 class Recovery:
     """One round's training loop on one rank.
 
-    start_loss: validation loss of the weights it begins with. teacher: what they are distilled from, if anything.
+    position: where it begins; of a new recovery, with the validation loss of the weights as they are. best: this
+    rank's part of the best weights so far. teacher: what the weights are distilled from, if anything.
     """
 
     def __init__(
-        self, job: Job, texts: Texts, round_: Round, engine: Engine, start_loss: float, teacher: Teacher | None
+        self,
+        job: Job,
+        texts: Texts,
+        round_: Round,
+        engine: Engine,
+        position: Position,
+        best: dict[str, torch.Tensor],
+        teacher: Teacher | None,
     ) -> None:
         self.job = job
         self.texts = texts
@@ -52,21 +66,56 @@ class Recovery:
         self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
-        self.best_loss, self.best_step, self.best = start_loss, 0, engine.snapshot()
+        self.position, self.best = position, best
+        self.clock = CheckpointClock(job.config.engine.checkpoint_every)
 
     def run(self) -> None:
-        """Train to the end of the budget, then go back to the best weights seen, the first ones included."""
+        """Train to the end of the budget, then go back to the best weights seen, the first ones included.
+
+        Raises:
+            Stopped: on every rank, once a checkpoint is saved, when any was asked to stop.
+            Diverged: on every rank.
+        """
         validation_steps = self._validation_steps()
-        self._log_validation(self.best_loss, 0)
-        with self.job.progress(f"recover round {self.round.number}", self.num_steps * self.tokens_per_batch) as bar:
-            for step in range(self.num_steps):
+        if self.position.step == 0:
+            self._log_validation(self.position.best_loss, 0)
+        with self.job.progress(
+            f"recover round {self.round.number}",
+            self.num_steps * self.tokens_per_batch,
+            completed=self.position.step * self.tokens_per_batch,
+        ) as bar:
+            for step in range(self.position.step, self.num_steps):
                 loss = self._train_step(step)
                 bar.advance(self.tokens_per_batch, loss=loss)
                 if step + 1 in validation_steps:
                     self._validate(step + 1)
-        if self.best_step < self.num_steps:
-            self.job.say(f"round {self.round.number}: keeps the weights of step {self.best_step} of {self.num_steps}")
+                self.position.step = step + 1
+                self._save_if_due()
+        best_step = self.position.best_step
+        if best_step < self.num_steps:
+            self.job.say(f"round {self.round.number}: keeps the weights of step {best_step} of {self.num_steps}")
             self.engine.restore(self.best)
+
+    def _save_if_due(self) -> None:
+        """A checkpoint after this step, if the time has come or the job must stop."""
+        group = self.job.group
+        due, asked = group.any(self.clock.is_due(self.tokens_per_batch), group.is_asked_to_stop)
+        if not (due or asked) or self.position.step == self.num_steps:
+            return
+        begin = time.perf_counter()
+        step, best_step = self.position.step, self.position.best_step
+        save_training(
+            self.engine,
+            checkpoint_path(self.job, self.round, step),
+            group,
+            best=self.best if 0 < best_step < step else None,
+            position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
+        )
+        self._log({"perf/checkpoint_s": time.perf_counter() - begin}, step)
+        self.clock.restart()
+        if asked:
+            self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
+            group.stop()
 
     def _validation_steps(self) -> set[int]:
         count = self.job.config.recover.validations
@@ -75,8 +124,9 @@ class Recovery:
     def _validate(self, step: int) -> None:
         loss = validation_loss(self.job, self.texts, self.engine)
         self._log_validation(loss, step)
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.best = loss, step, self.engine.snapshot()
+        if loss < self.position.best_loss:
+            self.position.best_loss, self.position.best_step = loss, step
+            self.best = self.engine.snapshot()
 
     def _log_validation(self, loss: float, step: int) -> None:
         self._log({"recover/validation_loss": loss, "recover/validation_perplexity": perplexity_of(loss)}, step)
@@ -106,7 +156,7 @@ class Recovery:
             teaching = self.teacher.teach(tokens) if self.teacher else None
             loss = self.engine.loss(tokens, teaching)
             self.engine.backward(loss)
-            self.engine.step(rate)
+            applied = self.engine.step(rate)
             total += loss.detach()
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
@@ -116,8 +166,23 @@ class Recovery:
             figures["recover/gradient_norm"] = norm
         figures["perf/tokens_per_s"] = self.tokens_per_batch / seconds
         figures["perf/step_s"] = seconds
+        self._check_health(mean, applied, step + 1, figures)
         self._log(figures, step + 1)
         return mean
+
+    def _check_health(self, loss: float, applied: bool, step: int, figures: dict[str, float]) -> None:
+        """Tell what went wrong, and add the counts to the step's figures once there are any."""
+        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
+        news = health.observe(loss, applied)
+        if news is not None:
+            self.job.say(f"{where}: {news}")
+        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
+        if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
+            raise Diverged(
+                f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "
+                "number (recover.max_skipped_steps). The last good checkpoint is kept; a lower recover.learning_rate "
+                "or recover.gradient_clipping, in a run of another name, is what usually helps"
+            )
 
     def _log(self, figures: dict[str, float], step: int) -> None:
         total_step = self.first_step + step
@@ -183,13 +248,24 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
         betas=(config.recover.beta1, config.recover.beta2),
         gradient_clipping=config.recover.gradient_clipping,
     )
-    # An engine of its own: DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first
-    # forward has no backward, which costs an eighth of the speed.
-    with open_engine(source, config.engine, job.group) as engine:
-        start_loss = validation_loss(job, texts, engine)
+    found = newest_checkpoint(job, round_)
+    position = Position.from_manifest(found[1]) if found else Position(best_loss=_start_loss(job, texts, source))
+    job.forget_metrics(found[1]["metrics_position"] if found else None)
     with (
         open_teacher(job, parent) as teacher,
         open_engine(source, config.engine, job.group, training=settings) as engine,
     ):
-        Recovery(job, texts, round_, engine, start_loss, teacher).run()
+        best = engine.snapshot()
+        if found:
+            saved = load_training(engine, found[0], job.group)
+            if position.best_step > 0:
+                best = saved or engine.snapshot()
+        Recovery(job, texts, round_, engine, position, best, teacher).run()
         return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
+
+
+def _start_loss(job: Job, texts: Texts, source: Path) -> float:
+    """In an engine of its own: DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first
+    forward has no backward, which costs an eighth of the speed."""
+    with open_engine(source, job.config.engine, job.group) as engine:
+        return validation_loss(job, texts, engine)

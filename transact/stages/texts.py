@@ -70,7 +70,9 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
 
 
 def _open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
-    folder = job.group.on_main(lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences))
+    folder = job.group.on_main(
+        lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences), may_be_left=True
+    )
     return TokenStore(Path(folder))
 
 

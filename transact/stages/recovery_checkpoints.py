@@ -1,0 +1,87 @@
+"""Where a recovery stands, saved now and then: a job that dies goes on from its newest sound checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transact.config import CheckpointEveryConfig
+from transact.files import read_json
+from transact.outline import Round
+from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage
+from transact.stages.job import Job
+from transact.stages.training_health import TrainingHealth
+
+FOLDER = "checkpoints"
+
+
+@dataclass(kw_only=True, slots=True)
+class Position:
+    """Where one round's recovery stands.
+
+    Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
+    learning rate. best_loss: the lowest validation loss, in nats per token, met after best_step steps.
+    """
+
+    step: int = 0
+    best_loss: float
+    best_step: int = 0
+    health: TrainingHealth = field(default_factory=TrainingHealth)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> Position:
+        health = TrainingHealth(**manifest["health"])
+        return cls(health=health, **{name: manifest[name] for name in ("step", "best_loss", "best_step")})
+
+
+class CheckpointClock:
+    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one."""
+
+    def __init__(self, every: CheckpointEveryConfig) -> None:
+        self._every = every
+        self._tokens = 0
+        self._since = time.monotonic()
+
+    def is_due(self, tokens: int) -> bool:
+        """Called once a step. tokens: of the step."""
+        self._tokens += tokens
+        minutes, limit = self._every.minutes, self._every.tokens
+        by_time = minutes is not None and time.monotonic() - self._since >= 60 * minutes
+        return by_time or (limit is not None and self._tokens >= limit)
+
+    def restart(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
+
+
+def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
+    return job.path(FOLDER, f"{round_.folder_name}_step_{step:08d}")
+
+
+def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
+    """This round's newest checkpoint that is sound, and its manifest. Collective; damaged ones are named."""
+
+    def names() -> list[str]:
+        folders = checkpoint_folders(job.path(FOLDER))
+        return [folder.name for folder in folders if folder.name.startswith(round_.folder_name)]
+
+    for name in job.group.on_main(names):
+        folder = job.path(FOLDER, name)
+        problem = damage(folder, job.group)
+        if problem is None:
+            manifest = read_json(folder / MANIFEST)
+            job.say(f"goes on from checkpoint {name}")
+            return folder, manifest
+        job.say(f"checkpoint {name} is damaged ({problem}): not used")
+    return None
+
+
+def clear_checkpoints(job: Job) -> None:
+    """After a recovery: the recovered folder holds what was worth keeping."""
+    if job.group.is_main:
+        shutil.rmtree(job.path(FOLDER), ignore_errors=True)

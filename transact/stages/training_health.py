@@ -1,0 +1,46 @@
+"""Whether training goes well: steps without effect, and losses that jump. Plain arithmetic, no tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+WINDOW = 32  # steps that a loss is compared with
+FEWEST = 8
+DEVIATIONS = 8  # median absolute deviations above the median, and
+SHARE = 0.1  # of the median itself: a smooth curve deviates by next to nothing
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingHealth:
+    """Attributes: skipped: steps whose loss or gradient was infinite or not a number, all of them and those since the
+    last good one. spikes: losses far above those before. recent: the newest finite losses, in nats."""
+
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    spikes: int = 0
+    recent: list[float] = field(default_factory=list)
+
+    def observe(self, loss: float, applied: bool) -> str | None:
+        """Count one step. Returns what is worth telling, if anything.
+
+        applied: whether the step changed the weights.
+        """
+        if not applied or not math.isfinite(loss):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            return f"{what} infinite or not a number: step skipped ({self.skipped} so far)"
+        self.skipped_in_a_row = 0
+        usual = median(self.recent) if len(self.recent) >= FEWEST else math.inf
+        deviation = median(abs(each - usual) for each in self.recent) if self.recent else 0.0
+        self.recent = [*self.recent[-WINDOW + 1 :], loss]
+        if loss <= usual + DEVIATIONS * deviation + SHARE * usual:
+            return None
+        self.spikes += 1
+        return f"loss spike: {loss:.2f} after {usual:.2f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
