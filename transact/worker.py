@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,19 +15,26 @@ from typing import TYPE_CHECKING
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, to_yaml
 from transact.exit_codes import DONE, FAILED, REFUSED
+from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.watchdog import BEAT_SECONDS, SILENCE_SECONDS
+from transact.stages.training_health import Diverged
 
 if TYPE_CHECKING:
+    from transact.runtime.process import ProcessGroup
     from transact.runtime.run_folder import RunFolder
     from transact.tracking.tracker import Tracker
+
+
+LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
+VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
     from transact.runtime.process import environment_rank, environment_world_size
-    from transact.stages.recover import Diverged
 
     is_main = environment_rank() == 0
     interruption = Interruption()
@@ -43,20 +51,20 @@ def work(config: RunConfig) -> int:
     except Stopped as stopped:
         if is_main:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr, flush=True)
-        return FAILED
-    except Diverged as error:
-        if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED
-    except Exception as error:  # noqa: BLE001 - the end of a rank, whatever the reason
+    except JobFailed as failure:
+        if failure.shows_traceback:
+            traceback.print_exception(failure.__cause__)
+        if failure.is_told:
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+    except Exception as error:  # noqa: BLE001 - before there was a job to speak of
         traceback.print_exc()
-        message = f"error on rank {environment_rank()}: {type(error).__name__}: {_first_line(error)}"
-        print(message, file=sys.stderr, flush=True)
-        return FAILED
+        print(f"error on rank {environment_rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return FAILED
 
 
 def _run(config: RunConfig, interruption: Interruption) -> int:
     from transact.chain import prepare, run_chain
+    from transact.runtime.file_lock import run_lock
     from transact.runtime.process import process_group
     from transact.runtime.run_folder import RunFolder
     from transact.stages.job import Job
@@ -64,38 +72,72 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
     from transact.tracking.tracker import Tracker
 
     folder = RunFolder(Path(config.output_dir))
-    with process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption) as group:
+    with (
+        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption) as group,
+        _failures_told(config, folder, group),
+    ):
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
-        try:
-            prepared = prepare(job)
-        except ValueError as error:  # what only the downloaded model or the tokenised text can show
-            job.say_error(str(error))
-            return REFUSED
-        if group.is_main:
-            folder.open(group.world_size)
-            write_text(folder.path / "config.yaml", to_yaml(config))
-        with _failure_recorded(folder, group.is_main), _tracker(config, folder, group.is_main) as tracker:
-            result = run_chain(replace(job, tracker=tracker), prepared)
-        if group.is_main:
-            folder.end("done")
-            result_table(result)
-            print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+        with ExitStack() as held:
+            try:
+                prepared = prepare(job)
+                group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
+                held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
+            except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
+                job.say_error(str(error))
+                return REFUSED
+            if group.is_main:
+                folder.remove_leftovers()
+                folder.open(group.world_size)
+                write_text(folder.path / "config.yaml", to_yaml(config))
+            with _tracker(config, folder, group.is_main) as tracker:
+                result = run_chain(replace(job, tracker=tracker), prepared)
+            if group.is_main:
+                folder.end("done")
+                result_table(result)
+                print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+            group.barrier()  # the lock covers every rank's last act
     return DONE
 
 
+class JobFailed(Exception):
+    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user."""
+
+    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool) -> None:
+        super().__init__(message)
+        self.shows_traceback = shows_traceback
+        self.is_told = is_told
+
+
 @contextmanager
-def _failure_recorded(folder: RunFolder, is_main: bool) -> Iterator[None]:
-    """run.json says where the work failed and why, so that nobody has to search logs."""
+def _failures_told(config: RunConfig, folder: RunFolder, group: ProcessGroup) -> Iterator[None]:
+    """run.json says where the work failed and why; a rank that only lost another one says which."""
+    watchdog = group.watchdog
+
+    def record(state: str, message: str) -> None:
+        if group.is_main and folder.record:
+            with suppress(OSError):  # the disk may be full; the user is told all the same
+                folder.end(state, message)
+
+    watchdog.stacks = folder.path / "stacks"
+    watchdog.record_failure = lambda message: record("failed", message)
     try:
         yield
     except Stopped as stopped:
-        if is_main:
-            folder.end("stopped", str(stopped))
+        record("stopped", str(stopped))
+        watchdog.end()
         raise
-    except BaseException as error:
-        if is_main:
-            folder.end("failed", f"{type(error).__name__}: {_first_line(error)}")
-        raise
+    except Exception as error:
+        lost = is_lost_rank(error)
+        verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
+        message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
+        if not lost:
+            watchdog.report(message)
+        record("failed", message)
+        if group.is_main:
+            time.sleep(2 * BEAT_SECONDS)  # the others read why from a store that may end with this rank
+        watchdog.end()
+        told = not lost or watchdog.speaks()
+        raise JobFailed(message, shows_traceback=not lost and not isinstance(error, Diverged), is_told=told) from error
 
 
 @contextmanager
@@ -135,7 +177,3 @@ def _set_up_logging(is_main: bool) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -94,3 +94,5 @@ def test_a_dead_rank_ends_the_job(workplace: Workplace) -> None:
     assert process.returncode == 1
     assert "rank 1 failed" in output
     assert read(folder / "run.json")["state"] == "failed"
+    assert read(folder / "run.json")["error"].startswith("rank 1 died in round_01/recover")
+    assert "error: rank 1 died in round_01/recover" in output

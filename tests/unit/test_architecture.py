@@ -22,7 +22,7 @@ LAYERS = (
     {"runtime"},
     {"exporting"},
     {"stages"},
-    {"chain", "preflight", "preview"},
+    {"chain", "preflight", "preview", "failures"},
     {"worker"},
     {"launching"},
     {"run"},

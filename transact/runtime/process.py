@@ -8,18 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")
 
 RUNNING, DONE, FAILED = 0, 1, 2
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
+GRACE = timedelta(minutes=2)
 
 
 def environment_rank() -> int:
@@ -39,7 +44,8 @@ class ProcessGroup:
     world_size: int
     local_rank: int
     device: torch.device
-    interruption: Interruption = field(default_factory=Interruption)
+    interruption: Interruption
+    watchdog: Watchdog
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +57,9 @@ class ProcessGroup:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """All-reduce SUM in place; the device of the tensor chooses gloo or NCCL."""
+        self.watchdog.progress()
         distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
+        self.watchdog.progress()
         return tensor
 
     def sum_to(self, rank: int, tensor: torch.Tensor) -> None:
@@ -67,12 +75,14 @@ class ProcessGroup:
         """Rank 0's plain Python value, on every rank."""
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        self.watchdog.progress()
         return box[0]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any rank."""
         tensor = torch.tensor(flags, dtype=torch.uint8)
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        self.watchdog.progress()
         return [bool(flag) for flag in tensor.tolist()]
 
     @property
@@ -102,6 +112,7 @@ class ProcessGroup:
         """Every rank's plain Python value, on every rank."""
         values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value)
+        self.watchdog.progress()
         return values
 
     def everywhere(self, work: Callable[[], Result]) -> list[Result]:
@@ -143,6 +154,7 @@ class ProcessGroup:
         while True:
             both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
             distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+            self.watchdog.progress()
             state, asked = both.tolist()
             if state != RUNNING:
                 break
@@ -189,40 +201,86 @@ def process_group(
     Without these variables the group is this one process. On a GPU machine CPU tensors travel over
     gloo and GPU tensors over NCCL. A rank that fails leaves without a barrier: its peers see the
     broken connection at once instead of waiting for the timeout.
+
+    Args:
+        timeout_minutes: without progress, after which a rank counts as hanging.
     """
     rank, world_size = environment_rank(), environment_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    _complete_environment()
+    listener = _complete_environment()
     chosen = _device(device, local_rank)
     _set_threads()
+    store = _store(rank, world_size, listener)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(minutes=timeout_minutes),
+        # Longer than the watchdog's patience, which knows more about what hangs.
+        timeout=timedelta(minutes=timeout_minutes) + GRACE,
     )
+    watchdog = Watchdog(PrefixStore("watchdog", store.clone()), rank, world_size, 60 * timeout_minutes)
     group = ProcessGroup(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
         device=chosen,
         interruption=interruption or Interruption(),
+        watchdog=watchdog,
     )
+    watchdog.start()
+    group.barrier()
     yield group
     group.barrier()
+    watchdog.end()
+    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
     distributed.destroy_process_group()
 
 
-def _complete_environment() -> None:
-    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all."""
-    if "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
+def _complete_environment() -> socket.socket | None:
+    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all.
+
+    Returns:
+        The socket on which this process, which is alone, will serve its store.
+    """
+    listener = None
+    os.environ.setdefault("MASTER_ADDR", LOOPBACK)
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        listener = _listener(0)
+        os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]:
+        # A job of one machine talks over its loopback alone: no other machine can reach its ports.
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    return listener
+
+
+def _listener(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((LOOPBACK, port))
+    listener.listen()
+    return listener
+
+
+def _store(rank: int, world_size: int, listener: socket.socket | None) -> Any:
+    """The group's key-value store: torchrun's, or one that rank 0 serves."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank == 0 and not is_served
+    if serves and address == LOOPBACK and listener is None:
+        listener = _listener(port)
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=serves,
+        timeout=START_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if serves and listener is not None else None,
+    )
 
 
 def _device(requested: str, local_rank: int) -> torch.device:

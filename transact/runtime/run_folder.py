@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import secrets
+import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from transact.files import file_digest, read_json, write_json
+from transact.files import TEMPORARY_SUFFIX, file_digest, read_json, write_json
 
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
 
@@ -72,6 +73,14 @@ class RunFolder:
             (self.path / name).is_file() and (self.path / name).stat().st_size == file["size"]
             for name, file in entry["files"].items()
         )
+
+    def remove_leftovers(self) -> None:
+        """What an attempt that was killed left half-written."""
+        for path in sorted(self.path.rglob(f"*{TEMPORARY_SUFFIX}")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def begin(self, stage: str) -> None:
         self.record["stage"] = stage

@@ -45,6 +45,7 @@ class Job:
             interval_seconds=self.config.track.progress_seconds,
             enabled=self.group.is_main,
             completed=completed,
+            on_advance=self.group.watchdog.progress,
         )
 
     def forget_metrics(self, position: int | None = None) -> None:
@@ -71,6 +72,7 @@ class Job:
         Raises:
             Stopped: on every rank, when the job was asked to stop.
         """
+        self.group.watchdog.stage = name
         self.group.stop_if_asked()
         if self.is_finished(name):
             self.say(f"{name}: already finished")

@@ -23,6 +23,7 @@ from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.texts import Texts
+from transact.stages.training_health import Diverged
 
 
 def learning_rate_at(
@@ -35,10 +36,6 @@ def learning_rate_at(
     progress = (step - warmup) / max(1, num_steps - warmup)
     remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (final_fraction + (1 - final_fraction) * remaining)
-
-
-class Diverged(Exception):
-    """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
 
 
 class Recovery:

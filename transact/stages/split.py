@@ -28,7 +28,7 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
     whole = geometry_of(parent)
     candidates = split_candidates(job.config.prune, whole)
     evidence = collect_evidence(job, parent, statistics)
-    trial = temporary_name(output).with_suffix(".trial")
+    trial = temporary_name(output.with_name("split_candidate"))
     rows: list[dict[str, Any]] = []
     for target in candidates:
         plan = decide(job, evidence, parent, grams, target, parent=whole, asked=job.config.prune.remove_fraction)

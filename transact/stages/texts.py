@@ -10,6 +10,7 @@ from transact.config import TextConfig
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore, store_folder, tokenizer_digest, write_token_store
 from transact.outline import Round, reserved_sequences
+from transact.runtime.file_lock import exclusive
 from transact.stages.job import Job
 
 
@@ -88,14 +89,18 @@ def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path
         "max_sequences": max_sequences,
     }
     folder = store_folder(Path(job.config.data.token_store), identity)
-    if not folder.is_dir():
-        with job.progress(f"tokenise {field}", length * max_sequences) as progress:
-            write_token_store(
-                folder,
-                documents(text, field),
-                tokenizer,
-                sequence_length=length,
-                max_sequences=max_sequences,
-                progress=progress.advance,
-            )
+    if folder.is_dir():
+        return str(folder)
+    # Runs that need the same text at the same time: one tokenises, the others wait for it.
+    with exclusive(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with job.progress(f"tokenise {field}", length * max_sequences) as progress:
+                write_token_store(
+                    folder,
+                    documents(text, field),
+                    tokenizer,
+                    sequence_length=length,
+                    max_sequences=max_sequences,
+                    progress=progress.advance,
+                )
     return str(folder)

@@ -13,6 +13,10 @@ DEVIATIONS = 8  # median absolute deviations above the median, and
 SHARE = 0.1  # of the median itself: a smooth curve deviates by next to nothing
 
 
+class Diverged(Exception):
+    """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainingHealth:
     """Attributes: skipped: steps whose loss or gradient was infinite or not a number, all of them and those since the

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -32,6 +32,7 @@ class Progress:
         enabled: False on ranks other than 0, where nothing is shown.
         stream: where to show it; standard error by default.
         completed: units an earlier attempt has done; they do not count towards the rate.
+        on_advance: called with every advance, whether it is shown or not.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Progress:
         enabled: bool = True,
         stream: TextIO | None = None,
         completed: int = 0,
+        on_advance: Callable[[], None] | None = None,
     ) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._first = self._completed = completed
@@ -51,12 +53,15 @@ class Progress:
         self._stream = stream or sys.stderr
         self._interval_seconds = interval_seconds
         self._enabled = enabled
+        self._on_advance = on_advance
         self._display: _Display | None = None
 
     def advance(self, amount: int, **figures: float | str) -> None:
         """Counts `amount` more units; each figure is shown until a newer one of its name."""
         self._completed += amount
         self._figures.update(figures)
+        if self._on_advance is not None:
+            self._on_advance()
         if self._display is not None:
             self._display.show(self._completed, self._status())
 

@@ -5,6 +5,7 @@
 `time` is in unix seconds, `tokens` counts the tokens trained on so far over all rounds.
 """
 
+import errno
 import json
 import math
 import os
@@ -49,7 +50,7 @@ class MetricsLog:
         finite = {name: _json_value(value) for name, value in record.items()}
         line = json.dumps(finite, allow_nan=False).encode() + b"\n"
         if self._file.write(line) != len(line):
-            raise OSError(f"{self.path}: the last line was written only in part (disk full?)")
+            raise OSError(errno.ENOSPC, "the last line was written only in part", str(self.path))
 
     def position(self) -> int:
         """Length of the log in bytes, for a checkpoint to remember and `truncate` to go back to."""

@@ -1,0 +1,90 @@
+"""Ranks that hang or die are noticed by threads, whatever the main threads wait for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.ranks import free_port
+
+
+def start(function: Any, folder: Path) -> list[Any]:
+    """Two processes that run `function(rank, folder)` as ranks of one group; none of them is to end well."""
+    context = multiprocessing.get_context("spawn")
+    port = str(free_port())
+    processes = [context.Process(target=run, args=(function, rank, port, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run(function: Any, rank: int, port: str, folder: Path) -> None:
+    output = (folder / f"rank_{rank}.log").open("w")
+    os.dup2(output.fileno(), 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    function(rank, folder)
+
+
+def hang(rank: int, folder: Path) -> None:
+    from transact.runtime.process import process_group
+
+    with process_group("cpu", timeout_minutes=0.1) as group:
+        group.watchdog.stage = "round_01/recover"
+        group.watchdog.stacks = folder / "stacks"
+        group.watchdog.record_failure = lambda message: (folder / f"recorded_{rank}").write_text(message) and None
+        if rank == 1:
+            endless_loop()
+        group.barrier()
+
+
+def endless_loop() -> None:
+    while True:
+        time.sleep(0.1)
+
+
+def test_a_rank_that_hangs_ends_the_job_with_everybodys_stack(tmp_path: Path) -> None:
+    processes = start(hang, tmp_path)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 1
+    assert "endless_loop" in (tmp_path / "stacks" / "rank_00001.txt").read_text()
+    assert "in barrier" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
+    told = (tmp_path / "rank_0.log").read_text()
+    assert "error: no progress for 0.1 minutes in round_01/recover" in told
+    assert (tmp_path / "recorded_0").read_text() in told
+
+
+def wait_for_ever(rank: int, folder: Path) -> None:
+    """Without a collective that would notice: only the watchdogs can."""
+    from transact.runtime.process import process_group
+
+    with process_group("cpu", timeout_minutes=30) as group:
+        group.watchdog.stage = "round_01/plan"
+        (folder / f"ready_{rank}").touch()
+        endless_loop()
+
+
+def test_a_dead_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_machines(tmp_path: Path) -> None:
+    for dead in (1, 0):
+        folder = tmp_path / f"dead_{dead}"
+        folder.mkdir()
+        processes = start(wait_for_ever, folder)
+        while not all((folder / f"ready_{rank}").exists() for rank in range(2)):
+            time.sleep(0.1)
+        for process in processes:
+            listening = [each for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
+            assert {each.laddr.ip for each in listening} <= {"127.0.0.1", "::1"}
+        os.kill(processes[dead].pid, signal.SIGKILL)
+        begin = time.monotonic()
+        survivor = processes[1 - dead]
+        survivor.join(timeout=60)
+        assert survivor.exitcode == 1
+        assert time.monotonic() - begin < 30
+        assert f"error: rank {dead} died in round_01/plan" in (folder / f"rank_{1 - dead}.log").read_text()

@@ -1,0 +1,97 @@
+"""A disk that is full, a folder in use: clear words, nothing lost, and it goes on when the cause is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.commands import REPOSITORY, Workplace, command, environment, transact
+
+TOKENS_PER_STEP = 8 * 64
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this user may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def one_round(workplace: Workplace, name: str, steps: int) -> list[str]:
+    changes = ["prune.rounds=1", f"recover.tokens={steps * TOKENS_PER_STEP}", "recover.objective=cross_entropy"]
+    return [*workplace.overrides(name), *changes, f"engine.checkpoint_every.tokens={8 * TOKENS_PER_STEP}"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(arguments),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], seconds: float = 120) -> Path:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [path.parent for path in folder.glob("checkpoints/*/manifest.json") if path.parent.suffix == ""]
+        if found:
+            return max(found)
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint")
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(workplace: Workplace, small_disk: Path) -> None:
+    name, folder = "full_disk", small_disk / "run"
+    arguments = [*one_round(workplace, name, 96), f"output_dir={folder}"]
+    process = start(arguments)
+    saved = wait_for_checkpoint(folder, process)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "round_01/recover: the disk is full" in errors
+    assert saved.parent.is_dir() and list(saved.parent.glob("*/manifest.json"))
+    ballast.unlink()
+    again = transact(arguments)
+    assert again.returncode == 0, again.stderr
+    assert "goes on from checkpoint" in again.stdout
+    undisturbed = transact(one_round(workplace, "enough_disk", 96))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    ours = load_file(folder / "export" / "model.safetensors")
+    theirs = load_file(workplace.folder / "enough_disk" / "export" / "model.safetensors")
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_owner_does_not_hold_it(workplace: Workplace) -> None:
+    arguments, folder = one_round(workplace, "in_use", 3000), workplace.folder / "in_use"
+    process = start(arguments)
+    wait_for_checkpoint(folder, process)
+    refused = transact(arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: '{folder}' is in use by another run (host ")
+    assert f"process {process.pid}," in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    second = start(arguments)
+    while "goes on from checkpoint" not in (line := second.stdout.readline()):  # type: ignore[union-attr]
+        assert line, second.stderr.read()  # type: ignore[union-attr]
+    second.kill()
+    second.wait()

@@ -1,0 +1,92 @@
+"""What a failure means to the person who reads it: which stage, what was short, what to change."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from transact.config import RunConfig
+from transact.memory import GIB, estimate_memory
+from transact.models.folder import read_model_config
+from transact.models.llama import read_geometry
+
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# What gloo, NCCL and the store say when the other side is gone or silent; no rank's own failure reads like this.
+LOST_RANK = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo|^rank \d+ failed:"
+)
+
+# Largest part of the estimate -> what makes it smaller.
+REMEDIES = {
+    "weights": "more ranks, or engine.zero_stage=3",
+    "gathered": "engine.dtype=bfloat16",
+    "gradients": "more ranks, or engine.zero_stage=3",
+    "optimizer": "more ranks, or engine.zero_stage=3",
+    "activations": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
+    "logits": "a smaller engine.micro_batch_sequences",
+    "gram": "a smaller prune.method.gram_gib",
+    "teacher": "recover.objective=cross_entropy, or more ranks",
+}
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether this rank only met the failure of another."""
+    return isinstance(error, RuntimeError) and LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
+
+
+def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
+    """One line for run.json and the user."""
+    for each in _chain(error):
+        if _is_no_space(each):
+            return f"{stage}: {_no_space(each, Path(config.output_dir))}"
+        if _is_no_memory(each):
+            return f"{stage}: {_no_memory(stage, config, world_size)}"
+    return f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__
+
+
+def _is_no_space(error: BaseException) -> bool:
+    by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return by_number or NO_SPACE.search(str(error)) is not None
+
+
+def _no_space(error: BaseException, folder: Path) -> str:
+    path = Path(os.fsdecode(error.filename)) if isinstance(error, OSError) and error.filename else folder
+    there = path if path.exists() else folder
+    free = shutil.disk_usage(there).free
+    return (
+        f"the disk is full ({path}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "
+        "and the same command goes on from here"
+    )
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
+def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
+    """The largest consumer by the estimate of `mode=plan`."""
+    described = read_model_config(config.model) if config.mode == "prune" else _described(config)
+    geometry = read_geometry(described)
+    parts = estimate_memory(geometry, config, world_size, training=stage.endswith("/recover"), parent=geometry).parts()
+    largest = max(parts, key=lambda part: parts[part])
+    return (
+        f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
+        f"{REMEDIES[largest]}. mode=plan shows all of them"
+    )
+
+
+def _described(config: RunConfig) -> dict[str, object]:
+    assert config.model.architecture is not None
+    return config.model.architecture.to_model_config()

@@ -1,0 +1,81 @@
+"""Locks on files: held by living processes only, so that nobody has to clean up after a dead one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transact.runtime.process import ProcessGroup
+
+UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+POLL_SECONDS = 0.2
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process is inside this block with the same path. The file itself stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        _flock(file.fileno(), fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterator[None]:
+    """All ranks of one run inside, no rank of another. Collective.
+
+    Rank 0 needs the lock for itself for a moment, so that it waits for the last rank of a run that is ending; then
+    every rank holds it together with the others.
+
+    Args:
+        patience_seconds: that another run has to leave, a job that was killed just now for example.
+
+    Raises:
+        ValueError: on every rank: another run is at work here.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        group.on_main(lambda: _take(path, file.fileno(), patience_seconds))
+        if group.is_main:
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.ctime()}))
+            file.flush()
+        _flock(file.fileno(), fcntl.LOCK_SH)
+        group.barrier()
+        yield
+
+
+def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{str(path.parent)!r} is in use by another run {_owner(path)}: wait, stop it, or choose another name="
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"(host {owner['host']}, process {owner['process']}, since {owner['since']})"
+    except (ValueError, KeyError):
+        return "(it does not say which)"
+
+
+def _flock(descriptor: int, operation: int) -> bool:
+    """Whether the lock is held now; on a file system without locks nobody is kept out."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    return True
