@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quality ablations gpu-check clean
+.PHONY: help demo test check bench bench-quality bench-faults ablations gpu-check clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/re
 
 bench-quality: $(SETUP) ## what every method keeps of the demo parent: about half an hour
 	$(PYTHON_RUN) -m benchmarks.quality
+
+bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hour
+	$(PYTHON_RUN) -m benchmarks.faults
 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations

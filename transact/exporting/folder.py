@@ -7,13 +7,9 @@ from pathlib import Path
 import torch
 
 from transact.files import read_json, write_json, write_text
+from transact.models.shards import SINGLE_NAME
 from transact.runtime.checkpoints import copy_companions, stored_config
-from transact.runtime.tensor_files import (
-    SINGLE_NAME,
-    CheckpointReader,
-    write_index,
-    write_shard,
-)
+from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
 
 SHARD_BYTES = 4_000_000_000
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
-import struct
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -16,6 +14,7 @@ from transact.config import ModelConfig
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.models.llama import check_supported, read_geometry
+from transact.models.shards import check_shards
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOADED = [
@@ -27,8 +26,6 @@ DOWNLOADED = [
 ]  # nothing that can run
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HUB_TIMEOUT_SECONDS = 10
-HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000
 
 
 def is_local(path: str) -> bool:
@@ -147,55 +144,11 @@ def geometry_of(folder: Path) -> Geometry:
 
 
 def check_files(folder: Path) -> None:
-    """Every shard is there, is safetensors, and is complete; and there is a tokenizer.
+    """Every weight is there in safetensors, complete and of the shape that config.json says; and there is a tokenizer.
 
     Raises:
         ValueError: names the file, and what to do.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model.path={str(folder)!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)})")
-    for name in _shard_names(folder):
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"model.path={str(folder)!r}: the shard {name!r} is missing")
-        _check_shard(path)
-
-
-def _shard_names(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            return sorted(set(read_json(index)["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise ValueError(f"model.path: {str(index)!r} is not a complete index") from None
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"model.path={str(folder)!r} holds only pickle files ({pickles[0]}), which can run code and are not read; "
-            'if you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer'
-            f" as T; [X.from_pretrained('{folder}').save_pretrained('{folder}-safetensors') for X in (M, T)]\""
-        )
-    raise ValueError(f"model.path={str(folder)!r} holds no model.safetensors and no model.safetensors.index.json")
-
-
-def _check_shard(path: Path) -> None:
-    """The header says how long the file must be: a shard cut off by a broken download is shorter."""
-    size = path.stat().st_size
-    broken = ValueError(f"model.path: the shard {str(path)!r} is truncated or is not safetensors ({size} bytes)")
-    with path.open("rb") as file:
-        prefix = file.read(HEADER_LENGTH_BYTES)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == HEADER_LENGTH_BYTES else 0
-        if not 0 < length <= min(size, MAX_HEADER_BYTES):
-            raise broken
-        try:
-            header = json.loads(file.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise broken from None
-    if size != HEADER_LENGTH_BYTES + length + end:
-        raise broken
+    check_shards(folder, geometry_of(folder))

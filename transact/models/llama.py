@@ -126,6 +126,31 @@ def _own_frequencies(config: Mapping[str, Any], plan: PrunePlan) -> list[list[li
     ]
 
 
+def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of the family; an output layer that is tied to the embedding is not stored."""
+    hidden, channels = geometry.hidden_size, geometry.intermediate_size
+    queries = geometry.num_attention_heads * geometry.head_dim
+    keys = geometry.num_key_value_heads * geometry.head_dim
+    layer = {
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (channels, hidden),
+        "mlp.up_proj": (channels, hidden),
+        "mlp.down_proj": (hidden, channels),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (geometry.vocab_size, hidden)}
+    for number in range(geometry.num_layers):
+        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not geometry.tied_embeddings:
+        shapes["lm_head.weight"] = (geometry.vocab_size, hidden)
+    return shapes
+
+
 def layer_of(name: str) -> int | None:
     """Index of the decoder layer that a parameter belongs to; ``None`` outside the layers."""
     match = _LAYER.match(name)

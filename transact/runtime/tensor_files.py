@@ -17,18 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from transact.files import file_digest, flush_to_disk, read_json, write_json
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+from transact.models.shards import DERIVED, INDEX_NAME, SINGLE_NAME
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name -> shard file name."""
+    """Weight -> shard file name; what follows from config.json is not among them."""
     if (folder / INDEX_NAME).is_file():
-        names = read_json(folder / INDEX_NAME)["weight_map"]
-        return {str(name): str(file) for name, file in names.items()}
-    with safe_open(folder / SINGLE_NAME, framework="pt") as file:
-        return dict.fromkeys(list(file.keys()), SINGLE_NAME)
+        files = {str(name): str(file) for name, file in read_json(folder / INDEX_NAME)["weight_map"].items()}
+    else:
+        with safe_open(folder / SINGLE_NAME, framework="pt") as file:
+            files = dict.fromkeys(list(file.keys()), SINGLE_NAME)
+    return {name: file for name, file in files.items() if not name.endswith(DERIVED)}
 
 
 class CheckpointReader:

@@ -22,6 +22,7 @@ from transact.exit_codes import FAILED
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # without a beat: the rank is gone
+SUSPICION_SECONDS = 5.0  # the same, once a collective has failed
 LEAVE_SECONDS = 5.0  # that the main thread has to leave by itself once there is a verdict
 VERDICT = "verdict"
 
@@ -48,6 +49,7 @@ class Watchdog:
         self._stall_seconds = stall_seconds
         self._watched = [other for other in range(world_size) if other != rank and (rank == 0 or other == 0)]
         self._progress = time.monotonic()
+        self._silence_seconds = SILENCE_SECONDS
         self._verdict: dict[str, Any] | None = None
         self._has_verdict = threading.Event()
         self._ended = threading.Event()
@@ -72,7 +74,8 @@ class Watchdog:
         self._decide({"rank": self._rank, "kind": "failed", "message": message})
 
     def verdict(self, seconds: float) -> str | None:
-        """What ended the job, waiting for it that long."""
+        """What ended the job, waiting for it that long. Asked by a rank whose collective has failed."""
+        self._silence_seconds = SUSPICION_SECONDS
         self._has_verdict.wait(seconds)
         return None if self._verdict is None else self._verdict["message"]
 
@@ -112,8 +115,8 @@ class Watchdog:
             beat = self._store.get(f"beat/{rank}")
             if beat != heard[rank][0]:
                 heard[rank] = (beat, now)
-            elif now - heard[rank][1] > SILENCE_SECONDS:
-                message = f"rank {rank} died in {self.stage}: no sign of life for {SILENCE_SECONDS:.0f} s"
+            elif now - heard[rank][1] > self._silence_seconds:
+                message = f"rank {rank} died in {self.stage}: no sign of life for {self._silence_seconds:.0f} s"
                 self._decide({"rank": rank, "kind": "dead", "message": message})
                 return
         if now - self._progress > self._stall_seconds:

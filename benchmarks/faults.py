@@ -1,0 +1,216 @@
+"""Kill a job at random moments until it completes anyway, and compare its end with that of an undisturbed run.
+
+    python -m benchmarks.faults
+
+A job of two ZeRO-3 ranks, started with `launch=local`. Each kill aims at a stage (or at a checkpoint that is being
+written) and hits, at a random moment in it, one rank or every process of the job with SIGKILL. Then the same command
+is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+
+from benchmarks.workload import RESULTS, write_result
+from transact.files import TEMPORARY_SUFFIX, read_json
+from transact.tracking.metrics import read_metrics
+
+RANKS = 2
+SAVING = "save"  # a checkpoint inside a recovery
+POLL_SECONDS = 0.005
+LIMIT_SECONDS = 600.0
+# A rank's death is to be noticed within 30 s; the rest is for the interpreter to come and go on a busy machine.
+NOTICE_SECONDS = 60.0
+DEMO = (
+    "+experiment=demo",
+    "recover.tokens=131072",
+    "data.evaluation_sequences=64",
+    "prune.calibration_sequences=64",
+    "engine.checkpoint_every.tokens=16384",
+    "track.mode=disabled",
+)
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What the kills met and did."""
+
+    by_stage: Counter[str] = field(default_factory=Counter)
+    one_rank: int = 0
+    noticed_seconds: list[float] = field(default_factory=list)  # from a rank's death to the end of the job
+
+
+def start(overrides: list[str]) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SUBMITIT", "SLURM"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "transact.run", *overrides, "launch=local", f"launch.processes={RANKS}"],
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def complete(overrides: list[str], folder: Path) -> None:
+    """Run to the end.
+
+    Raises:
+        RuntimeError: the job failed, although nobody killed it.
+    """
+    process = start([*overrides, f"output_dir={folder}"])
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    if process.returncode != 0:
+        raise RuntimeError(f"{folder.name}: exit code {process.returncode}: {errors.decode()[-2000:]}")
+
+
+def stage_now(folder: Path) -> str | None:
+    record = folder / "run.json"
+    if not record.is_file():
+        return None
+    described = read_json(record)
+    stage = described.get("stage")
+    return None if stage in described["stages"] else stage
+
+
+def is_saving(folder: Path) -> bool:
+    return any(folder.glob(f"checkpoints/*{TEMPORARY_SUFFIX}"))
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that compute; submitit starts each as a child of its controller."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if any("submitit.core._submit" in word for word in child.cmdline())]
+
+
+def kill_in(
+    stage: str, seconds: float, overrides: list[str], folder: Path, chance: random.Random, tally: Tally
+) -> bool:
+    """Start the job and kill in `stage`, at a random moment of the `seconds` that it usually takes.
+
+    Returns:
+        Whether there was something to kill: the stage may have passed too quickly, or the job be complete.
+    """
+    process = start([*overrides, f"output_dir={folder}"])
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while process.poll() is None and not (is_saving(folder) if stage == SAVING else stage_now(folder) == stage):
+        assert time.monotonic() < deadline, f"{stage} never came"
+        time.sleep(POLL_SECONDS)
+    time.sleep(chance.uniform(0, seconds))
+    if process.poll() is not None:
+        process.communicate()
+        return False
+    met = SAVING if is_saving(folder) else (stage_now(folder) or "between stages")
+    _kill(process, chance, tally)
+    tally.by_stage[met] += 1
+    print(f"kill {tally.by_stage.total()}: in {met}", flush=True)
+    return True
+
+
+def _kill(process: subprocess.Popen[bytes], chance: random.Random, tally: Tally) -> None:
+    ranks = ranks_of(process)
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    if chance.random() < 0.5 and len(ranks) == RANKS:
+        begin = time.monotonic()
+        chance.choice(ranks).send_signal(signal.SIGKILL)
+        process.communicate(timeout=NOTICE_SECONDS)
+        tally.one_rank += 1
+        tally.noticed_seconds.append(time.monotonic() - begin)
+        return
+    for each in everybody:
+        each.kill()
+    process.communicate()
+    psutil.wait_procs(everybody)
+
+
+def losses(folder: Path) -> list[tuple[int, int, float]]:
+    """(round, step, loss) of every line about a step of recovery."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(row["round"], row["step"], row["recover/loss"]) for row in rows if "recover/loss" in row]
+
+
+def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder: Path) -> dict[str, Any]:
+    """`kills` kills in all, spread over `runs` jobs. Returns the benchmark's result."""
+    chance, tally = random.Random(seed), Tally()
+    undisturbed = folder / "undisturbed"
+    complete(overrides, undisturbed)
+    usual = {name: entry["seconds"] for name, entry in read_json(undisturbed / "run.json")["stages"].items()}
+    targets = [*usual, *[SAVING] * 3]
+    expected = Counter((round_, step) for round_, step, _ in losses(undisturbed))
+    weights = load_file(undisturbed / "export" / "model.safetensors")
+    rows = []
+    for number in range(runs):
+        wanted = kills * (number + 1) // runs - tally.by_stage.total()
+        run = folder / f"run_{number}"
+        while wanted > 0:
+            finished = set(read_json(run / "run.json")["stages"]) if (run / "run.json").is_file() else set()
+            left = [stage for stage in targets if stage not in finished and not _is_late(stage, finished, usual)]
+            if not left:
+                break
+            # Near ones first, so that a run meets several kills before it is through.
+            stage = left[min(chance.randrange(len(left)), chance.randrange(len(left)))]
+            wanted -= kill_in(stage, 0.0 if stage == SAVING else usual[stage], overrides, run, chance, tally)
+        complete(overrides, run)
+        rows.append(_compare(run, expected, losses(undisturbed), weights))
+        print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
+    return {
+        "kills": tally.by_stage.total(),
+        "by_stage": dict(sorted(tally.by_stage.items())),
+        "runs": runs,
+        "identical": sum(row["identical"] for row in rows),
+        "lost_steps": sum(row["lost_steps"] for row in rows),
+        "repeated_steps": sum(row["repeated_steps"] for row in rows),
+        "left_over_files": sum(row["left_over_files"] for row in rows),
+        "kills_of_one_rank": tally.one_rank,
+        "seconds_to_notice": {"largest": max(tally.noticed_seconds, default=None), "all": tally.noticed_seconds},
+    }
+
+
+def _is_late(stage: str, finished: set[str], usual: dict[str, float]) -> bool:
+    """Whether no checkpoint is written any more."""
+    return stage == SAVING and all(name in finished for name in usual if name.endswith("/recover"))
+
+
+def _compare(
+    run: Path, expected: Counter[tuple[int, int]], expected_losses: list[tuple[int, int, float]], weights: Any
+) -> dict[str, Any]:
+    found = Counter((round_, step) for round_, step, _ in losses(run))
+    ours = load_file(run / "export" / "model.safetensors")
+    same_weights = ours.keys() == weights.keys() and all(ours[name].equal(weights[name]) for name in weights)
+    return {
+        "identical": same_weights and losses(run) == expected_losses,
+        "lost_steps": (expected - found).total(),
+        "repeated_steps": (found - expected).total(),
+        "left_over_files": sum(1 for _ in run.rglob(f"*{TEMPORARY_SUFFIX}")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS / "faults.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="transact-faults-") as name:
+        overrides = [*DEMO, f"data.token_store={name}/tokens"]
+        result = run_faults(
+            overrides, kills=arguments.kills, runs=arguments.runs, seed=arguments.seed, folder=Path(name)
+        )
+    write_result(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()
