@@ -12,6 +12,18 @@ FAILED = 1  # the work failed; the same command goes on from the last finished s
 REFUSED = 2  # the request is wrong; nothing was written
 
 
+LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
+
+
+def refuse(reason: object) -> int:
+    """Say in one line, once for all ranks, why a request is refused. Returns the exit code."""
+    line = " ".join(str(reason).split())
+    if os.environ.get("RANK", "0") == "0":
+        shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
+        print(f"error: {shown}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
 def leave(code: int) -> NoReturn:
     """End the process with this code, whatever native threads are still alive.
 

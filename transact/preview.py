@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from transact.config import RunConfig
-from transact.exit_codes import DONE, REFUSED
+from transact.exit_codes import DONE, refuse
 from transact.geometry import Geometry
 from transact.memory import (
     MemoryEstimate,
@@ -28,8 +26,7 @@ def print_preview(config: RunConfig) -> int:
         parent = declared_geometry(config.model)
         rounds = pruning_rounds(config, parent)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+        return refuse(error)
     ranks = max(config.launch.processes, environment_world_size())
     lines = [
         *_dimension_lines(config, parent, rounds),

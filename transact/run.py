@@ -12,14 +12,14 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.config import RunConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
-from transact.exit_codes import DONE, FAILED, REFUSED, leave
+from transact.exit_codes import DONE, FAILED, REFUSED, leave, refuse
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
@@ -56,35 +56,36 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
     register_resolvers()
     codes: list[int] = []
+    failures: list[Exception] = []  # raised again behind Hydra, which would report them in its own way
 
     def task(composed: DictConfig) -> None:
-        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        if is_sweep:
-            with open_dict(composed):
-                composed.output_dir = point_folder(composed.output_dir, sys.argv[1:])
-        codes.append(run_checked(composed, is_sweep))
+        try:
+            codes.append(run_task(composed))
+        except Exception as error:  # noqa: BLE001 - as above
+            failures.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # noqa: BLE001 - Hydra has plain errors too for what it cannot compose
         return refuse(hydra_message(error))
+    if failures:
+        raise failures[0]
     return max(codes, default=DONE, key=[DONE, FAILED, REFUSED].index)
 
 
-def run_checked(composed: DictConfig, is_sweep: bool) -> int:
+def run_task(composed: DictConfig) -> int:
+    """One composed configuration, of a single run or of one point of a sweep. Returns the exit code."""
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if is_sweep:
+        with open_dict(composed):
+            composed.output_dir = point_folder(composed.output_dir, sys.argv[1:])
     if is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     try:
         config = typed_config(composed)
     except ValueError as error:
-        return refuse(str(error))
+        return refuse(error)
     return run(config, is_sweep=is_sweep)
-
-
-def refuse(message: str) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    return REFUSED
 
 
 def hydra_message(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, to_yaml
-from transact.exit_codes import DONE, FAILED, REFUSED
+from transact.exit_codes import DONE, FAILED, REFUSED, refuse
 from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
@@ -42,10 +42,8 @@ def work(config: RunConfig) -> int:
     _set_up_logging(is_main)
     try:
         check(config, environment_world_size())
-    except ValueError as error:
-        if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+    except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
+        return refuse(error)
     try:
         return _run(config, interruption)
     except Stopped as stopped:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, typed_config
-from transact.exit_codes import DONE, FAILED, REFUSED
+from transact.exit_codes import DONE, FAILED, REFUSED, refuse
 from transact.runtime.interruption import SIGNALS
 from transact.runtime.run_folder import was_stopped
 
@@ -48,9 +48,8 @@ def run_locally(config: RunConfig) -> int:
 
     try:
         check(config, config.launch.processes)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+    except (ValueError, OSError) as error:
+        return refuse(error)
     job = _submit(config)
     logs = [Path(str(path)) for path in _log_paths(job, config.launch.processes)]
     with _passing_on(job):

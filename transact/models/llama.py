@@ -204,6 +204,6 @@ def _dimension(config: Mapping[str, Any], name: str, default: int | None = None)
     value = config.get(name)
     if value is None:
         value = default
-    if not isinstance(value, int):
-        raise ValueError(f"config.json: {name} must be a whole number, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: {name} must be a whole number above 0, got {value!r}")
     return value

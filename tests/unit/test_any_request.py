@@ -1,0 +1,242 @@
+"""Requests of every kind, made up by the hundred: one clear line and exit code 2, or a configuration that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.support.commands import Workplace, transact
+from transact.config import RunConfig
+from transact.exit_codes import DONE
+from transact.run import main
+
+
+def examples(count: int) -> settings:
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,  # the same requests in every run of the tests
+        phases=[Phase.generate],  # a failing request is told as it is: making it smaller takes minutes
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+# Anything that an accepted request would leave behind is in these two.
+PLACES = ("name", "output_dir", "data.token_store")
+
+NUMBERS = ["0", "-1", "1", "2", "3", "7", "0.5", "1e-9", "1e400", "-0.0", "nan", "inf", "-inf", "9" * 40, "1e", "0x10"]
+WORDS = [
+    "",
+    "''",
+    "many",
+    "null",
+    "true",
+    "~",
+    "no",
+    "Größe",
+    "日本語",
+    "🙂",
+    "a b",
+    "../..",
+    "/",
+    "/proc/self/mem",
+    "-",
+    "*",
+]
+SHAPES = [
+    "[]",
+    "[1,-1]",
+    "[1,2,3]",
+    "[nan]",
+    "{}",
+    "{a:1}",
+    "[[1]]",
+    "${name}",
+    "${nothing}",
+    "${oc.env:HOME}",
+    "???",
+    "a" * 5000,
+]
+UNQUOTED = st.sampled_from([*NUMBERS, *WORDS, *SHAPES])
+QUOTED = st.text(max_size=12).map(lambda text: "'" + text.replace("\\", "").replace("'", "") + "'")
+VALUES = st.one_of(UNQUOTED, st.integers().map(str), st.floats().map(repr), QUOTED)
+
+
+def setting_names(config: Any = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every setting by its dotted name, and every section."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kinds = [
+            kind for kind in (*typing.get_args(hints[field.name]), hints[field.name]) if dataclasses.is_dataclass(kind)
+        ]
+        yield prefix + field.name
+        for kind in kinds:
+            yield from setting_names(kind, f"{prefix}{field.name}.")
+
+
+NAMES = sorted(set(setting_names()) - set(PLACES) - {"launch.kind", "launch.processes", "mode"})
+
+
+@pytest.fixture
+def request_with(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., int]:
+    """Checks a request in this process, up to the point where work would begin. Returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transact.worker._run", lambda config, interruption: DONE)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+    def run(*overrides: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["transact", *workplace.overrides("any"), *overrides])
+        before = sorted(workplace.folder.rglob("*"))
+        code = main()
+        output = capsys.readouterr()
+        assert sorted(workplace.folder.rglob("*")) == before
+        assert not list(tmp_path.glob("outputs"))
+        if code == 2:
+            assert output.err.startswith("error: "), output.err
+            assert output.err.count("\n") == 1, output.err
+            assert "Traceback" not in output.err
+        else:
+            assert code == DONE
+            assert output.err == ""
+        return code
+
+    return run
+
+
+@examples(250)
+@given(name=st.sampled_from(NAMES), value=VALUES, mark=st.sampled_from(["", "", "", "+", "++", "~"]))
+def test_any_value_of_any_setting(request_with: Callable[..., int], name: str, value: str, mark: str) -> None:
+    request_with(f"{mark}{name}={value}" if mark != "~" else f"~{name}")
+
+
+@examples(60)
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
+def test_any_words(request_with: Callable[..., int], words: list[str]) -> None:
+    """Words that are no settings at all; none begins with a dash, which argparse answers with its usage."""
+    request_with(*(word for word in words if not word.startswith("-") and "\0" not in word))
+
+
+VALID = {
+    "prune.remove_fraction": ["0.1", "0.3", "0.45"],
+    "prune.rounds": ["1", "2"],
+    "prune.method.values": ["svd", "pca", "norm", "taylor"],
+    "prune.method.channels": ["obs", "norm", "random"],
+    "prune.method.pair_score": ["norm_product", "token_product", "magnitude"],
+    "prune.method.refit": ["none", "least_squares", "sequential"],
+    "recover.objective": ["cross_entropy", "distillation", "mixed"],
+    "engine.zero_stage": ["0", "1", "2", "3"],
+    "engine.dtype": ["float32", "bfloat16"],
+    "engine.attention": ["eager", "sdpa"],
+    "recover.tokens": ["0", "4096"],
+}
+
+
+@examples(30)
+@given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALID.items()}))
+def test_valid_requests_are_accepted(request_with: Callable[..., int], chosen: dict[str, str]) -> None:
+    assert request_with(*(f"{name}={value}" for name, value in chosen.items())) == DONE
+
+
+@examples(2)
+@given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALID.items()}))
+def test_valid_requests_run(workplace: Workplace, chosen: dict[str, str]) -> None:
+    name = "valid_" + "_".join(value.replace(".", "") for value in chosen.values())
+    shutil.rmtree(workplace.folder / name, ignore_errors=True)
+    ended = transact([*workplace.overrides(name), *(f"{setting}={value}" for setting, value in chosen.items())])
+    assert ended.returncode == 0, ended.stderr
+    assert (workplace.folder / name / "export" / "config.json").is_file()
+
+
+CONFIG_NAMES = [
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "vocab_size", "max_position_embeddings", "rope_parameters", "rope_theta", "model_type", "tie_word_embeddings",
+    "attention_bias", "partial_rotary_factor", "quantization_config", "auto_map", "hidden_act", "rms_norm_eps",
+]  # fmt: skip
+JSON_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 1000),
+    st.sampled_from([10**30, 1.5, -0.5, float("nan"), "", "64", "gelu", [], [64], {}, {"rope_type": "linear"}]),
+    st.fixed_dictionaries({"AutoModelForCausalLM": st.just("evil.Model")}),
+)
+
+
+@pytest.fixture
+def model(workplace: Workplace, tmp_path: Path) -> Path:
+    """A copy with code beside it that notes when it is run."""
+    folder = Path(shutil.copytree(workplace.model, tmp_path / "model"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n")
+    return folder
+
+
+@examples(100)
+@given(name=st.sampled_from(CONFIG_NAMES), value=JSON_VALUES)
+def test_any_model_config(
+    request_with: Callable[..., int], workplace: Workplace, model: Path, name: str, value: Any
+) -> None:
+    original = json.loads((workplace.model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(original | {name: value}))
+    request_with(f"model.path={model}")
+    assert not (model.parent / "executed").exists()
+
+
+@examples(40)
+@given(data=st.data())
+def test_any_damage_to_the_weights(
+    request_with: Callable[..., int], workplace: Workplace, model: Path, data: st.DataObject
+) -> None:
+    shards = sorted(workplace.model.glob("model-*.safetensors"))
+    shard = data.draw(st.sampled_from(shards))
+    damage = data.draw(st.sampled_from(["truncated", "header", "shape", "dtype", "missing", "extra", "index"]))
+    target = model / shard.name
+    index = model / "model.safetensors.index.json"
+    tensors = load_file(shard)
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    try:
+        if damage == "truncated":
+            content = shard.read_bytes()
+            target.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        elif damage == "header":
+            content = bytearray(shard.read_bytes())
+            content[data.draw(st.integers(0, 60))] ^= data.draw(st.integers(1, 255))
+            target.write_bytes(content)
+        elif damage == "shape":
+            save_file(tensors | {name: tensors[name].reshape(1, -1)[:, :-1].contiguous()}, target)
+        elif damage == "dtype":
+            save_file(tensors | {name: tensors[name].to(data.draw(st.sampled_from(_other_dtypes())))}, target)
+        elif damage == "missing":
+            save_file({other: tensor for other, tensor in tensors.items() if other != name}, target)
+        elif damage == "extra":
+            save_file(tensors | {data.draw(st.text(max_size=8)): tensors[name].clone()}, target)
+        else:
+            outside = data.draw(
+                st.sampled_from(["../x.safetensors", "/etc/passwd", "", "a/b.safetensors", 5, None, []])
+            )
+            described = json.loads(index.read_text())
+            described["weight_map"][name] = outside
+            index.write_text(json.dumps(described))
+        code = request_with(f"model.path={model}")
+        # A changed bit in the header may fall into its padding or a name's case; all else must be seen.
+        assert code == 2 or damage == "header"
+    finally:
+        shutil.copyfile(shard, target)
+        shutil.copyfile(workplace.model / index.name, index)
+
+
+def _other_dtypes() -> list[Any]:
+    import torch
+
+    return [torch.int8, torch.bool, torch.int64]

@@ -1,0 +1,81 @@
+"""What a failure means to a person: the stage, what was short, what to change; and whose failure it is."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from tests.support.commands import Workplace
+from transact.config import RunConfig
+from transact.failures import REMEDIES, explain, is_lost_rank
+from transact.memory import MemoryEstimate
+
+
+@pytest.fixture
+def config(workplace: Workplace) -> RunConfig:
+    from benchmarks.quality import compose_config
+
+    return compose_config([*workplace.overrides("failing"), f"output_dir={workplace.folder}"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/tmp/shard.safetensors"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk(error: Exception, config: RunConfig) -> None:
+    told = explain(error, "round_01/recover", config, 2)
+    assert told.startswith("round_01/recover: the disk is full (")
+    assert "GiB free" in told
+    assert "the same command goes on" in told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes. Error code 12"),
+    ],
+)
+def test_out_of_memory_names_the_largest_consumer_and_a_remedy(error: Exception, config: RunConfig) -> None:
+    told = explain(error, "round_01/recover", config, 2)
+    assert told.startswith("round_01/recover: out of memory. The largest consumer is ")
+    assert any(remedy in told for remedy in REMEDIES.values())
+    assert not is_lost_rank(error)
+
+
+def test_every_part_of_the_estimate_has_a_remedy() -> None:
+    assert REMEDIES.keys() == set(MemoryEstimate.__slots__)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (
+            RuntimeError(
+                "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
+            ),
+            True,
+        ),
+        (RuntimeError("NCCL communicator was aborted on rank 0"), True),
+        (RuntimeError("rank 1 failed: OSError: No space left on device"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_whose_failure_it_is(error: Exception, lost: bool) -> None:
+    assert is_lost_rank(error) is lost
+
+
+def test_other_errors_keep_their_name(config: RunConfig) -> None:
+    assert explain(KeyError("x"), "export", config, 1) == "export: KeyError: 'x'"
+    assert explain(RuntimeError("first\nsecond"), "export", config, 1) == "export: RuntimeError: first"
+    assert Path(config.output_dir).is_dir()
