@@ -50,3 +50,10 @@ def test_the_default_recovers_further_than_the_papers_recipe(quality: dict[str, 
     figures = (perplexity(quality, name, fraction, "perplexity_recovered") for name in ("default", "paper recipe"))
     ours, theirs = figures
     assert ours <= 0.85 * theirs
+
+
+def test_the_readme_states_what_the_method_costs() -> None:
+    cost, readme = read_json(RESULTS / "method_cost.json"), (REPOSITORY / "README.md").read_text()
+    seconds = {row["channels"]: row["seconds"] for row in cost["greedy_obs"]}
+    assert f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008" in " ".join(readme.split())
+    assert f"{cost['sequential_over_parallel']:.1f} times" in readme
