@@ -73,6 +73,17 @@ def check_supported(config: Mapping[str, Any]) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise ValueError(f"{name} is {config[name]}; supported: False")
+    if config.get("max_position_embeddings") is not None:
+        _dimension(config, "max_position_embeddings")
+    for name in ("rms_norm_eps", "rope_theta"):
+        value = config.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        if value is not None and not is_number:
+            raise ValueError(f"config.json: {name} must be a number above 0, got {value!r}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
+    if not isinstance(config.get("tie_word_embeddings", False), bool):
+        raise ValueError(f"tie_word_embeddings is {config['tie_word_embeddings']!r}; supported: true, false")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {config['partial_rotary_factor']}; supported: 1.0")
     if config.get("quantization_config"):
