@@ -116,13 +116,13 @@ def request_with(
     return run
 
 
-@examples(250)
+@examples(110)
 @given(name=st.sampled_from(NAMES), value=VALUES, mark=st.sampled_from(["", "", "", "+", "++", "~"]))
 def test_any_value_of_any_setting(request_with: Callable[..., int], name: str, value: str, mark: str) -> None:
     request_with(f"{mark}{name}={value}" if mark != "~" else f"~{name}")
 
 
-@examples(60)
+@examples(20)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
 def test_any_words(request_with: Callable[..., int], words: list[str]) -> None:
     """Words that are no settings at all; none begins with a dash, which argparse answers with its usage."""
@@ -144,7 +144,7 @@ VALID = {
 }
 
 
-@examples(30)
+@examples(10)
 @given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALID.items()}))
 def test_valid_requests_are_accepted(request_with: Callable[..., int], chosen: dict[str, str]) -> None:
     assert request_with(*(f"{name}={value}" for name, value in chosen.items())) == DONE
@@ -182,7 +182,7 @@ def model(workplace: Workplace, tmp_path: Path) -> Path:
     return folder
 
 
-@examples(100)
+@examples(50)
 @given(name=st.sampled_from(CONFIG_NAMES), value=JSON_VALUES)
 def test_any_model_config(
     request_with: Callable[..., int], workplace: Workplace, model: Path, name: str, value: Any
@@ -193,7 +193,7 @@ def test_any_model_config(
     assert not (model.parent / "executed").exists()
 
 
-@examples(40)
+@examples(25)
 @given(data=st.data())
 def test_any_damage_to_the_weights(
     request_with: Callable[..., int], workplace: Workplace, model: Path, data: st.DataObject
