@@ -48,7 +48,7 @@ bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/re
 	$(PYTHON_RUN) -m benchmarks.throughput --processes 2
 	$(PYTHON_RUN) -m benchmarks.calibration_overhead
 
-bench-quality: $(SETUP) ## what every method keeps of the demo parent: about half an hour
+bench-quality: $(SETUP) ## what every method keeps of the demo parent: about an hour
 	$(PYTHON_RUN) -m benchmarks.quality
 
 bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hour

@@ -148,7 +148,7 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
     complete(overrides, undisturbed)
     usual = {name: entry["seconds"] for name, entry in read_json(undisturbed / "run.json")["stages"].items()}
     targets = [*usual, *[SAVING] * 3]
-    expected = Counter((round_, step) for round_, step, _ in losses(undisturbed))
+    expected = losses(undisturbed)
     weights = load_file(undisturbed / "export" / "model.safetensors")
     rows = []
     for number in range(runs):
@@ -163,7 +163,7 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
             stage = left[min(chance.randrange(len(left)), chance.randrange(len(left)))]
             wanted -= kill_in(stage, 0.0 if stage == SAVING else usual[stage], overrides, run, chance, tally)
         complete(overrides, run)
-        rows.append(_compare(run, expected, losses(undisturbed), weights))
+        rows.append(_compare(run, expected, weights))
         print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
     return {
         "kills": tally.by_stage.total(),
@@ -183,16 +183,15 @@ def _is_late(stage: str, finished: set[str], usual: dict[str, float]) -> bool:
     return stage == SAVING and all(name in finished for name in usual if name.endswith("/recover"))
 
 
-def _compare(
-    run: Path, expected: Counter[tuple[int, int]], expected_losses: list[tuple[int, int, float]], weights: Any
-) -> dict[str, Any]:
-    found = Counter((round_, step) for round_, step, _ in losses(run))
+def _compare(run: Path, expected: list[tuple[int, int, float]], weights: Any) -> dict[str, Any]:
+    found = losses(run)
+    steps, expected_steps = (Counter((round_, step) for round_, step, _ in each) for each in (found, expected))
     ours = load_file(run / "export" / "model.safetensors")
     same_weights = ours.keys() == weights.keys() and all(ours[name].equal(weights[name]) for name in weights)
     return {
-        "identical": same_weights and losses(run) == expected_losses,
-        "lost_steps": (expected - found).total(),
-        "repeated_steps": (found - expected).total(),
+        "identical": same_weights and found == expected,
+        "lost_steps": (expected_steps - steps).total(),
+        "repeated_steps": (steps - expected_steps).total(),
         "left_over_files": sum(1 for _ in run.rglob(f"*{TEMPORARY_SUFFIX}")),
     }
 

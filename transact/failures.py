@@ -11,8 +11,7 @@ from pathlib import Path
 
 from transact.config import RunConfig
 from transact.memory import GIB, estimate_memory
-from transact.models.folder import read_model_config
-from transact.models.llama import read_geometry
+from transact.models.folder import declared_geometry
 
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -77,16 +76,10 @@ def _is_no_memory(error: BaseException) -> bool:
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=plan`."""
-    described = read_model_config(config.model) if config.mode == "prune" else _described(config)
-    geometry = read_geometry(described)
+    geometry = declared_geometry(config.model)
     parts = estimate_memory(geometry, config, world_size, training=stage.endswith("/recover"), parent=geometry).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
         f"{REMEDIES[largest]}. mode=plan shows all of them"
     )
-
-
-def _described(config: RunConfig) -> dict[str, object]:
-    assert config.model.architecture is not None
-    return config.model.architecture.to_model_config()

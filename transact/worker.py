@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, to_yaml
-from transact.exit_codes import DONE, FAILED, REFUSED, refuse
+from transact.exit_codes import DONE, FAILED, refuse
 from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
@@ -81,8 +81,7 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
                 group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
                 held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
             except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
-                job.say_error(str(error))
-                return REFUSED
+                return refuse(error)
             if group.is_main:
                 folder.remove_leftovers()
                 folder.open(group.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def training() -> Any:
     return TrainingSettings(
         gradient_accumulation_steps=1, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95), gradient_clipping=1.0
     )
+
+
+def each_engine(
+    group: Any, model: Path, configurations: list[tuple[int, str]]
+) -> Iterator[tuple[tuple[int, str], Any]]:
+    """(stage, dtype) and a training engine of it, one after the other."""
+    from transact.runtime.engine import open_engine
+
+    for stage, dtype in configurations:
+        config = engine_config(zero_stage=stage, dtype=dtype)
+        with open_engine(model, config, group, training=training()) as engine:
+            yield (stage, dtype), engine
 
 
 def some_tokens(rank: int, vocab_size: int = 512, length: int = 32) -> torch.Tensor:
@@ -192,25 +205,22 @@ CONFIGURATIONS = [(stage, dtype) for stage in range(4) for dtype in ("float32", 
 
 def exactness(model: Path) -> dict[str, Any]:
     """For every stage and dtype: weights as loaded, the loss, and weights after damage was undone."""
-    from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
 
     found = {}
     with process_group("cpu", 5) as group:
-        for stage, dtype in CONFIGURATIONS:
-            config = engine_config(zero_stage=stage, dtype=dtype)
-            with open_engine(model, config, group, training=training()) as engine:
-                as_loaded = weights_of(engine)
-                with torch.no_grad():
-                    loss = float(engine.loss(some_tokens(0)))
-                rotary = {str(each.dtype) for name, each in engine.module.named_buffers() if "inv_freq" in name}
-                snapshot = engine.snapshot()
-                for _ in range(2):
-                    engine.backward(engine.loss(some_tokens(group.rank)))
-                    engine.step(0.5)
-                damaged = weights_of(engine)
-                engine.restore(snapshot)
-                found[stage, dtype] = (as_loaded, loss, rotary, damaged, weights_of(engine))
+        for configuration, engine in each_engine(group, model, CONFIGURATIONS):
+            as_loaded = weights_of(engine)
+            with torch.no_grad():
+                loss = float(engine.loss(some_tokens(0)))
+            rotary = {str(each.dtype) for name, each in engine.module.named_buffers() if "inv_freq" in name}
+            snapshot = engine.snapshot()
+            for _ in range(2):
+                engine.backward(engine.loss(some_tokens(group.rank)))
+                engine.step(0.5)
+            damaged = weights_of(engine)
+            engine.restore(snapshot)
+            found[configuration] = (as_loaded, loss, rotary, damaged, weights_of(engine))
     return found
 
 

@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.test_engine import CONFIGURATIONS, engine_config, some_tokens, training, weights_of
+from tests.distributed.test_engine import CONFIGURATIONS, each_engine, some_tokens, weights_of
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 
 STEPS, SAVED_AFTER = 6, 3
-SEQUENCES = 4  # of a global batch, whatever the number of ranks
 
 
 def train(engine: Any, group: Any, first: int, last: int) -> list[float]:
-    """Global steps [first, last) on batches that depend on the step alone."""
+    """Global steps [first, last) on batches of four sequences that depend on the step alone."""
     losses = []
     for step in range(first, last):
-        tokens = torch.cat([some_tokens(SEQUENCES * step + number) for number in range(2)])[:SEQUENCES]
+        tokens = torch.cat([some_tokens(2 * step), some_tokens(2 * step + 1)])
         loss = engine.loss(tokens[group.rank :: group.world_size])
         engine.backward(loss)
         engine.step(1e-3)
@@ -28,47 +27,49 @@ def train(engine: Any, group: Any, first: int, last: int) -> list[float]:
     return losses
 
 
+def the_rest(engine: Any, group: Any, losses: list[float], best: Any) -> tuple[list[float], Any, Any]:
+    """The steps after the checkpoint: losses, final weights, and the best ones, put back."""
+    losses = losses + train(engine, group, SAVED_AFTER, STEPS)
+    final = weights_of(engine)
+    engine.restore(best)
+    return losses, final, weights_of(engine)
+
+
+def checkpoint_of(folder: Path, configuration: tuple[int, str]) -> Path:
+    stage, dtype = configuration
+    return folder / f"{stage}_{dtype}" / "step_3"
+
+
 def undisturbed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
-    """Saves on the way, and goes on: configuration -> losses, final weights."""
-    from transact.runtime.engine import open_engine
+    """Saves on the way, and goes on: configuration -> losses, final weights, best weights."""
     from transact.runtime.process import process_group
     from transact.runtime.training_checkpoints import save_training
 
     found = {}
     with process_group("cpu", 5) as group:
-        for stage, dtype in configurations:
-            config = engine_config(zero_stage=stage, dtype=dtype)
-            with open_engine(model, config, group, training=training()) as engine:
-                losses = train(engine, group, 0, 1)
-                best = engine.snapshot()
-                losses += train(engine, group, 1, SAVED_AFTER)
-                output = folder / f"{stage}_{dtype}" / "step_3"
-                save_training(engine, output, group, best=best, position={"step": SAVED_AFTER})
-                losses += train(engine, group, SAVED_AFTER, STEPS)
-                final = weights_of(engine)
-                engine.restore(best)
-                found[stage, dtype] = (losses, final, weights_of(engine))
+        for configuration, engine in each_engine(group, model, configurations):
+            losses = train(engine, group, 0, 1)
+            best = engine.snapshot()
+            losses += train(engine, group, 1, SAVED_AFTER)
+            save_training(
+                engine, checkpoint_of(folder, configuration), group, best=best, position={"step": SAVED_AFTER}
+            )
+            found[configuration] = the_rest(engine, group, losses, best)
     return found
 
 
 def resumed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
     """Starts from the checkpoint, in an engine of its own: configuration -> losses, final weights, best weights."""
-    from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
     from transact.runtime.training_checkpoints import damage, load_training
 
     found = {}
     with process_group("cpu", 5) as group:
-        for stage, dtype in configurations:
-            config = engine_config(zero_stage=stage, dtype=dtype)
-            checkpoint = folder / f"{stage}_{dtype}" / "step_3"
+        for configuration, engine in each_engine(group, model, configurations):
+            checkpoint = checkpoint_of(folder, configuration)
             assert damage(checkpoint, group) is None
-            with open_engine(model, config, group, training=training()) as engine:
-                best = load_training(engine, checkpoint, group)
-                losses = train(engine, group, SAVED_AFTER, STEPS)
-                final = weights_of(engine)
-                engine.restore(best)
-                found[stage, dtype] = (losses, final, weights_of(engine))
+            best = load_training(engine, checkpoint, group)
+            found[configuration] = the_rest(engine, group, [], best)
     return found
 
 
@@ -106,25 +107,22 @@ def test_another_number_of_ranks_goes_on_alike(
 
 def broken_gradients(model: Path) -> dict[Any, Any]:
     """A loss of one rank is not a number: configuration -> what `step` said, and whether weights stayed."""
-    from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
 
     found = {}
     with process_group("cpu", 5) as group:
-        for stage, dtype in CONFIGURATIONS:
-            config = engine_config(zero_stage=stage, dtype=dtype)
-            with open_engine(model, config, group, training=training()) as engine:
-                train(engine, group, 0, 2)
-                before, steps = weights_of(engine), engine.adam_steps
-                loss = engine.loss(some_tokens(group.rank))
-                engine.backward(loss * float("nan") if group.rank == 1 else loss)
-                applied = engine.step(1e-3)
-                after = weights_of(engine)
-                same = all((after[name] == weight).all() for name, weight in before.items())
-                engine.backward(engine.loss(some_tokens(group.rank)))
-                next_applied = engine.step(1e-3)
-                moved = any((weights_of(engine)[name] != weight).any() for name, weight in before.items())
-                found[stage, dtype] = (applied, same, engine.adam_steps - steps, next_applied, moved)
+        for configuration, engine in each_engine(group, model, CONFIGURATIONS):
+            train(engine, group, 0, 2)
+            before, steps = weights_of(engine), engine.adam_steps
+            loss = engine.loss(some_tokens(group.rank))
+            engine.backward(loss * float("nan") if group.rank == 1 else loss)
+            applied = engine.step(1e-3)
+            after = weights_of(engine)
+            same = all((after[name] == weight).all() for name, weight in before.items())
+            engine.backward(engine.loss(some_tokens(group.rank)))
+            next_applied = engine.step(1e-3)
+            moved = any((weights_of(engine)[name] != weight).any() for name, weight in before.items())
+            found[configuration] = (applied, same, engine.adam_steps - steps, next_applied, moved)
     return found
 
 
@@ -144,7 +142,7 @@ def damaged(folder: Path) -> str | None:
 
 def test_damage_is_named(saved: tuple[Path, dict[Any, Any]]) -> None:
     folder, _ = saved
-    checkpoint = folder / "3_float32" / "step_3"
+    checkpoint = checkpoint_of(folder, (3, "float32"))
     file = checkpoint / "state-00001-of-00002.safetensors"
     content = file.read_bytes()
     for broken, expected in (

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.support.commands import REPOSITORY, Workplace, command, environment, transact
+from tests.support.commands import Workplace, transact
+from tests.support.runs import assert_same_export, checkpoints, start, wait_until
 
 TOKENS_PER_STEP = 8 * 64
 
@@ -33,32 +32,11 @@ def one_round(workplace: Workplace, name: str, steps: int) -> list[str]:
     return [*workplace.overrides(name), *changes, f"engine.checkpoint_every.tokens={8 * TOKENS_PER_STEP}"]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(arguments),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], seconds: float = 120) -> Path:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        found = [path.parent for path in folder.glob("checkpoints/*/manifest.json") if path.parent.suffix == ""]
-        if found:
-            return max(found)
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint")
-
-
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(workplace: Workplace, small_disk: Path) -> None:
     name, folder = "full_disk", small_disk / "run"
     arguments = [*one_round(workplace, name, 96), f"output_dir={folder}"]
-    process = start(arguments)
-    saved = wait_for_checkpoint(folder, process)
+    process = start(arguments, stderr=subprocess.PIPE)
+    wait_until(lambda: checkpoints(folder), process)
     ballast = small_disk / "ballast"
     with ballast.open("wb") as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -67,22 +45,20 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(workplace:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "round_01/recover: the disk is full" in errors
-    assert saved.parent.is_dir() and list(saved.parent.glob("*/manifest.json"))
+    assert checkpoints(folder)
     ballast.unlink()
     again = transact(arguments)
     assert again.returncode == 0, again.stderr
     assert "goes on from checkpoint" in again.stdout
     undisturbed = transact(one_round(workplace, "enough_disk", 96))
     assert undisturbed.returncode == 0, undisturbed.stderr
-    ours = load_file(folder / "export" / "model.safetensors")
-    theirs = load_file(workplace.folder / "enough_disk" / "export" / "model.safetensors")
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert_same_export(folder, workplace.folder / "enough_disk")
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_does_not_hold_it(workplace: Workplace) -> None:
     arguments, folder = one_round(workplace, "in_use", 3000), workplace.folder / "in_use"
     process = start(arguments)
-    wait_for_checkpoint(folder, process)
+    wait_until(lambda: checkpoints(folder), process)
     refused = transact(arguments)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: '{folder}' is in use by another run (host ")
@@ -90,7 +66,7 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_does_not_hold_it(workplace:
     assert len(refused.stderr.splitlines()) == 1
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    second = start(arguments)
+    second = start(arguments, stderr=subprocess.PIPE)
     while "goes on from checkpoint" not in (line := second.stdout.readline()):  # type: ignore[union-attr]
         assert line, second.stderr.read()  # type: ignore[union-attr]
     second.kill()

@@ -6,31 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from tests.support.commands import REPOSITORY, Workplace, command, environment, transact
-from transact.tracking.metrics import read_metrics
+from tests.support.commands import Workplace, transact
+from tests.support.runs import assert_same_export, recovery_steps, start, wait_until
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def kill_after_stage(overrides: list[str], folder: Path, stage: str, seconds: float = 120) -> None:
+def kill_after_stage(overrides: list[str], folder: Path, stage: str) -> None:
     """Start the job and kill -9 everything once run.json lists the stage."""
-    process = subprocess.Popen(
-        command(overrides), cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if (folder / "run.json").is_file() and stage in read(folder / "run.json")["stages"]:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, "the job ended before it could be killed"
+    process = start(overrides, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: (folder / "run.json").is_file() and stage in read(folder / "run.json")["stages"], process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -52,13 +42,8 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(workplace: 
     assert record["state"] == "done"
     for stage, entry in first.items():
         assert record["stages"][stage] == entry, f"{stage} was done again"
-    ours, theirs = (
-        load_file(folder / "export/model.safetensors"),
-        load_file(workplace.folder / "undisturbed/export/model.safetensors"),
-    )
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
-    steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if "recover/loss" in row]
-    assert steps == list(range(1, 33))
+    assert_same_export(folder, workplace.folder / "undisturbed")
+    assert recovery_steps(folder) == list(range(1, 33))
     assert not list(folder.rglob("*.tmp"))
 
     # A finished run is recognised, and another configuration in its folder is refused with the difference.
@@ -73,19 +58,9 @@ def test_a_dead_rank_ends_the_job(workplace: Workplace) -> None:
     """kill -9 of one rank of two: the other one stops, and the command says so instead of hanging."""
     overrides = [*workplace.overrides("dead_rank"), "launch=local", "launch.processes=2", "recover.tokens=1600000"]
     folder = workplace.folder / "dead_rank"
-    process = subprocess.Popen(
-        command(overrides),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "run.json").is_file() and read(folder / "run.json").get("stage") == "round_01/recover":
-            break
-        time.sleep(0.05)
+    process = start(overrides)
+    record = folder / "run.json"
+    wait_until(lambda: record.is_file() and read(record).get("stage") == "round_01/recover", process)
     (log,) = (folder / "logs").glob("*_1_log.out")
     controller = log.name.split("_")[0]
     children = subprocess.run(["pgrep", "-P", controller], capture_output=True, text=True, check=True).stdout.split()

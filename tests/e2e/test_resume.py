@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 
-from tests.support.commands import REPOSITORY, Workplace, command, environment, transact
-from transact.tracking.metrics import read_metrics
+from tests.support.commands import Workplace, transact
+from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
 
 STEPS = 64
 TOKENS_PER_STEP = 8 * 64
@@ -32,35 +29,13 @@ def interrupt(arguments: list[str], ranks: int, is_time: Callable[[], bool], num
 
     torchrun puts its ranks into sessions of their own, so a process group is not all of them.
     """
-    process = subprocess.Popen(
-        command(arguments, ranks),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not is_time() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    assert process.poll() is None, "the job ended before the signal"
+    process = start(arguments, ranks=ranks)
+    wait_until(is_time, process)
     for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         each.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     return output
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob("checkpoints/*/manifest.json") if path.parent.suffix == "")
-
-
-def exported(folder: Path) -> dict[str, Any]:
-    return load_file(folder / "export" / "model.safetensors")
-
-
-def steps(folder: Path) -> list[int]:
-    return [row["step"] for row in read_metrics(folder / "metrics.jsonl") if "recover/loss" in row]
 
 
 def result(folder: Path) -> Any:
@@ -75,10 +50,8 @@ def undisturbed(workplace: Workplace) -> Path:
 
 
 def assert_same_end(folder: Path, undisturbed: Path) -> None:
-    ours, theirs = exported(folder), exported(undisturbed)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
-    assert steps(folder) == list(range(1, STEPS + 1))
+    assert_same_export(folder, undisturbed)
+    assert recovery_steps(folder) == list(range(1, STEPS + 1))
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "checkpoints").exists()
 
@@ -88,12 +61,12 @@ def test_killed_and_with_a_damaged_checkpoint_it_ends_the_same(workplace: Workpl
     arguments, folder = overrides(workplace, "killed_recovery"), workplace.folder / "killed_recovery"
     interrupt(arguments, 2, lambda: len(checkpoints(folder)) >= 2, signal.SIGKILL)
     older, newer = checkpoints(folder)[-2:]
-    shard = folder / "checkpoints" / newer / "state-00000-of-00002.safetensors"
+    shard = newer / "state-00000-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     ended = transact(arguments, ranks=2)
     assert ended.returncode == 0, ended.stderr
-    assert f"checkpoint {newer} is damaged (state-00000-of-00002.safetensors has " in ended.stdout
-    assert f"goes on from checkpoint {older}" in ended.stdout
+    assert f"checkpoint {newer.name} is damaged (state-00000-of-00002.safetensors has " in ended.stdout
+    assert f"goes on from checkpoint {older.name}" in ended.stdout
     assert_same_end(folder, undisturbed)
 
 
@@ -102,17 +75,17 @@ def test_asked_to_stop_it_saves_and_ends_the_same(workplace: Workplace, undistur
     arguments += ["engine.checkpoint_every.tokens=null", "launch=local", "launch.processes=2"]
 
     def is_training() -> bool:
-        return (folder / "metrics.jsonl").is_file() and len(steps(folder)) >= 5
+        return (folder / "metrics.jsonl").is_file() and len(recovery_steps(folder)) >= 5
 
     output = interrupt(arguments, 1, is_training, signal.SIGINT)
     assert "round 1: saved after step " in output
     assert "stopped by " in output
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
     (saved,) = checkpoints(folder)
-    assert 5 <= int(saved.rpartition("_")[2]) < STEPS
+    assert 5 <= int(saved.name.rpartition("_")[2]) < STEPS
     ended = transact(arguments)
     assert ended.returncode == 0, ended.stderr
-    assert f"goes on from checkpoint {saved}" in ended.stdout
+    assert f"goes on from checkpoint {saved.name}" in ended.stdout
     assert_same_end(folder, undisturbed)
 
 
@@ -122,6 +95,6 @@ def test_another_number_of_ranks_goes_on(workplace: Workplace, undisturbed: Path
     ended = transact(arguments, ranks=1)
     assert ended.returncode == 0, ended.stderr
     assert "goes on from checkpoint" in ended.stdout
-    assert steps(folder) == list(range(1, STEPS + 1))
+    assert recovery_steps(folder) == list(range(1, STEPS + 1))
     expected = result(undisturbed)["pruned"]["perplexity"]
     assert result(folder)["pruned"]["perplexity"] == pytest.approx(expected, rel=0.005)

@@ -37,12 +37,19 @@ def check_shards(folder: Path, geometry: Geometry) -> None:
     for tensor, entry in found.items():
         if entry["dtype"] not in DTYPES:
             raise ValueError(f"{where}: {tensor} is stored as {entry['dtype']}; supported: {', '.join(DTYPES)}")
-    _check_shapes(where, {name: tuple(entry["shape"]) for name, entry in found.items()}, geometry)
+    shapes = {name: tuple(entry["shape"]) for name, entry in found.items()}
+    check_shapes(where, shapes, expected_shapes(geometry), is_tied=geometry.tied_embeddings)
 
 
-def _check_shapes(where: str, found: Mapping[str, tuple[int, ...]], geometry: Geometry) -> None:
-    expected = expected_shapes(geometry)
-    tied = {"lm_head.weight"} if geometry.tied_embeddings else set()
+def check_shapes(
+    where: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, is_tied: bool
+) -> None:
+    """The tensors of a folder are exactly the weights that are expected.
+
+    Raises:
+        ValueError: names the first that is missing, too many or of another shape.
+    """
+    tied = {"lm_head.weight"} if is_tied else set()
     known = {name for name in found if not name.endswith(DERIVED)}
     for problem, names in (
         ("lacks", expected.keys() - known),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transact.models.shards import check_shapes
 from transact.runtime.tensor_files import CheckpointReader
 
 
@@ -23,16 +24,11 @@ def check_names_and_shapes(model: Any, reader: CheckpointReader) -> None:
     """The folder holds exactly the model's parameters.
 
     Raises:
-        ValueError: names the first that are missing, too many or of another shape.
+        ValueError: as `check_shapes`.
     """
-    shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    missing, unknown = sorted(shapes.keys() - reader.files.keys()), sorted(reader.files.keys() - shapes.keys() - tied)
-    if missing or unknown:
-        raise ValueError(f"{reader.folder} is no plain LLaMA: missing {missing[:3]}, not expected {unknown[:3]}")
-    for name, shape in shapes.items():
-        if reader.shape(name) != shape:
-            raise ValueError(f"{reader.folder}: {name} has shape {reader.shape(name)}, config.json says {shape}")
+    found = {name: reader.shape(name) for name in reader.files}
+    expected = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
+    check_shapes(str(reader.folder), found, expected, is_tied=model.config.tie_word_embeddings)
 
 
 @torch.no_grad()

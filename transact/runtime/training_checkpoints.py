@@ -44,8 +44,7 @@ def save_training(
     Raises:
         OSError: the disk is full, on the rank that met it; RuntimeError on the others. Nothing is left of the attempt.
     """
-    group.on_main(lambda: fresh_temporary_folder(output) and None)
-    temporary = output.with_name(output.name + TEMPORARY_SUFFIX)
+    temporary = group.on_main(lambda: fresh_temporary_folder(output))
     name = f"state-{group.rank:05d}-of-{group.world_size:05d}.safetensors"
     adam_steps = engine.adam_steps
 
@@ -123,7 +122,7 @@ def load_training(engine: Engine, checkpoint: Path, group: ProcessGroup) -> dict
     """
     manifest = read_json(checkpoint / MANIFEST)
     owned = engine.fragments()
-    with open_ranges(checkpoint) as ranges:
+    with open_ranges([checkpoint / name for name in sorted(manifest["files"])]) as ranges:
         for name, fragment in owned.items():
             for kind in KINDS:
                 getattr(fragment, kind).copy_(ranges.read(name, kind, fragment.start, fragment.stop))
@@ -168,7 +167,7 @@ class Ranges:
 
 
 @contextmanager
-def open_ranges(checkpoint: Path) -> Iterator[Ranges]:
+def open_ranges(paths: list[Path]) -> Iterator[Ranges]:
+    """paths: one for each rank that wrote, in the order of ranks."""
     with ExitStack() as stack:
-        names = sorted(read_json(checkpoint / MANIFEST)["files"])
-        yield Ranges([stack.enter_context(safe_open(checkpoint / name, framework="pt")) for name in names])
+        yield Ranges([stack.enter_context(safe_open(path, framework="pt")) for path in paths])

@@ -47,7 +47,8 @@ def fragments(wrapped: Any) -> dict[str, Fragment]:
     At stage 0 every rank owns everything.
     """
     _create_moments(wrapped)
-    found = {name: _fragment(wrapped, parameter) for name, parameter in wrapped.module.named_parameters()}
+    masters = unsharded_masters(wrapped)
+    found = {name: _fragment(wrapped, parameter, masters) for name, parameter in wrapped.module.named_parameters()}
     return {name: fragment for name, fragment in found.items() if fragment is not None}
 
 
@@ -94,12 +95,12 @@ def _masters(wrapped: Any) -> Iterator[torch.Tensor]:
     yield from unsharded_masters(wrapped).values() or wrapped.module.parameters()
 
 
-def _fragment(wrapped: Any, parameter: Any) -> Fragment | None:
+def _fragment(wrapped: Any, parameter: Any, masters: dict[nn.Parameter, torch.Tensor]) -> Fragment | None:
     if is_partitioned(parameter):
         return _stage_3_fragment(parameter)
     if hasattr(parameter, "_hp_mapping"):
         return _stage_1_or_2_fragment(wrapped, parameter)
-    master = unsharded_masters(wrapped).get(parameter, parameter)
+    master = masters.get(parameter, parameter)
     moments = {name: _inner(wrapped).state[master][name].view(-1) for name in MOMENTS}
     return Fragment(start=0, weight=master.detach().view(-1), **moments)
 

@@ -36,7 +36,7 @@ class Watchdog:
     nothing is written. record_failure: told the verdict before the process is ended from here.
 
     Args:
-        store: a client of the process group's store of its own; None: nobody to watch.
+        store: a client of the process group's store of its own.
         stall_seconds: without progress in the main thread, after which the rank hangs.
     """
 
@@ -62,8 +62,7 @@ class Watchdog:
 
     def end(self) -> None:
         self._ended.set()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.join()
 
     def progress(self) -> None:
         """The main thread is alive; it says so at every collective and every piece of work."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ class Job:
     def say(self, message: str) -> None:
         if self.group.is_main:
             say(message)
-
-    def say_error(self, message: str) -> None:
-        if self.group.is_main:
-            print(f"error: {message}", file=sys.stderr, flush=True)
 
     def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
         """Shown by rank 0 only."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 WINDOW = 32  # steps that a loss is compared with
 FEWEST = 8
@@ -45,6 +44,3 @@ class TrainingHealth:
             return None
         self.spikes += 1
         return f"loss spike: {loss:.2f} after {usual:.2f}"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

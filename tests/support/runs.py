@@ -1,0 +1,52 @@
+"""Jobs in the background, and what they leave in their folders."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tests.support.commands import REPOSITORY, command, environment
+from transact.tracking.metrics import read_metrics
+
+
+def start(overrides: list[str], *, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
+    """The real command, not waited for. options: of Popen; both streams come as one unless they say otherwise."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(
+        command(overrides, ranks), cwd=REPOSITORY, env=environment(), text=True, **(streams | options)
+    )
+
+
+def wait_until(is_time: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait for a moment in a job's life.
+
+    Raises:
+        AssertionError: the job ended before, or the moment does not come.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_time():
+        assert process.poll() is None, "the job ended too early"
+        assert time.monotonic() < deadline, "the moment does not come"
+        time.sleep(0.01)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete training checkpoints, the oldest first."""
+    found = (path.parent for path in folder.glob("checkpoints/*/manifest.json"))
+    return sorted(path for path in found if path.suffix == "")
+
+
+def recovery_steps(folder: Path) -> list[int]:
+    return [row["step"] for row in read_metrics(folder / "metrics.jsonl") if "recover/loss" in row]
+
+
+def assert_same_export(folder: Path, other: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = (load_file(each / "export" / "model.safetensors") for each in (folder, other))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
