@@ -40,7 +40,8 @@ from transact.geometry import Geometry
 from transact.memory import estimate_memory
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
-from transact.runtime.process import ProcessGroup, environment_rank, process_group
+from transact.runtime.process import ProcessGroup, process_group
+from transact.runtime.rendezvous import environment_rank
 from transact.runtime.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.metrics import MetricsLog, read_metrics

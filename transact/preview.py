@@ -15,7 +15,7 @@ from transact.memory import (
 )
 from transact.models.folder import declared_geometry
 from transact.outline import Round, pruning_rounds, split_candidates, tokens_per_batch
-from transact.runtime.process import environment_world_size
+from transact.runtime.rendezvous import environment_world_size
 
 GIB = 1024**3
 

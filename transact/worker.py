@@ -34,7 +34,7 @@ VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
-    from transact.runtime.process import environment_rank, environment_world_size
+    from transact.runtime.rendezvous import environment_rank, environment_world_size
 
     is_main = environment_rank() == 0
     interruption = Interruption()

@@ -35,7 +35,7 @@ class Task:
         # submitit makes its tasks deaf to SIGTERM, so that nothing could stop them politely.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        from transact.runtime.process import LOOPBACK
+        from transact.runtime.rendezvous import LOOPBACK
         from transact.worker import work
 
         os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,26 +13,16 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.rendezvous import complete_environment, environment_rank, environment_world_size, open_store
 from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")
 
 RUNNING, DONE, FAILED = 0, 1, 2
-LOOPBACK = "127.0.0.1"
-START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 GRACE = timedelta(minutes=2)
-
-
-def environment_rank() -> int:
-    """This process's rank as its launcher says; 0 where there is none."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def environment_world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,10 +196,10 @@ def process_group(
     """
     rank, world_size = environment_rank(), environment_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    listener = _complete_environment()
+    listener = complete_environment()
     chosen = _device(device, local_rank)
     _set_threads()
-    store = _store(rank, world_size, listener)
+    store = open_store(rank, world_size, listener)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
@@ -235,52 +224,6 @@ def process_group(
     watchdog.end()
     group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
     distributed.destroy_process_group()
-
-
-def _complete_environment() -> socket.socket | None:
-    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all.
-
-    Returns:
-        The socket on which this process, which is alone, will serve its store.
-    """
-    listener = None
-    os.environ.setdefault("MASTER_ADDR", LOOPBACK)
-    if "MASTER_PORT" not in os.environ:
-        listener = _listener(0)
-        os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, value)
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]:
-        # A job of one machine talks over its loopback alone: no other machine can reach its ports.
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, "lo")
-    return listener
-
-
-def _listener(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((LOOPBACK, port))
-    listener.listen()
-    return listener
-
-
-def _store(rank: int, world_size: int, listener: socket.socket | None) -> Any:
-    """The group's key-value store: torchrun's, or one that rank 0 serves."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = rank == 0 and not is_served
-    if serves and address == LOOPBACK and listener is None:
-        listener = _listener(port)
-    return TCPStore(
-        address,
-        port,
-        world_size,
-        is_master=serves,
-        timeout=START_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach() if serves and listener is not None else None,
-    )
 
 
 def _device(requested: str, local_rank: int) -> torch.device:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from transact.data.order import SequenceOrder
-from transact.models.loss_head import Teaching
 from transact.outline import Round
 from transact.runtime.checkpoints import save_engine
 from transact.runtime.deepspeed_settings import TrainingSettings
@@ -22,6 +19,7 @@ from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
+from transact.stages.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
 from transact.stages.training_health import Diverged
 
@@ -201,34 +199,6 @@ def own_batch(
     positions = order.trainable(first, batch_sequences)
     micro_batches = torch.split(positions, micro_batch)
     return list(micro_batches[group.rank :: group.world_size])
-
-
-class Teacher:
-    """The dense parent, frozen and sharded like the model that learns from it."""
-
-    def __init__(self, engine: Engine, *, weight: float, temperature: float) -> None:
-        self.engine = engine
-        self.weight = weight
-        self.temperature = temperature
-        # Every chunk of logits needs it, so it is kept whole: hidden_size * vocab_size elements.
-        self.head = engine.output_weight()
-
-    def teach(self, tokens: torch.Tensor) -> Teaching:
-        """Its final hidden states; logits are made from them chunk by chunk, and never kept."""
-        hidden = self.engine.final_hidden(tokens)
-        return Teaching(hidden=hidden, head=self.head, weight=self.weight, temperature=self.temperature)
-
-
-@contextmanager
-def open_teacher(job: Job, parent: Path | None) -> Iterator[Teacher | None]:
-    """The teacher where the objective asks for one; None otherwise."""
-    config = job.config.recover
-    weight = {"cross_entropy": 0.0, "distillation": 1.0, "mixed": config.distillation_weight}[config.objective]
-    if weight == 0 or parent is None:
-        yield None
-        return
-    with open_engine(parent, job.config.engine, job.group) as engine:
-        yield Teacher(engine, weight=weight, temperature=config.temperature)
 
 
 def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
