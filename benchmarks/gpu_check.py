@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 
 from benchmarks.accelerators import utilisation
 from benchmarks.channel_agreement import channel_agreement
@@ -34,7 +34,7 @@ from benchmarks.workload import (
     write_result,
 )
 from transact.chain import Prepared, prune
-from transact.config import EngineConfig, RunConfig
+from transact.config import CheckpointEveryConfig, EngineConfig, RunConfig
 from transact.exit_codes import leave
 from transact.geometry import Geometry
 from transact.memory import estimate_memory
@@ -109,11 +109,9 @@ class MeasuredJob(Job):
 
 def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
     """The settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
-    changes = {"device": device, "micro_batch_sequences": micro_batch_sequences}
-    settings = OmegaConf.load(REPOSITORY / "conf" / "engine" / "gpu.yaml")
-    return cast(
-        EngineConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EngineConfig), settings, changes))
-    )
+    settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
+    settings["checkpoint_every"] = CheckpointEveryConfig(**settings["checkpoint_every"])
+    return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
 
 
 def make_config(size: Size, engine: EngineConfig, group: ProcessGroup, folder: Path) -> RunConfig:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from transact.config import EngineConfig, PruneConfig, RecoverConfig
+from transact.configuring import conf_folder, register_resolvers
 from transact.run import main
 
 LARGE = {
@@ -29,6 +33,19 @@ ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
 
 def test_the_list_is_complete() -> None:
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == {*LARGE, *ABLATIONS, "demo", "demo_parent"}
+
+
+@pytest.mark.parametrize(
+    ("section", "config"), [("recover", RecoverConfig), ("engine", EngineConfig), ("prune", PruneConfig)]
+)
+@pytest.mark.parametrize("group", ["demo", "billion_tokens", "paper"])
+def test_every_setting_stands_in_the_yaml_so_that_the_command_line_can_change_it(
+    section: str, config: type, group: str
+) -> None:
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("config", overrides=["+experiment=demo", f"recover={group}"])
+    assert {field.name for field in fields(config)} <= composed[section].keys()
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
