@@ -16,9 +16,8 @@ from transact.models.folder import declared_geometry
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # What gloo, NCCL and the store say when the other side is gone or silent; no rank's own failure reads like this.
-LOST_RANK = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo|^rank \d+ failed:"
-)
+LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo")
+TOLD_BY_RANK = re.compile(r"rank \d+ failed:")
 
 # Largest part of the estimate -> what makes it smaller.
 REMEDIES = {
@@ -35,7 +34,10 @@ REMEDIES = {
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
-    return isinstance(error, RuntimeError) and LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    told_by_rank = TOLD_BY_RANK.match(str(error)) is not None
+    return told_by_rank or (LOST_RANK.search(str(error)) is not None and not _is_no_memory(error))
 
 
 def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:

@@ -34,18 +34,21 @@ VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
-    from transact.runtime.rendezvous import environment_rank, environment_world_size
+    from transact.runtime.rendezvous import Refused, environment_rank, environment_world_size
 
     is_main = environment_rank() == 0
     interruption = Interruption()
     interruption.listen()
     _set_up_logging(is_main)
+    refusal = None
     try:
         check(config, environment_world_size())
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
-        return refuse(error)
+        refusal = str(error)
     try:
-        return _run(config, interruption)
+        return _run(config, interruption, refusal)
+    except Refused as refused:
+        return refuse(refused)
     except Stopped as stopped:
         if is_main:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr, flush=True)
@@ -60,7 +63,7 @@ def work(config: RunConfig) -> int:
     return FAILED
 
 
-def _run(config: RunConfig, interruption: Interruption) -> int:
+def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
     from transact.chain import prepare, run_chain
     from transact.runtime.file_lock import run_lock
     from transact.runtime.process import process_group
@@ -71,28 +74,30 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
 
     folder = RunFolder(Path(config.output_dir))
     with (
-        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption) as group,
+        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
+        # Lock and tracker, which may take its time to close, outlive the report of a failure.
+        ExitStack() as held,
         _failures_told(config, folder, group),
     ):
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
-        with ExitStack() as held:
-            try:
-                prepared = prepare(job)
-                group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
-                held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
-            except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
-                return refuse(error)
-            if group.is_main:
-                folder.remove_leftovers()
-                folder.open(group.world_size)
-                write_text(folder.path / "config.yaml", to_yaml(config))
-            with _tracker(config, folder, group.is_main) as tracker:
-                result = run_chain(replace(job, tracker=tracker), prepared)
-            if group.is_main:
-                folder.end("done")
-                result_table(result)
-                print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
-            group.barrier()  # the lock covers every rank's last act
+        try:
+            prepared = prepare(job)
+            group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
+            job.check_seen("output_dir", folder.path)
+            held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
+        except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
+            return refuse(error)
+        if group.is_main:
+            folder.remove_leftovers()
+            folder.open(group.world_size)
+            write_text(folder.path / "config.yaml", to_yaml(config))
+        tracker = held.enter_context(_tracker(config, folder, group.is_main))
+        result = run_chain(replace(job, tracker=tracker), prepared)
+        if group.is_main:
+            folder.end("done")
+            result_table(result)
+            print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+        group.barrier()  # the lock covers every rank's last act
     return DONE
 
 
@@ -134,7 +139,9 @@ def _failures_told(config: RunConfig, folder: RunFolder, group: ProcessGroup) ->
             time.sleep(2 * BEAT_SECONDS)  # the others read why from a store that may end with this rank
         watchdog.end()
         told = not lost or watchdog.speaks()
-        raise JobFailed(message, shows_traceback=not lost and not isinstance(error, Diverged), is_told=told) from error
+        # Without a verdict what looked like a lost rank may be an error of this rank's own.
+        explains_itself = verdict is not None or isinstance(error, Diverged)
+        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
 
 
 @contextmanager

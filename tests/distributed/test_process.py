@@ -64,3 +64,52 @@ def test_a_dead_rank_is_noticed_while_rank_0_works() -> None:
     with pytest.raises(AssertionError, match="rank 0"):
         run_on_ranks(2, wait_for_a_dead_rank, seconds=40)
     assert time.monotonic() - begin < 40
+
+
+def refusals() -> list[str]:
+    import os
+
+    from transact.runtime.process import process_group
+    from transact.runtime.rendezvous import Refused
+
+    try:
+        with process_group("cpu", 1, refusal="no such folder" if os.environ["RANK"] == "1" else None):
+            return ["joined"]
+    except Refused as refused:
+        return [str(refused)]
+
+
+def test_what_one_rank_refuses_all_refuse() -> None:
+    """For the same reason, at once: nobody waits for a rank that left."""
+    assert run_on_ranks(2, refusals, seconds=60) == [["no such folder (on rank 1)"]] * 2
+
+
+def ask_to_stop_while_waiting(world_size: str) -> float:
+    """A rank whose partner never comes. Seconds from the signal to the end of the wait."""
+    import os
+    import signal
+    import threading
+
+    from transact.runtime.interruption import Interruption, Stopped
+    from transact.runtime.process import process_group
+
+    os.environ["WORLD_SIZE"] = world_size
+    interruption = Interruption()
+    interruption.listen()
+    asked = []
+
+    def ask() -> None:
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Timer(2.0, ask).start()
+    try:
+        with process_group("cpu", 1, interruption):
+            raise AssertionError("nobody was to join")
+    except Stopped:
+        return time.monotonic() - asked[0]
+
+
+def test_a_rank_that_waits_for_the_others_heeds_a_signal() -> None:
+    (seconds,) = run_on_ranks(1, ask_to_stop_while_waiting, "2", seconds=60)
+    assert seconds < 2

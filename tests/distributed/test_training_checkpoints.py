@@ -155,4 +155,10 @@ def test_damage_is_named(saved: tuple[Path, dict[Any, Any]]) -> None:
         assert file.name in found[0]
         assert expected in found[0]
     file.write_bytes(content)
+    manifest = checkpoint / "manifest.json"
+    intact = manifest.read_text()
+    for broken in (intact[:-20], intact.replace('"adam_steps": ', '"adam_steps": 1')):
+        manifest.write_text(broken)
+        assert run_on_ranks(2, damaged, checkpoint) == ["manifest.json is not as it was written"] * 2
+    manifest.write_text(intact)
     assert run_on_ranks(2, damaged, checkpoint) == [None, None]

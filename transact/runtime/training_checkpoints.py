@@ -1,7 +1,7 @@
 """Checkpoints inside a recovery: every rank writes its own ranges, any number of ranks reads them.
 
     checkpoints/round_01_step_000040/
-      manifest.json                          where training stood; size and SHA-256 of each file
+      manifest.json                          where training stood; size and SHA-256 of each file, and of itself
       state-00000-of-00002.safetensors       NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, NAME.best, random_state
 
 Everything is float32. A folder has its final name only once all of it is on the disk.
@@ -9,6 +9,7 @@ Everything is float32. A folder has its final name only once all of it is on the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from transact.runtime.training_state import KINDS, Fragment
 MANIFEST = "manifest.json"
 STARTS = "starts"  # in a file's metadata: parameter -> position of its first element, as JSON
 RANDOM_STATE = "random_state"
+SEAL = "sha256"  # of the rest of the manifest
 KEPT = 2
 
 
@@ -55,7 +57,7 @@ def save_training(
 
     def finish() -> None:
         described = position | {"adam_steps": adam_steps, "world_size": group.world_size, "files": files}
-        write_json(temporary / MANIFEST, described)
+        write_json(temporary / MANIFEST, described | {SEAL: _seal(described)})
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
             shutil.rmtree(old)
@@ -93,15 +95,35 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:
     """What is wrong with a checkpoint's files, None if they are as they were written. The ranks share the reading."""
-    files: dict[str, Any] = read_json(checkpoint / MANIFEST)["files"]
+    files: dict[str, Any] | None = group.on_main(lambda: _sealed_files(checkpoint / MANIFEST))
+    if files is None:
+        return f"{MANIFEST} is not as it was written"
     names = sorted(files)
 
     def check() -> list[str]:
-        mine = (names[number] for number in group.shared_out(len(names)))
-        return [f"{name} {problem}" for name in mine if (problem := _problem(checkpoint / name, files[name]))]
+        problems = []
+        for number in group.shared_out(len(names)):
+            problem = _problem(checkpoint / names[number], files[names[number]])
+            problems += [f"{names[number]} {problem}"] if problem else []
+            group.watchdog.progress()
+        return problems
 
     problems = [problem for found in group.everywhere(check) for problem in found]
     return problems[0] if problems else None
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed_files(path: Path) -> dict[str, Any] | None:
+    """The files that a manifest lists; None if it is damaged."""
+    try:
+        manifest = read_json(path)
+        seal = manifest.pop(SEAL)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return manifest["files"] if seal == _seal(manifest) else None
 
 
 def _problem(path: Path, entry: dict[str, Any]) -> str | None:
@@ -126,6 +148,7 @@ def load_training(engine: Engine, checkpoint: Path, group: ProcessGroup) -> dict
         for name, fragment in owned.items():
             for kind in KINDS:
                 getattr(fragment, kind).copy_(ranges.read(name, kind, fragment.start, fragment.stop))
+            group.watchdog.progress()
         engine.refresh_weights(lambda name, count: ranges.read(name, "weight", 0, count))
         engine.adam_steps = manifest["adam_steps"]
         if manifest["world_size"] == group.world_size:

@@ -161,17 +161,22 @@ class Recovery:
             figures["recover/gradient_norm"] = norm
         figures["perf/tokens_per_s"] = self.tokens_per_batch / seconds
         figures["perf/step_s"] = seconds
-        self._check_health(mean, applied, step + 1, figures)
+        news = self._observe(mean, applied, figures)
         self._log(figures, step + 1)
+        self._check_health(step + 1, news)
         return mean
 
-    def _check_health(self, loss: float, applied: bool, step: int, figures: dict[str, float]) -> None:
-        """Tell what went wrong, and add the counts to the step's figures once there are any."""
-        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
+    def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> str | None:
+        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did, in words."""
+        health = self.position.health
         news = health.observe(loss, applied)
+        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
+        return news
+
+    def _check_health(self, step: int, news: str | None) -> None:
+        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
         if news is not None:
             self.job.say(f"{where}: {news}")
-        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
         if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
             raise Diverged(
                 f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "

@@ -64,7 +64,10 @@ def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
 
 
 def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
-    """This round's newest checkpoint that is sound, and its manifest. Collective; damaged ones are named."""
+    """This round's newest checkpoint that is sound, and its manifest. Collective.
+
+    Damaged ones are named and removed: they would count among the few that are kept.
+    """
 
     def names() -> list[str]:
         folders = checkpoint_folders(job.path(FOLDER))
@@ -77,7 +80,9 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
             manifest = read_json(folder / MANIFEST)
             job.say(f"goes on from checkpoint {name}")
             return folder, manifest
-        job.say(f"checkpoint {name} is damaged ({problem}): not used")
+        job.say(f"checkpoint {name} is damaged ({problem}): not used, and removed")
+        if job.group.is_main:
+            shutil.rmtree(folder)
     return None
 
 

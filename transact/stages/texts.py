@@ -74,6 +74,7 @@ def _open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, 
     folder = job.group.on_main(
         lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences), may_be_left=True
     )
+    job.check_seen("data.token_store", Path(folder))
     return TokenStore(Path(folder))
 
 
