@@ -18,8 +18,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -76,13 +78,14 @@ def complete(overrides: list[str], folder: Path) -> None:
         raise RuntimeError(f"{folder.name}: exit code {process.returncode}: {errors.decode()[-2000:]}")
 
 
-def stage_now(folder: Path) -> str | None:
+def record_of(folder: Path) -> dict[str, Any]:
     record = folder / "run.json"
-    if not record.is_file():
-        return None
-    described = read_json(record)
-    stage = described.get("stage")
-    return None if stage in described["stages"] else stage
+    return read_json(record) if record.is_file() else {"restarts": -1, "stages": {}, "stage": None}
+
+
+def stage_now(folder: Path) -> str | None:
+    record = record_of(folder)
+    return None if record["stage"] in record["stages"] else record["stage"]
 
 
 def is_saving(folder: Path) -> bool:
@@ -92,7 +95,11 @@ def is_saving(folder: Path) -> bool:
 def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes that compute; submitit starts each as a child of its controller."""
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if any("submitit.core._submit" in word for word in child.cmdline())]
+    ranks = []
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            ranks += [child] if any("submitit.core._submit" in word for word in child.cmdline()) else []
+    return ranks
 
 
 def kill_in(
@@ -103,9 +110,16 @@ def kill_in(
     Returns:
         Whether there was something to kill: the stage may have passed too quickly, or the job be complete.
     """
+    attempts = record_of(folder)["restarts"]
     process = start([*overrides, f"output_dir={folder}"])
+
+    def is_time() -> bool:
+        # Until this attempt has begun, the folder shows where the one before was killed.
+        has_begun = record_of(folder)["restarts"] > attempts
+        return has_begun and (is_saving(folder) if stage == SAVING else stage_now(folder) == stage)
+
     deadline = time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None and not (is_saving(folder) if stage == SAVING else stage_now(folder) == stage):
+    while process.poll() is None and not is_time():
         assert time.monotonic() < deadline, f"{stage} never came"
         time.sleep(POLL_SECONDS)
     time.sleep(chance.uniform(0, seconds))
@@ -130,9 +144,15 @@ def _kill(process: subprocess.Popen[bytes], chance: random.Random, tally: Tally)
         tally.noticed_seconds.append(time.monotonic() - begin)
         return
     for each in everybody:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
     psutil.wait_procs(everybody)
+
+
+def usual_saving_seconds(folder: Path) -> float:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return median(row["perf/checkpoint_s"] for row in rows if "perf/checkpoint_s" in row)
 
 
 def losses(folder: Path) -> list[tuple[int, int, float]]:
@@ -147,7 +167,8 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
     undisturbed = folder / "undisturbed"
     complete(overrides, undisturbed)
     usual = {name: entry["seconds"] for name, entry in read_json(undisturbed / "run.json")["stages"].items()}
-    targets = [*usual, *[SAVING] * 3]
+    usual[SAVING] = usual_saving_seconds(undisturbed)
+    targets = [*usual, *[SAVING] * 2]
     expected = losses(undisturbed)
     weights = load_file(undisturbed / "export" / "model.safetensors")
     rows = []
@@ -155,13 +176,13 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
         wanted = kills * (number + 1) // runs - tally.by_stage.total()
         run = folder / f"run_{number}"
         while wanted > 0:
-            finished = set(read_json(run / "run.json")["stages"]) if (run / "run.json").is_file() else set()
+            finished = set(record_of(run)["stages"])
             left = [stage for stage in targets if stage not in finished and not _is_late(stage, finished, usual)]
             if not left:
                 break
             # Near ones first, so that a run meets several kills before it is through.
             stage = left[min(chance.randrange(len(left)), chance.randrange(len(left)))]
-            wanted -= kill_in(stage, 0.0 if stage == SAVING else usual[stage], overrides, run, chance, tally)
+            wanted -= kill_in(stage, usual[stage], overrides, run, chance, tally)
         complete(overrides, run)
         rows.append(_compare(run, expected, weights))
         print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
