@@ -2,9 +2,9 @@
 
     python -m benchmarks.faults
 
-A job of two ZeRO-3 ranks, started with `launch=local`. Each kill aims at a stage (or at a checkpoint that is being
-written) and hits, at a random moment in it, one rank or every process of the job with SIGKILL. Then the same command
-is started again.
+A job of two ZeRO-3 ranks, started with `launch=local`. Each kill aims at a stage, drawn evenly, or at a checkpoint that
+is being written, and hits, at a random moment in it, one rank or every process of the job with SIGKILL. Then the same
+command is started again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from transact.files import TEMPORARY_SUFFIX, read_json
 from transact.tracking.metrics import read_metrics
 
 RANKS = 2
-SAVING = "save"  # a checkpoint inside a recovery
+SAVING = ": saving"  # behind the name of a recovery: while one of its checkpoints is written
 POLL_SECONDS = 0.005
 LIMIT_SECONDS = 600.0
 # A rank's death is to be noticed within 30 s; the rest is for the interpreter to come and go on a busy machine.
@@ -102,31 +102,42 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return ranks
 
 
+def is_reached(target: str, folder: Path) -> bool:
+    """Whether the job is there, or past it: a stage may pass faster than anybody looks."""
+    stage, stages = target.removesuffix(SAVING), record_of(folder)["stages"]
+    if stage in stages:
+        return True
+    return stage_now(folder) == stage and (target == stage or is_saving(folder))
+
+
+def place(folder: Path) -> str:
+    stage = stage_now(folder)
+    if stage is None:
+        return "between stages"
+    return stage + SAVING if is_saving(folder) else stage
+
+
 def kill_in(
-    stage: str, seconds: float, overrides: list[str], folder: Path, chance: random.Random, tally: Tally
+    target: str, seconds: float, overrides: list[str], folder: Path, chance: random.Random, tally: Tally
 ) -> bool:
-    """Start the job and kill in `stage`, at a random moment of the `seconds` that it usually takes.
+    """Start the job and kill in `target`, at a random moment of the `seconds` that it usually takes.
 
     Returns:
-        Whether there was something to kill: the stage may have passed too quickly, or the job be complete.
+        Whether there was something to kill: the job may have completed meanwhile.
     """
     attempts = record_of(folder)["restarts"]
     process = start([*overrides, f"output_dir={folder}"])
 
-    def is_time() -> bool:
-        # Until this attempt has begun, the folder shows where the one before was killed.
-        has_begun = record_of(folder)["restarts"] > attempts
-        return has_begun and (is_saving(folder) if stage == SAVING else stage_now(folder) == stage)
-
     deadline = time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None and not is_time():
-        assert time.monotonic() < deadline, f"{stage} never came"
+    # Until this attempt has begun, the folder shows where the one before was killed.
+    while process.poll() is None and not (record_of(folder)["restarts"] > attempts and is_reached(target, folder)):
+        assert time.monotonic() < deadline, f"{target} never came"
         time.sleep(POLL_SECONDS)
     time.sleep(chance.uniform(0, seconds))
     if process.poll() is not None:
         process.communicate()
         return False
-    met = SAVING if is_saving(folder) else (stage_now(folder) or "between stages")
+    met = place(folder)
     _kill(process, chance, tally)
     tally.by_stage[met] += 1
     print(f"kill {tally.by_stage.total()}: in {met}", flush=True)
@@ -150,9 +161,17 @@ def _kill(process: subprocess.Popen[bytes], chance: random.Random, tally: Tally)
     psutil.wait_procs(everybody)
 
 
-def usual_saving_seconds(folder: Path) -> float:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return median(row["perf/checkpoint_s"] for row in rows if "perf/checkpoint_s" in row)
+def usual_seconds(folder: Path) -> dict[str, float]:
+    """Everything that can be aimed at, in the order in which it comes -> how long it takes."""
+    saving = median(
+        row["perf/checkpoint_s"] for row in read_metrics(folder / "metrics.jsonl") if "perf/checkpoint_s" in row
+    )
+    seconds = {}
+    for stage, entry in record_of(folder)["stages"].items():
+        seconds[stage] = entry["seconds"]
+        if stage.endswith("/recover"):
+            seconds[stage + SAVING] = saving
+    return seconds
 
 
 def losses(folder: Path) -> list[tuple[int, int, float]]:
@@ -166,23 +185,16 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
     chance, tally = random.Random(seed), Tally()
     undisturbed = folder / "undisturbed"
     complete(overrides, undisturbed)
-    usual = {name: entry["seconds"] for name, entry in read_json(undisturbed / "run.json")["stages"].items()}
-    usual[SAVING] = usual_saving_seconds(undisturbed)
-    targets = [*usual, *[SAVING] * 2]
+    seconds = usual_seconds(undisturbed)
     expected = losses(undisturbed)
     weights = load_file(undisturbed / "export" / "model.safetensors")
     rows = []
     for number in range(runs):
-        wanted = kills * (number + 1) // runs - tally.by_stage.total()
         run = folder / f"run_{number}"
-        while wanted > 0:
-            finished = set(record_of(run)["stages"])
-            left = [stage for stage in targets if stage not in finished and not _is_late(stage, finished, usual)]
-            if not left:
+        wanted = kills * (number + 1) // runs - tally.by_stage.total()
+        for target in sorted(chance.choices(list(seconds), k=wanted), key=list(seconds).index):
+            if not kill_in(target, seconds[target], overrides, run, chance, tally):
                 break
-            # Near ones first, so that a run meets several kills before it is through.
-            stage = left[min(chance.randrange(len(left)), chance.randrange(len(left)))]
-            wanted -= kill_in(stage, usual[stage], overrides, run, chance, tally)
         complete(overrides, run)
         rows.append(_compare(run, expected, weights))
         print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
@@ -197,11 +209,6 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
         "kills_of_one_rank": tally.one_rank,
         "seconds_to_notice": {"largest": max(tally.noticed_seconds, default=None), "all": tally.noticed_seconds},
     }
-
-
-def _is_late(stage: str, finished: set[str], usual: dict[str, float]) -> bool:
-    """Whether no checkpoint is written any more."""
-    return stage == SAVING and all(name in finished for name in usual if name.endswith("/recover"))
 
 
 def _compare(run: Path, expected: list[tuple[int, int, float]], weights: Any) -> dict[str, Any]:

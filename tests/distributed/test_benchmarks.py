@@ -77,6 +77,14 @@ def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
     assert min(result["tokens_per_s"].values()) > 0
 
 
+def test_saving(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    process = run(["-m", "benchmarks.saving", "--sizes", "tiny", "--repetitions=1", f"--output={output}"])
+    figures = result_of(process, output)["sizes"]["tiny"]
+    # Four float32 for each parameter: the weight, Adam's two moments, the best weight.
+    assert figures["bytes"] == pytest.approx(16 * figures["parameters"], rel=0.2)
+
+
 def test_calibration_overhead(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]

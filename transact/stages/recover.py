@@ -106,8 +106,9 @@ class Recovery:
             best=self.best if 0 < best_step < step else None,
             position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
         )
-        self._log({"perf/checkpoint_s": time.perf_counter() - begin}, step)
-        self.clock.restart()
+        seconds = time.perf_counter() - begin
+        self._log({"perf/checkpoint_s": seconds}, step)
+        self.clock.restart(seconds)
         if asked:
             self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
             group.stop()

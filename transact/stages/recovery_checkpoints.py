@@ -16,6 +16,7 @@ from transact.stages.job import Job
 from transact.stages.training_health import TrainingHealth
 
 FOLDER = "checkpoints"
+LARGEST_SHARE = 1 / 20  # of the time, for saves that are due by the clock
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,22 +42,28 @@ class Position:
 
 
 class CheckpointClock:
-    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one."""
+    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one.
+
+    Where saves are slow the minutes are stretched, so that they never cost more than a twentieth of the time.
+    """
 
     def __init__(self, every: CheckpointEveryConfig) -> None:
         self._every = every
         self._tokens = 0
         self._since = time.monotonic()
+        self._fewest_seconds = 0.0
 
     def is_due(self, tokens: int) -> bool:
         """Called once a step. tokens: of the step."""
         self._tokens += tokens
         minutes, limit = self._every.minutes, self._every.tokens
-        by_time = minutes is not None and time.monotonic() - self._since >= 60 * minutes
+        by_time = minutes is not None and time.monotonic() - self._since >= max(60 * minutes, self._fewest_seconds)
         return by_time or (limit is not None and self._tokens >= limit)
 
-    def restart(self) -> None:
+    def restart(self, save_seconds: float) -> None:
+        """save_seconds: that the checkpoint took which is now complete."""
         self._tokens, self._since = 0, time.monotonic()
+        self._fewest_seconds = save_seconds * (1 / LARGEST_SHARE - 1)
 
 
 def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
