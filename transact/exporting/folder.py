@@ -43,4 +43,13 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
         write_index(target, files, total)
     write_json(target / "config.json", stored_config(read_json(source / "config.json"), dtype))
     copy_companions(source, target)
+    _name_old_tokenizer_class(target / "tokenizer_config.json")
     write_text(target / "README.md", model_card)
+
+
+def _name_old_tokenizer_class(path: Path) -> None:
+    """Transformers 5 writes a class that 4 does not know; both know the name that 4 writes for the same class."""
+    if path.is_file():
+        config = read_json(path)
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from transact.config import RunConfig
+from transact.exporting.licence import Licence
+from transact.models.folder import is_local
 
 USAGE = """\
+## Use
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+
+Stock transformers load it, 4.x and 5; no code of transact is needed, nor `trust_remote_code`.
 """
 
-
 NON_STOCK_USAGE = """\
+## Use
+
 **NOT stock**: layers or heads keep rotary pairs of their own, which no class of transformers computes.
 
 ```python
@@ -30,27 +38,83 @@ model = load_non_stock(Path("FOLDER"))  # whole sequences, without a cache
 ```
 """
 
+CITATION = """\
+## Cite
 
-def model_card(summary: dict[str, Any], config: RunConfig) -> str:
-    """Markdown with the metadata block that model hubs read. summary: as in result.json."""
-    metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "transact"]}
-    header = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
-    usage = USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary), usage]
-    return "\n".join(parts)
+```bibtex
+@article{shen2024transact,
+  title   = {Pruning Large Language Models to Intra-module Low-rank Architecture with Transitional Activations},
+  author  = {Shen, Bowen and Lin, Zheng and Zha, Daren and Liu, Wei and Luan, Jian and Wang, Bin and Wang, Weiping},
+  journal = {arXiv preprint arXiv:2407.05690},
+  year    = {2024}
+}
+```
+"""
+
+GGUF_WARNING = """\
+**Do not convert this folder to GGUF with llama.cpp's own script**: it ends without an error and leaves out the \
+frequencies of the kept rotary pairs, so the file computes nonsense. Write the file with transact instead: the \
+command of the run, once more, with `export.gguf=f16`, `q8_0` or `q4_0`.
+"""
+
+
+def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence) -> str:
+    """Markdown with the metadata block that model hubs read. summary: as in result.json. licence: the parent's."""
+    header = f"---\n{yaml.safe_dump(_metadata(config, licence), sort_keys=False)}---\n"
+    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary)]
+    if summary["pruned"] is None:
+        return "\n".join([*parts, USAGE])
+    parts.append(USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE)
+    if _has_factors(summary, config):
+        parts.append(GGUF_WARNING)
+    return "\n".join([*parts, _licence_note(config, licence), CITATION])
+
+
+def _metadata(config: RunConfig, licence: Licence) -> dict[str, Any]:
+    path = config.model.path
+    base = {"base_model": path, "base_model_relation": "finetune"} if path and not is_local(path) else {}
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **licence.metadata,
+        **base,
+        "tags": ["pruned", "transact"],
+    }
+
+
+def _parent_name(config: RunConfig) -> str:
+    """The hub id, or the last part of a local path: the rest of it is nobody's business."""
+    path = config.model.path or ""
+    return Path(path).name if is_local(path) else path
 
 
 def _origin(summary: dict[str, Any], config: RunConfig) -> str:
     if summary["pruned"] is None:
         return f"Trained from a random start by transact on {config.recover.tokens:,} tokens.\n"
     dense, pruned = summary["dense"], summary["pruned"]
-    reached = summary["remove_fraction"]["reached"]
+    reached, rounds = summary["remove_fraction"]["reached"], len(summary["rounds"])
     return (
-        f"`{config.model.path}` with {reached:.1%} of its parameters removed by transact in "
-        f"{len(summary['rounds'])} rounds, following TransAct (arXiv 2407.05690): inside attention and MLP "
+        f"`{_parent_name(config)}` with {reached:.1%} of its parameters removed by transact in "
+        f"{rounds} round{'s' if rounds > 1 else ''}, following TransAct (arXiv 2407.05690): inside attention and MLP "
         f"modules, never between them.\n\n"
-        f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(config, dense, pruned)}\n\n"
-        "The licence of the parent applies.\n"
+        f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(summary, config)}\n\n"
+        f"{_how(summary, config)}\n"
+    )
+
+
+def _how(summary: dict[str, Any], config: RunConfig) -> str:
+    """How units were chosen and what was trained."""
+    method, recover = config.prune.method, config.recover
+    tokens = sum(each["tokens"] for each in summary["rounds"])
+    attention = {
+        "pairs": f"rotary pairs of queries and keys by `{method.pair_score}`, values by `{method.values}`",
+        "heads": "whole heads by the norms of their outputs",
+        "shared_dims": f"the same dims of queries, keys and values by `{method.values}`",
+    }[method.attention]
+    return (
+        f"Chosen on {config.prune.calibration_sequences} calibration sequences of {config.data.sequence_length} tokens: "
+        f"{attention}, MLP channels by `{method.channels}`; refit of the output projections: `{method.refit}`. "
+        f"Recovered on {tokens:,} tokens with the objective `{recover.objective}`."
     )
 
 
@@ -59,22 +123,29 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
-def _rotary_note(config: RunConfig, dense: dict[str, Any], pruned: dict[str, Any]) -> str:
+def _cuts_pairs(summary: dict[str, Any]) -> bool:
+    return summary["pruned"]["geometry"]["head_dim"] < summary["dense"]["geometry"]["head_dim"]
+
+
+def _has_factors(summary: dict[str, Any], config: RunConfig) -> bool:
+    """Whether config.json states frequencies as `longrope` factors."""
+    method = config.prune.method
+    return _cuts_pairs(summary) and method.attention == "pairs" and method.pair_scope == "model"
+
+
+def _rotary_note(summary: dict[str, Any], config: RunConfig) -> str:
     """How rotary pairs were cut, where they were."""
-    if pruned["geometry"]["head_dim"] == dense["geometry"]["head_dim"]:
+    if not _cuts_pairs(summary):
         return ""
     if config.prune.method.attention == "shared_dims":
         return " The rotary embedding is that of a fresh model with the smaller head."
     if config.prune.method.pair_scope != "model":
         return " Every kept rotary pair keeps its own frequency, listed in config.json."
-    return (
-        " Every kept rotary pair keeps its own frequency, as `longrope` factors in config.json: a conversion to GGUF "
-        "must carry them, a converter that ignores them makes a broken model."
-    )
+    return " Every kept rotary pair keeps its own frequency, as `longrope` factors in config.json."
 
 
 def _results(summary: dict[str, Any]) -> str:
-    rows = ["| model | parameters | KV bytes per token | perplexity |", "|---|---|---|---|"]
+    rows = ["## Results\n", "| model | parameters | KV bytes per token | perplexity |", "|---|---|---|---|"]
     for role in ("dense", "pruned"):
         model = summary[role]
         if model is not None:
@@ -87,3 +158,9 @@ def _results(summary: dict[str, Any]) -> str:
         f"{measured['sequence_length']}. KV bytes for a 16-bit cache.\n"
     )
     return "\n".join(rows) + "\n\n" + note
+
+
+def _licence_note(config: RunConfig, licence: Licence) -> str:
+    name = f": {licence.name}" if licence.name else ""
+    files = f" ({', '.join(f'`{each}`' for each in licence.files)})" if licence.files else ""
+    return f"## Licence\n\nThat of the parent `{_parent_name(config)}` applies{name}{files}.\n"

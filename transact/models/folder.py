@@ -23,6 +23,11 @@ DOWNLOADED = [
     "tokenizer.model",
     "*.txt",
     "*.jinja",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
 ]  # nothing that can run
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HUB_TIMEOUT_SECONDS = 10

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from transact.exporting.folder import write_export
+from transact.exporting.licence import copy_licence, read_licence
 from transact.exporting.model_card import model_card
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.llama import is_stock
@@ -33,7 +34,9 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
 
     def write() -> None:
         fresh_temporary_folder(output)
-        write_export(checkpoint, temporary, dtype, model_card(summary, job.config))
+        licence = read_licence(parent)
+        write_export(checkpoint, temporary, dtype, model_card(summary, job.config, licence))
+        copy_licence(licence, parent, temporary)
 
     job.group.on_main(write)
     tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)

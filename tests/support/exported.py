@@ -1,0 +1,92 @@
+"""An exported folder without the job that leads to it, and what it must compute: made from random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.tiny import train_tokenizer, write_model, write_text_files
+from transact.exporting.folder import write_export
+from transact.files import read_json, write_json
+from transact.models.llama import read_geometry, slice_tensors, sliced_config
+from transact.prune.criteria import Scores
+from transact.prune.planning import PrunePlan, make_plan
+from transact.runtime.checkpoints import copy_companions, layer_groups
+
+
+def random_plan(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:
+    """Random units of the model in a folder."""
+    source = read_geometry(read_json(folder / "config.json"))
+    layers, heads = source.num_layers, source.num_key_value_heads
+    generator = torch.Generator().manual_seed(5)
+    scores = Scores(
+        pairs=torch.rand(layers, heads, source.head_dim // 2, generator=generator),
+        values=torch.rand(layers, heads, source.head_dim, generator=generator),
+        channels=torch.rand(layers, source.intermediate_size, generator=generator),
+    )
+    target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
+    return make_plan(scores, source, target, parent=source, asked=None, **options)
+
+
+def slice_folder(source: Path, target: Path, plan: PrunePlan) -> Path:
+    """The plain cut of a folder with a single shard."""
+    stored = load_file(source / "model.safetensors")
+    target.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    for names in layer_groups(stored):
+        tensors |= slice_tensors({name: stored[name] for name in names}, plan)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), plan))
+    copy_companions(source, target)
+    return target
+
+
+def write_exported(folder: Path, *, dtype: str = "float32", head_dim: int = 10, **changes: Any) -> Path:
+    """A random parent with a tokenizer, cut to `head_dim` and exported: `folder`/export."""
+    text, _ = write_text_files(folder / "text")
+    parent = write_model(folder / "parent", **changes)
+    train_tokenizer(text).save_pretrained(parent)
+    plan = random_plan(parent, head_dim=head_dim, intermediate_size=96)
+    sliced = slice_folder(parent, folder / "sliced", plan)
+    (folder / "export").mkdir()
+    write_export(sliced, folder / "export", dtype, "# a model\n")
+    return folder / "export"
+
+
+@torch.no_grad()
+def masked_parent(folder: Path, plan: PrunePlan) -> Any:
+    """The parent in a folder with every cut unit zeroed: what its sliced model must compute."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    half, hidden = plan.source.head_dim // 2, plan.source.hidden_size
+    group = plan.source.queries_per_key_value_head
+    for layer, block in enumerate(model.model.layers):
+        attention, mlp = block.self_attn, block.mlp
+        for head in range(plan.source.num_key_value_heads):
+            cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs(layer, head)))
+            cut_dims = sorted(set(range(2 * half)) - set(plan.value_dims[layer][head]))
+            for projection in (attention.q_proj, attention.k_proj):
+                _zero(projection, (plan.source.num_key_value_heads, -1, 2, half), (head, ..., cut_pairs))
+            _zero(attention.v_proj, (-1, 2 * half), (head, cut_dims))
+            output = attention.o_proj.weight.view(hidden, -1, 2 * half)
+            output[:, head * group : (head + 1) * group, cut_dims] = 0
+        cut = sorted(set(range(plan.source.intermediate_size)) - set(plan.channels[layer]))
+        mlp.gate_proj.weight[cut] = 0
+        mlp.up_proj.weight[cut] = 0
+        mlp.down_proj.weight[:, cut] = 0
+    return model
+
+
+def _zero(projection: Any, shape: tuple[int, ...], where: Any) -> None:
+    """Zero outputs of a projection, arranged as `shape`: the rows of its weight, and its bias if there is one."""
+    outputs, inputs = projection.weight.shape
+    mask = torch.ones(outputs).view(shape)
+    mask[where] = 0
+    projection.weight.mul_(mask.flatten().unsqueeze(1))
+    if projection.bias is not None:
+        projection.bias.mul_(mask.flatten())

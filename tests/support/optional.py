@@ -1,0 +1,58 @@
+"""Libraries that the tests want beside the environment's own: each in a folder of its own, put first on the path.
+
+They are installed once, by pip, into `.cache/` of the checkout, which git ignores.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.support.commands import REPOSITORY, environment
+
+CACHE = REPOSITORY / ".cache"
+# The last release of the 4.x series, with the versions of its two companions that it insists on.
+TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+
+
+def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) -> Path:
+    """The folder with these requirements, without what they depend on: the environment has that.
+
+    Raises:
+        AssertionError: pip fails; with what it says.
+    """
+    folder = CACHE / name
+    if not folder.is_dir():
+        CACHE.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=CACHE, prefix=f"{name}."))
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(temporary)]
+        done = subprocess.run([*pip, *requirements], capture_output=True, text=True, timeout=seconds, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        try:
+            temporary.rename(folder)
+        except OSError:  # another test process was faster
+            shutil.rmtree(temporary)
+    return folder
+
+
+def run_with(folder: Path | None, script: Path, *arguments: str, seconds: float = 300) -> str:
+    """Run a script in this environment with another library in front. Returns what it prints.
+
+    Raises:
+        AssertionError: it fails; with what it says.
+    """
+    path = os.pathsep.join(str(each) for each in (folder, REPOSITORY) if each is not None)
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=environment() | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

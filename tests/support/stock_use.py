@@ -1,0 +1,83 @@
+"""Use an exported folder as anybody would, with whatever transformers is on the path, and print what was seen.
+
+    python stock_use.py FOLDER OUTPUT
+
+Imports nothing of transact. OUTPUT gets the logits as safetensors; standard output one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+SEEN: list[str] = []
+LENGTH = 160  # tokens; the tiny models were made for 128
+
+
+class _Seen(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "predefined maximum length" not in message:  # it is exceeded on purpose
+            SEEN.append(message)
+
+
+def _watch_warnings() -> None:
+    """Everything that a user would see: Python's warnings, and what transformers logs."""
+    warnings.showwarning = lambda message, *_: SEEN.append(str(message))
+    warnings.simplefilter("always")
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries among each other; hidden by default
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("transformers").addHandler(_Seen(logging.WARNING))
+
+
+def main(folder: Path, output: Path) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _watch_warnings()
+    tokens = torch.randint(0, 512, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    prompt = tokens[:, :5]
+    logits: dict[str, Any] = {}
+    generated: dict[str, list[int]] = {}
+
+    def load(path: Path, dtype: str, attention: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=attention
+        ).eval()
+
+    with torch.no_grad():
+        for attention in ("sdpa", "eager"):
+            for dtype in ("float32", "bfloat16"):
+                model = load(folder, dtype, attention)
+                logits[f"{attention} {dtype}"] = model(tokens).logits.float()
+            model = load(folder, "float32", attention)
+            settings = {"max_new_tokens": 150, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            generated[attention] = model.generate(prompt, **settings)[0].tolist()
+        again = output.with_suffix("")
+        model.save_pretrained(again)
+        logits["saved again"] = load(again, "float32", "sdpa")(tokens).logits
+    text = "def main() -> None:"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    save_file({name: value.contiguous() for name, value in logits.items()}, output)
+    print(
+        json.dumps(
+            {
+                "version": transformers.__version__,
+                "class": type(model).__name__,
+                "warnings": SEEN,
+                "generated": generated,
+                "tokens": tokens[0].tolist(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,74 @@
+"""What a user does with an exported folder, in the newest transformers and in the last of the 4.x series."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.support.exported import masked_parent, random_plan, write_exported
+from tests.support.optional import TRANSFORMERS_4, installed, run_with
+
+SCRIPT = Path(__file__).parents[2] / "support" / "stock_use.py"
+TOLERANCE = 1e-4  # float32
+# bfloat16 has 8 bits, and logits of the random models are below 8: a handful of roundings of 2^-8.
+BFLOAT16_TOLERANCE = 0.15
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_exported(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.mark.parametrize("library", ["newest", "4.x"])
+def test_stock_transformers_compute_the_masked_parent(exported: Path, tmp_path: Path, library: str) -> None:
+    """Both attention implementations and dtypes, with and without a cache, beyond the original context, silently."""
+    folder = installed("transformers-4.57.6", TRANSFORMERS_4) if library == "4.x" else None
+    said = run_with(folder, SCRIPT, str(exported), str(tmp_path / "logits.safetensors"))
+    seen: dict[str, Any] = json.loads(said)
+    assert seen["version"].startswith("4.57" if folder else "5.")
+    assert seen["warnings"] == []
+    parent = exported.parent / "parent"
+    oracle = masked_parent(parent, random_plan(parent, head_dim=10, intermediate_size=96))
+    tokens = torch.tensor([seen["tokens"]])
+    with torch.no_grad():
+        expected = oracle(tokens).logits
+    for name, logits in load_file(tmp_path / "logits.safetensors").items():
+        tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else TOLERANCE
+        assert float((logits - expected).abs().max()) < tolerance, name
+    sequence = torch.tensor([seen["generated"]["sdpa"]])
+    assert seen["generated"]["eager"] == seen["generated"]["sdpa"] and sequence.shape[1] > 128
+    with torch.no_grad():
+        greedy = oracle(sequence).logits[0, 4:-1].argmax(dim=-1)
+    assert greedy.tolist() == sequence[0, 5:].tolist()
+
+
+def test_an_adapter_trains_on_it(exported: Path, tmp_path: Path) -> None:
+    """LoRA (peft): the loss falls, only the adapter changes, and it loads again."""
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.Adam([each for each in adapted.parameters() if each.requires_grad], lr=1e-2)
+    tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(20):
+        loss = adapted(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    adapted.save_pretrained(tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    assert all(value.equal(before[name]) for name, value in plain.state_dict().items())
+    again = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    with torch.no_grad():
+        difference = (again(tokens).logits - adapted.eval()(tokens).logits).abs().max()
+    assert float(difference) < 1e-5
