@@ -30,6 +30,8 @@ EXPORT_DTYPES = ("parent", *DTYPES)
 ATTENTION_KINDS = ("sdpa", "eager")
 DEVICES = ("auto", "cpu", "cuda")
 TRACK_MODES = ("auto", "online", "offline", "disabled")
+GGUF_TYPES = ("none", "f16", "q8_0", "q4_0")
+ROTARY_CHOICES = ("free", "progression")
 LAUNCH_KINDS = ("inline", "local")
 
 
@@ -195,6 +197,7 @@ class PruneConfig:
     split: str = "equal"  # between attention and MLP: the same fraction of both | measured
     split_candidates: int = 8  # at most, that auto measures
     rounds: int = 1
+    rotary_pairs: str = "free"  # progression: every s-th pair, which rope_theta alone expresses
     schedule: str = "linear"
     round_shares: list[float] | None = None  # relative size of each round's cut, instead of a schedule
     calibration_sequences: int = 128
@@ -212,6 +215,10 @@ class PruneConfig:
         require_at_least("prune", self, 1, "rounds", "calibration_sequences", "split_candidates")
         _require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
         require_choice("prune.split", self.split, SPLITS)
+        require_choice("prune.rotary_pairs", self.rotary_pairs, ROTARY_CHOICES)
+        one_set = self.method.attention == "pairs" and self.method.pair_scope == "model"
+        progression = "progression needs prune.method.attention=pairs and pair_scope=model"
+        require("prune.rotary_pairs", self.rotary_pairs, self.rotary_pairs == "free" or one_set, progression)
         require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
         free = fraction is not None and self.head_dim is None
         require("prune.split", self.split, self.split == "equal" or free, "auto needs remove_fraction without head_dim")
@@ -297,6 +304,16 @@ class EngineConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """What is written besides the folder for transformers."""
+
+    gguf: str = "none"  # a file for llama.cpp, its weights in this type
+
+    def __post_init__(self) -> None:
+        require_choice("export.gguf", self.gguf, GGUF_TYPES)
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackConfig:
     """Where figures go besides metrics.jsonl."""
 
@@ -347,6 +364,7 @@ class RunConfig:
     engine: EngineConfig
     track: TrackConfig
     launch: LaunchConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, MODES)
@@ -377,7 +395,7 @@ class RunConfig:
 
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir")
+FREE_SECTIONS = ("track", "launch", "output_dir", "export")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",

@@ -7,16 +7,17 @@ single weight is read. The tests compare them with a real ``LlamaForCausalLM``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """Dimensions of a LLaMA-like decoder without biases.
+    """Dimensions of a LLaMA-like decoder.
 
     ``head_dim`` (queries, keys and values alike) and ``intermediate_size`` are the transitional
-    dimensions, the ones that get cut. The others never change.
+    dimensions, the ones that get cut. The others never change. ``query_key_value_bias``: q, k and v
+    have biases. ``query_key_norm``: queries and keys pass a norm over each head's dims.
 
     Raises:
         ValueError: a dimension is not positive, ``head_dim`` is odd (rotary embeddings turn dims
@@ -31,10 +32,12 @@ class Geometry:
     intermediate_size: int
     vocab_size: int
     tied_embeddings: bool
+    query_key_value_bias: bool = False
+    query_key_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "tied_embeddings" and value < 1:
+            if not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
@@ -53,10 +56,15 @@ class Geometry:
         """All parameters. Tied embeddings count once."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         norms = (2 * self.num_layers + 1) * self.hidden_size
-        return embeddings + norms + self.transitional_parameters()
+        return embeddings + norms + self._head_vectors() + self.transitional_parameters()
+
+    def _head_vectors(self) -> int:
+        """Biases of q, k and v, and weights of the norms of queries and keys."""
+        biases = self.num_attention_heads + 2 * self.num_key_value_heads if self.query_key_value_bias else 0
+        return self.num_layers * self.head_dim * (biases + (2 if self.query_key_norm else 0))
 
     def transitional_parameters(self) -> int:
-        """Parameters of the q, k, v, o, gate, up and down projections: all that can be cut."""
+        """Weights of the q, k, v, o, gate, up and down projections: all that can be cut, but for a few vectors."""
         # q and o are as wide as the query heads, k and v as the key-value heads.
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
         inner_width = heads * self.head_dim + 3 * self.intermediate_size
@@ -94,7 +102,8 @@ class Geometry:
             ValueError: keys are unknown or missing.
         """
         known = {field.name for field in fields(cls)}
-        if values.keys() != known:
-            unknown, missing = sorted(values.keys() - known), sorted(known - values.keys())
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if not required <= values.keys() <= known:
+            unknown, missing = sorted(values.keys() - known), sorted(required - values.keys())
             raise ValueError(f"geometry has unknown keys {unknown} and lacks keys {missing}")
         return cls(**values)

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from transact.config import RunConfig
+from transact.config import MethodConfig, RunConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text
 from transact.geometry import Geometry
+from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
@@ -34,6 +35,8 @@ def check(config: RunConfig, world_size: int) -> None:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
     check_sequence_length(config, model_config)
+    if config.mode == "prune":
+        check_method(config.prune.method, model_config)
     check_ranks(config, world_size)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
@@ -51,6 +54,31 @@ def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> No
     length = config.data.sequence_length
     if longest is not None and length > longest:
         raise ValueError(f"data.sequence_length={length} is not allowed: the model takes at most {longest} tokens")
+    window = family_of(model_config).window(model_config)
+    if window is not None and length > window:
+        raise ValueError(
+            f"data.sequence_length={length} is not allowed: the model attends to at most {window} tokens "
+            "(sliding_window), and pruning works on whole sequences"
+        )
+
+
+def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
+    """The family can take the method's cut.
+
+    Raises:
+        ValueError: names the setting and the family.
+    """
+    family = family_of(model_config)
+    if method.pair_scope != "model" and not family.has_own_frequencies:
+        raise ValueError(
+            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for model_type {family.model_type}: it "
+            "must be model"
+        )
+    if method.attention == "shared_dims" and family.query_key_norm:
+        raise ValueError(
+            f"prune.method.attention={method.attention!r} is not allowed for model_type {family.model_type}: the heads "
+            "share a norm of queries and keys, so they must keep the same dims; it must be pairs or heads"
+        )
 
 
 def check_ranks(config: RunConfig, world_size: int) -> None:

@@ -122,7 +122,8 @@ def test_heavy_libraries_have_one_door_each() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in project["dependencies"]}
+    extras = [each for name, group in project["optional-dependencies"].items() if name != "dev" for each in group]
+    declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in [*project["dependencies"], *extras]}
     libraries = {target.split(".")[0] for targets in IMPORTS.values() for target in targets}
     libraries -= {"transact", *sys.stdlib_module_names}
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from transact.exporting.converter_guard import guard_tensors
 from transact.files import read_json, write_json, write_text
 from transact.models.shards import SINGLE_NAME
 from transact.runtime.checkpoints import copy_companions, stored_config
@@ -31,17 +32,22 @@ def plan_shards(reader: CheckpointReader, bytes_per_element: int, limit: int = S
 def write_export(source: Path, target: Path, dtype: str, model_card: str) -> None:
     """Fill the folder `target`, which must exist; one shard is in memory at a time."""
     torch_dtype = getattr(torch, dtype)
+    config = read_json(source / "config.json")
+    guard = guard_tensors(config)
     with CheckpointReader(source) as reader:
         shards = plan_shards(reader, torch_dtype.itemsize)
         files: dict[str, str] = {}
         total = 0
         for number, names in enumerate(shards, start=1):
             file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            total += write_shard(target / file, {name: reader.tensor(name) for name in names}, torch_dtype)["size"]
-            files.update(dict.fromkeys(names, file))
+            tensors = {name: reader.tensor(name).to(torch_dtype) for name in names}
+            if number == 1:
+                tensors |= guard
+            total += write_shard(target / file, tensors, None)["size"]
+            files.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
         write_index(target, files, total)
-    write_json(target / "config.json", stored_config(read_json(source / "config.json"), dtype))
+    write_json(target / "config.json", stored_config(config, dtype))
     copy_companions(source, target)
     _name_old_tokenizer_class(target / "tokenizer_config.json")
     write_text(target / "README.md", model_card)

@@ -52,9 +52,10 @@ CITATION = """\
 """
 
 GGUF_WARNING = """\
-**Do not convert this folder to GGUF with llama.cpp's own script**: it ends without an error and leaves out the \
-frequencies of the kept rotary pairs, so the file computes nonsense. Write the file with transact instead: the \
-command of the run, once more, with `export.gguf=f16`, `q8_0` or `q4_0`.
+**GGUF only through transact**: the command of the run, once more, with `export.gguf=f16`, `q8_0` or `q4_0` writes a \
+file for llama.cpp. llama.cpp's own converter would leave out the frequencies of the kept rotary pairs and write a \
+file that computes nonsense, without an error. A tensor of an unknown name stops it here (transformers skips it); in \
+a copy made with `save_pretrained` it is gone.
 """
 
 

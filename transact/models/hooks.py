@@ -1,4 +1,4 @@
-"""Collect activation statistics of a LLaMA with forward hooks.
+"""Collect activation statistics of a LLaMA-like decoder with forward hooks.
 
 Hooks see activations only, never weights, so they work unchanged on a model whose parameters are
 partitioned over ranks (ZeRO-3). Every rank must run the same number of forwards there.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transact.prune.statistics import ActivationStatistics
 
 TAYLOR = frozenset({"taylor_pairs", "taylor_values", "taylor_channels"})
+NORM_SHARES = frozenset({"query_share", "key_share"})
 
 
 class Collector:
@@ -131,6 +132,18 @@ def attach_grams(collector: Collector, layer: int, block: Any) -> list[Removable
     ]
 
 
+def _last_before_rotation(attention: Any) -> tuple[Any, Any]:
+    """The modules whose outputs are rotated: of queries and of keys, (batch, length, heads * head_dim) when flat."""
+    if hasattr(attention, "q_norm"):
+        return attention.q_norm, attention.k_norm
+    return attention.q_proj, attention.k_proj
+
+
+def _flat(output: Tensor) -> Tensor:
+    """Heads side by side: norms see them apart."""
+    return output.flatten(2)
+
+
 def _decoder_layers(model: Any) -> Any:
     return model.model.layers
 
@@ -153,29 +166,33 @@ def _before(collector: Collector, kind: str, layer: int, sums_of: Callable[[Tens
 
 def _attach(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
     """Hook one decoder layer."""
-    from transact.prune.statistics import channel_energy, rotary_pair_energy
+    from transact.prune.statistics import channel_energy, rotary_pair_energy, rotary_pair_shares
 
     def pairs_of(num_heads: int) -> Callable[[Tensor], Tensor]:
-        return lambda activation: rotary_pair_energy(activation, num_heads, geometry.head_dim)
+        return lambda activation: rotary_pair_energy(_flat(activation), num_heads, geometry.head_dim)
 
     def dims_per_head(activation: Tensor) -> Tensor:
         return channel_energy(activation).view(-1, geometry.head_dim)
 
     attention, mlp = block.self_attn, block.mlp
     query, key = pairs_of(geometry.num_attention_heads), pairs_of(geometry.num_key_value_heads)
+    last_query, last_key = _last_before_rotation(attention)
     handles = [
-        attention.q_proj.register_forward_hook(_after(collector, "query", layer, query)),
-        attention.k_proj.register_forward_hook(_after(collector, "key", layer, key)),
+        last_query.register_forward_hook(_after(collector, "query", layer, query)),
+        last_key.register_forward_hook(_after(collector, "key", layer, key)),
         attention.o_proj.register_forward_pre_hook(_before(collector, "attention_output", layer, dims_per_head)),
         mlp.down_proj.register_forward_pre_hook(_before(collector, "intermediate", layer, channel_energy)),
     ]
+    if collector.extra & NORM_SHARES:
+        for kind, norm in (("query_share", attention.q_norm), ("key_share", attention.k_norm)):
+            handles.append(norm.register_forward_pre_hook(_before(collector, kind, layer, rotary_pair_shares)))
     if collector.extra & {"token_product", "logit_variance"}:
         handles += _attach_logits(collector, geometry, layer, attention)
     return handles
 
 
 def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attention: Any) -> list[RemovableHandle]:
-    """Scores that need a token's query, its key and their rotation together. k_proj runs after q_proj."""
+    """Scores that need a token's query, its key and their rotation together. Keys are made after queries."""
     from transact.prune.pair_scores import logit_variances, pair_products
 
     seen: dict[str, Any] = {}
@@ -184,7 +201,7 @@ def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attenti
         seen["embedding"] = keywords["position_embeddings"]
 
     def query(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen["query"] = output
+        seen["query"] = _flat(output)
 
     def key(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         cosine, sine = seen.pop("embedding")
@@ -192,14 +209,15 @@ def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attenti
         if not collector.enabled:
             return
         if "token_product" in collector.extra:
-            collector.add("token_product", layer, pair_products(projected, output, geometry))
+            collector.add("token_product", layer, pair_products(projected, _flat(output), geometry))
         if "logit_variance" in collector.extra:
-            collector.add("logit_variance", layer, logit_variances(projected, output, cosine, sine, geometry))
+            collector.add("logit_variance", layer, logit_variances(projected, _flat(output), cosine, sine, geometry))
 
+    last_query, last_key = _last_before_rotation(attention)
     return [
         attention.register_forward_pre_hook(embedding, with_kwargs=True),
-        attention.q_proj.register_forward_hook(query),
-        attention.k_proj.register_forward_hook(key),
+        last_query.register_forward_hook(query),
+        last_key.register_forward_hook(key),
     ]
 
 
@@ -210,7 +228,7 @@ def _attach_gradients(collector: Collector, geometry: Geometry, layer: int, bloc
     def watch(kind: str, activation: Tensor, score_of: Callable[[Tensor], Tensor]) -> None:
         def on_gradient(gradient: Tensor) -> None:
             # The loss is a mean over the batch: undo that, so that every sequence counts the same.
-            gates = taylor.gate_gradients(activation, gradient) * len(activation)
+            gates = taylor.gate_gradients(_flat(activation), _flat(gradient)) * len(activation)
             collector.add(kind, layer, score_of(gates))
 
         if collector.enabled:
@@ -226,7 +244,7 @@ def _attach_gradients(collector: Collector, geometry: Geometry, layer: int, bloc
         watch("taylor_channels", inputs[0], taylor.taylor_channels)
 
     return [
-        block.self_attn.q_proj.register_forward_hook(query),
+        _last_before_rotation(block.self_attn)[0].register_forward_hook(query),
         block.self_attn.o_proj.register_forward_pre_hook(values),
         block.mlp.down_proj.register_forward_pre_hook(channels),
     ]

@@ -1,9 +1,7 @@
-"""The LLaMA family: its configuration, what is cut in which tensor, and the cut config.json.
+"""LLaMA-like decoders: their configuration, what is cut in which tensor, and the cut config.json.
 
-The family is LLaMA, and Mistral without a sliding window, which is the same computation.
-
-Works on the parsed config.json and on single tensors by name, so a checkpoint can be streamed
-through layer by layer. Importing this module imports neither torch nor transformers.
+What families differ in is in `families/`. Works on the parsed config.json and on single tensors by name, so a
+checkpoint can be streamed through layer by layer. Importing this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +11,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
-from transact.models.rotary import OWN_FREQUENCIES, head_frequencies, kept_pairs_settings, rope_settings
+from transact.models.families import STOCK_TYPES, family_of
+from transact.models.families.llama import TRANSACT_LLAMA
+from transact.models.families.mistral import MISTRAL
+from transact.models.rotary import (
+    DEFAULT_MAX_POSITION_EMBEDDINGS,
+    OWN_FREQUENCIES,
+    head_frequencies,
+    kept_pairs_settings,
+    rope_settings,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +29,6 @@ if TYPE_CHECKING:
     from transact.prune.planning import PrunePlan
     from transact.prune.weights import LayerWeights
 
-STOCK_TYPES = ("llama", "mistral")
-# A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
-OWN_TYPE = "transact_llama"
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", OWN_TYPE: "TransactLlamaForCausalLM"}
 PROJECTIONS = {  # name in the state dict -> field of LayerWeights
     "q": "query",
     "k": "key",
@@ -37,7 +40,8 @@ PROJECTIONS = {  # name in the state dict -> field of LayerWeights
 }
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_PROJECTION = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)_proj\.weight")
+_PROJECTION = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)_proj\.(weight|bias)")
+_HEAD_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_norm\.weight")
 
 
 def read_geometry(config: Mapping[str, Any]) -> Geometry:
@@ -48,6 +52,7 @@ def read_geometry(config: Mapping[str, Any]) -> Geometry:
     """
     hidden_size = _dimension(config, "hidden_size")
     num_attention_heads = _dimension(config, "num_attention_heads")
+    family = family_of(config)
     return Geometry(
         hidden_size=hidden_size,
         num_layers=_dimension(config, "num_hidden_layers"),
@@ -57,6 +62,8 @@ def read_geometry(config: Mapping[str, Any]) -> Geometry:
         intermediate_size=_dimension(config, "intermediate_size"),
         vocab_size=_dimension(config, "vocab_size"),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        query_key_value_bias=family.query_key_value_bias,
+        query_key_norm=family.query_key_norm,
     )
 
 
@@ -68,11 +75,10 @@ def check_supported(config: Mapping[str, Any]) -> None:
     """
     if config.get("model_type") not in STOCK_TYPES:
         raise ValueError(f"model_type is {config.get('model_type')!r}; supported: {', '.join(STOCK_TYPES)}")
-    if config.get("model_type") == "mistral" and config.get("sliding_window") is not None:
-        raise ValueError(f"sliding_window is {config['sliding_window']}; supported: null")
-    for name in ("attention_bias", "mlp_bias"):
-        if config.get(name):
-            raise ValueError(f"{name} is {config[name]}; supported: False")
+    family = family_of(config)
+    family.check(config)
+    for name in family.required:
+        _dimension(config, name)
     if config.get("max_position_embeddings") is not None:
         _dimension(config, "max_position_embeddings")
     for name in ("rms_norm_eps", "rope_theta"):
@@ -90,7 +96,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         method = config["quantization_config"].get("quant_method", "of unknown method")
         raise ValueError(f"quantization_config is present ({method}); supported: none")
     geometry = read_geometry(config)
-    if config["model_type"] == "llama" and geometry.hidden_size % geometry.num_attention_heads:
+    if family.heads_divide_hidden_size and geometry.hidden_size % geometry.num_attention_heads:
         # LlamaConfig insists on it even where head_dim is explicit.
         raise ValueError(
             f"num_attention_heads is {geometry.num_attention_heads}; supported: "
@@ -119,12 +125,13 @@ def sliced_config(config: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     }
     if config["model_type"] == "llama" and target.hidden_size % target.num_attention_heads:
         # The same computation without LlamaConfig's condition on the number of heads.
-        sliced |= {"model_type": "mistral", "sliding_window": None}
+        limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)  # silence means another there
+        sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None, "max_position_embeddings": limit}
     if target.head_dim < plan.source.head_dim and plan.rotary == "kept":
         if plan.pair_scope == "model" and OWN_FREQUENCIES not in config:
             sliced |= kept_pairs_settings(config, plan.rotary_pairs(0, 0))
         else:
-            sliced |= {"model_type": OWN_TYPE, OWN_FREQUENCIES: _own_frequencies(config, plan)}
+            sliced |= {"model_type": TRANSACT_LLAMA.model_type, OWN_FREQUENCIES: _own_frequencies(config, plan)}
     return sliced
 
 
@@ -142,7 +149,7 @@ def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     hidden, channels = geometry.hidden_size, geometry.intermediate_size
     queries = geometry.num_attention_heads * geometry.head_dim
     keys = geometry.num_key_value_heads * geometry.head_dim
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
         "self_attn.q_proj": (queries, hidden),
@@ -153,9 +160,14 @@ def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (channels, hidden),
         "mlp.down_proj": (hidden, channels),
     }
+    layer = {f"{name}.weight": shape for name, shape in layer.items()}
+    if geometry.query_key_value_bias:
+        layer |= {f"self_attn.{name}_proj.bias": (rows,) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
+    if geometry.query_key_norm:
+        layer |= {f"self_attn.{name}_norm.weight": (geometry.head_dim,) for name in ("q", "k")}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (geometry.vocab_size, hidden)}
     for number in range(geometry.num_layers):
-        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not geometry.tied_embeddings:
         shapes["lm_head.weight"] = (geometry.vocab_size, hidden)
@@ -174,13 +186,23 @@ def down_projection(layer: int) -> str:
 
 
 def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
-    """The projections among the tensors of one layer; None where these are not those of a layer."""
+    """The weights among the tensors of one layer that a cut changes; None where these are not those of a layer."""
+    import torch
+
     from transact.prune.weights import LayerWeights
 
-    found = {match[1]: tensor for name, tensor in tensors.items() if (match := _PROJECTION.fullmatch(name))}
+    found: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if match := _PROJECTION.fullmatch(name):
+            (biases if match[2] == "bias" else found)[PROJECTIONS[match[1]]] = tensor
+        elif match := _HEAD_NORM.fullmatch(name):
+            found[f"{PROJECTIONS[match[1]]}_norm"] = tensor
     if not found:
         return None
-    return LayerWeights(**{field: found[short] for short, field in PROJECTIONS.items()})
+    # Whatever is done to rows of the weight is right for the bias too.
+    found |= {field: torch.cat([found[field], bias.unsqueeze(1)], dim=1) for field, bias in biases.items()}
+    return LayerWeights(**found)
 
 
 def slice_tensors(
@@ -189,7 +211,7 @@ def slice_tensors(
     """The sliced version of the parameters of one layer; parameters outside the layers pass unchanged.
 
     Args:
-        tensors: by their names in the state dict of ``LlamaForCausalLM``.
+        tensors: by their names in the state dict of the family's stock class.
         plan: what to keep.
         gram: as in `transact.prune.slicing.cut_layer`; so is ridge.
         ridge: of the refit.
@@ -204,11 +226,20 @@ def slice_tensors(
 
 
 def replace_projections(tensors: Mapping[str, Tensor], weights: LayerWeights) -> dict[str, Tensor]:
-    """The tensors of a layer with other projections."""
-    return {
-        name: getattr(weights, PROJECTIONS[match[1]]) if (match := _PROJECTION.fullmatch(name)) else tensor
-        for name, tensor in tensors.items()
-    }
+    """The tensors of a layer with other projections, their biases and their norms among them."""
+
+    def replaced(name: str, tensor: Tensor) -> Tensor:
+        if match := _HEAD_NORM.fullmatch(name):
+            return getattr(weights, f"{PROJECTIONS[match[1]]}_norm")
+        if not (match := _PROJECTION.fullmatch(name)):
+            return tensor
+        both = getattr(weights, PROJECTIONS[match[1]])
+        if match[2] == "bias":
+            return both[:, -1].contiguous()
+        has_bias = name.removesuffix("weight") + "bias" in tensors
+        return both[:, :-1].contiguous() if has_bias else both
+
+    return {name: replaced(name, tensor) for name, tensor in tensors.items()}
 
 
 def _dimension(config: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -60,6 +60,13 @@ def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
             return plain
 
 
+def frequency_factors(config: Mapping[str, Any]) -> Tensor | None:
+    """What rope_theta's frequencies are divided by: (head_dim // 2,) float32; None where they are right as they are."""
+    plain = _plain_frequencies(rope_settings(config)["rope_theta"], _head_dim(config))
+    factors = (plain / inverse_frequencies(config)).float()
+    return None if bool((factors == 1).all()) else factors
+
+
 def head_frequencies(config: Mapping[str, Any]) -> Tensor:
     """Angle per position of each rotary pair of each head: (layers, num_key_value_heads, head_dim // 2) float64."""
     import torch

@@ -17,7 +17,8 @@ SINGLE_NAME = "model.safetensors"
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 DTYPES = ("F32", "F16", "BF16", "F64")
-# Rotary frequencies, which older versions of transformers stored with the weights; they follow from config.json.
+# In names of rotary frequencies, which older versions of transformers stored with the weights, and which exports
+# store for converters to see; they follow from config.json.
 DERIVED = "rotary_emb.inv_freq"
 
 
@@ -50,7 +51,7 @@ def check_shapes(
         ValueError: names the first that is missing, too many or of another shape.
     """
     tied = {"lm_head.weight"} if is_tied else set()
-    known = {name for name in found if not name.endswith(DERIVED)}
+    known = {name for name in found if DERIVED not in name}
     for problem, names in (
         ("lacks", expected.keys() - known),
         ("has the unknown tensor", known - expected.keys() - tied),

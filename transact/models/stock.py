@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from transact.files import read_json
+from transact.models.families import family_of
+from transact.models.families.llama import LLAMA
+from transact.models.llama import is_stock
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import head_frequencies
 
@@ -20,10 +23,12 @@ def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
         config: parsed config.json.
         attention: transformers' name of the attention implementation.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+    import transformers
 
-    classes = {"mistral": (MistralForCausalLM, MistralConfig)}
-    model_class, config_class = classes.get(config["model_type"], (LlamaForCausalLM, LlamaConfig))
+    family = family_of(config)
+    # The name of a class that is not stock is not to be found: its weights and configuration are a LLaMA's.
+    model_class = getattr(transformers, family.architecture if is_stock(config) else LLAMA.architecture)
+    config_class = getattr(transformers, family.configuration)
     values = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype")}
     model_config = config_class.from_dict(values | {"use_cache": False}, attn_implementation=attention)
     return model_class, model_config

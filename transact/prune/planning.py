@@ -41,6 +41,9 @@ class PrunePlan:
             removed by its end; ``None`` where dimensions were asked for instead.
         reached: the fraction that it will have removed.
         method: how the units were chosen, for the record.
+        query_norm_gains: a factor per layer for the norm of queries, where there is one and pairs are cut: the
+            root of the mean share that the kept pairs have in the square of a query. None: 1.
+        key_norm_gains: the same of keys.
     """
 
     query_heads: tuple[tuple[int, ...], ...]
@@ -56,6 +59,8 @@ class PrunePlan:
     asked: float | None
     reached: float
     method: dict[str, Any]
+    query_norm_gains: tuple[float, ...] | None = None
+    key_norm_gains: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         source, target = self.source, self.target
@@ -108,6 +113,7 @@ def make_plan(
     value_basis: str = "dims",
     query_head_scores: Tensor | None = None,
     channels: Sequence[Sequence[int]] | None = None,
+    norm_shares: tuple[Tensor, Tensor] | None = None,
     method: dict[str, Any] | None = None,
 ) -> PrunePlan:
     """Keep the best units of each kind.
@@ -124,6 +130,8 @@ def make_plan(
         value_basis: see `PrunePlan`.
         query_head_scores: (layers, num_attention_heads), for unit "heads".
         channels: kept channels of each layer where they were chosen already.
+        norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
+            of a key, (layers, source.head_dim // 2) each.
         method: for the record.
     """
     queries, groups = _all_heads(source)
@@ -138,6 +146,7 @@ def make_plan(
         rotary = "recreated"
     if channels is None:
         channels = best_indices(scores.channels, target.intermediate_size).tolist()
+    gains = [_norm_gains(shares, query_key, target) for shares in norm_shares or ()] or [None, None]
     return PrunePlan(
         query_heads=_as_tuples(queries),
         key_value_heads=_as_tuples(groups),
@@ -152,7 +161,15 @@ def make_plan(
         asked=asked,
         reached=removed_fraction(parent, target),
         method=method or {},
+        query_norm_gains=gains[0],
+        key_norm_gains=gains[1],
     )
+
+
+def _norm_gains(shares: Tensor, query_key: Any, target: Geometry) -> tuple[float, ...]:
+    """Root of the summed shares of each layer's kept pairs."""
+    pairs = [layer[0][: target.head_dim // 2] for layer in query_key]
+    return tuple(float(row[list(kept)].sum().sqrt()) for row, kept in zip(shares, pairs, strict=True))
 
 
 def best_heads(scores: Tensor, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:

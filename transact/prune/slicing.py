@@ -25,7 +25,7 @@ class AttentionCut:
     """Attention after the cut, before any refit; float32.
 
     Attributes:
-        query: as in `LayerWeights`, with the target's dimensions; so are key, value and output.
+        query: as in `LayerWeights`, with the target's dimensions; so are key, value, output and the norms.
         transform: what became of o_proj's input: (kept,) int64 indices, or the matrix (kept, inputs) float64.
     """
 
@@ -34,6 +34,8 @@ class AttentionCut:
     value: Tensor
     output: Tensor
     transform: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
 
 
 def cut_layer(
@@ -66,24 +68,50 @@ def cut_layer(
         gate=weights.gate.float()[channels],
         up=weights.up.float()[channels],
         down=down.contiguous(),
+        query_norm=attention.query_norm,
+        key_norm=attention.key_norm,
     )
 
 
 def cut_attention(weights: LayerWeights, plan: PrunePlan, layer: int, gram: LayerGram | None = None) -> AttentionCut:
-    """q, k, v and o after the cut. gram: needed where the plan's value basis comes from data."""
+    """q, k, v and o after the cut. gram: needed where the plan's value basis comes from data.
+
+    Where queries and keys are normalised, their projections' scale means nothing, so the norms' weights carry it. A
+    norm over the kept dims S of d divides by their own size instead of that of all d dims: the parent with the cut
+    rows zeroed differs by the constant sqrt(d / |S|) alone (but for the norm's epsilon, 1e-6 beside the mean
+    square), which is put right exactly. The dense parent divides by more: by a factor that varies from token to
+    token, sqrt of the share of S in the square, of which only a constant can be kept. It is the plan's gain, the
+    root of the mean share on the calibration text.
+    """
     rows, columns = value_rows(plan, layer), output_columns(plan, layer)
     value, output, transform = weights.value.float()[rows], weights.output.float()[:, columns], columns
     if plan.value_basis != "dims":
         assert gram is not None
         basis = _basis(weights, plan, gram)
         value, output, transform = _change_basis(weights, plan, basis)
+    scale = query_scale(plan)
     return AttentionCut(
-        query=weights.query.float()[query_rows(plan, layer)] * query_scale(plan),
+        query=weights.query.float()[query_rows(plan, layer)] * (scale if weights.query_norm is None else 1.0),
         key=weights.key.float()[key_rows(plan, layer)],
         value=value,
         output=output,
         transform=transform.to(weights.output.device),
+        # The queries' scale and the constant of the smaller norm undo each other.
+        query_norm=_cut_norm(weights.query_norm, plan, layer, plan.query_norm_gains),
+        key_norm=_cut_norm(weights.key_norm, plan, layer, plan.key_norm_gains, 1 / scale),
     )
+
+
+def _cut_norm(
+    weight: Tensor | None, plan: PrunePlan, layer: int, gains: Sequence[float] | None, scale: float = 1.0
+) -> Tensor | None:
+    """The weight of a norm of queries or keys; the heads share it, so they must share their dims."""
+    if weight is None:
+        return None
+    heads = set(plan.query_key_dims[layer])
+    assert len(heads) == 1 and plan.rotary == "kept", "a shared norm needs the same rotary pairs in every head"
+    gain = gains[layer] if gains is not None else 1.0
+    return weight.float()[list(heads.pop())] * (gain * scale)
 
 
 def query_rows(plan: PrunePlan, layer: int) -> Tensor:

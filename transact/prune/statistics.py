@@ -33,6 +33,9 @@ class ActivationStatistics:
             request, and with them the next two.
         taylor_values: of value dims, (layers, num_key_value_heads, head_dim).
         taylor_channels: of MLP channels, (layers, intermediate_size).
+        query_share: summed over the heads too, the share of each rotary pair in the square of a query before it is
+            normalised, (layers, head_dim // 2); for families that normalise.
+        key_share: the same of keys.
     """
 
     query: Tensor
@@ -45,6 +48,8 @@ class ActivationStatistics:
     taylor_pairs: Tensor | None = None
     taylor_values: Tensor | None = None
     taylor_channels: Tensor | None = None
+    query_share: Tensor | None = None
+    key_share: Tensor | None = None
 
     @classmethod
     def zeros(cls, geometry: Geometry, extra: frozenset[str] = frozenset()) -> ActivationStatistics:
@@ -68,6 +73,8 @@ class ActivationStatistics:
             "taylor_pairs": (layers, groups, pairs),
             "taylor_values": (layers, groups, dim),
             "taylor_channels": (layers, geometry.intermediate_size),
+            "query_share": (layers, pairs),
+            "key_share": (layers, pairs),
         }
         shapes |= {name: on_request[name] for name in extra}
         return cls(num_tokens=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
@@ -76,6 +83,15 @@ class ActivationStatistics:
         ours, theirs = self.to_tensors(), other.to_tensors()
         assert ours.keys() == theirs.keys()
         return self.from_tensors({name: tensor + theirs[name] for name, tensor in ours.items()})
+
+    def norm_shares(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
+        """Mean shares of queries and keys, (layers, head_dim // 2) each; None where they were not collected."""
+        if self.query_share is None or self.key_share is None:
+            return None
+        return (
+            self.query_share / (self.num_tokens * geometry.num_attention_heads),
+            self.key_share / (self.num_tokens * geometry.num_key_value_heads),
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
@@ -121,3 +137,13 @@ def rotary_pair_energy(activation: Tensor, num_heads: int, head_dim: int) -> Ten
     """
     energy = channel_energy(activation).view(num_heads, 2, head_dim // 2)
     return energy.sum(dim=1)
+
+
+def rotary_pair_shares(activation: Tensor) -> Tensor:
+    """Share of each rotary pair in a head's square, summed over tokens and heads: (..., head_dim) -> (pairs,) float64.
+
+    A head that is all zero has no shares, and adds none.
+    """
+    squares = activation.detach().float().square().unflatten(-1, (2, -1)).sum(dim=-2)  # (..., pairs)
+    total = squares.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (squares / total).flatten(0, -2).sum(dim=0).double()

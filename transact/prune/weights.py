@@ -9,7 +9,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerWeights:
-    """Projections of a layer, each (outputs, inputs).
+    """Projections of a layer, each (outputs, inputs), and the norms of queries and keys where there are any.
+
+    A bias is the last column of its projection: what is done to rows is right for both.
 
     Attributes:
         query: (num_attention_heads * head_dim, hidden_size).
@@ -19,6 +21,8 @@ class LayerWeights:
         gate: (intermediate_size, hidden_size).
         up: (intermediate_size, hidden_size).
         down: (hidden_size, intermediate_size).
+        query_norm: (head_dim,), shared by the heads; between the projection and the rotation.
+        key_norm: likewise.
     """
 
     query: Tensor
@@ -28,3 +32,5 @@ class LayerWeights:
     gate: Tensor
     up: Tensor
     down: Tensor
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None

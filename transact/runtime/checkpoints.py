@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
-from transact.models.llama import ARCHITECTURES, layer_of
+from transact.models.families import family_of
+from transact.models.llama import layer_of
 from transact.runtime.engine import Engine
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
@@ -60,7 +61,7 @@ def copy_companions(source: Path, target: Path) -> None:
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """config.json for weights stored in `dtype`, under the key of transformers 4 and that of 5."""
     return config | {
-        "architectures": [ARCHITECTURES[config["model_type"]]],
+        "architectures": [family_of(config).architecture],
         "dtype": dtype,
         "torch_dtype": dtype,
     }

@@ -27,7 +27,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     else:
         with safe_open(folder / SINGLE_NAME, framework="pt") as file:
             files = dict.fromkeys(list(file.keys()), SINGLE_NAME)
-    return {name: file for name, file in files.items() if not name.endswith(DERIVED)}
+    return {name: file for name, file in files.items() if DERIVED not in name}
 
 
 class CheckpointReader:

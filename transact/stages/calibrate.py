@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transact.config import MethodConfig
 from transact.data.order import micro_batches
 from transact.files import publish, temporary_name
+from transact.geometry import Geometry
 from transact.models.folder import geometry_of
-from transact.models.hooks import TAYLOR, Collector, collect_statistics
+from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_statistics
 from transact.prune.statistics import ActivationStatistics
 from transact.runtime.engine import open_engine
 from transact.runtime.process import ProcessGroup
@@ -20,11 +21,13 @@ from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 
-def extra_statistics(method: MethodConfig) -> frozenset[str]:
-    """What the method's scores need besides sums of squares."""
+def extra_statistics(method: MethodConfig, geometry: Geometry) -> frozenset[str]:
+    """What the method's scores, and the cut of a norm of queries and keys, need besides sums of squares."""
     extra = {method.pair_score} & {"token_product", "logit_variance"}
     if "taylor" in (method.pair_score, method.values, method.channels):
         extra |= TAYLOR
+    if geometry.query_key_norm:
+        extra |= NORM_SHARES
     return frozenset(extra)
 
 
@@ -64,11 +67,12 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
     Raises:
         ValueError: an activation is infinite or not a number; names the layer.
     """
-    extra = extra_statistics(job.config.prune.method)
+    geometry = geometry_of(checkpoint)
+    extra = extra_statistics(job.config.prune.method, geometry)
     with (
         torch.set_grad_enabled(bool(extra & TAYLOR)),
         open_engine(checkpoint, job.config.engine, job.group) as engine,
-        collect_statistics(engine.module, geometry_of(checkpoint), extra) as collector,
+        collect_statistics(engine.module, geometry, extra) as collector,
     ):
         forward = engine.differentiate if extra & TAYLOR else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")

@@ -61,6 +61,7 @@ def decide(
         value_basis=method.values if method.values in ("svd", "pca") else "dims",
         query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
         channels=_greedy_channels(job, checkpoint, grams, target) if method.channels == "obs" else None,
+        norm_shares=evidence.statistics.norm_shares(source) if target.head_dim < source.head_dim else None,
         method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
     )
 

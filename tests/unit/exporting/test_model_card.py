@@ -59,7 +59,7 @@ def test_warns_of_the_stock_converter_where_it_breaks_the_model(
     geometry: dict[str, int], overrides: tuple[str, ...], warns: bool
 ) -> None:
     card = model_card(summary(**geometry), config("owner/parent", *overrides), NO_LICENCE)
-    assert ("Do not convert" in card) == warns
+    assert ("GGUF only through transact" in card) == warns
 
 
 def test_the_parents_licence_goes_along(tmp_path: Path) -> None:

@@ -57,8 +57,11 @@ def test_names_the_field_that_is_missing_or_odd(value: object) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'; supported: llama, mistral"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window is 4096; supported: null"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; supported: llama, mistral, qwen2, qwen3$"),
+        ({"model_type": None}, "model_type is None; supported: llama"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "qwen3", "head_dim": None}, "head_dim must be a whole number"),
+        ({"model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads must be a whole number"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

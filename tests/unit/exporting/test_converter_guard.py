@@ -1,0 +1,33 @@
+"""The tensor that stops converters: where factors are, under a name that only converters mind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.support.exported import write_exported
+from tests.support.tiny import TINY
+from transact.exporting.converter_guard import GUARD_NAME, guard_tensors
+from transact.files import read_json
+from transact.models.folder import check_files
+from transact.models.rotary import inverse_frequencies
+from transact.runtime.tensor_files import CheckpointReader
+
+CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")  # names that end so
+
+
+def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -> None:
+    folder = write_exported(tmp_path, dtype="bfloat16")
+    stored = load_file(folder / "model.safetensors")
+    expected = inverse_frequencies(read_json(folder / "config.json"))
+    assert torch.equal(stored[GUARD_NAME], expected.float())
+    assert not GUARD_NAME.endswith(CONVERTER_SKIPS)
+    check_files(folder)
+    with CheckpointReader(folder) as reader:
+        assert GUARD_NAME not in reader.files
+
+
+def test_a_model_without_factors_needs_none() -> None:
+    assert guard_tensors(TINY) == {}

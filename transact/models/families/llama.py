@@ -1,0 +1,28 @@
+"""LLaMA 1 to 3 and what is built like it."""
+
+from __future__ import annotations
+
+from transact.models.family import Config, Family, refuse_if_true
+
+
+def _check(config: Config) -> None:
+    refuse_if_true(config, "attention_bias", "mlp_bias")
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    configuration="LlamaConfig",
+    heads_divide_hidden_size=True,
+    has_own_frequencies=True,
+    required=(),
+    check=_check,
+)
+# A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
+TRANSACT_LLAMA = Family(
+    model_type="transact_llama",
+    architecture="TransactLlamaForCausalLM",
+    configuration="LlamaConfig",
+    has_own_frequencies=True,
+    required=(),
+)
