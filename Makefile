@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quality bench-faults ablations gpu-check clean
+.PHONY: help demo test test-gguf check bench bench-quality bench-faults ablations gpu-check clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,10 @@ demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minut
 
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest
+
+test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
+	$(PYTHON_RUN) -m tests.support.optional
+	$(PYTHON_RUN) -m pytest -m llama_cpp
 
 check: $(SETUP) ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m ruff check .

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.evaluate import evaluate
 from transact.stages.export import export
+from transact.stages.export_gguf import export_gguf
 from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
 from transact.stages.job import Job
@@ -174,6 +176,9 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
+    if job.config.export.gguf != "none":
+        gguf = job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
+        job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)
@@ -188,7 +193,9 @@ def fetch(job: Job) -> Path:
     model = job.config.model
 
     def complete() -> None:
-        check_files(download(model, from_cache=False))
+        folder = download(model, from_cache=False)
+        check_files(folder)
+        check_gguf_tokenizer(job.config.export, folder)
 
     job.group.on_main(complete, may_be_left=True)
     return Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])

@@ -72,6 +72,19 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     return [found[round(place * (len(found) - 1) / (limit - 1))] for place in range(limit)]
 
 
+def final_geometries(config: RunConfig, parent: Geometry) -> list[Geometry]:
+    """Every set of dimensions that the run may end with.
+
+    Raises:
+        ValueError: the request cannot be met with this parent.
+    """
+    if config.mode == "pretrain":
+        return [parent]
+    if config.prune.split == "auto":
+        return split_candidates(config.prune, parent)
+    return [geometries(config.prune, parent)[0][-1]]
+
+
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """The split with this head_dim."""
     from transact.prune.budget import splits

@@ -10,6 +10,7 @@ import yaml
 from transact.config import MethodConfig, RunConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text
+from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
 from transact.geometry import Geometry
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
@@ -31,6 +32,7 @@ def check(config: RunConfig, world_size: int) -> None:
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
             check_files(Path(config.model.path or ""))
+            check_gguf_tokenizer(config.export, Path(config.model.path or ""))
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
@@ -42,6 +44,7 @@ def check(config: RunConfig, world_size: int) -> None:
     check_text(config.data.evaluation, "data.evaluation")
     if config.mode == "prune":
         check_rounds(config, read_geometry(model_config))
+    check_gguf(config, model_config)
 
 
 def check_rounds(config: RunConfig, parent: Geometry) -> None:

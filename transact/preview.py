@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transact.config import RunConfig
 from transact.exit_codes import DONE, refuse
+from transact.exporting.gguf_request import check_gguf_dimensions
+from transact.exporting.shapes import shape_warnings
 from transact.geometry import Geometry
 from transact.memory import (
     MemoryEstimate,
@@ -14,10 +16,11 @@ from transact.memory import (
     hidden_stream_bytes,
 )
 from transact.models.folder import declared_geometry
-from transact.outline import Round, pruning_rounds, split_candidates, tokens_per_batch
+from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, tokens_per_batch
 from transact.runtime.rendezvous import environment_world_size
 
 GIB = 1024**3
+MAX_WARNINGS = 6
 
 
 def print_preview(config: RunConfig) -> int:
@@ -25,12 +28,16 @@ def print_preview(config: RunConfig) -> int:
     try:
         parent = declared_geometry(config.model)
         rounds = pruning_rounds(config, parent)
+        ends = final_geometries(config, parent)
+        for end in ends:
+            check_gguf_dimensions(config.export.gguf, end)
     except ValueError as error:
         return refuse(error)
     ranks = max(config.launch.processes, environment_world_size())
     lines = [
         *_dimension_lines(config, parent, rounds),
         *_split_lines(config, parent),
+        *_shape_lines(ends),
         *_method_lines(config, parent, ranks),
         *_memory_lines(config, parent, rounds, ranks),
     ]
@@ -68,6 +75,15 @@ def _split_lines(config: RunConfig, parent: Geometry) -> list[str]:
         f"split: auto; the dimensions above are those of equal shares. The run cuts and measures {len(candidates)} "
         f"first (head_dim / intermediate): {names}"
     ]
+
+
+def _shape_lines(ends: list[Geometry]) -> list[str]:
+    """What the dimensions that the run may end with are bad for."""
+    found = list(dict.fromkeys(f"warning: {line}" for end in ends for line in shape_warnings(end)))
+    if not found:
+        return []
+    more = [f"and {len(found) - MAX_WARNINGS} more of the kind"] if len(found) > MAX_WARNINGS else []
+    return [*found[:MAX_WARNINGS], *more, "choose other dimensions with prune/multiple=cpu, cuda or llama_cpp_q4"]
 
 
 def _method_lines(config: RunConfig, parent: Geometry, ranks: int) -> list[str]:

@@ -1,8 +1,11 @@
-"""A summary as result.json holds it, written by hand."""
+"""A summary as result.json holds it, written by hand, and the configuration of a run."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from transact.config import RunConfig
+from transact.configuring import conf_folder, register_resolvers, typed_config
 
 
 def summary(**changes: int) -> dict[str, Any]:
@@ -21,3 +24,12 @@ def summary(**changes: int) -> dict[str, Any]:
         "pruned": model(pruned, 700),
         "rounds": [{"tokens": 1000}, {"tokens": 2000}],
     }
+
+
+def composed(model: str, *overrides: str) -> RunConfig:
+    """The configuration of a run on a model, as the command line gives it."""
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return typed_config(compose("config", ["name=half", f"model.path={model}", *overrides]))

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from transact.exporting.folder import write_export
 from transact.files import read_json, write_json
-from transact.models.llama import read_geometry, slice_tensors, sliced_config
-from transact.prune.criteria import Scores
+from transact.models.folder import geometry_of
+from transact.models.hooks import collect_grams, collect_statistics
+from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
+from transact.prune.criteria import Evidence, Scores, score
 from transact.prune.planning import PrunePlan, make_plan
 from transact.runtime.checkpoints import copy_companions, layer_groups
 
@@ -55,6 +57,35 @@ def write_exported(folder: Path, *, dtype: str = "float32", head_dim: int = 10, 
     (folder / "export").mkdir()
     write_export(sliced, folder / "export", dtype, "# a model\n")
     return folder / "export"
+
+
+@torch.no_grad()
+def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: int, intermediate_size: int) -> Path:
+    """The method's cut with refit, calibrated on `tokens` (sequences, length), of a folder with a single shard."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    geometry = geometry_of(source)
+    with (
+        collect_statistics(model, geometry, frozenset({"logit_variance"})) as sums,
+        collect_grams(model, geometry, range(geometry.num_layers)) as grams,
+    ):
+        model(tokens)
+    evidence = Evidence(geometry=geometry, statistics=sums.statistics(tokens.numel()))
+    scores = score(evidence, pairs="logit_variance", values="norm", channels="norm")
+    smaller = replace(geometry, head_dim=head_dim, intermediate_size=intermediate_size)
+    plan = make_plan(scores, geometry, smaller, parent=geometry, asked=None, value_basis="svd")
+    stored = load_file(source / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = {}
+    for names in layer_groups(stored):
+        layer, part = layer_of(names[0]), {name: stored[name] for name in names}
+        gram = None if layer is None else grams.take_gram(layer)
+        tensors |= slice_tensors(part, plan, gram, None if layer is None else 0.01)
+    target.mkdir()
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), plan))
+    copy_companions(source, target)
+    return target
 
 
 @torch.no_grad()

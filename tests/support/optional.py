@@ -16,7 +16,23 @@ from tests.support.commands import REPOSITORY, environment
 
 CACHE = REPOSITORY / ".cache"
 # The last release of the 4.x series, with the versions of its two companions that it insists on.
+LLAMA_CPP = "llama-cpp-python-0.3.36"  # with the llama.cpp that it was released with
 TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+
+
+def llama_cpp() -> Path | None:
+    """The folder with a build of llama.cpp; None where there is none: it takes a compiler and many minutes."""
+    folder = CACHE / LLAMA_CPP
+    return folder if folder.is_dir() else None
+
+
+def build_llama_cpp() -> Path:
+    """Compile it, unless that was done before."""
+    options = ["LLAVA_BUILD", "MTMD_BUILD", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TOOLS"]
+    os.environ["CMAKE_ARGS"] = " ".join(f"-D{name}=OFF" for name in (*options, "LLAMA_BUILD_SERVER", "GGML_OPENMP", "GGML_NATIVE"))
+    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    name, _, version = LLAMA_CPP.rpartition("-")
+    return installed(LLAMA_CPP, (f"{name}=={version}", "diskcache==5.6.3"), seconds=3 * 3600)
 
 
 def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) -> Path:
@@ -56,3 +72,8 @@ def run_with(folder: Path | None, script: Path, *arguments: str, seconds: float 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+if __name__ == "__main__":
+    print(f"compiling llama.cpp, once, into {CACHE}: this takes a while", flush=True)
+    print(build_llama_cpp(), flush=True)

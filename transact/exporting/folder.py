@@ -8,6 +8,8 @@ import torch
 
 from transact.exporting.converter_guard import guard_tensors
 from transact.files import read_json, write_json, write_text
+from transact.models.llama import is_stock
+from transact.models.rotary import stated_settings
 from transact.models.shards import SINGLE_NAME
 from transact.runtime.checkpoints import copy_companions, stored_config
 from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
@@ -33,6 +35,8 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
     """Fill the folder `target`, which must exist; one shard is in memory at a time."""
     torch_dtype = getattr(torch, dtype)
     config = read_json(source / "config.json")
+    if is_stock(config):
+        config |= stated_settings(config)
     guard = guard_tensors(config)
     with CheckpointReader(source) as reader:
         shards = plan_shards(reader, torch_dtype.itemsize)

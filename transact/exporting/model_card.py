@@ -59,14 +59,20 @@ a copy made with `save_pretrained` it is gone.
 """
 
 
-def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence) -> str:
-    """Markdown with the metadata block that model hubs read. summary: as in result.json. licence: the parent's."""
+def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, *, has_factors: bool) -> str:
+    """Markdown with the metadata block that model hubs read.
+
+    Args:
+        summary: as in result.json.
+        licence: the parent's.
+        has_factors: whether config.json states rotary frequencies as `longrope` factors.
+    """
     header = f"---\n{yaml.safe_dump(_metadata(config, licence), sort_keys=False)}---\n"
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary)]
+    parts = [header, f"# {summary['name']}\n", _origin(summary, config, has_factors), _results(summary)]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE)
-    if _has_factors(summary, config):
+    if has_factors:
         parts.append(GGUF_WARNING)
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
@@ -89,7 +95,7 @@ def _parent_name(config: RunConfig) -> str:
     return Path(path).name if is_local(path) else path
 
 
-def _origin(summary: dict[str, Any], config: RunConfig) -> str:
+def _origin(summary: dict[str, Any], config: RunConfig, has_factors: bool) -> str:
     if summary["pruned"] is None:
         return f"Trained from a random start by transact on {config.recover.tokens:,} tokens.\n"
     dense, pruned = summary["dense"], summary["pruned"]
@@ -98,7 +104,7 @@ def _origin(summary: dict[str, Any], config: RunConfig) -> str:
         f"`{_parent_name(config)}` with {reached:.1%} of its parameters removed by transact in "
         f"{rounds} round{'s' if rounds > 1 else ''}, following TransAct (arXiv 2407.05690): inside attention and MLP "
         f"modules, never between them.\n\n"
-        f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(summary, config)}\n\n"
+        f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(summary, config, has_factors)}\n\n"
         f"{_how(summary, config)}\n"
     )
 
@@ -124,25 +130,16 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
-def _cuts_pairs(summary: dict[str, Any]) -> bool:
-    return summary["pruned"]["geometry"]["head_dim"] < summary["dense"]["geometry"]["head_dim"]
-
-
-def _has_factors(summary: dict[str, Any], config: RunConfig) -> bool:
-    """Whether config.json states frequencies as `longrope` factors."""
-    method = config.prune.method
-    return _cuts_pairs(summary) and method.attention == "pairs" and method.pair_scope == "model"
-
-
-def _rotary_note(summary: dict[str, Any], config: RunConfig) -> str:
+def _rotary_note(summary: dict[str, Any], config: RunConfig, has_factors: bool) -> str:
     """How rotary pairs were cut, where they were."""
-    if not _cuts_pairs(summary):
+    if summary["pruned"]["geometry"]["head_dim"] == summary["dense"]["geometry"]["head_dim"]:
         return ""
     if config.prune.method.attention == "shared_dims":
         return " The rotary embedding is that of a fresh model with the smaller head."
     if config.prune.method.pair_scope != "model":
         return " Every kept rotary pair keeps its own frequency, listed in config.json."
-    return " Every kept rotary pair keeps its own frequency, as `longrope` factors in config.json."
+    how = "as `longrope` factors" if has_factors else "by another `rope_theta`"
+    return f" Every kept rotary pair keeps its own frequency, {how} in config.json."
 
 
 def _results(summary: dict[str, Any]) -> str:

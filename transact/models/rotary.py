@@ -1,7 +1,8 @@
 """Rotary frequencies of LLaMA configurations, before and after the cut.
 
 Cutting rotary pairs must not disturb the pairs that stay: each keeps its own frequency. Stock
-code derives frequencies from head_dim, so a cut model states them as ``longrope`` factors.
+code derives frequencies from head_dim, so a cut model states them: by another rope_theta where
+that can be, else as ``longrope`` factors.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
         case "linear":
             return plain / float(settings["factor"])
         case "llama3":
-            limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)
-            return _llama3(plain, {"original_max_position_embeddings": limit, **settings})
+            return _llama3(plain, {"original_max_position_embeddings": _limit(config), **settings})
         case "longrope":
             return plain / torch.tensor(settings["short_factor"], dtype=torch.float64)
         case _:
@@ -80,34 +80,63 @@ def head_frequencies(config: Mapping[str, Any]) -> Tensor:
 def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) -> dict[str, Any]:
     """The rotary keys of a config.json in which each kept pair keeps its frequency.
 
-    All three keys are needed: transformers 5 reads ``rope_parameters``, transformers 4 and vLLM
-    read ``rope_scaling`` and ``rope_theta`` and silently ignore the first.
+    Pairs 0, s, 2s, ... are what stock code makes of another rope_theta; any others are stated as `longrope` factors.
 
     Args:
         config: config.json of the model before the cut.
         kept_pairs: ascending indices of rotary pairs.
     """
-    theta = rope_settings(config)["rope_theta"]
+    settings = rope_settings(config)
+    theta, kept_dim = settings["rope_theta"], 2 * len(kept_pairs)
+    stride = progression_stride(kept_pairs)
+    if stride is not None and settings["rope_type"] != "longrope":
+        # (theta^(s r / d))^(-2i/r) is theta^(-2 (s i) / d): the frequency of pair s i.
+        return stated_settings(config, settings | {"rope_theta": theta ** (stride * kept_dim / _head_dim(config))})
     own = inverse_frequencies(config)[list(kept_pairs)]
     # Stock code computes 1 / (factor * theta^(2i/r)) for pair i of the smaller head.
-    factors = (_plain_frequencies(theta, 2 * len(kept_pairs)) / own).tolist()
-    limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)
+    factors = (_plain_frequencies(theta, kept_dim) / own).tolist()
     scaling = {
         "rope_type": "longrope",
+        "rope_theta": theta,
         "factor": 1.0,
         # Stock code would otherwise derive a temperature for longer contexts.
         "attention_factor": 1.0,
         # vLLM ignores attention_factor; with equal limits it derives the same 1.0 by itself.
-        "original_max_position_embeddings": limit,
+        "original_max_position_embeddings": _limit(config),
         "short_factor": factors,
         "long_factor": list(factors),
     }
+    return stated_settings(config, scaling) | {"max_position_embeddings": _limit(config)}
+
+
+def stated_settings(config: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Rotary settings under the keys of every reader.
+
+    All are needed: transformers 5 reads ``rope_parameters``; transformers 4 and vLLM read ``rope_scaling`` and
+    ``rope_theta``, and silently ignore the first.
+
+    Args:
+        config: config.json.
+        settings: as `rope_settings` gives them; those of `config` itself by default.
+    """
+    stated = dict(settings or rope_settings(config))
+    scaling = {name: value for name, value in stated.items() if name != "rope_theta"}
     return {
-        "max_position_embeddings": limit,
-        "rope_theta": theta,
-        "rope_parameters": {**scaling, "rope_theta": theta},
-        "rope_scaling": scaling,
+        "rope_theta": stated["rope_theta"],
+        "rope_parameters": stated,
+        "rope_scaling": None if stated["rope_type"] == "default" else scaling,
     }
+
+
+def progression_stride(kept_pairs: Sequence[int]) -> int | None:
+    """s where the pairs are 0, s, 2s, ...; None where they are not."""
+    stride = kept_pairs[1] if len(kept_pairs) > 1 else 1
+    is_progression = all(pair == place * stride for place, pair in enumerate(kept_pairs))
+    return stride if is_progression else None
+
+
+def _limit(config: Mapping[str, Any]) -> int:
+    return int(config.get("max_position_embeddings") or DEFAULT_MAX_POSITION_EMBEDDINGS)
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:

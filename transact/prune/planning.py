@@ -110,6 +110,7 @@ def make_plan(
     asked: float | None,
     unit: str = "pairs",
     pair_scope: str = "model",
+    pairs_in_progression: bool = False,
     value_basis: str = "dims",
     query_head_scores: Tensor | None = None,
     channels: Sequence[Sequence[int]] | None = None,
@@ -127,6 +128,7 @@ def make_plan(
         unit: what attention loses: "pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads), or
             "shared_dims" (the same dims, chosen by the values' scores, in q, k, v and o).
         pair_scope: "model", "layer" or "head": what shares one set of pairs.
+        pairs_in_progression: keep pairs 0, s, 2s, ... for the best s; of scope "model".
         value_basis: see `PrunePlan`.
         query_head_scores: (layers, num_attention_heads), for unit "heads".
         channels: kept channels of each layer where they were chosen already.
@@ -141,7 +143,12 @@ def make_plan(
     values = _per_head(best_indices(scores.values, target.head_dim), groups)
     rotary, query_key = "kept", values
     if unit == "pairs":
-        query_key = _pair_dims(scores.pairs, source, target, pair_scope)
+        if pairs_in_progression:
+            assert pair_scope == "model"
+            ranked = _progression_scores(scores.pairs, target.head_dim // 2)
+        else:
+            ranked = scores.pairs
+        query_key = _pair_dims(ranked, source, target, pair_scope)
     elif unit == "shared_dims":
         rotary = "recreated"
     if channels is None:
@@ -204,6 +211,17 @@ def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, scope: str) -
     pairs = best_indices(scores, target.head_dim // 2)
     pairs = pairs.expand(source.num_layers, source.num_key_value_heads, -1)
     return (pairs.repeat(1, 1, 2) + _half_offsets(pairs, source)).tolist()
+
+
+def _progression_scores(scores: Tensor, count: int) -> Tensor:
+    """Scores by which the best pairs of the model are 0, s, 2s, ... for the s whose pairs score most together."""
+    available = scores.shape[-1]
+    longest = (available - 1) // max(count - 1, 1)
+    total = scores.sum(dim=(0, 1))
+    stride = max(range(1, longest + 1), key=lambda each: float(total[: each * count : each].sum()))
+    chosen = scores.new_zeros(1, 1, available)
+    chosen[..., : stride * count : stride] = 1
+    return chosen
 
 
 def _half_offsets(pairs: Tensor, source: Geometry) -> Tensor:

@@ -13,6 +13,7 @@ from transact.exporting.licence import copy_licence, read_licence
 from transact.exporting.model_card import model_card
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.llama import is_stock
+from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
 from transact.runtime.engine import open_engine
 from transact.stages.job import Job
@@ -35,7 +36,9 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
     def write() -> None:
         fresh_temporary_folder(output)
         licence = read_licence(parent)
-        write_export(checkpoint, temporary, dtype, model_card(summary, job.config, licence))
+        has_factors = rope_settings(read_json(checkpoint / "config.json"))["rope_type"] == "longrope"
+        card = model_card(summary, job.config, licence, has_factors=has_factors)
+        write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)
 
     job.group.on_main(write)

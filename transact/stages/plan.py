@@ -58,6 +58,7 @@ def decide(
         asked=asked,
         unit=method.attention,
         pair_scope=method.pair_scope,
+        pairs_in_progression=job.config.prune.rotary_pairs == "progression",
         value_basis=method.values if method.values in ("svd", "pca") else "dims",
         query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
         channels=_greedy_channels(job, checkpoint, grams, target) if method.channels == "obs" else None,

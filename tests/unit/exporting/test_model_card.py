@@ -8,23 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.cards import summary
-from transact.config import RunConfig
-from transact.configuring import typed_config
+from tests.support.cards import composed, summary
 from transact.exporting.licence import copy_licence, read_licence
 from transact.exporting.model_card import model_card
 
 NO_LICENCE = read_licence(Path("/nonexistent"))
-
-
-def config(model: str, *overrides: str) -> RunConfig:
-    from hydra import compose, initialize_config_dir
-
-    from transact.configuring import conf_folder, register_resolvers
-
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return typed_config(compose("config", ["name=half", f"model.path={model}", *overrides]))
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -32,7 +20,7 @@ def metadata(card: str) -> dict[str, Any]:
 
 
 def test_says_what_was_removed_and_how() -> None:
-    card = model_card(summary(), config("owner/parent"), NO_LICENCE)
+    card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True)
     assert "head_dim 32 -> 24, intermediate_size 640 -> 277" in card
     assert "30.0% of its parameters removed" in card and "in 2 rounds" in card
     assert "`logit_variance`" in card and "3,000 tokens" in card
@@ -42,24 +30,17 @@ def test_says_what_was_removed_and_how() -> None:
 
 
 def test_a_local_parent_is_named_without_its_path(tmp_path: Path) -> None:
-    card = model_card(summary(), config(str(tmp_path)), NO_LICENCE)
+    card = model_card(summary(), composed(str(tmp_path)), NO_LICENCE, has_factors=True)
     assert str(tmp_path.parent) not in card and f"`{tmp_path.name}`" in card
     assert "base_model" not in metadata(card)
 
 
-@pytest.mark.parametrize(
-    ("geometry", "overrides", "warns"),
-    [
-        ({}, (), True),
-        ({"head_dim": 32}, (), False),  # all pairs stayed
-        ({}, ("prune/method=paper_dims",), False),  # frequencies of a fresh model
-    ],
-)
-def test_warns_of_the_stock_converter_where_it_breaks_the_model(
-    geometry: dict[str, int], overrides: tuple[str, ...], warns: bool
-) -> None:
-    card = model_card(summary(**geometry), config("owner/parent", *overrides), NO_LICENCE)
-    assert ("GGUF only through transact" in card) == warns
+@pytest.mark.parametrize(("has_factors", "how"), [(True, "`longrope` factors"), (False, "another `rope_theta`")])
+def test_warns_of_the_stock_converter_where_it_breaks_the_model(has_factors: bool, how: str) -> None:
+    card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=has_factors)
+    assert ("GGUF only through transact" in card) == has_factors and how in card
+    uncut = model_card(summary(head_dim=32), composed("owner/parent"), NO_LICENCE, has_factors=False)
+    assert "frequency" not in uncut and "GGUF only" not in uncut
 
 
 def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
@@ -69,7 +50,7 @@ def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
     (parent / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\ntags: [x]\n---\n# Parent\n")
     (parent / "LICENSE").write_text("terms")
     licence = read_licence(parent)
-    card = model_card(summary(), config(str(parent)), licence)
+    card = model_card(summary(), composed(str(parent)), licence, has_factors=True)
     assert (metadata(card)["license"], metadata(card)["license_name"]) == ("other", "llama3")
     assert "applies: llama3 (`LICENSE`)" in card
     copy_licence(licence, parent, target)

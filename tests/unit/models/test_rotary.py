@@ -70,6 +70,20 @@ def test_kept_pairs_keep_their_frequencies_over_two_cuts(scaling: dict[str, Any]
     torch.testing.assert_close(stock_frequencies(dict(second)), original[[2, 6, 7]].float())
 
 
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "llama3"])
+@pytest.mark.parametrize(("stride", "count"), [(1, 5), (2, 3), (2, 4), (3, 3), (7, 2)])
+def test_pairs_in_progression_need_another_theta_only(scaling: dict[str, Any] | None, stride: int, count: int) -> None:
+    config = BASE | {"rope_scaling": scaling}
+    kept = [place * stride for place in range(count)]
+    cut = config | {"head_dim": 2 * count} | kept_pairs_settings(config, kept)
+    assert rope_settings(cut)["rope_type"] == rope_settings(config)["rope_type"]
+    torch.testing.assert_close(inverse_frequencies(cut), inverse_frequencies(config)[kept], rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(stock_frequencies(dict(cut)), inverse_frequencies(config)[kept].float())
+    # transformers 4 looks at these two keys alone
+    old = {key: value for key, value in cut.items() if key != "rope_parameters"}
+    torch.testing.assert_close(inverse_frequencies(old), inverse_frequencies(cut))
+
+
 def test_keys_for_old_and_new_transformers_and_vllm() -> None:
     settings = kept_pairs_settings(BASE, [1, 3])
     scaling = settings["rope_scaling"]

@@ -126,3 +126,30 @@ def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
 def test_refuses_an_inconsistent_plan(change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         replace(plan(), **change)
+
+
+@pytest.mark.parametrize(("best", "expected"), [((0, 1, 2), (0, 1, 2)), ((0, 2, 4), (0, 2, 4)), ((1, 3, 4), (0, 1, 2))])
+def test_a_progression_takes_the_stride_that_scores_most(best: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Pairs 0, s, 2s whatever scores highest; the lower stride wins a tie."""
+    source = replace(SOURCE, head_dim=12)
+    pairs = torch.zeros(2, 2, 6)
+    pairs[..., list(best)] = 1.0
+    if best == (1, 3, 4):
+        pairs[..., 4] = 0.5  # {0, 1, 2} holds one of the good pairs whole, {0, 2, 4} half of one
+    made = make_plan(
+        Scores(pairs=pairs, values=torch.rand(2, 2, 12), channels=torch.rand(2, 4)),
+        source,
+        replace(source, head_dim=6),
+        parent=source,
+        asked=None,
+        pairs_in_progression=True,
+    )
+    assert made.rotary_pairs(0, 1) == made.rotary_pairs(1, 0) == expected
+
+
+def test_gains_of_norms_are_the_share_of_what_stays() -> None:
+    shares = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=None, norm_shares=(shares, shares.flip(0)))
+    assert made.query_norm_gains == pytest.approx((0.5**0.5, 0.9**0.5))  # of pairs 1 and 2
+    assert made.key_norm_gains == pytest.approx((0.9**0.5, 0.5**0.5))
+    assert PrunePlan.from_json(json.loads(json.dumps(made.to_json()))) == made

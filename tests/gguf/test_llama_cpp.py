@@ -1,0 +1,138 @@
+"""The GGUF file in real llama.cpp: it computes and says what the exported folder does in transformers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import textwrap
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.commands import REPOSITORY
+from tests.support.exported import prune_folder, random_plan, slice_folder
+from tests.support.optional import llama_cpp, run_with
+from tests.support.tiny import train_tokenizer, write_text_files
+from tests.support.tiny_families import write_family_model
+from transact.exporting.folder import write_export
+from transact.exporting.gguf_file import write_gguf
+from transact.files import read_json
+from transact.models.rotary import rope_settings
+
+pytestmark = [
+    pytest.mark.llama_cpp,
+    pytest.mark.skipif(llama_cpp() is None, reason="llama.cpp is not built: make test-gguf builds it"),
+]
+
+SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
+DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
+LENGTH, PROMPT, NEW_TOKENS = 256, 20, 80
+TEXTS = ["def f(x): # 12345 don't", "  for i in range(10):\n\t\tpass\n\n", "Übergröße, 世界: naïve 🙂 don’t"]
+# Greedy choices may differ where two logits are nearer than float16 tells apart; none do here.
+FLOAT16_TOLERANCE = 0.05
+
+
+def tokens_of(folder: Path, *sources: Any, sequences: int) -> torch.Tensor:
+    text = "\n".join(inspect.getsource(source) for source in sources)
+    found = AutoTokenizer.from_pretrained(folder, model_max_length=10**9)(text).input_ids
+    return torch.tensor(found[: sequences * LENGTH]).view(sequences, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the demo parent's inner dimensions, cut by the method; nothing is trained."""
+    folder = tmp_path_factory.mktemp("demo")
+    calibration = tokens_of(DEMO_PARENT, ArgumentParser, sequences=16)
+    sliced = prune_folder(DEMO_PARENT, folder / "sliced", calibration, head_dim=16, intermediate_size=320)
+    return export(sliced, folder / "export")
+
+
+def export(sliced: Path, folder: Path) -> Path:
+    folder.mkdir()
+    write_export(sliced, folder, "float32", "# a model\n")
+    return folder
+
+
+def ask(folder: Path, kind: str, where: Path, sequences: torch.Tensor) -> dict[str, Any]:
+    """llama.cpp's answers."""
+    write_gguf(folder, where / "model.gguf", kind, "model")
+    question = {
+        "sequences": sequences.tolist(),
+        "prompt": sequences[0, :PROMPT].tolist(),
+        "new_tokens": NEW_TOKENS,
+        "texts": TEXTS,
+    }
+    (where / "question.json").write_text(json.dumps(question))
+    files = [where / name for name in ("model.gguf", "question.json", "answer.npz")]
+    run_with(llama_cpp(), SCRIPT, *map(str, files))
+    answer = numpy.load(where / "answer.npz")
+    logits = numpy.stack([answer[f"logits_{number}"] for number in range(len(sequences))])
+    texts = [answer[f"text_{number}"].tolist() for number in range(len(TEXTS))]
+    return {"logits": torch.from_numpy(logits), "greedy": answer["greedy"].tolist(), "texts": texts}
+
+
+def perplexity(logits: torch.Tensor, sequences: torch.Tensor) -> float:
+    targets = sequences[:, 1:].flatten()
+    return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).exp())
+
+
+@torch.no_grad()
+def transformers_say(folder: Path, sequences: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model(sequences).logits, model.generate(sequences[:1, :PROMPT], **settings)[0].tolist()
+
+
+def test_float16_says_the_same_tokens(exported: Path, tmp_path: Path) -> None:
+    """With `longrope` factors in config.json, and a tokenizer that splits digits."""
+    assert rope_settings(read_json(exported / "config.json"))["rope_type"] == "longrope"
+    sequences = tokens_of(exported, textwrap, shlex, sequences=4)
+    logits, greedy = transformers_say(exported, sequences)
+    found = ask(exported, "f16", tmp_path, sequences)
+    assert float((found["logits"] - logits).abs().max()) < FLOAT16_TOLERANCE
+    assert len(greedy) == PROMPT + NEW_TOKENS and found["greedy"] == greedy
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert found["texts"] == [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
+
+
+@pytest.mark.parametrize(("kind", "share"), [("q8_0", 0.01), ("q4_0", 0.25)])
+def test_perplexity_of_quantised_weights(exported: Path, tmp_path: Path, kind: str, share: float) -> None:
+    """q8_0: within one per cent. q4_0 costs a model of this size a lot; it is only not broken."""
+    sequences = tokens_of(exported, textwrap, shlex, sequences=8)
+    logits, _ = transformers_say(exported, sequences)
+    expected = perplexity(logits, sequences)
+    found = perplexity(ask(exported, kind, tmp_path, sequences)["logits"], sequences)
+    assert found == pytest.approx(expected, rel=share)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_family(tmp_path: Path, family: str) -> None:
+    """Qwen2 with its biases as a `llama`; Qwen3, which takes no factors, with pairs in progression."""
+    parent = write_family_model(tmp_path / "parent", family, max_position_embeddings=512)
+    train_tokenizer(write_text_files(tmp_path / "text")[0]).save_pretrained(parent)
+    plan = random_plan(parent, head_dim=8, intermediate_size=96, pairs_in_progression=family == "qwen3")
+    folder = export(slice_folder(parent, tmp_path / "sliced", plan), tmp_path / "export")
+    sequences = torch.randint(0, 512, (2, 64), generator=torch.Generator().manual_seed(3))
+    logits, greedy = transformers_say(folder, sequences)
+    found = ask(folder, "f16", tmp_path, sequences)
+    assert float((found["logits"] - logits).abs().max() / logits.abs().max()) < 0.01
+    assert found["greedy"] == greedy
+
+
+def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path) -> None:
+    """What llama.cpp's own converter would write: the comparison sees it."""
+    import transact.exporting.gguf_file as gguf_file
+
+    sequences = tokens_of(exported, textwrap, sequences=1)
+    logits, greedy = transformers_say(exported, sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf_file, "frequency_factors", lambda config: None)
+        found = ask(exported, "f16", tmp_path, sequences)
+    assert found["greedy"] != greedy
+    assert float((found["logits"] - logits).abs().max()) > 20 * FLOAT16_TOLERANCE

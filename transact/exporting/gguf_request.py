@@ -1,0 +1,99 @@
+"""Can `export.gguf` be had? Asked before any work starts. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transact.config import ExportConfig, RunConfig
+from transact.exporting.gguf_tokenizer import check_tokenizer
+from transact.geometry import Geometry
+from transact.models.families import family_of
+from transact.models.llama import read_geometry
+from transact.models.rotary import rope_settings
+from transact.outline import final_geometries
+
+BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together
+
+
+def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+    """Package, family and dimensions allow the file.
+
+    Raises:
+        ValueError: one line with what to change.
+    """
+    kind = config.export.gguf
+    if kind == "none":
+        return
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"export.gguf={kind!r} needs the package gguf: pip install 'transact[gguf]'")
+    check_gguf_rotation(config, model_config)
+    for geometry in final_geometries(config, read_geometry(model_config)):
+        check_gguf_dimensions(kind, geometry)
+
+
+def check_gguf_rotation(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+    """llama.cpp can rotate as the model will.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    kind, method = config.export.gguf, config.prune.method
+    if method.pair_scope != "model":
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed with prune.method.pair_scope={method.pair_scope}: llama.cpp has one "
+            "set of rotary frequencies; the scope must be model"
+        )
+    if family_of(model_config).gguf_architecture == "llama":
+        return
+    family = family_of(model_config).model_type
+    if rope_settings(model_config)["rope_type"] != "default":
+        raise ValueError(f"export.gguf={kind!r} is not allowed: llama.cpp's {family} takes no rotary factors")
+    if method.attention == "pairs" and config.prune.rotary_pairs != "progression":
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed with prune.rotary_pairs={config.prune.rotary_pairs}: llama.cpp's "
+            f"{family} takes no rotary factors; it must be progression"
+        )
+
+
+def check_gguf_dimensions(kind: str, geometry: Geometry) -> None:
+    """Rows of every weight divide into blocks.
+
+    Raises:
+        ValueError: names the dimension and the multiple to use.
+    """
+    if kind in ("none", "f16"):
+        return
+    if geometry.hidden_size % BLOCK:
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed: hidden_size is {geometry.hidden_size}, and {kind} takes multiples "
+            f"of {BLOCK}; it must be f16"
+        )
+    dimensions = {"head_dim": geometry.head_dim, "intermediate_size": geometry.intermediate_size}
+    rows = {
+        "head_dim": geometry.head_dim * geometry.num_attention_heads,
+        "intermediate_size": geometry.intermediate_size,
+    }
+    for name, row in rows.items():
+        if row % BLOCK:
+            raise ValueError(
+                f"export.gguf={kind!r} is not allowed: {name} may become {dimensions[name]}, which makes rows of "
+                f"{row} weights, and {kind} takes multiples of {BLOCK}; set prune.multiple.{name}={BLOCK} or "
+                "prune/multiple=llama_cpp_q4"
+            )
+
+
+def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:
+    """llama.cpp knows the tokenizer.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if export.gguf == "none":
+        return
+    try:
+        check_tokenizer(folder)
+    except ValueError as error:
+        raise ValueError(f"export.gguf={export.gguf!r} is not allowed for {str(folder)!r}: {error}") from None
