@@ -49,7 +49,8 @@ class Workplace:
 
 def environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SUBMITIT", "SLURM"))}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def command(overrides: list[str], ranks: int = 1) -> list[str]:

@@ -115,8 +115,7 @@ def masked_parent(folder: Path, plan: PrunePlan) -> Any:
 
 def _zero(projection: Any, shape: tuple[int, ...], where: Any) -> None:
     """Zero outputs of a projection, arranged as `shape`: the rows of its weight, and its bias if there is one."""
-    outputs, inputs = projection.weight.shape
-    mask = torch.ones(outputs).view(shape)
+    mask = torch.ones(len(projection.weight)).view(shape)
     mask[where] = 0
     projection.weight.mul_(mask.flatten().unsqueeze(1))
     if projection.bias is not None:

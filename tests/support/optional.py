@@ -29,7 +29,9 @@ def llama_cpp() -> Path | None:
 def build_llama_cpp() -> Path:
     """Compile it, unless that was done before."""
     options = ["LLAVA_BUILD", "MTMD_BUILD", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TOOLS"]
-    os.environ["CMAKE_ARGS"] = " ".join(f"-D{name}=OFF" for name in (*options, "LLAMA_BUILD_SERVER", "GGML_OPENMP", "GGML_NATIVE"))
+    os.environ["CMAKE_ARGS"] = " ".join(
+        f"-D{name}=OFF" for name in (*options, "LLAMA_BUILD_SERVER", "GGML_OPENMP", "GGML_NATIVE")
+    )
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     name, _, version = LLAMA_CPP.rpartition("-")
     return installed(LLAMA_CPP, (f"{name}=={version}", "diskcache==5.6.3"), seconds=3 * 3600)

@@ -37,7 +37,9 @@ def check_tokenizer(folder: Path) -> None:
     if _is_byte_level(folder):
         pre_tokenizer_name(read_json(folder / "tokenizer.json"))
     elif not (folder / "tokenizer.model").is_file():
-        raise ValueError("its tokenizer is neither a byte-level BPE (tokenizer.json) nor sentencepiece (tokenizer.model)")
+        raise ValueError(
+            "its tokenizer is neither a byte-level BPE (tokenizer.json) nor sentencepiece (tokenizer.model)"
+        )
     else:
         try:
             import sentencepiece  # noqa: F401
@@ -51,10 +53,9 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it has none.
     """
-    rules = tuple(map(_rule, _steps(tokenizer)))
-    rules = tuple(rule for rule in rules if rule is not None)
-    name, ignores_merges = PRE_TOKENIZERS.get(rules, (None, None))
-    if name is None or bool(tokenizer["model"].get("ignore_merges")) != ignores_merges:
+    rules = tuple(rule for step in _steps(tokenizer) if (rule := _rule(step)) is not None)
+    name, ignores_merges = PRE_TOKENIZERS.get(rules, ("", False))
+    if not name or bool(tokenizer["model"].get("ignore_merges")) != ignores_merges:
         known = ", ".join(known for known, _ in PRE_TOKENIZERS.values())
         raise ValueError(f"its tokenizer splits text by rules that llama.cpp has under none of the names {known}")
     return name

@@ -119,8 +119,8 @@ def _how(summary: dict[str, Any], config: RunConfig) -> str:
         "shared_dims": f"the same dims of queries, keys and values by `{method.values}`",
     }[method.attention]
     return (
-        f"Chosen on {config.prune.calibration_sequences} calibration sequences of {config.data.sequence_length} tokens: "
-        f"{attention}, MLP channels by `{method.channels}`; refit of the output projections: `{method.refit}`. "
+        f"Chosen on {config.prune.calibration_sequences} calibration sequences of {config.data.sequence_length} "
+        f"tokens: {attention}, MLP channels by `{method.channels}`; refit of the output projections: `{method.refit}`. "
         f"Recovered on {tokens:,} tokens with the objective `{recover.objective}`."
     )
 

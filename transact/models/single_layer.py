@@ -21,6 +21,8 @@ class SingleLayer(nn.Module):
         super().__init__()
         # The embedding is of no use here, so it is made as small as it can be.
         small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None}
+        if config.get("layer_types"):
+            small["layer_types"] = [config["layer_types"][layer]]
         frequencies = head_frequencies(config)[layer : layer + 1] if OWN_FREQUENCIES in config else None
         # sdpa is causal without a mask; eager attention would look ahead.
         model_class, model_config = stock_class(small, "sdpa")

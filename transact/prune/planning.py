@@ -153,7 +153,9 @@ def make_plan(
         rotary = "recreated"
     if channels is None:
         channels = best_indices(scores.channels, target.intermediate_size).tolist()
-    gains = [_norm_gains(shares, query_key, target) for shares in norm_shares or ()] or [None, None]
+    query_gains, key_gains = (
+        (None, None) if norm_shares is None else (_norm_gains(each, query_key, target) for each in norm_shares)
+    )
     return PrunePlan(
         query_heads=_as_tuples(queries),
         key_value_heads=_as_tuples(groups),
@@ -168,8 +170,8 @@ def make_plan(
         asked=asked,
         reached=removed_fraction(parent, target),
         method=method or {},
-        query_norm_gains=gains[0],
-        key_norm_gains=gains[1],
+        query_norm_gains=query_gains,
+        key_norm_gains=key_gains,
     )
 
 

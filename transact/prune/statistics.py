@@ -144,6 +144,7 @@ def rotary_pair_shares(activation: Tensor) -> Tensor:
 
     A head that is all zero has no shares, and adds none.
     """
-    squares = activation.detach().float().square().unflatten(-1, (2, -1)).sum(dim=-2)  # (..., pairs)
+    halves = activation.detach().float().reshape(-1, 2, activation.shape[-1] // 2)
+    squares = halves.square().sum(dim=1)  # (tokens and heads, pairs)
     total = squares.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return (squares / total).flatten(0, -2).sum(dim=0).double()
+    return (squares / total).sum(dim=0).double()

@@ -57,7 +57,9 @@ def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
     assert (target / "LICENSE").read_text() == "terms"
 
 
-@pytest.mark.parametrize("text", ["no metadata", "---\nnever closed", "---\n[: broken\n---\n", "---\njust words\n---\n"])
+@pytest.mark.parametrize(
+    "text", ["no metadata", "---\nnever closed", "---\n[: broken\n---\n", "---\njust words\n---\n"]
+)
 def test_a_card_that_says_nothing_is_no_obstacle(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
     assert read_licence(tmp_path).name is None

@@ -52,7 +52,9 @@ def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main()
 
 
-@pytest.mark.parametrize(("preset", "head_dim", "channels"), [("cpu", 16, 64), ("cuda", 32, 128), ("llama_cpp_q4", 32, 256)])
+@pytest.mark.parametrize(
+    ("preset", "head_dim", "channels"), [("cpu", 16, 64), ("cuda", 32, 128), ("llama_cpp_q4", 32, 256)]
+)
 def test_presets_give_such_dimensions_without_a_warning_of_their_own(
     preset: str,
     head_dim: int,

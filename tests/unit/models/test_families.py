@@ -142,9 +142,7 @@ def test_statistics_of_normalised_queries(tmp_path: Path) -> None:
         square = projected.square().sum(dim=(2, 3), keepdim=True)
         gain = block.self_attn.q_norm.weight.view(2, 8)
         normalised = projected * (16 / square).sqrt() * gain
-    torch.testing.assert_close(
-        statistics.query[1].float(), normalised.square().sum(dim=(0, 2)), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(statistics.query[1].float(), normalised.square().sum(dim=(0, 2)), rtol=1e-4, atol=1e-4)
     shares = statistics.norm_shares(geometry)
     assert shares is not None
     expected = (projected.square().sum(dim=2) / square.squeeze(-1)).mean(dim=(0, 1))
