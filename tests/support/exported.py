@@ -47,12 +47,12 @@ def slice_folder(source: Path, target: Path, plan: PrunePlan) -> Path:
     return target
 
 
-def write_exported(folder: Path, *, dtype: str = "float32", head_dim: int = 10, **changes: Any) -> Path:
-    """A random parent with a tokenizer, cut to `head_dim` and exported: `folder`/export."""
+def write_exported(folder: Path, cut: dict[str, Any], *, dtype: str = "float32", **changes: Any) -> Path:
+    """A random parent with a tokenizer, cut (arguments of `random_plan`) and exported: `folder`/export."""
     text, _ = write_text_files(folder / "text")
     parent = write_model(folder / "parent", **changes)
     train_tokenizer(text).save_pretrained(parent)
-    plan = random_plan(parent, head_dim=head_dim, intermediate_size=96)
+    plan = random_plan(parent, intermediate_size=96, **cut)
     sliced = slice_folder(parent, folder / "sliced", plan)
     (folder / "export").mkdir()
     write_export(sliced, folder / "export", dtype, "# a model\n")

@@ -80,10 +80,24 @@ def refused(
         ("track.mode=sometimes", "auto, online, offline, disabled"),
         ("launch.processes=2", "launch.processes=2"),
         ("name=a/b", "name='a/b'"),
+        ("export.gguf=q5_1", "none, f16, q8_0, q4_0"),
+        ("export.gguff=f16", "export.gguff: no such setting"),
+        ("prune.rotary_pairs=magic", "free, progression"),
+        ("prune/multiple=magic", "cpu, cuda, default, llama_cpp_q4"),
     ],
 )
 def test_setting(override: str, named: str, refused: Callable[..., str]) -> None:
     assert named in refused(override)
+
+
+def test_progression_needs_one_set_of_pairs(refused: Callable[..., str]) -> None:
+    heads = ["prune/method=paper_heads", "prune.rotary_pairs=progression"]
+    assert "prune.rotary_pairs='progression'" in refused(*heads)
+
+
+def test_dimensions_that_a_quantisation_cannot_take(refused: Callable[..., str]) -> None:
+    pytest.importorskip("gguf")
+    assert "set prune.multiple." in refused("export.gguf=q4_0", "prune.multiple.intermediate_size=1")
 
 
 def test_more_ranks_than_sequences(refused: Callable[..., str]) -> None:
@@ -136,6 +150,11 @@ def test_model_config(changes: dict[str, object], named: str, refused: Callable[
     message = refused(f"model.path={model}")
     assert str(model) in message
     assert named in message
+
+
+def test_a_window_shorter_than_the_sequences(refused: Callable[..., str], model: Path) -> None:
+    change_config(model, model_type="mistral", sliding_window=32)
+    assert "the model attends to at most 32 tokens" in refused(f"model.path={model}")
 
 
 def test_missing_shard(refused: Callable[..., str], model: Path) -> None:

@@ -19,7 +19,7 @@ CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv
 
 
 def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -> None:
-    folder = write_exported(tmp_path, dtype="bfloat16")
+    folder = write_exported(tmp_path, {"head_dim": 10}, dtype="bfloat16")
     stored = load_file(folder / "model.safetensors")
     expected = inverse_frequencies(read_json(folder / "config.json"))
     assert torch.equal(stored[GUARD_NAME], expected.float())

@@ -23,7 +23,7 @@ gguf = pytest.importorskip("gguf")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_exported(tmp_path_factory.mktemp("exported"), dtype="bfloat16", head_dim=8)
+    return write_exported(tmp_path_factory.mktemp("exported"), {"head_dim": 8}, dtype="bfloat16")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,45 @@ TOLERANCE = 1e-4  # float32
 BFLOAT16_TOLERANCE = 0.15
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_exported(tmp_path_factory.mktemp("exported"))
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# Kept pairs as factors; all pairs, whose theta transformers 5 writes under a key that 4 does not read; another theta.
+CUTS: dict[str, dict[str, Any]] = {
+    "factors": {"head_dim": 10},
+    "all pairs": {"head_dim": 16},
+    "progression": {"head_dim": 8, "pairs_in_progression": True},
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    oracle: Any
+
+
+@pytest.fixture(scope="module", params=CUTS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder, cut = tmp_path_factory.mktemp("exported"), CUTS[request.param]
+    export = write_exported(folder, cut, rope_parameters=LLAMA3)
+    parent = folder / "parent"
+    return Exported(folder=export, oracle=masked_parent(parent, random_plan(parent, intermediate_size=96, **cut)))
 
 
 @pytest.mark.parametrize("library", ["newest", "4.x"])
-def test_stock_transformers_compute_the_masked_parent(exported: Path, tmp_path: Path, library: str) -> None:
+def test_stock_transformers_compute_the_masked_parent(exported: Exported, tmp_path: Path, library: str) -> None:
     """Both attention implementations and dtypes, with and without a cache, beyond the original context, silently."""
     folder = installed("transformers-4.57.6", TRANSFORMERS_4) if library == "4.x" else None
-    said = run_with(folder, SCRIPT, str(exported), str(tmp_path / "logits.safetensors"))
+    said = run_with(folder, SCRIPT, str(exported.folder), str(tmp_path / "logits.safetensors"))
     seen: dict[str, Any] = json.loads(said)
     assert seen["version"].startswith("4.57" if folder else "5.")
     assert seen["warnings"] == []
-    parent = exported.parent / "parent"
-    oracle = masked_parent(parent, random_plan(parent, head_dim=10, intermediate_size=96))
+    oracle = exported.oracle
     tokens = torch.tensor([seen["tokens"]])
     with torch.no_grad():
         expected = oracle(tokens).logits
@@ -48,9 +73,10 @@ def test_stock_transformers_compute_the_masked_parent(exported: Path, tmp_path: 
     assert greedy.tolist() == sequence[0, 5:].tolist()
 
 
-def test_an_adapter_trains_on_it(exported: Path, tmp_path: Path) -> None:
+def test_an_adapter_trains_on_it(tmp_path: Path) -> None:
     """LoRA (peft): the loss falls, only the adapter changes, and it loads again."""
     peft = pytest.importorskip("peft")
+    exported = write_exported(tmp_path, {"head_dim": 10})
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
