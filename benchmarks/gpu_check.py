@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 8 -m benchmarks.gpu_check
 
 Prunes a random LLaMA of a billion parameters in bfloat16 with the chain of `transact.run`, then prints speed,
-utilisation and peak memory against the estimate, and whether CPU and GPU choose the same channels. Ends with code 0
-where there is no GPU, and with 1 where the choice differs.
+utilisation and peak memory against the estimate, and whether CPU and GPU choose the same channels; where vLLM is
+installed, whether it computes what transformers does. Ends with code 0 where there is no GPU, and with 1 where a
+comparison fails.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import yaml
 from benchmarks.accelerators import utilisation
 from benchmarks.channel_agreement import channel_agreement
 from benchmarks.random_models import ARCHITECTURES, write_random_model
+from benchmarks.vllm_check import TOLERANCE, vllm_difference
 from benchmarks.workload import (
     REPOSITORY,
     RESULTS,
@@ -203,7 +205,17 @@ def check(arguments: argparse.Namespace, group: ProcessGroup, folder: Path) -> i
         result |= {"same_units_as_cpu": agreement, "size": asdict(size), "engine": asdict(engine), **environment(group)}
         print(table(result), flush=True)
         write_result(arguments.output, result)
-    return 0 if agreement["float32"] >= REQUIRED_AGREEMENT else 1
+    return 0 if agreement["float32"] >= REQUIRED_AGREEMENT and check_vllm(arguments, config, group) else 1
+
+
+def check_vllm(arguments: argparse.Namespace, config: RunConfig, group: ProcessGroup) -> bool:
+    """Whether vLLM, where it is installed beside a GPU, computes the exported model too."""
+    if not group.is_main or arguments.device != "cuda":
+        return True
+    difference = vllm_difference(Path(config.output_dir) / "export")
+    found = "not installed; not checked" if difference is None else f"{difference:.4f} nats from transformers"
+    print(f"vLLM: {found}", flush=True)
+    return difference is None or difference < TOLERANCE
 
 
 def parse() -> argparse.Namespace:

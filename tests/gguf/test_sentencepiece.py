@@ -1,0 +1,56 @@
+"""A sentencepiece tokenizer (LLaMA 2, Mistral) in the GGUF file: llama.cpp splits text as sentencepiece does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+
+from tests.support.exported import random_plan, slice_folder
+from tests.support.optional import llama_cpp, run_with
+from tests.support.tiny import write_text_files
+from tests.support.tiny_families import write_family_model
+from transact.exporting.folder import write_export
+from transact.exporting.gguf_file import write_gguf
+
+sentencepiece = pytest.importorskip("sentencepiece")
+pytestmark = [
+    pytest.mark.llama_cpp,
+    pytest.mark.skipif(llama_cpp() is None, reason="llama.cpp is not built: make test-gguf builds it"),
+]
+
+TEXTS = ["def main(argument) -> None:", "  two  spaces\nand a line", "Übergröße 世界 🙂"]  # the last one by bytes
+SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
+
+
+def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
+    from transformers import LlamaTokenizer
+
+    text, _ = write_text_files(tmp_path / "text")
+    parent = write_family_model(tmp_path / "parent", "mistral")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(parent / "tokenizer"),
+        vocab_size=500,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (parent / "tokenizer.vocab").unlink()
+    LlamaTokenizer.from_pretrained(parent).save_pretrained(parent)
+    plan = random_plan(parent, head_dim=8, intermediate_size=96)
+    folder = slice_folder(parent, tmp_path / "sliced", plan)
+    (tmp_path / "export").mkdir()
+    write_export(folder, tmp_path / "export", "float32", "# a model\n")
+    write_gguf(tmp_path / "export", tmp_path / "model.gguf", "f16", "model")
+    question = {"sequences": [[1, 2, 3]], "prompt": [1, 2, 3], "new_tokens": 1, "texts": TEXTS}
+    (tmp_path / "question.json").write_text(json.dumps(question))
+    run_with(llama_cpp(), SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
+    answer = numpy.load(tmp_path / "answer.npz")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(parent / "tokenizer.model"))
+    for number, each in enumerate(TEXTS):
+        assert answer[f"text_{number}"].tolist() == processor.encode(each), each
