@@ -130,3 +130,13 @@ def test_method_cost_runs(tmp_path: Path) -> None:
     result = result_of(run(["-m", "benchmarks.method_cost", *sizes, f"--output={output}"], seconds=240), output)
     assert result["greedy_obs"][0]["seconds"] > 0
     assert result["sequential_over_parallel"] > 0
+
+
+def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
+    output = tmp_path / "rotary_pairs.json"
+    sizes = ["--head-dims", "16", "--calibration-sequences=4", "--evaluation-sequences=2"]
+    rows = result_of(run(["-m", "benchmarks.rotary_pairs", *sizes, f"--output={output}"], seconds=240), output)["rows"]
+    assert [row["pairs"] for row in rows] == ["all", "free", "progression"]
+    dense, free, progression = (row["perplexity"] for row in rows)
+    assert dense < min(free, progression)
+    assert rows[2]["kept"] in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6, 8, 10, 12, 14])

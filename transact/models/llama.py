@@ -81,6 +81,9 @@ def check_supported(config: Mapping[str, Any]) -> None:
         _dimension(config, name)
     if config.get("max_position_embeddings") is not None:
         _dimension(config, "max_position_embeddings")
+    window = family.window(config)
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+        raise ValueError(f"config.json: sliding_window must be a whole number above 0, or null; got {window!r}")
     for name in ("rms_norm_eps", "rope_theta"):
         value = config.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -32,6 +32,8 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the rope type, or a variant of it, is not supported.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in settings.values()):
+        raise ValueError(f"rope_parameters differ between kinds of layers ({', '.join(settings)}); supported: one set")
     old_type = settings.pop("type", "default")
     settings.setdefault("rope_type", old_type)
     settings.setdefault("rope_theta", config.get("rope_theta") or DEFAULT_ROPE_THETA)

@@ -62,6 +62,10 @@ def test_names_the_field_that_is_missing_or_odd(value: object) -> None:
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True"),
         ({"model_type": "qwen3", "head_dim": None}, "head_dim must be a whole number"),
         ({"model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads must be a whole number"),
+        (
+            {"model_type": "mistral", "max_position_embeddings": 64, "sliding_window": "all"},
+            "sliding_window must be a whole number above 0, or null; got 'all'",
+        ),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

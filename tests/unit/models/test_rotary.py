@@ -101,6 +101,7 @@ def test_keys_for_old_and_new_transformers_and_vllm() -> None:
         ({"rope_type": "yarn", "factor": 2.0}, "rope_type is 'yarn'; supported: default, linear"),
         ({"type": "dynamic", "factor": 2.0}, "rope_type is 'dynamic'"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"full_attention": {"rope_type": "default"}}, r"differ between kinds of layers \(full_attention\)"),
         ({"rope_type": "longrope", "short_factor": [1.0]}, "attention_factor of longrope is None"),
         (
             {
