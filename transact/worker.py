@@ -19,6 +19,8 @@ from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.launcher import adopt_slurm_step
+from transact.runtime.slurm import own_job
 from transact.runtime.watchdog import BEAT_SECONDS, SILENCE_SECONDS
 from transact.stages.training_health import Diverged
 
@@ -29,16 +31,18 @@ if TYPE_CHECKING:
 
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
+SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
+    interruption = Interruption()
+    interruption.listen()
+    adopt_slurm_step()
     from transact.runtime.rendezvous import environment_rank, environment_world_size
 
     is_main = environment_rank() == 0
-    interruption = Interruption()
-    interruption.listen()
     _set_up_logging(is_main)
     try:
         check(config, environment_world_size())
@@ -79,7 +83,7 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
             try:
                 prepared = prepare(job)
                 group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
-                held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
+                held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
             except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
                 return refuse(error)
             if group.is_main:
@@ -94,6 +98,10 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
                 print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
             group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _lock_patience() -> float:
+    return LOCK_PATIENCE_SECONDS if own_job() is None else SLURM_LOCK_PATIENCE_SECONDS
 
 
 class JobFailed(Exception):

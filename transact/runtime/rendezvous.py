@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-LOOPBACK = "127.0.0.1"
+from transact.runtime.launcher import LOOPBACK
+
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 
 
