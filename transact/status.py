@@ -21,8 +21,12 @@ from transact.runtime.run_folder import RECORD
 from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
-PERPLEXITIES = ("eval/perplexity_recovered", "recover/validation_perplexity", "eval/perplexity_sliced")
-PERPLEXITIES += ("eval/perplexity_dense",)
+PERPLEXITIES = (
+    "eval/perplexity_recovered",
+    "recover/validation_perplexity",
+    "eval/perplexity_sliced",
+    "eval/perplexity_dense",
+)
 SPEED_ROWS = 20  # the latest steps, whose median speed is shown
 HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "left", "restarts", "job")
 

@@ -14,8 +14,8 @@ from transact.launch_config import LaunchConfig
 from transact.launching.executors import log_path, submit_to_slurm
 from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared
-from transact.runtime.run_folder import RECORD
-from transact.runtime.slurm import LIVE, SlurmError, ask, job_states, live_jobs, require_slurm
+from transact.runtime.run_folder import COPIED_REVISION, RECORD, git_revision
+from transact.runtime.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 
 JOB_RECORD = "job.json"  # in a run's folder: the job that was submitted last
 POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
@@ -125,12 +125,11 @@ def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the package, so that a job that is queued again runs what was submitted. Returns the folder to import from.
-
-    Each submission has its own: a job in another folder's sweep may still wait with the last one.
-    """
+    """Copy the package: a job that is queued again runs what was submitted. Returns the folder to import from."""
     code = folder / "code" / time.strftime("%Y%m%d-%H%M%S")
-    shutil.copytree(PACKAGE, code / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "assets", "conf"))
+    package = code / PACKAGE.name
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets", "conf"))
+    (package / COPIED_REVISION.name).write_text(git_revision() or "", encoding="utf-8")
     return code
 
 
@@ -140,7 +139,7 @@ def _wait(job: str, folder: Path, log: Path) -> int:
     def is_over() -> bool:
         nonlocal asked, over
         if time.monotonic() - asked > POLL_SECONDS:
-            asked, over = time.monotonic(), job_states([job]).get(job) not in LIVE
+            asked, over = time.monotonic(), not live_jobs([job])
         return over
 
     try:

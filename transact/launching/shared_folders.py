@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster see a folder: judged from here, before a job is queued that could not even complain."""
+"""Whether the nodes of a cluster see a folder: judged from here, since a job that does not can say nothing at all."""
 
 from __future__ import annotations
 

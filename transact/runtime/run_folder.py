@@ -14,6 +14,7 @@ from typing import Any
 from transact.files import TEMPORARY_SUFFIX, file_digest, read_json, write_json
 
 RECORD = "run.json"
+COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
 
 
@@ -28,7 +29,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that this code runs from; None in an installed package."""
+    """The revision of the checkout that this code runs from, or was copied from; None in an installed package."""
+    if COPIED_REVISION.is_file():
+        return COPIED_REVISION.read_text(encoding="utf-8").strip() or None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

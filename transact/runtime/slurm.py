@@ -11,8 +11,8 @@ from collections.abc import Iterable
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
 PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
 ANSWER_SECONDS = 60.0
-LIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
-LIVE += ("SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "COMPLETING")
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"})
+ENDED |= {"OUT_OF_MEMORY", "REVOKED"}
 
 
 class SlurmError(ValueError):
@@ -77,7 +77,7 @@ def live_jobs(jobs: Iterable[str]) -> list[str]:
     """Those that wait or run, in the given order."""
     wanted = list(jobs)
     states = job_states(wanted)
-    return [job for job in wanted if states.get(job) in LIVE]
+    return [job for job in wanted if job in states and states[job] not in ENDED]
 
 
 def own_job() -> tuple[str, int] | None:
