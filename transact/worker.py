@@ -162,7 +162,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         entity=config.track.entity,
         group=config.track.group,
         tags=config.track.tags,
-        name=config.name,
+        name=config.name if config.share_dir is None else f"{config.name} {folder.path.name}",
         run_id=folder.record["run_id"],
         config=to_dictionary(config),
         folder=folder.path,
