@@ -158,9 +158,10 @@ class Slurm:
                 start_new_session=True,
             )
 
-    def run(self, *command: str, cwd: Path | None = None) -> str:
-        """A command of SLURM; its output."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    def run(self, *command: str, cwd: Path | None = None, shell: dict[str, str] | None = None) -> str:
+        """A command of SLURM; its output. shell: the environment that it is called in."""
+        around = os.environ if shell is None else shell
+        environment = {name: value for name, value in around.items() if not name.startswith("SLURM")}
         done = subprocess.run(
             command,
             env=environment | self.environment(),
