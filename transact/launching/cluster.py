@@ -65,7 +65,7 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
     """
     partitions: dict[str, int] = {}
     default = None
-    for line in ask("sinfo", "-h", "-o", "%P|%D", patience=(1.0,)).splitlines():
+    for line in ask("sinfo", "-h", "-o", "%P|%D").splitlines():
         name, _, nodes = line.partition("|")
         default = name.rstrip("*") if name.endswith("*") else default
         partitions[name.rstrip("*")] = partitions.get(name.rstrip("*"), 0) + int(nodes)

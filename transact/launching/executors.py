@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,8 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     for name in INHERITED:  # sbatch hands the environment on
         os.environ.pop(name, None)
     try:
-        return str(executor.submit(SlurmTask(to_dictionary(config))).job_id)
+        with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
+            return str(executor.submit(SlurmTask(to_dictionary(config))).job_id)
     except FailedJobError as error:
         raise SlurmError(f"SLURM refuses the job: {_reason(error)}") from None
 
