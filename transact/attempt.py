@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def begin(folder: Path, limits: dict[str, int]) -> int:
         record["interruptions"] = dict.fromkeys(KINDS, 0) | {"last": None}
     elif not previous["ended"] and previous["restart"] != restart:
         _count(record, "preemptions", TAKEN)
-    record |= {"state": "starting", "error": None, "attempt": {"job": job, "restart": restart, "ended": False}}
+    record |= {"state": "starting", "error": None, "attempt": _attempt(job, restart, ended=False)}
     exceeded = _exceeded(record, limits)
     if exceeded is not None:
         record |= {"state": "failed", "error": exceeded}
@@ -62,7 +63,7 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
     if kind is None:
         return code
     _count(record, kind, reason)
-    record["attempt"] = {"job": job, "restart": restart, "ended": True}
+    record["attempt"] = _attempt(job, restart, ended=True)
     exceeded = _exceeded(record, limits)
     if exceeded is not None:
         record |= {"state": "failed", "error": exceeded}
@@ -78,6 +79,10 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     return read_json(path) if path.is_file() else {}
+
+
+def _attempt(job: str, restart: int, *, ended: bool) -> dict[str, Any]:
+    return {"job": job, "restart": restart, "since": time.time(), "ended": ended}
 
 
 def _count(record: dict[str, Any], kind: str, reason: str) -> None:

@@ -50,11 +50,10 @@ def test_points_share_their_beginning_and_are_not_submitted_twice(slurm: Slurm, 
     assert read_json(earlier / "round_00" / "evaluation.json") == read_json(later / "round_00" / "evaluation.json")
     assert "done" in status(slurm, sweep) and str(later.name) in status(slurm, sweep)
 
-    third = transact(slurm, arguments(workplace, "sweep", "0.3,0.4,0.5"))
+    third = transact(slurm, request)
+    assert third.returncode == 0, third.stderr
     assert third.stdout.count("finished already") == 2
-    assert third.stdout.count("submitted: job ") == 1
-    wait_for(lambda: not slurm.jobs(), SECONDS, "the third point ends")
-    assert read_json(point(sweep, "0.5") / "run.json")["state"] == "done"
+    assert not slurm.jobs()
     groups = [records(next((each / "wandb").glob("offline-run-*")), "run")[0] for each in sweep.glob("prune*")]
     assert {json.dumps(group.get("run_group")) for group in groups} == {json.dumps("sweep")}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import REPOSITORY, Workplace, command, environment
-from tests.support.runs import recovery_steps
 from tests.support.slurm import Slurm, wait_for
 from transact.files import read_json
+from transact.tracking.metrics import read_metrics
 
 STEPS = 64
 TOKENS_PER_STEP = 8 * 64
@@ -40,11 +40,14 @@ class Submitted:
         return found["timeouts"], found["preemptions"], found["failures"]
 
     def wait_until_training(self, steps: int, attempt: int, seconds: float = SECONDS) -> None:
-        """Until that many steps are done and the job was queued again that often."""
+        """Until the job was queued again that often and has done that many steps since."""
 
         def is_so() -> bool:
-            began = self.record.get("attempt", {}).get("restart") == attempt and self.record["state"] == "running"
-            return began and (self.folder / "metrics.jsonl").is_file() and len(recovery_steps(self.folder)) >= steps
+            now = self.record.get("attempt", {})
+            metrics = self.folder / "metrics.jsonl"
+            if now.get("restart") != attempt or now["ended"] or not metrics.is_file():
+                return False
+            return sum("recover/loss" in row and row["time"] > now["since"] for row in read_metrics(metrics)) >= steps
 
         wait_for(is_so, seconds, f"{steps} steps in attempt {attempt} of job {self.job}")
 
