@@ -52,13 +52,15 @@ def begin(folder: Path, limits: dict[str, int]) -> int:
 
 def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) -> int:
     """Count how the attempt ended and queue the job again, unless it is done, refused, or failed too often."""
-    own = own_job()
-    if own is None or code in (DONE, REFUSED):
+    own, record = own_job(), _read(folder)
+    if own is None or code == DONE or record.get("state") == "done":
         return code
     job, restart = own
     if not is_running_still(job, restart):
         return code  # SLURM has decided already: cancelled, queued again, or out of time
-    record = _read(folder)
+    if code == REFUSED:
+        write_json(folder / RECORD, record | {"state": "failed", "error": "the request was refused: the log says why"})
+        return code
     kind, reason = _why(record, job, code, signal_delay)
     if kind is None:
         return code

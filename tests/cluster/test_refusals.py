@@ -85,3 +85,13 @@ def test_folder_that_the_nodes_do_not_see(refused: Refused, on_the_cluster: Slur
     message = refused("launch.partition=elsewhere", "launch.nodes=1")
     assert "is on a file system of this machine" in message
     assert "which another-machine does not see" in message
+
+
+def test_files_that_were_there_before_stay(
+    workplace: Workplace, on_the_cluster: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    request = [*overrides(workplace, "cluster_refused"), f"output_dir={tmp_path}", "launch.constraint=a100"]
+    monkeypatch.setattr(sys, "argv", ["transact", *request])
+    assert main() == 2
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -24,7 +24,6 @@ POLL_SECONDS = 5.0  # between two questions about a job, which cost the controll
 def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
     """Submit, say how to go on, and follow the job where that is wanted. Returns the exit code."""
     from transact.preflight import check
-    from transact.runtime.file_lock import exclusive
 
     folder = Path(config.output_dir).absolute()
     config.output_dir = str(folder)
@@ -32,21 +31,11 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
         require_slurm()
         check_request(config.launch, folder)
         check(config, config.launch.num_ranks)
-        live = live_job(folder)
-        if live is not None and is_sweep:
-            print(f"{folder.name}: job {live} is at it already", flush=True)
+        if is_sweep and _needs_nothing(folder):
             return DONE
-        if is_sweep and is_finished(folder):
-            print(f"{folder.name}: finished already", flush=True)
-            return DONE
-        if live is not None:
-            raise ValueError(
-                f"output_dir={str(folder)!r} has a live job already ({live}): wait, `scancel {live}`, or choose "
-                "another name="
-            )
+        _refuse_live(folder)
         after = _to_wait_for(config.launch, folder.parent) if is_sweep else None
-        with exclusive(folder / "submit.lock"):
-            job = _submit(config, folder, after)
+        job = _submit(config, folder, after)
     except (ValueError, OSError) as error:
         return refuse(error)
     log = log_path(folder / "logs", job, 0)
@@ -83,10 +72,33 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
 
 
 def live_job(folder: Path) -> str | None:
-    """The job that waits or runs for this folder."""
-    record = folder / JOB_RECORD
-    found = live_jobs([read_json(record)["job"]]) if record.is_file() else []
+    """The job that waits or runs for this folder, submitted from here or by hand."""
+    submitted, begun = folder / JOB_RECORD, folder / RECORD
+    jobs = [read_json(submitted)["job"]] if submitted.is_file() else []
+    jobs += [read_json(begun).get("attempt", {}).get("job")] if begun.is_file() else []
+    found = live_jobs(job for job in jobs if job is not None)
     return found[0] if found else None
+
+
+def _refuse_live(folder: Path) -> None:
+    live = live_job(folder)
+    if live is not None:
+        raise ValueError(
+            f"output_dir={str(folder)!r} has a live job already ({live}): wait, `scancel {live}`, or choose another "
+            "name="
+        )
+
+
+def _needs_nothing(folder: Path) -> bool:
+    """Whether a point of a sweep is at work or finished; says so."""
+    live = live_job(folder)
+    if live is not None:
+        print(f"{folder.name}: job {live} is at it already", flush=True)
+    elif is_finished(folder):
+        print(f"{folder.name}: finished already", flush=True)
+    else:
+        return False
+    return True
 
 
 def is_finished(folder: Path) -> bool:
@@ -107,19 +119,19 @@ def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
 
 
 def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
-    """Returns the job's id. A job that SLURM refuses leaves no folder behind where there was none."""
-    is_new = not (folder / RECORD).exists() and not (folder / JOB_RECORD).exists()
-    try:
-        live = live_job(folder)  # somebody may have been faster
-        if live is not None:
-            raise ValueError(f"output_dir={str(folder)!r} has a live job already ({live})")
+    """Returns the job's id. A job that SLURM refuses leaves nothing behind."""
+    from transact.runtime.file_lock import exclusive
+
+    is_new = not folder.exists()
+    with exclusive(folder / "submit.lock"):
+        _refuse_live(folder)  # somebody may have been faster
         code = snapshot(folder)
         (folder / "logs").mkdir(exist_ok=True)
-        job = submit_to_slurm(config, folder / "logs", code, after)
-    except ValueError:
-        if is_new:
-            shutil.rmtree(folder)
-        raise
+        try:
+            job = submit_to_slurm(config, folder / "logs", code, after)
+        except SlurmError:
+            shutil.rmtree(folder if is_new else code)
+            raise
     write_json(folder / JOB_RECORD, {"job": job, "submitted": time.time(), "code": str(code)})
     return job
 
