@@ -18,6 +18,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         reason = "SLURM is not installed: apt-get install slurmctld slurmd slurm-client"
         pytest.fail(f"{reason} ({REQUIRED} is set)") if os.environ.get(REQUIRED) else pytest.skip(reason)
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

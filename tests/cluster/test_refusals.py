@@ -63,10 +63,11 @@ def test_controller_does_not_answer(
         ("launch.partition=gpu", "launch.partition='gpu' is not allowed: it must be one of elsewhere, high, main"),
         ("launch.nodes=3", "launch.nodes=3 is not allowed: partition main has 2"),
         ("launch.constraint=a100", "SLURM refuses the job: Batch job submission failed: Invalid feature specification"),
+        ("launch.gpus_per_node=2", "SLURM refuses the job: "),
         ("launch.memory=1T", "SLURM refuses the job: Memory specification can not be satisfied"),
         ("+launch.options.gress=gpu:8", "SLURM refuses the job: "),
         (
-            "launch.tasks_per_node=16",
+            "launch.gpus_per_node=16",
             "recover.batch_sequences=8 is not allowed: 32 ranks need at least one sequence each",
         ),
         ("launch.signal_delay_seconds=86400", "launch.signal_delay_seconds=86400 is not allowed: it must be below the"),

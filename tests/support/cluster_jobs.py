@@ -71,7 +71,7 @@ def cluster_environment(slurm: Slurm) -> dict[str, str]:
 def overrides(workplace: Workplace, name: str) -> list[str]:
     """One round on two nodes, long enough to be hit in the middle."""
     changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
-    return [*workplace.overrides(name), *changed, "launch=slurm", "launch.nodes=2"]
+    return [*workplace.overrides(name), *changed, "launch=slurm", "launch.nodes=2", "launch.gpus_per_node=1"]
 
 
 def transact(slurm: Slurm, arguments: list[str], seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:

@@ -49,6 +49,7 @@ AccountingStorageType=accounting_storage/none
 SwitchType=switch/none
 MpiDefault=none
 PlugStackConfig=/dev/null
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -67,7 +68,7 @@ TCPTimeout=2
 SlurmctldTimeout=30
 SlurmdTimeout={lost}
 {nodes}
-NodeName=far NodeHostname=another-machine NodeAddr=127.0.0.9 Port={ports[0]} CPUs=1 State=DOWN
+NodeName=far NodeHostname=another-machine NodeAddr=127.0.0.9 Port={ports[1]} CPUs=1 State=DOWN
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace}
 PartitionName=high Nodes={names} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=elsewhere Nodes=far MaxTime=INFINITE State=UP PriorityTier=1
@@ -117,11 +118,11 @@ class Slurm:
 
     def _write_configuration(self) -> None:
         host = socket.gethostname().partition(".")[0]
-        ports = [free_port() for _ in range(1 + self.num_nodes)]
+        ports = [free_port() for _ in range(2 + self.num_nodes)]
         lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs={self.cpus_per_node} "
-            "RealMemory=4000 State=UNKNOWN"
-            for node, port in zip(self.nodes, ports[1:], strict=True)
+            "RealMemory=4000 Gres=gpu:1 State=UNKNOWN"
+            for node, port in zip(self.nodes, ports[2:], strict=True)
         ]
         text = CONFIGURATION.format(
             host=host,
@@ -135,6 +136,7 @@ class Slurm:
             grace=GRACE_SECONDS,
         )
         (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")  # a GPU as far as SLURM can tell
 
     def start_node(self, node: str) -> None:
         self._start_daemon(node, ["slurmd", "-D", "-N", node])

@@ -7,7 +7,8 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,36 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
         gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
         stderr_to_stdout=True,
     )
-    ignored = [signal.SIGINT] if config.launch.wait else [signal.SIGINT, signal.SIGHUP]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    with _deaf_to(signal.SIGINT):
+        if config.launch.wait:
+            return executor.submit(LocalTask(to_dictionary(config)))
+        with _deaf_to(signal.SIGHUP), _silent_children():
+            return executor.submit(LocalTask(to_dictionary(config)))
+
+
+@contextmanager
+def _deaf_to(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started inside inherit it."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        return executor.submit(LocalTask(to_dictionary(config)))
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(number, before)
+
+
+@contextmanager
+def _silent_children() -> Iterator[None]:
+    """Processes that are started inside do not hold our output open, for which a pipe would wait."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def local_exit_code(job: Any, rank: int, processes: int) -> int:
