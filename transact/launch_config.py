@@ -52,6 +52,8 @@ class LaunchConfig:
             self._check_slurm()
 
     def _check_slurm(self) -> None:
+        instead = "launch=slurm counts in launch.nodes, and launch.gpus_per_node or launch.tasks_per_node"
+        require("launch.processes", self.processes, self.processes == 1, instead)
         early = self.signal_delay_seconds < 60 * self.timeout_minutes
         delay = f"it must be below the time limit (launch.timeout_minutes={self.timeout_minutes})"
         require("launch.signal_delay_seconds", self.signal_delay_seconds, early, delay)

@@ -70,6 +70,7 @@ def test_controller_does_not_answer(
             "launch.gpus_per_node=16",
             "recover.batch_sequences=8 is not allowed: 32 ranks need at least one sequence each",
         ),
+        ("launch.processes=2", "launch.processes=2 is not allowed: launch=slurm counts in launch.nodes"),
         ("launch.signal_delay_seconds=86400", "launch.signal_delay_seconds=86400 is not allowed: it must be below the"),
         ("+launch.options={--gres: gpu}", "launch.options='--gres' is not allowed: give options as"),
     ],
