@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.support.commands import REPOSITORY
 from tests.support.ranks import run_on_ranks
 
 
@@ -113,3 +117,57 @@ def ask_to_stop_while_waiting(world_size: str) -> float:
 def test_a_rank_that_waits_for_the_others_heeds_a_signal() -> None:
     (seconds,) = run_on_ranks(1, ask_to_stop_while_waiting, "2", seconds=60)
     assert seconds < 2
+
+
+def heed_every_signal() -> list[str]:
+    """Each signal comes to rank 1 alone, in the middle of a loop."""
+    import os
+    from dataclasses import replace
+
+    from transact.runtime.interruption import SIGNALS, Interruption, Stopped
+    from transact.runtime.process import process_group
+
+    heard = []
+    with process_group("cpu", 1) as group:
+        for number in SIGNALS:
+            listening = replace(group, interruption=Interruption())
+            listening.interruption.listen()
+            try:
+                for turn in range(1000):
+                    if group.rank == 1 and turn == 3:
+                        os.kill(os.getpid(), number)
+                    listening.stop_if_asked()
+                heard.append("nothing")
+            except Stopped as stopped:
+                heard.append(str(stopped))
+    return heard
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_in_the_same_turn() -> None:
+    expected = [f"stopped by {name}" for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")]
+    assert run_on_ranks(2, heed_every_signal, seconds=60) == [expected] * 2
+
+
+def ignore_one_interrupt() -> None:
+    """Deep in work that never asks whether to stop."""
+    from transact.runtime.interruption import Interruption
+
+    Interruption().listen()
+    print("listening", flush=True)
+    while True:
+        time.sleep(0.05)
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    code = f"from {__name__} import ignore_one_interrupt; ignore_one_interrupt()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 1
+    finally:
+        process.kill()
