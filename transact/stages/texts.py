@@ -117,6 +117,7 @@ def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path
                     tokenizer,
                     sequence_length=length,
                     max_sequences=max_sequences,
+                    name=field,
                     progress=progress.advance,
                 )
     return str(folder)
