@@ -87,7 +87,6 @@ def test_refused_with_the_name_of_the_file(name: str, content: bytes, tmp_path: 
     ],
 )
 def test_read_correctly(name: str, content: bytes, expected: list[str], tmp_path: Path) -> None:
-    """check_text looks for a text in the first row alone, so that a first row without one is read past it."""
     path = tmp_path / name
     path.write_bytes(content)
     assert read(path) == expected
