@@ -51,3 +51,16 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
 @pytest.fixture(scope="session")
 def chain_runs(chain_commands: dict[int, ChainRun]) -> dict[int, Path]:
     return {ranks: run.folder for ranks, run in chain_commands.items()}
+
+
+def bfloat16_overrides(workplace: Workplace, name: str) -> list[str]:
+    """The settings of the large jobs, at a small size."""
+    settings = ["engine.dtype=bfloat16", "engine.activation_checkpointing=true", "model.export_dtype=bfloat16"]
+    return [*workplace.overrides(name), *settings, "prune.rounds=1", "recover.tokens=8192"]
+
+
+@pytest.fixture(scope="session")
+def bfloat16_run(workplace: Workplace) -> Path:
+    ended = transact(bfloat16_overrides(workplace, "bfloat16"))
+    assert ended.returncode == 0, ended.stderr
+    return workplace.folder / "bfloat16"
