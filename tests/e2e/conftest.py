@@ -42,6 +42,7 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
             overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
             ended = transact_as_users_do(overrides, variables=SECRETS, umask=UMASKS[ranks])
         else:
+            overrides.append("engine.micro_batch_sequences=2")
             ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])
         assert ended.returncode == 0, ended.stdout + ended.stderr
         runs[ranks] = ChainRun(workplace.folder / name, tokens, ended)

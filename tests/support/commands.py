@@ -44,7 +44,7 @@ class Workplace:
             "recover.learning_rate=2e-3",
             "recover.validation_sequences=8",
             "recover.validations=2",
-            "engine.micro_batch_sequences=2",
+            "engine.micro_batch_sequences=4",
             "track.mode=disabled",
         ]
 
