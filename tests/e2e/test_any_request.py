@@ -142,7 +142,7 @@ def request_for(workplace: Workplace, judged: Callable[[Callable[[], int]], int]
     return run
 
 
-@examples(110)
+@examples(70)
 @given(name=st.sampled_from(NAMES), value=VALUES, mark=st.sampled_from(["", "", "", "+", "++", "~"]))
 def test_any_value_of_any_setting(request_with: Callable[..., int], name: str, value: str, mark: str) -> None:
     request_with(f"{mark}{name}={value}" if mark != "~" else f"~{name}")
@@ -208,7 +208,7 @@ def model(workplace: Workplace, tmp_path: Path) -> Path:
     return folder
 
 
-@examples(50)
+@examples(120)
 @given(name=st.sampled_from(CONFIG_NAMES), value=JSON_VALUES)
 def test_any_model_config(
     request_for: Callable[[Path], int], workplace: Workplace, model: Path, name: str, value: Any
@@ -219,7 +219,7 @@ def test_any_model_config(
     assert not (model.parent / "executed").exists()
 
 
-@examples(25)
+@examples(60)
 @given(data=st.data())
 def test_any_damage_to_the_weights(
     request_for: Callable[[Path], int], workplace: Workplace, model: Path, data: st.DataObject
