@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -12,12 +11,13 @@ from typing import Any
 
 import psutil
 
-from tests.support.ranks import free_port
+from tests.support.ports import free_port
+from tests.support.warm import warm_context
 
 
 def start(function: Any, folder: Path) -> list[Any]:
     """Two processes that run `function(rank, folder)` as ranks of one group; none of them is to end well."""
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     port = str(free_port())
     processes = [context.Process(target=run, args=(function, rank, port, folder)) for rank in range(2)]
     for process in processes:
