@@ -47,9 +47,10 @@ check: $(SETUP) ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m mypy transact benchmarks
 	$(PYTHON_RUN) -m pytest -q tests/unit
 
-bench: $(SETUP) ## throughput and calibration overhead, written to benchmarks/results
+bench: $(SETUP) ## throughput, calibration overhead and the cost of saving, written to benchmarks/results
 	$(PYTHON_RUN) -m benchmarks.throughput --processes 2
 	$(PYTHON_RUN) -m benchmarks.calibration_overhead
+	$(PYTHON_RUN) -m benchmarks.saving --processes 2
 
 bench-quality: $(SETUP) ## what every method keeps of the demo parent: about an hour
 	$(PYTHON_RUN) -m benchmarks.quality

@@ -2,9 +2,9 @@
 
     python -m benchmarks.faults
 
-A job of two ZeRO-3 ranks, started with `launch=local`. Each kill aims at a stage (or at a checkpoint that is being
-written) and hits, at a random moment in it, one rank or every process of the job with SIGKILL. Then the same command
-is started again.
+A job of two ZeRO-3 ranks, started with `launch=local`. Each kill aims at a stage, drawn evenly, or at a checkpoint that
+is being written, and hits, at a random moment in it, one rank or every process of the job with SIGKILL. Then the same
+command is started again.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -30,7 +31,7 @@ from transact.files import TEMPORARY_SUFFIX, read_json
 from transact.tracking.metrics import read_metrics
 
 RANKS = 2
-SAVING = "save"  # a checkpoint inside a recovery
+SAVING = ": saving"  # behind the name of a recovery: while one of its checkpoints is written
 POLL_SECONDS = 0.005
 LIMIT_SECONDS = 600.0
 # A rank's death is to be noticed within 30 s; the rest is for the interpreter to come and go on a busy machine.
@@ -50,8 +51,7 @@ class Tally:
     """What the kills met and did."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
-    one_rank: int = 0
-    noticed_seconds: list[float] = field(default_factory=list)  # from a rank's death to the end of the job
+    noticed_seconds: list[float] = field(default_factory=list)  # from the death of one rank to the end of the job
 
 
 def start(overrides: list[str]) -> subprocess.Popen[bytes]:
@@ -76,63 +76,121 @@ def complete(overrides: list[str], folder: Path) -> None:
         raise RuntimeError(f"{folder.name}: exit code {process.returncode}: {errors.decode()[-2000:]}")
 
 
-def stage_now(folder: Path) -> str | None:
+def record_of(folder: Path) -> dict[str, Any]:
     record = folder / "run.json"
-    if not record.is_file():
-        return None
-    described = read_json(record)
-    stage = described.get("stage")
-    return None if stage in described["stages"] else stage
+    return read_json(record) if record.is_file() else {"restarts": -1, "stages": {}, "stage": None}
+
+
+def stage_now(folder: Path) -> str | None:
+    record = record_of(folder)
+    return None if record["stage"] in record["stages"] else record["stage"]
 
 
 def is_saving(folder: Path) -> bool:
     return any(folder.glob(f"checkpoints/*{TEMPORARY_SUFFIX}"))
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
     """The processes that compute; submitit starts each as a child of its controller."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if any("submitit.core._submit" in word for word in child.cmdline())]
+    ranks = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("submitit.core._submit" in word for word in child.cmdline()):
+                ranks[int(child.environ()["SUBMITIT_LOCAL_GLOBALID"])] = child
+    return ranks
+
+
+def is_reached(target: str, folder: Path) -> bool:
+    """Whether the job is there, or past it: a stage may pass faster than anybody looks."""
+    stage, stages = target.removesuffix(SAVING), record_of(folder)["stages"]
+    if stage in stages:
+        return True
+    return stage_now(folder) == stage and (target == stage or is_saving(folder))
+
+
+def place(folder: Path) -> str:
+    stage = stage_now(folder)
+    if stage is None:
+        return "between stages"
+    return stage + SAVING if is_saving(folder) else stage
 
 
 def kill_in(
-    stage: str, seconds: float, overrides: list[str], folder: Path, chance: random.Random, tally: Tally
+    target: str, seconds: float, overrides: list[str], folder: Path, chance: random.Random, tally: Tally
 ) -> bool:
-    """Start the job and kill in `stage`, at a random moment of the `seconds` that it usually takes.
+    """Start the job and kill in `target`, at a random moment of the `seconds` that it usually takes.
 
     Returns:
-        Whether there was something to kill: the stage may have passed too quickly, or the job be complete.
+        Whether there was something to kill: the job may have completed meanwhile.
+
+    Raises:
+        AssertionError: the job did not end as it should.
     """
+    attempts = record_of(folder)["restarts"]
     process = start([*overrides, f"output_dir={folder}"])
+
     deadline = time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None and not (is_saving(folder) if stage == SAVING else stage_now(folder) == stage):
-        assert time.monotonic() < deadline, f"{stage} never came"
+    # Until this attempt has begun, the folder shows where the one before was killed.
+    while process.poll() is None and not (record_of(folder)["restarts"] > attempts and is_reached(target, folder)):
+        assert time.monotonic() < deadline, f"{target} never came"
         time.sleep(POLL_SECONDS)
     time.sleep(chance.uniform(0, seconds))
     if process.poll() is not None:
         process.communicate()
         return False
-    met = SAVING if is_saving(folder) else (stage_now(folder) or "between stages")
-    _kill(process, chance, tally)
+    met = place(folder)
+    _kill(process, folder, chance, tally)
     tally.by_stage[met] += 1
     print(f"kill {tally.by_stage.total()}: in {met}", flush=True)
     return True
 
 
-def _kill(process: subprocess.Popen[bytes], chance: random.Random, tally: Tally) -> None:
+def _kill(process: subprocess.Popen[bytes], folder: Path, chance: random.Random, tally: Tally) -> None:
     ranks = ranks_of(process)
     everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     if chance.random() < 0.5 and len(ranks) == RANKS:
-        begin = time.monotonic()
-        chance.choice(ranks).send_signal(signal.SIGKILL)
-        process.communicate(timeout=NOTICE_SECONDS)
-        tally.one_rank += 1
-        tally.noticed_seconds.append(time.monotonic() - begin)
+        _kill_one(process, ranks, folder, chance, tally)
         return
     for each in everybody:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
     psutil.wait_procs(everybody)
+
+
+def _kill_one(
+    process: subprocess.Popen[bytes],
+    ranks: dict[int, psutil.Process],
+    folder: Path,
+    chance: random.Random,
+    tally: Tally,
+) -> None:
+    """Kill one rank; the other is to end the job with a line that says which rank died."""
+    number = chance.choice(sorted(ranks))
+    survivor = max(folder.glob(f"logs/*_{1 - number}_log.out"), key=lambda path: path.stat().st_mtime)
+    begin = time.monotonic()
+    ranks[number].kill()
+    process.communicate(timeout=LIMIT_SECONDS)
+    seconds = time.monotonic() - begin
+    tally.noticed_seconds.append(seconds)
+    assert process.returncode == 1, f"exit code {process.returncode} after rank {number} was killed"
+    assert seconds < NOTICE_SECONDS, f"the death of rank {number} went unnoticed for {seconds:.0f} s"
+    if record_of(folder).get("state") != "done":
+        told = survivor.read_text(errors="replace")
+        assert f"error: rank {number} died in " in told, f"{survivor}: {told[-2000:]}"
+
+
+def usual_seconds(folder: Path) -> dict[str, float]:
+    """Everything that can be aimed at, in the order in which it comes -> how long it takes."""
+    saving = median(
+        row["perf/checkpoint_s"] for row in read_metrics(folder / "metrics.jsonl") if "perf/checkpoint_s" in row
+    )
+    seconds = {}
+    for stage, entry in record_of(folder)["stages"].items():
+        seconds[stage] = entry["seconds"]
+        if stage.endswith("/recover"):
+            seconds[stage + SAVING] = saving
+    return seconds
 
 
 def losses(folder: Path) -> list[tuple[int, int, float]]:
@@ -146,41 +204,30 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
     chance, tally = random.Random(seed), Tally()
     undisturbed = folder / "undisturbed"
     complete(overrides, undisturbed)
-    usual = {name: entry["seconds"] for name, entry in read_json(undisturbed / "run.json")["stages"].items()}
-    targets = [*usual, *[SAVING] * 3]
+    seconds = usual_seconds(undisturbed)
     expected = losses(undisturbed)
     weights = load_file(undisturbed / "export" / "model.safetensors")
-    rows = []
-    for number in range(runs):
-        wanted = kills * (number + 1) // runs - tally.by_stage.total()
-        run = folder / f"run_{number}"
-        while wanted > 0:
-            finished = set(read_json(run / "run.json")["stages"]) if (run / "run.json").is_file() else set()
-            left = [stage for stage in targets if stage not in finished and not _is_late(stage, finished, usual)]
-            if not left:
+    rows: list[dict[str, Any]] = []
+    while len(rows) < runs or (tally.by_stage.total() < kills and len(rows) < 2 * runs):
+        run = folder / f"run_{len(rows)}"
+        wanted = min(kills, -(-kills * (len(rows) + 1) // runs)) - tally.by_stage.total()
+        for target in sorted(chance.choices(list(seconds), k=wanted), key=list(seconds).index):
+            if not kill_in(target, seconds[target], overrides, run, chance, tally):
                 break
-            # Near ones first, so that a run meets several kills before it is through.
-            stage = left[min(chance.randrange(len(left)), chance.randrange(len(left)))]
-            wanted -= kill_in(stage, 0.0 if stage == SAVING else usual[stage], overrides, run, chance, tally)
         complete(overrides, run)
         rows.append(_compare(run, expected, weights))
-        print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
+        print(f"run {len(rows)}: {rows[-1]}", flush=True)
     return {
         "kills": tally.by_stage.total(),
         "by_stage": dict(sorted(tally.by_stage.items())),
-        "runs": runs,
+        "runs": len(rows),
         "identical": sum(row["identical"] for row in rows),
         "lost_steps": sum(row["lost_steps"] for row in rows),
         "repeated_steps": sum(row["repeated_steps"] for row in rows),
         "left_over_files": sum(row["left_over_files"] for row in rows),
-        "kills_of_one_rank": tally.one_rank,
+        "kills_of_one_rank": len(tally.noticed_seconds),
         "seconds_to_notice": {"largest": max(tally.noticed_seconds, default=None), "all": tally.noticed_seconds},
     }
-
-
-def _is_late(stage: str, finished: set[str], usual: dict[str, float]) -> bool:
-    """Whether no checkpoint is written any more."""
-    return stage == SAVING and all(name in finished for name in usual if name.endswith("/recover"))
 
 
 def _compare(run: Path, expected: list[tuple[int, int, float]], weights: Any) -> dict[str, Any]:
@@ -209,6 +256,8 @@ def main() -> None:
             overrides, kills=arguments.kills, runs=arguments.runs, seed=arguments.seed, folder=Path(name)
         )
     write_result(arguments.output, result)
+    if result["kills"] < arguments.kills or result["identical"] < result["runs"]:
+        raise SystemExit(f"{result['kills']} kills, {result['identical']} of {result['runs']} runs as without: failed")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from typing import Any
 
 from transact.exit_codes import DONE, FAILED, REFUSED, refuse
 from transact.files import read_json, write_json
+from transact.runtime.interruption import SIGNALS
 from transact.runtime.run_folder import RECORD
 from transact.runtime.slurm import PATIENCE, SlurmError, ask, is_running_still, live_jobs, own_job, seconds_left
 
 KINDS = ("timeouts", "preemptions", "failures")
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # what --signal sends before the time limit; some sites before a preemption too
-# Of a process that a signal ended before it listened.
-SIGNAL_CODES = {128 + 15: "SIGTERM", 128 + 10: "SIGUSR1", 128 + 12: "SIGUSR2"}
+SIGNAL_CODES = {128 + number.value: number.name for number in SIGNALS}
 EARLY_SECONDS = 90.0  # SLURM sends the warning up to a minute before its time
 TAKEN = "SLURM took the nodes (preemption, requeue, or a node that broke down)"
 

@@ -217,4 +217,4 @@ def fetch(job: Job) -> Path:
         check_files(download(model, from_cache=False))
 
     job.group.on_main(complete, may_be_left=True)
-    return download(model, from_cache=True)
+    return Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])

@@ -16,9 +16,8 @@ from transact.models.folder import declared_geometry
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # What gloo, NCCL and the store say when the other side is gone or silent; no rank's own failure reads like this.
-LOST_RANK = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo|^rank \d+ failed:"
-)
+LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo")
+TOLD_BY_RANK = re.compile(r"rank \d+ failed:")
 
 # Largest part of the estimate -> what makes it smaller.
 REMEDIES = {
@@ -35,16 +34,30 @@ REMEDIES = {
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
-    return isinstance(error, RuntimeError) and LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    told_by_rank = TOLD_BY_RANK.match(str(error)) is not None
+    return told_by_rank or (LOST_RANK.search(str(error)) is not None and not _is_no_memory(error))
 
 
 def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
     """One line for run.json and the user."""
+    try:
+        return _explained(error, stage, config, world_size)
+    except Exception:  # noqa: BLE001 - on a machine that fails, looking closer may fail as well
+        return _plain(error, stage)
+
+
+def _explained(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
     for each in _chain(error):
         if _is_no_space(each):
             return f"{stage}: {_no_space(each, Path(config.output_dir))}"
         if _is_no_memory(each):
             return f"{stage}: {_no_memory(stage, config, world_size)}"
+    return _plain(error, stage)
+
+
+def _plain(error: BaseException, stage: str) -> str:
     return f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -62,7 +75,7 @@ def _is_no_space(error: BaseException) -> bool:
 
 def _no_space(error: BaseException, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error, OSError) and error.filename else folder
-    there = path if path.exists() else folder
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     return (
         f"the disk is full ({path}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "

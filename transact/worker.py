@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +23,7 @@ from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import adopt_slurm_step
 from transact.runtime.slurm import own_job
-from transact.runtime.watchdog import BEAT_SECONDS, SILENCE_SECONDS
+from transact.runtime.watchdog import SILENCE_SECONDS
 from transact.stages.training_health import Diverged
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
 SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
+CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
@@ -40,19 +43,23 @@ def work(config: RunConfig) -> int:
     interruption = Interruption()
     interruption.listen()
     adopt_slurm_step()
-    from transact.runtime.rendezvous import environment_rank, environment_world_size
+    from transact.runtime.rendezvous import Refused, environment_rank, environment_world_size
 
     is_main = environment_rank() == 0
     _set_up_logging(is_main)
+    refusal = None
     try:
         check(config, environment_world_size())
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
-        return refuse(error)
+        refusal = str(error)
     try:
-        return _run(config, interruption)
+        return _run(config, interruption, refusal)
+    except Refused as refused:
+        return refuse(refused)
     except Stopped as stopped:
         if is_main:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr, flush=True)
+        return _code_of_stop(interruption)
     except JobFailed as failure:
         if failure.shows_traceback:
             traceback.print_exception(failure.__cause__)
@@ -64,7 +71,7 @@ def work(config: RunConfig) -> int:
     return FAILED
 
 
-def _run(config: RunConfig, interruption: Interruption) -> int:
+def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
     from transact.chain import prepare, run_chain
     from transact.runtime.file_lock import run_lock
     from transact.runtime.process import process_group
@@ -75,29 +82,39 @@ def _run(config: RunConfig, interruption: Interruption) -> int:
 
     folder = RunFolder(Path(config.output_dir))
     with (
-        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption) as group,
+        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
+        # Lock and tracker, which may take its time to close, outlive the report of a failure.
+        ExitStack() as held,
         _failures_told(config, folder, group),
     ):
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
-        with ExitStack() as held:
-            try:
-                prepared = prepare(job)
-                group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
-                held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
-            except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
-                return refuse(error)
-            if group.is_main:
-                folder.remove_leftovers()
-                folder.open(group.world_size)
-                write_text(folder.path / "config.yaml", to_yaml(config))
-            with _tracker(config, folder, group.is_main) as tracker:
-                result = run_chain(replace(job, tracker=tracker), prepared)
-            if group.is_main:
-                folder.end("done")
-                result_table(result)
-                print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
-            group.barrier()  # the lock covers every rank's last act
+        try:
+            prepared = prepare(job)
+            group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
+            job.check_seen("output_dir", folder.path)
+            held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
+        except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
+            return refuse(error)
+        if group.is_main:
+            folder.remove_leftovers()
+            folder.open(group.world_size)
+            write_text(folder.path / "config.yaml", to_yaml(config))
+        tracker = held.enter_context(_tracker(config, folder, group.is_main))
+        result = run_chain(replace(job, tracker=tracker), prepared)
+        if group.is_main:
+            folder.end("done")
+            result_table(result)
+            print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+        group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _code_of_stop(interruption: Interruption) -> int:
+    """In a SLURM job that of a process which the signal ended: the batch script must tell a stop from a failure, and
+    nothing is written in run.json before the ranks have met."""
+    if own_job() is None or interruption.asked_by is None:
+        return FAILED
+    return 128 + signal.Signals[interruption.asked_by].value
 
 
 def _lock_patience() -> float:
@@ -130,19 +147,28 @@ def _failures_told(config: RunConfig, folder: RunFolder, group: ProcessGroup) ->
     except Stopped as stopped:
         record("stopped", str(stopped))
         watchdog.end()
+        _leave_in_time()
         raise
     except Exception as error:
         lost = is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
-        if not lost:
+        if verdict is None:
             watchdog.report(message)
         record("failed", message)
-        if group.is_main:
-            time.sleep(2 * BEAT_SECONDS)  # the others read why from a store that may end with this rank
         watchdog.end()
+        _leave_in_time()
         told = not lost or watchdog.speaks()
-        raise JobFailed(message, shows_traceback=not lost and not isinstance(error, Diverged), is_told=told) from error
+        # Without a verdict what looked like a lost rank may be an error of this rank's own.
+        explains_itself = verdict is not None or isinstance(error, Diverged)
+        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
+
+
+def _leave_in_time() -> None:
+    """Nothing that is left to do is worth holding the machines for: W&B without a network, say."""
+    last_resort = threading.Timer(CLOSING_SECONDS, os._exit, [FAILED])
+    last_resort.daemon = True
+    last_resort.start()
 
 
 @contextmanager

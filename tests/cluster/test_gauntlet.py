@@ -122,3 +122,14 @@ def test_torchrun_inside_srun(slurm: Slurm, workplace: Workplace, undisturbed: P
     slurm.wait_for_state(job, "COMPLETED", "FAILED", seconds=2 * SECONDS)
     assert slurm.job_state(job) == "COMPLETED", (tmp_path / "log").read_text()[-3000:]
     assert_same_export(workplace.folder / "torchrun", undisturbed)
+
+
+def test_asked_to_leave_before_the_ranks_have_met(slurm: Slurm, workplace: Workplace) -> None:
+    """No failure, although nothing could be saved or written down yet."""
+    run = submit(slurm, workplace, "gauntlet_early", *LONG, "launch.max_failures=0")
+    wait_for(lambda: len(slurm.ranks_of(run.job)) == 2, SECONDS, "both ranks start")
+    slurm.run("scancel", "--signal=TERM", run.job)
+    wait_for(lambda: slurm.restarts(run.job) == 1, SECONDS, "the job is queued again")
+    assert run.counts() == (0, 1, 0)
+    slurm.run("scancel", run.job)
+    run.wait_until_over("CANCELLED")

@@ -77,6 +77,14 @@ def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
     assert min(result["tokens_per_s"].values()) > 0
 
 
+def test_saving(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    process = run(["-m", "benchmarks.saving", "--sizes", "tiny", "--repetitions=1", f"--output={output}"])
+    figures = result_of(process, output)["sizes"]["tiny"]
+    # Four float32 for each parameter: the weight, Adam's two moments, the best weight.
+    assert figures["bytes"] == pytest.approx(16 * figures["parameters"], rel=0.2)
+
+
 def test_calibration_overhead(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]
@@ -109,7 +117,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
 
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "ablations.json"
-    sizes = ["--tokens=4096", "--evaluation-sequences=16", "--smallest"]
+    sizes = ["--tokens=2048", "--evaluation-sequences=8", "--smallest"]
     result = result_of(run(["-m", "benchmarks.ablations", *sizes, f"--output={output}"], seconds=240), output)
     assert len(result["rows"]) == 4 * 2
     assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
@@ -118,7 +126,7 @@ def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
 
 def test_method_cost_runs(tmp_path: Path) -> None:
     output = tmp_path / "cost.json"
-    sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1"]
+    sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1", "--calibration-sequences", "8"]
     result = result_of(run(["-m", "benchmarks.method_cost", *sizes, f"--output={output}"], seconds=240), output)
     assert result["greedy_obs"][0]["seconds"] > 0
     assert result["sequential_over_parallel"] > 0

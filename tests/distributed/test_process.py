@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -64,3 +65,106 @@ def test_a_dead_rank_is_noticed_while_rank_0_works() -> None:
     with pytest.raises(AssertionError, match="rank 0"):
         run_on_ranks(2, wait_for_a_dead_rank, seconds=40)
     assert time.monotonic() - begin < 40
+
+
+def refusals() -> list[str]:
+    import os
+
+    from transact.runtime.process import process_group
+    from transact.runtime.rendezvous import Refused
+
+    try:
+        with process_group("cpu", 1, refusal="no such folder" if os.environ["RANK"] == "1" else None):
+            return ["joined"]
+    except Refused as refused:
+        return [str(refused)]
+
+
+def test_what_one_rank_refuses_all_refuse() -> None:
+    """For the same reason, at once: nobody waits for a rank that left."""
+    assert run_on_ranks(2, refusals, seconds=60) == [["no such folder (on rank 1)"]] * 2
+
+
+def ask_to_stop_while_waiting(world_size: str) -> float:
+    """A rank whose partner never comes. Seconds from the signal to the end of the wait."""
+    import os
+    import signal
+    import threading
+
+    from transact.runtime.interruption import Interruption, Stopped
+    from transact.runtime.process import process_group
+
+    os.environ["WORLD_SIZE"] = world_size
+    interruption = Interruption()
+    interruption.listen()
+    asked = []
+
+    def ask() -> None:
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Timer(2.0, ask).start()
+    try:
+        with process_group("cpu", 1, interruption):
+            raise AssertionError("nobody was to join")
+    except Stopped:
+        return time.monotonic() - asked[0]
+
+
+def test_a_rank_that_waits_for_the_others_heeds_a_signal() -> None:
+    (seconds,) = run_on_ranks(1, ask_to_stop_while_waiting, "2", seconds=60)
+    assert seconds < 2
+
+
+def heed_every_signal() -> list[str]:
+    """Each signal comes to rank 1 alone, in the middle of a loop."""
+    import os
+    from dataclasses import replace
+
+    from transact.runtime.interruption import SIGNALS, Interruption, Stopped
+    from transact.runtime.process import process_group
+
+    heard = []
+    with process_group("cpu", 1) as group:
+        for number in SIGNALS:
+            listening = replace(group, interruption=Interruption())
+            listening.interruption.listen()
+            try:
+                for turn in range(1000):
+                    if group.rank == 1 and turn == 3:
+                        os.kill(os.getpid(), number)
+                    listening.stop_if_asked()
+                heard.append("nothing")
+            except Stopped as stopped:
+                heard.append(str(stopped))
+    return heard
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_in_the_same_turn() -> None:
+    expected = [f"stopped by {name}" for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")]
+    assert run_on_ranks(2, heed_every_signal, seconds=60) == [expected] * 2
+
+
+def wait_in_a_collective() -> None:
+    """Rank 0 waits in C++, where Python's handlers never come to turn; rank 1 never joins it."""
+    import os
+    import threading
+
+    from transact.runtime.interruption import Interruption
+    from transact.runtime.process import process_group
+
+    interruption = Interruption()
+    interruption.listen()
+    with process_group("cpu", 30, interruption) as group:
+        if group.rank == 1:
+            time.sleep(600)
+        for seconds in (1.0, 3.0):
+            threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT]).start()
+        group.barrier()
+
+
+def test_a_second_ctrl_c_leaves_at_once_even_from_a_collective() -> None:
+    begin = time.monotonic()
+    with pytest.raises(AssertionError, match=r"ranks \[0\] died"):
+        run_on_ranks(2, wait_in_a_collective, seconds=60)
+    assert time.monotonic() - begin < 30

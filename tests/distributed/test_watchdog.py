@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import itertools
 import os
 import signal
 import time
@@ -11,12 +11,13 @@ from typing import Any
 
 import psutil
 
-from tests.support.ranks import free_port
+from tests.support.ports import free_port
+from tests.support.warm import warm_context
 
 
 def start(function: Any, folder: Path) -> list[Any]:
     """Two processes that run `function(rank, folder)` as ranks of one group; none of them is to end well."""
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     port = str(free_port())
     processes = [context.Process(target=run, args=(function, rank, port, folder)) for rank in range(2)]
     for process in processes:
@@ -71,20 +72,50 @@ def wait_for_ever(rank: int, folder: Path) -> None:
         endless_loop()
 
 
-def test_a_dead_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_machines(tmp_path: Path) -> None:
-    for dead in (1, 0):
-        folder = tmp_path / f"dead_{dead}"
+def is_ready(folder: Path) -> bool:
+    return all((folder / f"ready_{rank}").exists() for rank in range(2))
+
+
+def test_a_lost_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_machines(tmp_path: Path) -> None:
+    """Killed: the connections close. Stopped: nothing more comes, as from a machine without power. Side by side."""
+    cases = [(1, signal.SIGKILL), (0, signal.SIGKILL), (0, signal.SIGSTOP)]
+    folders = [tmp_path / f"{number.name}_{rank}" for rank, number in cases]
+    for folder in folders:
         folder.mkdir()
-        processes = start(wait_for_ever, folder)
-        while not all((folder / f"ready_{rank}").exists() for rank in range(2)):
-            time.sleep(0.1)
-        for process in processes:
-            listening = [each for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
-            assert {each.laddr.ip for each in listening} <= {"127.0.0.1", "::1"}
-        os.kill(processes[dead].pid, signal.SIGKILL)
-        begin = time.monotonic()
-        survivor = processes[1 - dead]
+    jobs = [start(wait_for_ever, folder) for folder in folders]
+    while not all(is_ready(folder) for folder in folders):
+        time.sleep(0.1)
+    for process in itertools.chain(*jobs):
+        listening = [each for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
+        assert {each.laddr.ip for each in listening} <= {"127.0.0.1", "::1"}
+    for (rank, number), processes in zip(cases, jobs, strict=True):
+        os.kill(processes[rank].pid, number)
+    begin = time.monotonic()
+    for (rank, _), processes, folder in zip(cases, jobs, folders, strict=True):
+        survivor = processes[1 - rank]
         survivor.join(timeout=60)
-        assert survivor.exitcode == 1
         assert time.monotonic() - begin < 30
-        assert f"error: rank {dead} died in round_01/plan" in (folder / f"rank_{1 - dead}.log").read_text()
+        assert survivor.exitcode == 1
+        assert f"error: rank {rank} died in round_01/plan" in (folder / f"rank_{1 - rank}.log").read_text()
+        processes[rank].kill()
+
+
+def fail_before_joining(rank: int, folder: Path) -> None:
+    """As with a GPU that is broken: the rank has come, and never joins the group."""
+    from transact.runtime import process
+
+    def broken(requested: str, local_rank: int) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    if rank == 1:
+        process._device = broken  # type: ignore[assignment]
+    with process.process_group("cpu", 30):
+        raise AssertionError("it was to fail")
+
+
+def test_a_rank_that_fails_at_the_start_ends_the_others(tmp_path: Path) -> None:
+    processes = start(fail_before_joining, tmp_path)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 1
+    assert "error: rank 1 failed in the start: RuntimeError: CUDA error" in (tmp_path / "rank_0.log").read_text()

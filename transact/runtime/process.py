@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
+from transact.runtime.background import DONE, RUNNING, Background
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.rendezvous import complete_environment, environment_rank, environment_world_size, open_store
+from transact.runtime.rendezvous import complete_environment, environment_rank, environment_world_size, meet, own_part
 from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")
 
-RUNNING, DONE, FAILED = 0, 1, 2
 GRACE = timedelta(minutes=2)
 
 
@@ -91,6 +89,9 @@ class ProcessGroup:
     def stop(self) -> NoReturn:
         """Leave; all ranks call this, once they have agreed."""
         names = [name for name in self.gather(self.interruption.asked_by) if name]
+        self.watchdog.end()  # from here on a rank that is gone has only left
+        with suppress(RuntimeError):
+            self.barrier()
         raise Stopped(f"stopped by {names[0]}" if names else "stopped")
 
     def shared_out(self, count: int) -> range:
@@ -109,41 +110,46 @@ class ProcessGroup:
 
         Raises:
             Exception: the work's own, on the ranks where it failed.
-            RuntimeError: on the others, once all have ended.
+            ValueError: on the others, once all have ended, when it was one.
+            RuntimeError: on the others, when it was anything else.
         """
         result, error = None, None
         try:
             result = work()
         except Exception as own:  # noqa: BLE001 - raised again once the other ranks know
             error = own
-        outcomes = self.gather((result, None if error is None else f"{type(error).__name__}: {error}"))
+        refused = isinstance(error, ValueError)
+        message = None if error is None else str(error) if refused else f"{type(error).__name__}: {error}"
+        outcomes = self.gather((result, message, refused))
         if error is not None:
             raise error
-        for rank, (_, message) in enumerate(outcomes):
+        for rank, (_, message, refused) in enumerate(outcomes):
             if message is not None:
-                raise RuntimeError(f"rank {rank} failed: {message}")
-        return [value for value, _ in outcomes]
+                raise ValueError(message) if refused else RuntimeError(f"rank {rank} failed: {message}")
+        return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
-        """Run long work on rank 0 while the others wait, however long it takes; its result on every rank.
+        """Run work on rank 0 while the others wait; its result on every rank.
 
         The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
         timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
 
         Args:
             may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
+                It may then take as long as it likes; other work is taken to hang like everything else.
 
         Raises:
             Stopped: on every rank, when any was asked to stop meanwhile.
             ValueError: on every rank, when the work raised one on rank 0.
             RuntimeError: on the other ranks, when the work failed on rank 0 (which raises its own error).
         """
-        outcome = _Outcome(work) if self.is_main else None
+        outcome = Background(work) if self.is_main else None
         pause = 0.005
         while True:
             both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
             distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-            self.watchdog.progress()
+            if may_be_left or not self.is_main:  # of the rest rank 0's watchdog is the judge
+                self.watchdog.progress()
             state, asked = both.tolist()
             if state != RUNNING:
                 break
@@ -162,28 +168,9 @@ class ProcessGroup:
         raise ValueError(message) if refused else RuntimeError(f"rank 0 failed: {message}")
 
 
-class _Outcome:
-    """A thread's work and how it ended."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.state = RUNNING
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self.thread.start()
-
-    def _run(self, work: Callable[[], Any]) -> None:
-        try:
-            self.result = work()
-            self.state = DONE
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
-            self.error = error
-            self.state = FAILED
-
-
 @contextmanager
 def process_group(
-    device: str, timeout_minutes: float, interruption: Interruption | None = None
+    device: str, timeout_minutes: float, interruption: Interruption | None = None, refusal: str | None = None
 ) -> Iterator[ProcessGroup]:
     """Join the group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
@@ -193,37 +180,65 @@ def process_group(
 
     Args:
         timeout_minutes: without progress, after which a rank counts as hanging.
+        refusal: why this rank, having looked at the request, cannot meet it; None if it can.
+
+    Raises:
+        Refused: on every rank, before anything else, when one of them refuses.
+        Stopped: this rank was asked to stop while it waited for the others.
+        TimeoutError: some ranks never came.
     """
     rank, world_size = environment_rank(), environment_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     listener = complete_environment()
-    chosen = _device(device, local_rank)
-    _set_threads()
-    store = open_store(rank, world_size, listener)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=world_size,
-        # Longer than the watchdog's patience, which knows more about what hangs.
-        timeout=timedelta(minutes=timeout_minutes) + GRACE,
-    )
-    watchdog = Watchdog(PrefixStore("watchdog", store.clone()), rank, world_size, 60 * timeout_minutes)
-    group = ProcessGroup(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        device=chosen,
-        interruption=interruption or Interruption(),
-        watchdog=watchdog,
-    )
+    interruption = interruption or Interruption()
+    store = meet(rank, world_size, listener, interruption, refusal)
+    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
     watchdog.start()
-    group.barrier()
+    try:
+        group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
+    except Exception as error:
+        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+        watchdog.end()
+        raise
     yield group
     group.barrier()
     watchdog.end()
     group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
     distributed.destroy_process_group()
+
+
+def _join(
+    device: str,
+    store: Any,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    watchdog: Watchdog,
+    interruption: Interruption,
+) -> ProcessGroup:
+    chosen = _device(device, local_rank)
+    first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
+    if first != chosen.type:
+        raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
+    _set_threads()
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        store=own_part(store, "group"),
+        rank=rank,
+        world_size=world_size,
+        # Longer than the watchdog's patience, which knows more about what hangs.
+        timeout=watchdog.patience + GRACE,
+    )
+    group = ProcessGroup(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=chosen,
+        interruption=interruption,
+        watchdog=watchdog,
+    )
+    group.barrier()
+    return group
 
 
 def _device(requested: str, local_rank: int) -> torch.device:

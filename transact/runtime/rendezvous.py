@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from transact.runtime.background import RUNNING, Background
+from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import LOOPBACK
 
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
+POLL_SECONDS = 0.1
+REFUSAL_SECONDS = 10.0  # for the slowest rank to read why all of them leave
+
+
+class Refused(ValueError):
+    """The request cannot be met, on one rank at least."""
 
 
 def environment_rank() -> int:
@@ -51,7 +60,56 @@ def _listener(port: int) -> socket.socket:
     return listener
 
 
-def open_store(rank: int, world_size: int, listener: socket.socket | None) -> Any:
+def meet(
+    rank: int, world_size: int, listener: socket.socket | None, interruption: Interruption, refusal: str | None
+) -> Any:
+    """Wait for every rank. Returns the group's store.
+
+    Raises: as `process_group`.
+    """
+    opening = Background(lambda: _open_store(rank, world_size, listener))
+    while opening.state == RUNNING:  # a client waits for the rank that serves it, deaf to signals
+        opening.thread.join(POLL_SECONDS)
+        _heed(interruption)
+    if opening.error is not None:
+        raise opening.error
+    start = own_part(opening.result, "start")
+    if refusal is not None:
+        start.compare_set("refusal", "", refusal if rank == 0 else f"{refusal} (on rank {rank})")
+    start.add("arrived", 1)
+    deadline = time.monotonic() + START_TIMEOUT.total_seconds()
+    while (arrived := start.add("arrived", 0)) < world_size:
+        _heed(interruption)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {arrived} of {world_size} ranks came within {START_TIMEOUT}")
+        time.sleep(POLL_SECONDS)
+    if start.check(["refusal"]):
+        message = start.get("refusal").decode()
+        _leave_together(start, rank, world_size)
+        raise Refused(message)
+    return opening.result
+
+
+def _heed(interruption: Interruption) -> None:
+    if interruption.asked_by is not None:
+        raise Stopped(f"stopped by {interruption.asked_by}")
+
+
+def _leave_together(start: Any, rank: int, world_size: int) -> None:
+    """Rank 0, which may serve the store, goes last."""
+    left = start.add("left", 1)
+    deadline = time.monotonic() + REFUSAL_SECONDS
+    while rank == 0 and left < world_size and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        left = start.add("left", 0)
+
+
+def own_part(store: Any, name: str) -> Any:
+    """Keys of their own in a store that may outlive this attempt, as torchrun's does."""
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", store)
+
+
+def _open_store(rank: int, world_size: int, listener: socket.socket | None) -> Any:
     """The group's key-value store: torchrun's, or one that rank 0 serves."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

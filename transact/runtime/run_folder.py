@@ -6,6 +6,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,7 @@ class RunFolder:
         self.path = path
         self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
+        self._writing = threading.Lock()
 
     def open(self, world_size: int) -> None:
         """Begin or continue: counts a restart when the folder already holds a run."""
@@ -57,6 +59,7 @@ class RunFolder:
         self.record |= {
             "state": "running",
             "error": None,
+            "stage": None,
             "versions": package_versions(),
             "git_revision": git_revision(),
             "world_size": world_size,
@@ -64,7 +67,8 @@ class RunFolder:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.record_path, self.record)
+        with self._writing:  # the watchdog's thread records a failure
+            write_json(self.record_path, self.record)
 
     @property
     def stages(self) -> dict[str, Any]:
@@ -87,6 +91,11 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def begin(self, stage: str) -> None:
+        """Work on a stage begins; what was made of an earlier output of it is no longer finished."""
+        names = list(self.stages)  # in the order in which they were finished
+        if stage in names:
+            for name in names[names.index(stage) :]:
+                del self.stages[name]
         self.record["stage"] = stage
         self._write()
 

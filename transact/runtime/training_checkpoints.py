@@ -1,7 +1,7 @@
 """Checkpoints inside a recovery: every rank writes its own ranges, any number of ranks reads them.
 
     checkpoints/round_01_step_000040/
-      manifest.json                          where training stood; size and SHA-256 of each file
+      manifest.json                          where training stood; size and SHA-256 of each file, and of itself
       state-00000-of-00002.safetensors       NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, NAME.best, random_state
 
 Everything is float32. A folder has its final name only once all of it is on the disk.
@@ -9,6 +9,7 @@ Everything is float32. A folder has its final name only once all of it is on the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from transact.files import TEMPORARY_SUFFIX, file_digest, fresh_temporary_folder, publish, read_json, write_json
+from transact.files import (
+    TEMPORARY_SUFFIX,
+    file_digest,
+    fresh_temporary_folder,
+    publish,
+    read_json,
+    temporary_name,
+    write_json,
+)
 from transact.runtime.engine import Engine
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import write_shard
@@ -28,6 +37,8 @@ from transact.runtime.training_state import KINDS, Fragment
 MANIFEST = "manifest.json"
 STARTS = "starts"  # in a file's metadata: parameter -> position of its first element, as JSON
 RANDOM_STATE = "random_state"
+SEAL = "sha256"  # of the rest of the manifest
+DAMAGED_SUFFIX = ".damaged"
 KEPT = 2
 
 
@@ -55,10 +66,11 @@ def save_training(
 
     def finish() -> None:
         described = position | {"adam_steps": adam_steps, "world_size": group.world_size, "files": files}
-        write_json(temporary / MANIFEST, described)
+        write_json(temporary / MANIFEST, described | {SEAL: _seal(described)})
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
-            shutil.rmtree(old)
+            # Not to be taken for a damaged one if the job is killed meanwhile.
+            shutil.rmtree(old.rename(temporary_name(old)))
 
     try:
         files = {name: entry for written in group.everywhere(write) for name, entry in written.items()}
@@ -87,30 +99,57 @@ def _tensors(owned: dict[str, Fragment], best: dict[str, torch.Tensor] | None) -
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Complete checkpoints, the newest first."""
-    found = (path.parent for path in folder.glob(f"*/{MANIFEST}") if path.parent.suffix != TEMPORARY_SUFFIX)
-    return sorted(found, reverse=True)
+    found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return sorted((path for path in found if path.suffix not in (TEMPORARY_SUFFIX, DAMAGED_SUFFIX)), reverse=True)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """A damaged one is no longer listed, and does not count among those that are kept."""
+    checkpoint.rename(checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX))
 
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:
     """What is wrong with a checkpoint's files, None if they are as they were written. The ranks share the reading."""
-    files: dict[str, Any] = read_json(checkpoint / MANIFEST)["files"]
+    files: dict[str, Any] | None = group.on_main(lambda: _sealed_files(checkpoint / MANIFEST))
+    if files is None:
+        return f"{MANIFEST} is not as it was written"
     names = sorted(files)
 
     def check() -> list[str]:
-        mine = (names[number] for number in group.shared_out(len(names)))
-        return [f"{name} {problem}" for name in mine if (problem := _problem(checkpoint / name, files[name]))]
+        problems = []
+        for number in group.shared_out(len(names)):
+            problem = _problem(checkpoint / names[number], files[names[number]])
+            problems += [f"{names[number]} {problem}"] if problem else []
+            group.watchdog.progress()
+        return problems
 
     problems = [problem for found in group.everywhere(check) for problem in found]
     return problems[0] if problems else None
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed_files(path: Path) -> dict[str, Any] | None:
+    """The files that a manifest lists; None if it is damaged."""
+    try:
+        manifest = read_json(path)
+        seal = manifest.pop(SEAL)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return manifest["files"] if seal == _seal(manifest) else None
+
+
 def _problem(path: Path, entry: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry["size"]:
-        return f"has {size} of {entry['size']} bytes"
-    return None if file_digest(path) == entry["sha256"] else "has another SHA-256 than when it was written"
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"has {size} of {entry['size']} bytes"
+        digest = file_digest(path)
+    except OSError as error:  # missing, or blocks that the disk cannot give back
+        return f"cannot be read: {error.strerror}"
+    return None if digest == entry["sha256"] else "has another SHA-256 than when it was written"
 
 
 @torch.no_grad()
@@ -126,6 +165,7 @@ def load_training(engine: Engine, checkpoint: Path, group: ProcessGroup) -> dict
         for name, fragment in owned.items():
             for kind in KINDS:
                 getattr(fragment, kind).copy_(ranges.read(name, kind, fragment.start, fragment.stop))
+            group.watchdog.progress()
         engine.refresh_weights(lambda name, count: ranges.read(name, "weight", 0, count))
         engine.adam_steps = manifest["adam_steps"]
         if manifest["world_size"] == group.world_size:

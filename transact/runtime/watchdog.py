@@ -1,13 +1,14 @@
-"""A thread of each rank that notices ranks which died or hang, while the main thread waits in a collective.
+"""Threads of each rank that notice ranks which died or hang, while the main thread waits in a collective.
 
 gloo tells a rank at once that another is gone, NCCL only when its timeout is over, and neither says which. So every
 rank writes a beat into the process group's key-value store; rank 0 looks at everybody's beat, the others at that of
 rank 0. Whoever notices something writes the verdict, which all ranks read and obey: the first one counts.
+
+One thread talks to the store and may wait there for ever, when its host is lost without a word; another one judges.
 """
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # without a beat: the rank is gone
 SUSPICION_SECONDS = 5.0  # the same, once a collective has failed
 LEAVE_SECONDS = 5.0  # that the main thread has to leave by itself once there is a verdict
+LAST_SECONDS = 30.0  # for stacks and run.json on a disk that hangs too; then the process ends without them
 VERDICT = "verdict"
 
 
@@ -44,10 +47,10 @@ class Watchdog:
         self.stage = "the start"
         self.stacks: Path | None = None
         self.record_failure: Callable[[str], None] = ignore
-        self._store = store
         self._rank = rank
         self._stall_seconds = stall_seconds
-        self._watched = [other for other in range(world_size) if other != rank and (rank == 0 or other == 0)]
+        watched = [other for other in range(world_size) if other != rank and (rank == 0 or other == 0)]
+        self._beats = Beats(store, rank, watched)
         self._progress = time.monotonic()
         self._silence_seconds = SILENCE_SECONDS
         self._verdict: dict[str, Any] | None = None
@@ -56,13 +59,21 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """To be called before a barrier: after it, every rank has a beat."""
-        self._beat(0)
+        self._progress = time.monotonic()
+        self._beats.start()
         self._thread.start()
 
+    @property
+    def patience(self) -> timedelta:
+        return timedelta(seconds=self._stall_seconds)
+
     def end(self) -> None:
+        """Nobody watches any more; what was reported is known to the others, if the store answers."""
         self._ended.set()
         self._thread.join()
+        self._beats.end()
+        if self._rank == 0 and self._beats.verdict is not None:
+            time.sleep(2 * BEAT_SECONDS)  # the others read it from a store that may end with this rank
 
     def progress(self) -> None:
         """The main thread is alive; it says so at every collective and every piece of work."""
@@ -70,7 +81,7 @@ class Watchdog:
 
     def report(self, message: str) -> None:
         """This rank fails for a reason of its own, which the others are told."""
-        self._decide({"rank": self._rank, "kind": "failed", "message": message})
+        self._beats.propose({"rank": self._rank, "kind": "failed", "message": message})
 
     def verdict(self, seconds: float) -> str | None:
         """What ended the job, waiting for it that long. Asked by a rank whose collective has failed."""
@@ -83,72 +94,137 @@ class Watchdog:
         return self._rank == 0 or self._verdict is None or self._verdict["rank"] == 0
 
     def _watch(self) -> None:
-        heard = dict.fromkeys(self._watched, (b"", time.monotonic()))
-        turn, last = 0, time.monotonic()
+        last = time.monotonic()
         while not self._ended.wait(BEAT_SECONDS):
-            now, turn = time.monotonic(), turn + 1
+            now = time.monotonic()
             if now - last > SILENCE_SECONDS / 2:  # the whole machine stood still: nobody is to blame
-                heard = {rank: (beat, now) for rank, (beat, _) in heard.items()}
+                self._beats.forgive(now)
                 self._progress += now - last
             last = now
-            try:
-                self._beat(turn)
-                self._look(heard, now)
-            except Exception as error:  # noqa: BLE001 - whatever the store says when its host is gone
-                if self._ended.is_set():
-                    return
-                self._obey({"rank": 0, "kind": "dead", "message": f"rank 0 died in {self.stage} ({_line(error)})"})
+            self._verdict = self._beats.verdict or self._judge(now)
             if self._verdict is not None:
+                self._has_verdict.set()
                 self._leave(self._verdict)
                 return
 
-    def _beat(self, turn: int) -> None:
-        self._store.set(f"beat/{self._rank}", str(turn))
-
-    def _look(self, heard: dict[int, tuple[bytes, float]], now: float) -> None:
-        """Read the beats and the verdict; make one if there is reason to."""
-        if self._store.check([VERDICT]):
-            self._obey(json.loads(self._store.get(VERDICT)))
-            return
-        for rank in self._watched:
-            beat = self._store.get(f"beat/{rank}")
-            if beat != heard[rank][0]:
-                heard[rank] = (beat, now)
-            elif now - heard[rank][1] > self._silence_seconds:
-                message = f"rank {rank} died in {self.stage}: no sign of life for {self._silence_seconds:.0f} s"
-                self._decide({"rank": rank, "kind": "dead", "message": message})
-                return
+    def _judge(self, now: float) -> dict[str, Any] | None:
+        """This rank's own view; None while all is well, or while the others are asked whether they saw more."""
+        seconds = self._silence_seconds
+        if self._beats.error is not None or now - self._beats.answered > seconds:
+            why = self._beats.error or f"no answer for {seconds:.0f} s"
+            lost = "rank 0 died" if self._rank != 0 else "the launcher's store was lost"
+            return self._opinion("dead", 0, f"{lost} in {self.stage} ({why})")
+        for rank, heard in self._beats.heard.items():
+            if now - heard > seconds:
+                message = f"rank {rank} died in {self.stage}: no sign of life for {seconds:.0f} s"
+                self._beats.propose(self._opinion("dead", rank, message))
+                return None
         if now - self._progress > self._stall_seconds:
             message = (
                 f"no progress for {self._stall_seconds / 60:g} minutes in {self.stage} (seen by rank {self._rank}): "
                 f"what every rank was doing is in {self.stacks}"
             )
-            self._decide({"rank": self._rank, "kind": "hang", "message": message})
+            self._beats.propose(self._opinion("hang", self._rank, message))
+        return None
 
-    def _decide(self, verdict: dict[str, Any]) -> None:
-        """Make a verdict known, or take the one that another rank has made before."""
-        with contextlib.suppress(Exception):  # the store is gone with rank 0: this rank's own opinion stands
-            verdict = json.loads(self._store.compare_set(VERDICT, "", json.dumps(verdict)))
-        self._obey(verdict)
-
-    def _obey(self, verdict: dict[str, Any]) -> None:
-        self._verdict = self._verdict or verdict
-        self._has_verdict.set()
+    @staticmethod
+    def _opinion(kind: str, rank: int, message: str) -> dict[str, Any]:
+        return {"rank": rank, "kind": kind, "message": message}
 
     def _leave(self, verdict: dict[str, Any]) -> None:
-        if verdict["kind"] == "hang" and self.stacks is not None:
-            self.stacks.mkdir(parents=True, exist_ok=True)
-            with (self.stacks / f"rank_{self._rank:05d}.txt").open("w", encoding="utf-8") as file:
-                faulthandler.dump_traceback(file, all_threads=True)
-        if self._ended.wait(LEAVE_SECONDS):
-            return  # the main thread met an error and reports the verdict itself
-        if self.speaks():
-            print(f"error: {verdict['message']}", file=sys.stderr, flush=True)
-        self.record_failure(verdict["message"])
-        if verdict["kind"] == "hang":
-            time.sleep(LEAVE_SECONDS)  # rank 0 may hold the store, from which the others read
-        os._exit(FAILED)
+        """End the process, come what may, unless the main thread does so itself."""
+        last_resort = threading.Timer(LEAVE_SECONDS + LAST_SECONDS, os._exit, [FAILED])
+        last_resort.daemon = True
+        last_resort.start()
+        is_needed = True
+        try:
+            if verdict["kind"] == "hang" and self.stacks is not None:
+                self.stacks.mkdir(parents=True, exist_ok=True)
+                with (self.stacks / f"rank_{self._rank:05d}.txt").open("w", encoding="utf-8") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+            is_needed = not self._ended.wait(LEAVE_SECONDS)
+            if not is_needed:
+                last_resort.cancel()  # the main thread met an error and reports the verdict itself
+                return
+            if self.speaks():
+                print(f"error: {verdict['message']}", file=sys.stderr, flush=True)
+            self.record_failure(verdict["message"])
+            if verdict["kind"] == "hang":
+                time.sleep(LEAVE_SECONDS)  # rank 0 may hold the store, from which the others read
+        finally:
+            if is_needed:
+                os._exit(FAILED)
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+class Beats:
+    """The thread that talks to the store: it beats, listens to the beats of others, and exchanges verdicts.
+
+    Attributes, for other threads to read: heard: when each watched rank last beat. answered: when the store last did.
+    (Both in seconds of `time.monotonic`.) error: what the store says when its host is gone. verdict: the job's, once
+    there is one.
+    """
+
+    def __init__(self, store: Any, rank: int, watched: list[int]) -> None:
+        now = time.monotonic()
+        self.heard = dict.fromkeys(watched, now)
+        self.answered = now
+        self.error: str | None = None
+        self.verdict: dict[str, Any] | None = None
+        self._store = store
+        self._rank = rank
+        self._seen = dict.fromkeys(watched, b"")
+        self._proposal: dict[str, Any] | None = None
+        self._proposed = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="watchdog beats", daemon=True)
+
+    def start(self) -> None:
+        self.forgive(time.monotonic())
+        self._thread.start()
+
+    def end(self) -> None:
+        """The store is no longer used, unless it does not answer."""
+        self._ended.set()
+        self._proposed.set()
+        self._thread.join(SUSPICION_SECONDS)
+
+    def forgive(self, now: float) -> None:
+        self.heard = dict.fromkeys(self.heard, now)
+        self.answered = now
+
+    def propose(self, verdict: dict[str, Any]) -> None:
+        """Make a verdict known; the first of all ranks' counts."""
+        self._proposal = self._proposal or verdict
+        self._proposed.set()
+
+    def _talk(self) -> None:
+        turn = 0
+        while self.verdict is None and (self._proposal is not None or not self._ended.is_set()):
+            turn += 1
+            try:
+                self._beat(turn)
+                self._listen()
+            except Exception as error:  # noqa: BLE001 - whatever the store says when its host is gone
+                self.error = (str(error).splitlines() or [type(error).__name__])[0]
+                self.verdict = self._proposal  # this rank's own opinion stands
+                return
+            self.answered = time.monotonic()
+            if self._proposal is None or self.verdict is not None:
+                self._proposed.wait(BEAT_SECONDS)
+
+    def _beat(self, turn: int) -> None:
+        self._store.set(f"beat/{self._rank}", str(turn))
+
+    def _listen(self) -> None:
+        if self._proposal is not None:
+            self.verdict = json.loads(self._store.compare_set(VERDICT, "", json.dumps(self._proposal)))
+        elif self._store.check([VERDICT]):
+            self.verdict = json.loads(self._store.get(VERDICT))
+        for rank in self.heard:
+            key = f"beat/{rank}"
+            if not self._store.check([key]):
+                continue  # it has not begun yet, or never will
+            beat = self._store.get(key)
+            if beat != self._seen[rank]:
+                self._seen[rank] = beat
+                self.heard[rank] = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder
 from transact.tracking.console import Progress, say
 from transact.tracking.tracker import Tracker
+
+SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,25 @@ class Job:
             completed=completed,
             on_advance=self.group.watchdog.progress,
         )
+
+    def check_seen(self, field: str, path: Path) -> None:
+        """Collective. A file system that is shared may need a while to show what rank 0 has just made.
+
+        Raises:
+            ValueError: on every rank, when one does not see the folder.
+        """
+
+        def look() -> None:
+            deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+            while not path.is_dir():
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"{field}={str(path)!r} is not there on rank {self.group.rank} (host {socket.gethostname()}): "
+                        "it must be a folder that all machines share"
+                    )
+                time.sleep(1)
+
+        self.group.everywhere(look)
 
     def forget_metrics(self, position: int | None = None) -> None:
         """Drop what an unfinished attempt logged: all after `position` bytes, or after the last finished stage."""

@@ -94,7 +94,9 @@ class Recovery:
     def _save_if_due(self) -> None:
         """A checkpoint after this step, if the time has come or the job must stop."""
         group = self.job.group
-        due, asked = group.any(self.clock.is_due(self.tokens_per_batch), group.is_asked_to_stop)
+        # Between steps that were skipped nothing is worth saving: the newest checkpoint stays the last good one.
+        is_well = self.position.health.skipped_in_a_row == 0
+        due, asked = group.any(self.clock.is_due(self.tokens_per_batch) and is_well, group.is_asked_to_stop)
         if not (due or asked) or self.position.step == self.num_steps:
             return
         begin = time.perf_counter()
@@ -106,8 +108,9 @@ class Recovery:
             best=self.best if 0 < best_step < step else None,
             position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
         )
-        self._log({"perf/checkpoint_s": time.perf_counter() - begin}, step)
-        self.clock.restart()
+        seconds = time.perf_counter() - begin
+        self._log({"perf/checkpoint_s": seconds}, step)
+        self.clock.restart(seconds)
         if asked:
             self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
             group.stop()
@@ -153,6 +156,7 @@ class Recovery:
             self.engine.backward(loss)
             applied = self.engine.step(rate)
             total += loss.detach()
+            self.job.group.watchdog.progress()
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
         figures = {"recover/loss": mean, "recover/perplexity": perplexity_of(mean), "recover/learning_rate": rate}
@@ -161,17 +165,22 @@ class Recovery:
             figures["recover/gradient_norm"] = norm
         figures["perf/tokens_per_s"] = self.tokens_per_batch / seconds
         figures["perf/step_s"] = seconds
-        self._check_health(mean, applied, step + 1, figures)
+        news = self._observe(mean, applied, figures)
         self._log(figures, step + 1)
+        self._check_health(step + 1, news)
         return mean
 
-    def _check_health(self, loss: float, applied: bool, step: int, figures: dict[str, float]) -> None:
-        """Tell what went wrong, and add the counts to the step's figures once there are any."""
-        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
+    def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> str | None:
+        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did, in words."""
+        health = self.position.health
         news = health.observe(loss, applied)
+        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
+        return news
+
+    def _check_health(self, step: int, news: str | None) -> None:
+        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
         if news is not None:
             self.job.say(f"{where}: {news}")
-        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
         if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
             raise Diverged(
                 f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "

@@ -11,11 +11,12 @@ from typing import Any
 from transact.config import CheckpointEveryConfig
 from transact.files import read_json
 from transact.outline import Round
-from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage
+from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
 from transact.stages.job import Job
 from transact.stages.training_health import TrainingHealth
 
 FOLDER = "checkpoints"
+LARGEST_SHARE = 1 / 20  # of the time, for saves that are due by the clock
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,22 +42,28 @@ class Position:
 
 
 class CheckpointClock:
-    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one."""
+    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one.
+
+    Where saves are slow the minutes are stretched, so that they never cost more than a twentieth of the time.
+    """
 
     def __init__(self, every: CheckpointEveryConfig) -> None:
         self._every = every
         self._tokens = 0
         self._since = time.monotonic()
+        self._fewest_seconds = 0.0
 
     def is_due(self, tokens: int) -> bool:
         """Called once a step. tokens: of the step."""
         self._tokens += tokens
         minutes, limit = self._every.minutes, self._every.tokens
-        by_time = minutes is not None and time.monotonic() - self._since >= 60 * minutes
+        by_time = minutes is not None and time.monotonic() - self._since >= max(60 * minutes, self._fewest_seconds)
         return by_time or (limit is not None and self._tokens >= limit)
 
-    def restart(self) -> None:
+    def restart(self, save_seconds: float) -> None:
+        """save_seconds: that the checkpoint took which is now complete."""
         self._tokens, self._since = 0, time.monotonic()
+        self._fewest_seconds = save_seconds * (1 / LARGEST_SHARE - 1)
 
 
 def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
@@ -64,7 +71,10 @@ def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
 
 
 def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
-    """This round's newest checkpoint that is sound, and its manifest. Collective; damaged ones are named."""
+    """This round's newest checkpoint that is sound, and its manifest. Collective.
+
+    Damaged ones are named and set aside until the recovery ends: they would count among the few that are kept.
+    """
 
     def names() -> list[str]:
         folders = checkpoint_folders(job.path(FOLDER))
@@ -77,7 +87,9 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
             manifest = read_json(folder / MANIFEST)
             job.say(f"goes on from checkpoint {name}")
             return folder, manifest
-        job.say(f"checkpoint {name} is damaged ({problem}): not used")
+        job.say(f"checkpoint {name} is damaged ({problem}): not used, and set aside")
+        if job.group.is_main:
+            set_aside(folder)
     return None
 
 
