@@ -63,7 +63,7 @@ def test_controller_does_not_answer(
         ("launch.partition=gpu", "launch.partition='gpu' is not allowed: it must be one of elsewhere, high, main"),
         ("launch.nodes=3", "launch.nodes=3 is not allowed: partition main has 2"),
         ("launch.constraint=a100", "SLURM refuses the job: Batch job submission failed: Invalid feature specification"),
-        ("launch.gpus_per_node=2", "SLURM refuses the job: "),
+        ("launch.nodes=1;launch.gpus_per_node=2", "SLURM refuses the job: "),
         ("launch.memory=1T", "SLURM refuses the job: Memory specification can not be satisfied"),
         ("+launch.options.gress=gpu:8", "SLURM refuses the job: "),
         (
@@ -78,7 +78,7 @@ def test_controller_does_not_answer(
 def test_request_that_the_cluster_cannot_meet(
     refused: Refused, on_the_cluster: Slurm, change: str, reason: str
 ) -> None:
-    assert reason in refused(change)
+    assert reason in refused(*change.split(";"))
     assert on_the_cluster.jobs() == []
 
 
