@@ -61,10 +61,7 @@ bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hou
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations
 
-gpu-test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
-	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
-
-check: $(SETUP) ## the checks that need a GPU
+gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check
 
 clean: ## remove the virtual environment; outputs/ stays
