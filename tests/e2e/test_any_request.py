@@ -21,6 +21,8 @@ from tests.support.commands import Workplace, transact
 from transact.config import RunConfig
 from transact.exit_codes import DONE
 from transact.run import main
+from transact.runtime.interruption import Interruption
+from transact.runtime.rendezvous import Refused
 from transact.worker import work
 
 
@@ -90,13 +92,19 @@ def setting_names(config: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 NAMES = sorted(set(setting_names()) - set(PLACES) - {"launch.kind", "launch.processes", "mode"})
 
 
+def up_to_the_work(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
+    if refusal is not None:
+        raise Refused(refusal)
+    return DONE
+
+
 @pytest.fixture
 def judged(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[[Callable[[], int]], int]:
     """Checks how a request ends in this process, up to the point where work would begin. Returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transact.worker._run", lambda config, interruption: DONE)
+    monkeypatch.setattr("transact.worker._run", up_to_the_work)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     def judge(request: Callable[[], int]) -> int:
