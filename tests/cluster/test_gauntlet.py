@@ -104,7 +104,7 @@ def test_after_the_last_one_allowed_the_job_has_failed_with_the_reason(
 
 
 def test_torchrun_inside_srun(slurm: Slurm, workplace: Workplace, undisturbed: Path, tmp_path: Path) -> None:
-    arguments = [each for each in [*overrides(workplace, "torchrun"), *LONG] if not each.startswith("launch")]
+    arguments = [each for each in [*overrides(workplace, "cluster_torchrun"), *LONG] if not each.startswith("launch")]
     launcher = f"srun {sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d"
     command = (
         f"{launcher} --rdzv-endpoint=127.0.0.2:29511 --rdzv-id=$SLURM_JOB_ID -m transact.run {' '.join(arguments)}"
@@ -121,7 +121,7 @@ def test_torchrun_inside_srun(slurm: Slurm, workplace: Workplace, undisturbed: P
     )
     slurm.wait_for_state(job, "COMPLETED", "FAILED", seconds=2 * SECONDS)
     assert slurm.job_state(job) == "COMPLETED", (tmp_path / "log").read_text()[-3000:]
-    assert_same_export(workplace.folder / "torchrun", undisturbed)
+    assert_same_export(workplace.folder / "cluster_torchrun", undisturbed)
 
 
 def test_asked_to_leave_before_the_ranks_have_met(slurm: Slurm, workplace: Workplace) -> None:

@@ -29,7 +29,7 @@ def arguments(workplace: Workplace, name: str, fractions: str) -> list[str]:
 
 def test_points_share_their_beginning_and_are_not_submitted_twice(slurm: Slurm, workplace: Workplace) -> None:
     """One point at a time, so that nobody's seconds are spent waiting for another's result."""
-    request, sweep = arguments(workplace, "sweep", "0.3,0.4"), workplace.folder / "sweep"
+    request, sweep = arguments(workplace, "cluster_sweep", "0.3,0.4"), workplace.folder / "cluster_sweep"
     first = transact(slurm, [*request, "launch.max_running=1"])
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("submitted: job ") == 2
@@ -55,16 +55,16 @@ def test_points_share_their_beginning_and_are_not_submitted_twice(slurm: Slurm, 
     assert third.stdout.count("finished already") == 2
     assert not slurm.jobs()
     groups = [records(next((each / "wandb").glob("offline-run-*")), "run")[0] for each in sweep.glob("prune*")]
-    assert {json.dumps(group.get("run_group")) for group in groups} == {json.dumps("sweep")}
+    assert {json.dumps(group.get("run_group")) for group in groups} == {json.dumps("cluster_sweep")}
 
 
 @pytest.mark.gauntlet
 def test_points_that_start_together_compute_once_and_end_like_one_alone(slurm: Slurm, workplace: Workplace) -> None:
     """The point that computes is killed at it: another goes on, and it takes over when it comes back."""
-    alone = transact(slurm, [*arguments(workplace, "alone", "0.4")[1:], "launch.wait=true"])
+    alone = transact(slurm, [*arguments(workplace, "cluster_alone", "0.4")[1:], "launch.wait=true"])
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    sweep = workplace.folder / "together"
-    started = transact(slurm, arguments(workplace, "together", "0.3,0.4"))
+    sweep = workplace.folder / "cluster_together"
+    started = transact(slurm, arguments(workplace, "cluster_together", "0.3,0.4"))
     assert started.returncode == 0, started.stderr
     wait_for(lambda: list((sweep / "shared").glob("statistics-*.lock")), SECONDS, "a point calibrates")
     jobs = {fraction: read_json(point(sweep, fraction) / "job.json")["job"] for fraction in ("0.3", "0.4")}
@@ -73,4 +73,4 @@ def test_points_that_start_together_compute_once_and_end_like_one_alone(slurm: S
     for fraction in jobs:
         assert read_json(point(sweep, fraction) / "run.json")["state"] == "done"
     assert len(list((sweep / "shared").glob("evaluation-*.lock"))) == 1
-    assert_same_export(point(sweep, "0.4"), workplace.folder / "alone")
+    assert_same_export(point(sweep, "0.4"), workplace.folder / "cluster_alone")
