@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gguf check bench bench-quality bench-faults ablations gpu-check clean
+.PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults ablations gpu-check clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,9 @@ test: $(SETUP) ## all tests: minutes
 test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
 	$(PYTHON_RUN) -m tests.support.optional
 	$(PYTHON_RUN) -m pytest -m llama_cpp
+
+test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
+	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
 
 check: $(SETUP) ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m ruff check .

@@ -34,7 +34,7 @@ def rows(head_dims: list[int], calibration_sequences: int, settings: Settings) -
     trial = Trial(method="default", overrides=overrides, fraction=None, seed=0, recovered=False)
     job, prepared, _ = opened(trial_config(trial, settings, settings.folder / "run"))
     parent, texts = prepared.parent, prepared.texts
-    calibrate_round(job, texts, "round_01", parent)
+    calibrate_round(job, prepared, "round_01", parent)
     statistics, grams = job.path("round_01", "statistics.safetensors"), job.path("round_01", "gram")
     evidence, whole = collect_evidence(job, parent, statistics), geometry_of(parent)
     found = [{"head_dim": whole.head_dim, "pairs": "all", "perplexity": measure(job, texts, parent)["perplexity"]}]

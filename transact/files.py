@@ -12,6 +12,15 @@ from typing import Any
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()  # asked once, before there are threads: there is no asking without setting
+
+
 def temporary_name(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
@@ -26,11 +35,15 @@ def flush_to_disk(path: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a complete temporary file or folder its final name."""
-    if temporary.is_dir():
-        for file in temporary.iterdir():
-            flush_to_disk(file)
-    flush_to_disk(temporary)
+    """Give a complete temporary file or folder its final name, and its files the mode that the user's umask asks for.
+
+    safetensors makes files that nobody else on the cluster can read.
+    """
+    mode = 0o666 & ~UMASK
+    for path in (*temporary.rglob("*"), temporary):
+        if path.is_file():
+            path.chmod(mode)
+        flush_to_disk(path)
     if final.is_dir():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -50,6 +63,27 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def copy_finished(source: Path, output: Path) -> None:
+    """A finished file or flat folder under a second name. It takes no space where the file system has hard links:
+    what is finished is never changed in place."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        temporary_name(output).unlink(missing_ok=True)
+        _link(source, temporary_name(output))
+    else:
+        temporary = fresh_temporary_folder(output)
+        for file in source.iterdir():
+            _link(file, temporary / file.name)
+    publish(temporary_name(output), output)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def fresh_temporary_folder(final: Path) -> Path:

@@ -33,7 +33,7 @@ def print_preview(config: RunConfig) -> int:
             check_gguf_dimensions(config.export.gguf, end)
     except ValueError as error:
         return refuse(error)
-    ranks = max(config.launch.processes, environment_world_size())
+    ranks = max(config.launch.num_ranks, environment_world_size())
     lines = [
         *_dimension_lines(config, parent, rounds),
         *_split_lines(config, parent),

@@ -9,13 +9,15 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from transact.runtime.process import ProcessGroup
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 POLL_SECONDS = 0.2
+LEASE_SECONDS = 150.0  # after which NFS and Lustre take the locks of a dead machine away, and some more
 
 
 @contextmanager
@@ -35,7 +37,8 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
     every rank holds it together with the others.
 
     Args:
-        patience_seconds: that another run has to leave, a job that was killed just now for example.
+        patience_seconds: that another run has to leave, a job that was killed just now for example. On another
+            machine it has at least `LEASE_SECONDS`: the server may not know yet that the machine is dead.
 
     Raises:
         ValueError: on every rank: another run is at work here.
@@ -51,22 +54,44 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
         yield
 
 
+@contextmanager
+def held_by_one_run(path: Path, group: ProcessGroup) -> Iterator[None]:
+    """Wait until no other run is inside this block with the same path. Collective.
+
+    Raises:
+        Stopped: on every rank, when any was asked to stop meanwhile.
+    """
+    with ExitStack() as stack:
+
+        def wait() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+            while not _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                time.sleep(POLL_SECONDS)
+
+        group.on_main(wait, may_be_left=True)
+        yield
+
+
 def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
-    deadline = time.monotonic() + patience_seconds
+    begin = time.monotonic()
     while not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        is_far = _owner(path).get("host", socket.gethostname()) != socket.gethostname()
+        deadline = begin + max(patience_seconds, LEASE_SECONDS if is_far else 0.0)
         if time.monotonic() > deadline:
+            owner = ", ".join(f"{name} {value}" for name, value in _owner(path).items()) or "it does not say which"
             raise ValueError(
-                f"{str(path.parent)!r} is in use by another run {_owner(path)}: wait, stop it, or choose another name="
+                f"{str(path.parent)!r} is in use by another run ({owner}): wait, stop it, or choose another name="
             )
         time.sleep(POLL_SECONDS)
 
 
-def _owner(path: Path) -> str:
+def _owner(path: Path) -> dict[str, Any]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"(host {owner['host']}, process {owner['process']}, since {owner['since']})"
-    except (ValueError, KeyError):
-        return "(it does not say which)"
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _flock(descriptor: int, operation: int) -> bool:
