@@ -333,6 +333,32 @@ class LaunchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EfficiencyConfig:
+    """Which latencies are measured, of the parent and the pruned model in turn."""
+
+    measured: bool = True  # both models are loaded whole, by one process
+    prompt_tokens: list[int] = field(default_factory=lambda: [64])
+    new_tokens: list[int] = field(default_factory=lambda: [32])  # generated after each of the prompts
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    turns: int = 3  # each measures every model once; medians count
+    threads: int = 1  # on a CPU; with one, the processor time of other programs is not counted
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch_sizes", 1)):
+            values = getattr(self, name)
+            fits = bool(values) and min(values) >= least
+            require(f"eval.efficiency.{name}", values, fits, f"one number or more, each at least {least}")
+        require_positive("eval.efficiency", self, "turns", "threads")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """What is measured besides the perplexity on data.evaluation: of the parent and of the final model."""
+
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+
+
+@dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything a run depends on; written to `config.yaml` of its folder."""
 
@@ -347,6 +373,7 @@ class RunConfig:
     engine: EngineConfig
     track: TrackConfig
     launch: LaunchConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, MODES)

@@ -20,7 +20,7 @@ LAYERS = (
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
-    {"exporting"},
+    {"exporting", "efficiency"},
     {"stages"},
     {"chain", "preflight", "preview", "failures"},
     {"worker"},
