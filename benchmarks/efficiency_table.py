@@ -28,7 +28,8 @@ def efficiency_markdown(result: dict[str, Any]) -> str:
     for measured in result["sizes"]:
         clock = measured["settings"]["clock"]
         for row in measured["latency"]:
-            for role, model in row["models"].items():
+            for role in measured["models"]:
+                model = row["models"][role]
                 cells = [f"{measured['size']} {measured['dtype']}", role.removesuffix(" removed"), row["batch_size"]]
                 for phase in ("prefill", "decode"):
                     cells.append(f"{1000 * model[phase][f'{clock}_seconds']:.1f}")
@@ -40,9 +41,9 @@ def efficiency_markdown(result: dict[str, Any]) -> str:
 
 
 def _speed_up(entry: dict[str, Any] | None) -> list[str]:
-    """The speed-up and the allowed one; the share of it, and in brackets without the overhead."""
+    """The speed-up and the allowed one; the share of it, and in brackets beyond the floor."""
     if entry is None:
         return ["", ""]
-    beyond = entry["reached_beyond_overhead"]
+    beyond = entry["reached_beyond_floor"]
     bracket = "" if beyond is None else f" ({beyond:.2f})"
     return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}{bracket}"]

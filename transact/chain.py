@@ -10,6 +10,7 @@ from typing import Any
 from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
+from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate
 from transact.stages.export import export
 from transact.stages.gram import collect_gram_files
@@ -174,6 +175,9 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
+    if rounds and job.config.eval.efficiency.measured:
+        measured = job.path("efficiency.json")
+        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured))
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

@@ -36,43 +36,43 @@ def medians(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def speed_ups(
-    parent: Sequence[Turn], child: Sequence[Turn], overhead: Sequence[Turn], allowed: Mapping[str, float], clock: str
-) -> dict[str, Any]:
+    turns: Mapping[str, Sequence[Turn]], work: Mapping[str, Mapping[str, float]], clock: str
+) -> dict[str, dict[str, Any]]:
     """Per phase: how many times as fast the child is; medians of the ratios within one turn.
 
     Args:
-        overhead: turns of a model that has no work to do.
-        allowed: prefill and decode -> the ratio of the parent's work to the child's.
-        clock: "processor" or "wall": what `speed_up` is measured by.
+        turns: of "parent", "child" and "floor", a model with all of the work that no cut removes and no other.
+        work: phase -> FLOPs or bytes of the same three.
+        clock: "processor" or "wall": what counts.
 
     Returns:
-        phase -> speed_up, wall_speed_up, and where there is an allowed one, the share of it that is reached, once as
-        it is and once with the overhead taken from both.
+        phase -> speed_up and wall_speed_up; where the work is given, also `allowed`, the ratio of the parent's work to
+        the child's, `reached`, the share of it that the speed-up is, and `reached_beyond_floor`, the same share with
+        the floor's time and work taken from both models' (None where nothing is left).
     """
-    result: dict[str, Any] = {}
+    result = {}
     for phase in PHASES:
-
-        def ratio(name: str, phase: str = phase) -> float:
-            return median(
-                getattr(ours[phase], name) / getattr(theirs[phase], name)
-                for ours, theirs in zip(parent, child, strict=True)
-            )
-
-        entry: dict[str, Any] = {"speed_up": ratio(clock), "wall_speed_up": ratio("wall")}
-        if phase in allowed:
-            beyond = _beyond_overhead(parent, child, overhead, phase, clock)
+        seconds = {role: [each[phase] for each in found] for role, found in turns.items()}
+        entry: dict[str, Any] = {"speed_up": _ratio(seconds, clock), "wall_speed_up": _ratio(seconds, "wall")}
+        if phase in work:
+            allowed = work[phase]["parent"] / work[phase]["child"]
+            times = {role: median(getattr(each, clock) for each in found) for role, found in seconds.items()}
+            faster, less = _beyond_floor(times), _beyond_floor(work[phase])
             entry |= {
-                "allowed": allowed[phase],
-                "reached": entry["speed_up"] / allowed[phase],
-                "reached_beyond_overhead": None if beyond is None else beyond / allowed[phase],
+                "allowed": allowed,
+                "reached": entry["speed_up"] / allowed,
+                "reached_beyond_floor": faster / less if faster and less else None,
             }
         result[phase] = entry
     return result
 
 
-def _beyond_overhead(
-    parent: Sequence[Turn], child: Sequence[Turn], overhead: Sequence[Turn], phase: str, clock: str
-) -> float | None:
-    """The speed-up of what is left when the overhead is taken from both; None where nothing is left."""
-    ours, theirs, empty = (median(getattr(turn[phase], clock) for turn in each) for each in (parent, child, overhead))
-    return (ours - empty) / (theirs - empty) if min(ours, theirs) > empty else None
+def _ratio(seconds: Mapping[str, Sequence[Seconds]], clock: str) -> float:
+    pairs = zip(seconds["parent"], seconds["child"], strict=True)
+    return median(getattr(parent, clock) / getattr(child, clock) for parent, child in pairs)
+
+
+def _beyond_floor(amounts: Mapping[str, float]) -> float | None:
+    """The ratio of what parent and child have above the floor."""
+    parent, child = (amounts[role] - amounts["floor"] for role in ("parent", "child"))
+    return parent / child if min(parent, child) > 0 else None

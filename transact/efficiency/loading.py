@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from transact.geometry import Geometry
 from transact.models.folder import check_files
 from transact.models.llama import check_supported, is_stock, read_geometry
 
-# The smallest LLaMA of any depth.
-EMPTY = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 1}
+# Less is not possible inside a module.
+FLOOR_HEAD_DIM, FLOOR_INTERMEDIATE_SIZE = 2, 1
 
 
 def check_folder(folder: Path) -> Geometry:
@@ -52,12 +53,16 @@ def load(folder: Path, dtype: str, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
-def almost_empty(model: Any) -> Any:
-    """A random model of the same class, depth, dtype and device that has next to nothing to read or to multiply."""
+def floor_model(model: Any) -> Any:
+    """What no cut removes: the same model with next to nothing inside attention and MLP, and random weights."""
     config = copy.deepcopy(model.config)
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config.update(EMPTY | {"vocab_size": 2, "rope_parameters": rope, "pad_token_id": None})
+    config.update({"head_dim": FLOOR_HEAD_DIM, "intermediate_size": FLOOR_INTERMEDIATE_SIZE, "rope_parameters": rope})
     return type(model)(config).to(device=model.device, dtype=model.dtype).eval()
+
+
+def floor_geometry(geometry: Geometry) -> Geometry:
+    return replace(geometry, head_dim=FLOOR_HEAD_DIM, intermediate_size=FLOOR_INTERMEDIATE_SIZE)
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,3 +74,12 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device='cuda' is not allowed: torch sees no GPU")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory of the device that is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return 1024 * int(available)

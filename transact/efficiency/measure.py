@@ -14,12 +14,12 @@ from transact.config import EfficiencyConfig
 from transact.efficiency.allocation import peak_bytes
 from transact.efficiency.comparison import Turn, medians, speed_ups
 from transact.efficiency.generation import Clock, generate, random_prompt
-from transact.efficiency.loading import almost_empty, load
+from transact.efficiency.loading import floor_geometry, floor_model, load
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 
 PARENT = "parent"  # the role that others are compared with
-OVERHEAD = "overhead"
+FLOOR = "floor"
 WARM_UP_TOKENS = 3
 
 Turns = dict[str, list[dict[int, dict[str, Any]]]]  # role -> a turn each -> new tokens -> phase -> seconds
@@ -46,7 +46,7 @@ def measure(
     """
     geometries = {role: geometry_of(folder) for role, folder in folders.items()}
     models = {role: load(folder, dtype, device) for role, folder in folders.items()}
-    empty = {OVERHEAD: almost_empty(next(iter(models.values())))}
+    models[FLOOR] = floor_model(next(iter(models.values())))
     clock = Clock(device=device, threads=config.threads)
     rows = []
     with _threads(config.threads, device):
@@ -54,7 +54,7 @@ def measure(
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
                 prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                turns = _take_turns(models | empty, prompt, config, clock, progress)
+                turns = _take_turns(models, prompt, config, clock, progress)
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
@@ -120,34 +120,31 @@ def _row(
 ) -> dict[str, Any]:
     batch_size, prompt_tokens = prompt.shape
     here: dict[str, Sequence[Turn]] = {role: [turn[new_tokens] for turn in each] for role, each in turns.items()}
-    width = next(iter(models.values())).dtype.itemsize
     found: dict[str, Any] = {}
-    for role, geometry in geometries.items():
+    for role, model in models.items():
+        geometry = geometries.get(role) or floor_geometry(next(iter(geometries.values())))
         found[role] = medians(here[role])
         found[role]["prefill"]["flops"] = batch_size * geometry.prefill_flops(prompt_tokens)
         context = prompt_tokens + new_tokens // 2  # of the step in the middle
         found[role]["decode"]["flops"] = batch_size * geometry.flops_per_token(context)
-        found[role]["decode"]["bytes"] = geometry.decode_bytes(context, batch_size, width)
-        found[role]["peak_bytes"] = peak_bytes(models[role], prompt, new_tokens)
-    row = {
-        "batch_size": batch_size,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "overhead": medians(here[OVERHEAD]),
-        "models": found,
-    }
+        found[role]["decode"]["bytes"] = geometry.decode_bytes(context, batch_size, model.dtype.itemsize)
+        found[role]["peak_bytes"] = peak_bytes(model, prompt, new_tokens)
+    row = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "models": found}
     if PARENT in found:
         row["speed_ups"] = {
-            role: speed_ups(here[PARENT], here[role], here[OVERHEAD], _allowed(found[PARENT], found[role]), clock.basis)
-            for role in found
+            role: _speed_ups({"parent": PARENT, "child": role, "floor": FLOOR}, here, found, clock)
+            for role in geometries
             if role != PARENT
         }
     return row
 
 
-def _allowed(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, float]:
-    """The speed-up if FLOPs were all that prefill takes, and bytes all that decode takes."""
-    return {
-        "prefill": parent["prefill"]["flops"] / child["prefill"]["flops"],
-        "decode": parent["decode"]["bytes"] / child["decode"]["bytes"],
+def _speed_ups(
+    roles: Mapping[str, str], turns: Mapping[str, Sequence[Turn]], found: Mapping[str, Any], clock: Clock
+) -> dict[str, Any]:
+    """FLOPs bound prefill, bytes decode."""
+    work = {
+        phase: {name: found[role][phase][unit] for name, role in roles.items()}
+        for phase, unit in (("prefill", "flops"), ("decode", "bytes"))
     }
+    return speed_ups({name: turns[role] for name, role in roles.items()}, work, clock.basis)

@@ -11,17 +11,18 @@ CLOCKS = {"processor": "processor time of one thread", "wall": "wall time"}
 
 def efficiency_table(result: Mapping[str, Any]) -> str:
     """result: what `measure` returns."""
-    settings, roles = result["settings"], list(result["models"])
+    settings = result["settings"]
     clock = settings["clock"]
     title = (
         f"{settings['dtype']} on {settings['device']}, {CLOCKS[clock]}, medians of {settings['turns']} turns; "
         "decode: one step"
     )
-    parts = [_aligned(_counts(result["models"])), title, _aligned(_latencies(result["latency"], roles, clock))]
+    parts = [_aligned(_counts(result["models"])), title, _aligned(_latencies(result["latency"], clock))]
     if any("speed_ups" in row for row in result["latency"]):
         parts.append(
             "allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it; in brackets "
-            "without\nthe overhead, which is the time of a model as deep that has next to no weights."
+            "beyond the\nfloor, which is the model with next to nothing left inside attention and MLP: its time, FLOPs "
+            "and bytes are taken from both."
         )
     return "\n\n".join(parts)
 
@@ -34,11 +35,10 @@ def _counts(models: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _latencies(latency: Sequence[Mapping[str, Any]], roles: Sequence[str], clock: str) -> list[list[str]]:
+def _latencies(latency: Sequence[Mapping[str, Any]], clock: str) -> list[list[str]]:
     rows = [["batch", "tokens", "", "prefill ms", "decode ms", "whole s", "peak MiB", *_SPEED_UP_COLUMNS]]
     for row in latency:
-        for role in roles:
-            model = row["models"][role]
+        for role, model in row["models"].items():
             rows.append(
                 [
                     str(row["batch_size"]),
@@ -62,7 +62,7 @@ def _speed_up_cells(entry: Mapping[str, Any] | None) -> list[str]:
     cells = []
     for phase in ("prefill", "decode"):
         each = entry[phase]
-        beyond = each["reached_beyond_overhead"]
+        beyond = each["reached_beyond_floor"]
         bracket = "" if beyond is None else f" ({beyond:.2f})"
         cells += [f"{each['speed_up']:.2f}x", f"{each['allowed']:.2f}x", f"{each['reached']:.2f}{bracket}"]
     return [*cells, f"{entry['whole']['speed_up']:.2f}x"]

@@ -43,6 +43,8 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
 
 def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
     summary = summarise(job, rounds)
+    if "efficiency" in job.folder.stages:
+        summary["efficiency"] = read_json(job.path("efficiency.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
     if summary["pruned"] is not None:

@@ -18,7 +18,7 @@ from transact.efficiency.__main__ import main, parse, requested
 from transact.efficiency.allocation import allocated_peak, peak_bytes, weight_bytes
 from transact.efficiency.comparison import Seconds, speed_ups
 from transact.efficiency.generation import generate, random_prompt
-from transact.efficiency.loading import almost_empty
+from transact.efficiency.loading import floor_geometry, floor_model
 from transact.efficiency.measure import measure
 from transact.models.folder import geometry_of
 
@@ -80,28 +80,41 @@ def turn(prefill: float, decode: float) -> dict[str, Seconds]:
     }
 
 
+def three(
+    parent: list[dict[str, Seconds]], child: list[dict[str, Seconds]], floor: dict[str, Seconds]
+) -> dict[str, list[dict[str, Seconds]]]:
+    return {"parent": parent, "child": child, "floor": [floor] * len(parent)}
+
+
 def test_speed_ups_are_medians_of_the_ratios_in_a_turn() -> None:
     """A turn in which everything was slow counts like any other."""
-    parent, child = [turn(9, 4), turn(900, 400), turn(9, 4)], [turn(3, 3), turn(300, 300), turn(3, 1)]
-    overhead = [turn(1, 1)] * 3
-    found = speed_ups(parent, child, overhead, {"prefill": 4, "decode": 2}, "processor")
+    turns = three(
+        [turn(9, 4), turn(900, 400), turn(9, 4)], [turn(3, 3), turn(300, 300), turn(3, 1)], floor=turn(1, 0.5)
+    )
+    work = {"prefill": {"parent": 80.0, "child": 20.0, "floor": 5.0}, "decode": {"parent": 6, "child": 3, "floor": 1}}
+    found = speed_ups(turns, work, "processor")
     assert found["prefill"]["speed_up"] == pytest.approx(3)
+    assert found["prefill"]["allowed"] == pytest.approx(4)
     assert found["prefill"]["reached"] == pytest.approx(0.75)
-    assert found["prefill"]["reached_beyond_overhead"] == pytest.approx((9 - 1) / (3 - 1) / 4)
+    assert found["prefill"]["reached_beyond_floor"] == pytest.approx(((9 - 1) / (3 - 1)) / ((80 - 5) / (20 - 5)))
     assert found["decode"]["speed_up"] == pytest.approx(4 / 3)
     assert found["whole"]["speed_up"] == pytest.approx(13 / 6)
     assert "allowed" not in found["whole"]
 
 
-def test_nothing_beyond_the_overhead_is_no_number() -> None:
-    found = speed_ups([turn(2, 2)], [turn(1, 1)], [turn(1, 1)], {"prefill": 2, "decode": 2}, "wall")
-    assert found["decode"]["reached_beyond_overhead"] is None
+def test_nothing_beyond_the_floor_is_no_number() -> None:
+    work = {"prefill": {"parent": 2, "child": 1, "floor": 0.5}}
+    found = speed_ups(three([turn(2, 2)], [turn(1, 1)], floor=turn(1, 1)), work, "wall")
+    assert found["prefill"]["reached_beyond_floor"] is None
 
 
-def test_the_overhead_is_measured_on_a_model_as_deep_with_nothing_in_it(model: LlamaForCausalLM) -> None:
-    empty = almost_empty(model)
-    assert len(empty.model.layers) == len(model.model.layers)
-    assert weight_bytes(empty) < 0.01 * weight_bytes(model)
+def test_the_floor_is_the_model_without_what_can_be_cut(model: LlamaForCausalLM, workplace: Workplace) -> None:
+    floor = floor_model(model)
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    assert all(getattr(floor.config, name) == getattr(model.config, name) for name in names)
+    own = floor_geometry(geometry_of(workplace.model))
+    assert own.parameters() == sum(weight.numel() for weight in floor.parameters())
+    assert own.transitional_parameters() < 0.1 * geometry_of(workplace.model).transitional_parameters()
 
 
 def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None:
