@@ -41,9 +41,9 @@ def efficiency_markdown(result: dict[str, Any]) -> str:
 
 
 def _speed_up(entry: dict[str, Any] | None) -> list[str]:
-    """The speed-up and the allowed one; the share of it, and in brackets beyond the floor."""
+    """The speed-up and the allowed one; the share of it, and in brackets of the possible one."""
     if entry is None:
         return ["", ""]
-    beyond = entry["reached_beyond_floor"]
+    beyond = entry["reached_of_possible"]
     bracket = "" if beyond is None else f" ({beyond:.2f})"
     return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}{bracket}"]

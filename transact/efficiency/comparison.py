@@ -46,9 +46,9 @@ def speed_ups(
         clock: "processor" or "wall": what counts.
 
     Returns:
-        phase -> speed_up and wall_speed_up; where the work is given, also `allowed`, the ratio of the parent's work to
-        the child's, `reached`, the share of it that the speed-up is, and `reached_beyond_floor`, the same share with
-        the floor's time and work taken from both models' (None where nothing is left).
+        phase -> speed_up and wall_speed_up. Where the work is given, also `allowed`, the ratio of the parent's work to
+        the child's, and `possible`, the same if the floor's share of the time stays; and which part of each the
+        speed-up is: `reached`, `reached_of_possible` (None where the parent is no slower than the floor).
     """
     result = {}
     for phase in PHASES:
@@ -56,12 +56,14 @@ def speed_ups(
         entry: dict[str, Any] = {"speed_up": _ratio(seconds, clock), "wall_speed_up": _ratio(seconds, "wall")}
         if phase in work:
             allowed = work[phase]["parent"] / work[phase]["child"]
-            times = {role: median(getattr(each, clock) for each in found) for role, found in seconds.items()}
-            faster, less = _beyond_floor(times), _beyond_floor(work[phase])
+            possible = _possible(
+                {role: median(getattr(each, clock) for each in seconds[role]) for role in seconds}, work[phase]
+            )
             entry |= {
                 "allowed": allowed,
                 "reached": entry["speed_up"] / allowed,
-                "reached_beyond_floor": faster / less if faster and less else None,
+                "possible": possible,
+                "reached_of_possible": None if possible is None else entry["speed_up"] / possible,
             }
         result[phase] = entry
     return result
@@ -72,7 +74,10 @@ def _ratio(seconds: Mapping[str, Sequence[Seconds]], clock: str) -> float:
     return median(getattr(parent, clock) / getattr(child, clock) for parent, child in pairs)
 
 
-def _beyond_floor(amounts: Mapping[str, float]) -> float | None:
-    """The ratio of what parent and child have above the floor."""
-    parent, child = (amounts[role] - amounts["floor"] for role in ("parent", "child"))
-    return parent / child if min(parent, child) > 0 else None
+def _possible(seconds: Mapping[str, float], work: Mapping[str, float]) -> float | None:
+    """The parent's time beyond the floor shrinks with the work beyond the floor, and the floor's time stays."""
+    beyond = seconds["parent"] - seconds["floor"]
+    if beyond <= 0:
+        return None
+    kept = (work["child"] - work["floor"]) / (work["parent"] - work["floor"])
+    return seconds["parent"] / (seconds["floor"] + beyond * kept)

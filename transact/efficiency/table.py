@@ -21,8 +21,8 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
     if any("speed_ups" in row for row in result["latency"]):
         parts.append(
             "allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it; in brackets "
-            "beyond the\nfloor, which is the model with next to nothing left inside attention and MLP: its time, FLOPs "
-            "and bytes are taken from both."
+            "the share\nof what is possible when the floor stays, which is the time of the model with next to nothing "
+            "left inside attention\nand MLP."
         )
     return "\n\n".join(parts)
 
@@ -62,7 +62,7 @@ def _speed_up_cells(entry: Mapping[str, Any] | None) -> list[str]:
     cells = []
     for phase in ("prefill", "decode"):
         each = entry[phase]
-        beyond = each["reached_beyond_floor"]
+        beyond = each["reached_of_possible"]
         bracket = "" if beyond is None else f" ({beyond:.2f})"
         cells += [f"{each['speed_up']:.2f}x", f"{each['allowed']:.2f}x", f"{each['reached']:.2f}{bracket}"]
     return [*cells, f"{entry['whole']['speed_up']:.2f}x"]

@@ -96,16 +96,18 @@ def test_speed_ups_are_medians_of_the_ratios_in_a_turn() -> None:
     assert found["prefill"]["speed_up"] == pytest.approx(3)
     assert found["prefill"]["allowed"] == pytest.approx(4)
     assert found["prefill"]["reached"] == pytest.approx(0.75)
-    assert found["prefill"]["reached_beyond_floor"] == pytest.approx(((9 - 1) / (3 - 1)) / ((80 - 5) / (20 - 5)))
+    possible = 9 / (1 + (9 - 1) * (20 - 5) / (80 - 5))
+    assert found["prefill"]["possible"] == pytest.approx(possible)
+    assert found["prefill"]["reached_of_possible"] == pytest.approx(3 / possible)
     assert found["decode"]["speed_up"] == pytest.approx(4 / 3)
     assert found["whole"]["speed_up"] == pytest.approx(13 / 6)
     assert "allowed" not in found["whole"]
 
 
-def test_nothing_beyond_the_floor_is_no_number() -> None:
+def test_a_parent_no_slower_than_the_floor_has_no_possible_speed_up() -> None:
     work = {"prefill": {"parent": 2, "child": 1, "floor": 0.5}}
-    found = speed_ups(three([turn(2, 2)], [turn(1, 1)], floor=turn(1, 1)), work, "wall")
-    assert found["prefill"]["reached_beyond_floor"] is None
+    found = speed_ups(three([turn(1, 1)], [turn(1, 1)], floor=turn(1, 1)), work, "wall")
+    assert found["prefill"]["reached_of_possible"] is None
 
 
 def test_the_floor_is_the_model_without_what_can_be_cut(model: LlamaForCausalLM, workplace: Workplace) -> None:
