@@ -22,6 +22,7 @@ from transact.stages.recovery_checkpoints import clear_checkpoints
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
+from transact.stages.tasks import evaluate_side_by_side, has_more_to_evaluate, loaded_tasks
 from transact.stages.texts import Texts, prepare_texts
 
 
@@ -44,6 +45,8 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
+    if job.config.eval.tasks:
+        job.group.on_main(lambda: bool(loaded_tasks(job.config.eval)), may_be_left=True)  # downloads what they need
     return Prepared(parent=parent, rounds=rounds, texts=prepare_texts(job, parent, rounds))
 
 
@@ -172,6 +175,9 @@ def pretrain(job: Job) -> dict[str, Any]:
 
 def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
+    if rounds and has_more_to_evaluate(job.config.eval):
+        compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
+        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared))
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))

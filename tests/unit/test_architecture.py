@@ -20,7 +20,7 @@ LAYERS = (
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
-    {"exporting", "efficiency"},
+    {"exporting", "efficiency", "evaluation"},
     {"stages"},
     {"chain", "preflight", "preview", "failures"},
     {"worker"},
@@ -33,6 +33,7 @@ ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
     "wandb": "transact.tracking.wandb_run",
     "submitit": "transact.launching.submit",
+    "lm_eval": "transact.evaluation.harness",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where names differ
 
@@ -122,7 +123,8 @@ def test_heavy_libraries_have_one_door_each() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in project["dependencies"]}
+    dependencies = [*project["dependencies"], *project["optional-dependencies"]["eval"]]
+    declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in dependencies}
     libraries = {target.split(".")[0] for targets in IMPORTS.values() for target in targets}
     libraries -= {"transact", *sys.stdlib_module_names}
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared
