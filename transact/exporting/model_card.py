@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from transact.config import RunConfig
+from transact.exporting.evaluation_table import evaluation_table
 
 USAGE = """\
 ```python
@@ -36,7 +37,14 @@ def model_card(summary: dict[str, Any], config: RunConfig) -> str:
     metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "transact"]}
     header = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
     usage = USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config), _results(summary), usage]
+    parts = [
+        header,
+        f"# {summary['name']}\n",
+        _origin(summary, config),
+        _results(summary),
+        evaluation_table(summary),
+        usage,
+    ]
     return "\n".join(parts)
 
 
