@@ -125,12 +125,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=131_072, help="of recovery, over all rounds")
     parser.add_argument("--evaluation-sequences", type=int, default=256)
-    parser.add_argument("--smallest", action="store_true", help="one line of each ablation")
+    parser.add_argument("--smallest", action="store_true", help="one line of each ablation, on few sequences")
     parser.add_argument("--jobs", type=int, default=num_cores())
     parser.add_argument("--output", type=Path, default=RESULTS / "ablations.json")
     arguments = parser.parse_args()
+    few = ("prune.calibration_sequences=8",) if arguments.smallest else ()
     todo = [
-        Trial(method=f"{title}: {' '.join(overrides)}", overrides=overrides, fraction=None, seed=0, recovered=recovered)
+        Trial(
+            method=f"{title}: {' '.join(overrides)}",
+            overrides=(*overrides, *few),
+            fraction=None,
+            seed=0,
+            recovered=recovered,
+        )
         for title, lines in ablations(smallest=arguments.smallest).items()
         for overrides, recovered in lines
     ]
@@ -143,7 +150,7 @@ def main() -> None:
     )
     write_result(arguments.output, {"parent": parent, "rows": rows})
     write_text(arguments.output.with_suffix(".md"), table(parent, rows))
-    statistics = demo_statistics(geometry_of(DEMO_PARENT), num_sequences=64)
+    statistics = demo_statistics(geometry_of(DEMO_PARENT), num_sequences=8 if arguments.smallest else 64)
     draw(energy_kept(statistics), arguments.output.with_suffix(".svg"))
     print(table(parent, rows))
 

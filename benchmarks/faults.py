@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -52,8 +51,7 @@ class Tally:
     """What the kills met and did."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
-    one_rank: int = 0
-    noticed_seconds: list[float] = field(default_factory=list)  # from a rank's death to the end of the job
+    noticed_seconds: list[float] = field(default_factory=list)  # from the death of one rank to the end of the job
 
 
 def start(overrides: list[str]) -> subprocess.Popen[bytes]:
@@ -92,13 +90,13 @@ def is_saving(folder: Path) -> bool:
     return any(folder.glob(f"checkpoints/*{TEMPORARY_SUFFIX}"))
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
     """The processes that compute; submitit starts each as a child of its controller."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    ranks = []
-    for child in children:
+    ranks = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            ranks += [child] if any("submitit.core._submit" in word for word in child.cmdline()) else []
+            if any("submitit.core._submit" in word for word in child.cmdline()):
+                ranks[int(child.environ()["SUBMITIT_LOCAL_GLOBALID"])] = child
     return ranks
 
 
@@ -124,6 +122,9 @@ def kill_in(
 
     Returns:
         Whether there was something to kill: the job may have completed meanwhile.
+
+    Raises:
+        AssertionError: the job did not end as it should.
     """
     attempts = record_of(folder)["restarts"]
     process = start([*overrides, f"output_dir={folder}"])
@@ -138,27 +139,45 @@ def kill_in(
         process.communicate()
         return False
     met = place(folder)
-    _kill(process, chance, tally)
+    _kill(process, folder, chance, tally)
     tally.by_stage[met] += 1
     print(f"kill {tally.by_stage.total()}: in {met}", flush=True)
     return True
 
 
-def _kill(process: subprocess.Popen[bytes], chance: random.Random, tally: Tally) -> None:
+def _kill(process: subprocess.Popen[bytes], folder: Path, chance: random.Random, tally: Tally) -> None:
     ranks = ranks_of(process)
     everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     if chance.random() < 0.5 and len(ranks) == RANKS:
-        begin = time.monotonic()
-        chance.choice(ranks).send_signal(signal.SIGKILL)
-        process.communicate(timeout=NOTICE_SECONDS)
-        tally.one_rank += 1
-        tally.noticed_seconds.append(time.monotonic() - begin)
+        _kill_one(process, ranks, folder, chance, tally)
         return
     for each in everybody:
         with suppress(psutil.NoSuchProcess):
             each.kill()
     process.communicate()
     psutil.wait_procs(everybody)
+
+
+def _kill_one(
+    process: subprocess.Popen[bytes],
+    ranks: dict[int, psutil.Process],
+    folder: Path,
+    chance: random.Random,
+    tally: Tally,
+) -> None:
+    """Kill one rank; the other is to end the job with a line that says which rank died."""
+    number = chance.choice(sorted(ranks))
+    survivor = max(folder.glob(f"logs/*_{1 - number}_log.out"), key=lambda path: path.stat().st_mtime)
+    begin = time.monotonic()
+    ranks[number].kill()
+    process.communicate(timeout=LIMIT_SECONDS)
+    seconds = time.monotonic() - begin
+    tally.noticed_seconds.append(seconds)
+    assert process.returncode == 1, f"exit code {process.returncode} after rank {number} was killed"
+    assert seconds < NOTICE_SECONDS, f"the death of rank {number} went unnoticed for {seconds:.0f} s"
+    if record_of(folder).get("state") != "done":
+        told = survivor.read_text(errors="replace")
+        assert f"error: rank {number} died in " in told, f"{survivor}: {told[-2000:]}"
 
 
 def usual_seconds(folder: Path) -> dict[str, float]:
@@ -188,25 +207,25 @@ def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder
     seconds = usual_seconds(undisturbed)
     expected = losses(undisturbed)
     weights = load_file(undisturbed / "export" / "model.safetensors")
-    rows = []
-    for number in range(runs):
-        run = folder / f"run_{number}"
-        wanted = kills * (number + 1) // runs - tally.by_stage.total()
+    rows: list[dict[str, Any]] = []
+    while len(rows) < runs or (tally.by_stage.total() < kills and len(rows) < 2 * runs):
+        run = folder / f"run_{len(rows)}"
+        wanted = min(kills, -(-kills * (len(rows) + 1) // runs)) - tally.by_stage.total()
         for target in sorted(chance.choices(list(seconds), k=wanted), key=list(seconds).index):
             if not kill_in(target, seconds[target], overrides, run, chance, tally):
                 break
         complete(overrides, run)
         rows.append(_compare(run, expected, weights))
-        print(f"run {number + 1} of {runs}: {rows[-1]}", flush=True)
+        print(f"run {len(rows)}: {rows[-1]}", flush=True)
     return {
         "kills": tally.by_stage.total(),
         "by_stage": dict(sorted(tally.by_stage.items())),
-        "runs": runs,
+        "runs": len(rows),
         "identical": sum(row["identical"] for row in rows),
         "lost_steps": sum(row["lost_steps"] for row in rows),
         "repeated_steps": sum(row["repeated_steps"] for row in rows),
         "left_over_files": sum(row["left_over_files"] for row in rows),
-        "kills_of_one_rank": tally.one_rank,
+        "kills_of_one_rank": len(tally.noticed_seconds),
         "seconds_to_notice": {"largest": max(tally.noticed_seconds, default=None), "all": tally.noticed_seconds},
     }
 
@@ -237,6 +256,8 @@ def main() -> None:
             overrides, kills=arguments.kills, runs=arguments.runs, seed=arguments.seed, folder=Path(name)
         )
     write_result(arguments.output, result)
+    if result["kills"] < arguments.kills or result["identical"] < result["runs"]:
+        raise SystemExit(f"{result['kills']} kills, {result['identical']} of {result['runs']} runs as without: failed")
 
 
 if __name__ == "__main__":

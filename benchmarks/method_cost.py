@@ -40,9 +40,10 @@ def obs_seconds(channels: int, outputs: int) -> float:
     return time.perf_counter() - begin
 
 
-def slicing_seconds(refit: str, settings: Settings) -> dict[str, float]:
+def slicing_seconds(refit: str, calibration_sequences: int, settings: Settings) -> dict[str, float]:
     """Seconds by stage of cutting the demo parent in half once."""
     overrides = (*ONE_SHOT["default, equal split"].overrides, f"prune.method.refit={refit}")
+    overrides += (f"prune.calibration_sequences={calibration_sequences}",)
     trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--hidden-size", type=int, default=HIDDEN_SIZE)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--calibration-sequences", type=int, default=128)
     parser.add_argument("--output", type=Path, default=RESULTS / "method_cost.json")
     arguments = parser.parse_args()
     result: dict[str, Any] = {
@@ -73,7 +75,10 @@ def main() -> None:
         settings = Settings(tokens=16_384, evaluation_sequences=16, threads=num_cores(), folder=Path(name))
         write_descriptions(settings.folder / "descriptions.txt")
         turns = [
-            {refit: slicing_seconds(refit, settings) for refit in ("least_squares", "sequential")}
+            {
+                refit: slicing_seconds(refit, arguments.calibration_sequences, settings)
+                for refit in ("least_squares", "sequential")
+            }
             for _ in range(arguments.repetitions)
         ]
         result["environment"] = environment(group_of_one())

@@ -42,11 +42,22 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
     """One line for run.json and the user."""
+    try:
+        return _explained(error, stage, config, world_size)
+    except Exception:  # noqa: BLE001 - on a machine that fails, looking closer may fail as well
+        return _plain(error, stage)
+
+
+def _explained(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
     for each in _chain(error):
         if _is_no_space(each):
             return f"{stage}: {_no_space(each, Path(config.output_dir))}"
         if _is_no_memory(each):
             return f"{stage}: {_no_memory(stage, config, world_size)}"
+    return _plain(error, stage)
+
+
+def _plain(error: BaseException, stage: str) -> str:
     return f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -64,7 +75,7 @@ def _is_no_space(error: BaseException) -> bool:
 
 def _no_space(error: BaseException, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error, OSError) and error.filename else folder
-    there = path if path.exists() else folder
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     return (
         f"the disk is full ({path}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "

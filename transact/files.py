@@ -12,6 +12,15 @@ from typing import Any
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()  # asked once, before there are threads: there is no asking without setting
+
+
 def temporary_name(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
@@ -26,11 +35,15 @@ def flush_to_disk(path: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a complete temporary file or folder its final name."""
-    if temporary.is_dir():
-        for file in temporary.iterdir():
-            flush_to_disk(file)
-    flush_to_disk(temporary)
+    """Give a complete temporary file or folder its final name, and its files the mode that the user's umask asks for.
+
+    safetensors makes files that nobody else on the cluster can read.
+    """
+    mode = 0o666 & ~UMASK
+    for path in (*temporary.rglob("*"), temporary):
+        if path.is_file():
+            path.chmod(mode)
+        flush_to_disk(path)
     if final.is_dir():
         shutil.rmtree(final)
     os.replace(temporary, final)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.watchdog import BEAT_SECONDS, SILENCE_SECONDS
+from transact.runtime.watchdog import SILENCE_SECONDS
 from transact.stages.training_health import Diverged
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
+CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
@@ -127,21 +129,28 @@ def _failures_told(config: RunConfig, folder: RunFolder, group: ProcessGroup) ->
     except Stopped as stopped:
         record("stopped", str(stopped))
         watchdog.end()
+        _leave_in_time()
         raise
     except Exception as error:
         lost = is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
-        if not lost:
+        if verdict is None:
             watchdog.report(message)
         record("failed", message)
-        if group.is_main:
-            time.sleep(2 * BEAT_SECONDS)  # the others read why from a store that may end with this rank
         watchdog.end()
+        _leave_in_time()
         told = not lost or watchdog.speaks()
         # Without a verdict what looked like a lost rank may be an error of this rank's own.
         explains_itself = verdict is not None or isinstance(error, Diverged)
         raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
+
+
+def _leave_in_time() -> None:
+    """Nothing that is left to do is worth holding the machines for: W&B without a network, say."""
+    last_resort = threading.Timer(CLOSING_SECONDS, os._exit, [FAILED])
+    last_resort.daemon = True
+    last_resort.start()
 
 
 @contextmanager

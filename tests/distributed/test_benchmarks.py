@@ -117,7 +117,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
 
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "ablations.json"
-    sizes = ["--tokens=4096", "--evaluation-sequences=16", "--smallest"]
+    sizes = ["--tokens=2048", "--evaluation-sequences=8", "--smallest"]
     result = result_of(run(["-m", "benchmarks.ablations", *sizes, f"--output={output}"], seconds=240), output)
     assert len(result["rows"]) == 4 * 2
     assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
@@ -126,7 +126,7 @@ def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
 
 def test_method_cost_runs(tmp_path: Path) -> None:
     output = tmp_path / "cost.json"
-    sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1"]
+    sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1", "--calibration-sequences", "8"]
     result = result_of(run(["-m", "benchmarks.method_cost", *sizes, f"--output={output}"], seconds=240), output)
     assert result["greedy_obs"][0]["seconds"] > 0
     assert result["sequential_over_parallel"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -113,3 +114,57 @@ def ask_to_stop_while_waiting(world_size: str) -> float:
 def test_a_rank_that_waits_for_the_others_heeds_a_signal() -> None:
     (seconds,) = run_on_ranks(1, ask_to_stop_while_waiting, "2", seconds=60)
     assert seconds < 2
+
+
+def heed_every_signal() -> list[str]:
+    """Each signal comes to rank 1 alone, in the middle of a loop."""
+    import os
+    from dataclasses import replace
+
+    from transact.runtime.interruption import SIGNALS, Interruption, Stopped
+    from transact.runtime.process import process_group
+
+    heard = []
+    with process_group("cpu", 1) as group:
+        for number in SIGNALS:
+            listening = replace(group, interruption=Interruption())
+            listening.interruption.listen()
+            try:
+                for turn in range(1000):
+                    if group.rank == 1 and turn == 3:
+                        os.kill(os.getpid(), number)
+                    listening.stop_if_asked()
+                heard.append("nothing")
+            except Stopped as stopped:
+                heard.append(str(stopped))
+    return heard
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_in_the_same_turn() -> None:
+    expected = [f"stopped by {name}" for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")]
+    assert run_on_ranks(2, heed_every_signal, seconds=60) == [expected] * 2
+
+
+def wait_in_a_collective() -> None:
+    """Rank 0 waits in C++, where Python's handlers never come to turn; rank 1 never joins it."""
+    import os
+    import threading
+
+    from transact.runtime.interruption import Interruption
+    from transact.runtime.process import process_group
+
+    interruption = Interruption()
+    interruption.listen()
+    with process_group("cpu", 30, interruption) as group:
+        if group.rank == 1:
+            time.sleep(600)
+        for seconds in (1.0, 3.0):
+            threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT]).start()
+        group.barrier()
+
+
+def test_a_second_ctrl_c_leaves_at_once_even_from_a_collective() -> None:
+    begin = time.monotonic()
+    with pytest.raises(AssertionError, match=r"ranks \[0\] died"):
+        run_on_ranks(2, wait_in_a_collective, seconds=60)
+    assert time.monotonic() - begin < 30

@@ -154,6 +154,10 @@ def test_damage_is_named(saved: tuple[Path, dict[Any, Any]]) -> None:
         assert found[0] == found[1]
         assert file.name in found[0]
         assert expected in found[0]
+    file.unlink()
+    file.symlink_to(file)  # stands for blocks that the disk cannot give back: reading fails
+    assert "cannot be read" in run_on_ranks(2, damaged, checkpoint)[0]
+    file.unlink()
     file.write_bytes(content)
     manifest = checkpoint / "manifest.json"
     intact = manifest.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -12,12 +11,13 @@ from typing import Any
 
 import psutil
 
-from tests.support.ranks import free_port
+from tests.support.ports import free_port
+from tests.support.warm import warm_context
 
 
 def start(function: Any, folder: Path) -> list[Any]:
     """Two processes that run `function(rank, folder)` as ranks of one group; none of them is to end well."""
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     port = str(free_port())
     processes = [context.Process(target=run, args=(function, rank, port, folder)) for rank in range(2)]
     for process in processes:
@@ -98,3 +98,24 @@ def test_a_lost_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_m
         assert survivor.exitcode == 1
         assert f"error: rank {rank} died in round_01/plan" in (folder / f"rank_{1 - rank}.log").read_text()
         processes[rank].kill()
+
+
+def fail_before_joining(rank: int, folder: Path) -> None:
+    """As with a GPU that is broken: the rank has come, and never joins the group."""
+    from transact.runtime import process
+
+    def broken(requested: str, local_rank: int) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    if rank == 1:
+        process._device = broken  # type: ignore[assignment]
+    with process.process_group("cpu", 30):
+        raise AssertionError("it was to fail")
+
+
+def test_a_rank_that_fails_at_the_start_ends_the_others(tmp_path: Path) -> None:
+    processes = start(fail_before_joining, tmp_path)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 1
+    assert "error: rank 1 failed in the start: RuntimeError: CUDA error" in (tmp_path / "rank_0.log").read_text()

@@ -16,10 +16,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from benchmarks.quality import compose_config
 from tests.support.commands import Workplace, transact
 from transact.config import RunConfig
 from transact.exit_codes import DONE
 from transact.run import main
+from transact.runtime.interruption import Interruption
+from transact.runtime.rendezvous import Refused
+from transact.worker import work
 
 
 def examples(count: int) -> settings:
@@ -88,19 +92,24 @@ def setting_names(config: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 NAMES = sorted(set(setting_names()) - set(PLACES) - {"launch.kind", "launch.processes", "mode"})
 
 
+def up_to_the_work(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
+    if refusal is not None:
+        raise Refused(refusal)
+    return DONE
+
+
 @pytest.fixture
-def request_with(
+def judged(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., int]:
-    """Checks a request in this process, up to the point where work would begin. Returns the exit code."""
+) -> Callable[[Callable[[], int]], int]:
+    """Checks how a request ends in this process, up to the point where work would begin. Returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transact.worker._run", lambda config, interruption: DONE)
+    monkeypatch.setattr("transact.worker._run", up_to_the_work)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
-    def run(*overrides: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["transact", *workplace.overrides("any"), *overrides])
+    def judge(request: Callable[[], int]) -> int:
         before = sorted(workplace.folder.rglob("*"))
-        code = main()
+        code = request()
         output = capsys.readouterr()
         assert sorted(workplace.folder.rglob("*")) == before
         assert not list(tmp_path.glob("outputs"))
@@ -113,10 +122,35 @@ def request_with(
             assert output.err == ""
         return code
 
+    return judge
+
+
+@pytest.fixture
+def request_with(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, judged: Callable[[Callable[[], int]], int]
+) -> Callable[..., int]:
+    """A command line with these overrides."""
+
+    def run(*overrides: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["transact", *workplace.overrides("any"), *overrides])
+        return judged(main)
+
     return run
 
 
-@examples(110)
+@pytest.fixture
+def request_for(workplace: Workplace, judged: Callable[[Callable[[], int]], int]) -> Callable[[Path], int]:
+    """A sound configuration, composed once, with another model folder."""
+    config = compose_config(workplace.overrides("any"))
+
+    def run(folder: Path) -> int:
+        changed = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
+        return judged(lambda: work(changed))
+
+    return run
+
+
+@examples(70)
 @given(name=st.sampled_from(NAMES), value=VALUES, mark=st.sampled_from(["", "", "", "+", "++", "~"]))
 def test_any_value_of_any_setting(request_with: Callable[..., int], name: str, value: str, mark: str) -> None:
     request_with(f"{mark}{name}={value}" if mark != "~" else f"~{name}")
@@ -182,21 +216,21 @@ def model(workplace: Workplace, tmp_path: Path) -> Path:
     return folder
 
 
-@examples(50)
+@examples(120)
 @given(name=st.sampled_from(CONFIG_NAMES), value=JSON_VALUES)
 def test_any_model_config(
-    request_with: Callable[..., int], workplace: Workplace, model: Path, name: str, value: Any
+    request_for: Callable[[Path], int], workplace: Workplace, model: Path, name: str, value: Any
 ) -> None:
     original = json.loads((workplace.model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(original | {name: value}))
-    request_with(f"model.path={model}")
+    request_for(model)
     assert not (model.parent / "executed").exists()
 
 
-@examples(25)
+@examples(60)
 @given(data=st.data())
 def test_any_damage_to_the_weights(
-    request_with: Callable[..., int], workplace: Workplace, model: Path, data: st.DataObject
+    request_for: Callable[[Path], int], workplace: Workplace, model: Path, data: st.DataObject
 ) -> None:
     shards = sorted(workplace.model.glob("model-*.safetensors"))
     shard = data.draw(st.sampled_from(shards))
@@ -228,7 +262,7 @@ def test_any_damage_to_the_weights(
             described = json.loads(index.read_text())
             described["weight_map"][name] = outside
             index.write_text(json.dumps(described))
-        code = request_with(f"model.path={model}")
+        code = request_for(model)
         # A changed bit in the header may fall into its padding or a name's case; all else must be seen.
         assert code == 2 or damage == "header"
     finally:

@@ -10,32 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.commands import Workplace, transact
+from tests.e2e.conftest import RANKS
+from tests.support.commands import Workplace
 from tests.support.wandb_files import records, series
 from transact.tracking.metrics import read_metrics
-
-RANKS = (1, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def runs(workplace: Workplace) -> dict[int, Path]:
-    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, the others as users start them."""
-    folders = {}
-    for ranks in RANKS:
-        name = f"ranks_{ranks}"
-        launch = ["launch=local", "launch.processes=2", "track.mode=offline"] if ranks == 2 else []
-        done = transact([*workplace.overrides(name), *launch], ranks=4 if ranks == 4 else 1)
-        assert done.returncode == 0, done.stdout + done.stderr
-        folders[ranks] = workplace.folder / name
-    return folders
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_result_has_the_promised_fields(runs: dict[int, Path]) -> None:
-    result = read(runs[2] / "result.json")
+def test_result_has_the_promised_fields(chain_runs: dict[int, Path]) -> None:
+    result = read(chain_runs[2] / "result.json")
     assert result["name"] == "ranks_2"
     assert result["world_size"] == 2
     assert result["restarts"] == 0
@@ -68,8 +54,8 @@ def test_the_result_says_what_the_model_costs_to_run(runs: dict[int, Path]) -> N
     assert any("efficiency/decode_speed_up" in json.dumps(each) for each in figures)
 
 
-def test_every_promised_file_is_there_and_none_is_temporary(runs: dict[int, Path]) -> None:
-    folder = runs[2]
+def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: dict[int, Path]) -> None:
+    folder = chain_runs[2]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     expected = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "round_00/evaluation.json"}
     for each in ("round_01", "round_02"):
@@ -80,58 +66,58 @@ def test_every_promised_file_is_there_and_none_is_temporary(runs: dict[int, Path
     assert not [name for name in names if ".tmp" in name or "gram" in name]  # large, and of no use any more
 
 
-def test_number_of_ranks_changes_nothing_but_noise(runs: dict[int, Path]) -> None:
+def test_number_of_ranks_changes_nothing_but_noise(chain_runs: dict[int, Path]) -> None:
     for name in ("round_01", "round_02"):
-        plans = [read(runs[ranks] / name / "plan.json") for ranks in RANKS]
+        plans = [read(chain_runs[ranks] / name / "plan.json") for ranks in RANKS]
         assert plans[0] == plans[1] == plans[2]
-    results = [read(runs[ranks] / "result.json") for ranks in RANKS]
+    results = [read(chain_runs[ranks] / "result.json") for ranks in RANKS]
     for role in ("dense", "pruned"):
         perplexities = [result[role]["perplexity"] for result in results]
         assert max(perplexities) <= 1.005 * min(perplexities)
 
 
-def test_recovery_helps_in_every_round(runs: dict[int, Path]) -> None:
-    for each in read(runs[1] / "result.json")["rounds"]:
+def test_recovery_helps_in_every_round(chain_runs: dict[int, Path]) -> None:
+    for each in read(chain_runs[1] / "result.json")["rounds"]:
         assert each["perplexity_recovered"] < 0.98 * each["perplexity_sliced"]
 
 
-def test_plain_transformers_measures_the_same_perplexity(runs: dict[int, Path], workplace: Workplace) -> None:
+def test_plain_transformers_measures_the_same_perplexity(chain_runs: dict[int, Path], workplace: Workplace) -> None:
     """The oracle of our evaluation: no engine, no ranks, no token store."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(runs[2] / "export")
+    tokenizer = AutoTokenizer.from_pretrained(chain_runs[2] / "export")
     ids = [*tokenizer(workplace.heldout.read_text())["input_ids"], tokenizer.eos_token_id]
     sequences = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)[:32]
-    for role, folder in (("dense", workplace.model), ("pruned", runs[2] / "export")):
+    for role, folder in (("dense", workplace.model), ("pruned", chain_runs[2] / "export")):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         with torch.no_grad():
             loss = model(input_ids=sequences, labels=sequences).loss
-        assert math.exp(loss) == pytest.approx(read(runs[2] / "result.json")[role]["perplexity"], rel=1e-4)
+        assert math.exp(loss) == pytest.approx(read(chain_runs[2] / "result.json")[role]["perplexity"], rel=1e-4)
 
 
-def test_exported_model_generates_with_its_cache(runs: dict[int, Path]) -> None:
+def test_exported_model_generates_with_its_cache(chain_runs: dict[int, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(runs[2] / "export").eval()
+    model = AutoModelForCausalLM.from_pretrained(chain_runs[2] / "export").eval()
     prompt = torch.arange(1, 9)[None]
     options: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(prompt, use_cache=True, **options)
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
 
 
-def test_metrics_have_every_step_once_and_rounds_follow_on(runs: dict[int, Path]) -> None:
-    rows = read_metrics(runs[4] / "metrics.jsonl")
+def test_metrics_have_every_step_once_and_rounds_follow_on(chain_runs: dict[int, Path]) -> None:
+    rows = read_metrics(chain_runs[4] / "metrics.jsonl")
     steps = [row["step"] for row in rows if "recover/loss" in row]
     assert steps == list(range(1, 33))
     assert {row["round"] for row in rows if "prune/head_dim" in row} == {1, 2}
     assert {row["round"] for row in rows if "eval/perplexity_recovered" in row} == {1, 2}
 
 
-def test_wandb_has_rounds_dimensions_and_perplexities(runs: dict[int, Path]) -> None:
+def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: dict[int, Path]) -> None:
     """Read back from the file of rank 0, the only rank that writes one."""
-    (folder,) = (runs[2] / "wandb").glob("offline-run-*")
+    (folder,) = (chain_runs[2] / "wandb").glob("offline-run-*")
     rows = [record["item"] for record in records(folder, "history")]
-    rounds = read(runs[2] / "result.json")["rounds"]
+    rounds = read(chain_runs[2] / "result.json")["rounds"]
     for name, expected in (
         ("prune/head_dim", [each["geometry"]["head_dim"] for each in rounds]),
         ("prune/intermediate_size", [each["geometry"]["intermediate_size"] for each in rounds]),
@@ -141,9 +127,3 @@ def test_wandb_has_rounds_dimensions_and_perplexities(runs: dict[int, Path]) -> 
         assert series(rows, "prune/round", name) == list(zip([1, 2], expected, strict=True)), name
     losses = series(rows, "tokens", "recover/loss")
     assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 33)]
-
-
-def test_no_secret_reaches_the_folder(runs: dict[int, Path]) -> None:
-    record = read(runs[2] / "run.json")
-    assert set(record) >= {"versions", "world_size", "git_revision", "stages", "restarts"}
-    assert "environ" not in json.dumps(record)

@@ -11,20 +11,22 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.conftest import bfloat16_overrides
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
 
-STEPS = 64
+STEPS = 32
 TOKENS_PER_STEP = 8 * 64
 
 
 def overrides(workplace: Workplace, name: str) -> list[str]:
     """One round of enough steps to be hit in the middle; validations before and after the checkpoints."""
-    changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=8"]
-    return [*workplace.overrides(name), *changed, f"engine.checkpoint_every.tokens={10 * TOKENS_PER_STEP}"]
+    changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
+    changed.append("engine.micro_batch_sequences=2")  # for up to four ranks
+    return [*workplace.overrides(name), *changed, f"engine.checkpoint_every.tokens={4 * TOKENS_PER_STEP}"]
 
 
-def interrupt(arguments: list[str], ranks: int, is_time: Callable[[], bool], number: int) -> str:
+def interrupt(arguments: list[str], ranks: int, is_time: Callable[[], Any], number: int) -> str:
     """Start the job, send the signal to all of its processes when it is time, return what it printed.
 
     torchrun puts its ranks into sessions of their own, so a process group is not all of them.
@@ -89,12 +91,29 @@ def test_asked_to_stop_it_saves_and_ends_the_same(workplace: Workplace, undistur
     assert_same_end(folder, undisturbed)
 
 
-def test_another_number_of_ranks_goes_on(workplace: Workplace, undisturbed: Path) -> None:
-    arguments, folder = overrides(workplace, "fewer_ranks"), workplace.folder / "fewer_ranks"
-    interrupt(arguments, 2, lambda: len(checkpoints(folder)) >= 1, signal.SIGKILL)
-    ended = transact(arguments, ranks=1)
+def test_other_numbers_of_ranks_go_on(workplace: Workplace, undisturbed: Path) -> None:
+    """Begun on 2 ranks, killed, gone on with on 1, killed, on 2, killed, and completed on 4."""
+    arguments, folder = overrides(workplace, "other_ranks"), workplace.folder / "other_ranks"
+    said = []
+    for ranks in (2, 1, 2):
+        before = checkpoints(folder)[-1:]
+        said.append(interrupt(arguments, ranks, lambda old=before: checkpoints(folder)[-1:] != old, signal.SIGKILL))
+    ended = transact(arguments, ranks=4)
     assert ended.returncode == 0, ended.stderr
-    assert "goes on from checkpoint" in ended.stdout
+    assert all("goes on from checkpoint" in each for each in (*said[1:], ended.stdout))
     assert recovery_steps(folder) == list(range(1, STEPS + 1))
     expected = result(undisturbed)["pruned"]["perplexity"]
     assert result(folder)["pruned"]["perplexity"] == pytest.approx(expected, rel=0.005)
+    assert result(folder)["restarts"] == 3
+
+
+def test_in_bfloat16_it_ends_the_same(workplace: Workplace, bfloat16_run: Path) -> None:
+    name = "killed_in_bfloat16"
+    arguments, folder = [*bfloat16_overrides(workplace, name)], workplace.folder / name
+    arguments.append(f"engine.checkpoint_every.tokens={3 * TOKENS_PER_STEP}")
+    interrupt(arguments, 1, lambda: checkpoints(folder), signal.SIGKILL)
+    ended = transact(arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "goes on from checkpoint" in ended.stdout
+    assert_same_export(folder, bfloat16_run)
+    assert recovery_steps(folder) == list(range(1, 17))

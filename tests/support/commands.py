@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.warm import run_warm
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +44,7 @@ class Workplace:
             "recover.learning_rate=2e-3",
             "recover.validation_sequences=8",
             "recover.validations=2",
-            "engine.micro_batch_sequences=2",
+            "engine.micro_batch_sequences=4",
             "track.mode=disabled",
         ]
 
@@ -62,12 +64,21 @@ def command(overrides: list[str], ranks: int = 1) -> list[str]:
 def transact(
     overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240
 ) -> subprocess.CompletedProcess[str]:
+    """The command to its end, in processes that have its imports already; `command` is for the ones that have not."""
+    return run_warm(overrides, ranks=ranks, cwd=cwd or REPOSITORY, environment=environment(), seconds=seconds)
+
+
+def transact_as_users_do(
+    overrides: list[str], *, ranks: int = 1, variables: dict[str, str] | None = None, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    """The command to its end, typed into a shell: a new interpreter, and torchrun for more ranks than one."""
     return subprocess.run(
         command(overrides, ranks),
-        cwd=cwd or REPOSITORY,
-        env=environment(),
+        cwd=REPOSITORY,
+        env=environment() | (variables or {}),
+        umask=umask,
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=240,
         check=False,
     )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.support.ports import free_port
+from tests.support.warm import warm_context
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240) -> list[Any]:
@@ -24,7 +19,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any,
     Raises:
         AssertionError: a rank raised (with its traceback), died, or did not end in time.
     """
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     results: Any = context.Queue()
     environment = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [

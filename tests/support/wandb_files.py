@@ -21,17 +21,17 @@ def wait_until_written(run_folder: Path, seconds: float = 10) -> Path:
     return log
 
 
-def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind in the run's transaction log, as `wandb leet inspect` reads it."""
+def inspected(run_folder: Path) -> str:
+    """The run's transaction log, a record a line, as `wandb leet inspect` reads it."""
     wait_until_written(run_folder)
     wandb_command = Path(sys.executable).with_name("wandb")
-    output = subprocess.run(
-        [wandb_command, "leet", "inspect", "--json", run_folder],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    lines = map(json.loads, output.splitlines())
+    command = [wandb_command, "leet", "inspect", "--json", run_folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind."""
+    lines = map(json.loads, inspected(run_folder).splitlines())
     return [line[kind] for line in lines if line["type"] == kind]
 
 

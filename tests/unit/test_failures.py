@@ -79,3 +79,14 @@ def test_other_errors_keep_their_name(config: RunConfig) -> None:
     assert explain(KeyError("x"), "export", config, 1) == "export: KeyError: 'x'"
     assert explain(RuntimeError("first\nsecond"), "export", config, 1) == "export: RuntimeError: first"
     assert Path(config.output_dir).is_dir()
+
+
+def test_a_full_disk_before_there_is_a_run_folder(config: RunConfig) -> None:
+    config.output_dir = "/no/such/folder"
+    assert "the disk is full" in explain(OSError(errno.ENOSPC, "No space left on device"), "the start", config, 2)
+
+
+def test_looking_closer_never_fails(config: RunConfig) -> None:
+    """The model's folder may be what is gone."""
+    config.model.path = "/no/such/model"
+    assert explain(MemoryError("no more"), "round_01/plan", config, 2) == "round_01/plan: MemoryError: no more"

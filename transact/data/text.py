@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ def _check_json(path: Path, text_field: str, field: str) -> None:
         first = file.readline()
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets in brackets in brackets
         raise ValueError(f"{field}.files: {str(path)!r} does not hold one JSON object a line") from None
     if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
@@ -92,19 +93,25 @@ def _check_parquet(path: Path, text_field: str, field: str) -> None:
 
 
 def documents(config: TextConfig, field: str) -> Iterator[str]:
-    """Every document once, in a fixed order."""
+    """Every document once, in a fixed order. Rows with an empty text or none are left out.
+
+    Raises:
+        ValueError: names the file that cannot be read to its end, and why.
+    """
     if config.source == "python_stdlib":
         yield from stdlib_documents(config.part)
     elif config.source == "hub":
-        yield from _rows(_hub_dataset(config, field), config.text_field)
+        yield from _rows(_hub_dataset(config, field), config.text_field, f"{field}.hub_id={config.hub_id!r}")
     else:
         for path in text_files(config, field):
-            yield from _rows(_local_dataset(path), "text" if READERS[path.suffix] == "text" else config.text_field)
+            text_field = "text" if READERS[path.suffix] == "text" else config.text_field
+            yield from _rows(_local_dataset(path), text_field, f"{field}.files: {str(path)!r}")
 
 
 def _local_dataset(path: Path) -> Any:
     import datasets
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it tells of errors besides raising them
     reader = READERS[path.suffix]
     options = {"sample_by": "document"} if reader == "text" else {}
     return datasets.load_dataset(reader, data_files=str(path), split="train", streaming=True, **options)
@@ -123,9 +130,22 @@ def _hub_dataset(config: TextConfig, field: str) -> Any:
         raise ValueError(f"{field}.hub_id={config.hub_id!r} is not to be had from the hub: {reason}") from None
 
 
-def _rows(dataset: Any, text_field: str) -> Iterator[str]:
-    for row in dataset:
-        text = row[text_field]
+def _rows(dataset: Any, text_field: str, where: str) -> Iterator[str]:
+    rows = iter(dataset)
+    for number in itertools.count(1):
+        try:
+            row = next(rows, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - damaged bytes make the readers fail in every way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{where} cannot be read after {number - 1} documents: {reason}") from None
+        if row is None:
+            return
+        text = row.get(text_field)
+        if text is not None and not isinstance(text, str):
+            kind = type(text).__name__
+            raise ValueError(f"{where}: {text_field!r} of document {number} is of type {kind}, it must be text")
         if text:
             yield text
 

@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 
 from transact.files import fresh_temporary_folder, publish, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
 TOKENS_NAME = "tokens.bin"
 BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep every core busy
+PIECE_CHARACTERS = 500_000  # of longer documents: a tokenizer takes up to 200 bytes of memory for each character
 
 
 class TokenStore:
@@ -52,12 +53,14 @@ def write_token_store(
     *,
     sequence_length: int,
     max_sequences: int,
+    name: str = "the text",
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
     """Tokenise until the text ends or `max_sequences` are full; a last piece that is too short is left out.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
+        name: Of the text, for messages.
         progress: Told the number of tokens written after every batch.
 
     Raises:
@@ -70,7 +73,7 @@ def write_token_store(
     with (temporary / TOKENS_NAME).open("wb") as file:
         for tokens in _token_batches(documents, tokenizer):
             kept = tokens[: wanted - written]
-            numpy.asarray(kept, dtype=dtype).tofile(file)
+            file.write(numpy.asarray(kept, dtype=dtype).data)  # `tofile` does not say that the disk is full
             written += len(kept)
             progress(len(kept))
             if written == wanted:
@@ -78,7 +81,7 @@ def write_token_store(
         num_sequences = written // sequence_length
         file.truncate(num_sequences * sequence_length * numpy.dtype(dtype).itemsize)
     if num_sequences == 0:
-        raise ValueError(f"the text has {written} tokens, fewer than one sequence of {sequence_length}")
+        raise ValueError(f"{name} has {written} tokens, fewer than one sequence of {sequence_length}")
     write_json(
         temporary / INDEX_NAME,
         {
@@ -92,20 +95,49 @@ def write_token_store(
 
 
 def _token_batches(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    backend = tokenizer.backend_tokenizer
+    for batch in _batches(piece for document in documents for piece in _pieces(document)):
+        yield _tokens(batch, tokenizer)
+
+
+def _tokens(batch: list[_Piece], tokenizer: Any) -> list[int]:
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for batch in _document_batches(documents):
-        encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
-        yield [token for encoding in encodings for token in (*begin, *encoding.ids, *end)]
+    texts = [piece.text for piece in batch]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    tokens: list[int] = []
+    for piece, encoding in zip(batch, encodings, strict=True):
+        tokens += begin if piece.is_first else []
+        tokens += encoding.ids
+        tokens += end if piece.is_last else []
+    return tokens
 
 
-def _document_batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+class _Piece(NamedTuple):
+    """A part of a document that is tokenised by itself."""
+
+    text: str
+    is_first: bool
+    is_last: bool
+
+
+def _pieces(document: str) -> Iterator[_Piece]:
+    """The whole document, or pieces of a very long one, cut before white space where there is some."""
+    start = 0
+    while len(document) - start > PIECE_CHARACTERS:
+        stop = start + PIECE_CHARACTERS
+        space = max(document.rfind(mark, start + PIECE_CHARACTERS // 2, stop) for mark in " \n")
+        stop = stop if space < 0 else space
+        yield _Piece(document[start:stop], start == 0, False)
+        start = stop
+    yield _Piece(document[start:], start == 0, True)
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
     characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
         if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transact.runtime.process import ProcessGroup
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 POLL_SECONDS = 0.2
+LEASE_SECONDS = 150.0  # after which NFS and Lustre take the locks of a dead machine away, and some more
 
 
 @contextmanager
@@ -35,7 +37,8 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
     every rank holds it together with the others.
 
     Args:
-        patience_seconds: that another run has to leave, a job that was killed just now for example.
+        patience_seconds: that another run has to leave, a job that was killed just now for example. On another
+            machine it has at least `LEASE_SECONDS`: the server may not know yet that the machine is dead.
 
     Raises:
         ValueError: on every rank: another run is at work here.
@@ -52,21 +55,24 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
 
 
 def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
-    deadline = time.monotonic() + patience_seconds
+    begin = time.monotonic()
     while not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        is_far = _owner(path).get("host", socket.gethostname()) != socket.gethostname()
+        deadline = begin + max(patience_seconds, LEASE_SECONDS if is_far else 0.0)
         if time.monotonic() > deadline:
+            owner = ", ".join(f"{name} {value}" for name, value in _owner(path).items()) or "it does not say which"
             raise ValueError(
-                f"{str(path.parent)!r} is in use by another run {_owner(path)}: wait, stop it, or choose another name="
+                f"{str(path.parent)!r} is in use by another run ({owner}): wait, stop it, or choose another name="
             )
         time.sleep(POLL_SECONDS)
 
 
-def _owner(path: Path) -> str:
+def _owner(path: Path) -> dict[str, Any]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"(host {owner['host']}, process {owner['process']}, since {owner['since']})"
-    except (ValueError, KeyError):
-        return "(it does not say which)"
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _flock(descriptor: int, operation: int) -> bool:

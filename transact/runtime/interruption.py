@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from types import FrameType
 
 from transact.exit_codes import FAILED
 
@@ -23,16 +23,32 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked_by: str | None = None
-        self._asked_at = 0.0
+        self._interrupted_at: float | None = None  # by the first Ctrl-C
 
     def listen(self) -> None:
-        """Take over the signals of this process; from its main thread."""
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        """Take over the signals of this process; from its main thread.
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        name, now = signal.Signals(number).name, time.monotonic()
-        if name == self.asked_by == "SIGINT" and now - self._asked_at > SAME_KEY_SECONDS:
-            os._exit(FAILED)  # the main thread may be deep inside a collective
-        if self.asked_by is None:
-            self.asked_by, self._asked_at = name, now
+        Python runs handlers in the main thread alone, which may be deep inside a collective: so a thread reads the
+        numbers that arrive from a pipe, into which the interpreter writes them at once.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
+
+    def _read(self, reader: int) -> None:
+        while True:
+            for number in os.read(reader, 64):
+                if number in SIGNALS:
+                    self._receive(signal.Signals(number).name, time.monotonic())
+
+    def _receive(self, name: str, now: float) -> None:
+        self.asked_by = self.asked_by or name
+        if name != "SIGINT":
+            return
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+        elif now - self._interrupted_at > SAME_KEY_SECONDS:
+            os._exit(FAILED)

@@ -129,13 +129,14 @@ class ProcessGroup:
         return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
-        """Run long work on rank 0 while the others wait, however long it takes; its result on every rank.
+        """Run work on rank 0 while the others wait; its result on every rank.
 
         The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
         timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
 
         Args:
             may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
+                It may then take as long as it likes; other work is taken to hang like everything else.
 
         Raises:
             Stopped: on every rank, when any was asked to stop meanwhile.
@@ -147,7 +148,8 @@ class ProcessGroup:
         while True:
             both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
             distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-            self.watchdog.progress()
+            if may_be_left or not self.is_main:  # of the rest rank 0's watchdog is the judge
+                self.watchdog.progress()
             state, asked = both.tolist()
             if state != RUNNING:
                 break
@@ -190,7 +192,34 @@ def process_group(
     listener = complete_environment()
     interruption = interruption or Interruption()
     store = meet(rank, world_size, listener, interruption, refusal)
+    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
+    watchdog.start()
+    try:
+        group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
+    except Exception as error:
+        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+        watchdog.end()
+        raise
+    yield group
+    group.barrier()
+    watchdog.end()
+    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
+    distributed.destroy_process_group()
+
+
+def _join(
+    device: str,
+    store: Any,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    watchdog: Watchdog,
+    interruption: Interruption,
+) -> ProcessGroup:
     chosen = _device(device, local_rank)
+    first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
+    if first != chosen.type:
+        raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
     _set_threads()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
@@ -198,9 +227,8 @@ def process_group(
         rank=rank,
         world_size=world_size,
         # Longer than the watchdog's patience, which knows more about what hangs.
-        timeout=timedelta(minutes=timeout_minutes) + GRACE,
+        timeout=watchdog.patience + GRACE,
     )
-    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
     group = ProcessGroup(
         rank=rank,
         world_size=world_size,
@@ -209,13 +237,8 @@ def process_group(
         interruption=interruption,
         watchdog=watchdog,
     )
-    watchdog.start()
     group.barrier()
-    yield group
-    group.barrier()
-    watchdog.end()
-    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
-    distributed.destroy_process_group()
+    return group
 
 
 def _device(requested: str, local_rank: int) -> torch.device:

@@ -6,7 +6,6 @@ Nothing here reads more than it is asked for: a rank takes its own range of a te
 from __future__ import annotations
 
 import math
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -78,15 +77,8 @@ def write_shard(
     """
     cast = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(cast, path, metadata={"format": "pt"} | (metadata or {}))
-    path.chmod(0o666 & ~_file_mode_mask())  # safetensors makes files that nobody else on the cluster can read
     flush_to_disk(path)
     return {"size": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def _file_mode_mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_index(folder: Path, files: dict[str, str], total_bytes: int) -> None:

@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from transact.files import TEMPORARY_SUFFIX, file_digest, fresh_temporary_folder, publish, read_json, write_json
+from transact.files import (
+    TEMPORARY_SUFFIX,
+    file_digest,
+    fresh_temporary_folder,
+    publish,
+    read_json,
+    temporary_name,
+    write_json,
+)
 from transact.runtime.engine import Engine
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import write_shard
@@ -30,6 +38,7 @@ MANIFEST = "manifest.json"
 STARTS = "starts"  # in a file's metadata: parameter -> position of its first element, as JSON
 RANDOM_STATE = "random_state"
 SEAL = "sha256"  # of the rest of the manifest
+DAMAGED_SUFFIX = ".damaged"
 KEPT = 2
 
 
@@ -60,7 +69,8 @@ def save_training(
         write_json(temporary / MANIFEST, described | {SEAL: _seal(described)})
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
-            shutil.rmtree(old)
+            # Not to be taken for a damaged one if the job is killed meanwhile.
+            shutil.rmtree(old.rename(temporary_name(old)))
 
     try:
         files = {name: entry for written in group.everywhere(write) for name, entry in written.items()}
@@ -89,8 +99,13 @@ def _tensors(owned: dict[str, Fragment], best: dict[str, torch.Tensor] | None) -
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Complete checkpoints, the newest first."""
-    found = (path.parent for path in folder.glob(f"*/{MANIFEST}") if path.parent.suffix != TEMPORARY_SUFFIX)
-    return sorted(found, reverse=True)
+    found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return sorted((path for path in found if path.suffix not in (TEMPORARY_SUFFIX, DAMAGED_SUFFIX)), reverse=True)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """A damaged one is no longer listed, and does not count among those that are kept."""
+    checkpoint.rename(checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX))
 
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:
@@ -121,18 +136,20 @@ def _sealed_files(path: Path) -> dict[str, Any] | None:
     try:
         manifest = read_json(path)
         seal = manifest.pop(SEAL)
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
     return manifest["files"] if seal == _seal(manifest) else None
 
 
 def _problem(path: Path, entry: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry["size"]:
-        return f"has {size} of {entry['size']} bytes"
-    return None if file_digest(path) == entry["sha256"] else "has another SHA-256 than when it was written"
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"has {size} of {entry['size']} bytes"
+        digest = file_digest(path)
+    except OSError as error:  # missing, or blocks that the disk cannot give back
+        return f"cannot be read: {error.strerror}"
+    return None if digest == entry["sha256"] else "has another SHA-256 than when it was written"
 
 
 @torch.no_grad()

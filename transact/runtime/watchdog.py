@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,21 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """To be called before a barrier: after it, every rank has a beat."""
+        self._progress = time.monotonic()
         self._beats.start()
         self._thread.start()
 
+    @property
+    def patience(self) -> timedelta:
+        return timedelta(seconds=self._stall_seconds)
+
     def end(self) -> None:
+        """Nobody watches any more; what was reported is known to the others, if the store answers."""
         self._ended.set()
         self._thread.join()
         self._beats.end()
+        if self._rank == 0 and self._beats.verdict is not None:
+            time.sleep(2 * BEAT_SECONDS)  # the others read it from a store that may end with this rank
 
     def progress(self) -> None:
         """The main thread is alive; it says so at every collective and every piece of work."""
@@ -171,14 +179,14 @@ class Beats:
         self._thread = threading.Thread(target=self._talk, name="watchdog beats", daemon=True)
 
     def start(self) -> None:
-        self._beat(0)
+        self.forgive(time.monotonic())
         self._thread.start()
 
     def end(self) -> None:
         """The store is no longer used, unless it does not answer."""
         self._ended.set()
         self._proposed.set()
-        self._thread.join(2 * BEAT_SECONDS)
+        self._thread.join(SUSPICION_SECONDS)
 
     def forgive(self, now: float) -> None:
         self.heard = dict.fromkeys(self.heard, now)
@@ -191,7 +199,7 @@ class Beats:
 
     def _talk(self) -> None:
         turn = 0
-        while not self._ended.is_set() and self.verdict is None:
+        while self.verdict is None and (self._proposal is not None or not self._ended.is_set()):
             turn += 1
             try:
                 self._beat(turn)
@@ -201,7 +209,8 @@ class Beats:
                 self.verdict = self._proposal  # this rank's own opinion stands
                 return
             self.answered = time.monotonic()
-            self._proposed.wait(BEAT_SECONDS)
+            if self._proposal is None or self.verdict is not None:
+                self._proposed.wait(BEAT_SECONDS)
 
     def _beat(self, turn: int) -> None:
         self._store.set(f"beat/{self._rank}", str(turn))
@@ -212,7 +221,10 @@ class Beats:
         elif self._store.check([VERDICT]):
             self.verdict = json.loads(self._store.get(VERDICT))
         for rank in self.heard:
-            beat = self._store.get(f"beat/{rank}")
+            key = f"beat/{rank}"
+            if not self._store.check([key]):
+                continue  # it has not begun yet, or never will
+            beat = self._store.get(key)
             if beat != self._seen[rank]:
                 self._seen[rank] = beat
                 self.heard[rank] = time.monotonic()

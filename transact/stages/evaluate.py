@@ -37,6 +37,7 @@ def mean_loss(
         start, stop = turn or (0, 1)
         tokens = store.sequences(positions[start:stop])
         loss = engine.loss(tokens)
+        group.watchdog.progress()
         if turn is not None:
             predicted = tokens.shape[0] * (tokens.shape[1] - 1)
             total += torch.tensor([float(loss) * predicted, predicted], dtype=torch.float64)

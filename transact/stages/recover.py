@@ -94,7 +94,9 @@ class Recovery:
     def _save_if_due(self) -> None:
         """A checkpoint after this step, if the time has come or the job must stop."""
         group = self.job.group
-        due, asked = group.any(self.clock.is_due(self.tokens_per_batch), group.is_asked_to_stop)
+        # Between steps that were skipped nothing is worth saving: the newest checkpoint stays the last good one.
+        is_well = self.position.health.skipped_in_a_row == 0
+        due, asked = group.any(self.clock.is_due(self.tokens_per_batch) and is_well, group.is_asked_to_stop)
         if not (due or asked) or self.position.step == self.num_steps:
             return
         begin = time.perf_counter()
@@ -154,6 +156,7 @@ class Recovery:
             self.engine.backward(loss)
             applied = self.engine.step(rate)
             total += loss.detach()
+            self.job.group.watchdog.progress()
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
         figures = {"recover/loss": mean, "recover/perplexity": perplexity_of(mean), "recover/learning_rate": rate}

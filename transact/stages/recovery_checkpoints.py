@@ -11,7 +11,7 @@ from typing import Any
 from transact.config import CheckpointEveryConfig
 from transact.files import read_json
 from transact.outline import Round
-from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage
+from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
 from transact.stages.job import Job
 from transact.stages.training_health import TrainingHealth
 
@@ -73,7 +73,7 @@ def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
 def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
     """This round's newest checkpoint that is sound, and its manifest. Collective.
 
-    Damaged ones are named and removed: they would count among the few that are kept.
+    Damaged ones are named and set aside until the recovery ends: they would count among the few that are kept.
     """
 
     def names() -> list[str]:
@@ -87,9 +87,9 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
             manifest = read_json(folder / MANIFEST)
             job.say(f"goes on from checkpoint {name}")
             return folder, manifest
-        job.say(f"checkpoint {name} is damaged ({problem}): not used, and removed")
+        job.say(f"checkpoint {name} is damaged ({problem}): not used, and set aside")
         if job.group.is_main:
-            shutil.rmtree(folder)
+            set_aside(folder)
     return None
 
 

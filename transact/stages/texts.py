@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +35,25 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {str(error).splitlines()[0]}") from None
+        with _errors_only("transformers"):  # it suggests packages to install, over many lines
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
     if not tokenizer.is_fast:
         raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
     return tokenizer
+
+
+@contextmanager
+def _errors_only(library: str) -> Iterator[None]:
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Texts:
@@ -103,6 +119,7 @@ def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path
                     tokenizer,
                     sequence_length=length,
                     max_sequences=max_sequences,
+                    name=field,
                     progress=progress.advance,
                 )
     return str(folder)

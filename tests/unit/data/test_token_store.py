@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.tiny import train_tokenizer
+from transact.data import token_store
 from transact.data.token_store import TokenStore, store_folder, write_token_store
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "import os, sys\n" * 30, "", "print('naïve €')\n" * 10]
@@ -50,6 +51,21 @@ def test_no_more_is_read_than_asked_for(tokenizer: Any, tmp_path: Path) -> None:
     assert not store.is_whole_text
 
 
+def test_a_long_document_in_pieces_has_the_same_tokens(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before a space where there is one; where there is none, no character is lost."""
+    monkeypatch.setattr(token_store, "PIECE_CHARACTERS", 100)
+    texts = ["some words of prose " * 100, "a b" * 33 + "a", "x" * 1000]
+    write_token_store(tmp_path / "s", texts, tokenizer, sequence_length=1, max_sequences=10**6)
+    store = TokenStore(tmp_path / "s")
+    tokens = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
+    whole = [token for text in texts[:2] for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
+    assert tokens[: len(whole)] == whole
+    assert tokens.count(tokenizer.eos_token_id) == len(texts)
+    assert tokenizer.decode(tokens[len(whole) : -1]) == texts[2]
+
+
 def test_too_little_text_leaves_no_store(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than one sequence of 64"):
         write_token_store(tmp_path / "s", ["short"], tokenizer, sequence_length=64, max_sequences=5)
@@ -74,3 +90,17 @@ def test_the_folder_follows_from_text_tokenizer_and_length(tmp_path: Path) -> No
     folder = store_folder(tmp_path, identity)
     assert store_folder(tmp_path, dict(reversed(identity.items()))) == folder
     assert store_folder(tmp_path, identity | {"sequence_length": 32}) != folder
+
+
+def test_a_full_disk_is_told_as_such(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full takes nothing."""
+    make = token_store.fresh_temporary_folder
+
+    def on_a_full_disk(final: Path) -> Path:
+        folder = make(final)
+        (folder / token_store.TOKENS_NAME).symlink_to("/dev/full")
+        return folder
+
+    monkeypatch.setattr(token_store, "fresh_temporary_folder", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=1000)
