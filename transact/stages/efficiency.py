@@ -46,7 +46,9 @@ def _sentence(result: dict[str, Any]) -> str:
         return f"not measured: {result['not_measured']}"
     row = result["latency"][-1]
     phases = ", ".join(
-        f"{phase} {each['speed_up']:.2f} times as fast as the parent (allowed by what is gone: {each['allowed']:.2f})"
+        f"{phase} {each['speed_up']:.2f} times as fast as the parent (of {each['allowed']:.2f} that the cut allows"
+        + ("" if each["possible"] is None else f", {each['possible']:.2f} with all that no cut removes")
+        + ")"
         for phase, each in row["speed_ups"][PRUNED].items()
         if "allowed" in each
     )
@@ -58,4 +60,4 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
         return {}
     row = result["latency"][-1]
     figures = {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
-    return figures | {f"efficiency/{role}_peak_bytes": model["peak_bytes"] for role, model in row["models"].items()}
+    return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}
