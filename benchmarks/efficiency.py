@@ -93,7 +93,10 @@ def main() -> None:
     setting = EfficiencyConfig(**(SMALLEST if arguments.smallest else SETTING | {"turns": arguments.turns}))
     # A generation to the last mark of the grid is long enough that one turn tells.
     grid = replace(setting, new_tokens=[2, 3]) if arguments.smallest else EfficiencyConfig(**PRESETS["paper"], turns=1)
-    result: dict[str, Any] = {"environment": machine(torch.device("cpu")), "sizes": []}
+    result: dict[str, Any] = {
+        "environment": machine(torch.device("cpu")) | {"threads_per_rank": setting.threads},
+        "sizes": [],
+    }
     for size in arguments.sizes:
         for dtype in SIZES[size][1]:
             found = measured(size, dtype, setting, arguments.folder)
