@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quality bench-faults bench-efficiency ablations gpu-check clean
+.PHONY: help demo test test-cluster check bench bench-quality bench-faults bench-efficiency ablations gpu-check clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,9 @@ demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minut
 
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest
+
+test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
+	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
 
 check: $(SETUP) ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m ruff check .

@@ -11,7 +11,7 @@ from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
-from transact.stages.evaluate import evaluate
+from transact.stages.evaluate import evaluate, report
 from transact.stages.export import export
 from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
@@ -19,6 +19,7 @@ from transact.stages.job import Job
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
+from transact.stages.sharing import Work, calibration_identity, evaluation_identity, shared
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
@@ -58,9 +59,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
     dense = job.path("round_00", "evaluation.json")
-    job.stage(
-        "round_00/evaluate", dense, lambda: evaluate(job, texts, {"dense": parent}, dense, round_number=0, tokens=0)
-    )
+    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
     return finish(job, texts, checkpoint, parent, rounds)
 
@@ -79,20 +78,45 @@ def cut_round(
 ) -> tuple[list[Round], Path]:
     """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
     and the sliced checkpoint's folder."""
-    calibrate_round(job, prepared.texts, rounds[index].folder_name, checkpoint)
+    calibrate_round(job, prepared, rounds[index].folder_name, checkpoint)
     if index == 0 and job.config.prune.split == "auto":
         rounds = split_rounds(job, prepared.texts, prepared.parent)
     return rounds, slice_round(job, prepared, rounds[index], checkpoint)
 
 
-def calibrate_round(job: Job, texts: Texts, name: str, checkpoint: Path) -> None:
-    """The statistics of a round, and the Gram matrices if the method looks at them."""
+def evaluate_dense(job: Job, texts: Texts, parent: Path, output: Path) -> None:
+    """The same in all points of a sweep."""
+    identity = evaluation_identity(texts, parent)
+    shared(job, "evaluation", identity, output, lambda: evaluate(job, texts, {"dense": parent}, output))
+    report(job, output, round_number=0, tokens=0)
+
+
+def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -> None:
+    """The statistics of a round, and the Gram matrices if the method looks at them.
+
+    Those of the parent are the same in all points of a sweep.
+    """
+    texts = prepared.texts
+
+    def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
+        if checkpoint != prepared.parent:
+            return work()
+        return shared(job, kind, calibration_identity(job, texts, checkpoint), output, work)
+
     statistics = job.path(name, "statistics.safetensors")
-    job.stage(f"{name}/calibrate", statistics, lambda: calibrate(job, texts, checkpoint, statistics))
+    job.stage(
+        f"{name}/calibrate",
+        statistics,
+        lambda: make("statistics", statistics, lambda: calibrate(job, texts, checkpoint, statistics)),
+    )
     # They are gone once the checkpoint is sliced, and nobody needs them then.
     if job.config.prune.method.needs_gram() and not job.is_finished(f"{name}/slice"):
         grams = job.path(name, "gram")
-        job.stage(f"{name}/gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams))
+        job.stage(
+            f"{name}/gram",
+            grams,
+            lambda: make("gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams)),
+        )
 
 
 def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
@@ -137,11 +161,12 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     evaluation = job.path(name, "evaluation.json")
     both = {"sliced": sliced, "recovered": recovered}
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
-    job.stage(
-        f"{name}/evaluate",
-        evaluation,
-        lambda: evaluate(job, texts, both, evaluation, round_number=each.number, tokens=tokens),
-    )
+
+    def measure() -> None:
+        evaluate(job, texts, both, evaluation)
+        report(job, evaluation, round_number=each.number, tokens=tokens)
+
+    job.stage(f"{name}/evaluate", evaluation, measure)
     return recovered
 
 
@@ -165,11 +190,12 @@ def pretrain(job: Job) -> dict[str, Any]:
     clear_checkpoints(job)
 
     dense = job.path("round_00", "evaluation.json")
-    job.stage(
-        "round_00/evaluate",
-        dense,
-        lambda: evaluate(job, texts, {"dense": trained}, dense, round_number=0, tokens=each.tokens),
-    )
+
+    def measure() -> None:
+        evaluate(job, texts, {"dense": trained}, dense)
+        report(job, dense, round_number=0, tokens=each.tokens)
+
+    job.stage("round_00/evaluate", dense, measure)
     return finish(job, texts, trained, start, [])
 
 

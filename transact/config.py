@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from transact.checks import require, require_at_least, require_choice, require_positive
+from transact.launch_config import LaunchConfig
+
 MODES = ("prune", "pretrain", "plan")
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
 STDLIB_PARTS = ("train", "heldout")
@@ -30,29 +33,6 @@ EXPORT_DTYPES = ("parent", *DTYPES)
 ATTENTION_KINDS = ("sdpa", "eager")
 DEVICES = ("auto", "cpu", "cuda")
 TRACK_MODES = ("auto", "online", "offline", "disabled")
-LAUNCH_KINDS = ("inline", "local")
-
-
-def require(name: str, value: object, condition: bool, allowed: str) -> None:
-    """Raise the one kind of message that a user sees for a wrong value."""
-    if not condition:
-        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
-
-
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    require(name, value, value in choices, f"it must be one of {', '.join(choices)}")
-
-
-def require_positive(section: str, config: object, *fields: str) -> None:
-    for name in fields:
-        value = getattr(config, name)
-        require(f"{section}.{name}", value, value > 0, "it must be above 0")
-
-
-def require_at_least(section: str, config: object, minimum: float, *fields: str) -> None:
-    for name in fields:
-        value = getattr(config, name)
-        require(f"{section}.{name}", value, value >= minimum, f"it must be at least {minimum}")
 
 
 def _require_one_per_round(name: str, values: list[float] | None, rounds: int) -> None:
@@ -313,26 +293,6 @@ class TrackConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LaunchConfig:
-    """Where the processes come from."""
-
-    kind: str = "inline"
-    processes: int = 1
-    timeout_minutes: int = 10_080
-
-    def __post_init__(self) -> None:
-        require_choice("launch.kind", self.kind, LAUNCH_KINDS)
-        require_positive("launch", self, "processes", "timeout_minutes")
-        inline_is_one = self.kind != "inline" or self.processes == 1
-        require(
-            "launch.processes",
-            self.processes,
-            inline_is_one,
-            "launch=inline runs in the processes it finds (torchrun starts several); use launch=local",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
 class EfficiencyConfig:
     """Which latencies are measured, of the parent and the pruned model in turn."""
 
@@ -377,6 +337,7 @@ class RunConfig:
 
     name: str
     output_dir: str
+    share_dir: str | None = None  # of a sweep: where its points share what is the same for all of them
     mode: str = "prune"
     seed: int = 0
     model: ModelConfig
@@ -419,7 +380,7 @@ class RunConfig:
 
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir")
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 DONE = 0
@@ -12,13 +13,20 @@ FAILED = 1  # the work failed; the same command goes on from the last finished s
 REFUSED = 2  # the request is wrong; nothing was written
 
 
+FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
 LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
+
+
+def worst(codes: Iterable[int]) -> int:
+    """How several ranks, or several points of a sweep, end together: one that failed has work to go on with."""
+    return max(codes, default=DONE, key=FROM_BEST_TO_WORST.index)
 
 
 def refuse(reason: object) -> int:
     """Say in one line, once for all ranks, why a request is refused. Returns the exit code."""
     line = " ".join(str(reason).split())
-    if os.environ.get("RANK", "0") == "0":
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")  # torchrun's, or that of a bare srun
+    if rank == "0":
         shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
         print(f"error: {shown}", file=sys.stderr, flush=True)
     return REFUSED

@@ -65,6 +65,27 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def copy_finished(source: Path, output: Path) -> None:
+    """A finished file or flat folder under a second name. It takes no space where the file system has hard links:
+    what is finished is never changed in place."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        temporary_name(output).unlink(missing_ok=True)
+        _link(source, temporary_name(output))
+    else:
+        temporary = fresh_temporary_folder(output)
+        for file in source.iterdir():
+            _link(file, temporary / file.name)
+    publish(temporary_name(output), output)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def fresh_temporary_folder(final: Path) -> Path:
     """An empty folder beside `final`; what an interrupted attempt left there is removed."""
     temporary = temporary_name(final)

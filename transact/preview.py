@@ -27,7 +27,7 @@ def print_preview(config: RunConfig) -> int:
         rounds = pruning_rounds(config, parent)
     except ValueError as error:
         return refuse(error)
-    ranks = max(config.launch.processes, environment_world_size())
+    ranks = max(config.launch.num_ranks, environment_world_size())
     lines = [
         *_dimension_lines(config, parent, rounds),
         *_split_lines(config, parent),

@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.config import RunConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
-from transact.exit_codes import DONE, FAILED, REFUSED, leave, refuse
+from transact.exit_codes import leave, refuse, worst
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
@@ -30,8 +30,12 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
         from transact.preview import print_preview
 
         return print_preview(config)
+    if config.launch.kind == "slurm":
+        from transact.launching.cluster import run_on_slurm
+
+        return run_on_slurm(config, is_sweep=is_sweep)
     if config.launch.kind == "local" or is_sweep:
-        from transact.launching.submit import run_locally
+        from transact.launching.local import run_locally
 
         return run_locally(config)
     from transact.worker import work
@@ -70,7 +74,7 @@ def main() -> int:
         return refuse(hydra_message(error))
     if failures:
         raise failures[0]
-    return max(codes, default=DONE, key=[DONE, FAILED, REFUSED].index)
+    return worst(codes)
 
 
 def run_task(composed: DictConfig) -> int:
@@ -78,7 +82,10 @@ def run_task(composed: DictConfig) -> int:
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if is_sweep:
         with open_dict(composed):
-            composed.output_dir = point_folder(composed.output_dir, sys.argv[1:])
+            sweep = composed.output_dir
+            composed.share_dir = os.path.join(sweep, "shared")
+            composed.output_dir = point_folder(sweep, sys.argv[1:])
+            composed.track.group = composed.track.group or composed.name
     if is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -20,6 +21,8 @@ from transact.failures import explain, is_lost_rank
 from transact.files import write_text
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.launcher import adopt_slurm_step
+from transact.runtime.slurm import own_job
 from transact.runtime.watchdog import SILENCE_SECONDS
 from transact.stages.training_health import Diverged
 
@@ -30,17 +33,19 @@ if TYPE_CHECKING:
 
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
+SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
 CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
+    interruption = Interruption()
+    interruption.listen()
+    adopt_slurm_step()
     from transact.runtime.rendezvous import Refused, environment_rank, environment_world_size
 
     is_main = environment_rank() == 0
-    interruption = Interruption()
-    interruption.listen()
     _set_up_logging(is_main)
     refusal = None
     try:
@@ -54,6 +59,7 @@ def work(config: RunConfig) -> int:
     except Stopped as stopped:
         if is_main:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr, flush=True)
+        return _code_of_stop(interruption)
     except JobFailed as failure:
         if failure.shows_traceback:
             traceback.print_exception(failure.__cause__)
@@ -86,7 +92,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             prepared = prepare(job)
             group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
             job.check_seen("output_dir", folder.path)
-            held.enter_context(run_lock(folder.path / "run.lock", group, LOCK_PATIENCE_SECONDS))
+            held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
         except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
             return refuse(error)
         if group.is_main:
@@ -101,6 +107,18 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _code_of_stop(interruption: Interruption) -> int:
+    """In a SLURM job that of a process which the signal ended: the batch script must tell a stop from a failure, and
+    nothing is written in run.json before the ranks have met."""
+    if own_job() is None or interruption.asked_by is None:
+        return FAILED
+    return 128 + signal.Signals[interruption.asked_by].value
+
+
+def _lock_patience() -> float:
+    return LOCK_PATIENCE_SECONDS if own_job() is None else SLURM_LOCK_PATIENCE_SECONDS
 
 
 class JobFailed(Exception):
@@ -170,7 +188,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         entity=config.track.entity,
         group=config.track.group,
         tags=config.track.tags,
-        name=config.name,
+        name=config.name if config.share_dir is None else f"{config.name} {folder.path.name}",
         run_id=folder.record["run_id"],
         config=to_dictionary(config),
         folder=folder.path,

@@ -16,7 +16,9 @@ from tests.support.commands import REPOSITORY
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
     {""},  # transact/__init__.py
-    {"config", "geometry", "files", "exit_codes"},
+    {"checks", "geometry", "files", "exit_codes"},
+    {"launch_config"},
+    {"config"},
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
@@ -25,14 +27,14 @@ LAYERS = (
     {"chain", "preflight", "preview", "failures"},
     {"worker"},
     {"launching"},
-    {"run"},
+    {"run", "attempt", "status"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
     "wandb": "transact.tracking.wandb_run",
-    "submitit": "transact.launching.submit",
+    "submitit": "transact.launching.executors",
     "lm_eval": "transact.evaluation.harness",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where names differ

@@ -25,6 +25,7 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / INDEX_NAME)
+        self.name = folder.name  # a digest of what is in it
         self.num_sequences: int = index["num_sequences"]
         self.sequence_length: int = index["sequence_length"]
         self.is_whole_text: bool = index["is_whole_text"]

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transact.config import DEVICES, DTYPES, EfficiencyConfig, require_choice
+from transact.checks import require_choice
+from transact.config import DEVICES, DTYPES, EfficiencyConfig
 from transact.efficiency.presets import PRESETS
 from transact.exit_codes import DONE, REFUSED, leave, refuse
 

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,25 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
             file.flush()
         _flock(file.fileno(), fcntl.LOCK_SH)
         group.barrier()
+        yield
+
+
+@contextmanager
+def held_by_one_run(path: Path, group: ProcessGroup) -> Iterator[None]:
+    """Wait until no other run is inside this block with the same path. Collective.
+
+    Raises:
+        Stopped: on every rank, when any was asked to stop meanwhile.
+    """
+    with ExitStack() as stack:
+
+        def wait() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+            while not _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                time.sleep(POLL_SECONDS)
+
+        group.on_main(wait, may_be_left=True)
         yield
 
 

@@ -246,8 +246,9 @@ def _device(requested: str, local_rank: int) -> torch.device:
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _set_threads() -> None:

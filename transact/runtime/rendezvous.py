@@ -12,8 +12,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from transact.runtime.background import RUNNING, Background
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.launcher import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 POLL_SECONDS = 0.1
 REFUSAL_SECONDS = 10.0  # for the slowest rank to read why all of them leave

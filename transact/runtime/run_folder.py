@@ -14,6 +14,8 @@ from typing import Any
 
 from transact.files import TEMPORARY_SUFFIX, file_digest, read_json, write_json
 
+RECORD = "run.json"
+COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
 
 
@@ -28,7 +30,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that this code runs from; None in an installed package."""
+    """The revision of the checkout that this code runs from, or was copied from; None in an installed package."""
+    if COPIED_REVISION.is_file():
+        return COPIED_REVISION.read_text(encoding="utf-8").strip() or None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -41,17 +45,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record_path = path / "run.json"
+        self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
         self._writing = threading.Lock()
 
     def open(self, world_size: int) -> None:
         """Begin or continue: counts a restart when the folder already holds a run."""
-        if self.record_path.is_file():
-            self.record = read_json(self.record_path)
+        self.record = read_json(self.record_path) if self.record_path.is_file() else {}
+        if "run_id" in self.record:
             self.record["restarts"] += 1
-        else:
-            self.record = {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
+        else:  # new, or a job of SLURM has only counted its attempts so far
+            self.record |= {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
         self.record |= {
             "state": "running",
             "error": None,
@@ -121,7 +125,11 @@ def _files(output: Path) -> list[Path]:
     return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
 
 
-def was_stopped(folder: Path) -> bool:
-    """Whether the run in this folder ended because it was asked to."""
-    record = folder / "run.json"
-    return record.is_file() and read_json(record)["state"] == "stopped"
+def was_stopped(folder: Path, since: float) -> bool:
+    """Whether the run in this folder ended because it was asked to.
+
+    Args:
+        since: unix seconds; what run.json says from before that is of another attempt.
+    """
+    record = folder / RECORD
+    return record.is_file() and record.stat().st_mtime >= since and read_json(record)["state"] == "stopped"

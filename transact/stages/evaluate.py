@@ -10,7 +10,7 @@ import torch
 
 from transact.data.order import micro_batches
 from transact.data.token_store import TokenStore
-from transact.files import write_json
+from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.outline import tokens_per_batch
@@ -75,18 +75,19 @@ def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path, *, round_number: int, tokens: int
-) -> None:
-    """Write evaluation.json: role ("dense", "sliced", "recovered") -> what `measure` returns.
-
-    tokens: of recovery up to here, for the axis of the metrics.
-    """
-    results = {}
-    for role, folder in checkpoints.items():
-        results[role] = measure(job, texts, folder)
-        job.say(f"round {round_number}: {role} perplexity {results[role]['perplexity']:.2f}")
-    figures = {f"eval/perplexity_{role}": result["perplexity"] for role, result in results.items()}
-    job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_number)
+def evaluate(job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path) -> None:
+    """Write evaluation.json: role ("dense", "sliced", "recovered") -> what `measure` returns."""
+    results = {role: measure(job, texts, folder) for role, folder in checkpoints.items()}
     if job.group.is_main:
         write_json(output, results)
+
+
+def report(job: Job, evaluation: Path, *, round_number: int, tokens: int) -> None:
+    """Tell and track what an evaluation.json holds; tokens: of recovery up to here, for the axis of the metrics."""
+    if not job.group.is_main:
+        return
+    perplexities = {role: result["perplexity"] for role, result in read_json(evaluation).items()}
+    for role, perplexity in perplexities.items():
+        job.say(f"round {round_number}: {role} perplexity {perplexity:.2f}")
+    figures = {f"eval/perplexity_{role}": perplexity for role, perplexity in perplexities.items()}
+    job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_number)

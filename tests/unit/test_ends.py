@@ -1,0 +1,23 @@
+"""How commands end: the worst of several, and whether a run that is over was asked to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from transact.exit_codes import DONE, FAILED, REFUSED, worst
+from transact.runtime.run_folder import was_stopped
+
+
+def test_a_failure_outweighs_a_refusal_wherever_several_ends_become_one() -> None:
+    assert worst([]) == DONE
+    assert worst([DONE, REFUSED, DONE]) == REFUSED
+    assert worst([REFUSED, FAILED, DONE]) == worst([FAILED, REFUSED]) == FAILED
+
+
+def test_what_an_earlier_attempt_left_does_not_say_how_this_one_ended(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"state": "stopped"}))
+    assert was_stopped(tmp_path, since=time.time() - 60)
+    assert not was_stopped(tmp_path, since=time.time() + 60)
+    assert not was_stopped(tmp_path / "nothing", since=0)

@@ -1,0 +1,77 @@
+"""Who a process is, from what its launcher says in the environment; written down from real steps of SLURM 22.05."""
+
+from __future__ import annotations
+
+import pytest
+
+from transact.runtime.launcher import adopt_slurm_step, first_host
+
+STEP = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NUM_TASKS": "10",
+    "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),2",
+    "SLURM_STEP_NODELIST": "gpu[003-004,7]",
+}
+
+
+def adopted(**environ: str) -> dict[str, str]:
+    adopt_slurm_step(environ)
+    return environ
+
+
+def test_srun() -> None:
+    found = adopted(**STEP)
+    assert (found["RANK"], found["WORLD_SIZE"]) == ("9", "10")
+    assert (found["LOCAL_RANK"], found["LOCAL_WORLD_SIZE"]) == ("1", "2")
+    assert found["MASTER_ADDR"] == "gpu003"
+    assert 20_000 <= int(found["MASTER_PORT"]) <= 32_000
+
+
+def test_all_ranks_choose_the_same_port_and_another_one_after_a_restart() -> None:
+    here, there = adopted(**STEP), adopted(**STEP | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"})
+    assert here["MASTER_PORT"] == there["MASTER_PORT"]
+    ports = {adopted(**STEP | {"SLURM_RESTART_COUNT": str(count)})["MASTER_PORT"] for count in range(1, 20)}
+    assert len(ports - {here["MASTER_PORT"]}) >= 18
+
+
+def test_one_node_stays_on_its_loopback() -> None:
+    alone = STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "10", "SLURM_NODEID": "0"}
+    found = adopted(**alone)
+    assert found["MASTER_ADDR"] == "127.0.0.1"
+    assert found["LOCAL_WORLD_SIZE"] == "10"
+
+
+def test_what_the_user_says_counts() -> None:
+    found = adopted(**STEP | {"MASTER_ADDR": "gpu003-ib", "MASTER_PORT": "29500"})
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["RANK"]) == ("gpu003-ib", "29500", "9")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param({}, id="no launcher"),
+        pytest.param(
+            {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"},
+            id="a batch script without srun, which would wait for peers for ever",
+        ),
+        pytest.param(STEP | {"TORCHELASTIC_RUN_ID": "17", "RANK": "3", "WORLD_SIZE": "8"}, id="torchrun inside srun"),
+        pytest.param(
+            STEP | {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, id="a script that set all"
+        ),
+    ],
+)
+def test_nothing_is_changed(environ: dict[str, str]) -> None:
+    assert adopted(**environ) == environ
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[1-3]", "n1"), ("n[010,012]-ib,m1", "n010-ib"), ("r[1-2]n[3-4]", "r1n3")],
+)
+def test_first_host(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first

@@ -1,0 +1,65 @@
+"""What `python -m transact.status` makes of the files of runs. Those of jobs on SLURM: tests/cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transact.status import main
+from transact.tracking.metrics import MetricsLog
+
+
+def write_run(folder: Path, rows: list[dict[str, Any]], **record: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("recover:\n  tokens: 10000\n")
+    (folder / "run.json").write_text(json.dumps({"restarts": 0, "stages": {}, "error": None} | record))
+    log = MetricsLog(folder / "metrics.jsonl")
+    for number, row in enumerate(rows, start=1):
+        log.append(row, step=number, tokens=1000 * number, round=1)
+    log.close()
+
+
+def status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> list[list[str]]:
+    monkeypatch.setattr(sys, "argv", ["status", str(folder)])
+    assert main() == 0
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_run_in_the_middle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = [{"perf/tokens_per_s": speed, "recover/loss": 2.0} for speed in (1.0, 50.0, 50.0, 50.0)]
+    rows[2]["recover/validation_perplexity"] = 7.5
+    counts = {"timeouts": 2, "preemptions": 0, "failures": 1, "last": "time limit (SIGUSR2)"}
+    write_run(tmp_path / "run", rows, state="running", stage="round_02/recover", restarts=3, interruptions=counts)
+    _, row, error = status(monkeypatch, capsys, tmp_path / "run")
+    # 4,000 of 10,000 tokens at 50 a second: two minutes are left.
+    assert row[:8] == ["run", "running", "round_02/recover", "2", "4,000/10,000", "7.50", "50", "00:02:00"]
+    assert row[8:] == ["3", "(2", "timeouts,", "1", "failures)", "-"]
+    assert error == ["run:", "time", "limit", "(SIGUSR2)"]
+
+
+def test_a_sweep_has_a_row_for_each_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a", [{"eval/perplexity_sliced": 9.0, "eval/perplexity_recovered": 8.0}], state="done")
+    write_run(tmp_path / "b", [], state="failed", stage="round_01/slice", error="the disk is full")
+    (tmp_path / "shared").mkdir()
+    _, done, failed, error = status(monkeypatch, capsys, tmp_path)
+    assert done[:2] == ["a", "done"] and "8.00" in done
+    assert failed[:3] == ["b", "failed", "round_01/slice"]
+    assert error == ["b:", "the", "disk", "is", "full"]
+
+
+def test_a_folder_without_runs_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["status", str(tmp_path)])
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        f"error: {str(tmp_path)!r} holds no run: neither run.json nor job.json is in it or right below it\n"
+    )

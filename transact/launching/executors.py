@@ -1,0 +1,200 @@
+"""The only file that imports submitit: what it runs in each process, and how it is told to start them."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from transact.config import RunConfig
+from transact.configuring import to_dictionary, typed_config
+from transact.exit_codes import FAILED, leave
+from transact.launch_config import LaunchConfig
+from transact.runtime.interruption import SIGNALS
+from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step
+from transact.runtime.slurm import SlurmError
+
+# The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
+SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
+
+
+class LocalTask:
+    """What each process of launch=local runs. It travels as a pickle, so it holds plain data only."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def __call__(self) -> int:
+        """Returns the exit code of `transact.worker.work`."""
+        from submitit.helpers import TorchDistributedEnvironment
+
+        _listen_as_usual()
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        from transact.worker import work
+
+        os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines
+        return work(typed_config(self.config))
+
+
+class SlurmTask:
+    """What each process of launch=slurm runs."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def __call__(self) -> None:
+        """Ends the process with the exit code of `transact.worker.work`, which the batch script decides upon."""
+        _listen_as_usual()
+        adopt_slurm_step()
+        from transact.worker import work
+
+        leave(work(typed_config(self.config)))
+
+
+def _listen_as_usual() -> None:
+    """submitit makes its tasks deaf to SIGTERM and queues the job again on SIGUSR2, on rank 0 alone."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def log_path(folder: Path, job: str, rank: int) -> Path:
+    return folder / f"{job}_{rank}_log.out"
+
+
+def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
+    """Start `launch.processes` processes here. Returns submitit's job.
+
+    They are deaf to Ctrl-C until `work` listens, since submitit's own answer to it is to kill the ranks within a
+    second; where nobody waits for them, also to the end of the terminal.
+    """
+    import submitit
+
+    executor = submitit.LocalExecutor(folder=logs)
+    executor.update_parameters(
+        tasks_per_node=config.launch.processes,
+        timeout_min=config.launch.timeout_minutes,
+        gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
+        stderr_to_stdout=True,
+    )
+    with _deaf_to(signal.SIGINT):
+        if config.launch.wait:
+            return executor.submit(LocalTask(to_dictionary(config)))
+        with _deaf_to(signal.SIGHUP), _silent_children():
+            return executor.submit(LocalTask(to_dictionary(config)))
+
+
+@contextmanager
+def _deaf_to(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started inside inherit it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def _silent_children() -> Iterator[None]:
+    """Processes that are started inside do not hold our output open, for which a pipe would wait."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def local_exit_code(job: Any, rank: int, processes: int) -> int:
+    """How a rank of a job that is over ended; one that was killed counts as failed."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    try:
+        return int(job.task(rank).result() if processes > 1 else job.result())
+    except (FailedJobError, UncompletedJobError):
+        return FAILED
+
+
+def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None) -> str:
+    """Returns the job's id.
+
+    Args:
+        code: the folder that holds the package to run.
+        after: a job that must have ended before this one starts.
+
+    Raises:
+        SlurmError: SLURM refuses the job; says why.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    launch = config.launch
+    cpus = {} if launch.cpus_per_task is None else {"cpus_per_task": launch.cpus_per_task}
+    executor = SlurmExecutor(folder=logs, python=launch.python)
+    executor.update_parameters(
+        job_name=config.name if config.share_dir is None else f"{config.name} {Path(config.output_dir).name}",
+        time=launch.timeout_minutes,
+        nodes=launch.nodes,
+        ntasks_per_node=launch.ranks_per_node,
+        signal_delay_s=launch.signal_delay_seconds,
+        stderr_to_stdout=True,
+        wckey=None,
+        dependency=None if after is None else f"afterany:{after}",
+        setup=setup_lines(launch, Path(config.output_dir), code),
+        # srun has not taken this one over from sbatch since SLURM 22.05.
+        srun_args=[*SRUN_OPTIONS, *(f"--cpus-per-task={count}" for count in cpus.values()), *launch.srun_options],
+        additional_parameters=_sbatch_options(launch),
+        **cpus,
+    )
+    for name in INHERITED:  # sbatch hands the environment on
+        os.environ.pop(name, None)
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
+            return str(executor.submit(SlurmTask(to_dictionary(config))).job_id)
+    except FailedJobError as error:
+        raise SlurmError(f"SLURM refuses the job: {_reason(error)}") from None
+
+
+def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
+    named = {
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "mem": launch.memory,
+        "constraint": launch.constraint,
+        "gpus-per-node": launch.gpus_per_node or None,
+    }
+    return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | launch.options
+
+
+def _reason(error: Exception) -> str:
+    """What sbatch said, without submitit's frame around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line.partition("error:")[2].strip() for line in lines if "sbatch: error:" in line]
+    return "; ".join(said) or " ".join(line for line in lines if line)
+
+
+def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
+    """The batch script before srun."""
+    limits = f"--max-timeouts={launch.max_timeouts} --max-preemptions={launch.max_preemptions} "
+    limits += f"--max-failures={launch.max_failures} --signal-delay={launch.signal_delay_seconds}"
+    attempt = f"{shlex.quote(sys.executable)} -m transact.attempt"
+    at_end = f"code=$?; {attempt} end {shlex.quote(str(folder))} $code {limits}; exit $code"
+    return [
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # no package of the folder that we happen to be in",
+        *launch.setup,
+        f"{attempt} begin {shlex.quote(str(folder))} {limits} || exit",
+        "trap : TERM  # while the ranks save",
+        f"trap {shlex.quote(at_end)} EXIT",
+    ]

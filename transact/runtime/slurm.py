@@ -1,0 +1,105 @@
+"""What SLURM says when it is asked, through its commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+
+COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
+PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
+ANSWER_SECONDS = 60.0
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"})
+ENDED |= {"OUT_OF_MEMORY", "REVOKED"}
+
+
+class SlurmError(ValueError):
+    """SLURM did not do what it was asked; one line."""
+
+
+def require_slurm() -> None:
+    """
+    Raises:
+        SlurmError: its commands are not on this machine.
+    """
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        raise SlurmError(
+            f"launch=slurm: SLURM is not on this machine ({missing[0]} is not found): submit from a login node of the "
+            "cluster, or use launch=local"
+        )
+
+
+def ask(*command: str, patience: Iterable[float] = ()) -> str:
+    """Run a command of SLURM. Returns what it prints.
+
+    Args:
+        patience: seconds to wait before each further attempt.
+
+    Raises:
+        SlurmError: it failed to the last.
+    """
+    pauses = list(patience)
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS)
+            if done.returncode == 0:
+                return done.stdout.strip()
+            reason = (done.stderr or done.stdout).strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+        if not pauses:
+            raise SlurmError(f"{command[0]}: {' '.join(reason.split())}")
+        time.sleep(pauses.pop(0))
+
+
+def job_states(jobs: Iterable[str]) -> dict[str, str]:
+    """Job -> state, as squeue names it, of those that SLURM still knows.
+
+    Raises:
+        SlurmError: SLURM does not answer, which says nothing about the jobs.
+    """
+    wanted = list(jobs)
+    if not wanted:
+        return {}
+    try:
+        lines = ask("squeue", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=PATIENCE[:1])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):  # a single job that it has forgotten
+            return {}
+        raise
+    return dict(line.split(maxsplit=1) for line in lines.splitlines())
+
+
+def live_jobs(jobs: Iterable[str]) -> list[str]:
+    """Those that wait or run, in the given order."""
+    wanted = list(jobs)
+    states = job_states(wanted)
+    return [job for job in wanted if job in states and states[job] not in ENDED]
+
+
+def own_job() -> tuple[str, int] | None:
+    """The job that this process belongs to, and how often it was queued again; None outside of SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return None if job is None else (job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def seconds_left(job: str) -> float:
+    """Until the time limit; infinity without one."""
+    text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=PATIENCE)
+    if not text[:1].isdigit():
+        return float("inf")
+    days, _, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    seconds = 0
+    for part in parts:
+        seconds = 60 * seconds + part
+    return 86_400 * int(days or 0) + seconds
+
+
+def is_running_still(job: str, restart: int) -> bool:
+    """Whether the job runs, in this attempt: SLURM has neither ended it nor queued it again."""
+    shown = dict(word.partition("=")[::2] for word in ask("scontrol", "show", "job", job, patience=PATIENCE).split())
+    return shown.get("JobState") == "RUNNING" and int(shown.get("Restarts", "0")) == restart

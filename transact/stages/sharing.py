@@ -1,0 +1,93 @@
+"""What is the same for all points of a sweep is computed by the first that needs it, and taken over by the others.
+
+A result is found under a digest of everything that it depends on, so that a point whose request differs in that
+computes its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transact.files import copy_finished
+from transact.models.folder import geometry_of
+from transact.runtime.file_lock import held_by_one_run
+from transact.stages.calibrate import extra_statistics
+from transact.stages.job import Job
+from transact.stages.texts import Texts
+
+PACKAGE = Path(__file__).resolve().parents[1]
+Work = Callable[[], dict[str, Any] | None]
+
+
+def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Work) -> dict[str, Any] | None:
+    """Make `output` by `work`, or take it from another point of the sweep. Collective.
+
+    While one point computes, others that want the same wait for it; if it ends without a result, the next one computes.
+
+    Args:
+        identity: what the output depends on besides the model, the engine, the ranks and the code.
+
+    Returns:
+        What `work` returned; None if the output was taken over.
+
+    Raises:
+        Stopped: on every rank, when any was asked to stop while it waited.
+    """
+    if job.config.share_dir is None:
+        return work()
+    whole = _common_identity(job) | identity
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:20]
+    finished = Path(job.config.share_dir) / f"{kind}-{digest}" / output.name
+    with held_by_one_run(finished.parent.with_suffix(".lock"), job.group):
+        if job.group.on_main(finished.exists):
+            job.group.on_main(lambda: copy_finished(finished, output))
+            job.say(f"{kind}: the same as in another point of the sweep, taken from {finished.parent.name}")
+            return None
+        digests = work()
+        job.group.barrier()
+        job.group.on_main(lambda: copy_finished(output, finished))
+        return digests
+
+
+def _common_identity(job: Job) -> dict[str, Any]:
+    config = job.config
+    engine = ("zero_stage", "dtype", "device", "attention", "micro_batch_sequences")
+    return {
+        "engine": {name: getattr(config.engine, name) for name in engine},
+        "world_size": job.group.world_size,
+        "code": _code_digest(),
+    }
+
+
+def _code_digest() -> str:
+    """Of this package: a revision would not tell of changes that are not committed."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def model_identity(folder: Path) -> dict[str, Any]:
+    """A model folder as it is now."""
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    return {"model": str(folder.resolve()), "files": files, "geometry": geometry_of(folder).to_dict()}
+
+
+def evaluation_identity(texts: Texts, parent: Path) -> dict[str, Any]:
+    return model_identity(parent) | {"text": texts.evaluation.name, "sequences": texts.evaluation.num_sequences}
+
+
+def calibration_identity(job: Job, texts: Texts, parent: Path) -> dict[str, Any]:
+    config = job.config
+    return model_identity(parent) | {
+        "text": texts.train.name,
+        "seed": config.seed,
+        "first": config.recover.validation_sequences,
+        "sequences": config.prune.calibration_sequences,
+        "extra": sorted(extra_statistics(config.prune.method)),
+    }

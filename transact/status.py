@@ -1,0 +1,187 @@
+"""How a run stands, or every run of a sweep: from its files and from SLURM's queue alone.
+
+python -m transact.status FOLDER_OR_SWEEP
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transact.exit_codes import DONE, refuse
+from transact.files import read_json
+from transact.launching.cluster import JOB_RECORD
+from transact.runtime.run_folder import RECORD
+from transact.runtime.slurm import SlurmError, job_states
+from transact.tracking.metrics import read_metrics
+
+PERPLEXITIES = (
+    "eval/perplexity_recovered",
+    "recover/validation_perplexity",
+    "eval/perplexity_sliced",
+    "eval/perplexity_dense",
+)
+SPEED_ROWS = 20  # the latest steps, whose median speed is shown
+HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "left", "restarts", "job")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """One run. None where the files do not say.
+
+    Attributes:
+        state: of run.json; "submitted" while no attempt has begun.
+        tokens, total_tokens: of recovery, done and in all.
+        seconds_left: of recovery, at the latest speed.
+        interruptions: timeouts, preemptions and failures of the present job.
+        job, job_state: in SLURM; the state is "gone" when SLURM knows of it no more.
+    """
+
+    name: str
+    state: str
+    stage: str | None = None
+    round: int | None = None
+    tokens: int | None = None
+    total_tokens: int | None = None
+    perplexity: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    restarts: int | None = None
+    interruptions: dict[str, int] | None = None
+    error: str | None = None
+    job: str | None = None
+    job_state: str | None = None
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds a run, else the runs of the sweep in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [each for each in (folder, *sorted(folder.glob("*"))) if _is_run(each)]
+    if not found:
+        raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
+    return found[:1] if found[0] == folder else found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).is_file() or (folder / JOB_RECORD).is_file()
+
+
+def statuses(folders: list[Path]) -> list[Status]:
+    """Asks SLURM once, for all of them; not at all where none was submitted to it."""
+    jobs = {
+        each: _read(each / JOB_RECORD).get("job") or _read(each / RECORD).get("attempt", {}).get("job")
+        for each in folders
+    }
+    wanted = [job for job in jobs.values() if job is not None]
+    try:
+        states = job_states(wanted)
+        unknown = "gone"
+    except SlurmError as error:
+        states, unknown = {}, f"unknown ({error})"
+    return [status_of(folder, job, None if job is None else states.get(job, unknown)) for folder, job in jobs.items()]
+
+
+def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
+    record = _read(folder / RECORD)
+    if not record:
+        return Status(name=folder.name, state="submitted", job=job, job_state=job_state)
+    rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    total = _total_tokens(folder)
+    tokens = max((row["tokens"] for row in rows), default=0)
+    speed = _speed(rows)
+    interruptions = record.get("interruptions", {})
+    stage = record.get("stage")
+    is_over = record["state"] == "done"
+    return Status(
+        name=folder.name,
+        state=record["state"],
+        stage=None if is_over else stage,
+        round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
+        tokens=tokens,
+        total_tokens=total,
+        perplexity=_perplexity(rows),
+        tokens_per_second=speed,
+        seconds_left=(total - tokens) / speed if total is not None and speed and not is_over else None,
+        restarts=record.get("restarts"),
+        interruptions={kind: count for kind, count in interruptions.items() if isinstance(count, int)},
+        error=record.get("error") or (None if is_over else interruptions.get("last")),
+        job=job,
+        job_state=job_state,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _total_tokens(folder: Path) -> int | None:
+    path = folder / "config.yaml"
+    return int(yaml.safe_load(path.read_text(encoding="utf-8"))["recover"]["tokens"]) if path.is_file() else None
+
+
+def _speed(rows: list[dict[str, Any]]) -> float | None:
+    speeds = sorted([row["perf/tokens_per_s"] for row in rows if "perf/tokens_per_s" in row][-SPEED_ROWS:])
+    return speeds[len(speeds) // 2] if speeds else None
+
+
+def _perplexity(rows: list[dict[str, Any]]) -> float | None:
+    """The latest of any kind; a row with several tells the one of the most finished model."""
+    for row in reversed(rows):
+        for name in PERPLEXITIES:
+            if name in row:
+                return float(row[name])
+    return None
+
+
+def table(found: list[Status]) -> str:
+    rows = [HEADINGS, *(_cells(each) for each in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{each.name}: {' '.join(each.error.split())}" for each in found if each.error]
+    return "\n".join(lines)
+
+
+def _cells(status: Status) -> tuple[str, ...]:
+    counts = status.interruptions or {}
+    split = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    restarts = "-" if status.restarts is None else f"{status.restarts}{f' ({split})' if split else ''}"
+    tokens = "-" if status.tokens is None else f"{status.tokens:,}/{status.total_tokens or 0:,}"
+    left = "-" if status.seconds_left is None else time.strftime("%H:%M:%S", time.gmtime(status.seconds_left))
+    days = int((status.seconds_left or 0) // 86_400)
+    return (
+        status.name,
+        status.state,
+        status.stage or "-",
+        "-" if status.round is None else str(status.round),
+        tokens,
+        "-" if status.perplexity is None else f"{status.perplexity:.2f}",
+        "-" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f}",
+        f"{days}d {left}" if days else left,
+        restarts,
+        "-" if status.job is None else f"{status.job} {status.job_state}",
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
+    given = parser.parse_args()
+    try:
+        found = statuses(run_folders(given.folder))
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(table(found))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
