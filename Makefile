@@ -17,7 +17,8 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults ablations gpu-check clean
+.PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults bench-efficiency ablations gpu-check \
+	clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +62,9 @@ bench-quality: $(SETUP) ## what every method keeps of the demo parent: about an 
 
 bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hour
 	$(PYTHON_RUN) -m benchmarks.faults
+
+bench-efficiency: $(SETUP) ## latency and memory at half and a fifth of the parameters: about a quarter of an hour
+	$(PYTHON_RUN) -m benchmarks.efficiency
 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations

@@ -42,6 +42,7 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
     "14m": lambda: _architecture(384, 8, 6, 2, intermediate_size=1024, **SMALL),
     "25m": lambda: _architecture(512, 8, 8, 4, intermediate_size=1408, **SMALL),
     "130m": lambda: _architecture(1024, 10, 16, 8, intermediate_size=2816, **(SMALL | {"vocab_size": 8192})),
+    "315m": lambda: _architecture(1536, 12, 24, 8, intermediate_size=4096, **(SMALL | {"vocab_size": 8192})),
     # TinyLlama's dimensions. Untied, as the models are that this program is for.
     "1b": lambda: _architecture(
         2048, 22, 32, 4, intermediate_size=5632, vocab_size=32_000, max_position_embeddings=2048

@@ -159,14 +159,16 @@ def num_cores() -> int:
 
 def environment(group: ProcessGroup) -> dict[str, Any]:
     """What a figure depends on besides the code: machine, versions, ranks."""
-    is_cuda = group.device.type == "cuda"
+    return machine(group.device) | {"world_size": group.world_size}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "cores": num_cores(),
-        "device": torch.cuda.get_device_name(group.device) if is_cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads_per_rank": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
-        "world_size": group.world_size,
         "versions": package_versions(),
     }
 

@@ -11,6 +11,7 @@ from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
+from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
 from transact.stages.export import export
 from transact.stages.export_gguf import export_gguf
@@ -24,6 +25,7 @@ from transact.stages.sharing import Work, calibration_identity, evaluation_ident
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
+from transact.stages.tasks import evaluate_side_by_side, has_more_to_evaluate, loaded_tasks
 from transact.stages.texts import Texts, prepare_texts
 
 
@@ -46,6 +48,8 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
+    if job.config.eval.tasks:
+        job.group.on_main(lambda: bool(loaded_tasks(job.config.eval)), may_be_left=True)  # downloads what they need
     return Prepared(parent=parent, rounds=rounds, texts=prepare_texts(job, parent, rounds))
 
 
@@ -199,12 +203,18 @@ def pretrain(job: Job) -> dict[str, Any]:
 
 def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
+    if rounds and has_more_to_evaluate(job.config.eval):
+        compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
+        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared))
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
     if job.config.export.gguf != "none":
         gguf = job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
         job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
+    if rounds and job.config.eval.efficiency.measured:
+        measured = job.path("efficiency.json")
+        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured))
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

@@ -310,6 +310,45 @@ class TrackConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EfficiencyConfig:
+    """Which latencies are measured, of the parent and the pruned model in turn."""
+
+    measured: bool = True  # both models are loaded whole, by one process
+    prompt_tokens: list[int] = field(default_factory=lambda: [64])
+    new_tokens: list[int] = field(default_factory=lambda: [32])  # generated after each of the prompts
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    turns: int = 3  # each measures every model once; medians count
+    threads: int = 1  # on a CPU; with one, the processor time of other programs is not counted
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch_sizes", 1)):
+            values = getattr(self, name)
+            fits = bool(values) and min(values) >= least
+            require(f"eval.efficiency.{name}", values, fits, f"one number or more, each at least {least}")
+        require_positive("eval.efficiency", self, "turns", "threads")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """What is measured besides the perplexity on data.evaluation: of the parent and of the final model."""
+
+    texts: dict[str, TextConfig] = field(default_factory=dict)  # by a name of your own
+    text_sequences: int = 256  # of each text at most
+    tasks: dict[str, int] = field(default_factory=dict)  # of lm-eval: name -> examples in the prompt
+    task_folders: list[str] = field(default_factory=list)  # with YAML files of tasks, before lm-eval's own
+    task_limit: int | None = None  # documents of each task
+    task_batch: int = 8  # requests per rank and forward
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+
+    def __post_init__(self) -> None:
+        require_positive("eval", self, "text_sequences", "task_batch")
+        limit = self.task_limit
+        require("eval.task_limit", limit, limit is None or limit > 0, "it must be above 0, or null")
+        for name, shots in self.tasks.items():
+            require(f"eval.tasks.{name}", shots, shots >= 0, "it must be a number of examples, 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything a run depends on; written to `config.yaml` of its folder."""
 
@@ -326,6 +365,7 @@ class RunConfig:
     track: TrackConfig
     launch: LaunchConfig
     export: ExportConfig = field(default_factory=ExportConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, MODES)
@@ -351,6 +391,8 @@ class RunConfig:
             "stock LLaMA has one set of rotary frequencies (scope model); model.allow_non_stock=true accepts a result "
             "that only transact loads",
         )
+        stock = scope == "model" or not self.eval.tasks
+        require("eval.tasks", list(self.eval.tasks), stock, "a model that only transact loads has no cache for them")
         if self.mode != "pretrain":
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 

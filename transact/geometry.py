@@ -90,6 +90,22 @@ class Geometry:
         attention = 2 * self.num_layers * query_width * context_length
         return 2 * (linear + attention)
 
+    def prefill_flops(self, prompt_tokens: int) -> int:
+        """Forward FLOPs of one prompt whose next token alone is wanted; counted as in `flops_per_token`."""
+        unwanted = 2 * self.hidden_size * self.vocab_size * (prompt_tokens - 1)  # of the output layer
+        return prompt_tokens * self.flops_per_token(prompt_tokens) - unwanted
+
+    def decode_bytes(self, context_length: int, batch_size: int = 1, bytes_per_element: int = 2) -> int:
+        """Bytes that must be read to make the next token of every sequence of a batch.
+
+        All weights once, except the embedding (a row of it a sequence, unless it is the output layer
+        as well), and the KV cache of ``context_length`` tokens a sequence.
+        """
+        embedding = 0 if self.tied_embeddings else self.vocab_size * self.hidden_size
+        weights = self.parameters() - embedding + (0 if self.tied_embeddings else batch_size * self.hidden_size)
+        cache = batch_size * context_length * self.kv_bytes_per_token(bytes_per_element)
+        return weights * bytes_per_element + cache
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         return asdict(self)

@@ -16,6 +16,7 @@ from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
+from transact.stages.tasks import check_evaluation
 
 MAX_SHOWN_DIFFERENCES = 6
 
@@ -42,6 +43,7 @@ def check(config: RunConfig, world_size: int) -> None:
     check_ranks(config, world_size)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
+    check_evaluation(config.eval)
     if config.mode == "prune":
         check_rounds(config, read_geometry(model_config))
     check_gguf(config, model_config)

@@ -140,3 +140,16 @@ def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
     dense, free, progression = (row["perplexity"] for row in rows)
     assert dense < min(free, progression)
     assert rows[2]["kept"] in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6, 8, 10, 12, 14])
+
+
+def test_efficiency_measures_every_model_and_draws(tmp_path: Path) -> None:
+    output = tmp_path / "efficiency.json"
+    options = ["--sizes", "demo", "--pictured", "demo", "--smallest", "--output", str(output)]
+    result = result_of(run(["-m", "benchmarks.efficiency", *options], seconds=240), output)
+    (measured,) = result["sizes"]
+    assert measured["models"].keys() == {"parent", "50% removed", "80% removed"}
+    parameters = [model["parameters"] for model in measured["models"].values()]
+    assert [each / parameters[0] for each in parameters] == pytest.approx([1, 0.5, 0.2], abs=0.005)
+    table = output.with_suffix(".md").read_text()
+    assert table.count("\n| demo float32 |") == 3
+    assert output.with_suffix(".svg").read_text().startswith("<?xml")

@@ -32,7 +32,26 @@ def test_result_has_the_promised_fields(chain_runs: dict[int, Path]) -> None:
         result["pruned"]
     )
     assert result["pruned"]["parameters"] == result["rounds"][-1]["parameters"] < result["dense"]["parameters"]
-    assert set(result["seconds"]) == {"evaluate", "calibrate", "gram", "plan", "slice", "recover", "export"}
+    assert set(result["seconds"]) == {
+        "evaluate",
+        "calibrate",
+        "gram",
+        "plan",
+        "slice",
+        "recover",
+        "export",
+        "efficiency",
+    }
+
+
+def test_the_result_says_what_the_model_costs_to_run(chain_runs: dict[int, Path]) -> None:
+    result = read(chain_runs[2] / "result.json")
+    (row,) = result["efficiency"]["latency"]
+    assert row["models"]["pruned"]["decode"]["bytes"] < row["models"]["parent"]["decode"]["bytes"]
+    assert row["speed_ups"]["pruned"]["decode"]["speed_up"] > 0
+    assert result["efficiency"] == read(chain_runs[2] / "efficiency.json")
+    figures = records(next((chain_runs[2] / "wandb").glob("offline-run-*")), "summary")
+    assert any("efficiency/decode_speed_up" in json.dumps(each) for each in figures)
 
 
 def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: dict[int, Path]) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
-    {"exporting"},
+    {"exporting", "efficiency", "evaluation"},
     {"stages"},
     {"chain", "preflight", "preview", "failures"},
     {"worker"},
@@ -35,6 +35,7 @@ ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
     "wandb": "transact.tracking.wandb_run",
     "submitit": "transact.launching.executors",
+    "lm_eval": "transact.evaluation.harness",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where names differ
 

@@ -58,6 +58,27 @@ def test_counts_equal_those_of_a_real_model(tied: bool, key_value_heads: int) ->
     assert geometry.kv_bytes_per_token(bytes_per_element=4) == 4 * elements // tokens.numel()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
+def test_the_work_of_generation_is_that_of_a_real_model(tied: bool, key_value_heads: int) -> None:
+    """Prefill for one next token, then one step with a KV cache: FLOPs, and bytes of what the step reads."""
+    geometry = Geometry(**DIMENSIONS | {"tied_embeddings": tied, "num_key_value_heads": key_value_heads})
+    model = build_model(geometry)
+    sequences, prompt_tokens = 3, 10
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(torch.zeros(sequences, prompt_tokens, dtype=torch.long), logits_to_keep=1).past_key_values
+    assert sequences * geometry.prefill_flops(prompt_tokens) == counter.get_total_flops()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(torch.zeros(sequences, 1, dtype=torch.long), past_key_values=cache).past_key_values
+    assert sequences * geometry.flops_per_token(prompt_tokens + 1) == counter.get_total_flops()
+
+    embedding = model.get_input_embeddings().weight
+    read = sum(weight.nbytes for weight in model.parameters() if tied or weight is not embedding)
+    read += sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    read += 0 if tied else embedding[:sequences].nbytes
+    assert geometry.decode_bytes(prompt_tokens + 1, sequences, bytes_per_element=4) == read
+
+
 def test_llama_7b_has_its_published_size() -> None:
     llama_7b = Geometry(
         hidden_size=4096,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
 
+from benchmarks.efficiency_picture import draw
+from benchmarks.efficiency_table import efficiency_markdown
 from benchmarks.quality_table import quality_table
 from tests.support.commands import REPOSITORY
 from transact.files import read_json
@@ -23,6 +26,39 @@ def test_the_readme_shows_the_tables_of_the_results(quality: dict[str, Any]) -> 
     table = quality_table(quality)
     assert (RESULTS / "quality.md").read_text() == table
     assert table.strip() in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_readme_shows_what_the_efficiency_benchmark_measured() -> None:
+    result = read_json(RESULTS / "efficiency.json")
+    table = efficiency_markdown(result)
+    assert (RESULTS / "efficiency.md").read_text() == table
+    assert table.strip() in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_picture_of_latencies_is_that_of_the_results(tmp_path: Path) -> None:
+    """The same figures make the same file, with the version of matplotlib that the constraints name."""
+    result = read_json(RESULTS / "efficiency.json")
+    for name in ("first.svg", "second.svg"):
+        draw(result["grid"], tmp_path / name)
+    first, second = ((tmp_path / name).read_text() for name in ("first.svg", "second.svg"))
+    assert first == second
+    assert first == (RESULTS / "efficiency.svg").read_text()
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_speed_ups_reach_what_is_possible(phase: str) -> None:
+    """Of the larger model; where much less than the allowed speed-up is reached, the floor is the reason."""
+    result = read_json(RESULTS / "efficiency.json")
+    entries = [
+        entry[phase]
+        for measured in result["sizes"]
+        if measured["size"] != "demo"
+        for row in measured["latency"]
+        for entry in row["speed_ups"].values()
+    ]
+    assert len(entries) >= 8
+    for entry in entries:
+        assert max(entry["reached"], entry["reached_of_possible"]) >= 0.8
 
 
 def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: str) -> float:

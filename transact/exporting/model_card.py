@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from transact.config import RunConfig
+from transact.exporting.evaluation_table import evaluation_table
 from transact.exporting.licence import Licence
 from transact.models.folder import is_local
 
@@ -71,6 +72,7 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, *, 
     parts = [header, f"# {summary['name']}\n", _origin(summary, config, has_factors), _results(summary)]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
+    parts.append(evaluation_table(summary))
     parts.append(USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE)
     if has_factors:
         parts.append(GGUF_WARNING)

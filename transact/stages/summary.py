@@ -27,6 +27,9 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
     rows = [_round(job, each) for each in rounds]
     last = read_json(job.path(rounds[-1].folder_name, "evaluation.json"))["recovered"] if rounds else None
     pruned = None if last is None else _model(last)
+    if "tasks" in job.folder.stages and pruned is not None:
+        both = read_json(job.path("evaluation.json"))
+        dense, pruned = dense | both["dense"], pruned | both["pruned"]
     reached = 0.0 if pruned is None else 1 - pruned["parameters"] / dense["parameters"]
     return {
         "name": job.config.name,
@@ -43,6 +46,8 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
 
 def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
     summary = summarise(job, rounds)
+    if "efficiency" in job.folder.stages:
+        summary["efficiency"] = read_json(job.path("efficiency.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
     if summary["pruned"] is not None:

@@ -65,8 +65,8 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
     config = job.config
     reserved = reserved_sequences(config)
     trained = sum(each.tokens for each in rounds) // config.data.sequence_length
-    train = _open_store(job, "data.train", config.data.train, tokenizer_folder, reserved + trained)
-    evaluation = _open_store(
+    train = open_store(job, "data.train", config.data.train, tokenizer_folder, reserved + trained)
+    evaluation = open_store(
         job, "data.evaluation", config.data.evaluation, tokenizer_folder, config.data.evaluation_sequences
     )
     needed = reserved + min(config.recover.batch_sequences, trained)
@@ -86,7 +86,8 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
     return Texts(train=train, order=order, evaluation=evaluation)
 
 
-def _open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
+def open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
+    """A text as tokens, tokenised by rank 0 if it is not yet. Collective."""
     folder = job.group.on_main(
         lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences), may_be_left=True
     )

@@ -1,0 +1,114 @@
+"""What is gained by removing half and four fifths of the parameters: latency, memory, and how near they come to the
+speed-up that the removed FLOPs and bytes allow.
+
+    python -m benchmarks.efficiency
+
+On the dimensions of the demo parent and of a LLaMA of 315 million parameters. The weights are random: how long a
+forward takes depends on dimensions alone. Writes the figures, the README's table and a picture of latencies on the
+grid of lengths of the paper's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.efficiency_picture import draw
+from benchmarks.efficiency_table import efficiency_markdown
+from benchmarks.random_models import ARCHITECTURES
+from benchmarks.workload import RESULTS, machine, write_result
+from transact.config import EfficiencyConfig
+from transact.efficiency.measure import PARENT, measure
+from transact.efficiency.presets import PRESETS
+from transact.files import write_json, write_text
+from transact.geometry import Geometry
+from transact.models.llama import expected_shapes, read_geometry
+from transact.models.rotary import kept_pairs_settings
+from transact.prune.budget import Multiples, solve_geometry
+from transact.runtime.checkpoints import stored_config
+
+REMOVED = (0.5, 0.8)
+SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions
+    "demo": ("demo", ("float32",), Multiples(head_dim=2, intermediate_size=1)),
+    "315M": ("315m", ("float32", "bfloat16"), Multiples(head_dim=8, intermediate_size=32)),
+}
+SETTING = {"prompt_tokens": [256], "new_tokens": [32], "batch_sizes": [1, 4]}
+SMALLEST = {"prompt_tokens": [4], "new_tokens": [2], "batch_sizes": [1], "turns": 1}
+
+
+def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
+    """A random parent and what is left of it, each a stock folder: role -> folder."""
+    architecture, _, multiples = SIZES[size]
+    config = ARCHITECTURES[architecture]().to_model_config()
+    parent = read_geometry(config)
+    folders = {PARENT: folder / PARENT}
+    _write_random(folders[PARENT], config, parent, dtype)
+    for fraction in REMOVED:
+        cut = solve_geometry(parent, fraction, multiples)
+        sliced = config | {"head_dim": cut.head_dim, "intermediate_size": cut.intermediate_size}
+        if cut.head_dim < parent.head_dim:
+            pairs = torch.linspace(0, parent.head_dim // 2 - 1, cut.head_dim // 2).long().tolist()
+            sliced |= kept_pairs_settings(config, pairs)
+        role = f"{fraction:.0%} removed"
+        folders[role] = folder / role.split("%")[0]
+        _write_random(folders[role], sliced, cut, dtype)
+    return folders
+
+
+def _write_random(folder: Path, config: dict[str, Any], geometry: Geometry, dtype: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=generator)
+        for name, shape in expected_shapes(geometry).items()
+    }
+    folder.mkdir(parents=True)
+    torch_dtype = getattr(torch, dtype)
+    save_file(
+        {name: each.to(torch_dtype) for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    write_json(folder / "config.json", stored_config(config, dtype))
+
+
+def measured(size: str, dtype: str, config: EfficiencyConfig, folder: Path | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="transact-efficiency-", dir=folder) as name:
+        folders = write_folders(size, dtype, Path(name))
+        return measure(folders, config, dtype=dtype, device=torch.device("cpu"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--pictured", choices=SIZES, default="315M", help="the model of the picture")
+    parser.add_argument("--smallest", action="store_true", help="one short measurement of each kind")
+    parser.add_argument("--folder", type=Path, help="where the weights are kept meanwhile (2.5 GB)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "efficiency.json")
+    arguments = parser.parse_args()
+    setting = EfficiencyConfig(**(SMALLEST if arguments.smallest else SETTING | {"turns": arguments.turns}))
+    # A generation to the last mark of the grid is long enough that one turn tells.
+    grid = replace(setting, new_tokens=[2, 3]) if arguments.smallest else EfficiencyConfig(**PRESETS["paper"], turns=1)
+    result: dict[str, Any] = {
+        "environment": machine(torch.device("cpu")) | {"threads_per_rank": setting.threads},
+        "sizes": [],
+    }
+    for size in arguments.sizes:
+        for dtype in SIZES[size][1]:
+            found = measured(size, dtype, setting, arguments.folder)
+            result["sizes"].append({"size": size, "dtype": dtype, **found})
+    dtype = SIZES[arguments.pictured][1][-1]
+    found = measured(arguments.pictured, dtype, grid, arguments.folder)
+    result["grid"] = {"size": arguments.pictured, "dtype": dtype, **found}
+    write_result(arguments.output, result)
+    write_text(arguments.output.with_suffix(".md"), efficiency_markdown(result))
+    draw(result["grid"], arguments.output.with_suffix(".svg"))
+    print(efficiency_markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The rows of the efficiency benchmark as a Markdown table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transact.efficiency.measure import PARENT
+
+MIB = 1024**2
+COLUMNS = (
+    "model",
+    "removed",
+    "batch",
+    "prefill ms",
+    "speed-up",
+    "of allowed",
+    "decode ms",
+    "speed-up",
+    "of allowed",
+    "KV bytes/token",
+    "peak MiB",
+)
+
+
+def efficiency_markdown(result: dict[str, Any]) -> str:
+    """One line for each model, fraction and batch size; decode is one step."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for measured in result["sizes"]:
+        clock = measured["settings"]["clock"]
+        for row in measured["latency"]:
+            for role in measured["models"]:
+                model = row["models"][role]
+                cells = [f"{measured['size']} {measured['dtype']}", role.removesuffix(" removed"), row["batch_size"]]
+                for phase in ("prefill", "decode"):
+                    cells.append(f"{1000 * model[phase][f'{clock}_seconds']:.1f}")
+                    cells += _speed_up(row["speed_ups"].get(role, {}).get(phase))
+                cells.append(f"{measured['models'][role]['kv_bytes_per_token']:,}")
+                cells.append(f"{model['peak_bytes'] / MIB:,.0f}")
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines).replace(f"| {PARENT} |", "| nothing |") + "\n"
+
+
+def _speed_up(entry: dict[str, Any] | None) -> list[str]:
+    """The speed-up and the allowed one; the share of it, and in brackets of the possible one."""
+    if entry is None:
+        return ["", ""]
+    beyond = entry["reached_of_possible"]
+    bracket = "" if beyond is None else f" ({beyond:.2f})"
+    return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}{bracket}"]

@@ -1,0 +1,160 @@
+"""Tasks of lm-eval on a model that the ranks share."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tests.support.commands import REPOSITORY, Workplace
+from tests.support.ranks import run_on_ranks
+from tests.support.tasks import QUESTIONS, SHOTS, write_tasks
+from tests.support.tiny import TINY
+from transact.config import EngineConfig
+from transact.data.token_store import TokenStore, write_token_store
+
+lm_eval = pytest.importorskip("lm_eval", reason="the tasks need transact[eval]")
+
+
+def text_of(workplace: Workplace) -> str:
+    """Fits into the context of the tiny model."""
+    return workplace.heldout.read_text()[:150]
+
+
+@pytest.fixture(scope="module")
+def tasks(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks") / "tasks", text_of(workplace))
+
+
+@pytest.fixture(scope="module")
+def model(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its documents begin with a mark, which is what lm-eval puts before a text."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    shutil.copytree(workplace.model, folder)
+    plain = AutoTokenizer.from_pretrained(folder)
+    backend = plain.backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<eos>", eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def metrics_of(model: Path, tasks: Path, zero_stage: int) -> dict[str, dict[str, float]]:
+    from transact.evaluation.harness import load_tasks, run_tasks
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.stages.texts import load_tokenizer
+
+    config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2)
+    with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
+        return run_tasks(
+            load_tasks(SHOTS, [tasks]),
+            engine.module,
+            load_tokenizer(model),
+            group,
+            batch_size=2,
+            limit=None,
+            is_partitioned=engine.is_partitioned,
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tasks: Path) -> dict[str, dict[str, float]]:
+    return run_on_ranks(1, metrics_of, model, tasks, 0)[0]
+
+
+def test_every_kind_of_task_is_answered(alone: dict[str, dict[str, float]]) -> None:
+    assert alone["which_word"]["documents"] == len(QUESTIONS)
+    assert alone["which_word"]["shots"] == SHOTS["which_word"]
+    assert 0 <= alone["which_word"]["acc"] <= 1
+    assert 0 <= alone["what_next"]["exact_match"] <= 1
+    assert alone["how_likely"]["byte_perplexity"] > 1
+
+
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(2, 3), (3, 0)])
+def test_ranks_that_share_the_work_find_the_same(
+    model: Path, tasks: Path, alone: dict[str, dict[str, float]], ranks: int, zero_stage: int
+) -> None:
+    """With ZeRO-3 every forward needs every rank, and the ranks have different numbers of them."""
+    for found in run_on_ranks(ranks, metrics_of, model, tasks, zero_stage):
+        assert found.keys() == alone.keys()
+        for task, metrics in found.items():
+            assert metrics == pytest.approx(alone[task], rel=1e-5)
+
+
+def loss_of(model: Path, folder: Path, text: str) -> tuple[float, int]:
+    """Ours: of a text as one sequence."""
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.stages.evaluate import mean_loss
+    from transact.stages.texts import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    count = len(tokenizer(text)["input_ids"])
+    write_token_store(folder, [text], tokenizer, sequence_length=1 + count, max_sequences=1)
+    config = EngineConfig(device="cpu", micro_batch_sequences=1)
+    with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
+        return mean_loss(engine, TokenStore(folder), torch.arange(1), 1, group), count
+
+
+def test_our_perplexity_is_that_of_lm_eval(
+    model: Path, alone: dict[str, dict[str, float]], workplace: Workplace, tmp_path: Path
+) -> None:
+    """Per token of the same text, each one predicted from all before it and from the mark at the beginning."""
+    text = text_of(workplace)
+    loss, count = run_on_ranks(1, loss_of, model, tmp_path / "store", text)[0]
+    assert 40 < count < TINY["max_position_embeddings"]  # lm-eval cuts a longer text into windows
+    theirs = math.log(alone["how_likely"]["byte_perplexity"]) * len(text.encode()) / count
+    assert math.exp(loss) == pytest.approx(math.exp(theirs), rel=1e-3)
+
+
+def test_an_unknown_task_and_missing_data_are_refused_by_name(tasks: Path, tmp_path: Path) -> None:
+    from transact.evaluation.harness import load_tasks
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tasks, folder)
+    broken = folder / "which_word.yaml"
+    broken.write_text(broken.read_text().replace(str(tasks), "/nowhere"))
+    with pytest.raises(ValueError, match="'which_word' is not to be had"):
+        load_tasks({"which_word": 0}, [folder])
+
+
+def test_the_logiqa_of_transact_reads_rows_as_the_hub_has_them(tmp_path: Path) -> None:
+    """Its data is on the hub; here the same columns come from a file."""
+    from transact.evaluation.harness import load_tasks
+
+    own = REPOSITORY / "transact" / "assets" / "tasks" / "transact_logiqa.yaml"
+    row: dict[str, Any] = {
+        "context": "All cats are grey.",
+        "question": "What colour is this cat?",
+        "options": ["Red.", "Grey.", "Blue.", "None."],
+        "label": "b",
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    local = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    settings = yaml.safe_load(own.read_text()) | local
+    del settings["validation_split"]
+    (tmp_path / own.name).write_text(yaml.safe_dump(settings))
+    task = load_tasks({"transact_logiqa": 0}, [tmp_path])["transact_logiqa"]["tasks"]["transact_logiqa"]
+    (document,) = task.test_docs()
+    assert task.doc_to_text(document) == (
+        "Passage: All cats are grey.\nQuestion: What colour is this cat?\nChoices:\n"
+        "A. Red.\nB. Grey.\nC. Blue.\nD. None.\nAnswer:"
+    )
+    assert task.doc_to_choice(document) == row["options"]
+    assert task.doc_to_target(document) == 1
+
+
+def test_the_papers_suite_names_its_shots() -> None:
+    suite = yaml.safe_load((REPOSITORY / "conf" / "eval" / "paper.yaml").read_text())["tasks"]
+    assert {name: shots for name, shots in suite.items() if shots} == {
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "winogrande": 5,
+    }
+    assert len(suite) == 13

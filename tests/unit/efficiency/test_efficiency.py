@@ -1,0 +1,185 @@
+"""What a model costs to run: counted figures against hand counts, and the command as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.support.commands import REPOSITORY, Workplace, environment
+from tests.support.tiny import TINY
+from transact.config import EfficiencyConfig
+from transact.efficiency.__main__ import main, parse, requested
+from transact.efficiency.allocation import allocated_peak, peak_bytes, weight_bytes
+from transact.efficiency.comparison import Seconds, speed_ups
+from transact.efficiency.generation import generate, random_prompt
+from transact.efficiency.loading import floor_geometry, floor_model
+from transact.efficiency.measure import measure
+from transact.models.folder import geometry_of
+
+DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
+
+
+def test_peak_counts_what_lives_at_the_same_time() -> None:
+    old = torch.zeros(1000)
+
+    def work() -> torch.Tensor:
+        nonlocal old
+        large = torch.ones(400)  # 1600 bytes
+        small = large[:100] * 1  # and 400
+        del large
+        old = old[:1] * 1  # 4 bytes, and 4000 that were there before are free
+        return torch.cat([small, torch.ones(600)]).view(7, 100)  # 2400 and 2800, less the above
+
+    assert allocated_peak(work) == 2000
+    assert allocated_peak(lambda: (torch.zeros(10) + 1) * 2) == 80
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+
+
+def test_peak_holds_the_weights_and_the_longest_cache(model: LlamaForCausalLM) -> None:
+    prompt = random_prompt(TINY["vocab_size"], 2, 8, torch.device("cpu"))
+    assert weight_bytes(model) >= sum(weight.nbytes for weight in model.parameters())
+    short, long = (peak_bytes(model, prompt, new_tokens) for new_tokens in (100, 101))
+    cache_per_token = 2 * 4 * 2 * TINY["num_hidden_layers"] * TINY["num_key_value_heads"] * TINY["head_dim"]
+    assert short > weight_bytes(model) + 107 * cache_per_token
+    # A token more in the cache, once more in the layer that is being lengthened, and in what attention makes of it.
+    assert cache_per_token < long - short < 4 * cache_per_token
+
+
+def test_generation_is_that_of_transformers(model: LlamaForCausalLM) -> None:
+    prompt = random_prompt(TINY["vocab_size"], 2, 8, torch.device("cpu"))
+    chosen: list[torch.Tensor] = []
+    hook = model.register_forward_pre_hook(lambda _, __, given: chosen.append(given["input_ids"]), with_kwargs=True)
+    ticks = iter(range(100))
+    found = generate(model, prompt, [3, 6], lambda: (float(next(ticks)), 10.0 * next(ticks)))
+    hook.remove()
+    theirs = model.generate(prompt, do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=0)
+    assert torch.cat(chosen, dim=1).equal(theirs[:, :-1])
+    # Every look at the clock takes two ticks: one for each of the two times.
+    assert found[3]["prefill"] == found[6]["prefill"] == Seconds(processor=2, wall=20)
+    assert found[3]["decode"] == Seconds(processor=2 / 2, wall=20 / 2)
+    assert found[6]["decode"] == Seconds(processor=4 / 5, wall=40 / 5)
+    assert found[6]["whole"] == Seconds(processor=6, wall=60)
+
+
+def turn(prefill: float, decode: float) -> dict[str, Seconds]:
+    return {
+        "prefill": Seconds(processor=prefill, wall=3 * prefill),
+        "decode": Seconds(processor=decode, wall=2 * decode),
+        "whole": Seconds(processor=prefill + decode, wall=prefill + decode),
+    }
+
+
+def three(
+    parent: list[dict[str, Seconds]], child: list[dict[str, Seconds]], floor: dict[str, Seconds]
+) -> dict[str, list[dict[str, Seconds]]]:
+    return {"parent": parent, "child": child, "floor": [floor] * len(parent)}
+
+
+def test_speed_ups_are_medians_of_the_ratios_in_a_turn() -> None:
+    """A turn in which everything was slow counts like any other."""
+    turns = three(
+        [turn(9, 4), turn(900, 400), turn(9, 4)], [turn(3, 3), turn(300, 300), turn(3, 1)], floor=turn(1, 0.5)
+    )
+    work = {"prefill": {"parent": 80.0, "child": 20.0, "floor": 5.0}, "decode": {"parent": 6, "child": 3, "floor": 1}}
+    found = speed_ups(turns, work, "processor")
+    assert found["prefill"]["speed_up"] == pytest.approx(3)
+    assert found["prefill"]["allowed"] == pytest.approx(4)
+    assert found["prefill"]["reached"] == pytest.approx(0.75)
+    possible = 9 / (1 + (9 - 1) * (20 - 5) / (80 - 5))
+    assert found["prefill"]["possible"] == pytest.approx(possible)
+    assert found["prefill"]["reached_of_possible"] == pytest.approx(3 / possible)
+    assert found["decode"]["speed_up"] == pytest.approx(4 / 3)
+    assert found["whole"]["speed_up"] == pytest.approx(13 / 6)
+    assert "allowed" not in found["whole"]
+
+
+def test_a_parent_no_slower_than_the_floor_has_no_possible_speed_up() -> None:
+    work = {"prefill": {"parent": 2, "child": 1, "floor": 0.5}}
+    found = speed_ups(three([turn(1, 1)], [turn(1, 1)], floor=turn(1, 1)), work, "wall")
+    assert found["prefill"]["reached_of_possible"] is None
+
+
+def test_the_floor_is_the_model_without_what_can_be_cut(model: LlamaForCausalLM, workplace: Workplace) -> None:
+    floor = floor_model(model)
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    assert all(getattr(floor.config, name) == getattr(model.config, name) for name in names)
+    own = floor_geometry(geometry_of(workplace.model))
+    assert own.parameters() == sum(weight.numel() for weight in floor.parameters())
+    assert own.transitional_parameters() < 0.1 * geometry_of(workplace.model).transitional_parameters()
+
+
+def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None:
+    config = EfficiencyConfig(prompt_tokens=[4], new_tokens=[5, 3], batch_sizes=[1, 2], turns=2)
+    folders = {"parent": DEMO_PARENT, "model": workplace.model}
+    told: list[int] = []
+    threads = torch.get_num_threads()
+    result = measure(folders, config, dtype="bfloat16", device=torch.device("cpu"), progress=told.append)
+    assert torch.get_num_threads() == threads
+    assert [(row["batch_size"], row["new_tokens"]) for row in result["latency"]] == [(1, 3), (1, 5), (2, 3), (2, 5)]
+    for role, folder in folders.items():
+        geometry = geometry_of(folder)
+        assert result["models"][role]["parameters"] == geometry.parameters()
+        row = result["latency"][-1]["models"][role]
+        assert row["prefill"]["flops"] == 2 * geometry.prefill_flops(4)
+        assert row["decode"]["bytes"] == geometry.decode_bytes(4 + 2, 2, 2)
+        assert row["peak_bytes"] > 2 * geometry.parameters()
+    files = workplace.model.glob("*.safetensors")
+    assert result["models"]["model"]["file_bytes"] == sum(file.stat().st_size for file in files)
+    faster = result["latency"][0]["speed_ups"]["model"]["decode"]
+    assert faster["reached"] == pytest.approx(faster["speed_up"] / faster["allowed"])
+    assert faster["allowed"] > 5
+    json.dumps(result)
+
+
+def test_the_command_prints_a_table_or_json_and_writes_a_file(
+    workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--new-tokens", "2", "--prompt-tokens", "2", "--turns", "1", "--device", "cpu"]
+    assert main([str(workplace.model), *options]) == 0
+    assert "allowed" not in capfd.readouterr().out
+    output = tmp_path / "found.json"
+    assert main([str(workplace.model), "--against", str(DEMO_PARENT), *options, "--json", "--output", str(output)]) == 0
+    printed = capfd.readouterr().out
+    assert json.loads(printed) == json.loads(output.read_text())
+
+
+def test_the_papers_grid_goes_to_256_and_768_tokens() -> None:
+    config = requested(parse(["folder", "--preset", "paper", "--turns", "1"]))
+    assert (config.prompt_tokens[-1], config.new_tokens[-1], config.turns) == (256, 768, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "'nowhere' is no model folder: it holds no config.json"),
+        ([str(DEMO_PARENT), "--against", "nowhere"], "'nowhere' is no model folder"),
+        ([str(DEMO_PARENT), "--new-tokens", "1"], "--new-tokens=[1] is not allowed: one number or more, each at least"),
+        ([str(DEMO_PARENT), "--dtype", "int8"], "--dtype='int8' is not allowed: it must be one of stored, float32"),
+        ([str(DEMO_PARENT), "--turns", "many"], "argument --turns: invalid int value: 'many'"),
+        ([str(DEMO_PARENT), "--output", "no/such/file.json"], "there is no such folder"),
+        ([str(DEMO_PARENT), "--trns", "1"], "unrecognized arguments: --trns 1"),
+    ],
+)
+def test_a_wrong_request_ends_with_one_line(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "transact.efficiency", *arguments]
+    process = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.count("\n") == 1 and process.stderr.startswith("error: ")
+    assert message in process.stderr
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, transact.efficiency.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), check=False).returncode == 0

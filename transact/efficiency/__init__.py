@@ -1,0 +1,1 @@
+"""What a pruned model costs to run, measured beside its parent."""

@@ -1,0 +1,139 @@
+"""Tasks of lm-evaluation-harness. The only file that imports lm_eval, which is an optional extra (transact[eval])."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from transact.evaluation.in_step import in_step
+from transact.runtime.process import ProcessGroup
+
+FEWSHOT_SEED = 1234  # lm-eval's own
+WHOLE_FILTER = "none"  # lm-eval's name for answers that are taken as they come
+
+Loaded = dict[str, Any]  # name -> what TaskManager.load returns
+
+
+def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
+    """The tasks with their data, which is downloaded unless it is local or in the cache of datasets.
+
+    Args:
+        shots: name of a task or of a group of tasks -> examples in its prompt.
+        folders: with YAML files of tasks; lm-eval's own are looked through only for what these do not have.
+
+    Raises:
+        ValueError: a task is unknown, or its data is not to be had.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    paths = [str(folder) for folder in folders]
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if not set(shots) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=paths, include_defaults=True)
+    loaded = {}
+    for name, count in shots.items():
+        if name not in manager.all_tasks:
+            raise ValueError(f"eval.tasks: {name!r} is a task neither of lm-eval nor of eval.task_folders")
+        try:
+            loaded[name] = manager.load([name])
+        except Exception as error:  # noqa: BLE001 - files, network, YAML: whatever it is, there is no such task
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"eval.tasks: {name!r} is not to be had: {reason}") from None
+        for task in loaded[name]["tasks"].values():
+            task.set_config(key="num_fewshot", value=count)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+def run_tasks(
+    loaded: Loaded,
+    module: Any,
+    tokenizer: Any,
+    group: ProcessGroup,
+    *,
+    batch_size: int,
+    limit: int | None,
+    is_partitioned: bool,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, dict[str, float]]:
+    """Metrics by task, the same on every rank. Collective.
+
+    Args:
+        module: a causal language model of transformers.
+        limit: documents of each task, from its first on; None: all.
+        is_partitioned: every forward needs all ranks.
+        done: told the name of each finished task.
+    """
+    model = SharedModel(module, tokenizer, group, batch_size, is_partitioned=is_partitioned)
+    found: dict[str, dict[str, float]] = {}
+    for name, tasks in loaded.items():
+        group.stop_if_asked()
+        # Without an estimate of the standard error: for some metrics it forks this process.
+        with redirect_stderr(io.StringIO()):  # the bars of every rank
+            result = evaluate(lm=model, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+        assert result is not None
+        found |= {task: _metrics(result, task) for task in result["results"]}
+        done(name)
+    return found
+
+
+def _metrics(result: Mapping[str, Any], task: str) -> dict[str, float]:
+    """`acc,none` is "acc"; another filter than that stays in the name. With the number of documents and shots."""
+    metrics = {
+        key.removesuffix(f",{WHOLE_FILTER}"): value
+        for key, value in result["results"][task].items()
+        if isinstance(value, int | float) and "," in key and "_stderr" not in key
+    }
+    counts = {"shots": result["n-shot"].get(task), "documents": result["n-samples"].get(task, {}).get("effective")}
+    return metrics | {name: value for name, value in counts.items() if value is not None}
+
+
+class SharedModel(HFLM):  # type: ignore[misc]
+    """A model of which every rank answers its part of the requests, and hears the answers of all.
+
+    lm-eval itself believes to be alone on each rank, so that every rank computes the same metrics.
+    """
+
+    def __init__(
+        self, module: Any, tokenizer: Any, group: ProcessGroup, batch_size: int, *, is_partitioned: bool
+    ) -> None:
+        super().__init__(pretrained=module, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        self._device = group.device  # of a partitioned model no parameter may be there to tell
+        self._group = group
+        self._is_partitioned = is_partitioned
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        return self._shared(super().loglikelihood, requests)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        return self._shared(super().loglikelihood_rolling, requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        return self._shared(super().generate_until, requests)
+
+    def _shared(self, answer: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
+        group = self._group
+        own = [requests[number] for number in group.shared_out(len(requests))]
+        if self._is_partitioned:
+            with in_step(self.model, group, self._fill):
+                answers = answer(own, disable_tqdm=True) if own else []
+        else:
+            hook = self.model.register_forward_pre_hook(lambda *_: group.watchdog.progress())
+            answers = answer(own, disable_tqdm=True) if own else []
+            hook.remove()
+        merged: list[Any] = [None] * len(requests)
+        for rank, part in enumerate(group.gather(answers)):
+            merged[rank :: group.world_size] = part
+        return merged
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        self.model(torch.zeros(1, 1, dtype=torch.long, device=self._device), use_cache=False)

@@ -1,0 +1,63 @@
+"""Efficiency: what the exported model costs to run, measured beside its parent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transact.efficiency.loading import available_bytes, stored_dtype
+from transact.efficiency.measure import PARENT, describe, measure, tokens_to_make
+from transact.files import read_json, write_json
+from transact.models.folder import geometry_of
+from transact.models.llama import is_stock
+from transact.stages.job import Job
+
+PRUNED = "pruned"
+MEMORY_MARGIN = 1.5  # of the weights of both models, for what generation needs besides
+
+
+def measure_efficiency(job: Job, parent: Path, exported: Path, output: Path) -> None:
+    """Write efficiency.json: what `measure` returns; without latencies, but with the reason, where it cannot."""
+    result = job.group.on_main(lambda: _measured(job, {PARENT: parent, PRUNED: exported}), may_be_left=True)
+    job.say(f"efficiency: {_sentence(result)}")
+    job.tracker.summary(_figures(result))
+    if job.group.is_main:
+        write_json(output, result)
+
+
+def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
+    config, device = job.config.eval.efficiency, job.group.device
+    dtype = stored_dtype(folders[PRUNED])
+    models = {role: describe(folder, geometry_of(folder), dtype) for role, folder in folders.items()}
+    reason = None
+    if not is_stock(read_json(folders[PRUNED] / "config.json")):
+        reason = "the model is not stock and has no KV cache"
+    needed = MEMORY_MARGIN * sum(model["file_bytes"] for model in models.values())
+    if needed > available_bytes(device):
+        reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {device.type} has not"
+    if reason is not None:
+        return {"models": models, "latency": [], "not_measured": reason}
+    with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:
+        return measure(folders, config, dtype=dtype, device=device, progress=progress.advance)
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    if not result["latency"]:
+        return f"not measured: {result['not_measured']}"
+    row = result["latency"][-1]
+    phases = ", ".join(
+        f"{phase} {each['speed_up']:.2f} times as fast as the parent (of {each['allowed']:.2f} that the cut allows"
+        + ("" if each["possible"] is None else f", {each['possible']:.2f} with all that no cut removes")
+        + ")"
+        for phase, each in row["speed_ups"][PRUNED].items()
+        if "allowed" in each
+    )
+    return f"{phases}; {row['prompt_tokens']}+{row['new_tokens']} tokens, batch size {row['batch_size']}"
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    if not result["latency"]:
+        return {}
+    row = result["latency"][-1]
+    figures = {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
+    return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}

@@ -1,0 +1,104 @@
+"""Evaluation of the parent and of the final model side by side: perplexity on more texts, and tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.config import EvalConfig
+from transact.data.text import check_text
+from transact.data.token_store import TokenStore
+from transact.files import write_json
+from transact.runtime.engine import open_engine
+from transact.stages.evaluate import mean_loss, perplexity_of
+from transact.stages.job import Job
+from transact.stages.texts import load_tokenizer, open_store
+
+OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
+
+
+def has_more_to_evaluate(config: EvalConfig) -> bool:
+    return bool(config.texts or config.tasks)
+
+
+def check_evaluation(config: EvalConfig) -> None:
+    """What can be known without loading anything.
+
+    Raises:
+        ValueError: a text is not there, a folder of tasks is not, or lm-eval is not installed.
+    """
+    for name, text in config.texts.items():
+        check_text(text, f"eval.texts.{name}")
+    for folder in config.task_folders:
+        if not Path(folder).is_dir():
+            raise ValueError(f"eval.task_folders: {folder!r} is no folder")
+    if config.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("eval.tasks needs lm-eval: pip install 'transact[eval]'")
+
+
+def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
+    """Raises ValueError: a task is unknown, or its data is not to be had."""
+    if not config.tasks:
+        return {}
+    from transact.evaluation.harness import load_tasks
+
+    return load_tasks(config.tasks, [OWN_TASKS, *map(Path, config.task_folders)])
+
+
+def evaluate_side_by_side(job: Job, checkpoints: Mapping[str, Path], output: Path) -> None:
+    """Write evaluation.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
+
+    Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
+    """
+    config = job.config.eval
+    first = next(iter(checkpoints.values()))  # they share the tokenizer
+    stores = {
+        name: open_store(job, f"eval.texts.{name}", text, first, config.text_sequences)
+        for name, text in config.texts.items()
+    }
+    tasks = loaded_tasks(config)
+    tokenizer = load_tokenizer(first)
+    results = {role: _evaluate(job, folder, stores, tasks, tokenizer, role) for role, folder in checkpoints.items()}
+    job.tracker.summary(
+        {
+            f"eval/{kind}/{name}/{metric}_{role}": value
+            for role, result in results.items()
+            for kind, found in result.items()
+            for name, metrics in found.items()
+            for metric, value in metrics.items()
+        }
+    )
+    if job.group.is_main:
+        write_json(output, results)
+
+
+def _evaluate(
+    job: Job, folder: Path, stores: Mapping[str, TokenStore], tasks: dict[str, Any], tokenizer: Any, role: str
+) -> dict[str, dict[str, Any]]:
+    group, engine_config = job.group, job.config.engine
+    texts, found = {}, {}
+    with open_engine(folder, engine_config, group) as engine:
+        for name, store in stores.items():
+            count = store.num_sequences
+            loss = mean_loss(engine, store, torch.arange(count), engine_config.micro_batch_sequences, group)
+            tokens = count * (store.sequence_length - 1)
+            texts[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
+            job.say(f"{role}: perplexity on {name} {texts[name]['perplexity']:.2f}")
+        if tasks:
+            from transact.evaluation.harness import run_tasks
+
+            found = run_tasks(
+                tasks,
+                engine.module,
+                tokenizer,
+                group,
+                batch_size=job.config.eval.task_batch,
+                limit=job.config.eval.task_limit,
+                is_partitioned=engine.is_partitioned,
+                done=lambda name: job.say(f"{role}: {name} is done"),
+            )
+    return {"texts": texts, "tasks": found}
