@@ -56,7 +56,8 @@ def test_stock_transformers_compute_the_masked_parent(exported: Exported, tmp_pa
     """Both attention implementations and dtypes, with and without a cache, beyond the original context, silently."""
     folder = installed("transformers-4.57.6", TRANSFORMERS_4) if library == "4.x" else None
     said = run_with(folder, SCRIPT, str(exported.folder), str(tmp_path / "logits.safetensors"))
-    seen: dict[str, Any] = json.loads(said.splitlines()[-1])  # generating makes transformers import DeepSpeed, which talks
+    # The last line: generating makes transformers import DeepSpeed, which talks.
+    seen: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert seen["version"].startswith("4.57" if folder else "5.")
     assert seen["warnings"] == []
     oracle = exported.oracle
