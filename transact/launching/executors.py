@@ -17,7 +17,7 @@ from transact.configuring import to_dictionary, typed_config
 from transact.exit_codes import FAILED, leave
 from transact.launch_config import LaunchConfig
 from transact.runtime.interruption import SIGNALS
-from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step
+from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step, free_port
 from transact.runtime.slurm import SlurmError
 
 # The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
@@ -27,8 +27,9 @@ SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 class LocalTask:
     """What each process of launch=local runs. It travels as a pickle, so it holds plain data only."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], port: int) -> None:
         self.config = config
+        self.port = port
 
     def __call__(self) -> int:
         """Returns the exit code of `transact.worker.work`."""
@@ -39,6 +40,7 @@ class LocalTask:
         from transact.worker import work
 
         os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines
+        os.environ["MASTER_PORT"] = str(self.port)  # submitit's comes from the job's number, whether it is free or not
         return work(typed_config(self.config))
 
 
@@ -83,11 +85,12 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
         gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
         stderr_to_stdout=True,
     )
+    task = LocalTask(to_dictionary(config), free_port())
     with _deaf_to(signal.SIGINT):
         if config.launch.wait:
-            return executor.submit(LocalTask(to_dictionary(config)))
+            return executor.submit(task)
         with _deaf_to(signal.SIGHUP), _silent_children():
-            return executor.submit(LocalTask(to_dictionary(config)))
+            return executor.submit(task)
 
 
 @contextmanager

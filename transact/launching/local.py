@@ -19,6 +19,8 @@ from transact.launching.following import follow
 from transact.runtime.interruption import SIGNALS
 from transact.runtime.run_folder import was_stopped
 
+STRAGGLER_SECONDS = 90.0
+
 
 def run_locally(config: RunConfig) -> int:
     """Run `launch.processes` ranks here, show what rank 0 says, return the exit code of the job."""
@@ -35,7 +37,7 @@ def run_locally(config: RunConfig) -> int:
         _say_how_to_go_on(job, logs)
         return DONE
     with _passing_on(job):
-        follow(logs[0], job.done)
+        follow(logs[0], _Watch(job, config.launch.processes).is_over)
     return _exit_code(job, logs, folder, since)
 
 
@@ -57,6 +59,26 @@ def _passing_on(job: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Watch:
+    """Ends the ranks that go on long after another has left: before they have met, nobody tells them."""
+
+    def __init__(self, job: Any, processes: int) -> None:
+        self._job = job
+        self._left = [job.paths.folder / f"{job.job_id}_{rank}_result.pkl" for rank in range(processes)]
+        self._since: float | None = None
+
+    def is_over(self) -> bool:
+        if self._job.done():
+            return True
+        if self._since is None and any(path.exists() for path in self._left):
+            self._since = time.monotonic()
+        if self._since is not None and time.monotonic() - self._since > STRAGGLER_SECONDS:
+            with suppress(ProcessLookupError):
+                os.kill(int(self._job.job_id), signal.SIGTERM)
+            self._since = float("inf")  # once
+        return False
 
 
 def _visible_gpus() -> int:

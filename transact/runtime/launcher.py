@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import socket
 from collections.abc import MutableMapping
 
 LOOPBACK = "127.0.0.1"
@@ -33,6 +34,22 @@ def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
     environ["LOCAL_WORLD_SIZE"] = str(_tasks_here(environ))
     environ.setdefault("MASTER_ADDR", LOOPBACK if is_one_node else first_host(nodes))
     environ.setdefault("MASTER_PORT", str(random.Random(attempt).randint(*PORTS)))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now.
+
+    Raises:
+        OSError: none of many was free.
+    """
+    for port in random.SystemRandom().sample(range(*PORTS), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no port between {PORTS[0]} and {PORTS[1]} is free")
 
 
 def first_host(nodes: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import LOOPBACK
 
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
+PORT_SECONDS = 30.0
 POLL_SECONDS = 0.1
 REFUSAL_SECONDS = 10.0  # for the slowest rank to read why all of them leave
 
@@ -53,9 +55,18 @@ def complete_environment() -> socket.socket | None:
 
 
 def _listener(port: int) -> socket.socket:
+    """Waits a while for a port in use: the other ranks look for this one nowhere else."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((LOOPBACK, port))
+    deadline = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            listener.bind((LOOPBACK, port))
+            break
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
     listener.listen()
     return listener
 
