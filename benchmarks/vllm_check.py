@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from transact.files import read_json
+from transact.models.rotary import context_limit
 
 LENGTH = 512  # tokens
 # Kernels round differently in bfloat16: single tokens may be off by more, their mean may not.
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     config = read_json(folder / "config.json")
-    length = min(LENGTH, config["max_position_embeddings"] - 1)
+    length = min(LENGTH, context_limit(config) - 1)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, config["vocab_size"], (length,), generator=generator).tolist()
     ours = transformers_log_probabilities(folder, tokens)

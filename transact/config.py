@@ -338,10 +338,11 @@ class EvalConfig:
     task_folders: list[str] = field(default_factory=list)  # with YAML files of tasks, before lm-eval's own
     task_limit: int | None = None  # documents of each task
     task_batch: int = 8  # requests per rank and forward
+    task_context: int = 2048  # tokens of a request at most; longer ones lose their beginning
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
 
     def __post_init__(self) -> None:
-        require_positive("eval", self, "text_sequences", "task_batch")
+        require_positive("eval", self, "text_sequences", "task_batch", "task_context")
         limit = self.task_limit
         require("eval.task_limit", limit, limit is None or limit > 0, "it must be above 0, or null")
         for name, shots in self.tasks.items():
@@ -406,4 +407,8 @@ FREE_SETTINGS = (
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",
     "recover.max_skipped_steps",
+    # What may have to change after a long run, when its last stages are short of memory.
+    "eval.task_batch",
+    "eval.efficiency.measured",
+    "eval.efficiency.batch_sizes",
 )

@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from transact.evaluation.in_step import in_step
+from transact.models.rotary import context_limit
 from transact.runtime.process import ProcessGroup
 
 FEWSHOT_SEED = 1234  # lm-eval's own
@@ -60,6 +61,7 @@ def run_tasks(
     group: ProcessGroup,
     *,
     batch_size: int,
+    context: int = 2048,
     limit: int | None,
     is_partitioned: bool,
     done: Callable[[str], None] = lambda name: None,
@@ -68,11 +70,12 @@ def run_tasks(
 
     Args:
         module: a causal language model of transformers.
+        context: tokens of a request at most; longer ones lose their beginning.
         limit: documents of each task, from its first on; None: all.
         is_partitioned: every forward needs all ranks.
         done: told the name of each finished task.
     """
-    model = SharedModel(module, tokenizer, group, batch_size, is_partitioned=is_partitioned)
+    model = SharedModel(module, tokenizer, group, batch_size, context, is_partitioned=is_partitioned)
     found: dict[str, dict[str, float]] = {}
     for name, tasks in loaded.items():
         group.stop_if_asked()
@@ -103,9 +106,23 @@ class SharedModel(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, module: Any, tokenizer: Any, group: ProcessGroup, batch_size: int, *, is_partitioned: bool
+        self,
+        module: Any,
+        tokenizer: Any,
+        group: ProcessGroup,
+        batch_size: int,
+        context: int,
+        *,
+        is_partitioned: bool,
     ) -> None:
-        super().__init__(pretrained=module, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        super().__init__(
+            pretrained=module,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=min(context, context_limit(module.config.to_dict())),
+            softmax_dtype="float32",  # bfloat16 would tie choices that differ
+        )
         self._device = group.device  # of a partitioned model no parameter may be there to tell
         self._group = group
         self._is_partitioned = is_partitioned

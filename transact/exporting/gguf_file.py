@@ -15,7 +15,7 @@ from transact.exporting.gguf_tokenizer import add_tokenizer
 from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.llama import read_geometry
-from transact.models.rotary import frequency_factors, rope_settings
+from transact.models.rotary import context_limit, frequency_factors, rope_settings
 from transact.runtime.tensor_files import CheckpointReader
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str
     writer.add_file_type(getattr(gguf.LlamaFileType, FILE_TYPES[kind]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(geometry.vocab_size)
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(context_limit(config))
     writer.add_embedding_length(geometry.hidden_size)
     writer.add_block_count(geometry.num_layers)
     writer.add_feed_forward_length(geometry.intermediate_size)

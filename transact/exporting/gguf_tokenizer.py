@@ -127,5 +127,5 @@ def _adds_first_token(folder: Path, first: int | None) -> bool:
     """Whether the tokenizer itself begins a text with this token."""
     from transformers import AutoTokenizer
 
-    encoded = AutoTokenizer.from_pretrained(folder)("a").input_ids
+    encoded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("a").input_ids
     return first is not None and bool(encoded) and encoded[0] == first

@@ -55,7 +55,7 @@ def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
         case "linear":
             return plain / float(settings["factor"])
         case "llama3":
-            return _llama3(plain, {"original_max_position_embeddings": _limit(config), **settings})
+            return _llama3(plain, {"original_max_position_embeddings": context_limit(config), **settings})
         case "longrope":
             return plain / torch.tensor(settings["short_factor"], dtype=torch.float64)
         case _:
@@ -104,11 +104,11 @@ def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) ->
         # Stock code would otherwise derive a temperature for longer contexts.
         "attention_factor": 1.0,
         # vLLM ignores attention_factor; with equal limits it derives the same 1.0 by itself.
-        "original_max_position_embeddings": _limit(config),
+        "original_max_position_embeddings": context_limit(config),
         "short_factor": factors,
         "long_factor": list(factors),
     }
-    return stated_settings(config, scaling) | {"max_position_embeddings": _limit(config)}
+    return stated_settings(config, scaling) | {"max_position_embeddings": context_limit(config)}
 
 
 def stated_settings(config: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -137,7 +137,8 @@ def progression_stride(kept_pairs: Sequence[int]) -> int | None:
     return stride if is_progression else None
 
 
-def _limit(config: Mapping[str, Any]) -> int:
+def context_limit(config: Mapping[str, Any]) -> int:
+    """Tokens that the model was made for; where config.json is silent, LLaMA's own default."""
     return int(config.get("max_position_embeddings") or DEFAULT_MAX_POSITION_EMBEDDINGS)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from transact.efficiency.loading import available_bytes, stored_dtype
 from transact.efficiency.measure import PARENT, describe, measure, tokens_to_make
 from transact.files import read_json, write_json
@@ -32,9 +34,10 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
     reason = None
     if not is_stock(read_json(folders[PRUNED] / "config.json")):
         reason = "the model is not stock and has no KV cache"
-    needed = MEMORY_MARGIN * sum(model["file_bytes"] for model in models.values())
-    if needed > available_bytes(device):
-        reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {device.type} has not"
+    needed = MEMORY_MARGIN * sum(model["parameters"] for model in models.values()) * getattr(torch, dtype).itemsize
+    for place in {device.type, "cpu"}:  # models are read into the machine's memory first
+        if needed > available_bytes(torch.device(place)):
+            reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
         return {"models": models, "latency": [], "not_measured": reason}
     with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:

@@ -17,5 +17,5 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
         write_gguf(folder, temporary, job.config.export.gguf, job.config.name)
         publish(temporary, output)
 
-    job.group.on_main(write)
+    job.group.on_main(write, may_be_left=True)  # hours, of a large model
     job.say(f"gguf: {output}")

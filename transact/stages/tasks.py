@@ -97,6 +97,7 @@ def _evaluate(
                 tokenizer,
                 group,
                 batch_size=job.config.eval.task_batch,
+                context=job.config.eval.task_context,
                 limit=job.config.eval.task_limit,
                 is_partitioned=engine.is_partitioned,
                 done=lambda name: job.say(f"{role}: {name} is done"),
