@@ -103,8 +103,10 @@ def _exceeded(record: dict[str, Any], limits: dict[str, int]) -> str | None:
 
 
 def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tuple[str | None, str]:
-    """Kind and reason of an end that was not the intended one; no kind: somebody wanted it so."""
+    """Kind and reason of an end that was not the intended one; no kind: nothing to try again."""
     error = record.get("error")
+    if record.get("state") == "diverged":
+        return None, str(error)  # and would again
     name = str(error).rpartition(" ")[2] if record.get("state") == "stopped" else SIGNAL_CODES.get(code)
     if name in WARNINGS:
         near = seconds_left(job) <= signal_delay + EARLY_SECONDS

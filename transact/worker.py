@@ -155,7 +155,7 @@ def _failures_told(config: RunConfig, folder: RunFolder, group: ProcessGroup) ->
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
         if verdict is None:
             watchdog.report(message)
-        record("failed", message)
+        record("diverged" if isinstance(error, Diverged) else "failed", message)
         watchdog.end()
         _leave_in_time()
         told = not lost or watchdog.speaks()

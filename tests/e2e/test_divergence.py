@@ -28,7 +28,7 @@ def test_too_many_steps_without_effect_stop_the_run_at_the_last_good_checkpoint(
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "4 steps in a row had a loss or gradient that is infinite or not a number" in ended.stderr.splitlines()[-1]
-    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+    assert json.loads((folder / "run.json").read_text())["state"] == "diverged"
     assert [each.name for each in checkpoints(folder)] == ["round_01_step_00000001"]
     skipped = [row["recover/skipped"] for row in read_metrics(folder / "metrics.jsonl") if "recover/skipped" in row]
     assert skipped == [1, 2, 3, 4]

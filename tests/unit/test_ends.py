@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from transact.attempt import _why
 from transact.exit_codes import DONE, FAILED, REFUSED, worst
 from transact.runtime.run_folder import was_stopped
 
@@ -21,3 +22,9 @@ def test_what_an_earlier_attempt_left_does_not_say_how_this_one_ended(tmp_path: 
     assert was_stopped(tmp_path, since=time.time() - 60)
     assert not was_stopped(tmp_path, since=time.time() + 60)
     assert not was_stopped(tmp_path / "nothing", since=0)
+
+
+def test_a_job_is_not_queued_again_for_training_that_came_to_nothing() -> None:
+    """A rank that failed may fare better the next time; what diverged would diverge again."""
+    assert _why({"state": "diverged", "error": "round 1, step 5"}, "7", FAILED, 0.0) == (None, "round 1, step 5")
+    assert _why({"state": "failed", "error": "rank 1 died"}, "7", FAILED, 0.0) == ("failures", "rank 1 died")
