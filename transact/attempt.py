@@ -17,14 +17,22 @@ from typing import Any
 
 from transact.exit_codes import DONE, FAILED, REFUSED, refuse
 from transact.files import read_json, write_json
-from transact.runtime.interruption import SIGNALS
+from transact.runtime.file_lock import exclusive
+from transact.runtime.interruption import SIGNALS, WARNINGS
 from transact.runtime.run_folder import RECORD
-from transact.runtime.slurm import PATIENCE, SlurmError, ask, is_running_still, live_jobs, own_job, seconds_left
+from transact.runtime.slurm import (
+    EARLY_SECONDS,
+    LONG_PATIENCE,
+    SlurmError,
+    ask,
+    is_running_still,
+    live_jobs,
+    own_job,
+    seconds_left,
+)
 
 KINDS = ("timeouts", "preemptions", "failures")
-WARNINGS = ("SIGUSR1", "SIGUSR2")  # what --signal sends before the time limit; some sites before a preemption too
 SIGNAL_CODES = {128 + number.value: number.name for number in SIGNALS}
-EARLY_SECONDS = 90.0  # SLURM sends the warning up to a minute before its time
 TAKEN = "SLURM took the nodes (preemption, requeue, or a node that broke down)"
 
 
@@ -33,7 +41,11 @@ def begin(folder: Path, limits: dict[str, int]) -> int:
     own = own_job()
     if own is None:
         return refuse("python -m transact.attempt belongs into the batch script of a SLURM job")
-    job, restart = own
+    with exclusive(folder / "attempt.lock"):
+        return _begin(*own, folder, limits)
+
+
+def _begin(job: str, restart: int, folder: Path, limits: dict[str, int]) -> int:
     record = _read(folder)
     previous = record.get("attempt")
     if previous is None or previous["job"] != job:
@@ -56,9 +68,11 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
     if own is None or code == DONE or record.get("state") == "done":
         return code
     job, restart = own
-    if not is_running_still(job, restart):
+    if not is_running_still(job, restart, LONG_PATIENCE):
         return code  # SLURM has decided already: cancelled, queued again, or out of time
-    if code == REFUSED:
+    if record.get("attempt", {}).get("job") != job:
+        return code  # another job is at work in this folder: what this one met is not its affair
+    if code == REFUSED and "run_id" not in record:
         write_json(folder / RECORD, record | {"state": "failed", "error": "the request was refused: the log says why"})
         return code
     kind, reason = _why(record, job, code, signal_delay)
@@ -74,7 +88,7 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
         print(f"error: {exceeded}", file=sys.stderr, flush=True)
         return code
     print(f"{reason}: job {job} is queued again", flush=True)
-    ask("scontrol", "requeue", job, patience=PATIENCE)
+    ask("scontrol", "requeue", job, patience=LONG_PATIENCE)
     return code
 
 
@@ -115,6 +129,8 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
         return "preemptions", "asked to leave (SIGTERM)"
     if name is not None:
         return None, f"stopped by {name}"
+    if code == REFUSED:  # what worked before may be refused on a node that does not see a file system
+        return "failures", "an attempt was refused that was accepted before: its log says why"
     return "failures", error or f"the ranks ended with exit code {code} and left no reason (their logs may tell)"
 
 

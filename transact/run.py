@@ -6,6 +6,7 @@ torch and its like come in with the work itself.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 
@@ -52,7 +53,9 @@ def point_folder(output_dir: str, command_line: list[str]) -> str:
     name = ",".join(each.input_line or "" for each in point if each.key_or_group in swept).replace("/", "_")
     if not name:
         name = f"point_{HydraConfig.get().job.num}"
-    return os.path.join(output_dir, name[:LONGEST_FILE_NAME])
+    if len(name) > LONGEST_FILE_NAME:
+        name = f"{name[:LONGEST_FILE_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return os.path.join(output_dir, name)
 
 
 def main() -> int:

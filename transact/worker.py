@@ -22,7 +22,7 @@ from transact.files import write_text
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import adopt_slurm_step
-from transact.runtime.slurm import own_job
+from transact.runtime.slurm import EARLY_SECONDS, own_job
 from transact.runtime.watchdog import SILENCE_SECONDS
 from transact.stages.training_health import Diverged
 
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
 SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
+SHORTEST_NOTICE_SECONDS = 30.0
 CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
-    interruption = Interruption()
+    interruption = Interruption(_leave_seconds(config))
     interruption.listen()
     adopt_slurm_step()
     from transact.runtime.rendezvous import Refused, environment_rank, environment_world_size
@@ -98,7 +99,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         if group.is_main:
             folder.remove_leftovers()
             folder.open(group.world_size)
-            write_text(folder.path / "config.yaml", to_yaml(config))
+            write_text(folder.path / "config.yaml", to_yaml(_without_setup(config)))
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
         if group.is_main:
@@ -107,6 +108,13 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _leave_seconds(config: RunConfig) -> float | None:
+    """Before SLURM's time limit, in a stage that does not heed the warning."""
+    if own_job() is None:
+        return None
+    return max(SHORTEST_NOTICE_SECONDS, config.launch.signal_delay_seconds - EARLY_SECONDS)
 
 
 def _code_of_stop(interruption: Interruption) -> int:
@@ -171,6 +179,11 @@ def _leave_in_time() -> None:
     last_resort.start()
 
 
+def _without_setup(config: RunConfig) -> RunConfig:
+    """Lines of shell that prepare a cluster's nodes may hold keys."""
+    return replace(config, launch=replace(config.launch, setup=[]))
+
+
 @contextmanager
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
@@ -190,7 +203,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         tags=config.track.tags,
         name=config.name if config.share_dir is None else f"{config.name} {folder.path.name}",
         run_id=folder.record["run_id"],
-        config=to_dictionary(config),
+        config=to_dictionary(_without_setup(config)),
         folder=folder.path,
     )
     with Tracker(MetricsLog(folder.path / "metrics.jsonl"), mirror) as tracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 
@@ -168,3 +169,21 @@ def test_a_second_ctrl_c_leaves_at_once_even_from_a_collective() -> None:
     with pytest.raises(AssertionError, match=r"ranks \[0\] died"):
         run_on_ranks(2, wait_in_a_collective, seconds=60)
     assert time.monotonic() - begin < 30
+
+
+def deep_in_a_stage_that_heeds_nothing() -> None:
+    import os
+
+    from transact.runtime.interruption import Interruption
+
+    Interruption(leave_seconds=1.0).listen()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    time.sleep(600)
+
+
+def test_warned_by_a_cluster_it_leaves_in_time_whatever_it_is_at() -> None:
+    """With the exit code of a process that the signal ended, by which its job is queued again."""
+    process = multiprocessing.get_context("spawn").Process(target=deep_in_a_stage_that_heeds_nothing)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 128 + signal.SIGUSR2

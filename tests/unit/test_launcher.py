@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from transact.runtime.launcher import adopt_slurm_step, first_host
@@ -75,3 +77,15 @@ def test_nothing_is_changed(environ: dict[str, str]) -> None:
 )
 def test_first_host(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+def test_the_copy_that_a_job_runs_has_the_task_files(tmp_path: Path) -> None:
+    """They are package data; the demo's weights and conf/ are not needed there."""
+    from transact.launching.cluster import snapshot
+    from transact.stages.tasks import OWN_TASKS
+
+    package = snapshot(tmp_path) / "transact"
+    assert {path.name for path in (package / "assets" / OWN_TASKS.name).iterdir()} == {
+        path.name for path in OWN_TASKS.iterdir()
+    }
+    assert not list(package.rglob("*.safetensors"))

@@ -54,10 +54,12 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
     """
     partitions: dict[str, int] = {}
     default = None
-    for line in ask("sinfo", "-h", "-o", "%P|%D").splitlines():
+    for line in ask("sinfo", "-a", "-h", "-o", "%P|%D").splitlines():
         name, _, nodes = line.partition("|")
         default = name.rstrip("*") if name.endswith("*") else default
         partitions[name.rstrip("*")] = partitions.get(name.rstrip("*"), 0) + int(nodes)
+    if launch.partition is None and default is None:
+        return  # a plug-in of the cluster chooses
     chosen = (launch.partition or default or "").split(",")  # SLURM takes whichever of several is free first
     for name in chosen:
         if name not in partitions:
@@ -67,7 +69,7 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
     if launch.nodes > largest:
         raise ValueError(f"launch.nodes={launch.nodes} is not allowed: partition {','.join(chosen)} has {largest}")
     if not launch.shared_folder:
-        hosts = set(ask("sinfo", "-h", "-N", "-p", ",".join(chosen), "-o", "%n").split())
+        hosts = set(ask("sinfo", "-a", "-h", "-N", "-p", ",".join(chosen), "-o", "%n").split())
         check_shared(folder, hosts)
 
 
@@ -130,9 +132,9 @@ def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
         try:
             job = submit_to_slurm(config, folder / "logs", code, after)
         except SlurmError:
-            shutil.rmtree(folder if is_new else code)
+            shutil.rmtree(folder if is_new and not (folder / JOB_RECORD).exists() else code)
             raise
-    write_json(folder / JOB_RECORD, {"job": job, "submitted": time.time(), "code": str(code)})
+        write_json(folder / JOB_RECORD, {"job": job, "submitted": time.time(), "code": str(code)})
     return job
 
 
@@ -140,7 +142,7 @@ def snapshot(folder: Path) -> Path:
     """Copy the package: a job that is queued again runs what was submitted. Returns the folder to import from."""
     code = folder / "code" / time.strftime("%Y%m%d-%H%M%S")
     package = code / PACKAGE.name
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets", "conf"))
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "demo_parent", "conf"))
     (package / COPIED_REVISION.name).write_text(git_revision() or "", encoding="utf-8")
     return code
 

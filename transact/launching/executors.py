@@ -21,6 +21,7 @@ from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step, fre
 from transact.runtime.slurm import SlurmError
 
 # The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 
 
@@ -159,7 +160,9 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
         additional_parameters=_sbatch_options(launch),
         **cpus,
     )
-    for name in INHERITED:  # sbatch hands the environment on
+    # sbatch hands the environment on, and heeds its own variables before our request.
+    ours = [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_")) and name not in OF_THE_CLUSTER]
+    for name in (*INHERITED, *ours):
         os.environ.pop(name, None)
     try:
         with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
@@ -177,7 +180,9 @@ def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
         "constraint": launch.constraint,
         "gpus-per-node": launch.gpus_per_node or None,
     }
-    return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | launch.options
+    # A flag has no value: {exclusive: true}.
+    options = {name: True if value.lower() == "true" else value for name, value in launch.options.items()}
+    return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | options
 
 
 def _reason(error: Exception) -> str:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transact.runtime.process import ProcessGroup
+if TYPE_CHECKING:
+    from transact.runtime.process import ProcessGroup
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 POLL_SECONDS = 0.2

@@ -10,6 +10,7 @@ import time
 from transact.exit_codes import FAILED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
 # A terminal and a launcher that passes it on both deliver one Ctrl-C.
 SAME_KEY_SECONDS = 1.0
 
@@ -19,9 +20,14 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """What this rank was asked. Once asked it stays asked."""
+    """What this rank was asked. Once asked it stays asked.
 
-    def __init__(self) -> None:
+    leave_seconds: after a warning (SIGUSR1 or SIGUSR2), when the process ends whatever it is at: a stage that heeds
+    nothing would be killed with the job, and a job that is killed is not queued again. None: never.
+    """
+
+    def __init__(self, leave_seconds: float | None = None) -> None:
+        self._leave_seconds = leave_seconds
         self.asked_by: str | None = None
         self._interrupted_at: float | None = None  # by the first Ctrl-C
 
@@ -45,6 +51,11 @@ class Interruption:
                     self._receive(signal.Signals(number).name, time.monotonic())
 
     def _receive(self, name: str, now: float) -> None:
+        if self.asked_by is None and name in WARNINGS and self._leave_seconds is not None:
+            code = 128 + signal.Signals[name].value
+            last_resort = threading.Timer(self._leave_seconds, os._exit, [code])
+            last_resort.daemon = True
+            last_resort.start()
         self.asked_by = self.asked_by or name
         if name != "SIGINT":
             return

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
 PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
+LONG_PATIENCE = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0, 120.0, 120.0)  # another controller takes over
+EARLY_SECONDS = 90.0  # SLURM sends the warning up to a minute before its time
 ANSWER_SECONDS = 60.0
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"})
 ENDED |= {"OUT_OF_MEMORY", "REVOKED"}
@@ -65,7 +67,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     try:
-        lines = ask("squeue", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=PATIENCE[:1])
+        lines = ask("squeue", "-a", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=PATIENCE[:1])
     except SlurmError as error:
         if "Invalid job id" in str(error):  # a single job that it has forgotten
             return {}
@@ -99,7 +101,7 @@ def seconds_left(job: str) -> float:
     return 86_400 * int(days or 0) + seconds
 
 
-def is_running_still(job: str, restart: int) -> bool:
+def is_running_still(job: str, restart: int, patience: Iterable[float] = PATIENCE) -> bool:
     """Whether the job runs, in this attempt: SLURM has neither ended it nor queued it again."""
-    shown = dict(word.partition("=")[::2] for word in ask("scontrol", "show", "job", job, patience=PATIENCE).split())
+    shown = dict(word.partition("=")[::2] for word in ask("scontrol", "show", "job", job, patience=patience).split())
     return shown.get("JobState") == "RUNNING" and int(shown.get("Restarts", "0")) == restart
