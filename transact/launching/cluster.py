@@ -69,7 +69,7 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
     if launch.nodes > largest:
         raise ValueError(f"launch.nodes={launch.nodes} is not allowed: partition {','.join(chosen)} has {largest}")
     if not launch.shared_folder:
-        hosts = set(ask("sinfo", "-a", "-h", "-N", "-p", ",".join(chosen), "-o", "%n").split())
+        hosts = set(ask("sinfo", "-h", "-N", "-p", ",".join(chosen), "-o", "%n").split())
         check_shared(folder, hosts)
 
 
