@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import pytest
@@ -93,3 +93,29 @@ def test_the_readme_states_what_the_method_costs() -> None:
     seconds = {row["channels"]: row["seconds"] for row in cost["greedy_obs"]}
     assert f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008" in " ".join(readme.split())
     assert f"{cost['sequential_over_parallel']:.1f} times" in readme
+
+
+def test_the_reliability_page_tells_what_was_measured() -> None:
+    page = " ".join((REPOSITORY / "docs" / "reliability.md").read_text().split())
+    faults, saving = (read_json(RESULTS / f"{name}.json") for name in ("faults", "saving"))
+    assert faults["identical"] == faults["runs"] and faults["kills"] >= 30
+    during = sum(count for place, count in faults["by_stage"].items() if place.endswith(": saving"))
+    noticed = faults["seconds_to_notice"]["all"]
+    assert max(noticed) < 30
+    for told in (
+        f"{faults['kills']} kills over {faults['runs']} runs, {during} of them while a checkpoint was written",
+        f"{faults['identical']} runs ended with the weights and losses of the undisturbed one",
+        f"{faults['lost_steps']} steps lost, {faults['repeated_steps']} repeated",
+        f"{faults['left_over_files']} temporary files left",
+        f"({len(noticed)} times) the whole job had ended within {max(noticed):.1f} s",
+        f"the median was {median(noticed):.1f} s",
+    ):
+        assert told in page, told
+    largest = max(saving["sizes"].values(), key=lambda size: size["parameters"])
+    assert largest["share_of_time"] < saving["target"]
+    for told in (
+        f"A checkpoint of {largest['parameters'] / 1e6:.0f} million parameters, best weights included",
+        f"is {largest['bytes'] / 1e6:,.0f} MB and took {largest['save_seconds']:.1f} s",
+        f"{largest['share_of_time']:.2%}".replace("%", " % of the time at the default interval"),
+    ):
+        assert told in page, told
