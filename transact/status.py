@@ -77,10 +77,7 @@ def _is_run(folder: Path) -> bool:
 
 def statuses(folders: list[Path]) -> list[Status]:
     """Asks SLURM once, for all of them; not at all where none was submitted to it."""
-    jobs = {
-        each: _read(each / JOB_RECORD).get("job") or _read(each / RECORD).get("attempt", {}).get("job")
-        for each in folders
-    }
+    jobs = {each: _newest_job(each) for each in folders}
     wanted = [job for job in jobs.values() if job is not None]
     try:
         states = job_states(wanted)
@@ -88,6 +85,12 @@ def statuses(folders: list[Path]) -> list[Status]:
     except SlurmError as error:
         states, unknown = {}, f"unknown ({error})"
     return [status_of(folder, job, None if job is None else states.get(job, unknown)) for folder, job in jobs.items()]
+
+
+def _newest_job(folder: Path) -> str | None:
+    """The one submitted last from here, or by hand since."""
+    jobs = (_read(folder / JOB_RECORD).get("job"), _read(folder / RECORD).get("attempt", {}).get("job"))
+    return max((job for job in jobs if job is not None), key=int, default=None)
 
 
 def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
