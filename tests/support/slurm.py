@@ -187,7 +187,7 @@ class Slurm:
 
     def jobs(self) -> list[str]:
         """Those that wait or run."""
-        return self.run("squeue", "-h", "-o", "%i").split()
+        return sorted(self.run("squeue", "-h", "-o", "%i").split(), key=int)  # it shows those that wait first
 
     def wait_for_state(self, job: str, *states: str, seconds: float) -> str:
         wait_for(lambda: self.job_state(job) in states, seconds, f"job {job} {' or '.join(states)}")
