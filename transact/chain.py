@@ -163,13 +163,20 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     evaluation = job.path(name, "evaluation.json")
     both = {"sliced": sliced, "recovered": recovered}
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
+    evaluate_stage(job, texts, both, evaluation, round_number=each.number, tokens=tokens)
+    return recovered
+
+
+def evaluate_stage(
+    job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path, *, round_number: int, tokens: int
+) -> None:
+    """The evaluation of a round's own checkpoints. tokens: of recovery up to here."""
 
     def measure() -> None:
-        evaluate(job, texts, both, evaluation)
-        report(job, evaluation, round_number=each.number, tokens=tokens)
+        evaluate(job, texts, checkpoints, output)
+        report(job, output, round_number=round_number, tokens=tokens)
 
-    job.stage(f"{name}/evaluate", evaluation, measure)
-    return recovered
+    job.stage(f"round_{round_number:02d}/evaluate", output, measure)
 
 
 def pretrain(job: Job) -> dict[str, Any]:
@@ -192,12 +199,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     clear_checkpoints(job)
 
     dense = job.path("round_00", "evaluation.json")
-
-    def measure() -> None:
-        evaluate(job, texts, {"dense": trained}, dense)
-        report(job, dense, round_number=0, tokens=each.tokens)
-
-    job.stage("round_00/evaluate", dense, measure)
+    evaluate_stage(job, texts, {"dense": trained}, dense, round_number=0, tokens=each.tokens)
     return finish(job, texts, trained, start, [])
 
 

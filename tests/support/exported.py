@@ -93,7 +93,12 @@ def masked_parent(folder: Path, plan: PrunePlan) -> Any:
     """The parent in a folder with every cut unit zeroed: what its sliced model must compute."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return zero_cut_units(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), plan)
+
+
+@torch.no_grad()
+def zero_cut_units(model: Any, plan: PrunePlan) -> Any:
+    """The model itself, changed in place; written independently of the slicing code."""
     half, hidden = plan.source.head_dim // 2, plan.source.hidden_size
     group = plan.source.queries_per_key_value_head
     for layer, block in enumerate(model.model.layers):

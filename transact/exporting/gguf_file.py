@@ -7,7 +7,7 @@ Weights of two dims are stored in the asked type; norms, biases and factors in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +52,14 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> None:
     add_tokenizer(writer, folder, config["vocab_size"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
     with CheckpointReader(folder) as reader:
-        for source, (shape, kind_of_tensor) in _layout(reader, config, kind).items():
+        layout = _layout(reader, config, kind)
+        for source, (shape, kind_of_tensor) in layout.items():
             _add_tensor_info(writer, _gguf_name(names, source), shape, kind_of_tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for _, data in _tensors(reader, config, kind):
-            writer.write_tensor_data(data)
+        for source, (_, kind_of_tensor) in layout.items():
+            writer.write_tensor_data(_data(reader, config, source, kind_of_tensor))
     writer.close()
 
 
@@ -123,17 +124,16 @@ def _add_tensor_info(writer: Any, name: str, shape: tuple[int, ...], kind: str) 
     writer.add_tensor_info(name, stored, numpy.dtype(numpy.uint8), int(numpy.prod(stored)), quantised)
 
 
-def _tensors(reader: CheckpointReader, config: Mapping[str, Any], kind: str) -> Iterator[tuple[str, Any]]:
-    """Every tensor as numpy data, in the order of `_layout`."""
+def _data(reader: CheckpointReader, config: Mapping[str, Any], name: str, kind: str) -> Any:
+    """A tensor in its ggml type, as numpy data."""
     import gguf
 
-    for name, (_, tensor_type) in _layout(reader, config, kind).items():
-        tensor = frequency_factors(config) if name == FACTORS else reader.tensor(name)
-        assert tensor is not None
-        data = _rotation_order(name, tensor.float(), config)
-        if tensor_type == "F16" and float(data.abs().max()) > LARGEST_FLOAT16:
-            raise OverflowError(f"{name} holds {float(data.abs().max()):.3g}: too large for float16")
-        yield name, gguf.quantize(data.contiguous().numpy(), gguf.GGMLQuantizationType[tensor_type])
+    tensor = frequency_factors(config) if name == FACTORS else reader.tensor(name)
+    assert tensor is not None
+    data = _rotation_order(name, tensor.float(), config)
+    if kind == "F16" and float(data.abs().max()) > LARGEST_FLOAT16:
+        raise OverflowError(f"{name} holds {float(data.abs().max()):.3g}: too large for float16")
+    return gguf.quantize(data.contiguous().numpy(), gguf.GGMLQuantizationType[kind])
 
 
 def _rotation_order(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:

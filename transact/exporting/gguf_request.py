@@ -9,13 +9,12 @@ from typing import Any
 
 from transact.config import ExportConfig, RunConfig
 from transact.exporting.gguf_tokenizer import check_tokenizer
+from transact.exporting.shapes import Q4_BLOCK, cut_rows
 from transact.geometry import Geometry
 from transact.models.families import family_of
 from transact.models.llama import read_geometry
 from transact.models.rotary import rope_settings
 from transact.outline import final_geometries
-
-BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together
 
 
 def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
@@ -66,21 +65,16 @@ def check_gguf_dimensions(kind: str, geometry: Geometry) -> None:
     """
     if kind in ("none", "f16"):
         return
-    if geometry.hidden_size % BLOCK:
+    if geometry.hidden_size % Q4_BLOCK:
         raise ValueError(
             f"export.gguf={kind!r} is not allowed: hidden_size is {geometry.hidden_size}, and {kind} takes multiples "
-            f"of {BLOCK}; it must be f16"
+            f"of {Q4_BLOCK}; it must be f16"
         )
-    dimensions = {"head_dim": geometry.head_dim, "intermediate_size": geometry.intermediate_size}
-    rows = {
-        "head_dim": geometry.head_dim * geometry.num_attention_heads,
-        "intermediate_size": geometry.intermediate_size,
-    }
-    for name, row in rows.items():
-        if row % BLOCK:
+    for name, (size, row) in cut_rows(geometry).items():
+        if row % Q4_BLOCK:
             raise ValueError(
-                f"export.gguf={kind!r} is not allowed: {name} may become {dimensions[name]}, which makes rows of "
-                f"{row} weights, and {kind} takes multiples of {BLOCK}; set prune.multiple.{name}={BLOCK} or "
+                f"export.gguf={kind!r} is not allowed: {name} may become {size}, which makes rows of "
+                f"{row} weights, and {kind} takes multiples of {Q4_BLOCK}; set prune.multiple.{name}={Q4_BLOCK} or "
                 "prune/multiple=llama_cpp_q4"
             )
 

@@ -52,6 +52,11 @@ class Family:
     gguf_architecture: str = "llama"
 
 
+def refuse_biases(config: Config) -> None:
+    """Raises ValueError: projections have biases, in a family whose biases are not known."""
+    refuse_if_true(config, "attention_bias", "mlp_bias")
+
+
 def refuse_if_true(config: Config, *names: str) -> None:
     """Raises ValueError: one of these switches is on."""
     for name in names:

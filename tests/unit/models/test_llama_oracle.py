@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from tests.support.exported import zero_cut_units
 from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock
@@ -98,29 +99,8 @@ def write(
 
 
 def masked(parent: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
-    """The parent with every cut unit zeroed, written independently of the slicing code."""
-    model = deepcopy(parent)
-    half, group = plan.source.head_dim // 2, plan.source.queries_per_key_value_head
-    with torch.no_grad():
-        for layer, block in enumerate(model.model.layers):
-            attention, mlp = block.self_attn, block.mlp
-            for head in range(plan.source.num_key_value_heads):
-                cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs(layer, head)))
-                # (groups, heads of a group, halves, pairs, hidden)
-                for projection in (attention.q_proj, attention.k_proj):
-                    shape = (plan.source.num_key_value_heads, -1, 2, half, plan.source.hidden_size)
-                    projection.weight.view(shape)[head, :, :, cut_pairs] = 0
-            value = attention.v_proj.weight.view(-1, 2 * half, plan.source.hidden_size)
-            output = attention.o_proj.weight.view(plan.source.hidden_size, -1, 2 * half)
-            for head, dims in enumerate(plan.value_dims[layer]):
-                cut_dims = sorted(set(range(2 * half)) - set(dims))
-                value[head, cut_dims] = 0
-                output[:, head * group : (head + 1) * group, cut_dims] = 0
-            cut = sorted(set(range(plan.source.intermediate_size)) - set(plan.channels[layer]))
-            mlp.gate_proj.weight[cut] = 0
-            mlp.up_proj.weight[cut] = 0
-            mlp.down_proj.weight[:, cut] = 0
-    return model
+    """A copy of the parent with every cut unit zeroed."""
+    return zero_cut_units(deepcopy(parent), plan)
 
 
 def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from transact.models.family import Config, Family, refuse_if_true
-
-
-def _check(config: Config) -> None:
-    refuse_if_true(config, "attention_bias", "mlp_bias")
-
+from transact.models.family import Family, refuse_biases
 
 LLAMA = Family(
     model_type="llama",
@@ -16,7 +11,7 @@ LLAMA = Family(
     heads_divide_hidden_size=True,
     has_own_frequencies=True,
     required=(),
-    check=_check,
+    check=refuse_biases,
 )
 # A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
 TRANSACT_LLAMA = Family(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from transact.models.family import Config, Family, refuse_if_true
+from transact.models.family import Config, Family, refuse_biases
 
 
 def _window(config: Config) -> int | None:
     return config.get("sliding_window")
-
-
-def _check(config: Config) -> None:
-    refuse_if_true(config, "attention_bias", "mlp_bias")
 
 
 MISTRAL = Family(
@@ -19,5 +15,5 @@ MISTRAL = Family(
     configuration="MistralConfig",
     has_own_frequencies=True,
     window=_window,
-    check=_check,
+    check=refuse_biases,
 )
