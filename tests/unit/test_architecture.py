@@ -17,7 +17,6 @@ from tests.support.commands import REPOSITORY
 LAYERS = (
     {""},  # transact/__init__.py
     {"checks", "geometry", "files", "exit_codes"},
-    {"launch_config"},
     {"config"},
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
