@@ -21,6 +21,7 @@ import torch
 from transact.config import (
     DataConfig,
     EngineConfig,
+    LaunchConfig,
     ModelConfig,
     MultipleConfig,
     PruneConfig,
@@ -32,7 +33,6 @@ from transact.config import (
 from transact.data.order import SequenceOrder
 from transact.data.token_store import INDEX_NAME, TOKENS_NAME, TokenStore
 from transact.files import write_json
-from transact.launch_config import LaunchConfig
 from transact.outline import reserved_sequences
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import package_versions

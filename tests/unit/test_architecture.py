@@ -16,8 +16,7 @@ from tests.support.commands import REPOSITORY
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
     {""},  # transact/__init__.py
-    {"checks", "geometry", "files", "exit_codes"},
-    {"launch_config"},
+    {"checks", "geometry", "files", "exit_codes", "accelerators"},
     {"config"},
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},

@@ -6,11 +6,10 @@ import shutil
 import time
 from pathlib import Path
 
-from transact.config import RunConfig
+from transact.config import LaunchConfig, RunConfig
 from transact.configuring import PACKAGE
 from transact.exit_codes import DONE, FAILED, refuse
 from transact.files import read_json, write_json
-from transact.launch_config import LaunchConfig
 from transact.launching.executors import log_path, submit_to_slurm
 from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared

@@ -12,10 +12,9 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from transact.config import RunConfig
+from transact.config import LaunchConfig, RunConfig
 from transact.configuring import to_dictionary, typed_config
 from transact.exit_codes import FAILED, leave
-from transact.launch_config import LaunchConfig
 from transact.runtime.interruption import SIGNALS
 from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step, free_port
 from transact.runtime.slurm import SlurmError

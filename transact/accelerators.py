@@ -1,0 +1,64 @@
+"""What accelerators can do at best, from their makers' data sheets: for MFU, and for plans made before one is at hand.
+
+Peaks are those of dense bfloat16 matrix products; data sheets like to print twice as much, for half-empty matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TERA = 1e12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accelerator:
+    """
+    Attributes:
+        name: how a configuration names it.
+        reported: parts that a driver's name of the device has, all of them, in lower case.
+        peak_flops: bfloat16 FLOPs per second.
+        memory_gib: GiB that a process can use at best.
+    """
+
+    name: str
+    reported: tuple[str, ...]
+    peak_flops: float
+    memory_gib: float
+
+
+# The first that fits counts: narrower names stand before wider ones.
+ACCELERATORS = (
+    Accelerator(name="b200", reported=("b200",), peak_flops=2250 * TERA, memory_gib=178),
+    Accelerator(name="h200", reported=("h200",), peak_flops=989.4 * TERA, memory_gib=139),
+    Accelerator(name="h100_pcie", reported=("h100", "pcie"), peak_flops=756 * TERA, memory_gib=79),
+    Accelerator(name="h100_nvl", reported=("h100", "nvl"), peak_flops=835 * TERA, memory_gib=93),
+    Accelerator(name="h100", reported=("h100",), peak_flops=989.4 * TERA, memory_gib=79),
+    Accelerator(name="a100_80gb", reported=("a100", "80gb"), peak_flops=312 * TERA, memory_gib=79),
+    Accelerator(name="a100_40gb", reported=("a100",), peak_flops=312 * TERA, memory_gib=39),
+    Accelerator(name="l40s", reported=("l40s",), peak_flops=362 * TERA, memory_gib=44),
+    Accelerator(name="l40", reported=("l40",), peak_flops=181 * TERA, memory_gib=44),
+    Accelerator(name="a40", reported=("a40",), peak_flops=149.7 * TERA, memory_gib=44),
+    Accelerator(name="a10", reported=("nvidia a10",), peak_flops=125 * TERA, memory_gib=22),
+    Accelerator(name="l4", reported=("nvidia l4",), peak_flops=121 * TERA, memory_gib=22),
+    Accelerator(name="rtx_4090", reported=("rtx 4090",), peak_flops=165.2 * TERA, memory_gib=23),
+    Accelerator(name="rtx_3090", reported=("rtx 3090",), peak_flops=71 * TERA, memory_gib=23),
+    Accelerator(name="mi300x", reported=("mi300x",), peak_flops=1307.4 * TERA, memory_gib=191),
+)
+BY_NAME = {each.name: each for each in ACCELERATORS}
+
+
+def reported_as(device_name: str) -> Accelerator | None:
+    """The accelerator that a driver calls `device_name` ("NVIDIA H100 80GB HBM3"); None for one that is not known."""
+    words = device_name.lower()
+    return next((each for each in ACCELERATORS if all(part in words for part in each.reported)), None)
+
+
+def model_flops_utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:
+    """MFU: the share of one accelerator's peak that the model itself needs (PaLM, arXiv 2204.02311, appendix B).
+
+    Args:
+        flops_per_token: of forward and backward, without what activation checkpointing computes again.
+        tokens_per_second: of one accelerator.
+        peak_flops: FLOPs per second of one accelerator.
+    """
+    return flops_per_token * tokens_per_second / peak_flops

@@ -1,0 +1,106 @@
+"""What is cut, how much, and how it is chosen: conf/prune/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transact.checks import require, require_at_least, require_choice, require_one_per_round, require_positive
+
+SCHEDULE_KINDS = ("linear", "geometric", "cubic")
+SPLITS = ("equal", "auto")
+ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
+PAIR_SCORES = ("norm_product", "token_product", "logit_variance", "taylor", "magnitude", "random")
+PAIR_SCOPES = ("model", "layer", "head")
+UNIT_SCORES = ("norm", "taylor", "magnitude", "random")
+VALUE_CHOICES = ("svd", "pca", *UNIT_SCORES)
+CHANNEL_CHOICES = ("obs", *UNIT_SCORES)
+REFITS = ("none", "least_squares", "sequential")
+ROTARY_CHOICES = ("free", "progression")
+
+
+@dataclass(kw_only=True, slots=True)
+class MultipleConfig:
+    """Dimensions are multiples of these, so that kernels stay fast."""
+
+    head_dim: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        require_positive("prune.multiple", self, "head_dim", "intermediate_size")
+        require("prune.multiple.head_dim", self.head_dim, self.head_dim % 2 == 0, "it must be even (rotary pairs)")
+
+
+@dataclass(kw_only=True, slots=True)
+class MethodConfig:
+    """What is cut inside a layer, how it is chosen, and what makes up for it: conf/prune/method/."""
+
+    attention: str = "pairs"  # pairs of q and k with dims of v and o | whole heads | the same dims in q, k, v and o
+    pair_score: str = "logit_variance"
+    pair_scope: str = "model"  # layer and head: better choices that no stock model class can express
+    values: str = "svd"  # a basis for v and o, or a score of their dims
+    channels: str = "obs"
+    refit: str = "least_squares"  # of o_proj and down_proj
+    ridge: float = 0.01  # relative to the mean of a Gram matrix's diagonal
+    gram_gib: float = 8.0  # of Gram matrices that a rank sums at a time; decides the number of passes
+
+    def __post_init__(self) -> None:
+        require_choice("prune.method.attention", self.attention, ATTENTION_UNITS)
+        require_choice("prune.method.pair_score", self.pair_score, PAIR_SCORES)
+        require_choice("prune.method.pair_scope", self.pair_scope, PAIR_SCOPES)
+        require_choice("prune.method.values", self.values, VALUE_CHOICES)
+        require_choice("prune.method.channels", self.channels, CHANNEL_CHOICES)
+        require_choice("prune.method.refit", self.refit, REFITS)
+        require_positive("prune.method", self, "ridge", "gram_gib")
+        if self.attention == "pairs":
+            return
+        for name, value, fits in (
+            ("values", self.values, self.values in UNIT_SCORES),
+            ("pair_scope", self.pair_scope, self.pair_scope == "model"),
+            ("refit", self.refit, self.refit != "sequential"),
+        ):
+            require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
+
+    def needs_gram(self) -> bool:
+        """Whether it looks at more of the activations of the dense checkpoint than their size."""
+        basis = self.values in ("svd", "pca") and self.refit != "sequential"
+        return basis or self.channels == "obs" or self.refit == "least_squares"
+
+
+@dataclass(kw_only=True, slots=True)
+class PruneConfig:
+    """How much is cut, in how many rounds, and how."""
+
+    remove_fraction: float | None = None  # of all parameters of the parent
+    head_dim: int | None = None  # explicit dimensions instead of a fraction, or head_dim alone beside one
+    intermediate_size: int | None = None
+    split: str = "equal"  # between attention and MLP: the same fraction of both | measured
+    split_candidates: int = 8  # at most, that auto measures
+    rounds: int = 1
+    rotary_pairs: str = "free"  # progression: every s-th pair, which rope_theta alone expresses
+    schedule: str = "linear"
+    round_shares: list[float] | None = None  # relative size of each round's cut, instead of a schedule
+    calibration_sequences: int = 128
+    multiple: MultipleConfig
+    method: MethodConfig = field(default_factory=MethodConfig)
+
+    def __post_init__(self) -> None:
+        fraction, both = self.remove_fraction, "give it with or without prune.head_dim, or else explicit dimensions"
+        require("prune.remove_fraction", fraction, fraction is None or 0 < fraction < 1, "it must be inside (0, 1)")
+        if fraction is None:
+            explicit = self.head_dim is not None or self.intermediate_size is not None
+            require("prune.remove_fraction", fraction, explicit, both)
+        else:
+            require("prune.remove_fraction", fraction, self.intermediate_size is None, both)
+        require_at_least("prune", self, 1, "rounds", "calibration_sequences", "split_candidates")
+        require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
+        require_choice("prune.split", self.split, SPLITS)
+        require_choice("prune.rotary_pairs", self.rotary_pairs, ROTARY_CHOICES)
+        one_set = self.method.attention == "pairs" and self.method.pair_scope == "model"
+        progression = "progression needs prune.method.attention=pairs and pair_scope=model"
+        require("prune.rotary_pairs", self.rotary_pairs, self.rotary_pairs == "free" or one_set, progression)
+        require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
+        free = fraction is not None and self.head_dim is None
+        require("prune.split", self.split, self.split == "equal" or free, "auto needs remove_fraction without head_dim")
+        heads = self.method.attention == "heads"
+        explicit_heads = heads and self.head_dim is not None
+        require("prune.head_dim", self.head_dim, not explicit_heads, "prune.method.attention=heads keeps head_dim")

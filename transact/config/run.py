@@ -1,0 +1,83 @@
+"""The whole of a run's configuration, and what ties its parts together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transact.checks import require, require_at_least, require_choice, require_one_per_round
+from transact.config.data import DataConfig
+from transact.config.engine import EngineConfig
+from transact.config.eval import EvalConfig
+from transact.config.export import ExportConfig
+from transact.config.launch import LaunchConfig
+from transact.config.model import ModelConfig
+from transact.config.prune import PruneConfig
+from transact.config.recover import RecoverConfig
+from transact.config.track import TrackConfig
+
+MODES = ("prune", "pretrain", "plan")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run depends on; written to `config.yaml` of its folder."""
+
+    name: str
+    output_dir: str
+    share_dir: str | None = None  # of a sweep: where its points share what is the same for all of them
+    mode: str = "prune"
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig
+    prune: PruneConfig
+    recover: RecoverConfig
+    engine: EngineConfig
+    track: TrackConfig
+    launch: LaunchConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("mode", self.mode, MODES)
+        plain = bool(self.name) and not any(mark in self.name for mark in "/\\ \t\n") and self.name[0] != "."
+        require("name", self.name, plain, "a folder name without spaces and slashes")
+        require_at_least("run", self, 0, "seed")
+        self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        for name in ("token_shares", "learning_rates"):
+            require_one_per_round(f"recover.{name}", getattr(self.recover, name), self.prune.rounds)
+        if self.mode == "pretrain":
+            alone = self.recover.objective == "cross_entropy"
+            require("recover.objective", self.recover.objective, alone, "mode=pretrain has no parent to distil from")
+            missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
+            require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
+        scope = self.prune.method.pair_scope
+        stock = scope == "model" or self.model.allow_non_stock or self.mode == "pretrain"
+        require(
+            "prune.method.pair_scope",
+            scope,
+            stock,
+            "stock LLaMA has one set of rotary frequencies (scope model); model.allow_non_stock=true accepts a result "
+            "that only transact loads",
+        )
+        stock = scope == "model" or not self.eval.tasks
+        require("eval.tasks", list(self.eval.tasks), stock, "a model that only transact loads has no cache for them")
+        if self.mode != "pretrain":
+            require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
+
+
+# What a finished stage does not depend on: changing these in an existing run folder is no conflict.
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export")
+FREE_SETTINGS = (
+    "engine.collective_timeout_minutes",
+    "engine.reduce_bucket_elements",
+    "engine.checkpoint_every.minutes",
+    "engine.checkpoint_every.tokens",
+    "prune.method.gram_gib",
+    "recover.max_skipped_steps",
+    # What may have to change after a long run, when its last stages are short of memory.
+    "eval.task_batch",
+    "eval.efficiency.measured",
+    "eval.efficiency.batch_sizes",
+)

@@ -1,0 +1,78 @@
+"""What calibration saw and the plan kept, as one picture per kind of channel: layer by channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transact.prune.planning import PrunePlan
+from transact.prune.statistics import ActivationStatistics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ActivationMap:
+    """One kind of channels of all layers.
+
+    Attributes:
+        norms: (layers, channels) float64, the root of the mean square over tokens.
+        kept: (layers, channels) bool; None where the cut is made in another basis than the channels'.
+    """
+
+    norms: Tensor
+    kept: Tensor | None
+
+    def kept_energy(self) -> Tensor | None:
+        """(layers,) share of the squares that is in kept channels; 1 for a layer without any."""
+        if self.kept is None:
+            return None
+        squares = self.norms.square()
+        total = squares.sum(dim=1)
+        kept = (squares * self.kept).sum(dim=1)
+        return torch.where(total > 0, kept / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
+
+    def redundancy(self) -> Tensor:
+        """(layers,) 1 - participation ratio / channels: 0 where all channels carry the same energy, near 1 where few
+        carry all. The participation ratio is (sum of squares)^2 / (sum of fourth powers)."""
+        squares = self.norms.square()
+        tiny = torch.finfo(squares.dtype).tiny
+        participating = squares.sum(dim=1).square() / squares.square().sum(dim=1).clamp_min(tiny)
+        return 1 - participating / squares.shape[1]
+
+
+def activation_maps(statistics: ActivationStatistics, plan: PrunePlan) -> dict[str, ActivationMap]:
+    """By kind: "query" and "key" (rotary pairs, head by head), "attention_output" (dims, head by head), "intermediate".
+
+    A rotary pair counts as kept if any of its two dims is. Of "attention_output" nothing is marked where values get
+    a basis from the data before they are cut.
+    """
+    source = plan.source
+    pairs = source.head_dim // 2
+    key = torch.zeros(source.num_layers, source.num_key_value_heads, source.head_dim, dtype=torch.bool)
+    value, query = torch.zeros_like(key), torch.zeros(*statistics.query.shape[:2], dtype=torch.bool)
+    channels = torch.zeros(source.num_layers, source.intermediate_size, dtype=torch.bool)
+    for layer in range(source.num_layers):
+        query[layer, list(plan.query_heads[layer])] = True
+        channels[layer, list(plan.channels[layer])] = True
+        for position, head in enumerate(plan.key_value_heads[layer]):
+            key[layer, head, list(plan.query_key_dims[layer][position])] = True
+            value[layer, head, list(plan.value_dims[layer][position])] = True
+    group = source.num_attention_heads // source.num_key_value_heads
+    key_pairs = key[..., :pairs] | key[..., pairs:]
+    query_pairs = key_pairs.repeat_interleave(group, dim=1) & query.unsqueeze(-1)
+    output = value.repeat_interleave(group, dim=1) & query.unsqueeze(-1)
+    kept = {
+        "query": query_pairs,
+        "key": key_pairs,
+        "attention_output": output if plan.value_basis == "dims" else None,
+        "intermediate": channels,
+    }
+    tokens = max(1, statistics.num_tokens)
+    return {
+        kind: ActivationMap(
+            norms=(getattr(statistics, kind) / tokens).sqrt().flatten(1),
+            kept=None if mask is None else mask.flatten(1),
+        )
+        for kind, mask in kept.items()
+    }
