@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.efficiency_breakdown import breakdown
 from benchmarks.efficiency_picture import draw
-from benchmarks.efficiency_table import efficiency_markdown
+from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
 from transact.config import EfficiencyConfig
@@ -75,10 +76,15 @@ def _write_random(folder: Path, config: dict[str, Any], geometry: Geometry, dtyp
     write_json(folder / "config.json", stored_config(config, dtype))
 
 
-def measured(size: str, dtype: str, config: EfficiencyConfig, folder: Path | None) -> dict[str, Any]:
+def measured(
+    size: str, dtype: str, config: EfficiencyConfig, folder: Path | None, *, broken_down: bool = False
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="transact-efficiency-", dir=folder) as name:
         folders = write_folders(size, dtype, Path(name))
-        return measure(folders, config, dtype=dtype, device=torch.device("cpu"))
+        found = measure(folders, config, dtype=dtype, device=torch.device("cpu"))
+        if broken_down:
+            found["breakdown"] = breakdown(folders, dtype, config.prompt_tokens[0], config.threads)
+        return found
 
 
 def main() -> None:
@@ -99,15 +105,17 @@ def main() -> None:
     }
     for size in arguments.sizes:
         for dtype in SIZES[size][1]:
-            found = measured(size, dtype, setting, arguments.folder)
+            found = measured(size, dtype, setting, arguments.folder, broken_down=True)
             result["sizes"].append({"size": size, "dtype": dtype, **found})
     dtype = SIZES[arguments.pictured][1][-1]
     found = measured(arguments.pictured, dtype, grid, arguments.folder)
     result["grid"] = {"size": arguments.pictured, "dtype": dtype, **found}
     write_result(arguments.output, result)
-    write_text(arguments.output.with_suffix(".md"), efficiency_markdown(result))
+    table = efficiency_markdown(result)
+    write_text(arguments.output.with_suffix(".md"), table)
+    write_text(arguments.output.with_name(f"{arguments.output.stem}_breakdown.md"), breakdown_markdown(result))
     draw(result["grid"], arguments.output.with_suffix(".svg"))
-    print(efficiency_markdown(result))
+    print(table)
 
 
 if __name__ == "__main__":

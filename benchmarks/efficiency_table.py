@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.efficiency_breakdown import KINDS
 from transact.efficiency.measure import PARENT
 
 MIB = 1024**2
@@ -37,6 +38,20 @@ def efficiency_markdown(result: dict[str, Any]) -> str:
                 cells.append(f"{measured['models'][role]['kv_bytes_per_token']:,}")
                 cells.append(f"{model['peak_bytes'] / MIB:,.0f}")
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines).replace(f"| {PARENT} |", "| nothing |") + "\n"
+
+
+def breakdown_markdown(result: dict[str, Any]) -> str:
+    """Milliseconds of a forward of one sequence by kind of work, and how near the matrix products alone come."""
+    columns = ("model", "removed", "phase", *(kind.replace("_", " ") for kind in KINDS), "products' speed-up")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for measured in result["sizes"]:
+        for row in measured["breakdown"]:
+            cells = [f"{measured['size']} {measured['dtype']}", row["model"].removesuffix(" removed"), row["phase"]]
+            cells += [f"{1000 * row['seconds'][kind]:.2f}" for kind in KINDS]
+            reached, allowed = row.get("products_speed_up"), row.get("products_allowed")
+            cells.append("" if reached is None else f"{reached:.2f} of {allowed:.2f}: {reached / allowed:.2f}")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).replace(f"| {PARENT} |", "| nothing |") + "\n"
 
 

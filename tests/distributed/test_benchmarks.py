@@ -153,3 +153,6 @@ def test_efficiency_measures_every_model_and_draws(tmp_path: Path) -> None:
     table = output.with_suffix(".md").read_text()
     assert table.count("\n| demo float32 |") == 3
     assert output.with_suffix(".svg").read_text().startswith("<?xml")
+    assert len(measured["breakdown"]) == 6
+    assert all(row["seconds"]["matrix_products"] > 0 for row in measured["breakdown"])
+    assert output.with_name("efficiency_breakdown.md").read_text().count("\n| demo float32 |") == 6

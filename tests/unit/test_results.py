@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.efficiency_picture import draw
-from benchmarks.efficiency_table import efficiency_markdown
+from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.quality_table import quality_table
 from tests.support.commands import REPOSITORY
 from transact.files import read_json
@@ -45,20 +45,38 @@ def test_the_picture_of_latencies_is_that_of_the_results(tmp_path: Path) -> None
     assert first == (RESULTS / "efficiency.svg").read_text()
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_speed_ups_reach_what_is_possible(phase: str) -> None:
-    """Of the larger model; where much less than the allowed speed-up is reached, the floor is the reason."""
-    result = read_json(RESULTS / "efficiency.json")
-    entries = [
-        entry[phase]
-        for measured in result["sizes"]
-        if measured["size"] != "demo"
+def test_the_page_on_efficiency_shows_where_the_time_goes() -> None:
+    table = breakdown_markdown(read_json(RESULTS / "efficiency.json"))
+    assert (RESULTS / "efficiency_breakdown.md").read_text() == table
+    assert table.strip() in (REPOSITORY / "docs" / "efficiency.md").read_text()
+
+
+def test_half_removed_reaches_the_speed_up_that_it_allows_in_float32() -> None:
+    (measured,) = large_models("float32")
+    reached = [
+        row["speed_ups"]["50% removed"][phase]["reached"]
         for row in measured["latency"]
-        for entry in row["speed_ups"].values()
+        for phase in ("prefill", "decode")
     ]
-    assert len(entries) >= 8
-    for entry in entries:
-        assert max(entry["reached"], entry["reached_of_possible"]) >= 0.8
+    assert len(reached) == 4 and min(reached) >= 0.85
+
+
+def test_where_less_is_reached_the_matrix_products_are_not_the_reason() -> None:
+    """They alone are what a cut shrinks."""
+    shares = {
+        (measured["dtype"], row["model"], row["phase"]): row["products_speed_up"] / row["products_allowed"]
+        for measured in large_models()
+        for row in measured["breakdown"]
+        if "products_allowed" in row
+    }
+    assert len(shares) == 8
+    assert min(share for (dtype, *_), share in shares.items() if dtype == "float32") >= 0.85
+    assert min(shares.values()) >= 0.8
+
+
+def large_models(*dtypes: str) -> list[dict[str, Any]]:
+    sizes = read_json(RESULTS / "efficiency.json")["sizes"]
+    return [each for each in sizes if each["size"] != "demo" and each["dtype"] in (dtypes or each["dtype"])]
 
 
 def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: str) -> float:
