@@ -21,7 +21,7 @@ LAYERS = (
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
-    {"exporting", "efficiency", "evaluation"},
+    {"exporting", "efficiency", "evaluation", "report"},
     {"stages"},
     {"chain", "preflight", "preview", "failures"},
     {"worker"},
