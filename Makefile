@@ -37,7 +37,8 @@ demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minut
 	$(PYTHON_RUN) -m transact.run +experiment=demo
 
 test: $(SETUP) ## all tests: minutes
-	$(PYTHON_RUN) -m pytest
+	$(PYTHON_RUN) -m pytest --numprocesses 2 tests/unit
+	$(PYTHON_RUN) -m pytest --ignore tests/unit
 
 test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
 	$(PYTHON_RUN) -m tests.support.optional
@@ -50,7 +51,7 @@ check: $(SETUP) ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m ruff check .
 	$(PYTHON_RUN) -m ruff format --check .
 	$(PYTHON_RUN) -m mypy transact benchmarks
-	$(PYTHON_RUN) -m pytest -q tests/unit
+	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
 bench: $(SETUP) ## throughput, calibration overhead and the cost of saving, written to benchmarks/results
 	$(PYTHON_RUN) -m benchmarks.throughput --processes 2

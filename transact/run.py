@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from transact.command_line import run_command
 from transact.config import RunConfig
 from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
 from transact.exit_codes import leave, refuse, worst
@@ -89,6 +90,12 @@ def run_task(composed: DictConfig) -> int:
             composed.share_dir = os.path.join(sweep, "shared")
             composed.output_dir = point_folder(sweep, sys.argv[1:])
             composed.track.group = composed.track.group or composed.name
+            composed.sweep_command = run_command(sys.argv[1:])
+            alone = list(HydraConfig.get().overrides.task)
+            composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
+    else:
+        with open_dict(composed):
+            composed.command = run_command(sys.argv[1:])
     if is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     try:
@@ -96,6 +103,12 @@ def run_task(composed: DictConfig) -> int:
     except ValueError as error:
         return refuse(error)
     return run(config, is_sweep=is_sweep)
+
+
+def _quoted(value: str) -> str:
+    """For Hydra's grammar, in which a folder named after settings (`a=1,b=2`) is no plain word."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def hydra_message(error: Exception) -> str:

@@ -16,7 +16,7 @@ from tests.support.commands import REPOSITORY
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
     {""},  # transact/__init__.py
-    {"checks", "geometry", "files", "exit_codes", "accelerators"},
+    {"checks", "geometry", "files", "exit_codes", "accelerators", "command_line"},
     {"config"},
     {"configuring", "prune", "data", "tracking"},
     {"models", "outline", "memory"},

@@ -36,6 +36,8 @@ class RunConfig:
     launch: LaunchConfig
     export: ExportConfig = field(default_factory=ExportConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    command: str | None = None  # set by the command itself: the line that goes on with this run
+    sweep_command: str | None = None  # likewise, of the sweep that this run is a point of
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, MODES)
@@ -68,7 +70,7 @@ class RunConfig:
 
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export")
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
