@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from transact.checks import require
@@ -31,27 +32,28 @@ def main() -> int:
     given = parser.parse_args()
     try:
         require("--seconds", given.seconds, given.seconds > 0, "more than 0")
-        pages = write_pages(given.folder)
+        is_last = not (given.watch and is_live(given.folder))  # asked first: what is written then has the end in it
+        print(write_pages(given.folder)[-1], flush=True)
     except ValueError as error:
         return refuse(error)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
-    print(pages[-1], flush=True)
-    return watch(given.folder, given.seconds) if given.watch else DONE
+    return DONE if is_last else watch(given.folder, given.seconds)
 
 
 def watch(folder: Path, seconds: float) -> int:
     """Write the pages again until no run is going on, or Ctrl-C. A write that fails is tried again."""
-    try:
-        while is_live(folder):
+    is_last = False
+    with suppress(KeyboardInterrupt):
+        while not is_last:
             time.sleep(seconds)
+            is_last = not is_live(folder)
             try:
                 write_pages(folder)
             except OSError as error:
+                is_last = False
                 print(f"error: {error}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        pass
     return DONE
 
 

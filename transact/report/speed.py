@@ -78,6 +78,7 @@ def _stages(stages: Values) -> Chart | None:
         views={"": {"data": [trace], "layout": layout | {"showlegend": False}}},
         table=Table(headings=["stage", "time"], rows=[[name, duration(value)] for name, value in known.items()]),
         height=max(220, 90 + 20 * len(known)),
+        is_wide=True,
     )
 
 
