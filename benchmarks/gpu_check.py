@@ -48,6 +48,7 @@ from transact.runtime.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
+from transact.tracking.view import Lines, Silent
 
 GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
@@ -139,7 +140,8 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
     if group.is_main:
         folder.open(group.world_size)
     with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
-        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker)
+        view = Lines(config.track.progress_seconds) if group.is_main else Silent()
+        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker, view=view)
         result = prune(job, Prepared(parent=parent, rounds=rounds, texts=texts))
     return measured(job, result) if group.is_main else {}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
-from transact.outline import Round, pretraining_round, pruning_rounds
+from transact.outline import Round, pretraining_round, pruning_rounds, recovery_tokens, stage_names
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
@@ -25,7 +25,7 @@ from transact.stages.sharing import Work, calibration_identity, evaluation_ident
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
-from transact.stages.tasks import evaluate_side_by_side, has_more_to_evaluate, loaded_tasks
+from transact.stages.tasks import evaluate_side_by_side, loaded_tasks
 from transact.stages.texts import Texts, prepare_texts
 
 
@@ -60,6 +60,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
+    job.view.plan(stage_names(job.config), recovery_tokens(prepared.rounds))
     dense = job.path("round_00", "evaluation.json")
     job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
@@ -188,6 +189,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 
     job.stage("round_00/initialise", start, make_start)
     each = pretraining_round(job.config, geometry_of(start))
+    job.view.plan(stage_names(job.config), recovery_tokens([each]))
     texts = prepare_texts(job, start, [each])
     trained = job.path(each.folder_name, "recovered")
     job.stage(
@@ -205,7 +207,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 
 def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
-    if rounds and has_more_to_evaluate(job.config.eval):
+    if rounds and job.config.eval.has_more():
         compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
         job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared))
     output = job.path("export")

@@ -46,3 +46,7 @@ class EvalConfig:
         require("eval.task_limit", limit, limit is None or limit > 0, "it must be above 0, or null")
         for name, shots in self.tasks.items():
             require(f"eval.tasks.{name}", shots, shots >= 0, "it must be a number of examples, 0 or more")
+
+    def has_more(self) -> bool:
+        """Whether anything is measured besides the perplexity on data.evaluation."""
+        return bool(self.texts or self.tasks)

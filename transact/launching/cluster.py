@@ -15,6 +15,7 @@ from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared
 from transact.runtime.run_folder import COPIED_REVISION, RECORD, git_revision
 from transact.runtime.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
+from transact.tracking.view import Lines
 
 JOB_RECORD = "job.json"  # in a run's folder: the job that was submitted last
 POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
@@ -156,7 +157,7 @@ def _wait(job: str, folder: Path, log: Path) -> int:
         return over
 
     try:
-        follow(log, is_over)
+        follow(log, is_over, Lines(POLL_SECONDS))
     except KeyboardInterrupt:
         print(f"job {job} goes on; scancel {job} ends it", flush=True)
         return FAILED

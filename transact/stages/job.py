@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder
-from transact.tracking.console import Progress, say
+from transact.tracking.progress import Progress
 from transact.tracking.tracker import Tracker
+from transact.tracking.view import Silent, View
 
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
@@ -26,25 +27,17 @@ class Job:
     group: ProcessGroup
     folder: RunFolder
     tracker: Tracker
+    view: View = field(default_factory=Silent)  # of rank 0; the others are silent
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
 
     def say(self, message: str) -> None:
-        if self.group.is_main:
-            say(message)
+        self.view.say(message)
 
     def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
-        """Shown by rank 0 only."""
-        return Progress(
-            description,
-            total,
-            unit=unit,
-            interval_seconds=self.config.track.progress_seconds,
-            enabled=self.group.is_main,
-            completed=completed,
-            on_advance=self.group.watchdog.progress,
-        )
+        watchdog = self.group.watchdog
+        return Progress(self.view, description, total, unit, completed=completed, on_advance=watchdog.progress)
 
     def check_seen(self, field: str, path: Path) -> None:
         """Collective. A file system that is shared may need a while to show what rank 0 has just made.
@@ -92,6 +85,7 @@ class Job:
         self.group.watchdog.stage = name
         self.group.stop_if_asked()
         if self.is_finished(name):
+            self.view.finish(name)
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:
@@ -99,6 +93,7 @@ class Job:
             if not goes_on:
                 self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
+        self.view.begin(name)
         begin = time.monotonic()
         digests = work()
         self.group.barrier()
@@ -106,4 +101,5 @@ class Job:
             seconds = time.monotonic() - begin
             self.folder.finish(name, output, seconds, self.tracker.position(), digests or {})
         self.group.barrier()
+        self.view.finish(name)
         return output

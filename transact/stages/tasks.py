@@ -21,10 +21,6 @@ from transact.stages.texts import load_tokenizer, open_store
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 
 
-def has_more_to_evaluate(config: EvalConfig) -> bool:
-    return bool(config.texts or config.tasks)
-
-
 def check_evaluation(config: EvalConfig) -> None:
     """What can be known without loading anything.
 
