@@ -106,7 +106,7 @@ class MeasuredJob(Job):
             torch.cuda.reset_peak_memory_stats(self.group.device)
         Job.stage(self, name, output, work, goes_on=goes_on)
         if is_cuda:
-            self.peak_bytes[name] = self.group.maximum(torch.cuda.max_memory_allocated(self.group.device))
+            (self.peak_bytes[name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
         return output
 
 

@@ -24,6 +24,21 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 
 
+def compose_config(overrides: list[str]) -> RunConfig:
+    """What the command makes of these overrides.
+
+    Raises:
+        ValueError: as `typed_config`.
+        hydra.errors.HydraException: there is no such group, choice or setting.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("config", overrides=overrides)
+    return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
 def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     """Check and convert. Unknown keys are refused however they came (YAML, command line, `+`, `++`).
 

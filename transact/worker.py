@@ -104,6 +104,8 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             view.close()
             result_table(result)
             print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+            if tracker.whereabouts is not None:
+                print(f"W&B: {tracker.whereabouts}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
 
@@ -142,6 +144,7 @@ def _without_setup(config: RunConfig) -> RunConfig:
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
     from transact.tracking.metrics import MetricsLog
+    from transact.tracking.tags import run_tags
     from transact.tracking.tracker import Tracker
     from transact.tracking.wandb_run import WandbRun
 
@@ -154,7 +157,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         project=config.track.project,
         entity=config.track.entity,
         group=config.track.group,
-        tags=config.track.tags,
+        tags=run_tags(config),
         name=config.name if config.share_dir is None else f"{config.name} {folder.path.name}",
         run_id=folder.record["run_id"],
         config=to_dictionary(_without_setup(config)),

@@ -33,11 +33,16 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
-    "wandb": "transact.tracking.wandb_run",
+    "wandb": "transact.tracking.wandb_library",
     "submitit": "transact.launching.executors",
     "lm_eval": "transact.evaluation.harness",
 }
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where names differ
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
+}  # where names differ
 
 Imports = dict[str, set[str]]  # module -> what it imports anywhere in its file, functions and TYPE_CHECKING included
 

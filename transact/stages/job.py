@@ -35,6 +35,11 @@ class Job:
     def say(self, message: str) -> None:
         self.view.say(message)
 
+    def alert(self, kind: str, text: str, *, step: int, tokens: int, round: int) -> None:
+        """What needs a person's eye goes to the console, to metrics.jsonl and to W&B, from rank 0."""
+        self.say(f"alert: round {round}, step {step}: {kind}: {text}")
+        self.tracker.alert(kind, text, step=step, tokens=tokens, round=round)
+
     def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
         watchdog = self.group.watchdog
         return Progress(self.view, description, total, unit, completed=completed, on_advance=watchdog.progress)
