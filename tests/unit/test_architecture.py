@@ -27,7 +27,7 @@ LAYERS = (
     {"outcome"},
     {"worker"},
     {"launching"},
-    {"run", "attempt", "status"},
+    {"run", "attempt", "status", "dashboard"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
@@ -35,12 +35,14 @@ ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
     "wandb": "transact.tracking.wandb_library",
     "submitit": "transact.launching.executors",
+    "wandb_workspaces": "transact.dashboard.workspaces",
     "lm_eval": "transact.evaluation.harness",
 }
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "yaml": "pyyaml",
     "PIL": "pillow",
+    "wandb_workspaces": "wandb-workspaces",
     "huggingface_hub": "huggingface-hub",
 }  # where names differ
 

@@ -54,6 +54,7 @@ def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
         figures |= {
             "result/perplexity": summary["pruned"]["perplexity"],
             "result/parameters": summary["pruned"]["parameters"],
+            "result/kv_bytes_per_token": summary["pruned"]["kv_bytes_per_token"],
             "result/removed_fraction": summary["remove_fraction"]["reached"],
         }
     job.tracker.summary(figures)
