@@ -18,7 +18,7 @@ SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults bench-efficiency ablations gpu-check \
-	clean
+	docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,9 @@ ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a p
 
 gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check
+
+docs: $(SETUP) ## write docs/config anew from the settings
+	$(PYTHON_RUN) -m transact.settings --write docs/config
 
 clean: ## remove the virtual environment; outputs/ stays
 	rm -rf $(VENV)

@@ -50,7 +50,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ValueError(unknown_setting(error)) from None
+        raise UnknownSetting(error) from None
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
@@ -59,11 +59,15 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     return config
 
 
-def unknown_setting(error: OmegaConfBaseException) -> str:
-    """The message for a misspelt key, with the keys that exist beside it."""
-    parent = error.parent_node
-    keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
-    return f"{error.full_key}: no such setting; " + (f"known here: {', '.join(keys)}" if keys else "see conf/")
+class UnknownSetting(ValueError):
+    """A misspelt key; the message names the keys that exist beside it. key: as it was given."""
+
+    def __init__(self, error: OmegaConfBaseException) -> None:
+        parent = error.parent_node
+        keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
+        known = f"known here: {', '.join(keys)}" if keys else "see conf/"
+        super().__init__(f"{error.full_key}: no such setting; {known}")
+        self.key = str(error.full_key)
 
 
 def _first_line(error: Exception) -> str:

@@ -32,8 +32,8 @@ def test_no_secret_of_the_environment_is_written_or_printed(chain_commands: dict
 
 @pytest.mark.parametrize("ranks", UMASKS)
 def test_files_have_the_mode_that_the_user_asked_for(chain_commands: dict[int, ChainRun], ranks: int) -> None:
-    """Temporary files that were renamed too, and the text's, the logs', the lock and W&B's, but those that W&B keeps for
-    the owner alone until they are uploaded."""
+    """Temporary files that were renamed too, and the text's, the logs', the lock and W&B's, but those that W&B keeps
+    for the owner alone until they are uploaded."""
     others = {}
     for path in everything(chain_commands[ranks]):
         if "staging" in path.parts and path.is_file():

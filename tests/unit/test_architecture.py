@@ -18,7 +18,8 @@ LAYERS = (
     {""},  # transact/__init__.py
     {"checks", "geometry", "files", "exit_codes", "accelerators", "command_line"},
     {"config"},
-    {"configuring", "prune", "data", "tracking"},
+    {"configuring"},
+    {"settings", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
     {"exporting", "efficiency", "evaluation"},

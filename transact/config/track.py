@@ -14,11 +14,17 @@ class TrackConfig:
     """Where figures go besides metrics.jsonl."""
 
     mode: str = "auto"
+    """W&B: "auto" (online with a key and a network, else offline), "online", "offline" or "disabled"."""
     project: str = "transact"
+    """The W&B project."""
     entity: str | None = None
+    """The W&B user or team. null: W&B's default for the key."""
     group: str | None = None
+    """The W&B group. null: none, or for the points of a sweep the run's name."""
     tags: list[str] = field(default_factory=list)
-    progress_seconds: float = 60.0  # between two lines in a log file
+    """W&B tags, besides those that say what the run does."""
+    progress_seconds: float = 60.0
+    """Seconds between two lines of a loop in a log file."""
 
     def __post_init__(self) -> None:
         require_choice("track.mode", self.mode, TRACK_MODES)
