@@ -40,6 +40,18 @@ def test_peak_counts_what_lives_at_the_same_time() -> None:
     assert allocated_peak(lambda: (torch.zeros(10) + 1) * 2) == 80
 
 
+def test_peak_counts_what_only_a_view_or_the_graph_still_holds() -> None:
+    def with_a_view() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(1000)[:1], torch.ones(500)
+
+    assert allocated_peak(with_a_view) == 6000
+
+    def with_a_graph() -> torch.Tensor:
+        return torch.ones(1000, requires_grad=True).exp().exp()  # each saves its result
+
+    assert allocated_peak(with_a_graph) == 12000
+
+
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
