@@ -29,9 +29,9 @@ LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 def run(config: RunConfig, *, is_sweep: bool) -> int:
     """Do what the configuration asks for. Returns the exit code."""
     if config.mode == "plan":
-        from transact.preview import print_preview
+        from transact.forecast.show import show_plan
 
-        return print_preview(config)
+        return show_plan(config)
     if config.launch.kind == "slurm":
         from transact.launching.cluster import run_on_slurm
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"runtime"},
     {"exporting", "efficiency", "evaluation"},
     {"stages"},
-    {"chain", "preflight", "preview", "failures", "last_words"},
+    {"chain", "preflight", "forecast", "failures", "last_words"},
     {"outcome"},
     {"worker"},
     {"launching"},

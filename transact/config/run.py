@@ -11,6 +11,7 @@ from transact.config.eval import EvalConfig
 from transact.config.export import ExportConfig
 from transact.config.launch import LaunchConfig
 from transact.config.model import ModelConfig
+from transact.config.plan import PlanConfig
 from transact.config.prune import PruneConfig
 from transact.config.recover import RecoverConfig
 from transact.config.track import TrackConfig
@@ -50,6 +51,8 @@ class RunConfig:
     """What is written besides the folder for transformers."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """What is measured of the parent and of the final model."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What mode=plan assumes of the machines."""
     command: str | None = None
     """The line that goes on with this run; set by the command itself. null: not started by one."""
     sweep_command: str | None = None
@@ -86,7 +89,7 @@ class RunConfig:
 
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "command", "sweep_command")
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "plan", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",

@@ -16,7 +16,7 @@ from typing import Any
 from transact.config import RunConfig
 from transact.configuring import compose_config, conf_folder
 
-GROUPS = ("model", "data", "prune", "recover", "engine", "eval", "export", "launch", "track")
+GROUPS = ("model", "data", "prune", "recover", "engine", "eval", "export", "launch", "track", "plan")
 RUN = "run"  # the page of what belongs to no group
 EXPERIMENT = "experiment"
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from transact.accelerators import model_flops_utilisation, reported_as
-from transact.geometry import Geometry
 from transact.runtime.process import ProcessGroup
 
 GIB = 1024**3
-# Of a forward: backward computes the gradients of the inputs and those of the weights.
-FORWARDS_PER_STEP = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +41,6 @@ class Pace:
         if self.peak_flops is not None:
             figures["perf/mfu"] = model_flops_utilisation(self.flops_per_token, rate / self.world_size, self.peak_flops)
         return figures
-
-
-def step_flops_per_token(student: Geometry, teacher: Geometry | None, context_length: int) -> int:
-    """teacher: the dense model where the student is distilled from it."""
-    of_teacher = 0 if teacher is None else teacher.flops_per_token(context_length)
-    return FORWARDS_PER_STEP * student.flops_per_token(context_length) + of_teacher
 
 
 def peak_flops_of(device: torch.device) -> float | None:

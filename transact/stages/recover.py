@@ -19,7 +19,7 @@ from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.pace_watch import PaceWatch
-from transact.stages.performance import Pace, memory_figures, peak_flops_of, step_flops_per_token
+from transact.stages.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
@@ -69,8 +69,8 @@ class Recovery:
         self.pace = Pace(
             tokens=self.tokens_per_batch,
             world_size=job.group.world_size,
-            flops_per_token=step_flops_per_token(
-                round_.geometry, teacher.geometry if teacher else None, job.config.data.sequence_length
+            flops_per_token=round_.geometry.training_flops_per_token(
+                job.config.data.sequence_length, teacher.geometry if teacher else None
             ),
             peak_flops=peak_flops_of(job.group.device),
         )
