@@ -22,7 +22,7 @@ LAYERS = (
     {"settings", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
-    {"exporting", "efficiency", "evaluation"},
+    {"exporting", "efficiency", "evaluation", "report"},
     {"stages"},
     {"chain", "preflight", "forecast", "failures", "last_words"},
     {"outcome"},

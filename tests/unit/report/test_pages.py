@@ -1,0 +1,138 @@
+"""Pages are written whatever a folder holds, whole at any time, and users' words stay words."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.support.report_folders import MadeUpRun, write_run
+from transact.report.__main__ import is_live, main
+from transact.report.html_page import PLOTLY
+from transact.report.writing import write_pages, write_run_page, write_sweep_page
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&%{y}"
+
+
+def words_of(page: str) -> list[str]:
+    """What a reader sees: texts outside of scripts and styles."""
+    found: list[str] = []
+
+    class Words(HTMLParser):
+        silent = False
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            self.silent = tag in ("script", "style")
+
+        def handle_endtag(self, tag: str) -> None:
+            self.silent = False
+
+        def handle_data(self, data: str) -> None:
+            if not self.silent and data.strip():
+                found.append(data.strip())
+
+    Words().feed(page)
+    return found
+
+
+def test_the_vendored_library_is_the_one_that_is_noted() -> None:
+    noted = (PLOTLY.parent / "README.md").read_text(encoding="utf-8")
+    (digest,) = re.findall(r"sha256 ([0-9a-f]{64})", noted)
+    content = PLOTLY.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+    (version,) = re.findall(r"version ([\d.]+)", noted)
+    assert f"plotly.js (cartesian - minified) v{version}\n".encode() in content[:200]
+    assert "MIT" in (PLOTLY.parent / "LICENSE").read_text(encoding="utf-8")
+    assert b"</script" not in content and b"<!--" not in content  # it stands inside a script element
+
+
+def test_any_file_may_be_missing_or_cut_off(tmp_path: Path) -> None:
+    """A page is written after every accident to any one file, and shows what the others say."""
+    folder = write_run(tmp_path / "run", MadeUpRun())
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(paths) >= 10
+    for path in paths:
+        content = path.read_bytes()
+        for rest in (content[: len(content) // 2], b"", b"[]", b"\xff\xff", None):
+            path.unlink() if rest is None else path.write_bytes(rest)
+            words = words_of(write_run_page(folder).read_text(encoding="utf-8"))
+            assert "Time of every finished stage" in words or path.name == "run.json"
+            assert "Redundancy" in words
+            path.write_bytes(content)
+
+
+def test_an_empty_folder_of_a_job_that_waits_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"job": "7"}')
+    (page,) = write_pages(tmp_path)
+    assert "submitted" in words_of(page.read_text(encoding="utf-8"))
+
+
+def test_words_of_users_end_no_element(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", MadeUpRun(name=HOSTILE, state="failed", error=HOSTILE))
+    page = write_run_page(folder).read_text(encoding="utf-8")
+    assert page.count("<script>") == 2
+    assert "<img" not in page.replace(PLOTLY.read_text(encoding="utf-8"), "")
+    assert any(HOSTILE in each for each in words_of(page))
+
+
+def test_state_and_reason_are_shown(tmp_path: Path) -> None:
+    run = MadeUpRun(state="failed", done=1, error="rank 1 failed in round_02/recover: the disk is full")
+    words = words_of(write_run_page(write_run(tmp_path / "run", run)).read_text(encoding="utf-8"))
+    assert "failed" in words
+    assert "Failed: rank 1 failed in round_02/recover: the disk is full" in words
+
+
+def test_a_sweep_shows_its_points_and_links_their_pages(tmp_path: Path) -> None:
+    for fraction in (0.3, 0.5):
+        name = f"prune.remove_fraction={fraction},prune.round_shares=[1,2]"
+        write_run(tmp_path / name, MadeUpRun(fraction=fraction))
+    (tmp_path / "prune.remove_fraction=0.7,prune.round_shares=[1,2]").mkdir()
+    (tmp_path / "prune.remove_fraction=0.7,prune.round_shares=[1,2]" / "job.json").write_text('{"job": "8"}')
+    *points, sweep = write_pages(tmp_path)
+    page = sweep.read_text(encoding="utf-8")
+    assert len(points) == 3
+    assert 'href="prune.remove_fraction%3D0.3%2Cprune.round_shares%3D%5B1%2C2%5D/report.html"' in page
+    words = words_of(page)
+    assert "A sweep of 3 points: 2 done, 1 submitted" in words
+    assert {"Perplexity and parameters", "Perplexity and milliseconds of a decoding step"} <= set(words)
+
+
+def test_points_that_finish_together_leave_a_whole_page_with_all(tmp_path: Path) -> None:
+    """Each writes its own end first, then the sweep's page: whoever is last has seen all."""
+
+    def finish(number: int) -> None:
+        write_run(tmp_path / f"prune.remove_fraction=0.{number}", MadeUpRun(steps=4, fraction=number / 10))
+        write_sweep_page(tmp_path)
+
+    threads = [threading.Thread(target=finish, args=(number,)) for number in range(2, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "A sweep of 6 points: 6 done" in words_of(page)
+    assert page.endswith("</html>\n")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_command_refuses_a_folder_without_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith(f"error: '{tmp_path}' holds no run")
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--seconds", "0"])
+    assert main() == 2
+
+
+def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", MadeUpRun(state="running", done=1))
+    assert is_live(folder)
+    threading.Timer(0.5, write_run, args=(folder, MadeUpRun())).start()
+    monkeypatch.setattr("sys.argv", ["report", str(folder), "--watch", "--seconds", "0.1"])
+    assert main() == 0
+    assert "done" in words_of((folder / "report.html").read_text(encoding="utf-8"))

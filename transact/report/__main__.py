@@ -1,0 +1,66 @@
+"""report.html of a run, or of a sweep and of every run in it, from their files alone.
+
+python -m transact.report FOLDER [--watch]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from transact.checks import require
+from transact.exit_codes import DONE, FAILED, leave, refuse
+from transact.report.run_files import read_values
+from transact.report.run_page import LIVE_STATES
+from transact.report.sweep_files import point_folders
+from transact.report.writing import is_run, write_pages
+from transact.runtime.run_folder import RECORD
+
+SECONDS = 30.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m transact.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
+    parser.add_argument("--watch", action="store_true", help="write it again and again, until all runs have ended")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"between two times (default: {SECONDS:g})")
+    given = parser.parse_args()
+    try:
+        require("--seconds", given.seconds, given.seconds > 0, "more than 0")
+        is_last = not (given.watch and is_live(given.folder))  # asked first: what is written then has the end in it
+        print(write_pages(given.folder)[-1], flush=True)
+    except ValueError as error:
+        return refuse(error)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    return DONE if is_last else watch(given.folder, given.seconds)
+
+
+def watch(folder: Path, seconds: float) -> int:
+    """Write the pages again until no run is going on, or Ctrl-C. A write that fails is tried again."""
+    is_last = False
+    with suppress(KeyboardInterrupt):
+        while not is_last:
+            time.sleep(seconds)
+            is_last = not is_live(folder)
+            try:
+                write_pages(folder)
+            except OSError as error:
+                is_last = False
+                print(f"error: {error}", file=sys.stderr, flush=True)
+    return DONE
+
+
+def is_live(folder: Path) -> bool:
+    folders = [folder] if is_run(folder) else point_folders(folder)
+    return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in folders)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,128 @@
+"""The points of a sweep: each is a run folder below the sweep's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transact.report.efficiency import decode_seconds
+from transact.report.evaluation import mean_score, sides
+from transact.report.metric_rows import figure
+from transact.report.rounds import models
+from transact.report.run_files import RunFiles, read_run
+from transact.runtime.run_folder import RECORD
+
+REPORT = "report.html"
+JOB_RECORD = "job.json"  # of a point that waits in SLURM's queue
+SETTING = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
+FRACTION = "prune.remove_fraction"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPoint:
+    """One model of the trade-off. None where it is not known, or not yet.
+
+    Attributes:
+        folder: its name below the sweep's folder.
+        label: the settings in which it differs, without the fraction to remove.
+        has_page: its own report.html is there.
+        score: the mean over all tasks.
+        decode_seconds: of one step.
+    """
+
+    folder: str
+    label: str
+    state: str
+    stage: str
+    error: str
+    has_page: bool
+    parameters: float | None
+    kv_bytes: float | None
+    perplexity: float | None
+    score: float | None
+    decode_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepFiles:
+    """parent: the dense model, measured in the points. command: of the whole sweep."""
+
+    name: str
+    points: list[SweepPoint]
+    parent: SweepPoint | None
+    command: str
+    has_tasks: bool
+
+
+def point_folders(sweep: Path) -> list[Path]:
+    """Folders with a run, or with a job that will make one."""
+    found = (path for path in sweep.glob("*") if (path / RECORD).is_file() or (path / JOB_RECORD).is_file())
+    return sorted(found, key=lambda path: _natural(path.name))
+
+
+def _natural(name: str) -> list[Any]:
+    """So that 0.3 comes before 0.10e1 and 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(1, float(part), "") if turn % 2 else (0, 0.0, part) for turn, part in enumerate(parts)]
+
+
+def read_sweep(sweep: Path) -> SweepFiles:
+    """Never fails for what is in the folders."""
+    runs = [read_run(path) for path in point_folders(sweep)]
+    points = [_point(run) for run in runs]
+    parents = [_parent(run) for run in runs if run.dense]
+    commands = (run.config.get("sweep_command") for run in runs)
+    return SweepFiles(
+        name=sweep.absolute().name,
+        points=points,
+        parent=max(parents, key=_known) if parents else None,
+        command=str(next(filter(None, commands), "")),
+        has_tasks=any(point.score is not None for point in points),
+    )
+
+
+def _known(point: SweepPoint) -> int:
+    return sum(value is not None for value in (point.score, point.decode_seconds))
+
+
+def _point(run: RunFiles) -> SweepPoint:
+    found = models(run)
+    last = found[-1][1] if len(found) > 1 else {}
+    is_over = run.state == "done"
+    return SweepPoint(
+        folder=run.path.name,
+        label=label_of(run.path.name),
+        state=run.state,
+        stage="" if is_over else str(run.record.get("stage") or ""),
+        error=str(run.record.get("error") or ""),
+        has_page=(run.path / REPORT).is_file(),
+        parameters=figure(last.get("parameters")),
+        kv_bytes=figure(last.get("kv_bytes_per_token")),
+        # Of a run that goes on, a middle round's would stand at the wrong place.
+        perplexity=figure(last.get("recovered")) if is_over else None,
+        score=mean_score(sides(run)[1]),
+        decode_seconds=decode_seconds(run.efficiency),
+    )
+
+
+def _parent(run: RunFiles) -> SweepPoint:
+    return SweepPoint(
+        folder="",
+        label="parent",
+        state="",
+        stage="",
+        error="",
+        has_page=False,
+        parameters=figure(run.dense.get("parameters")),
+        kv_bytes=figure(run.dense.get("kv_bytes_per_token")),
+        perplexity=figure(run.dense.get("perplexity")),
+        score=mean_score(sides(run)[0]),
+        decode_seconds=decode_seconds(run.efficiency, "parent"),
+    )
+
+
+def label_of(folder: str) -> str:
+    """What tells one line of the trade-off from another: all settings but the fraction to remove."""
+    return ", ".join(each for each in SETTING.split(folder) if not each.startswith(f"{FRACTION}="))
