@@ -17,8 +17,8 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults bench-efficiency bench-memory ablations gpu-check \
-	docs clean
+.PHONY: help demo test test-cluster test-gguf test-report check bench bench-quality bench-faults bench-efficiency \
+	bench-memory ablations gpu-check docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,9 @@ demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minut
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest --numprocesses 2 tests/unit
 	$(PYTHON_RUN) -m pytest --ignore tests/unit
+
+test-report: $(SETUP) ## the report page in a headless chromium; screenshots go to outputs/report_screenshots
+	TRANSACT_TESTS_NEED_CHROMIUM=1 $(PYTHON_RUN) -m pytest tests/report tests/unit/report
 
 test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
 	$(PYTHON_RUN) -m tests.support.optional

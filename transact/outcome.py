@@ -38,13 +38,19 @@ class JobFailed(Exception):
 
 @contextmanager
 def outcome_recorded(
-    config: RunConfig, folder: RunFolder, group: ProcessGroup, clear_screen: Callable[[], None]
+    config: RunConfig,
+    folder: RunFolder,
+    group: ProcessGroup,
+    *,
+    clear_screen: Callable[[], None],
+    when_recorded: Callable[[], None],
 ) -> Iterator[None]:
     """run.json says where the work failed and why; a rank that only lost another one says which.
 
     Args:
         clear_screen: called before anything is said, and before the process may be ended: a live view gives the
             terminal back.
+        when_recorded: called on rank 0 once the end is in run.json.
 
     Raises:
         Stopped: as it came.
@@ -56,6 +62,7 @@ def outcome_recorded(
         if group.is_main and folder.record:
             with suppress(OSError):  # the disk may be full; the user is told all the same
                 folder.end(state, message)
+            when_recorded()
 
     def record_failure(message: str) -> None:
         clear_screen()

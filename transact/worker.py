@@ -69,6 +69,7 @@ def work(config: RunConfig) -> int:
 
 def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
     from transact.chain import prepare, run_chain
+    from transact.report.keeper import PageKeeper
     from transact.runtime.file_lock import run_lock
     from transact.runtime.process import process_group
     from transact.runtime.run_folder import RunFolder
@@ -77,12 +78,13 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     from transact.tracking.tracker import Tracker
 
     folder = RunFolder(Path(config.output_dir))
+    pages = PageKeeper(folder.path, is_point=config.share_dir is not None, seconds=config.track.report_seconds)
     with (
         process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
         # Lock and tracker, which may take its time to close, outlive the report of a failure.
         ExitStack() as held,
         closing(_view(config, group.is_main)) as view,
-        outcome_recorded(config, folder, group, view.close),
+        outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=pages.finish),
     ):
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
         try:
@@ -97,17 +99,25 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             folder.remove_leftovers()
             folder.open(group.world_size)
             write_text(folder.path / "config.yaml", to_yaml(_without_setup(config)))
+            pages.start()
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
         if group.is_main:
             folder.end("done")
+            pages.finish()
             view.close()
             result_table(result)
-            print(f"exported model: {folder.path / 'export'}\nresult: {folder.path / 'result.json'}", flush=True)
+            _say_where(folder.path)
             if tracker.whereabouts is not None:
                 print(f"W&B: {tracker.whereabouts}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _say_where(folder: Path) -> None:
+    for what, name in (("exported model", "export"), ("result", "result.json"), ("report", "report.html")):
+        if (folder / name).exists():
+            print(f"{what}: {folder / name}", flush=True)
 
 
 def _view(config: RunConfig, is_main: bool) -> View:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transact.checks import require_choice, require_positive
+from transact.checks import require_at_least, require_choice, require_positive
 
 TRACK_MODES = ("auto", "online", "offline", "disabled")
 
@@ -25,7 +25,10 @@ class TrackConfig:
     """W&B tags, besides those that say what the run does."""
     progress_seconds: float = 60.0
     """Seconds between two lines of a loop in a log file."""
+    report_seconds: float = 120.0
+    """Seconds between two versions of report.html while the run goes on; 0: it is written at the end alone."""
 
     def __post_init__(self) -> None:
         require_choice("track.mode", self.mode, TRACK_MODES)
         require_positive("track", self, "progress_seconds")
+        require_at_least("track", self, 0, "report_seconds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from transact.files import publish, temporary_name
 from transact.prune.activation_maps import ActivationMap
@@ -19,17 +19,6 @@ def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
     tensors |= {f"{kind}.kept": each.kept.to(torch.uint8) for kind, each in maps.items() if each.kept is not None}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary_name(path))
     publish(temporary_name(path), path)
-
-
-def read_maps(path: Path) -> dict[str, ActivationMap]:
-    tensors = load_file(path)
-    kinds = [name.removesuffix(".norms") for name in tensors if name.endswith(".norms")]
-    return {kind: ActivationMap(norms=tensors[f"{kind}.norms"].double(), kept=_kept(tensors, kind)) for kind in kinds}
-
-
-def _kept(tensors: dict[str, torch.Tensor], kind: str) -> torch.Tensor | None:
-    kept = tensors.get(f"{kind}.kept")
-    return None if kept is None else kept.bool()
 
 
 def map_figures(maps: dict[str, ActivationMap]) -> dict[str, float]:

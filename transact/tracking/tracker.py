@@ -53,7 +53,7 @@ class Tracker:
             OSError: as `MetricsLog.append`. W&B never raises.
         """
         if self._metrics_log is not None:
-            self._metrics_log.append({"alert": kind, "text": text}, step=step, tokens=tokens, round=round)
+            self._metrics_log.append({"alert": kind, "alert/text": text}, step=step, tokens=tokens, round=round)
         if self._wandb_run is not None:
             self._wandb_run.alert(kind, text)
 
