@@ -99,12 +99,18 @@ class MeasuredJob(Job):
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
     def stage(
-        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+        self,
+        name: str,
+        output: Path,
+        work: Callable[[], dict[str, Any] | None],
+        *,
+        goes_on: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> Path:
         is_cuda = self.group.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.group.device)
-        Job.stage(self, name, output, work, goes_on=goes_on)
+        Job.stage(self, name, output, work, goes_on=goes_on, settings=settings)
         if is_cuda:
             (self.peak_bytes[name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
         return output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transact.stages.sharing import Work, calibration_identity, evaluation_ident
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
-from transact.stages.tasks import evaluate_side_by_side, loaded_tasks
+from transact.stages.tasks import evaluate_side_by_side, open_further_texts, prepare_tasks, settings_of_tasks
 from transact.stages.texts import Texts, prepare_texts
 
 
@@ -48,9 +48,10 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
-    if job.config.eval.tasks:
-        job.group.on_main(lambda: bool(loaded_tasks(job.config.eval)), may_be_left=True)  # downloads what they need
-    return Prepared(parent=parent, rounds=rounds, texts=prepare_texts(job, parent, rounds))
+    prepare_tasks(job)
+    texts = prepare_texts(job, parent, rounds)
+    open_further_texts(job, parent)  # what is wrong with them is said now
+    return Prepared(parent=parent, rounds=rounds, texts=texts)
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
@@ -209,7 +210,8 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     """Export the last checkpoint and write result.json."""
     if rounds and job.config.eval.has_more():
         compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
-        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared))
+        settings = settings_of_tasks(job.config.eval)
+        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared), settings=settings)
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
@@ -218,7 +220,8 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
         job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")
-        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured))
+        settings = asdict(job.config.eval.efficiency)
+        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured), settings=settings)
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

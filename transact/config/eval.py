@@ -22,6 +22,8 @@ class EfficiencyConfig:
     """Prompts that are processed at a time."""
     turns: int = 3
     """How often each model is measured; medians count."""
+    max_minutes: float = 30.0
+    """Minutes that the measurements may take, on a CPU for example: fewer turns first, then fewer lengths."""
     threads: int = 1
     """Threads on a CPU. With one, the processor time of other programs is not counted."""
 
@@ -30,7 +32,7 @@ class EfficiencyConfig:
             values = getattr(self, name)
             fits = bool(values) and min(values) >= least
             require(f"eval.efficiency.{name}", values, fits, f"one number or more, each at least {least}")
-        require_positive("eval.efficiency", self, "turns", "threads")
+        require_positive("eval.efficiency", self, "turns", "threads", "max_minutes")
 
 
 @dataclass(kw_only=True, slots=True)

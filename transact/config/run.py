@@ -88,8 +88,9 @@ class RunConfig:
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 
 
-# What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "plan", "command", "sweep_command")
+# What a finished stage does not depend on: changing these in an existing run folder is no conflict. Of eval, the stages
+# that depend on it keep in run.json what they were made with, and are made again where that has changed.
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "plan", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
@@ -97,8 +98,4 @@ FREE_SETTINGS = (
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",
     "recover.max_skipped_steps",
-    # What may have to change after a long run, when its last stages are short of memory.
-    "eval.task_batch",
-    "eval.efficiency.measured",
-    "eval.efficiency.batch_sizes",
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.outline import stage_names
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder
 from transact.tracking.progress import Progress
@@ -68,18 +69,26 @@ class Job:
         if self.group.is_main:
             self.tracker.truncate(self.folder.metrics_position() if position is None else position)
 
-    def is_finished(self, name: str) -> bool:
-        """Whether a stage is done with; all ranks ask together."""
-        return bool(self.group.broadcast(self.folder.is_finished(name) if self.group.is_main else None))
+    def is_finished(self, name: str, settings: dict[str, Any] | None = None) -> bool:
+        """Whether a stage is done with, with these settings; all ranks ask together."""
+        return bool(self.group.broadcast(self.folder.is_finished(name, settings) if self.group.is_main else None))
 
     def stage(
-        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+        self,
+        name: str,
+        output: Path,
+        work: Callable[[], dict[str, Any] | None],
+        *,
+        goes_on: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
             goes_on: The work may go on from an earlier attempt, and then sees to that attempt's metrics itself.
+            settings: Plain values that the output depends on and that may change in a finished run; where they have,
+                the stage is done again, and so are those after it.
 
         Returns:
             `output`.
@@ -89,12 +98,13 @@ class Job:
         """
         self.group.watchdog.stage = name
         self.group.stop_if_asked()
-        if self.is_finished(name):
+        if self.is_finished(name, settings):
             self.view.finish(name)
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:
-            self.folder.begin(name)
+            names = stage_names(self.config)
+            self.folder.begin(name, later=names[names.index(name) + 1 :] if name in names else [])
             if not goes_on:
                 self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +114,7 @@ class Job:
         self.group.barrier()
         if self.group.is_main:
             seconds = time.monotonic() - begin
-            self.folder.finish(name, output, seconds, self.tracker.position(), digests or {})
+            self.folder.finish(name, output, seconds, self.tracker.position(), digests or {}, settings)
         self.group.barrier()
         self.view.finish(name)
         return output
