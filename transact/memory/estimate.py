@@ -23,8 +23,8 @@ BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 MAX_LIVE_ELEMENTS = 1_000_000_000
 PREFETCH_ELEMENTS = 50_000_000
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # of stage 0
-IN_FLIGHT = 0.45  # measured, of gradients that are being reduced: flat buffers beside them, of which some linger
-LAYERS_IN_FLIGHT = 0.4  # measured, of weights that are being fetched
+IN_FLIGHT = 0.35  # measured, of gradients that are being reduced: flat buffers beside them, of which some linger
+LAYERS_IN_FLIGHT = 0.5  # measured, of weights that are being fetched
 # Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
 # has those of the teacher, and the products of both, beside them.
 LOGIT_COPIES = {"cross_entropy": 3, "distillation": 7, "mixed": 7}
@@ -176,7 +176,8 @@ def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> flo
     live = min(geometry.parameters(), MAX_LIVE_ELEMENTS)
     # Measured: where the backward fetches a layer again for its activations, less of them lingers at the worst moment.
     share = LAYERS_IN_FLIGHT if engine.activation_checkpointing else LAYERS_IN_FLIGHT * (0.5 + math.log2(ranks))
-    return (live + _in_flight(geometry, share)) * BYTES_BY_DTYPE[engine.dtype]
+    embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
+    return (live + _in_flight(geometry, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
 
 
 def _in_flight(geometry: Geometry, share: float = LAYERS_IN_FLIGHT) -> float:
