@@ -17,8 +17,8 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-gguf check bench bench-quality bench-faults bench-efficiency ablations gpu-check \
-	clean
+.PHONY: help demo test test-cluster test-gguf test-report check bench bench-quality bench-faults bench-efficiency \
+	bench-memory ablations gpu-check docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,9 @@ demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minut
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest --numprocesses 2 tests/unit
 	$(PYTHON_RUN) -m pytest --ignore tests/unit
+
+test-report: $(SETUP) ## the report page in a headless chromium; screenshots go to outputs/report_screenshots
+	TRANSACT_TESTS_NEED_CHROMIUM=1 $(PYTHON_RUN) -m pytest tests/report tests/unit/report
 
 test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
 	$(PYTHON_RUN) -m tests.support.optional
@@ -67,11 +70,17 @@ bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hou
 bench-efficiency: $(SETUP) ## latency and memory at half and a fifth of the parameters: about a quarter of an hour
 	$(PYTHON_RUN) -m benchmarks.efficiency
 
+bench-memory: $(SETUP) ## the plan's memory model against what 1, 2 and 4 ranks allocate: about ten minutes
+	for ranks in 1 2 4; do $(PYTHON_RUN) -m benchmarks.memory_model --processes $$ranks || exit 1; done
+
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations
 
 gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check
+
+docs: $(SETUP) ## write docs/config anew from the settings
+	$(PYTHON_RUN) -m transact.settings --write docs/config
 
 clean: ## remove the virtual environment; outputs/ stays
 	rm -rf $(VENV)

@@ -39,7 +39,7 @@ SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions
     "demo": ("demo", ("float32",), Multiples(head_dim=2, intermediate_size=1)),
     "315M": ("315m", ("float32", "bfloat16"), Multiples(head_dim=8, intermediate_size=32)),
 }
-SETTING = {"prompt_tokens": [256], "new_tokens": [32], "batch_sizes": [1, 4]}
+SETTING: dict[str, Any] = {"prompt_tokens": [256], "new_tokens": [32], "batch_sizes": [1, 4], "max_minutes": 600}
 SMALLEST = {"prompt_tokens": [4], "new_tokens": [2], "batch_sizes": [1], "turns": 1}
 
 
@@ -98,7 +98,11 @@ def main() -> None:
     arguments = parser.parse_args()
     setting = EfficiencyConfig(**(SMALLEST if arguments.smallest else SETTING | {"turns": arguments.turns}))
     # A generation to the last mark of the grid is long enough that one turn tells.
-    grid = replace(setting, new_tokens=[2, 3]) if arguments.smallest else EfficiencyConfig(**PRESETS["paper"], turns=1)
+    grid = (
+        replace(setting, new_tokens=[2, 3])
+        if arguments.smallest
+        else EfficiencyConfig(**PRESETS["paper"], turns=1, max_minutes=600)
+    )
     result: dict[str, Any] = {
         "environment": machine(torch.device("cpu")) | {"threads_per_rank": setting.threads},
         "sizes": [],

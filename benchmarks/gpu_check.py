@@ -48,6 +48,7 @@ from transact.runtime.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
+from transact.tracking.view import Lines, Silent
 
 GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
@@ -98,14 +99,20 @@ class MeasuredJob(Job):
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
     def stage(
-        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+        self,
+        name: str,
+        output: Path,
+        work: Callable[[], dict[str, Any] | None],
+        *,
+        goes_on: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> Path:
         is_cuda = self.group.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.group.device)
-        Job.stage(self, name, output, work, goes_on=goes_on)
+        Job.stage(self, name, output, work, goes_on=goes_on, settings=settings)
         if is_cuda:
-            self.peak_bytes[name] = self.group.maximum(torch.cuda.max_memory_allocated(self.group.device))
+            (self.peak_bytes[name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
         return output
 
 
@@ -139,7 +146,8 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
     if group.is_main:
         folder.open(group.world_size)
     with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
-        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker)
+        view = Lines(config.track.progress_seconds) if group.is_main else Silent()
+        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker, view=view)
         result = prune(job, Prepared(parent=parent, rounds=rounds, texts=texts))
     return measured(job, result) if group.is_main else {}
 

@@ -23,15 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
 from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.config import RunConfig, TextConfig
-from transact.configuring import conf_folder, register_resolvers, typed_config
+from transact.configuring import compose_config
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
@@ -78,13 +76,6 @@ def write_descriptions(path: Path) -> None:
         if len(text) > 200:
             found.add(text)
     write_text(path, "\n\n".join(sorted(found)))
-
-
-def compose_config(overrides: list[str]) -> RunConfig:
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = compose("config", overrides=overrides)
-    return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
 
 
 def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:

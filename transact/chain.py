@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
-from transact.outline import Round, pretraining_round, pruning_rounds
+from transact.outline import Round, pretraining_round, pruning_rounds, recovery_tokens, stage_names
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
@@ -25,7 +25,7 @@ from transact.stages.sharing import Work, calibration_identity, evaluation_ident
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
-from transact.stages.tasks import evaluate_side_by_side, has_more_to_evaluate, loaded_tasks
+from transact.stages.tasks import evaluate_side_by_side, open_further_texts, prepare_tasks, settings_of_tasks
 from transact.stages.texts import Texts, prepare_texts
 
 
@@ -48,9 +48,10 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
-    if job.config.eval.tasks:
-        job.group.on_main(lambda: bool(loaded_tasks(job.config.eval)), may_be_left=True)  # downloads what they need
-    return Prepared(parent=parent, rounds=rounds, texts=prepare_texts(job, parent, rounds))
+    prepare_tasks(job)
+    texts = prepare_texts(job, parent, rounds)
+    open_further_texts(job, parent)  # what is wrong with them is said now
+    return Prepared(parent=parent, rounds=rounds, texts=texts)
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
+    job.view.plan(stage_names(job.config), recovery_tokens(prepared.rounds))
     dense = job.path("round_00", "evaluation.json")
     job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
@@ -188,6 +190,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 
     job.stage("round_00/initialise", start, make_start)
     each = pretraining_round(job.config, geometry_of(start))
+    job.view.plan(stage_names(job.config), recovery_tokens([each]))
     texts = prepare_texts(job, start, [each])
     trained = job.path(each.folder_name, "recovered")
     job.stage(
@@ -205,9 +208,10 @@ def pretrain(job: Job) -> dict[str, Any]:
 
 def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
-    if rounds and has_more_to_evaluate(job.config.eval):
+    if rounds and job.config.eval.has_more():
         compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
-        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared))
+        settings = settings_of_tasks(job.config.eval)
+        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared), settings=settings)
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
@@ -216,7 +220,8 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
         job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")
-        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured))
+        settings = asdict(job.config.eval.efficiency)
+        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured), settings=settings)
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

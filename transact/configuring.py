@@ -24,6 +24,21 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 
 
+def compose_config(overrides: list[str]) -> RunConfig:
+    """What the command makes of these overrides.
+
+    Raises:
+        ValueError: as `typed_config`.
+        hydra.errors.HydraException: there is no such group, choice or setting.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("config", overrides=overrides)
+    return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
 def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     """Check and convert. Unknown keys are refused however they came (YAML, command line, `+`, `++`).
 
@@ -35,7 +50,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ValueError(unknown_setting(error)) from None
+        raise UnknownSetting(error) from None
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
@@ -44,11 +59,15 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     return config
 
 
-def unknown_setting(error: OmegaConfBaseException) -> str:
-    """The message for a misspelt key, with the keys that exist beside it."""
-    parent = error.parent_node
-    keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
-    return f"{error.full_key}: no such setting; " + (f"known here: {', '.join(keys)}" if keys else "see conf/")
+class UnknownSetting(ValueError):
+    """A misspelt key; the message names the keys that exist beside it. key: as it was given."""
+
+    def __init__(self, error: OmegaConfBaseException) -> None:
+        parent = error.parent_node
+        keys = sorted(str(key) for key in parent) if isinstance(parent, DictConfig) else []
+        known = f"known here: {', '.join(keys)}" if keys else "see conf/"
+        super().__init__(f"{error.full_key}: no such setting; {known}")
+        self.key = str(error.full_key)
 
 
 def _first_line(error: Exception) -> str:

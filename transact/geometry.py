@@ -75,6 +75,14 @@ class Geometry:
         elements = 2 * self.num_layers * self.num_key_value_heads * self.head_dim
         return elements * bytes_per_element
 
+    def training_flops_per_token(self, context_length: int, teacher: Geometry | None = None) -> int:
+        """FLOPs of forward and backward per token, and of the forward of a teacher where there is one.
+
+        The backward computes the gradients of inputs and of weights: twice a forward.
+        """
+        of_teacher = 0 if teacher is None else teacher.flops_per_token(context_length)
+        return 3 * self.flops_per_token(context_length) + of_teacher
+
     def flops_per_token(self, context_length: int) -> int:
         """Forward FLOPs per token of a sequence of ``context_length`` tokens.
 

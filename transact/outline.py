@@ -158,6 +158,40 @@ def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[i
     return token_budgets(config.tokens, config.token_shares, rounds, per_batch)
 
 
+def stage_names(config: RunConfig) -> list[str]:
+    """The stages of the run in their order, as run.json names them."""
+    names = _pretraining_stages() if config.mode == "pretrain" else _pruning_stages(config)
+    names.append("export")
+    if config.export.gguf != "none":
+        names.append(f"gguf_{config.export.gguf}")
+    if config.mode != "pretrain" and config.eval.efficiency.measured:
+        names.append("efficiency")
+    return names
+
+
+def _pretraining_stages() -> list[str]:
+    return ["round_00/initialise", "round_01/recover", "round_00/evaluate"]
+
+
+def _pruning_stages(config: RunConfig) -> list[str]:
+    names = ["round_00/evaluate"]
+    for number in range(1, config.prune.rounds + 1):
+        parts = ["calibrate", "plan", "slice", "recover", "evaluate"]
+        if number == 1 and config.prune.split == "auto":
+            parts.insert(1, "split")
+        if config.prune.method.needs_gram():
+            parts.insert(1, "gram")
+        names += [f"round_{number:02d}/{part}" for part in parts]
+    if config.eval.has_more():
+        names.append("tasks")
+    return names
+
+
+def recovery_tokens(rounds: list[Round]) -> dict[str, int]:
+    """Tokens of the stages that train, by name."""
+    return {f"{each.folder_name}/recover": each.tokens for each in rounds}
+
+
 def reserved_sequences(config: RunConfig) -> int:
     """Sequences of the training text that are never trained on: for validation and calibration."""
     return config.recover.validation_sequences + config.prune.calibration_sequences

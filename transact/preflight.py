@@ -79,6 +79,12 @@ def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
             f"prune.method.pair_scope={method.pair_scope!r} is not allowed for model_type {family.model_type}: it "
             "must be model"
         )
+    window = family.window(model_config)
+    if method.pair_scope != "model" and window is not None:
+        raise ValueError(
+            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for a model with a sliding window "
+            f"({window}): what loads such a result has none; it must be model"
+        )
     if method.attention == "shared_dims" and family.query_key_norm:
         raise ValueError(
             f"prune.method.attention={method.attention!r} is not allowed for model_type {family.model_type}: the heads "

@@ -20,8 +20,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.command_line import run_command
 from transact.config import RunConfig
-from transact.configuring import conf_folder, register_resolvers, typed_config, unknown_setting
-from transact.exit_codes import leave, refuse, worst
+from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
+from transact.exit_codes import DONE, leave, refuse, worst
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
@@ -29,9 +29,9 @@ LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 def run(config: RunConfig, *, is_sweep: bool) -> int:
     """Do what the configuration asks for. Returns the exit code."""
     if config.mode == "plan":
-        from transact.preview import print_preview
+        from transact.forecast.show import show_plan
 
-        return print_preview(config)
+        return show_plan(config)
     if config.launch.kind == "slurm":
         from transact.launching.cluster import run_on_slurm
 
@@ -61,6 +61,8 @@ def point_folder(output_dir: str, command_line: list[str]) -> str:
 
 def main() -> int:
     """Returns the exit code; a wrong request ends with one line."""
+    if sys.argv[1:2] in (["--help"], ["-h"]):
+        return show_help(sys.argv[2] if len(sys.argv) > 2 else None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
     register_resolvers()
     codes: list[int] = []
@@ -79,6 +81,17 @@ def main() -> int:
     if failures:
         raise failures[0]
     return worst(codes)
+
+
+def show_help(name: str | None) -> int:
+    """On a group, on a setting, or on the command. Returns the exit code."""
+    from transact.settings.help import help_on
+
+    try:
+        print(help_on(name))
+    except ValueError as error:
+        return refuse(error)
+    return DONE
 
 
 def run_task(composed: DictConfig) -> int:
@@ -100,9 +113,17 @@ def run_task(composed: DictConfig) -> int:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     try:
         config = typed_config(composed)
+    except UnknownSetting as error:
+        return refuse(with_nearest(error))
     except ValueError as error:
         return refuse(error)
     return run(config, is_sweep=is_sweep)
+
+
+def with_nearest(error: UnknownSetting) -> str:
+    from transact.settings.help import nearest
+
+    return f"{error}{nearest(error.key)}"
 
 
 def _quoted(value: str) -> str:
@@ -116,7 +137,7 @@ def hydra_message(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
-        return unknown_setting(error.__cause__)
+        return with_nearest(UnknownSetting(error.__cause__))
     return " ".join(str(error.__cause__ or error).split())
 
 

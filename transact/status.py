@@ -23,7 +23,7 @@ from transact.tracking.metrics import read_metrics
 
 PERPLEXITIES = (
     "eval/perplexity_recovered",
-    "recover/validation_perplexity",
+    "recover/validation_ppl",
     "eval/perplexity_sliced",
     "eval/perplexity_dense",
 )

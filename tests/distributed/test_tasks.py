@@ -44,16 +44,18 @@ def model(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def metrics_of(model: Path, tasks: Path, zero_stage: int) -> dict[str, dict[str, float]]:
+def metrics_of(
+    model: Path, tasks: Path, zero_stage: int, shots: dict[str, int] = SHOTS, dtype: str = "float32"
+) -> dict[str, dict[str, float]]:
     from transact.evaluation.harness import load_tasks, run_tasks
     from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
     from transact.stages.texts import load_tokenizer
 
-    config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2)
+    config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
         return run_tasks(
-            load_tasks(SHOTS, [tasks]),
+            load_tasks(shots, [tasks]),
             engine.module,
             load_tokenizer(model),
             group,
@@ -87,7 +89,7 @@ def test_ranks_that_share_the_work_find_the_same(
             assert metrics == pytest.approx(alone[task], rel=1e-5)
 
 
-def loss_of(model: Path, folder: Path, text: str) -> tuple[float, int]:
+def loss_of(model: Path, folder: Path, text: str, dtype: str) -> tuple[float, int]:
     """Ours: of a text as one sequence."""
     from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
@@ -97,19 +99,21 @@ def loss_of(model: Path, folder: Path, text: str) -> tuple[float, int]:
     tokenizer = load_tokenizer(model)
     count = len(tokenizer(text)["input_ids"])
     write_token_store(folder, [text], tokenizer, sequence_length=1 + count, max_sequences=1)
-    config = EngineConfig(device="cpu", micro_batch_sequences=1)
+    config = EngineConfig(device="cpu", micro_batch_sequences=1, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
         return mean_loss(engine, TokenStore(folder), torch.arange(1), 1, group), count
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_our_perplexity_is_that_of_lm_eval(
-    model: Path, alone: dict[str, dict[str, float]], workplace: Workplace, tmp_path: Path
+    model: Path, tasks: Path, workplace: Workplace, tmp_path: Path, dtype: str
 ) -> None:
     """Per token of the same text, each one predicted from all before it and from the mark at the beginning."""
     text = text_of(workplace)
-    loss, count = run_on_ranks(1, loss_of, model, tmp_path / "store", text)[0]
+    loss, count = run_on_ranks(1, loss_of, model, tmp_path / "store", text, dtype)[0]
     assert 40 < count < TINY["max_position_embeddings"]  # lm-eval cuts a longer text into windows
-    theirs = math.log(alone["how_likely"]["byte_perplexity"]) * len(text.encode()) / count
+    found = run_on_ranks(1, metrics_of, model, tasks, 0, {"how_likely": 0}, dtype)[0]
+    theirs = math.log(found["how_likely"]["byte_perplexity"]) * len(text.encode()) / count
     assert math.exp(loss) == pytest.approx(math.exp(theirs), rel=1e-3)
 
 

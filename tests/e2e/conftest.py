@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Workplace, transact, transact_as_users_do
+from tests.support.terminal import transact_in_terminal
 
 RANKS = (1, 2, 4)
 UMASKS = {2: 0o027, 4: 0o077}
@@ -31,7 +32,8 @@ class ChainRun:
 
 @pytest.fixture(scope="session")
 def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
-    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, with secrets in its environment."""
+    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, in a terminal, with secrets in its
+    environment."""
     runs = {}
     for ranks in RANKS:
         name, tokens = f"ranks_{ranks}", workplace.folder / f"ranks_{ranks}_tokens"
@@ -40,7 +42,7 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
             ended = transact(overrides)
         elif ranks == 2:
             overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
-            ended = transact_as_users_do(overrides, variables=SECRETS, umask=UMASKS[ranks])
+            ended = transact_in_terminal(overrides, variables=SECRETS, umask=UMASKS[ranks])
         else:
             overrides.append("engine.micro_batch_sequences=2")
             ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])

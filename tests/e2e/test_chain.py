@@ -13,6 +13,7 @@ import torch
 from tests.e2e.conftest import RANKS
 from tests.support.commands import Workplace
 from tests.support.wandb_files import records, series
+from transact.dashboard.definitions import RUNS, SWEEPS
 from transact.tracking.metrics import read_metrics
 
 
@@ -127,3 +128,17 @@ def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: dict[int, Path
         assert series(rows, "prune/round", name) == list(zip([1, 2], expected, strict=True)), name
     losses = series(rows, "tokens", "recover/loss")
     assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 33)]
+
+
+def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: dict[int, Path]) -> None:
+    (folder,) = (chain_runs[2] / "wandb").glob("offline-run-*")
+    logged = {name for kind in ("history", "summary") for each in records(folder, kind) for name in _names(each)}
+    with_gpus = {"perf/mfu", "mem/allocated_peak_gib", "mem/reserved_peak_gib"}
+    when_it_is_long = {"perf/checkpoint_s"}
+    for definition in (RUNS, SWEEPS):
+        assert definition.names() - logged - with_gpus - when_it_is_long == set()
+
+
+def _names(record: dict[str, Any]) -> set[str]:
+    """Of a picture W&B keeps `name._type` and the like."""
+    return {name.partition("._type")[0] for name in {**record.get("item", {}), **record.get("update", {})}}

@@ -27,7 +27,10 @@ def test_too_many_steps_without_effect_stop_the_run_at_the_last_good_checkpoint(
     folder = workplace.folder / name
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert "4 steps in a row had a loss or gradient that is infinite or not a number" in ended.stderr.splitlines()[-1]
+    reason, record, goes_on = ended.stderr.splitlines()[-3:]
+    assert "4 steps in a row had a loss or gradient that is infinite or not a number" in reason
+    assert record == f"  record:  {folder}/run.json"
+    assert goes_on.startswith("  go on:   python -m transact.run name=")
     assert json.loads((folder / "run.json").read_text())["state"] == "diverged"
     assert [each.name for each in checkpoints(folder)] == ["round_01_step_00000001"]
     skipped = [row["recover/skipped"] for row in read_metrics(folder / "metrics.jsonl") if "recover/skipped" in row]

@@ -14,22 +14,27 @@ from tests.support.wandb_files import records
 pytest.importorskip("lm_eval", reason="the tasks need transact[eval]")
 
 
-@pytest.fixture(scope="module")
-def run(workplace: Workplace) -> Path:
-    tasks = write_tasks(workplace.folder / "tasks", workplace.heldout.read_text()[:250])
-    shots = ", ".join(f"{name}: {count}" for name, count in SHOTS.items())
-    overrides = [
-        *workplace.overrides("evaluated"),
+def asked_for(workplace: Workplace, name: str, shots: dict[str, int]) -> list[str]:
+    tasks = workplace.folder / "tasks"
+    if not tasks.is_dir():
+        write_tasks(tasks, workplace.heldout.read_text()[:250])
+    named = ", ".join(f"{name}: {count}" for name, count in shots.items())
+    return [
+        *workplace.overrides(name),
         "prune.rounds=1",
         "recover.tokens=4096",
         "track.mode=offline",
         f"+eval.texts.seen={{source: files, files: ['{workplace.train}']}}",
         "eval.text_sequences=8",
-        f"+eval.tasks={{{shots}}}",
+        f"+eval.tasks={{{named}}}",
         f"eval.task_folders=['{tasks}']",
         "eval.efficiency.measured=false",
     ]
-    done = transact(overrides, seconds=500)
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Workplace) -> Path:
+    done = transact(asked_for(workplace, "evaluated", SHOTS), seconds=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return workplace.folder / "evaluated"
 
@@ -56,3 +61,32 @@ def test_result_model_card_and_tracker_have_them(run: Path) -> None:
     folder = next((run / "wandb").glob("offline-run-*"))
     updates = {key: value for item in records(folder, "summary") for key, value in item["update"].items()}
     assert updates["eval/tasks/how_likely/byte_perplexity_pruned"] == pytest.approx(values[1])
+
+
+def test_more_may_be_asked_of_a_finished_run(run: Path, workplace: Workplace) -> None:
+    """Another number of shots: tasks, and what tells of them, are done again, and nothing else."""
+    before = json.loads((run / "run.json").read_text())["stages"]
+    done = transact(asked_for(workplace, "evaluated", SHOTS | {"which_word": 1}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = json.loads((run / "run.json").read_text())["stages"]
+    again = {name for name in after if after[name]["finished"] != before[name]["finished"]}
+    assert again == {"tasks", "export"}
+    for role in ("dense", "pruned"):
+        assert json.loads((run / "result.json").read_text())[role]["tasks"]["which_word"]["shots"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["eval.tasks.which_word=9"], "eval.tasks.which_word=9 is not allowed: there are 4 examples to show"),
+        (["+eval.texts.other={source: hub, hub_id: nobody/nothing}"], "eval.texts.other"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_any_work(
+    run: Path, workplace: Workplace, changes: list[str], told: str
+) -> None:
+    refused = transact([*asked_for(workplace, "refused", SHOTS), *changes])
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert told in refused.stderr
+    assert refused.stderr.count("error:") == 1
+    assert not (workplace.folder / "refused").exists()

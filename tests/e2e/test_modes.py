@@ -1,4 +1,4 @@
-"""Other ways to run: a sweep, a learning rate that destroys, a start from nothing, text that runs out."""
+"""Other ways to run: a learning rate that destroys, a start from nothing, text that runs out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.commands import Workplace, transact
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def test_a_sweep_runs_each_point_in_processes_of_its_own(workplace: Workplace) -> None:
-    overrides = [*workplace.overrides("sweep"), "prune.rounds=1", "recover.tokens=1024"]
-    done = transact(["-m", *overrides, "prune.remove_fraction=0.2,0.4"], cwd=workplace.folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = [read(path) for path in (workplace.folder / "sweep").glob("*/result.json")]
-    reached = {result["remove_fraction"]["asked"]: result["remove_fraction"]["reached"] for result in results}
-    assert reached == {0.2: pytest.approx(0.2, abs=0.02), 0.4: pytest.approx(0.4, abs=0.02)}
-    processes = [path.name.split("_")[0] for path in (workplace.folder / "sweep").glob("*/logs/*_0_log.out")]
-    assert len(set(processes)) == 2
 
 
 def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:

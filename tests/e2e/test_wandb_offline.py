@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
+import numpy
 import pytest
 
 from tests.support.wandb_files import records, series, wait_until_written
-from transact.tracking import wandb_run
+from transact.tracking import wandb_library
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
-from transact.tracking.wandb_run import WandbRun, choose_mode
+from transact.tracking.wandb_mode import choose_mode
+from transact.tracking.wandb_run import WandbRun
 
 FAKE_KEY = "f00d" * 10
 SECRET = "hf_thisIsNobodysBusiness"
@@ -26,7 +29,7 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 @pytest.fixture(autouse=True)
 def isolated_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No real key, no home folder: the machine that runs the tests may have both."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
+    for name in ("WANDB_DATA_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_TOKEN", SECRET)
@@ -56,10 +59,43 @@ def log_two_rounds(tracker: Tracker) -> None:
         tracker.log(cut, step=0, tokens=tokens, round=number)
         for step in (1, 2, 3):
             tokens += 1000
-            figures = {"recover/loss": 4.0 - tokens / 4000, "perf/tokens_per_second": 8400.0}
+            figures = {"recover/loss": 4.0 - tokens / 4000, "perf/tokens_per_s": 8400.0}
             tracker.log(figures, step=step, tokens=tokens, round=number)
         evaluation = {"eval/perplexity_recovered": recovered}
         tracker.log(evaluation, step=3, tokens=tokens, round=number)
+
+
+def test_pictures_tables_alerts_and_the_model_reach_wandb(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "model.safetensors").write_bytes(b"weights" * 1000)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with Tracker(log, start(tmp_path)) as tracker:
+        norms = numpy.arange(12.0).reshape(3, 4)
+        tracker.log_map("intermediate", norms, norms > 5, tokens=0, round=1)
+        tracker.log_table("prune/rounds", ["round", "head_dim"], [[0, 32], [1, 16]], tokens=5, round=1)
+        tracker.alert("loss spike", "loss 5.00 after 3.00", step=3, tokens=300, round=1)
+        tracker.log_model("tiny-export", export, {"parameters": 10})
+    (folder,) = offline_folders(tmp_path)
+
+    logged = {name: value for record in records(folder, "history") for name, value in record["item"].items()}
+    assert logged["calibrate/intermediate._type"] == "image-file"
+    assert list((folder / "files" / "media" / "images").rglob("*.png"))
+    assert logged["prune/rounds.nrows"] == 2
+    staged = [content["local_path"] for each in records(folder, "artifact") for content in contents(each)]
+    assert all(Path(path).is_relative_to(tmp_path / "wandb") for path in staged if path)
+    (alert,) = records(folder, "alert")
+    assert (alert["title"], alert["text"]) == ("loss spike", "loss 5.00 after 3.00")
+    assert read_metrics(log.path)[0].items() >= {"alert": "loss spike", "step": 3, "tokens": 300, "round": 1}.items()
+    models = [each for each in records(folder, "artifact") if each["type"] == "model"]
+    assert [each["name"] for each in models] == ["tiny-export"]
+    assert contents(models[0])[0]["ref"] == (export / "model.safetensors").as_uri()
+    copies = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and path.stat().st_size == 7000]
+    assert copies == []
+
+
+def contents(artifact: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"local_path": None} | each for each in artifact["manifest"]["contents"]]
 
 
 def offline_folders(folder: Path) -> list[Path]:
@@ -95,6 +131,7 @@ def test_each_figure_has_its_axis(finished_run: Path) -> None:
     assert axes == {
         "recover/*": "tokens",
         "perf/*": "tokens",
+        "mem/*": "tokens",
         "prune/*": "prune/round",
         "eval/*": "prune/round",
         "calibrate/*": "prune/round",
@@ -161,7 +198,7 @@ def test_online_without_a_server_falls_back_to_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
     monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
-    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_library, "INIT_SECONDS", 1.0)
     run = start(tmp_path, "online")
     assert run.mode == "offline"
     run.log({"recover/loss": 3.0, "tokens": 1, "prune/round": 1})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transact.config import RunConfig
-from transact.configuring import conf_folder, register_resolvers, typed_config
+from transact.configuring import compose_config
 
 
 def summary(**changes: int) -> dict[str, Any]:
@@ -28,8 +28,4 @@ def summary(**changes: int) -> dict[str, Any]:
 
 def composed(model: str, *overrides: str) -> RunConfig:
     """The configuration of a run on a model, as the command line gives it."""
-    from hydra import compose, initialize_config_dir
-
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return typed_config(compose("config", ["name=half", f"model.path={model}", *overrides]))
+    return compose_config(["name=half", f"model.path={model}", *overrides])

@@ -18,25 +18,34 @@ LAYERS = (
     {""},  # transact/__init__.py
     {"checks", "geometry", "files", "exit_codes", "accelerators", "command_line"},
     {"config"},
-    {"configuring", "prune", "data", "tracking"},
+    {"configuring"},
+    {"settings", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime"},
     {"exporting", "efficiency", "evaluation", "report"},
     {"stages"},
-    {"chain", "preflight", "preview", "failures"},
+    {"chain", "preflight", "forecast", "failures", "last_words"},
+    {"outcome"},
     {"worker"},
     {"launching"},
-    {"run", "attempt", "status"},
+    {"run", "attempt", "status", "dashboard"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
     "deepspeed": "transact.runtime.deepspeed_library",
-    "wandb": "transact.tracking.wandb_run",
+    "wandb": "transact.tracking.wandb_library",
     "submitit": "transact.launching.executors",
+    "wandb_workspaces": "transact.dashboard.workspaces",
     "lm_eval": "transact.evaluation.harness",
 }
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where names differ
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "wandb_workspaces": "wandb-workspaces",
+    "huggingface_hub": "huggingface-hub",
+}  # where names differ
 
 Imports = dict[str, set[str]]  # module -> what it imports anywhere in its file, functions and TYPE_CHECKING included
 

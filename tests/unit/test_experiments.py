@@ -75,7 +75,7 @@ def test_plan(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         assert "1,294,209,024" in last
     else:
         assert removed == pytest.approx(LARGE[name], abs=0.005)
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"plan.json", "plan.txt"}
 
 
 def test_without_the_weights_one_line_and_exit_code_2(

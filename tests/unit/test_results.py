@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
+from benchmarks.memory_model import Case, architecture, memory_markdown
 from benchmarks.quality_table import quality_table
 from tests.support.commands import REPOSITORY
 from transact.files import read_json
+from transact.memory import estimate_memory
+from transact.models.llama import read_geometry
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
@@ -137,3 +141,18 @@ def test_the_reliability_page_tells_what_was_measured() -> None:
         f"{largest['share_of_time']:.2%}".replace("%", " % of the time at the default interval"),
     ):
         assert told in page, told
+
+
+def test_the_memory_model_is_within_its_target_of_what_ranks_allocated() -> None:
+    """Against today's formulas, whatever they were when it was measured."""
+    result = read_json(RESULTS / "memory.json")
+    for row in result["rows"]:
+        case = Case(**{field.name: row[field.name] for field in fields(Case)})
+        geometry = read_geometry(architecture(case.size).to_model_config())
+        estimate = estimate_memory(geometry, case.config(), row["ranks"], training=case.trains, parent=geometry)
+        assert round(estimate.total()) == row["estimated_bytes"]
+        assert abs(estimate.total() / row["measured_bytes"] - 1) < result["target"], row
+    assert {row["ranks"] for row in result["rows"]} == {1, 2, 4}
+    table = memory_markdown(result)
+    assert (RESULTS / "memory.md").read_text() == table
+    assert table.strip() in (REPOSITORY / "docs" / "planning.md").read_text()

@@ -33,7 +33,7 @@ def test_a_run_in_the_middle(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = [{"perf/tokens_per_s": speed, "recover/loss": 2.0} for speed in (1.0, 50.0, 50.0, 50.0)]
-    rows[2]["recover/validation_perplexity"] = 7.5
+    rows[2]["recover/validation_ppl"] = 7.5
     counts = {"timeouts": 2, "preemptions": 0, "failures": 1, "last": "time limit (SIGUSR2)"}
     write_run(tmp_path / "run", rows, state="running", stage="round_02/recover", restarts=3, interruptions=counts)
     _, row, error = status(monkeypatch, capsys, tmp_path / "run")

@@ -19,7 +19,7 @@ def test_a_falling_curve_is_healthy() -> None:
 def test_a_jump_is_a_spike_and_what_follows_is_compared_with_the_usual() -> None:
     health = TrainingHealth(recent=[3.0, 3.1, 2.9, 3.0, 3.1, 2.9, 3.0, 3.0])
     assert health.observe(3.4, applied=True) is None  # median 3.0, deviation 0.05: up to 3.0 + 0.4 + 0.3 is usual
-    assert health.observe(5.0, applied=True) == "loss spike: 5.00 after 3.00"
+    assert health.observe(5.0, applied=True) == ("loss spike", "loss 5.00 after 3.00")
     assert health.observe(3.0, applied=True) is None
     assert health.spikes == 1
 
@@ -38,7 +38,7 @@ def test_steps_without_effect_are_counted_in_all_and_in_a_row(loss: float, appli
     health = TrainingHealth()
     health.observe(loss, applied)
     told = health.observe(loss, applied)
-    assert told == f"{what} infinite or not a number: step skipped (2 so far)"
+    assert told == ("skipped step", f"{what} infinite or not a number: step skipped (2 so far)")
     assert (health.skipped, health.skipped_in_a_row) == (2, 2)
     health.observe(3.0, applied=True)
     health.observe(loss, applied)

@@ -11,6 +11,7 @@ from transact.config.eval import EfficiencyConfig, EvalConfig
 from transact.config.export import ExportConfig
 from transact.config.launch import LaunchConfig
 from transact.config.model import DTYPES, ArchitectureConfig, ModelConfig
+from transact.config.plan import PlanConfig
 from transact.config.prune import ROTARY_CHOICES, MethodConfig, MultipleConfig, PruneConfig
 from transact.config.recover import LOGIT_CHUNK_ELEMENTS, RecoverConfig
 from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
@@ -34,6 +35,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "MultipleConfig",
+    "PlanConfig",
     "PruneConfig",
     "RecoverConfig",
     "RunConfig",

@@ -15,13 +15,22 @@ class TextConfig:
     """Where text comes from: local txt, jsonl and parquet files, a hub dataset, or this Python's library."""
 
     source: str
-    files: list[str] = field(default_factory=list)  # paths or glob patterns
+    """"files" (txt, md, jsonl, parquet), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of
+    the Python that runs)."""
+    files: list[str] = field(default_factory=list)
+    """With source "files": paths or glob patterns."""
     hub_id: str | None = None
+    """With source "hub": the dataset's id. null: with the other sources."""
     hub_config: str | None = None
+    """The configuration of that dataset. null: its only one."""
     hub_revision: str | None = None
+    """A branch, tag or commit of that dataset. null: the newest."""
     split: str = "train"
+    """The split of that dataset."""
     text_field: str = "text"
-    part: str = "train"  # python_stdlib only
+    """The field that holds the text, of jsonl and parquet files and of hub datasets."""
+    part: str = "train"
+    """With source "python_stdlib": "train" or "heldout"; no file is in both."""
 
     def __post_init__(self) -> None:
         require_choice("data.*.source", self.source, TEXT_SOURCES)
@@ -35,10 +44,15 @@ class DataConfig:
     """The text, and how it is cut into sequences."""
 
     train: TextConfig
+    """Text for recovery, validation and calibration."""
     evaluation: TextConfig
-    sequence_length: int  # tokens
+    """Held-out text, on which perplexity is reported."""
+    sequence_length: int
+    """Tokens of a sequence, 2 or more, in training, calibration and evaluation alike."""
     evaluation_sequences: int
-    token_store: str  # folder shared by all runs
+    """Sequences of the held-out text, at most as many as it has."""
+    token_store: str
+    """A folder for tokenised text, shared by all runs: the same text is tokenised once."""
 
     def __post_init__(self) -> None:
         require_at_least("data", self, 2, "sequence_length")

@@ -16,7 +16,10 @@ class CheckpointEveryConfig:
     """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
 
     minutes: float | None = 20.0
+    """Minutes between two checkpoints of a recovery; stretched where saving takes more than a twentieth of the time.
+    null: not by time."""
     tokens: int | None = None
+    """Tokens between two checkpoints of a recovery. null: not by tokens."""
 
     def __post_init__(self) -> None:
         for name, value in (("minutes", self.minutes), ("tokens", self.tokens)):
@@ -28,14 +31,23 @@ class EngineConfig:
     """How the work is spread over ranks and computed."""
 
     zero_stage: int = 3
-    dtype: str = "float32"  # of the computation; master weights are float32 always
+    """What DeepSpeed splits over the ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too."""
+    dtype: str = "float32"
+    """"float32" or "bfloat16": of the computation. Master weights are float32 always."""
     device: str = "auto"
+    """"auto" (CUDA where there is a GPU), "cpu" or "cuda"."""
     attention: str = "sdpa"
-    micro_batch_sequences: int  # per rank and forward
+    """"sdpa" or "eager": the attention implementation of transformers."""
+    micro_batch_sequences: int
+    """Sequences of a forward on each rank; bounds the memory of activations."""
     activation_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: less memory, more work."""
     reduce_bucket_elements: int = 5_000_000
+    """Elements that DeepSpeed gathers or reduces in one call."""
     collective_timeout_minutes: float = 30.0
+    """Minutes without progress after which a job that hangs is ended, with the stacks of all ranks."""
     checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)
+    """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
 
     def __post_init__(self) -> None:
         require_choice("engine.dtype", self.dtype, DTYPES)

@@ -14,28 +14,52 @@ class LaunchConfig:
     """Where the processes come from. The settings from `nodes` on are those of SLURM."""
 
     kind: str = "inline"
-    processes: int = 1  # of launch=local
+    """"inline" (the processes that are there: this one, torchrun's or srun's), "local" (processes of this machine) or
+    "slurm" (a batch job)."""
+    processes: int = 1
+    """Ranks that launch=local starts."""
     timeout_minutes: int = 10_080
-    wait: bool = True  # follow the job to its end; otherwise submit it and return
+    """Minutes that the job may take; with SLURM its time limit, after which it is queued again."""
+    wait: bool = True
+    """Whether the command follows the job to its end; false: it submits and returns."""
     nodes: int = 1
-    tasks_per_node: int = 1  # ranks, where there are no GPUs
-    gpus_per_node: int = 0  # one rank each
+    """Nodes of the SLURM job."""
+    tasks_per_node: int = 1
+    """Ranks on each node, where there are no GPUs."""
+    gpus_per_node: int = 0
+    """GPUs of each node, one rank for each; 0: none."""
     cpus_per_task: int | None = None
+    """Cores for each rank. null: what the cluster gives."""
     partition: str | None = None
+    """The SLURM partition. null: the cluster's default."""
     account: str | None = None
+    """The account that is charged. null: the cluster's default."""
     qos: str | None = None
-    memory: str | None = None  # per node, as sbatch takes it: 200G
+    """The quality of service. null: the cluster's default."""
+    memory: str | None = None
+    """Memory per node, as sbatch takes it: 200G; 0 is all of a node. null: what the cluster gives."""
     constraint: str | None = None
-    signal_delay_seconds: int = 300  # before the time limit, to save
-    max_timeouts: int = 100  # of one job, each followed by a requeue
+    """Features that a node must have, as sbatch takes them. null: none."""
+    signal_delay_seconds: int = 300
+    """Seconds before the time limit at which the job is told to save."""
+    max_timeouts: int = 100
+    """Time limits that one job may meet, each followed by another start."""
     max_preemptions: int = 100
+    """Times that SLURM may take the nodes from one job."""
     max_failures: int = 3
-    max_running: int | None = None  # points of a sweep at a time
-    options: dict[str, str] = field(default_factory=dict)  # further ones of sbatch, without the dashes
-    setup: list[str] = field(default_factory=list)  # lines of shell before srun
+    """Times that a rank of one job may die or fail."""
+    max_running: int | None = None
+    """Points of a sweep that may run at a time. null: all."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch, without the dashes."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the ranks start. They are left out of every record of the run."""
     srun_options: list[str] = field(default_factory=list)
-    python: str | None = None  # the ranks' interpreter; null: the one that submits
-    shared_folder: bool = False  # true: output_dir is on every node, whatever it looks like from here
+    """Further options of srun."""
+    python: str | None = None
+    """The interpreter of the ranks, in a container for example. null: the one that submits."""
+    shared_folder: bool = False
+    """true: output_dir is on every node, whatever it looks like from here."""
 
     def __post_init__(self) -> None:
         require_choice("launch.kind", self.kind, LAUNCH_KINDS)

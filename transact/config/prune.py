@@ -23,7 +23,9 @@ class MultipleConfig:
     """Dimensions are multiples of these, so that kernels stay fast."""
 
     head_dim: int
+    """head_dim, or the number of heads where heads are cut, is a multiple of this even number."""
     intermediate_size: int
+    """intermediate_size is a multiple of this."""
 
     def __post_init__(self) -> None:
         require_positive("prune.multiple", self, "head_dim", "intermediate_size")
@@ -34,14 +36,26 @@ class MultipleConfig:
 class MethodConfig:
     """What is cut inside a layer, how it is chosen, and what makes up for it: conf/prune/method/."""
 
-    attention: str = "pairs"  # pairs of q and k with dims of v and o | whole heads | the same dims in q, k, v and o
+    attention: str = "pairs"
+    """"pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads) or "shared_dims" (the same dims in q,
+    k, v and o)."""
     pair_score: str = "logit_variance"
-    pair_scope: str = "model"  # layer and head: better choices that no stock model class can express
-    values: str = "svd"  # a basis for v and o, or a score of their dims
+    """What rotary pairs are chosen by: "logit_variance", "norm_product", "token_product", "taylor", "magnitude" or
+    "random"."""
+    pair_scope: str = "model"
+    """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
+    loads."""
+    values: str = "svd"
+    """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
     channels: str = "obs"
-    refit: str = "least_squares"  # of o_proj and down_proj
-    ridge: float = 0.01  # relative to the mean of a Gram matrix's diagonal
-    gram_gib: float = 8.0  # of Gram matrices that a rank sums at a time; decides the number of passes
+    """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
+    refit: str = "least_squares"
+    """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
+    on the cut model's own inputs)."""
+    ridge: float = 0.01
+    """Ridge of the least squares, relative to the mean of a Gram matrix's diagonal."""
+    gram_gib: float = 8.0
+    """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text."""
 
     def __post_init__(self) -> None:
         require_choice("prune.method.attention", self.attention, ATTENTION_UNITS)
@@ -70,18 +84,32 @@ class MethodConfig:
 class PruneConfig:
     """How much is cut, in how many rounds, and how."""
 
-    remove_fraction: float | None = None  # of all parameters of the parent
-    head_dim: int | None = None  # explicit dimensions instead of a fraction, or head_dim alone beside one
+    remove_fraction: float | None = None
+    """Share of all parameters of the parent to remove, embeddings counted, inside (0, 1). null: the dimensions are
+    given."""
+    head_dim: int | None = None
+    """Dims of a head at the end; beside remove_fraction, intermediate_size follows. null: it follows from the fraction,
+    or stays."""
     intermediate_size: int | None = None
-    split: str = "equal"  # between attention and MLP: the same fraction of both | measured
-    split_candidates: int = 8  # at most, that auto measures
+    """Channels of the MLP at the end, without remove_fraction. null: it follows from the fraction, or stays."""
+    split: str = "equal"
+    """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
+    split_candidates: int = 8
+    """Splits that "auto" cuts and measures, at most."""
     rounds: int = 1
-    rotary_pairs: str = "free"  # progression: every s-th pair, which rope_theta alone expresses
+    """Turns of calibrate, plan, slice, recover, evaluate."""
+    rotary_pairs: str = "free"
+    """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right."""
     schedule: str = "linear"
-    round_shares: list[float] | None = None  # relative size of each round's cut, instead of a schedule
+    """How the removed fraction grows over the rounds: "linear", "geometric" or "cubic"."""
+    round_shares: list[float] | None = None
+    """Relative size of each round's cut, a number per round. null: by the schedule."""
     calibration_sequences: int = 128
+    """Sequences of the training text that are reserved for calibration."""
     multiple: MultipleConfig
+    """Dimensions are multiples of these, so that kernels stay fast."""
     method: MethodConfig = field(default_factory=MethodConfig)
+    """What is cut inside a layer, how it is chosen, and what makes up for it."""
 
     def __post_init__(self) -> None:
         fraction, both = self.remove_fraction, "give it with or without prune.head_dim, or else explicit dimensions"

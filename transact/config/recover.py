@@ -15,24 +15,42 @@ LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is comp
 class RecoverConfig:
     """Continued pretraining after each cut."""
 
-    tokens: int  # over all rounds
-    token_shares: list[float] | None = None  # a number per round, of any sum; null: equal
-    batch_sequences: int  # the global batch, the same on any number of ranks
+    tokens: int
+    """Tokens of training over all rounds; 0: none."""
+    token_shares: list[float] | None = None
+    """Relative number of tokens of each round. null: equal."""
+    batch_sequences: int
+    """Sequences of an optimizer step over all ranks, the same on any number of them."""
     learning_rate: float
-    learning_rates: list[float] | None = None  # a number per round instead of learning_rate
-    decay: str = "cosine"  # of the learning rate, after the warm-up
+    """Peak learning rate."""
+    learning_rates: list[float] | None = None
+    """A peak learning rate per round. null: learning_rate in all of them."""
+    decay: str = "cosine"
+    """Of the learning rate after the warm-up: "cosine" or "linear"."""
     final_learning_rate_fraction: float = 0.1
+    """Learning rate at the end of a round, relative to the peak."""
     warmup_fraction: float = 0.05
+    """Share of a round's steps over which the learning rate rises."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     beta1: float = 0.9
+    """Of AdamW."""
     beta2: float = 0.95
-    gradient_clipping: float = 1.0  # norm; 0 is off
+    """Of AdamW."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient; 0: none."""
     validation_sequences: int = 32
-    validations: int = 4  # during a round, besides the one at its start
-    max_skipped_steps: int = 10  # in a row, for a loss or gradient that is infinite or not a number
+    """Sequences of the training text that are reserved for validation."""
+    validations: int = 4
+    """Validations during a round, besides the one at its start; the best weights seen are kept."""
+    max_skipped_steps: int = 10
+    """Steps in a row whose loss or gradient is infinite or not a number, beyond which the job ends."""
     objective: str = "cross_entropy"
-    distillation_weight: float = 0.5  # of the mixed objective; the rest is cross-entropy
-    temperature: float = 1.0  # of both distributions in distillation
+    """"cross_entropy", "distillation" (towards the parent's distribution) or "mixed"."""
+    distillation_weight: float = 0.5
+    """Share of distillation in the mixed objective, inside (0, 1)."""
+    temperature: float = 1.0
+    """Of both distributions in distillation."""
 
     def __post_init__(self) -> None:
         require_positive("recover", self, "batch_sequences", "learning_rate", "validation_sequences")

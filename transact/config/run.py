@@ -11,6 +11,7 @@ from transact.config.eval import EvalConfig
 from transact.config.export import ExportConfig
 from transact.config.launch import LaunchConfig
 from transact.config.model import ModelConfig
+from transact.config.plan import PlanConfig
 from transact.config.prune import PruneConfig
 from transact.config.recover import RecoverConfig
 from transact.config.track import TrackConfig
@@ -23,21 +24,39 @@ class RunConfig:
     """Everything a run depends on; written to `config.yaml` of its folder."""
 
     name: str
+    """The run's name, and its folder's unless output_dir says otherwise."""
     output_dir: str
-    share_dir: str | None = None  # of a sweep: where its points share what is the same for all of them
+    """The run's folder."""
+    share_dir: str | None = None
+    """Where the points of a sweep share what is the same for all of them; set by the sweep. null: not part of one."""
     mode: str = "prune"
+    """"prune", "pretrain" (train from random weights) or "plan" (say what would be done and needed)."""
     seed: int = 0
+    """Of the order of the text, of random weights and of random scores."""
     model: ModelConfig
+    """Which model is pruned."""
     data: DataConfig
+    """The text."""
     prune: PruneConfig
+    """What is cut, how much, and how it is chosen."""
     recover: RecoverConfig
+    """Continued pretraining after each cut."""
     engine: EngineConfig
+    """How the work is spread over ranks and computed."""
     track: TrackConfig
+    """Where figures go besides metrics.jsonl."""
     launch: LaunchConfig
+    """Where the processes come from."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    """What is written besides the folder for transformers."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    command: str | None = None  # set by the command itself: the line that goes on with this run
-    sweep_command: str | None = None  # likewise, of the sweep that this run is a point of
+    """What is measured of the parent and of the final model."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What mode=plan assumes of the machines."""
+    command: str | None = None
+    """The line that goes on with this run; set by the command itself. null: not started by one."""
+    sweep_command: str | None = None
+    """The line of the sweep that this run is a point of; set by the command itself. null: not part of one."""
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, MODES)
@@ -69,8 +88,9 @@ class RunConfig:
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 
 
-# What a finished stage does not depend on: changing these in an existing run folder is no conflict.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "command", "sweep_command")
+# What a finished stage does not depend on: changing these in an existing run folder is no conflict. Of eval, the stages
+# that depend on it keep in run.json what they were made with, and are made again where that has changed.
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "plan", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
@@ -78,8 +98,4 @@ FREE_SETTINGS = (
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",
     "recover.max_skipped_steps",
-    # What may have to change after a long run, when its last stages are short of memory.
-    "eval.task_batch",
-    "eval.efficiency.measured",
-    "eval.efficiency.batch_sizes",
 )

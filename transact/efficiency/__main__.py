@@ -16,6 +16,8 @@ from transact.config import DEVICES, DTYPES, EfficiencyConfig
 from transact.efficiency.presets import PRESETS
 from transact.exit_codes import DONE, REFUSED, leave, refuse
 
+PATIENT_MINUTES = 1e6  # who asks for it on the command line can also end it
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -50,7 +52,7 @@ def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     require_choice("--dtype", arguments.dtype, ("stored", *DTYPES))
     try:
-        return EfficiencyConfig(**(PRESETS[arguments.preset] | given))
+        return EfficiencyConfig(**(PRESETS[arguments.preset] | {"max_minutes": PATIENT_MINUTES} | given))
     except ValueError as error:
         raise ValueError(str(error).replace("eval.efficiency.", "--").replace("_", "-")) from None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,13 +45,18 @@ def _storage_bytes(tensor: torch.Tensor) -> int:
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the life of every tensor that an operator returns."""
+    """Follows the life of every storage that an operator returns.
+
+    A storage is alive as long as C++ holds it, a view or the graph of autograd for example: its Python object may be
+    gone long before.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
-        self._current = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._made: dict[StorageWeakRef, int] = {}
+        self._met: dict[StorageWeakRef, int] = {}  # as an argument: they were there before
+        self._freed = 0  # of those
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._see((args, kwargs), made=False)
@@ -60,16 +65,23 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _see(self, values: Any, *, made: bool) -> None:
-        """A storage counts from its first sight on, which for one that is an argument was before all this."""
+        is_new = False
         for tensor in tree_leaves(values):
-            if not isinstance(tensor, torch.Tensor) or tensor.untyped_storage() in self._known:
+            if not isinstance(tensor, torch.Tensor):
                 continue
-            storage = tensor.untyped_storage()
-            self._known.add(storage)
-            size = storage.nbytes() if made else 0
-            self._current += size
-            self.peak = max(self.peak, self._current)
-            weakref.finalize(storage, self._release, storage.nbytes())
+            reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            if reference not in self._made and reference not in self._met:
+                (self._made if made else self._met)[reference] = tensor.untyped_storage().nbytes()
+                is_new = True
+        if is_new:
+            self._forget_dead()
+            self.peak = max(self.peak, sum(self._made.values()) - self._freed)
 
-    def _release(self, size: int) -> None:
-        self._current -= size
+    def _forget_dead(self) -> None:
+        self._made = {reference: size for reference, size in self._made.items() if not _is_dead(reference)}
+        for reference in [reference for reference in self._met if _is_dead(reference)]:
+            self._freed += self._met.pop(reference)
+
+
+def _is_dead(reference: StorageWeakRef) -> bool:
+    return bool(reference.expired())  # type: ignore[no-untyped-call]

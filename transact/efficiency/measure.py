@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,63 @@ def measure(
 
     Returns:
         "models": role -> counts, "settings", and "latency": a row for each batch size, prompt length and number of
-        new tokens.
+        new tokens. "left_out": what there was no time for; "not_measured": the reason where that is everything.
     """
     geometries = {role: geometry_of(folder) for role, folder in folders.items()}
     models = {role: load(folder, dtype, device) for role, folder in folders.items()}
     models[FLOOR] = floor_model(next(iter(models.values())))
     clock = Clock(device=device, threads=config.threads)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    patience = Patience(60 * config.max_minutes)
     with _threads(config.threads, device):
         for batch_size in config.batch_sizes:
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
                 prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                turns = _take_turns(models, prompt, config, clock, progress)
+                inputs = {role: prompt % model.config.vocab_size for role, model in models.items()}
+                step_seconds = _warm_up(models, inputs, clock)
+                what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
+                number = patience.turns(config.turns, step_seconds * max(config.new_tokens))
+                if number < config.turns:
+                    left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
+                if number == 0:
+                    progress(config.turns * len(models) * max(config.new_tokens))
+                    continue
+                turns = _take_turns(models, inputs, replace(config, turns=number), clock, progress)
+                progress((config.turns - number) * len(models) * max(config.new_tokens))
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
         "latency": rows,
+        "left_out": left_out,
+        "not_measured": None
+        if rows
+        else f"one turn takes longer than eval.efficiency.max_minutes={config.max_minutes:g}",
     }
+
+
+class Patience:
+    """What can still be done in a limited time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def turns(self, wanted: int, seconds_per_turn: float) -> int:
+        """As many as there is time for, at most as many as are wanted."""
+        left = self._until - time.monotonic()
+        return max(0, min(wanted, int(left / seconds_per_turn)))
+
+
+def _warm_up(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], clock: Clock) -> float:
+    """Seconds of a decoding step of every model together: what a turn will take is foreseen with it."""
+    seconds = 0.0
+    for role, model in models.items():
+        begin = time.monotonic()
+        generate(model, inputs[role], [WARM_UP_TOKENS], clock.read)
+        seconds += (time.monotonic() - begin) / WARM_UP_TOKENS
+    return seconds
 
 
 def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
@@ -92,16 +131,13 @@ def _threads(threads: int, device: torch.device) -> Iterator[None]:
 
 def _take_turns(
     models: Mapping[str, Any],
-    prompt: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
     config: EfficiencyConfig,
     clock: Clock,
     progress: Callable[[int], None],
 ) -> Turns:
     """Every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates."""
     marks = sorted(config.new_tokens)
-    inputs = {role: prompt % model.config.vocab_size for role, model in models.items()}
-    for role, model in models.items():
-        generate(model, inputs[role], [WARM_UP_TOKENS], clock.read)
     turns: Turns = {role: [] for role in models}
     for number in range(config.turns):
         for role in list(models)[:: -1 if number % 2 else 1]:

@@ -54,6 +54,25 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
     return loaded
 
 
+def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
+    """
+    Raises:
+        ValueError: a task runs code that the model writes, or has fewer examples than its prompts take.
+    """
+    for name, tasks in loaded.items():
+        for task in tasks["tasks"].values():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise ValueError(f"eval.tasks: {name!r} runs code that the model writes, which is not done here")
+            count = shots[name]
+            if count == 0:
+                continue
+            examples = list(task.fewshot_docs() or [])
+            # Where they come from the questions themselves, the question is left out.
+            available = len(examples) - (len(examples) > 0 and examples[0] in list(task.eval_docs)[:1])
+            if available < count:
+                raise ValueError(f"eval.tasks.{name}={count} is not allowed: there are {available} examples to show")
+
+
 def run_tasks(
     loaded: Loaded,
     module: Any,

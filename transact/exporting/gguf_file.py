@@ -71,7 +71,9 @@ def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str
     writer.add_file_type(getattr(gguf.LlamaFileType, FILE_TYPES[kind]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(geometry.vocab_size)
-    writer.add_context_length(context_limit(config))
+    # llama.cpp's llama has no sliding window: beyond it the file would not compute what the model does.
+    window = family_of(config).window(config)
+    writer.add_context_length(min(context_limit(config), window or context_limit(config)))
     writer.add_embedding_length(geometry.hidden_size)
     writer.add_block_count(geometry.num_layers)
     writer.add_feed_forward_length(geometry.intermediate_size)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transact.config import ExportConfig, RunConfig
+from transact.config.export import GGUF_TYPES
 from transact.exporting.gguf_tokenizer import check_tokenizer
 from transact.exporting.shapes import Q4_BLOCK, cut_rows
 from transact.geometry import Geometry
@@ -77,6 +79,19 @@ def check_gguf_dimensions(kind: str, geometry: Geometry) -> None:
                 f"{row} weights, and {kind} takes multiples of {Q4_BLOCK}; set prune.multiple.{name}={Q4_BLOCK} or "
                 "prune/multiple=llama_cpp_q4"
             )
+
+
+def possible_gguf_types(model_config: Mapping[str, Any]) -> list[str]:
+    """The types that `export.gguf` can write of an exported config.json; none where llama.cpp cannot rotate so."""
+    is_llama = family_of(model_config).gguf_architecture == "llama"
+    if not is_llama and rope_settings(model_config)["rope_type"] != "default":
+        return []
+    found = []
+    for kind in GGUF_TYPES[1:]:
+        with suppress(ValueError):
+            check_gguf_dimensions(kind, read_geometry(model_config))
+            found.append(kind)
+    return found
 
 
 def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,28 @@ CITATION = """\
 ```
 """
 
+GGUF_HERE = "the command of the run, once more, with {types} writes a file for llama.cpp."
+GGUF_NOWHERE = (
+    "there is none for this family: llama.cpp takes its rotary frequencies from `rope_theta` alone "
+    "(`prune.rotary_pairs=progression` makes a model for which that is enough)."
+)
 GGUF_WARNING = """\
-**GGUF only through transact**: the command of the run, once more, with `export.gguf=f16`, `q8_0` or `q4_0` writes a \
-file for llama.cpp. llama.cpp's own converter would leave out the frequencies of the kept rotary pairs and write a \
-file that computes nonsense, without an error. A tensor of an unknown name stops it here (transformers skips it); in \
-a copy made with `save_pretrained` it is gone.
+**GGUF only through transact**: {how} llama.cpp's own converter would leave out the frequencies of the kept rotary \
+pairs and write a file that computes nonsense, without an error. A tensor of an unknown name stops it here \
+(transformers skips it); in a copy made with `save_pretrained` it is gone.
 """
 
 
-def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, *, has_factors: bool) -> str:
+def model_card(
+    summary: dict[str, Any], config: RunConfig, licence: Licence, *, has_factors: bool, gguf_types: Sequence[str]
+) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
         summary: as in result.json.
         licence: the parent's.
         has_factors: whether config.json states rotary frequencies as `longrope` factors.
+        gguf_types: values of `export.gguf` that are possible.
     """
     header = f"---\n{yaml.safe_dump(_metadata(config, licence), sort_keys=False)}---\n"
     parts = [header, f"# {summary['name']}\n", _origin(summary, config, has_factors), _results(summary)]
@@ -75,7 +83,8 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, *, 
     parts.append(evaluation_table(summary))
     parts.append(USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE)
     if has_factors:
-        parts.append(GGUF_WARNING)
+        named = " or ".join(f"`export.gguf={kind}`" for kind in gguf_types)
+        parts.append(GGUF_WARNING.format(how=GGUF_HERE.format(types=named) if named else GGUF_NOWHERE))
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
 

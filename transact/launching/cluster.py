@@ -6,8 +6,10 @@ import shutil
 import time
 from pathlib import Path
 
+import yaml
+
 from transact.config import LaunchConfig, RunConfig
-from transact.configuring import PACKAGE
+from transact.configuring import PACKAGE, to_dictionary
 from transact.exit_codes import DONE, FAILED, refuse
 from transact.files import read_json, write_json
 from transact.launching.executors import log_path, submit_to_slurm
@@ -15,6 +17,7 @@ from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared
 from transact.runtime.run_folder import COPIED_REVISION, RECORD, git_revision
 from transact.runtime.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
+from transact.tracking.view import Lines
 
 JOB_RECORD = "job.json"  # in a run's folder: the job that was submitted last
 POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
@@ -30,7 +33,7 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
         require_slurm()
         check_request(config.launch, folder)
         check(config, config.launch.num_ranks)
-        if is_sweep and _needs_nothing(folder):
+        if is_sweep and _needs_nothing(config, folder):
             return DONE
         _refuse_live(folder)
         after = _to_wait_for(config.launch, folder.parent) if is_sweep else None
@@ -90,16 +93,22 @@ def _refuse_live(folder: Path) -> None:
         )
 
 
-def _needs_nothing(folder: Path) -> bool:
+def _needs_nothing(config: RunConfig, folder: Path) -> bool:
     """Whether a point of a sweep is at work or finished; says so."""
     live = live_job(folder)
     if live is not None:
         print(f"{folder.name}: job {live} is at it already", flush=True)
-    elif is_finished(folder):
+    elif is_finished(folder) and _evaluated_so(config, folder):
         print(f"{folder.name}: finished already", flush=True)
     else:
         return False
     return True
+
+
+def _evaluated_so(config: RunConfig, folder: Path) -> bool:
+    """Whether the finished run measured what is asked for now: more may be asked of it."""
+    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return bool(before.get("eval") == to_dictionary(config)["eval"])
 
 
 def is_finished(folder: Path) -> bool:
@@ -156,7 +165,7 @@ def _wait(job: str, folder: Path, log: Path) -> int:
         return over
 
     try:
-        follow(log, is_over)
+        follow(log, is_over, Lines(POLL_SECONDS))
     except KeyboardInterrupt:
         print(f"job {job} goes on; scancel {job} ends it", flush=True)
         return FAILED

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from transact.tracking.live import is_terminal
+from transact.tracking.view import View
+from transact.tracking.view_events import VARIABLE, replay
 
 POLL_SECONDS = 0.2
 SUBMITIT_LINE = "submitit "
 
 
-def follow(log: Path, is_over: Callable[[], bool]) -> None:
-    """Print the lines of a growing file, which may not be there yet, until the job is over."""
-    while not log.exists() and not is_over():
-        time.sleep(POLL_SECONDS)
-    if not log.exists():
+@contextmanager
+def view_events_for_ranks(is_awaited: bool) -> Iterator[Path | None]:
+    """The file in which ranks that are started inside tell how far they are; None where no terminal shows it."""
+    if not is_awaited or not is_terminal(sys.stderr):
+        yield None
         return
-    with log.open(encoding="utf-8", errors="replace") as file:
-        while not is_over():
-            _print_new(file)
+    with tempfile.TemporaryDirectory(prefix="transact_view_") as folder:
+        path = Path(folder) / "events.jsonl"
+        os.environ[VARIABLE] = str(path)
+        try:
+            yield path
+        finally:
+            del os.environ[VARIABLE]
+
+
+def follow(log: Path, is_over: Callable[[], bool], view: View, events: Path | None = None) -> None:
+    """Show the lines of a growing file, which may not be there yet, until the job is over.
+
+    Args:
+        events: of rank 0, where it tells them.
+    """
+    tails = [_Tail(log, lambda line: _show(view, line))]
+    if events is not None:
+        tails.append(_Tail(events, lambda line: replay(view, line)))
+    is_last = False
+    while not is_last:
+        is_last = is_over()
+        for tail in tails:
+            tail.read()
+        if not is_last:
             time.sleep(POLL_SECONDS)
-        _print_new(file)
 
 
-def _print_new(file: TextIO) -> None:
-    for line in file.readlines():
-        if not line.startswith(SUBMITIT_LINE):
-            print(line, end="", flush=True)
+class _Tail:
+    """Hands on the lines of a growing file as soon as they are whole."""
+
+    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+        self._path, self._show = path, show
+        self._file: TextIO | None = None
+        self._begun = ""
+
+    def read(self) -> None:
+        if self._file is None:
+            if not self._path.exists():
+                return
+            self._file = self._path.open(encoding="utf-8", errors="replace")
+        *whole, self._begun = (self._begun + self._file.read()).split("\n")
+        for line in whole:
+            self._show(line)
+
+
+def _show(view: View, line: str) -> None:
+    if not line.startswith(SUBMITIT_LINE):
+        view.say(line)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from transact.config import RunConfig
 from transact.exit_codes import DONE, FAILED, refuse, worst
 from transact.launching.executors import local_exit_code, log_path, submit_locally
-from transact.launching.following import follow
+from transact.launching.following import follow, view_events_for_ranks
 from transact.runtime.interruption import SIGNALS
 from transact.runtime.run_folder import was_stopped
+from transact.tracking.live import open_view
 
 STRAGGLER_SECONDS = 90.0
 
@@ -31,13 +32,14 @@ def run_locally(config: RunConfig) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     folder, since = Path(config.output_dir), time.time()
-    job = submit_locally(config, folder / "logs", _visible_gpus())
-    logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
-    if not config.launch.wait:
-        _say_how_to_go_on(job, logs)
-        return DONE
-    with _passing_on(job):
-        follow(logs[0], _Watch(job, config.launch.processes).is_over)
+    with view_events_for_ranks(config.launch.wait) as events:
+        job = submit_locally(config, folder / "logs", _visible_gpus())
+        logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
+        if not config.launch.wait:
+            _say_how_to_go_on(job, logs)
+            return DONE
+        with _passing_on(job), closing(open_view(config.track.progress_seconds, config.name)) as view:
+            follow(logs[0], _Watch(job, config.launch.processes).is_over, view, events)
     return _exit_code(job, logs, folder, since)
 
 

@@ -136,11 +136,15 @@ def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
             raise ValueError(f"model.architecture: {name}={value!r}, but {model.path!r} has {found[name]!r}")
 
 
-def declared_geometry(model: ModelConfig) -> Geometry:
-    """Dimensions for a plan: those declared, else those of the folder or the hub model."""
+def declared_config(model: ModelConfig) -> dict[str, Any]:
+    """config.json for a plan: as declared, else that of the folder or the hub model."""
     if model.architecture is not None:
-        return read_geometry(model.architecture.to_model_config())
-    return read_geometry(read_model_config(model))
+        return model.architecture.to_model_config()
+    return read_model_config(model)
+
+
+def declared_geometry(model: ModelConfig) -> Geometry:
+    return read_geometry(declared_config(model))
 
 
 def geometry_of(folder: Path) -> Geometry:

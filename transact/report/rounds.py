@@ -79,11 +79,11 @@ def _dimensions(found: list[tuple[str, Values]]) -> Chart:
     }
     labels = [label for label, _ in found]
     traces = [
-        bars(wanted[name], labels, values, COLOURS[turn % len(COLOURS)])
+        bars(wanted[name], _ticks(labels), values, COLOURS[turn % len(COLOURS)])
         for turn, (name, values) in enumerate(shares.items())
     ]
     y_axis = axis("share of the parent's", tickformat=".0%", range=[0, 1.05])
-    layout = {"xaxis": axis("", type="category"), "yaxis": y_axis, "barmode": "group"}
+    layout = {"xaxis": axis("round", type="category"), "yaxis": y_axis, "barmode": "group"}
     last = ", ".join(f"{wanted[name]} {values[-1]:.1%}" for name, values in shares.items() if values[-1] is not None)
     rows = [
         [label, *(MISSING if values[turn] is None else f"{values[turn]:.1%}" for values in shares.values())]
@@ -110,10 +110,10 @@ def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
     if not any(value is not None for value in values["sliced"]):
         return None
     traces = [
-        line(label, [], colour) | {"x": labels, "y": values[kind], "mode": "lines+markers"}
+        line(label, [], colour) | {"x": _ticks(labels), "y": values[kind], "mode": "lines+markers"}
         for (kind, label), colour in zip(kinds.items(), (COLOURS[1], COLOURS[0]), strict=False)
     ]
-    layout = {"xaxis": axis("", type="category"), "yaxis": axis("perplexity on held-out text", type="log")}
+    layout = {"xaxis": axis("round", type="category"), "yaxis": axis("perplexity on held-out text", type="log")}
     last = next(turn for turn in reversed(range(len(labels))) if values["sliced"][turn] is not None)
     told = f"{number(values['sliced'][last])} sliced, {number(values['recovered'][last])} recovered"
     rows = [[label, *(number(values[kind][turn]) for kind in kinds)] for turn, label in enumerate(labels)]
@@ -124,3 +124,8 @@ def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
         views={"": {"data": traces, "layout": layout}},
         table=Table(headings=["", "sliced", "recovered"], rows=rows),
     )
+
+
+def _ticks(labels: list[str]) -> list[str]:
+    """Short ones, for a phone: parent, 1, 2 and so on."""
+    return [label.removeprefix("round ") for label in labels]

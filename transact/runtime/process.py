@@ -53,10 +53,11 @@ class ProcessGroup:
         """Reduce SUM: in place on `rank`; elsewhere the tensor is of no use afterwards."""
         distributed.reduce(tensor, dst=rank, op=distributed.ReduceOp.SUM)
 
-    def maximum(self, value: float) -> float:
-        tensor = torch.tensor([value], dtype=torch.float64)
+    def maxima(self, *values: float) -> list[float]:
+        """Of each value, the largest of all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-        return float(tensor.item())
+        return [float(value) for value in tensor.tolist()]
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's plain Python value, on every rank."""

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,12 @@ class RunFolder:
     def stages(self) -> dict[str, Any]:
         return self.record["stages"]
 
-    def is_finished(self, stage: str) -> bool:
-        """Whether the stage is listed and every file that it wrote is still there in full."""
+    def is_finished(self, stage: str, settings: dict[str, Any] | None = None) -> bool:
+        """Whether the stage is listed, was done with these settings if any are given, and every file that it wrote is
+        still there in full."""
         entry = self.stages.get(stage)
+        if entry is not None and settings is not None and entry.get("settings") != settings:
+            return False
         return entry is not None and all(
             (self.path / name).is_file() and (self.path / name).stat().st_size == file["size"]
             for name, file in entry["files"].items()
@@ -90,23 +94,34 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def begin(self, stage: str) -> None:
-        """Work on a stage begins; what was made of an earlier output of it is no longer finished."""
+    def begin(self, stage: str, later: Sequence[str] = ()) -> None:
+        """Work on a stage begins; what was made of an earlier output of it is no longer finished, nor is `later`."""
         names = list(self.stages)  # in the order in which they were finished
-        if stage in names:
-            for name in names[names.index(stage) :]:
-                del self.stages[name]
+        gone = names[names.index(stage) :] if stage in names else []
+        for name in {*gone, *later} & set(names):
+            del self.stages[name]
         self.record["stage"] = stage
         self._write()
 
-    def finish(self, stage: str, output: Path, seconds: float, metrics_position: int, digests: dict[str, Any]) -> None:
-        """List a stage as finished; `digests` are those that its writer computed already (name -> size, sha256)."""
+    def finish(
+        self,
+        stage: str,
+        output: Path,
+        seconds: float,
+        metrics_position: int,
+        digests: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """List a stage as finished; `digests` are those that its writer computed already (name -> size, sha256).
+        settings: as in `is_finished`."""
         self.stages[stage] = {
             "finished": time.time(),
             "seconds": seconds,
             "metrics_position": metrics_position,
             "files": {str(path.relative_to(self.path)): self._describe(path, digests) for path in _files(output)},
         }
+        if settings is not None:
+            self.stages[stage]["settings"] = settings
         self._write()
 
     def _describe(self, path: Path, digests: dict[str, Any]) -> dict[str, Any]:

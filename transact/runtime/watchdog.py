@@ -34,9 +34,14 @@ def ignore(message: str) -> None:
     pass
 
 
+def tell(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
 class Watchdog:
     """Attributes: stage: what the rank is at, for messages. stacks: folder for the stacks of ranks that hang; None:
-    nothing is written. record_failure: told the verdict before the process is ended from here.
+    nothing is written. tell: says the verdict to the user, on one rank. record_failure: told it on all of them, before
+    the process is ended from here.
 
     Args:
         store: a client of the process group's store of its own.
@@ -47,6 +52,7 @@ class Watchdog:
         self.stage = "the start"
         self.stacks: Path | None = None
         self.record_failure: Callable[[str], None] = ignore
+        self.tell: Callable[[str], None] = tell
         self._rank = rank
         self._stall_seconds = stall_seconds
         watched = [other for other in range(world_size) if other != rank and (rank == 0 or other == 0)]
@@ -147,7 +153,7 @@ class Watchdog:
                 last_resort.cancel()  # the main thread met an error and reports the verdict itself
                 return
             if self.speaks():
-                print(f"error: {verdict['message']}", file=sys.stderr, flush=True)
+                self.tell(verdict["message"])
             self.record_failure(verdict["message"])
             if verdict["kind"] == "hang":
                 time.sleep(LEAVE_SECONDS)  # rank 0 may hold the store, from which the others read

@@ -39,7 +39,7 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
         if needed > available_bytes(torch.device(place)):
             reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
-        return {"models": models, "latency": [], "not_measured": reason}
+        return {"models": models, "latency": [], "left_out": [], "not_measured": reason}
     with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:
         return measure(folders, config, dtype=dtype, device=device, progress=progress.advance)
 
@@ -55,7 +55,9 @@ def _sentence(result: dict[str, Any]) -> str:
         for phase, each in row["speed_ups"][PRUNED].items()
         if "allowed" in each
     )
-    return f"{phases}; {row['prompt_tokens']}+{row['new_tokens']} tokens, batch size {row['batch_size']}"
+    shorter = f"; left out for want of time: {', '.join(result['left_out'])}" if result["left_out"] else ""
+    where = f"{row['prompt_tokens']}+{row['new_tokens']} tokens, batch size {row['batch_size']}"
+    return f"{phases}; {where}{shorter}"
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:

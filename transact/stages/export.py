@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from transact.exporting.folder import write_export
+from transact.exporting.gguf_request import possible_gguf_types
 from transact.exporting.licence import copy_licence, read_licence
 from transact.exporting.model_card import model_card
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
@@ -36,8 +37,10 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
     def write() -> None:
         fresh_temporary_folder(output)
         licence = read_licence(parent)
-        has_factors = rope_settings(read_json(checkpoint / "config.json"))["rope_type"] == "longrope"
-        card = model_card(summary, job.config, licence, has_factors=has_factors)
+        described = read_json(checkpoint / "config.json")
+        has_factors = rope_settings(described)["rope_type"] == "longrope"
+        types = possible_gguf_types(described)
+        card = model_card(summary, job.config, licence, has_factors=has_factors, gguf_types=types)
         write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)
 

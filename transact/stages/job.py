@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.outline import stage_names
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder
-from transact.tracking.console import Progress, say
+from transact.tracking.progress import Progress
 from transact.tracking.tracker import Tracker
+from transact.tracking.view import Silent, View
 
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
@@ -26,25 +28,22 @@ class Job:
     group: ProcessGroup
     folder: RunFolder
     tracker: Tracker
+    view: View = field(default_factory=Silent)  # of rank 0; the others are silent
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
 
     def say(self, message: str) -> None:
-        if self.group.is_main:
-            say(message)
+        self.view.say(message)
+
+    def alert(self, kind: str, text: str, *, step: int, tokens: int, round: int) -> None:
+        """What needs a person's eye goes to the console, to metrics.jsonl and to W&B, from rank 0."""
+        self.say(f"alert: round {round}, step {step}: {kind}: {text}")
+        self.tracker.alert(kind, text, step=step, tokens=tokens, round=round)
 
     def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
-        """Shown by rank 0 only."""
-        return Progress(
-            description,
-            total,
-            unit=unit,
-            interval_seconds=self.config.track.progress_seconds,
-            enabled=self.group.is_main,
-            completed=completed,
-            on_advance=self.group.watchdog.progress,
-        )
+        watchdog = self.group.watchdog
+        return Progress(self.view, description, total, unit, completed=completed, on_advance=watchdog.progress)
 
     def check_seen(self, field: str, path: Path) -> None:
         """Collective. A file system that is shared may need a while to show what rank 0 has just made.
@@ -70,18 +69,26 @@ class Job:
         if self.group.is_main:
             self.tracker.truncate(self.folder.metrics_position() if position is None else position)
 
-    def is_finished(self, name: str) -> bool:
-        """Whether a stage is done with; all ranks ask together."""
-        return bool(self.group.broadcast(self.folder.is_finished(name) if self.group.is_main else None))
+    def is_finished(self, name: str, settings: dict[str, Any] | None = None) -> bool:
+        """Whether a stage is done with, with these settings; all ranks ask together."""
+        return bool(self.group.broadcast(self.folder.is_finished(name, settings) if self.group.is_main else None))
 
     def stage(
-        self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], *, goes_on: bool = False
+        self,
+        name: str,
+        output: Path,
+        work: Callable[[], dict[str, Any] | None],
+        *,
+        goes_on: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
             goes_on: The work may go on from an earlier attempt, and then sees to that attempt's metrics itself.
+            settings: Plain values that the output depends on and that may change in a finished run; where they have,
+                the stage is done again, and so are those after it.
 
         Returns:
             `output`.
@@ -91,19 +98,23 @@ class Job:
         """
         self.group.watchdog.stage = name
         self.group.stop_if_asked()
-        if self.is_finished(name):
+        if self.is_finished(name, settings):
+            self.view.finish(name)
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:
-            self.folder.begin(name)
+            names = stage_names(self.config)
+            self.folder.begin(name, later=names[names.index(name) + 1 :] if name in names else [])
             if not goes_on:
                 self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
+        self.view.begin(name)
         begin = time.monotonic()
         digests = work()
         self.group.barrier()
         if self.group.is_main:
             seconds = time.monotonic() - begin
-            self.folder.finish(name, output, seconds, self.tracker.position(), digests or {})
+            self.folder.finish(name, output, seconds, self.tracker.position(), digests or {}, settings)
         self.group.barrier()
+        self.view.finish(name)
         return output

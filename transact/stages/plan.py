@@ -13,6 +13,7 @@ from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.outline import Round, tokens_per_batch
+from transact.prune.activation_maps import activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import greedy_obs
 from transact.prune.planning import PrunePlan, make_plan
@@ -21,6 +22,7 @@ from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.calibrate import read_statistics
 from transact.stages.gram import read_gram
 from transact.stages.job import Job
+from transact.stages.maps import FILE_NAME, map_figures, write_maps
 
 Result = TypeVar("Result")
 
@@ -70,15 +72,17 @@ def decide(
 def plan(
     job: Job, round_: Round, parent: Geometry, checkpoint: Path, statistics: Path, grams: Path, output: Path
 ) -> None:
-    """Write plan.json."""
+    """Write plan.json, and the maps of activations beside it."""
     evidence = collect_evidence(job, checkpoint, statistics)
     made = decide(job, evidence, checkpoint, grams, round_.geometry, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
-    figures = {
+    maps = activation_maps(evidence.statistics, made)
+    write_maps(maps, output.with_name(FILE_NAME))
+    figures = map_figures(maps) | {
         "prune/parameters": made.target.parameters(),
-        "prune/removed_fraction": made.reached,
+        "prune/remove_fraction": made.reached,
         "prune/head_dim": made.target.head_dim,
         "prune/num_attention_heads": made.target.num_attention_heads,
         "prune/intermediate_size": made.target.intermediate_size,
@@ -86,6 +90,9 @@ def plan(
     }
     tokens = round_.first_sequence * job.config.data.sequence_length
     job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_.number)
+    for kind, each in maps.items():
+        kept = None if each.kept is None else each.kept.numpy()
+        job.tracker.log_map(kind, each.norms.numpy(), kept, tokens=tokens, round=round_.number)
     write_json(output, made.to_json())
 
 

@@ -18,10 +18,12 @@ from transact.runtime.process import ProcessGroup
 from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
+from transact.stages.pace_watch import PaceWatch
+from transact.stages.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
-from transact.stages.training_health import Diverged
+from transact.stages.training_health import Alert, Diverged
 
 
 def learning_rate_at(
@@ -63,6 +65,15 @@ class Recovery:
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
         self.position, self.best = position, best
         self.clock = CheckpointClock(job.config.engine.checkpoint_every)
+        self.pace_watch = PaceWatch()
+        self.pace = Pace(
+            tokens=self.tokens_per_batch,
+            world_size=job.group.world_size,
+            flops_per_token=round_.geometry.training_flops_per_token(
+                job.config.data.sequence_length, teacher.geometry if teacher else None
+            ),
+            peak_flops=peak_flops_of(job.group.device),
+        )
 
     def run(self) -> None:
         """Train to the end of the budget, then go back to the best weights seen, the first ones included.
@@ -101,13 +112,17 @@ class Recovery:
             return
         begin = time.perf_counter()
         step, best_step = self.position.step, self.position.best_step
-        save_training(
-            self.engine,
-            checkpoint_path(self.job, self.round, step),
-            group,
-            best=self.best if 0 < best_step < step else None,
-            position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
-        )
+        try:
+            save_training(
+                self.engine,
+                checkpoint_path(self.job, self.round, step),
+                group,
+                best=self.best if 0 < best_step < step else None,
+                position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
+            )
+        except OSError as error:
+            self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
+            raise
         seconds = time.perf_counter() - begin
         self._log({"perf/checkpoint_s": seconds}, step)
         self.clock.restart(seconds)
@@ -127,7 +142,8 @@ class Recovery:
             self.best = self.engine.snapshot()
 
     def _log_validation(self, loss: float, step: int) -> None:
-        self._log({"recover/validation_loss": loss, "recover/validation_perplexity": perplexity_of(loss)}, step)
+        figures = {"recover/validation_loss": loss, "recover/validation_ppl": perplexity_of(loss)}
+        self._log(figures | memory_figures(self.job.group), step)
 
     def _train_step(self, step: int) -> float:
         """One global batch. Returns its mean loss over all ranks, in nats per token."""
@@ -149,8 +165,11 @@ class Recovery:
             self.job.group,
         )
         total = torch.zeros((), device=self.job.group.device)
+        data_seconds = 0.0
         for positions in batch:
+            reading = time.perf_counter()
             tokens = self.texts.train.sequences(positions)
+            data_seconds += time.perf_counter() - reading
             teaching = self.teacher.teach(tokens) if self.teacher else None
             loss = self.engine.loss(tokens, teaching)
             self.engine.backward(loss)
@@ -159,34 +178,39 @@ class Recovery:
             self.job.group.watchdog.progress()
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
-        figures = {"recover/loss": mean, "recover/perplexity": perplexity_of(mean), "recover/learning_rate": rate}
+        figures = {"recover/loss": mean, "recover/ppl": perplexity_of(mean), "recover/lr": rate}
         norm = self.engine.gradient_norm()
         if norm is not None:
-            figures["recover/gradient_norm"] = norm
-        figures["perf/tokens_per_s"] = self.tokens_per_batch / seconds
-        figures["perf/step_s"] = seconds
+            figures["recover/grad_norm"] = norm
+        figures |= self.pace.figures(seconds, data_seconds)
         news = self._observe(mean, applied, figures)
         self._log(figures, step + 1)
-        self._check_health(step + 1, news)
+        for alert in (news, self.pace_watch.observe(seconds)):
+            if alert is not None:
+                self._alert(alert, step + 1)
+        self._check_health(step + 1)
         return mean
 
-    def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> str | None:
-        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did, in words."""
+    def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> Alert | None:
+        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did."""
         health = self.position.health
         news = health.observe(loss, applied)
         figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
         return news
 
-    def _check_health(self, step: int, news: str | None) -> None:
+    def _check_health(self, step: int) -> None:
         health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
-        if news is not None:
-            self.job.say(f"{where}: {news}")
         if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
             raise Diverged(
                 f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "
                 "number (recover.max_skipped_steps). The last good checkpoint is kept; a lower recover.learning_rate "
                 "or recover.gradient_clipping, in a run of another name, is what usually helps"
             )
+
+    def _alert(self, alert: Alert, step: int) -> None:
+        total_step = self.first_step + step
+        tokens = total_step * self.tokens_per_batch
+        self.job.alert(alert.kind, alert.text, step=total_step, tokens=tokens, round=self.round.number)
 
     def _log(self, figures: dict[str, float], step: int) -> None:
         total_step = self.first_step + step

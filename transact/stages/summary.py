@@ -54,10 +54,28 @@ def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
         figures |= {
             "result/perplexity": summary["pruned"]["perplexity"],
             "result/parameters": summary["pruned"]["parameters"],
+            "result/kv_bytes_per_token": summary["pruned"]["kv_bytes_per_token"],
             "result/removed_fraction": summary["remove_fraction"]["reached"],
         }
     job.tracker.summary(figures)
+    tokens = sum(each["tokens"] for each in summary["rounds"])
+    job.tracker.log_table("prune/rounds", *_table(summary), tokens=tokens, round=len(rounds))
+    metadata = {name.removeprefix("result/"): value for name, value in figures.items()}
+    job.tracker.log_model(f"{job.config.name}-export", job.path("export"), metadata)
     return summary
+
+
+def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: the dense model and every round."""
+    dimensions = ("head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    columns = ["round", *dimensions, "parameters", "perplexity_sliced", "perplexity_recovered", "tokens"]
+    dense = summary["dense"]
+    rows = [[0, *(dense["geometry"][name] for name in dimensions), dense["parameters"], None, dense["perplexity"], 0]]
+    for each in summary["rounds"]:
+        sizes = [each["geometry"][name] for name in dimensions]
+        measured = [each["perplexity_sliced"], each["perplexity_recovered"], each["tokens"]]
+        rows.append([each["round"], *sizes, each["parameters"], *measured])
+    return columns, rows
 
 
 def _model(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,6 @@ from transact.stages.job import Job
 from transact.stages.texts import load_tokenizer, open_store
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
-
-
-def has_more_to_evaluate(config: EvalConfig) -> bool:
-    return bool(config.texts or config.tasks)
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -49,6 +46,39 @@ def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
     return load_tasks(config.tasks, [OWN_TASKS, *map(Path, config.task_folders)])
 
 
+def open_further_texts(job: Job, tokenizer_folder: Path) -> dict[str, TokenStore]:
+    """The texts of eval.texts by name, tokenised if they are not yet. Collective.
+
+    Raises:
+        ValueError: a text is not to be had, or shorter than one sequence.
+    """
+    config = job.config.eval
+    return {
+        name: open_store(job, f"eval.texts.{name}", text, tokenizer_folder, config.text_sequences)
+        for name, text in config.texts.items()
+    }
+
+
+def prepare_tasks(job: Job) -> None:
+    """Collective. Download what the tasks need, once on every machine, and see that they can be asked.
+
+    Raises:
+        ValueError: a task is unknown, its data is not to be had, it runs code, or has too few examples.
+    """
+    config = job.config.eval
+    if not config.tasks:
+        return
+
+    def load() -> None:
+        from transact.evaluation.harness import check_tasks
+
+        check_tasks(loaded_tasks(config), config.tasks)
+
+    job.group.on_main(load, may_be_left=True)
+    # Other machines may have a cache of their own; after rank 0, so that a shared one is filled once.
+    job.group.everywhere(lambda: load() if job.group.local_rank == 0 and not job.group.is_main else None)
+
+
 def evaluate_side_by_side(job: Job, checkpoints: Mapping[str, Path], output: Path) -> None:
     """Write evaluation.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
 
@@ -56,10 +86,7 @@ def evaluate_side_by_side(job: Job, checkpoints: Mapping[str, Path], output: Pat
     """
     config = job.config.eval
     first = next(iter(checkpoints.values()))  # they share the tokenizer
-    stores = {
-        name: open_store(job, f"eval.texts.{name}", text, first, config.text_sequences)
-        for name, text in config.texts.items()
-    }
+    stores = open_further_texts(job, first)
     tasks = loaded_tasks(config)
     tokenizer = load_tokenizer(first)
     results = {role: _evaluate(job, folder, stores, tasks, tokenizer, role) for role, folder in checkpoints.items()}
@@ -74,6 +101,18 @@ def evaluate_side_by_side(job: Job, checkpoints: Mapping[str, Path], output: Pat
     )
     if job.group.is_main:
         write_json(output, results)
+
+
+def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
+    """What evaluation.json depends on."""
+    return {
+        "texts": {name: asdict(text) for name, text in config.texts.items()},
+        "text_sequences": config.text_sequences,
+        "tasks": dict(config.tasks),
+        "task_folders": list(config.task_folders),
+        "task_limit": config.task_limit,
+        "task_context": config.task_context,
+    }
 
 
 def _evaluate(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from transact.geometry import Geometry
+from transact.models.folder import geometry_of
 from transact.models.loss_head import Teaching
 from transact.runtime.engine import Engine, open_engine
 from transact.stages.job import Job
@@ -16,8 +18,9 @@ from transact.stages.job import Job
 class Teacher:
     """The dense parent, frozen and sharded like the model that learns from it."""
 
-    def __init__(self, engine: Engine, *, weight: float, temperature: float) -> None:
+    def __init__(self, engine: Engine, geometry: Geometry, *, weight: float, temperature: float) -> None:
         self.engine = engine
+        self.geometry = geometry
         self.weight = weight
         self.temperature = temperature
         # Every chunk of logits needs it, so it is kept whole: hidden_size * vocab_size elements.
@@ -38,4 +41,4 @@ def open_teacher(job: Job, parent: Path | None) -> Iterator[Teacher | None]:
         yield None
         return
     with open_engine(parent, job.config.engine, job.group) as engine:
-        yield Teacher(engine, weight=weight, temperature=config.temperature)
+        yield Teacher(engine, geometry_of(parent), weight=weight, temperature=config.temperature)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 WINDOW = 32  # steps that a loss is compared with
 FEWEST = 8
@@ -14,6 +15,13 @@ SHARE = 0.1  # of the median itself: a smooth curve deviates by next to nothing
 
 class Diverged(Exception):
     """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
+
+
+class Alert(NamedTuple):
+    """What needs a person's eye."""
+
+    kind: str
+    text: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,7 +34,7 @@ class TrainingHealth:
     spikes: int = 0
     recent: list[float] = field(default_factory=list)
 
-    def observe(self, loss: float, applied: bool) -> str | None:
+    def observe(self, loss: float, applied: bool) -> Alert | None:
         """Count one step. Returns what is worth telling, if anything.
 
         applied: whether the step changed the weights.
@@ -35,7 +43,8 @@ class TrainingHealth:
             self.skipped += 1
             self.skipped_in_a_row += 1
             what = "loss" if not math.isfinite(loss) else "gradient"
-            return f"{what} infinite or not a number: step skipped ({self.skipped} so far)"
+            text = f"{what} infinite or not a number: step skipped ({self.skipped} so far)"
+            return Alert("skipped step", text)
         self.skipped_in_a_row = 0
         usual = median(self.recent) if len(self.recent) >= FEWEST else math.inf
         deviation = median(abs(each - usual) for each in self.recent) if self.recent else 0.0
@@ -43,4 +52,4 @@ class TrainingHealth:
         if loss <= usual + DEVIATIONS * deviation + SHARE * usual:
             return None
         self.spikes += 1
-        return f"loss spike: {loss:.2f} after {usual:.2f}"
+        return Alert("loss spike", f"loss {loss:.2f} after {usual:.2f}")

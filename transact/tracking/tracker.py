@@ -1,13 +1,18 @@
 """The one object a stage reports to: writes `metrics.jsonl` first, then mirrors it to W&B."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy
+
+from transact.tracking.heat_map import heat_map
 from transact.tracking.metrics import MetricsLog
 from transact.tracking.wandb_run import WandbRun
 
 Metrics = Mapping[str, float | str]
+Array = numpy.ndarray[Any, Any]
 
 
 class Tracker:
@@ -37,6 +42,42 @@ class Tracker:
         if self._wandb_run is not None:
             axes = {"step": step, "tokens": tokens, "prune/round": round}
             self._wandb_run.log({**metrics, **axes})
+
+    def alert(self, kind: str, text: str, *, step: int, tokens: int, round: int) -> None:
+        """Records that something needs a person's eye; W&B may send an e-mail.
+
+        Args:
+            kind: "skipped step", "loss spike", "slow", "checkpoint".
+
+        Raises:
+            OSError: as `MetricsLog.append`. W&B never raises.
+        """
+        if self._metrics_log is not None:
+            self._metrics_log.append({"alert": kind, "alert/text": text}, step=step, tokens=tokens, round=round)
+        if self._wandb_run is not None:
+            self._wandb_run.alert(kind, text)
+
+    def log_map(self, name: str, norms: Array, kept: Array | None, *, tokens: int, round: int) -> None:
+        """A picture for W&B alone; see `heat_map`. norms, kept: (layers, channels)."""
+        if self._wandb_run is not None:
+            axes = {"tokens": tokens, "prune/round": round}
+            caption = f"{name}: a band per layer; dark: large norm, blue: kept, orange: cut"
+            self._wandb_run.log_image(f"calibrate/{name}", heat_map(norms, kept), caption, axes)
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]], *, tokens: int, round: int) -> None:
+        """For W&B alone: figures that stand in files of the run already."""
+        if self._wandb_run is not None:
+            self._wandb_run.log_table(name, columns, rows, {"tokens": tokens, "prune/round": round})
+
+    def log_model(self, name: str, folder: Path, metadata: Metrics) -> None:
+        """For W&B alone: where the model is."""
+        if self._wandb_run is not None:
+            self._wandb_run.log_model(name, folder, metadata)
+
+    @property
+    def whereabouts(self) -> str | None:
+        """Where W&B shows this run, or the command that uploads it; None where there is no W&B."""
+        return None if self._wandb_run is None else self._wandb_run.whereabouts
 
     def summary(self, figures: Metrics) -> None:
         """Sets what the W&B table of runs shows; `result.json` is the record of it on disk."""

@@ -19,7 +19,7 @@ from transact.efficiency.allocation import allocated_peak, peak_bytes, weight_by
 from transact.efficiency.comparison import Seconds, speed_ups
 from transact.efficiency.generation import generate, random_prompt
 from transact.efficiency.loading import floor_geometry, floor_model
-from transact.efficiency.measure import measure
+from transact.efficiency.measure import Patience, measure
 from transact.models.folder import geometry_of
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
@@ -38,6 +38,18 @@ def test_peak_counts_what_lives_at_the_same_time() -> None:
 
     assert allocated_peak(work) == 2000
     assert allocated_peak(lambda: (torch.zeros(10) + 1) * 2) == 80
+
+
+def test_peak_counts_what_only_a_view_or_the_graph_still_holds() -> None:
+    def with_a_view() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(1000)[:1], torch.ones(500)
+
+    assert allocated_peak(with_a_view) == 6000
+
+    def with_a_graph() -> torch.Tensor:
+        return torch.ones(1000, requires_grad=True).exp().exp()  # each saves its result
+
+    assert allocated_peak(with_a_graph) == 12000
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +129,23 @@ def test_the_floor_is_the_model_without_what_can_be_cut(model: LlamaForCausalLM,
     own = floor_geometry(geometry_of(workplace.model))
     assert own.parameters() == sum(weight.numel() for weight in floor.parameters())
     assert own.transitional_parameters() < 0.1 * geometry_of(workplace.model).transitional_parameters()
+
+
+def test_there_is_time_for_as_many_turns_as_fit() -> None:
+    assert Patience(100.0).turns(5, 9.0) == 5
+    assert Patience(100.0).turns(5, 30.0) == 3
+    assert Patience(100.0).turns(5, 101.0) == 0
+
+
+def test_what_there_is_no_time_for_is_named(workplace: Workplace) -> None:
+    config = EfficiencyConfig(prompt_tokens=[4], new_tokens=[3], batch_sizes=[1, 2], turns=2, max_minutes=1e-9)
+    result = measure({"model": workplace.model}, config, dtype="float32", device=torch.device("cpu"))
+    assert result["latency"] == []
+    assert result["left_out"] == [
+        "4 tokens of prompt, batch size 1: 2 of 2 turns",
+        "4 tokens of prompt, batch size 2: 2 of 2 turns",
+    ]
+    assert "max_minutes" in result["not_measured"]
 
 
 def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None:

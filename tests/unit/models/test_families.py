@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.support.exported import masked_parent, random_plan, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
 from transact.config import MethodConfig
 from transact.exporting.folder import write_export
 from transact.files import read_json
+from transact.models.families import family_of
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
@@ -188,3 +189,48 @@ def test_a_method_that_a_family_cannot_take_is_refused(method: dict[str, Any], f
     check_method(MethodConfig(**method), {"model_type": "llama"})
     with pytest.raises(ValueError, match=message):
         check_method(MethodConfig(**method), {"model_type": family})
+
+
+WINDOWS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "mistral, not said": ({"model_type": "mistral"}, 4096),
+    "mistral, none": ({"model_type": "mistral", "sliding_window": None}, None),
+    "mistral": ({"model_type": "mistral", "sliding_window": 24}, 24),
+    "qwen2, not said": ({"model_type": "qwen2"}, None),
+    "qwen2, switched on": ({"model_type": "qwen2", "use_sliding_window": True}, 4096),
+    "qwen3": ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 24}, 24),
+    "llama": ({"model_type": "llama", "sliding_window": 24}, None),
+}
+
+
+@pytest.mark.parametrize(("config", "window"), WINDOWS.values(), ids=WINDOWS)
+def test_windows_are_those_of_the_stock_classes(config: dict[str, Any], window: int | None) -> None:
+    """Oracle: transformers' own configuration of the same dictionary."""
+    stock = CONFIG_MAPPING[config["model_type"]](
+        **{name: value for name, value in config.items() if name != "model_type"}
+    )
+    in_use = getattr(stock, "use_sliding_window", True)
+    assert (getattr(stock, "sliding_window", None) if in_use and config["model_type"] != "llama" else None) == window
+    assert family_of(config).window(config) == window
+
+
+def test_a_window_survives_the_cut_and_the_export(tmp_path: Path) -> None:
+    """Sequences of 64 tokens and a window of 24: the masked parent, whose stock class has it, is the oracle."""
+    parent = write_family_model(tmp_path / "parent", "mistral", sliding_window=24)
+    plan = random_plan(parent, head_dim=10, intermediate_size=96)
+    sliced = slice_folder(parent, tmp_path / "sliced", plan)
+    (tmp_path / "export").mkdir()
+    write_export(sliced, tmp_path / "export", "float32", "# a model\n")
+    masked = masked_parent(parent, plan)
+    assert difference(load(tmp_path / "export"), masked) < TOLERANCE
+    wide = load(tmp_path / "export")
+    for layer in wide.model.layers:
+        layer.self_attn.sliding_window = None
+    wide.config.sliding_window = None
+    assert difference(wide, masked) > 100 * TOLERANCE  # so the window does count here
+
+
+def test_a_window_needs_a_stock_result() -> None:
+    method = MethodConfig(pair_scope="layer")
+    with pytest.raises(ValueError, match="not allowed for a model with a sliding window"):
+        check_method(method, {"model_type": "mistral"})
+    check_method(method, {"model_type": "mistral", "sliding_window": None})

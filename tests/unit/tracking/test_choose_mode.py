@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from transact.tracking.wandb_run import choose_mode, has_api_key, server_reachable
+from transact.tracking.wandb_mode import choose_mode, has_api_key, server_reachable
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_malformed_address_is_offline(url: str) -> None:
 
 
 def test_a_slow_name_look_up_is_cut_off(monkeypatch: pytest.MonkeyPatch, open_port: int) -> None:
-    monkeypatch.setattr("transact.tracking.wandb_run.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("transact.tracking.wandb_mode.PROBE_SECONDS", 0.1)
 
     def find_no_name(*_: object, **__: object) -> None:
         time.sleep(1)
@@ -109,7 +109,7 @@ def test_either_name_of_the_hosted_service_will_do(tmp_path: Path, machine: str)
 
 def test_importing_tracking_stays_light() -> None:
     code = (
-        "import sys, transact.tracking.tracker, transact.tracking.console;"
+        "import sys, transact.tracking.tracker, transact.tracking.live, transact.tracking.result_table;"
         "print({'wandb', 'rich', 'torch'} & set(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@ import copy
 import io
 from typing import Any
 
-from transact.tracking.console import result_table
+from transact.tracking.result_table import result_table
 
 ROUND = {"geometry": {}, "tokens": 100, "seconds": 1.0}
 RESULT: dict[str, Any] = {

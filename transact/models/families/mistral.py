@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from transact.models.family import Config, Family, refuse_biases
 
+STOCK_WINDOW = 4096  # where config.json is silent; null is no window
+
 
 def _window(config: Config) -> int | None:
-    return config.get("sliding_window")
+    return config.get("sliding_window", STOCK_WINDOW)
 
 
 MISTRAL = Family(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from transact.models.family import Config, Family
 
+STOCK_WINDOW = 4096  # where config.json is silent
+
 
 def window(config: Config) -> int | None:
     """Of the layers that have one; off by default, whatever `sliding_window` says."""
-    return config.get("sliding_window") if config.get("use_sliding_window") else None
+    return config.get("sliding_window", STOCK_WINDOW) if config.get("use_sliding_window") else None
 
 
 QWEN2 = Family(

@@ -1,0 +1,193 @@
+"""The memory model of `mode=plan` against what ranks really allocate.
+
+    python -m benchmarks.memory_model --processes 2
+
+A case is a model, a ZeRO stage, a dtype and so on: its weights are loaded into an engine, and a few optimizer steps are
+made, or calibration forwards. Measured is the peak of PyTorch's CPU allocator on rank 0. Rows of other numbers of ranks
+stay in the results file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.allocations import allocated_peak
+from benchmarks.random_models import write_random_model
+from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
+from transact.config import ArchitectureConfig, RunConfig
+from transact.configuring import compose_config
+from transact.files import read_json, write_text
+from transact.memory import estimate_memory
+from transact.models.folder import geometry_of
+from transact.runtime.deepspeed_settings import TrainingSettings
+from transact.runtime.engine import Engine, open_engine
+from transact.runtime.process import ProcessGroup, process_group
+from transact.stages.teacher import Teacher
+
+TARGET = 0.1
+STEPS, MICRO_BATCHES = 2, 2
+REPETITIONS = 2
+SIZES: dict[str, dict[str, Any]] = {
+    "deep": {"num_hidden_layers": 10},
+    "wide": {"intermediate_size": 1408},
+    "vocabulary": {"vocab_size": 8192},
+    "many heads": {"num_key_value_heads": 4, "tie_word_embeddings": True, "intermediate_size": 704},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What memory depends on."""
+
+    size: str
+    zero_stage: int = 3
+    dtype: str = "float32"
+    sequences: int = 4
+    sequence_length: int = 64
+    checkpointing: bool = False
+    objective: str = "cross_entropy"
+    trains: bool = True
+
+    def config(self) -> RunConfig:
+        return compose_config(
+            [
+                "name=memory",
+                f"engine.zero_stage={self.zero_stage}",
+                f"engine.dtype={self.dtype}",
+                f"engine.micro_batch_sequences={self.sequences}",
+                f"engine.activation_checkpointing={str(self.checkpointing).lower()}",
+                "engine.reduce_bucket_elements=500000",
+                f"data.sequence_length={self.sequence_length}",
+                f"recover.objective={self.objective}",
+                "prune/method=norms",  # no Gram matrices: their bytes follow from their shapes
+            ]
+        )
+
+
+def architecture(size: str) -> ArchitectureConfig:
+    small: dict[str, Any] = {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 352,
+        "vocab_size": 1024,
+        "max_position_embeddings": 512,
+    }
+    return ArchitectureConfig(**(small | SIZES[size]))
+
+
+def all_cases() -> list[Case]:
+    cases = []
+    for dtype in ("float32", "bfloat16"):
+        for size in SIZES:
+            cases += [Case(size=size, dtype=dtype, zero_stage=stage) for stage in (0, 1, 2, 3)]
+        for stage in (0, 3):
+            long: dict[str, Any] = {"sequences": 2, "sequence_length": 256, "dtype": dtype, "zero_stage": stage}
+            cases.append(Case(size="wide", checkpointing=True, **long))
+            cases.append(Case(size="deep", objective="distillation", checkpointing=True, **long))
+            cases.append(Case(size="vocabulary", objective="distillation", dtype=dtype, zero_stage=stage))
+            cases.append(Case(size="wide", trains=False, **long))
+    return cases
+
+
+def measure(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
+    """Collective. Bytes that a rank allocates at its peak, beside the estimate."""
+    model, config = folder / case.size, case.config()
+    if not (model / "config.json").is_file():
+        write_random_model(model, architecture(case.size), group)
+    tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
+    # What lingers in the threads of gloo is there by chance: the smallest count.
+    measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(REPETITIONS))
+    geometry = geometry_of(model)
+    estimate = estimate_memory(geometry, config, group.world_size, training=case.trains, parent=geometry)
+    error = estimate.total() / measured - 1
+    return asdict(case) | {
+        "ranks": group.world_size,
+        "measured_bytes": measured,
+        "estimated_bytes": round(estimate.total()),
+        "error": error,
+        "parts": {name: round(size) for name, size in estimate.parts().items() if size},
+    }
+
+
+def _work(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
+    if case.trains:
+        _train(model, case, config, tokens, group)
+    else:
+        _look(model, config, tokens, group)
+
+
+def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
+    settings = TrainingSettings(
+        gradient_accumulation_steps=MICRO_BATCHES,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        gradient_clipping=1.0,
+    )
+    if case.objective == "cross_entropy":
+        with open_engine(model, config.engine, group, training=settings) as engine:
+            _steps(engine, None, tokens)
+        return
+    with (
+        open_engine(model, config.engine, group) as parent,
+        open_engine(model, config.engine, group, training=settings) as engine,
+    ):
+        _steps(engine, Teacher(parent, geometry_of(model), weight=1.0, temperature=1.0), tokens)
+
+
+def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor) -> None:
+    for _ in range(STEPS * MICRO_BATCHES):
+        loss = engine.loss(tokens, teacher.teach(tokens) if teacher else None)
+        engine.backward(loss)
+        engine.step(1e-4)
+
+
+@torch.no_grad()
+def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
+    with open_engine(model, config.engine, group) as engine:
+        for _ in range(STEPS):
+            engine.hidden_forward(tokens)
+
+
+def memory_markdown(result: dict[str, Any]) -> str:
+    """Per number of ranks: comparisons, and the errors at their worst."""
+    rows = ["| ranks | comparisons | estimate over measured, lowest | highest |", "|---|---|---|---|"]
+    for ranks in sorted({row["ranks"] for row in result["rows"]}):
+        errors = [row["error"] for row in result["rows"] if row["ranks"] == ranks]
+        rows.append(f"| {ranks} | {len(errors)} | {min(errors):+.1%} | {max(errors):+.1%} |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=1, help="ranks to start on this machine")
+    parser.add_argument("--smallest", action="store_true", help="one case")
+    parser.add_argument("--output", type=Path, default=RESULTS / "memory.json")
+    arguments = parser.parse_args()
+    code = relaunch("benchmarks.memory_model", arguments.processes)
+    if code is not None:
+        raise SystemExit(code)
+    cases = all_cases()[:1] if arguments.smallest else all_cases()
+    with process_group("cpu", timeout_minutes=10) as group, working_folder(group, None) as folder:
+        measure(cases[0], folder, group)  # what is made once, and stays, is not the first case's
+        rows = [measure(case, folder, group) for case in cases]
+        if not group.is_main:
+            return
+        before = read_json(arguments.output)["rows"] if arguments.output.is_file() else []
+        others = [row for row in before if row["ranks"] != group.world_size]
+        result = {"target": TARGET, "environment": environment(group), "rows": [*others, *rows]}
+        write_result(arguments.output, result)
+        write_text(arguments.output.with_suffix(".md"), memory_markdown(result))
+        print(memory_markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The memory that mode=plan announces is what ranks allocate, within a tenth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.memory_model import TARGET, Case, measure
+from tests.support.ranks import run_on_ranks
+from transact.runtime.process import process_group
+
+CASES = (
+    Case(size="wide"),  # warms up what is made once
+    Case(size="wide", dtype="bfloat16"),
+    Case(size="deep", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=256),
+    Case(size="vocabulary", zero_stage=1, objective="distillation"),
+    Case(size="wide", trains=False, sequences=2, sequence_length=256),
+)
+
+
+def _measured(folder: Path) -> list[dict[str, Any]]:
+    with process_group("cpu", timeout_minutes=5) as group:
+        return [measure(case, folder, group) for case in CASES]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_estimate_is_within_a_tenth(ranks: int, tmp_path: Path) -> None:
+    for row in run_on_ranks(ranks, _measured, tmp_path)[0][1:]:
+        assert abs(row["error"]) < TARGET, row

@@ -1,0 +1,87 @@
+"""The workspaces that are sent to W&B are those of the golden file, and are updated rather than made again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transact.dashboard.__main__ import main
+
+GOLDEN = Path(__file__).with_name("workspaces.json")
+
+
+class Server(ThreadingHTTPServer):
+    """Answers the GraphQL of W&B as far as views go. views: by name."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.views: dict[str, dict[str, Any]] = {}
+        self.inserted: list[str] = []
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        if "upsertView" in query:
+            name = variables["name"]
+            if "id" not in variables:
+                self.inserted.append(name)
+            self.views[name] = {"id": name.upper(), "displayName": variables["displayName"], "spec": variables["spec"]}
+            return {"upsertView": {"view": {"id": name.upper(), "name": name}, "inserted": "id" not in variables}}
+        if "allViews" in query:
+            found = self.views.get(variables["viewName"])
+            return {"project": {"allViews": {"edges": [{"node": found}] if found else []}}}
+        return {"viewer": {"id": "1", "entity": "someone"}, "serverInfo": {}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert isinstance(self.server, Server)
+        answer = json.dumps({"data": self.server.answer(body["query"], body.get("variables") or {})}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "f00d" * 10)
+        yield server
+        server.shutdown()
+
+
+def test_show_prints_the_golden_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--entity", "someone"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(GOLDEN.read_text())
+
+
+def test_a_second_push_updates_what_the_first_made(server: Server) -> None:
+    for _ in range(2):
+        assert main(["push", "--entity", "someone", "--project", "pruning"]) == 0
+    assert server.inserted == ["nw-transactruns-v", "nw-transactsweeps-v"]
+    assert [view["displayName"] for view in server.views.values()] == ["transact runs", "transact sweeps"]
+    assert "recover/loss" in server.views["nw-transactruns-v"]["spec"]
+
+
+def test_a_request_without_entity_or_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["push"]) == 2
+    assert capsys.readouterr().err == "error: push needs --entity: your user or team at W&B\n"
+    assert main(["push", "--entity", "someone"]) == 2
+    assert capsys.readouterr().err == "error: no W&B API key: set WANDB_API_KEY or run `wandb login`\n"

@@ -1,0 +1,1 @@
+"""The W&B workspaces for runs and for sweeps, as code."""

@@ -1,0 +1,100 @@
+"""plan.json: everything that is forecast, as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transact.config import RunConfig
+from transact.exporting.gguf_request import check_gguf
+from transact.exporting.shapes import shape_warnings
+from transact.forecast.disk import disk_bytes
+from transact.forecast.duration import duration, work
+from transact.forecast.machines import accelerator, memory_limit_gib, num_ranks
+from transact.forecast.memory import host_bytes, memory_moments, peak_bytes, remedies
+from transact.geometry import Geometry
+from transact.memory import GIB, gram_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
+from transact.models.folder import declared_config, declared_geometry
+from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, stage_names, tokens_per_batch
+
+
+def forecast(config: RunConfig) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the request cannot be met; one line.
+    """
+    parent = declared_geometry(config.model)
+    rounds = pruning_rounds(config, parent)
+    ends = final_geometries(config, parent)
+    check_gguf(config, declared_config(config.model))
+    ranks = num_ranks(config)
+    known = accelerator(config)
+    return {
+        "name": config.name,
+        "model": config.model.path,
+        "ranks": ranks,
+        "accelerator": None if known is None else known.name,
+        "stages": stage_names(config),
+        "dense": _model(config, parent, parent),
+        "rounds": [_round(config, each, parent) for each in rounds],
+        "split_candidates": _candidates(config, parent),
+        "warnings": list(dict.fromkeys(line for end in ends for line in shape_warnings(end))),
+        "tokens": sum(each.tokens for each in rounds),
+        "tokens_per_batch": tokens_per_batch(config),
+        "calibration": _calibration(config, parent, ranks),
+        "memory": _memory(config, parent, rounds, ranks),
+        "disk_bytes": disk_bytes(config, parent, rounds),
+        "flops": work(config, parent, rounds),
+        "duration": duration(config, parent, rounds),
+    }
+
+
+def _model(config: RunConfig, geometry: Geometry, parent: Geometry) -> dict[str, Any]:
+    return {
+        "geometry": geometry.to_dict(),
+        "parameters": geometry.parameters(),
+        "removed_fraction": 1 - geometry.parameters() / parent.parameters(),
+        "kv_bytes_per_token": geometry.kv_bytes_per_token(),
+        "flops_per_token": geometry.flops_per_token(config.data.sequence_length),
+    }
+
+
+def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
+    steps = each.tokens // tokens_per_batch(config)
+    trained = {"tokens": each.tokens, "steps": steps, "learning_rate": each.learning_rate}
+    return {"round": each.number, **_model(config, each.geometry, parent), **trained}
+
+
+def _candidates(config: RunConfig, parent: Geometry) -> list[dict[str, int]]:
+    if config.prune.split != "auto":
+        return []
+    found = split_candidates(config.prune, parent)
+    return [{"head_dim": each.head_dim, "intermediate_size": each.intermediate_size} for each in found]
+
+
+def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, Any]:
+    """Of the first, largest round."""
+    method = config.prune.method
+    found: dict[str, Any] = {"sequences": config.prune.calibration_sequences, "gram_passes": []}
+    if method.needs_gram():
+        found["gram_passes"] = [len(layers) for layers in gram_passes(parent, method.gram_gib)]
+        found["gram_bytes_per_rank"] = gram_peak_bytes(parent, method)
+        found["gram_bytes_on_disk"] = parent.num_layers * gram_bytes(parent) // 2
+    if method.refit == "sequential":
+        found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(parent, config, ranks))
+    return found
+
+
+def _memory(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, Any]:
+    limit = memory_limit_gib(config)
+    peak = peak_bytes(config, parent, rounds, ranks) / GIB
+    fits = None if limit is None else peak <= limit
+    helps = remedies(config, parent, rounds, ranks, limit) if limit is not None and not fits else []
+    return {
+        "zero_stage": config.engine.zero_stage,
+        "moments": memory_moments(config, parent, rounds, ranks),
+        "host_bytes": host_bytes(config, parent, rounds, ranks),
+        "peak_gib": round(peak, 3),
+        "limit_gib": limit,
+        "fits": fits,
+        "would_fit_with": helps,
+    }

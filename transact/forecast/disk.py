@@ -1,0 +1,75 @@
+"""Bytes on the disk: at the end, and at the fullest moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transact.config import RunConfig
+from transact.geometry import Geometry
+from transact.memory import gram_bytes
+from transact.memory.estimate import BYTES_BY_DTYPE
+from transact.models.folder import read_model_config
+from transact.outline import Round
+
+FLOAT32_BYTES = 4
+GRAM_SHARE = 0.5  # they are summed in float64 and written in float32
+CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
+TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
+BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+
+
+def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, int]:
+    """By what it is; "end": all that stays; "peak": with what is there for a while. Text is counted once, the parent's
+    own folder is not."""
+    stored = BYTES_BY_DTYPE[config.model.dtype]
+    parts = {
+        "sliced_and_recovered": sum(2 * each.geometry.parameters() * stored for each in rounds),
+        "statistics": sum(_statistics_bytes(each) for each in _calibrated(parent, rounds)),
+        "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
+        "gguf": 0,
+        "token_store": _token_bytes(config, parent, rounds),
+    }
+    if config.export.gguf != "none":
+        parts["gguf"] = round(rounds[-1].geometry.parameters() * BITS_PER_WEIGHT[config.export.gguf] / 8)
+    end = sum(parts.values())
+    grams = [0]
+    if config.prune.method.needs_gram():
+        grams = [round(each.num_layers * gram_bytes(each) * GRAM_SHARE) for each in _calibrated(parent, rounds)]
+    checkpoints = [CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.geometry.parameters() for each in rounds]
+    return {
+        **parts,
+        "end": end,
+        "gram": max(grams),
+        "training_checkpoints": max(checkpoints),
+        "peak": end + max(*grams, *checkpoints),
+    }
+
+
+def _calibrated(parent: Geometry, rounds: list[Round]) -> list[Geometry]:
+    return [parent, *(each.geometry for each in rounds[:-1])]
+
+
+def _statistics_bytes(geometry: Geometry) -> int:
+    """Sums of squares in float64: pairs of q and k, attention output and MLP of every layer."""
+    heads = geometry.num_attention_heads + geometry.num_key_value_heads
+    width = heads * geometry.head_dim // 2 + geometry.num_attention_heads * geometry.head_dim
+    return geometry.num_layers * (width + geometry.intermediate_size) * 8
+
+
+def _token_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> int:
+    """Training text once over, with what is reserved, and the held-out text; 2 bytes a token, 4 above 65,536 words."""
+    width = 2 if parent.vocab_size <= 1 << 16 else 4
+    reserved = config.recover.validation_sequences + config.prune.calibration_sequences
+    sequences = reserved + config.data.evaluation_sequences
+    return (sum(each.tokens for each in rounds) + sequences * config.data.sequence_length) * width
+
+
+def _export_dtype(config: RunConfig) -> str:
+    """ "parent" is looked up where the parent is at hand, and else taken for bfloat16."""
+    if config.model.export_dtype != "parent":
+        return config.model.export_dtype
+    if not config.model.path or not Path(config.model.path).is_dir():
+        return "bfloat16"
+    described = read_model_config(config.model)
+    stored = str(described.get("dtype") or described.get("torch_dtype") or "float32")
+    return "float32" if stored == "float32" else "bfloat16"

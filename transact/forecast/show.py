@@ -1,0 +1,27 @@
+"""Print the plan of a pruning run, and leave it in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transact.config import RunConfig
+from transact.exit_codes import DONE, refuse
+from transact.files import write_json, write_text
+from transact.forecast.contents import forecast
+from transact.forecast.text import text
+
+
+def show_plan(config: RunConfig) -> int:
+    """Writes plan.json and plan.txt, and nothing else; a run in the same folder takes no notice of them. Returns the
+    exit code."""
+    try:
+        plan = forecast(config)
+        said = text(plan)
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", plan)
+        write_text(folder / "plan.txt", said)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(f"{said}written: {folder / 'plan.txt'}, {folder / 'plan.json'}")
+    return DONE

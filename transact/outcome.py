@@ -1,0 +1,113 @@
+"""How a job ends on one rank: what is recorded, who tells the user, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from transact.config import RunConfig
+from transact.exit_codes import FAILED
+from transact.failures import explain, is_lost_rank
+from transact.last_words import last_words
+from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.slurm import own_job
+from transact.runtime.watchdog import SILENCE_SECONDS
+from transact.stages.training_health import Diverged
+
+if TYPE_CHECKING:
+    from transact.runtime.process import ProcessGroup
+    from transact.runtime.run_folder import RunFolder
+
+CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
+VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
+
+
+class JobFailed(Exception):
+    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user."""
+
+    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool) -> None:
+        super().__init__(message)
+        self.shows_traceback = shows_traceback
+        self.is_told = is_told
+
+
+@contextmanager
+def outcome_recorded(
+    config: RunConfig,
+    folder: RunFolder,
+    group: ProcessGroup,
+    *,
+    clear_screen: Callable[[], None],
+    when_recorded: Callable[[], None],
+) -> Iterator[None]:
+    """run.json says where the work failed and why; a rank that only lost another one says which.
+
+    Args:
+        clear_screen: called before anything is said, and before the process may be ended: a live view gives the
+            terminal back.
+        when_recorded: called on rank 0 once the end is in run.json.
+
+    Raises:
+        Stopped: as it came.
+        JobFailed: for every other exception.
+    """
+    watchdog = group.watchdog
+
+    def record(state: str, message: str) -> None:
+        if group.is_main and folder.record:
+            with suppress(OSError):  # the disk may be full; the user is told all the same
+                folder.end(state, message)
+            when_recorded()
+
+    def record_failure(message: str) -> None:
+        clear_screen()
+        record("failed", message)
+
+    def tell(message: str) -> None:
+        clear_screen()
+        print(last_words(message, config), file=sys.stderr, flush=True)
+
+    watchdog.stacks = folder.path / "stacks"
+    watchdog.record_failure, watchdog.tell = record_failure, tell
+    try:
+        yield
+    except Stopped as stopped:
+        clear_screen()
+        record("stopped", str(stopped))
+        watchdog.end()
+        _leave_in_time()
+        raise
+    except Exception as error:
+        clear_screen()
+        lost = is_lost_rank(error)
+        verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
+        message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
+        if verdict is None:
+            watchdog.report(message)
+        record("diverged" if isinstance(error, Diverged) else "failed", message)
+        watchdog.end()
+        _leave_in_time()
+        told = not lost or watchdog.speaks()
+        # Without a verdict what looked like a lost rank may be an error of this rank's own.
+        explains_itself = verdict is not None or isinstance(error, Diverged)
+        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
+
+
+def code_of_stop(interruption: Interruption) -> int:
+    """In a SLURM job that of a process which the signal ended: the batch script must tell a stop from a failure, and
+    nothing is written in run.json before the ranks have met."""
+    if own_job() is None or interruption.asked_by is None:
+        return FAILED
+    return 128 + signal.Signals[interruption.asked_by].value
+
+
+def _leave_in_time() -> None:
+    """Nothing that is left to do is worth holding the machines for: W&B without a network, say."""
+    last_resort = threading.Timer(CLOSING_SECONDS, os._exit, [FAILED])
+    last_resort.daemon = True
+    last_resort.start()

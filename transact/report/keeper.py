@@ -1,0 +1,81 @@
+"""report.html while the run goes on, and as it ended. No failure of it reaches the run."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from transact.report.writing import write_run_page, write_sweep_page
+
+logger = logging.getLogger(__name__)
+
+FIRST_SECONDS = 10.0
+LONGEST_SECONDS = 120.0  # for one page
+WRITE = """
+import sys
+from pathlib import Path
+from transact.report.writing import write_run_page, write_sweep_page
+write_run_page(Path(sys.argv[1]))
+for sweep in sys.argv[2:]:
+    write_sweep_page(Path(sweep))
+"""
+SWEEP_SECONDS = 10.0  # for the sweep's page at the end: its other points may be writing it
+
+
+class PageKeeper:
+    """Writes the page of a run, and that of the sweep that it is a point of.
+
+    Args:
+        folder: of the run.
+        is_point: of a sweep, whose folder is the one above.
+        seconds: between two pages; 0: only at the end.
+    """
+
+    def __init__(self, folder: Path, *, is_point: bool, seconds: float) -> None:
+        self._folder, self._is_point, self._seconds = folder, is_point, seconds
+        self._ended = threading.Event()
+        self._started = False
+        self._finishing = threading.Lock()
+
+    def start(self) -> None:
+        """In a process of its own each time: reading a long log must not hold up training."""
+        self._started = True
+        if self._seconds > 0:
+            threading.Thread(target=self._keep, name="report page", daemon=True).start()
+
+    def finish(self) -> None:
+        """Write the last page, once; does nothing where there is no run yet. Call it after the end is in run.json."""
+        with self._finishing:
+            if not self._started or self._ended.is_set():
+                return
+            self._ended.set()
+            try:
+                write_run_page(self._folder)
+            except Exception as error:  # noqa: BLE001 - the page is not the run
+                logger.warning("report.html cannot be written: %s: %s", type(error).__name__, error)
+            if self._is_point:
+                # In a thread that is left when another point, on a machine that is gone, holds the lock.
+                thread = threading.Thread(target=self._write_sweep_page, daemon=True)
+                thread.start()
+                thread.join(SWEEP_SECONDS)
+
+    def _write_sweep_page(self) -> None:
+        try:
+            write_sweep_page(self._folder.parent)
+        except Exception as error:  # noqa: BLE001 - likewise
+            logger.warning("the sweep's report.html cannot be written: %s: %s", type(error).__name__, error)
+
+    def _keep(self) -> None:
+        folders = [self._folder, *([self._folder.parent] if self._is_point else [])]
+        wait = min(FIRST_SECONDS, self._seconds)
+        while not self._ended.wait(wait):
+            wait = self._seconds
+            command = [sys.executable, "-c", WRITE, *map(str, folders)]
+            try:
+                subprocess.run(command, capture_output=True, timeout=LONGEST_SECONDS, check=True)
+            except (OSError, subprocess.SubprocessError) as error:
+                logger.warning("report.html cannot be written while the run goes on: %s", error)
+                return

@@ -1,0 +1,1 @@
+"""Every setting, described: for `--help` and for docs/config/."""

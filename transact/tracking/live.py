@@ -1,0 +1,191 @@
+"""The view of a terminal: the stages of the run, the loop that is going on, time left; messages scroll above it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from transact.tracking.view import Lines, Status, View, duration, figure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FRAMES_PER_SECOND = 4
+WIDEST_BAR = 60  # characters
+MARKS = {"done": "✓", "running": "▸", "to come": "·"}
+PLAIN_MARKS = {"done": "x", "running": ">", "to come": "."}
+
+
+def open_view(interval_seconds: float, title: str, stream: TextIO | None = None) -> View:
+    """A live view where the stream (standard error by default) is a terminal that can show one, else lines."""
+    stream = stream or sys.stderr
+    if is_terminal(stream):
+        try:
+            return LiveView(title, stream, Lines(interval_seconds, stream))
+        except Exception:  # a screen is no reason to end a run
+            logging.getLogger(__name__).warning("no live view on this terminal; lines instead", exc_info=True)
+    return Lines(interval_seconds, stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+class LiveView:
+    """Drawn by a thread of its own, four times a second; after an error of the screen, lines go on instead.
+
+    Args:
+        title: the run's name.
+        stream: a terminal.
+        lines: what takes over when the screen fails.
+    """
+
+    def __init__(self, title: str, stream: TextIO, lines: View) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._title, self._lines = title, lines
+        self._began = time.monotonic()
+        self._stages: list[str] = []
+        self._tokens: Mapping[str, int] = {}
+        self._done: set[str] = set()
+        self._running: str | None = None
+        self._running_since = self._began
+        self._status: Status | None = None
+        self._is_open = True
+        self._closing = threading.Lock()
+        self._console = Console(file=stream, force_terminal=True)
+        self._live = Live(
+            get_renderable=self._drawn,
+            console=self._console,
+            refresh_per_second=FRAMES_PER_SECOND,
+            transient=True,
+            # A standard output that goes to a file must not end up on the screen.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._live.start()
+        _log_to(sys.stderr)
+
+    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None:
+        self._stages, self._tokens = list(stages), dict(tokens)
+
+    def begin(self, stage: str) -> None:
+        self._running, self._running_since, self._status = stage, time.monotonic(), None
+
+    def finish(self, stage: str) -> None:
+        self._done.add(stage)
+        self._running = self._status = None
+
+    def say(self, message: str) -> None:
+        self._attempt(lambda: self._console.print(message, markup=False, highlight=False), self._lines.say, message)
+
+    def opened(self, status: Status) -> None:
+        self._show(status, self._lines.opened)
+
+    def advanced(self, status: Status) -> None:
+        self._show(status, self._lines.advanced)
+
+    def closed(self, status: Status) -> None:
+        self._show(None if self._is_open else status, self._lines.closed)
+
+    def close(self) -> None:
+        with self._closing:
+            if not self._is_open:
+                return
+            self._is_open = False
+            with suppress(Exception):  # a screen is no reason to end a run
+                self._live.stop()
+            _log_to(sys.stderr)
+
+    def _show(self, status: Status | None, otherwise: Callable[[Status], None]) -> None:
+        self._status = status
+        if not self._is_open and status is not None:
+            otherwise(status)
+
+    def _attempt(self, draw: Callable[[], object], otherwise: Callable[[str], None], message: str) -> None:
+        if self._is_open:
+            try:
+                draw()
+                return
+            except Exception:  # noqa: BLE001 - a screen is no reason to end a run
+                self.close()
+        otherwise(message)
+
+    def _drawn(self) -> RenderableType:
+        try:
+            return self._draw()
+        except Exception as error:  # noqa: BLE001 - likewise
+            return f"{self._title} (no picture: {type(error).__name__})"
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[Any] = [Text(f"{self._title}  {duration(time.monotonic() - self._began)}", style="bold")]
+        parts += [self._group(name, stages) for name, stages in _grouped(self._stages)]
+        parts += self._loop()
+        return Group(*parts)
+
+    def _group(self, name: str, stages: list[str]) -> Any:
+        """One line: a round and its stages."""
+        from rich.text import Text
+
+        marks = MARKS if (self._console.encoding or "").startswith("utf") else PLAIN_MARKS
+        line = Text(f"{name:9}" if name else "")
+        for stage in stages:
+            state = "done" if stage in self._done else "running" if stage == self._running else "to come"
+            style = {"done": "green", "running": "bold", "to come": "dim"}[state]
+            line.append(f"{marks[state]} {stage.rpartition('/')[2]}  ", style=style)
+        return line
+
+    def _loop(self) -> list[Any]:
+        from rich.padding import Padding
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        status = self._status
+        if status is None:
+            if self._running is None:
+                return []
+            return [Text(f"{self._running}  {duration(time.monotonic() - self._running_since)}")]
+        pace = f"{figure(status.per_second)} {status.unit}/s  {status.left()} left{self._left_in_all(status)}"
+        figures = "  ".join(f"{name} {figure(value)}" for name, value in status.figures.items())
+        width = min(WIDEST_BAR, self._console.width)
+        return [
+            Text(f"{status.description}  {status.completed:,}/{status.total:,} {status.unit}  {status.percent}%"),
+            Padding(ProgressBar(total=max(1, status.total), completed=status.completed, width=width)),
+            Text(pace),
+            *([Text(figures)] if figures else []),
+        ]
+
+    def _left_in_all(self, status: Status) -> str:
+        """Time left in the recoveries of this and of later rounds, at this one's pace."""
+        later = [stage for stage in self._tokens if stage not in self._done and stage != self._running]
+        if self._running not in self._tokens or not later or status.per_second <= 0:
+            return ""
+        tokens = status.remaining + sum(self._tokens[stage] for stage in later)
+        return f"  {duration(tokens / status.per_second)} in all recoveries"
+
+
+def _grouped(stages: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """By round; what belongs to no round last, under no name."""
+    groups: dict[str, list[str]] = {}
+    for stage in stages:
+        groups.setdefault(stage.rpartition("/")[0], []).append(stage)
+    rest = groups.pop("", [])
+    named = [(name.replace("_", " "), members) for name, members in groups.items()]
+    return [*named, ("", rest)] if rest else named
+
+
+def _log_to(stream: TextIO) -> None:
+    """rich puts another stream in the place of standard error; a handler made before holds the old one."""
+    for handler in logging.getLogger("transact").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(stream)

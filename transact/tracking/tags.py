@@ -1,0 +1,22 @@
+"""What a run is found by in the table of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transact.config import RunConfig
+
+LONGEST = 64  # characters that W&B takes
+
+
+def run_tags(config: RunConfig) -> list[str]:
+    """The user's own, then what the run does; of a point of a sweep also the settings that are swept over."""
+    tags = [*config.track.tags, config.mode]
+    if config.model.path:
+        tags.append(f"model={Path(config.model.path).name}")
+    if config.mode == "prune" and config.prune.remove_fraction is not None:
+        tags.append(f"remove_fraction={config.prune.remove_fraction:g}")
+    if config.share_dir is not None:
+        point = Path(config.output_dir).name
+        tags += ["sweep", *(part for part in point.split(",") if "=" in part)]
+    return list(dict.fromkeys(tag[:LONGEST] for tag in tags))

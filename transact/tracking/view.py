@@ -1,0 +1,129 @@
+"""What shows a run to a person: the interface, and its form for a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """How far a loop has come.
+
+    Attributes:
+        description: what is going on.
+        unit: the plural name of what is counted.
+        completed, total: units.
+        per_second: units a second, of this attempt.
+        figures: what else is shown, such as the loss.
+    """
+
+    description: str
+    unit: str
+    completed: int
+    total: int
+    per_second: float
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.total - self.completed)
+
+    @property
+    def percent(self) -> int:
+        return 100 * self.completed // self.total if self.total else 100
+
+    def left(self) -> str:
+        """Time to the end at this pace; "?" before there is one."""
+        return duration(self.remaining / self.per_second) if self.per_second > 0 else "?"
+
+    def line(self) -> str:
+        parts = [f"{self.unit}={self.completed}/{self.total}", f"{self.percent}%"]
+        parts += [f"{self.unit}_per_s={figure(self.per_second)}", f"left={self.left()}"]
+        parts += [f"{name}={figure(value)}" for name, value in self.figures.items()]
+        return "  ".join([self.description, *parts])
+
+
+class View(Protocol):
+    """Where rank 0 shows what it does. No method raises because of the screen."""
+
+    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None:
+        """The stages of the run in their order; tokens: of those that train, by name."""
+
+    def begin(self, stage: str) -> None: ...
+    def finish(self, stage: str) -> None: ...
+
+    def say(self, message: str) -> None:
+        """One line that stays."""
+
+    def opened(self, status: Status) -> None:
+        """A loop begins; `advanced` and `closed` are told of it until the next."""
+
+    def advanced(self, status: Status) -> None: ...
+    def closed(self, status: Status) -> None: ...
+
+    def close(self) -> None:
+        """Nothing more comes; the terminal is as before. Twice does no harm."""
+
+
+class Silent:
+    """The view of ranks other than 0."""
+
+    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None: ...
+    def begin(self, stage: str) -> None: ...
+    def finish(self, stage: str) -> None: ...
+    def say(self, message: str) -> None: ...
+    def opened(self, status: Status) -> None: ...
+    def advanced(self, status: Status) -> None: ...
+    def closed(self, status: Status) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines(Silent):
+    """For a log file: messages, and of a loop one `key=value` line an interval, and one at its end.
+
+    Args:
+        interval_seconds: the least time between two lines of a loop.
+        stream: where lines of loops go; standard error by default. Messages go to standard output.
+    """
+
+    def __init__(self, interval_seconds: float, stream: TextIO | None = None) -> None:
+        self._interval_seconds = interval_seconds
+        self._stream = stream
+        self._shown_at = time.monotonic()
+        self._shown: int | None = None
+
+    def say(self, message: str) -> None:
+        print(message, flush=True)
+
+    def opened(self, status: Status) -> None:
+        self._shown_at, self._shown = time.monotonic(), None
+
+    def advanced(self, status: Status) -> None:
+        if time.monotonic() - self._shown_at >= self._interval_seconds:
+            self._print(status)
+
+    def closed(self, status: Status) -> None:
+        if status.completed != self._shown:
+            self._print(status)
+
+    def _print(self, status: Status) -> None:
+        self._shown_at, self._shown = time.monotonic(), status.completed
+        print(status.line(), file=self._stream or sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """3725.4 -> "1:02:05"; 45 -> "0:45"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figure(value: float | str) -> str:
+    """Four digits are enough to watch: 3.1187 -> "3.119", 84123.4 -> "84123"."""
+    if isinstance(value, str | int):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
