@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from transact.files import TEMPORARY_SUFFIX
+from transact.report.sweep_files import REPORT
 from transact.report.writing import write_run_page, write_sweep_page
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ write_run_page(Path(sys.argv[1]))
 for sweep in sys.argv[2:]:
     write_sweep_page(Path(sweep))
 """
+CHILD_SECONDS = 3.0  # that a page which is being written at the end has
 SWEEP_SECONDS = 10.0  # for the sweep's page at the end: its other points may be writing it
 
 
@@ -39,6 +42,8 @@ class PageKeeper:
         self._ended = threading.Event()
         self._started = False
         self._finishing = threading.Lock()
+        self._starting = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """In a process of its own each time: reading a long log must not hold up training."""
@@ -51,8 +56,10 @@ class PageKeeper:
         with self._finishing:
             if not self._started or self._ended.is_set():
                 return
-            self._ended.set()
+            with self._starting:
+                self._ended.set()
             try:
+                self._wait_for_child()  # what it has read is older, and must not come last
                 write_run_page(self._folder)
             except Exception as error:  # noqa: BLE001 - the page is not the run
                 logger.warning("report.html cannot be written: %s: %s", type(error).__name__, error)
@@ -73,9 +80,43 @@ class PageKeeper:
         wait = min(FIRST_SECONDS, self._seconds)
         while not self._ended.wait(wait):
             wait = self._seconds
-            command = [sys.executable, "-c", WRITE, *map(str, folders)]
             try:
-                subprocess.run(command, capture_output=True, timeout=LONGEST_SECONDS, check=True)
+                self._write_in_child(folders)
             except (OSError, subprocess.SubprocessError) as error:
                 logger.warning("report.html cannot be written while the run goes on: %s", error)
                 return
+
+    def _write_in_child(self, folders: list[Path]) -> None:
+        """Does nothing once the run has ended.
+
+        Raises:
+            OSError, subprocess.SubprocessError: the page was not written, though the run goes on.
+        """
+        with self._starting:
+            if self._ended.is_set():
+                return
+            command = [sys.executable, "-c", WRITE, *map(str, folders)]
+            nowhere = subprocess.DEVNULL
+            self._child = child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        try:
+            code = child.wait(LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._end(child)
+            raise
+        if code != 0 and not self._ended.is_set():
+            raise subprocess.CalledProcessError(code, command[:1])
+
+    def _wait_for_child(self) -> None:
+        if self._child is None:
+            return
+        try:
+            self._child.wait(CHILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._end(self._child)
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        child.kill()
+        child.wait(CHILD_SECONDS)
+        for folder in (self._folder, self._folder.parent):
+            for left in folder.glob(f"{REPORT}.{child.pid}.*{TEMPORARY_SUFFIX}"):
+                left.unlink(missing_ok=True)

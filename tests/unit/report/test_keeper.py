@@ -1,0 +1,83 @@
+"""A run keeps its page: the last one tells the end, whatever was being written then, and no failure gets out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.report_folders import MadeUpRun, write_run
+from tests.unit.report.test_pages import words_of
+from transact.files import read_json
+from transact.report import keeper
+from transact.report.keeper import PageKeeper
+from transact.report.metric_rows import tokens_at
+from transact.runtime.run_folder import RunFolder
+
+READS_AND_WAITS = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "begun").touch()
+time.sleep({seconds})
+(folder / "report.html").write_text("what was known before the end")
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} does not come"
+        time.sleep(0.01)
+
+
+def last_words(folder: Path) -> list[str]:
+    return words_of((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 60.0])
+def test_a_page_that_is_being_written_at_the_end_does_not_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(keeper, "WRITE", READS_AND_WAITS.format(seconds=seconds))
+    monkeypatch.setattr(keeper, "CHILD_SECONDS", 2.0)
+    folder = write_run(tmp_path / "run", MadeUpRun(steps=4, state="running", done=1))
+    pages = PageKeeper(folder, is_point=False, seconds=0.05)
+    pages.start()
+    wait_for(folder / "begun")
+    write_run(folder, MadeUpRun(steps=4))
+    pages.finish()
+    time.sleep(0.7)
+    assert "done" in last_words(folder)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_page_is_there_while_the_run_goes_on(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep" / "point", MadeUpRun(steps=4, state="running", done=1))
+    pages = PageKeeper(folder, is_point=True, seconds=0.05)
+    pages.start()
+    wait_for(folder.parent / "report.html")
+    assert "running" in last_words(folder)
+    pages.finish()
+
+
+def test_a_page_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", MadeUpRun(steps=4))
+    (folder / "report.html").mkdir()
+    (folder / "report.html" / "file").touch()
+    (folder.parent / "report.lock").mkdir()
+    pages = PageKeeper(folder, is_point=True, seconds=0)
+    pages.start()
+    pages.finish()
+
+
+def test_restarts_are_marked_where_the_run_was(tmp_path: Path) -> None:
+    """run.json has the moment of every start, which the page marks."""
+    for _ in range(2):
+        RunFolder(tmp_path).open(world_size=1)
+    record = read_json(tmp_path / "run.json")
+    assert record["restarts"] == 1
+    first, second = record["starts"]
+    assert first < second
+    assert tokens_at([{"time": first, "tokens": 7}, {"time": second + 1, "tokens": 9}], second) == 7
