@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from tests.e2e.conftest import RANKS
+from tests.e2e.conftest import RANKS, ChainRun
 from tests.support.commands import Workplace
 from tests.support.wandb_files import records, series
+from transact.configuring import typed_config
 from transact.dashboard.definitions import RUNS, SWEEPS
+from transact.forecast.contents import forecast
 from transact.tracking.metrics import read_metrics
 
 
@@ -58,9 +61,12 @@ def test_the_result_says_what_the_model_costs_to_run(chain_runs: dict[int, Path]
 def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: dict[int, Path]) -> None:
     folder = chain_runs[2]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    expected = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "round_00/evaluation.json"}
+    expected = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "report.html", "round_00/evaluation.json"}
     for each in ("round_01", "round_02"):
-        expected |= {f"{each}/{name}" for name in ("statistics.safetensors", "plan.json", "evaluation.json")}
+        expected |= {
+            f"{each}/{name}"
+            for name in ("statistics.safetensors", "plan.json", "activation_maps.safetensors", "evaluation.json")
+        }
         expected |= {f"{each}/{name}/config.json" for name in ("sliced", "recovered")}
     expected |= {"export/config.json", "export/model.safetensors", "export/README.md", "export/tokenizer.json"}
     assert expected <= names
@@ -142,3 +148,30 @@ def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: dict[int, 
 def _names(record: dict[str, Any]) -> set[str]:
     """Of a picture W&B keeps `name._type` and the like."""
     return {name.partition("._type")[0] for name in {**record.get("item", {}), **record.get("update", {})}}
+
+
+def test_the_plan_foretold_dimensions_and_disk(chain_commands: dict[int, ChainRun]) -> None:
+    """mode=plan with the run's own settings, beside what the run has left."""
+    run = chain_commands[1]
+    config = typed_config(yaml.safe_load((run.folder / "config.yaml").read_text()))
+    plan = forecast(config)
+    rounds = read(run.folder / "result.json")["rounds"]
+    assert [each["geometry"] for each in plan["rounds"]] == [each["geometry"] for each in rounds]
+    assert [each["parameters"] for each in plan["rounds"]] == [each["parameters"] for each in rounds]
+    found = {
+        "sliced_and_recovered": size_of(run.folder, "round_*/sliced/*.safetensors", "round_*/recovered/*.safetensors"),
+        "export": size_of(run.folder, "export/*.safetensors"),
+        "token_store": size_of(run.token_store, "*/tokens.bin"),
+    }
+    for name, size in found.items():
+        assert plan["disk_bytes"][name] == pytest.approx(size, rel=0.03, abs=2048), name
+
+
+def size_of(folder: Path, *patterns: str) -> int:
+    return sum(path.stat().st_size for pattern in patterns for path in folder.glob(pattern))
+
+
+def test_the_page_tells_how_the_run_ended(chain_runs: dict[int, Path]) -> None:
+    page = (chain_runs[2] / "report.html").read_text(encoding="utf-8")
+    assert ">done<" in page
+    assert "python -m transact.run" in page

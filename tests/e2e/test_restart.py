@@ -38,6 +38,7 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
 
     record = read(folder / "run.json")
     assert record["restarts"] == 2
+    assert sorted(record["starts"]) == record["starts"] and len(record["starts"]) == 3  # the report marks them
     assert record["state"] == "done"
     for stage, entry in first.items():
         assert record["stages"][stage] == entry, f"{stage} was done again"

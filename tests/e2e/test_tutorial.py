@@ -46,6 +46,7 @@ def test_the_tutorial_leaves_what_it_promises(said: list[str]) -> None:
     assert "memory per rank" in planned
     assert "round 1 recovered" in pruned
     assert "round_01/recover: already finished" in again
+    assert "efficiency: already finished" in again  # only the new wish is done
     assert [path.suffix for path in (folder / "outputs" / "first" / "gguf").iterdir()] == [".gguf"]
     assert '"remove_fraction"' in looked
     assert "report.html" in looked

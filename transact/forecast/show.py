@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from transact.config import RunConfig
@@ -12,8 +13,10 @@ from transact.forecast.text import text
 
 
 def show_plan(config: RunConfig) -> int:
-    """Writes plan.json and plan.txt, and nothing else; a run in the same folder takes no notice of them. Returns the
-    exit code."""
+    """On rank 0: writes plan.json and plan.txt, and nothing else; a run in the same folder takes no notice of them.
+    Returns the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        return DONE
     try:
         plan = forecast(config)
         said = text(plan)

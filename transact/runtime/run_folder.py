@@ -65,6 +65,7 @@ class RunFolder:
             "versions": package_versions(),
             "git_revision": git_revision(),
             "world_size": world_size,
+            "starts": [*self.record.get("starts", []), time.time()],  # unix seconds of every attempt
         }
         self._write()
 

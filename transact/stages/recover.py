@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,13 @@ from transact.runtime.process import ProcessGroup
 from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
+from transact.stages.learning_rate import learning_rate_at
 from transact.stages.pace_watch import PaceWatch
 from transact.stages.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
 from transact.stages.training_health import Alert, Diverged
-
-
-def learning_rate_at(
-    step: int, num_steps: int, *, peak: float, warmup_fraction: float, final_fraction: float, decay: str = "cosine"
-) -> float:
-    """Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it. step: from 0."""
-    warmup = math.ceil(warmup_fraction * num_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * (final_fraction + (1 - final_fraction) * remaining)
 
 
 class Recovery:

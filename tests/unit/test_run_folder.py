@@ -1,0 +1,44 @@
+"""run.json: which stages are finished, and with which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transact.files import read_json, write_text
+from transact.runtime.run_folder import RunFolder
+
+STAGES = ("recover", "tasks", "export")
+
+
+def finished(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    run.open(1)
+    for number, name in enumerate(STAGES):
+        write_text(folder / name, name)
+        run.finish(name, folder / name, 1.0, number, {}, {"shots": 5} if name == "tasks" else None)
+    return run
+
+
+def test_a_stage_with_other_settings_is_done_again_with_those_after_it(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    assert all(run.is_finished(name) for name in STAGES)
+    assert run.is_finished("tasks", {"shots": 5})
+    assert not run.is_finished("tasks", {"shots": 0})
+    run.begin("tasks", later=["export"])
+    assert list(run.stages) == ["recover"]
+    assert run.metrics_position() == 0
+
+
+def test_a_new_stage_in_a_finished_run_takes_those_after_it_along(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    del run.stages["tasks"]
+    run.begin("tasks", later=["export"])
+    assert list(run.stages) == ["recover"]
+
+
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    for _ in range(3):
+        finished(tmp_path)
+    record = read_json(tmp_path / "run.json")
+    assert len(record["starts"]) == 3
+    assert record["restarts"] == 2
