@@ -58,7 +58,6 @@ class RunFolder:
         else:  # new, or a job of SLURM has only counted its attempts so far
             self.record |= {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
         self.record |= {
-            "starts": [*self.record.get("starts", []), time.time()],
             "state": "running",
             "error": None,
             "stage": None,

@@ -9,11 +9,8 @@ import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
 from tests.unit.report.test_pages import words_of
-from transact.files import read_json
 from transact.report import keeper
 from transact.report.keeper import PageKeeper
-from transact.report.metric_rows import tokens_at
-from transact.runtime.run_folder import RunFolder
 
 READS_AND_WAITS = """
 import sys, time
@@ -70,14 +67,3 @@ def test_a_page_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     pages = PageKeeper(folder, is_point=True, seconds=0)
     pages.start()
     pages.finish()
-
-
-def test_restarts_are_marked_where_the_run_was(tmp_path: Path) -> None:
-    """run.json has the moment of every start, which the page marks."""
-    for _ in range(2):
-        RunFolder(tmp_path).open(world_size=1)
-    record = read_json(tmp_path / "run.json")
-    assert record["restarts"] == 1
-    first, second = record["starts"]
-    assert first < second
-    assert tokens_at([{"time": first, "tokens": 7}, {"time": second + 1, "tokens": 9}], second) == 7
