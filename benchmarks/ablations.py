@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.quality import Trial, partial_name, run_all
 from benchmarks.workload import RESULTS, num_cores, write_result
+from transact.exit_codes import DONE, leave
 from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
@@ -157,3 +158,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

@@ -27,6 +27,7 @@ from benchmarks.workload import RESULTS, machine, write_result
 from transact.config import EfficiencyConfig
 from transact.efficiency.measure import PARENT, measure
 from transact.efficiency.presets import PRESETS
+from transact.exit_codes import DONE, leave
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
@@ -124,3 +125,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

@@ -27,6 +27,7 @@ import psutil
 from safetensors.torch import load_file
 
 from benchmarks.workload import RESULTS, write_result
+from transact.exit_codes import DONE, leave
 from transact.files import TEMPORARY_SUFFIX, read_json
 from transact.tracking.metrics import read_metrics
 
@@ -262,3 +263,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

@@ -21,6 +21,7 @@ from benchmarks.random_models import write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
 from transact.config import ArchitectureConfig, RunConfig
 from transact.configuring import compose_config
+from transact.exit_codes import DONE, leave
 from transact.files import read_json, write_text
 from transact.memory import estimate_memory
 from transact.models.folder import geometry_of
@@ -191,3 +192,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

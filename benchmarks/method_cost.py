@@ -18,6 +18,7 @@ from benchmarks.quality import Settings, Trial, group_of_one, opened, trial_conf
 from benchmarks.quality_methods import ONE_SHOT
 from benchmarks.workload import RESULTS, environment, num_cores, write_result
 from transact.chain import cut_round
+from transact.exit_codes import DONE, leave
 from transact.prune.greedy_obs import BLOCK, greedy_obs
 
 WIDTHS = (4096, 11008)
@@ -91,3 +92,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

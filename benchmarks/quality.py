@@ -30,6 +30,7 @@ from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.config import RunConfig, TextConfig
 from transact.configuring import compose_config
+from transact.exit_codes import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
@@ -265,3 +266,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

@@ -18,6 +18,7 @@ from benchmarks.quality import Settings, Trial, opened, trial_config, write_desc
 from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.chain import calibrate_round
 from transact.config import ROTARY_CHOICES
+from transact.exit_codes import DONE, leave
 from transact.models.folder import geometry_of
 from transact.stages.evaluate import measure
 from transact.stages.plan import collect_evidence, decide
@@ -69,3 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

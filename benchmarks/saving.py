@@ -19,6 +19,7 @@ import torch
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
 from transact.config import CheckpointEveryConfig, EngineConfig
+from transact.exit_codes import DONE, leave
 from transact.models.llama import read_geometry
 from transact.runtime.deepspeed_settings import TrainingSettings
 from transact.runtime.engine import open_engine
@@ -88,3 +89,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

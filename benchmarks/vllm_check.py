@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from transact.exit_codes import DONE, leave
 from transact.files import read_json
 from transact.models.rotary import context_limit
 
@@ -84,3 +85,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(DONE)

@@ -56,6 +56,7 @@ def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace)
         "statistics.safetensors",
         "split.json",
         "plan.json",
+        "activation_maps.safetensors",
         "sliced",
         "recovered",
         "evaluation.json",
