@@ -12,7 +12,7 @@ from transact.forecast.duration import duration, work
 from transact.forecast.machines import accelerator, memory_limit_gib, num_ranks
 from transact.forecast.memory import host_bytes, memory_moments, peak_bytes, remedies
 from transact.geometry import Geometry
-from transact.memory import GIB, gram_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
+from transact.memory import GIB, gram_disk_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
 from transact.models.folder import declared_config, declared_geometry
 from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, stage_names, tokens_per_batch
 
@@ -78,7 +78,7 @@ def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, A
     if method.needs_gram():
         found["gram_passes"] = [len(layers) for layers in gram_passes(parent, method.gram_gib)]
         found["gram_bytes_per_rank"] = gram_peak_bytes(parent, method)
-        found["gram_bytes_on_disk"] = parent.num_layers * gram_bytes(parent) // 2
+        found["gram_bytes_on_disk"] = gram_disk_bytes(parent)
     if method.refit == "sequential":
         found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(parent, config, ranks))
     return found

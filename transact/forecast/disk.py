@@ -6,13 +6,10 @@ from pathlib import Path
 
 from transact.config import RunConfig
 from transact.geometry import Geometry
-from transact.memory import gram_bytes
-from transact.memory.estimate import BYTES_BY_DTYPE
+from transact.memory import BYTES_BY_DTYPE, FLOAT32_BYTES, gram_disk_bytes
 from transact.models.folder import read_model_config
 from transact.outline import Round
 
-FLOAT32_BYTES = 4
-GRAM_SHARE = 0.5  # they are summed in float64 and written in float32
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
 BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
@@ -34,7 +31,7 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
     end = sum(parts.values())
     grams = [0]
     if config.prune.method.needs_gram():
-        grams = [round(each.num_layers * gram_bytes(each) * GRAM_SHARE) for each in _calibrated(parent, rounds)]
+        grams = [gram_disk_bytes(each) for each in _calibrated(parent, rounds)]
     checkpoints = [CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.geometry.parameters() for each in rounds]
     return {
         **parts,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from transact.config import EngineConfig, RunConfig
 from transact.geometry import Geometry
-from transact.memory import GIB, estimate_memory, hidden_stream_bytes
+from transact.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
 from transact.outline import Round
 
 MOST_RANKS = 1024
-FLOAT32_BYTES = 4
 
 
 def memory_moments(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> list[dict[str, Any]]:
@@ -61,50 +60,50 @@ def remedies(
 ) -> list[dict[str, Any]]:
     """Changes that make the job fit, each alone, what costs least first; if none does, all that cost no machines at
     once, and with them the ranks that are needed."""
-    found = []
-    together, settings = config, list[str]()
-    for setting, changed in _changes(config):
-        peak = peak_bytes(changed, parent, rounds, ranks) / GIB
-        if peak <= limit_gib:
-            found.append({"change": setting, "peak_gib": round(peak, 2)})
-    for setting, changed in _changes(config, cumulative=True):
-        together, settings = changed, [*settings, setting]
+    changes = _changes(config.engine)
+    alone = {name: changed for name, change in changes if (changed := change(config)) != config}
+    peaks = {name: peak_bytes(changed, parent, rounds, ranks) / GIB for name, changed in alone.items()}
+    found = [{"change": name, "peak_gib": round(peak, 2)} for name, peak in peaks.items() if peak <= limit_gib]
     if found:
         return found
+    together, names = config, list[str]()
+    for name, change in changes:
+        if change(together) != together:
+            together = change(together)
+            names.append(name)
     for count in [ranks, *(2**power for power in range(1, 11) if ranks < 2**power <= MOST_RANKS)]:
         peak = peak_bytes(together, parent, rounds, count) / GIB
         if peak <= limit_gib:
             more = [f"{count} ranks"] if count > ranks else []
-            return [{"change": " ".join([*dict.fromkeys(settings), *more]), "peak_gib": round(peak, 2)}]
+            return [{"change": " ".join([*names, *more]), "peak_gib": round(peak, 2)}]
     return []
 
 
-def _with(engine: EngineConfig, name: str, value: Any) -> EngineConfig:
-    return replace(engine, **{name: value})
+Change = Callable[[RunConfig], RunConfig]
 
 
-def _changes(config: RunConfig, *, cumulative: bool = False) -> Iterator[tuple[str, RunConfig]]:
-    """What takes less memory, from what costs little to what costs more. cumulative: each on top of those before."""
-    current = config
-    engine = config.engine
-    for name, value in (
-        ("activation_checkpointing", True),
-        ("zero_stage", 3),
-        ("micro_batch_sequences", max(1, engine.micro_batch_sequences // 2)),
-        ("micro_batch_sequences", 1),
-        ("dtype", "bfloat16"),
-    ):
-        base = current if cumulative else config
-        if getattr(base.engine, name) == value:
-            continue
-        changed = replace(base, engine=_with(base.engine, name, value))
-        current = changed
-        yield f"engine.{name}={str(value).lower()}", changed
-    base = current if cumulative else config
-    if base.prune.method.gram_gib > 1:
-        method = replace(base.prune.method, gram_gib=1.0)
-        current = replace(base, prune=replace(base.prune, method=method))
-        yield "prune.method.gram_gib=1", current
-    base = current if cumulative else config
-    if base.recover.objective != "cross_entropy":
-        yield "recover.objective=cross_entropy", replace(base, recover=replace(base.recover, objective="cross_entropy"))
+def _changes(engine: EngineConfig) -> list[tuple[str, Change]]:
+    """What takes less memory, from what costs little to what costs more: the setting as it is given, and its effect."""
+    half = max(1, engine.micro_batch_sequences // 2)
+    return [
+        ("engine.activation_checkpointing=true", _engine_with(activation_checkpointing=True)),
+        ("engine.zero_stage=3", _engine_with(zero_stage=3)),
+        (f"engine.micro_batch_sequences={half}", _engine_with(micro_batch_sequences=half)),
+        ("engine.micro_batch_sequences=1", _engine_with(micro_batch_sequences=1)),
+        ("engine.dtype=bfloat16", _engine_with(dtype="bfloat16")),
+        ("prune.method.gram_gib=1", _with_little_gram),
+        ("recover.objective=cross_entropy", _without_teacher),
+    ]
+
+
+def _engine_with(**settings: Any) -> Change:
+    return lambda config: replace(config, engine=replace(config.engine, **settings))
+
+
+def _with_little_gram(config: RunConfig) -> RunConfig:
+    method = replace(config.prune.method, gram_gib=min(1.0, config.prune.method.gram_gib))
+    return replace(config, prune=replace(config.prune, method=method))
+
+
+def _without_teacher(config: RunConfig) -> RunConfig:
+    return replace(config, recover=replace(config.recover, objective="cross_entropy"))

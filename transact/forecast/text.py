@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-GIB = 1024**3
+from transact.memory import GIB
+
 MAX_WARNINGS = 6
 MAX_MOMENTS = 3
 

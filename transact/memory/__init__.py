@@ -3,14 +3,25 @@
 Held against what ranks really allocate by `benchmarks.memory_model`; allocators and libraries add to it.
 """
 
-from transact.memory.estimate import GIB, MemoryEstimate, estimate_memory
-from transact.memory.gram import gram_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
+from transact.memory.estimate import BYTES_BY_DTYPE, MemoryEstimate, estimate_memory
+from transact.memory.gram import (
+    FLOAT32_BYTES,
+    GIB,
+    gram_bytes,
+    gram_disk_bytes,
+    gram_passes,
+    gram_peak_bytes,
+    hidden_stream_bytes,
+)
 
 __all__ = [
+    "BYTES_BY_DTYPE",
+    "FLOAT32_BYTES",
     "GIB",
     "MemoryEstimate",
     "estimate_memory",
     "gram_bytes",
+    "gram_disk_bytes",
     "gram_passes",
     "gram_peak_bytes",
     "hidden_stream_bytes",

@@ -12,11 +12,8 @@ from dataclasses import dataclass, fields
 
 from transact.config import LOGIT_CHUNK_ELEMENTS, EngineConfig, RunConfig
 from transact.geometry import Geometry
-from transact.memory.gram import GIB, gram_peak_bytes
+from transact.memory.gram import FLOAT32_BYTES, gram_peak_bytes
 
-__all__ = ["GIB", "MemoryEstimate", "estimate_memory"]
-
-FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 # Whole weights that DeepSpeed keeps at a time at stage 3, and fetches ahead: its defaults, in elements.
@@ -48,17 +45,17 @@ class MemoryEstimate:
         teacher: the dense parent in distillation.
     """
 
-    weights: float
-    gathered: float
-    gradients: float
-    optimizer: float
-    communication: float
-    activations: float
-    loading: float
-    logits: float
-    update: float
-    gram: float
-    teacher: float
+    weights: float = 0.0
+    gathered: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    communication: float = 0.0
+    activations: float = 0.0
+    loading: float = 0.0
+    logits: float = 0.0
+    update: float = 0.0
+    gram: float = 0.0
+    teacher: float = 0.0
 
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -81,57 +78,47 @@ def _calibration(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEst
     """Without an optimizer DeepSpeed has no stages 1 and 2: weights are whole there."""
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
-    is_sharded = engine.zero_stage == 3
-    gram, activations = (
-        gram_peak_bytes(geometry, config.prune.method),
-        _tokens(config) * _forward_bytes(geometry, width),
-    )
+    is_shared = engine.zero_stage == 3 and ranks > 1
     on_cpu = engine.device != "cuda" and config.plan.accelerator is None
-    is_made_whole = width == 2 and on_cpu and not (is_sharded and ranks > 1)
-    loading = geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0
-    is_loading = loading > activations + gram
+    is_made_whole = width == 2 and on_cpu and not is_shared
+    loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
+    at_work = {
+        "activations": _tokens(config) * _forward_bytes(geometry, width),
+        "gram": float(gram_peak_bytes(geometry, config.prune.method)),
+    }
     return MemoryEstimate(
-        weights=geometry.parameters() * width / (ranks if is_sharded else 1),
-        gathered=_fetched_elements(geometry) * width if is_sharded and ranks > 1 else 0,
-        gradients=0,
-        optimizer=0,
-        communication=0,
-        activations=0 if is_loading else activations,
-        loading=loading if is_loading else 0,
-        logits=0,
-        update=0,
-        gram=0 if is_loading else gram,
-        teacher=0,
+        weights=geometry.parameters() * width / (ranks if is_shared else 1),
+        gathered=_fetched_elements(geometry) * width if is_shared else 0,
+        **_larger(at_work, loading),
     )
 
 
 def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry | None) -> MemoryEstimate:
-    engine, tokens = config.engine, _tokens(config)
+    engine = config.engine
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
     parameters = geometry.parameters()
-    stored, recomputed = _activation_bytes(geometry, engine, tokens)
+    stored, recomputed = _activation_bytes(geometry, engine, _tokens(config))
     logits = _logit_bytes(config, geometry)
-    teacher = 0.0 if parent is None else _teacher_bytes(parent, config, ranks)
-    gradients = parameters * width / (ranks if stage >= 2 else 1)
-    # Layers are differentiated after the logits are gone.
-    backward = stored + max(logits, recomputed)
-    update = _update_bytes(parameters, engine, ranks)
-    gathered = _gathered_bytes(geometry, engine, ranks)
+    throughout = {
+        "weights": parameters * width / (ranks if stage == 3 else 1),
+        "optimizer": _optimizer_bytes(parameters, engine, ranks),
+        "communication": _communication_bytes(geometry, engine, ranks),
+        "teacher": 0.0 if parent is None else _teacher_bytes(parent, config, ranks),
+    }
+    backward = {
+        "gathered": _gathered_bytes(geometry, engine, ranks),
+        # Layers are differentiated after the logits are gone.
+        "activations": stored + max(logits, recomputed) - logits,
+        "logits": logits,
+    }
     # At stage 3 the gradients' part is there all the time.
-    update_is_worse = update > backward + gathered + (0 if stage == 3 else gradients)
-    return MemoryEstimate(
-        weights=parameters * width / (ranks if stage == 3 else 1),
-        gathered=0 if update_is_worse else gathered,
-        gradients=0 if update_is_worse and stage < 3 else gradients,
-        optimizer=_optimizer_bytes(parameters, engine, ranks),
-        communication=_communication_bytes(geometry, engine, ranks),
-        activations=0 if update_is_worse else backward - min(logits, backward - stored),
-        loading=0,
-        logits=0 if update_is_worse else min(logits, backward - stored),
-        update=update if update_is_worse else 0,
-        gram=0,
-        teacher=teacher,
-    )
+    (throughout if stage == 3 else backward)["gradients"] = parameters * width / (ranks if stage >= 2 else 1)
+    return MemoryEstimate(**throughout, **_larger(backward, {"update": _update_bytes(parameters, engine, ranks)}))
+
+
+def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Of two moments that do not coincide, the one that needs more."""
+    return other if sum(other.values()) > sum(usual.values()) else usual
 
 
 def _tokens(config: RunConfig) -> int:

@@ -37,6 +37,11 @@ def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
     return max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
 
 
+def gram_disk_bytes(geometry: Geometry) -> int:
+    """Of all layers, as files: they are summed in float64 and written in float32."""
+    return geometry.num_layers * gram_bytes(geometry) * FLOAT32_BYTES // FLOAT64_BYTES
+
+
 def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
     """Hidden states that sequential calibration keeps in CPU memory of one rank: of the dense and of the cut model."""
     tokens = config.prune.calibration_sequences * config.data.sequence_length

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from transact.memory import GIB
 from transact.report.blocks import Block, Chart, Figure, Named, Section, Table
 from transact.report.drawing import COLOURS, axis, bars, by_round, round_marks
 from transact.report.metric_rows import Row, figure, names_below
@@ -12,7 +13,6 @@ from transact.report.run_files import RunFiles, Values, values_in
 from transact.report.training import line_chart
 from transact.report.words import duration, number, short
 
-GIB = 2**30
 FIGURES = {
     "perf/tokens_per_s": "tokens/s",
     "perf/tokens_per_s_per_gpu": "tokens/s per GPU",

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from transact.accelerators import model_flops_utilisation, reported_as
+from transact.memory import GIB
 from transact.runtime.process import ProcessGroup
-
-GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
