@@ -42,8 +42,8 @@ from transact.geometry import Geometry
 from transact.memory import estimate_memory
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
+from transact.runtime.launcher import environment_rank
 from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.rendezvous import environment_rank
 from transact.runtime.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.metrics import MetricsLog, read_metrics
@@ -98,19 +98,11 @@ class MeasuredJob(Job):
 
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
-    def stage(
-        self,
-        name: str,
-        output: Path,
-        work: Callable[[], dict[str, Any] | None],
-        *,
-        goes_on: bool = False,
-        settings: dict[str, Any] | None = None,
-    ) -> Path:
+    def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], **options: Any) -> Path:
         is_cuda = self.group.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.group.device)
-        Job.stage(self, name, output, work, goes_on=goes_on, settings=settings)
+        Job.stage(self, name, output, work, **options)
         if is_cuda:
             (self.peak_bytes[name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
         return output

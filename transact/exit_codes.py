@@ -22,13 +22,21 @@ def worst(codes: Iterable[int]) -> int:
     return max(codes, default=DONE, key=FROM_BEST_TO_WORST.index)
 
 
+def speaks() -> bool:
+    """Whether this process is the one of all ranks that talks to the user, before they have met."""
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
+
+
+def one_line(reason: object) -> str:
+    """Line breaks become spaces, and what is very long is cut."""
+    line = " ".join(str(reason).split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
+
+
 def refuse(reason: object) -> int:
     """Say in one line, once for all ranks, why a request is refused. Returns the exit code."""
-    line = " ".join(str(reason).split())
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")  # torchrun's, or that of a bare srun
-    if rank == "0":
-        shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
-        print(f"error: {shown}", file=sys.stderr, flush=True)
+    if speaks():
+        print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
     return REFUSED
 
 

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from transact.config import RunConfig
-from transact.exit_codes import LONGEST_MESSAGE
+from transact.exit_codes import one_line
 
 
 def last_words(message: str, config: RunConfig) -> str:
@@ -15,9 +15,7 @@ def last_words(message: str, config: RunConfig) -> str:
     Args:
         message: the stage, the rank and the reason; line breaks become spaces.
     """
-    line = " ".join(message.split())
-    shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
-    return "\n".join([f"error: {shown}", *_places(Path(config.output_dir)), *how_to_go_on(config)])
+    return "\n".join([f"error: {one_line(message)}", *_places(Path(config.output_dir)), *how_to_go_on(config)])
 
 
 def how_to_go_on(config: RunConfig) -> list[str]:

@@ -22,6 +22,7 @@ from transact.command_line import run_command
 from transact.config import RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
 from transact.exit_codes import DONE, leave, refuse, worst
+from transact.runtime.launcher import environment_world_size
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
 
@@ -109,7 +110,7 @@ def run_task(composed: DictConfig) -> int:
     else:
         with open_dict(composed):
             composed.command = run_command(sys.argv[1:])
-    if is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_sweep and environment_world_size() > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     try:
         config = typed_config(composed)

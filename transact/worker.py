@@ -19,7 +19,7 @@ from transact.last_words import how_to_go_on, last_words
 from transact.outcome import JobFailed, code_of_stop, outcome_recorded
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.launcher import adopt_slurm_step
+from transact.runtime.launcher import adopt_slurm_step, environment_rank, environment_world_size
 from transact.runtime.slurm import EARLY_SECONDS, own_job
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def work(config: RunConfig) -> int:
     interruption = Interruption(_leave_seconds(config))
     interruption.listen()
     adopt_slurm_step()
-    from transact.runtime.rendezvous import Refused, environment_rank, environment_world_size
+    from transact.runtime.rendezvous import Refused
 
     is_main = environment_rank() == 0
     _set_up_logging(is_main)

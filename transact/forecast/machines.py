@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 from transact.accelerators import BY_NAME, Accelerator
 from transact.config import RunConfig
+from transact.runtime.launcher import environment_world_size
 
 
 def num_ranks(config: RunConfig) -> int:
     """plan.num_ranks; else those of the launch settings, or of torchrun's environment."""
-    return config.plan.num_ranks or max(config.launch.num_ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    return config.plan.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
 def accelerator(config: RunConfig) -> Accelerator | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transact.config import RunConfig
-from transact.exit_codes import DONE, refuse
+from transact.exit_codes import DONE, refuse, speaks
 from transact.files import write_json, write_text
 from transact.forecast.contents import forecast
 from transact.forecast.text import text
@@ -15,7 +14,7 @@ from transact.forecast.text import text
 def show_plan(config: RunConfig) -> int:
     """On rank 0: writes plan.json and plan.txt, and nothing else; a run in the same folder takes no notice of them.
     Returns the exit code."""
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return DONE
     try:
         plan = forecast(config)

@@ -14,6 +14,15 @@ INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")  # a
 PORTS = (20_000, 32_000)  # below those that Linux gives to outgoing connections
 
 
+def environment_rank() -> int:
+    """This process's rank as its launcher says; 0 where there is none."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def environment_world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in a step of SLURM.
 

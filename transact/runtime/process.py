@@ -15,7 +15,8 @@ import torch.distributed as distributed
 
 from transact.runtime.background import DONE, RUNNING, Background
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.rendezvous import complete_environment, environment_rank, environment_world_size, meet, own_part
+from transact.runtime.launcher import environment_rank, environment_world_size
+from transact.runtime.rendezvous import complete_environment, meet, own_part
 from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")

@@ -25,15 +25,6 @@ class Refused(ValueError):
     """The request cannot be met, on one rank at least."""
 
 
-def environment_rank() -> int:
-    """This process's rank as its launcher says; 0 where there is none."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def environment_world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def complete_environment() -> socket.socket | None:
     """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all.
 
