@@ -16,8 +16,7 @@ import yaml
 
 from transact.exit_codes import DONE, refuse
 from transact.files import read_json
-from transact.launching.cluster import JOB_RECORD
-from transact.runtime.run_folder import RECORD
+from transact.runtime.run_folder import JOB_RECORD, RECORD, run_folders
 from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
@@ -57,22 +56,6 @@ class Status:
     error: str | None = None
     job: str | None = None
     job_state: str | None = None
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it holds a run, else the runs of the sweep in it.
-
-    Raises:
-        ValueError: there are none.
-    """
-    found = [each for each in (folder, *sorted(folder.glob("*"))) if _is_run(each)]
-    if not found:
-        raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
-    return found[:1] if found[0] == folder else found
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RECORD).is_file() or (folder / JOB_RECORD).is_file()
 
 
 def statuses(folders: list[Path]) -> list[Status]:

@@ -15,11 +15,10 @@ from transact.files import read_json, write_json
 from transact.launching.executors import log_path, submit_to_slurm
 from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared
-from transact.runtime.run_folder import COPIED_REVISION, RECORD, git_revision
+from transact.runtime.run_folder import COPIED_REVISION, JOB_RECORD, RECORD, git_revision
 from transact.runtime.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.tracking.view import Lines
 
-JOB_RECORD = "job.json"  # in a run's folder: the job that was submitted last
 POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
 
 

@@ -13,11 +13,9 @@ from pathlib import Path
 
 from transact.checks import require
 from transact.exit_codes import DONE, FAILED, leave, refuse
-from transact.report.run_files import read_values
-from transact.report.run_page import LIVE_STATES
-from transact.report.sweep_files import point_folders
-from transact.report.writing import is_run, write_pages
-from transact.runtime.run_folder import RECORD
+from transact.report.run_files import LIVE_STATES, read_values
+from transact.report.writing import write_pages
+from transact.runtime.run_folder import RECORD, run_folders
 
 SECONDS = 30.0
 
@@ -58,8 +56,7 @@ def watch(folder: Path, seconds: float) -> int:
 
 
 def is_live(folder: Path) -> bool:
-    folders = [folder] if is_run(folder) else point_folders(folder)
-    return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in folders)
+    return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in run_folders(folder))
 
 
 if __name__ == "__main__":

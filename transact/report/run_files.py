@@ -14,6 +14,7 @@ from transact.report.metric_rows import Row, read_rows
 from transact.runtime.run_folder import RECORD
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+LIVE_STATES = ("running", "submitted")
 
 Values = dict[str, Any]
 

@@ -12,13 +12,12 @@ from transact.report.efficiency import efficiency_section
 from transact.report.evaluation import evaluation_section
 from transact.report.metric_rows import Row, figure
 from transact.report.rounds import models, rounds_section
-from transact.report.run_files import RunFiles, Values, values_in
+from transact.report.run_files import LIVE_STATES, RunFiles, Values, values_in
 from transact.report.speed import latest_speed, speed_section
 from transact.report.training import training_section
 from transact.report.words import MISSING, duration, moment, number, share, short
 
 SILENT_SECONDS = 900.0  # without a sign of life, after which a run that calls itself running is doubted
-LIVE_STATES = ("running", "submitted")
 MOST_ALERTS = 100
 
 
@@ -131,8 +130,8 @@ def _alert_text(row: Row) -> str:
 def _configuration(run: RunFiles) -> Section:
     blocks: list[Block] = []
     commands = {
-        "The command, from the same checkout": run.config.get("command") or run.record.get("command"),
-        "The command of the whole sweep": run.config.get("sweep_command") or run.record.get("sweep_command"),
+        "The command, from the same checkout": run.config.get("command"),
+        "The command of the whole sweep": run.config.get("sweep_command"),
     }
     blocks += [Code(title=title, text=str(text)) for title, text in commands.items() if text]
     revision = run.record.get("git_revision")

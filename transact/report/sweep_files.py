@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transact.report.efficiency import decode_seconds
 from transact.report.evaluation import mean_score, sides
 from transact.report.metric_rows import figure
 from transact.report.rounds import models
 from transact.report.run_files import RunFiles, read_run
-from transact.runtime.run_folder import RECORD
+from transact.runtime.run_folder import point_folders
 
 REPORT = "report.html"
-JOB_RECORD = "job.json"  # of a point that waits in SLURM's queue
 SETTING = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
 FRACTION = "prune.remove_fraction"
 
@@ -54,18 +52,6 @@ class SweepFiles:
     parent: SweepPoint | None
     command: str
     has_tasks: bool
-
-
-def point_folders(sweep: Path) -> list[Path]:
-    """Folders with a run, or with a job that will make one."""
-    found = (path for path in sweep.glob("*") if (path / RECORD).is_file() or (path / JOB_RECORD).is_file())
-    return sorted(found, key=lambda path: _natural(path.name))
-
-
-def _natural(name: str) -> list[Any]:
-    """So that 0.3 comes before 0.10e1 and 10."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(1, float(part), "") if turn % 2 else (0, 0.0, part) for turn, part in enumerate(parts)]
 
 
 def read_sweep(sweep: Path) -> SweepFiles:

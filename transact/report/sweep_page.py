@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from transact.report.blocks import Block, Chart, Code, Figure, Named, Page, Section, Table
 from transact.report.drawing import COLOURS, MUTED, axis, plain
+from transact.report.run_files import LIVE_STATES
 from transact.report.sweep_files import REPORT, SweepFiles, SweepPoint
 from transact.report.words import MISSING, number, share, short
 
@@ -46,7 +47,7 @@ def sweep_page(sweep: SweepFiles) -> Page:
         lines=[f"A sweep of {len(states)} points: " + ", ".join(f"{count} {state}" for state, count in counts.items())],
         tiles=_tiles(sweep),
         sections=sections,
-        is_live=any(state in ("running", "submitted") for state in states),
+        is_live=any(state in LIVE_STATES for state in states),
     )
 
 

@@ -10,10 +10,10 @@ from transact.files import TEMPORARY_SUFFIX, publish
 from transact.report.html_page import render
 from transact.report.run_files import read_run
 from transact.report.run_page import run_page
-from transact.report.sweep_files import JOB_RECORD, REPORT, point_folders, read_sweep
+from transact.report.sweep_files import REPORT, read_sweep
 from transact.report.sweep_page import sweep_page
 from transact.runtime.file_lock import exclusive
-from transact.runtime.run_folder import RECORD
+from transact.runtime.run_folder import is_run, run_folders
 
 LOCK = "report.lock"  # of a sweep, whose points write the same page
 
@@ -42,14 +42,7 @@ def write_pages(folder: Path) -> list[Path]:
     """
     if is_run(folder):
         return [write_run_page(folder)]
-    points = point_folders(folder)
-    if not points:
-        raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
-    return [*(write_run_page(each) for each in points), write_sweep_page(folder)]
-
-
-def is_run(folder: Path) -> bool:
-    return (folder / RECORD).is_file() or (folder / JOB_RECORD).is_file()
+    return [*(write_run_page(each) for each in run_folders(folder)), write_sweep_page(folder)]
 
 
 def _write(path: Path, text: str) -> Path:

@@ -1,8 +1,9 @@
-"""The folder of a run: which stages are finished, with which files, and where metrics stood."""
+"""The folder of a run: which stages are finished, with which files, and where metrics stood; and where runs are."""
 
 from __future__ import annotations
 
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 from transact.files import TEMPORARY_SUFFIX, file_digest, read_json, write_json
 
 RECORD = "run.json"
+JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
 
@@ -39,6 +41,33 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it holds a run, or a job that will make one."""
+    return (folder / RECORD).is_file() or (folder / JOB_RECORD).is_file()
+
+
+def point_folders(sweep: Path) -> list[Path]:
+    """The runs right below a folder, by name: 9 comes before 10."""
+    return sorted((path for path in sweep.glob("*") if is_run(path)), key=lambda path: _natural(path.name))
+
+
+def _natural(name: str) -> list[Any]:
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(1, float(part), "") if turn % 2 else (0, 0.0, part) for turn, part in enumerate(parts)]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds a run, else the points of the sweep in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [folder] if is_run(folder) else point_folders(folder)
+    if not found:
+        raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
+    return found
 
 
 class RunFolder:
