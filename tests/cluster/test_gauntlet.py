@@ -15,7 +15,7 @@ from tests.support.slurm import Slurm, wait_for
 
 pytestmark = pytest.mark.gauntlet
 
-STEPS = 240
+STEPS = 480  # no machine should be done before the last event
 LONG = [f"recover.tokens={STEPS * TOKENS_PER_STEP}", f"engine.checkpoint_every.tokens={10 * TOKENS_PER_STEP}"]
 
 
@@ -70,9 +70,9 @@ def test_killed_preempted_warned_and_without_nodes_it_ends_the_same(
 
 
 def test_time_limit(slurm: Slurm, workplace: Workplace, undisturbed: Path) -> None:
-    """The real one, of two minutes, in the middle of training."""
+    """The real one, of two minutes, in the middle of training, which no machine finishes in that time."""
     short = ["launch.timeout_minutes=2", "launch.signal_delay_seconds=50", "engine.checkpoint_every.tokens=null"]
-    run = submit(slurm, workplace, "gauntlet_limit", *LONG, *short, f"recover.tokens={4 * STEPS * TOKENS_PER_STEP}")
+    run = submit(slurm, workplace, "gauntlet_limit", *LONG, *short, f"recover.tokens={100 * STEPS * TOKENS_PER_STEP}")
     run.wait_until_training(1, attempt=1)
     assert run.counts() == (1, 0, 0)
     assert "saved after step" in run.log()
