@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from transact.stages.sharing import Work, calibration_identity, evaluation_ident
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
-from transact.stages.tasks import evaluate_side_by_side, open_further_texts, prepare_tasks, settings_of_tasks
-from transact.stages.texts import Texts, prepare_texts
+from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
+from transact.stages.texts import Texts, open_further_texts, prepare_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +49,7 @@ def prepare(job: Job) -> Prepared | None:
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
     prepare_tasks(job)
-    texts = prepare_texts(job, parent, rounds)
-    open_further_texts(job, parent)  # what is wrong with them is said now
+    texts = replace(prepare_texts(job, parent, rounds), further=open_further_texts(job, parent))
     return Prepared(parent=parent, rounds=rounds, texts=texts)
 
 
@@ -211,7 +210,7 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     if rounds and job.config.eval.has_more():
         compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
         settings = settings_of_tasks(job.config.eval)
-        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, both, compared), settings=settings)
+        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, texts, both, compared), settings=settings)
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transact.report.activation_files import KINDS
+
 
 @dataclass(frozen=True, slots=True)
 class Curves:
@@ -54,8 +56,6 @@ class Definition:
 
 
 ROUND = "prune/round"
-MAPS = ("query", "key", "attention_output", "intermediate")
-
 RUNS = Definition(
     view_id="transactruns",
     name="transact runs",
@@ -85,7 +85,7 @@ RUNS = Definition(
         Section(
             "Activations",
             (
-                Pictures("Norms by layer and channel", tuple(f"calibrate/{kind}" for kind in MAPS)),
+                Pictures("Norms by layer and channel", tuple(f"calibrate/{kind}" for kind in KINDS)),
                 Curves("Share of the squares that is kept", ("calibrate/kept_energy",), ROUND),
                 Curves("Norms", ("calibrate/norm_mean", "calibrate/norm_max"), ROUND, is_logarithmic=True),
             ),

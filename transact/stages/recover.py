@@ -196,15 +196,14 @@ class Recovery:
             )
 
     def _alert(self, alert: Alert, step: int) -> None:
-        total_step = self.first_step + step
-        tokens = total_step * self.tokens_per_batch
-        self.job.alert(alert.kind, alert.text, step=total_step, tokens=tokens, round=self.round.number)
+        self.job.alert(alert.kind, alert.text, **self._axes(step))
 
     def _log(self, figures: dict[str, float], step: int) -> None:
+        self.job.tracker.log(figures, **self._axes(step))
+
+    def _axes(self, step: int) -> dict[str, int]:
         total_step = self.first_step + step
-        self.job.tracker.log(
-            figures, step=total_step, tokens=total_step * self.tokens_per_batch, round=self.round.number
-        )
+        return {"step": total_step, "tokens": total_step * self.tokens_per_batch, "round": self.round.number}
 
 
 def validation_loss(job: Job, texts: Texts, engine: Engine) -> float:

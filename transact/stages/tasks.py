@@ -17,7 +17,7 @@ from transact.files import write_json
 from transact.runtime.engine import open_engine
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
-from transact.stages.texts import load_tokenizer, open_store
+from transact.stages.texts import Texts, load_tokenizer
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 
@@ -46,19 +46,6 @@ def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
     return load_tasks(config.tasks, [OWN_TASKS, *map(Path, config.task_folders)])
 
 
-def open_further_texts(job: Job, tokenizer_folder: Path) -> dict[str, TokenStore]:
-    """The texts of eval.texts by name, tokenised if they are not yet. Collective.
-
-    Raises:
-        ValueError: a text is not to be had, or shorter than one sequence.
-    """
-    config = job.config.eval
-    return {
-        name: open_store(job, f"eval.texts.{name}", text, tokenizer_folder, config.text_sequences)
-        for name, text in config.texts.items()
-    }
-
-
 def prepare_tasks(job: Job) -> None:
     """Collective. Download what the tasks need, once on every machine, and see that they can be asked.
 
@@ -79,17 +66,17 @@ def prepare_tasks(job: Job) -> None:
     job.group.everywhere(lambda: load() if job.group.local_rank == 0 and not job.group.is_main else None)
 
 
-def evaluate_side_by_side(job: Job, checkpoints: Mapping[str, Path], output: Path) -> None:
+def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path], output: Path) -> None:
     """Write evaluation.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
 
     Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
     """
-    config = job.config.eval
     first = next(iter(checkpoints.values()))  # they share the tokenizer
-    stores = open_further_texts(job, first)
-    tasks = loaded_tasks(config)
+    tasks = loaded_tasks(job.config.eval)
     tokenizer = load_tokenizer(first)
-    results = {role: _evaluate(job, folder, stores, tasks, tokenizer, role) for role, folder in checkpoints.items()}
+    results = {
+        role: _evaluate(job, folder, texts.further, tasks, tokenizer, role) for role, folder in checkpoints.items()
+    }
     job.tracker.summary(
         {
             f"eval/{kind}/{name}/{metric}_{role}": value

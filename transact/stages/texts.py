@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from transact.stages.job import Job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """Training text with its order, and the held-out text that figures are reported on."""
+    """Training text with its order, the held-out text that figures are reported on, and eval.texts by name."""
 
     train: TokenStore
     order: SequenceOrder
     evaluation: TokenStore
+    further: Mapping[str, TokenStore] = field(default_factory=dict)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -86,22 +87,35 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
     return Texts(train=train, order=order, evaluation=evaluation)
 
 
-def open_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
+def open_further_texts(job: Job, tokenizer_folder: Path) -> dict[str, TokenStore]:
+    """The texts of eval.texts by name, tokenised if they are not yet. Collective.
+
+    Raises:
+        ValueError: a text is not to be had, or shorter than one sequence.
+    """
+    config = job.config.eval
+    return {
+        name: open_store(job, f"eval.texts.{name}", text, tokenizer_folder, config.text_sequences)
+        for name, text in config.texts.items()
+    }
+
+
+def open_store(job: Job, setting: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
     """A text as tokens, tokenised by rank 0 if it is not yet. Collective."""
     folder = job.group.on_main(
-        lambda: _ensure_store(job, field, text, tokenizer_folder, max_sequences), may_be_left=True
+        lambda: _ensure_store(job, setting, text, tokenizer_folder, max_sequences), may_be_left=True
     )
     job.check_seen("data.token_store", Path(folder))
     return TokenStore(Path(folder))
 
 
-def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> str:
+def _ensure_store(job: Job, setting: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> str:
     from transact.data.text import documents, text_identity
 
     tokenizer = load_tokenizer(tokenizer_folder)
     length = job.config.data.sequence_length
     identity = {
-        "text": text_identity(text, field),
+        "text": text_identity(text, setting),
         "tokenizer": tokenizer_digest(tokenizer),
         "sequence_length": length,
         "max_sequences": max_sequences,
@@ -112,14 +126,14 @@ def _ensure_store(job: Job, field: str, text: TextConfig, tokenizer_folder: Path
     # Runs that need the same text at the same time: one tokenises, the others wait for it.
     with exclusive(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            with job.progress(f"tokenise {field}", length * max_sequences) as progress:
+            with job.progress(f"tokenise {setting}", length * max_sequences) as progress:
                 write_token_store(
                     folder,
-                    documents(text, field),
+                    documents(text, setting),
                     tokenizer,
                     sequence_length=length,
                     max_sequences=max_sequences,
-                    name=field,
+                    name=setting,
                     progress=progress.advance,
                 )
     return str(folder)

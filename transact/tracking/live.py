@@ -84,7 +84,13 @@ class LiveView:
         self._running = self._status = None
 
     def say(self, message: str) -> None:
-        self._attempt(lambda: self._console.print(message, markup=False, highlight=False), self._lines.say, message)
+        if self._is_open:
+            try:
+                self._console.print(message, markup=False, highlight=False)
+                return
+            except Exception:  # noqa: BLE001 - a screen is no reason to end a run
+                self.close()
+        self._lines.say(message)
 
     def opened(self, status: Status) -> None:
         self._show(status, self._lines.opened)
@@ -108,15 +114,6 @@ class LiveView:
         self._status = status
         if not self._is_open and status is not None:
             otherwise(status)
-
-    def _attempt(self, draw: Callable[[], object], otherwise: Callable[[str], None], message: str) -> None:
-        if self._is_open:
-            try:
-                draw()
-                return
-            except Exception:  # noqa: BLE001 - a screen is no reason to end a run
-                self.close()
-        otherwise(message)
 
     def _drawn(self) -> RenderableType:
         try:
