@@ -10,12 +10,12 @@ import pytest
 
 from tests.support.exported import random_plan, slice_folder
 from tests.support.optional import llama_cpp, run_with
+from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.exporting.folder import write_export
 from transact.exporting.gguf_file import write_gguf
 
-sentencepiece = pytest.importorskip("sentencepiece")
 pytestmark = [
     pytest.mark.llama_cpp,
     pytest.mark.skipif(llama_cpp() is None, reason="llama.cpp is not built: make test-gguf builds it"),
@@ -26,22 +26,8 @@ SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 
 
 def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
-    from transformers import LlamaTokenizer
-
-    text, _ = write_text_files(tmp_path / "text")
     parent = write_family_model(tmp_path / "parent", "mistral")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(parent / "tokenizer"),
-        vocab_size=500,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    (parent / "tokenizer.vocab").unlink()
-    LlamaTokenizer.from_pretrained(parent).save_pretrained(parent)
+    train_sentencepiece(parent, write_text_files(tmp_path / "text")[0])
     plan = random_plan(parent, head_dim=8, intermediate_size=96)
     folder = slice_folder(parent, tmp_path / "sliced", plan)
     (tmp_path / "export").mkdir()
@@ -51,6 +37,8 @@ def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
     (tmp_path / "question.json").write_text(json.dumps(question))
     run_with(llama_cpp(), SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
     answer = numpy.load(tmp_path / "answer.npz")
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor(model_file=str(parent / "tokenizer.model"))
     for number, each in enumerate(TEXTS):
         assert answer[f"text_{number}"].tolist() == processor.encode(each), each
