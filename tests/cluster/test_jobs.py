@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.cluster_jobs import (
     SECONDS,
-    STEPS,
     TOKENS_PER_STEP,
     Submitted,
     cluster_environment,
@@ -23,11 +22,14 @@ from tests.support.runs import assert_same_export, recovery_steps
 from tests.support.slurm import Slurm
 from transact.files import read_json
 
+STEPS = 240  # a quick machine needs some seconds for them, in which there is something to be done
+LONG = f"recover.tokens={STEPS * TOKENS_PER_STEP}"
+
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Slurm, workplace: Workplace) -> Path:
     """One command, followed to its end."""
-    done = transact(slurm, [*overrides(workplace, "cluster_undisturbed"), "launch.wait=true"])
+    done = transact(slurm, [*overrides(workplace, "cluster_undisturbed"), LONG, "launch.wait=true"])
     assert done.returncode == 0, done.stdout + done.stderr
     folder = workplace.folder / "cluster_undisturbed"
     for expected in (
@@ -59,12 +61,12 @@ def test_warned_of_the_time_limit_it_saves_is_queued_again_and_ends_the_same(
 ) -> None:
     """No checkpoint but the one that the signal asks for; while the job lives, nobody else may have its folder."""
     limit = ["launch.timeout_minutes=5", "launch.signal_delay_seconds=240"]
-    run = submit(slurm, workplace, "cluster_warned", "engine.checkpoint_every.minutes=null", *limit)
-    run.wait_until_training(5, attempt=0)
-    again = transact(slurm, overrides(workplace, "cluster_warned"))
+    run = submit(slurm, workplace, "cluster_warned", LONG, "engine.checkpoint_every.minutes=null", *limit)
+    again = transact(slurm, [*overrides(workplace, "cluster_warned"), LONG])
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert f"has a live job already ({run.job})" in again.stderr
+    run.wait_until_training(5, attempt=0)
     shown = status(slurm, run.folder)
     assert (
         " ".join(shown.split()).partition("restarts job ")[2].startswith("cluster_warned running round_01/recover 1 ")
@@ -84,7 +86,9 @@ def test_bare_sbatch_and_srun_end_the_same(
     slurm: Slurm, workplace: Workplace, undisturbed: Path, tmp_path: Path
 ) -> None:
     """The file of launch/, with the lines changed that its user must look at."""
-    arguments = [each for each in overrides(workplace, "cluster_bare") if not each.startswith(("launch", "name="))]
+    arguments = [
+        each for each in [*overrides(workplace, "cluster_bare"), LONG] if not each.startswith(("launch", "name="))
+    ]
     text = (REPOSITORY / "launch" / "many_nodes.sbatch").read_text()
     for theirs, ours in (("--ntasks-per-node=8", "--ntasks-per-node=1"), ("--cpus-per-task=12", "--cpus-per-task=1")):
         assert theirs in text
