@@ -57,6 +57,13 @@ def test_points_share_their_beginning_and_are_not_submitted_twice(slurm: Slurm, 
     groups = [records(next((each / "wandb").glob("offline-run-*")), "run")[0] for each in sweep.glob("prune*")]
     assert {json.dumps(group.get("run_group")) for group in groups} == {json.dumps("cluster_sweep")}
 
+    more = transact(slurm, [*request, "export.gguf=f16"])
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.count("submitted: job ") == 2, "more may be asked of finished points"
+    for job in slurm.jobs():
+        assert slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=SECONDS) == "COMPLETED"
+    assert all(list((each / "gguf").glob("*.gguf")) for each in (earlier, later))
+
 
 @pytest.mark.gauntlet
 def test_points_that_start_together_compute_once_and_end_like_one_alone(slurm: Slurm, workplace: Workplace) -> None:

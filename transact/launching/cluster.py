@@ -97,17 +97,18 @@ def _needs_nothing(config: RunConfig, folder: Path) -> bool:
     live = live_job(folder)
     if live is not None:
         print(f"{folder.name}: job {live} is at it already", flush=True)
-    elif is_finished(folder) and _evaluated_so(config, folder):
+    elif is_finished(folder) and _was_asked_this(config, folder):
         print(f"{folder.name}: finished already", flush=True)
     else:
         return False
     return True
 
 
-def _evaluated_so(config: RunConfig, folder: Path) -> bool:
-    """Whether the finished run measured what is asked for now: more may be asked of it."""
+def _was_asked_this(config: RunConfig, folder: Path) -> bool:
+    """Whether the finished run measured and exported what is asked for now: more may be asked of it."""
     before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return bool(before.get("eval") == to_dictionary(config)["eval"])
+    now = to_dictionary(config)
+    return all(before.get(section) == now[section] for section in ("eval", "export"))
 
 
 def is_finished(folder: Path) -> bool:
