@@ -6,25 +6,34 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, start, wait_until
+from transact.tracking.metrics import read_metrics
 
 TOKENS_PER_STEP = 8 * 64
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False)
     if mounted.returncode != 0:
         pytest.skip("this user may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disk(tmp_path / "small", "64m") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(
@@ -49,6 +58,18 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(
     assert again.returncode == 0, again.stderr
     assert "goes on from checkpoint" in again.stdout
     assert_same_export(folder, chain_runs[1])
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_an_alert(workplace: Workplace) -> None:
+    folder = workplace.folder / "no_room_for_checkpoints"
+    arguments = [*workplace.overrides(folder.name), f"engine.checkpoint_every.tokens={2 * TOKENS_PER_STEP}"]
+    with disk(folder / "checkpoints", "64k"):
+        failed = transact(arguments)
+    assert failed.returncode == 1
+    assert "alert: round 1, step 2: checkpoint: cannot be saved: " in failed.stdout
+    (alert,) = [row for row in read_metrics(folder / "metrics.jsonl") if "alert" in row]
+    assert (alert["alert"], alert["step"]) == ("checkpoint", 2)
+    assert "No space left on device" in alert["alert/text"]
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_does_not_hold_it(workplace: Workplace) -> None:

@@ -53,7 +53,8 @@ def save_training(
         position: what else must be known to go on; rank 0's is written.
 
     Raises:
-        OSError: the disk is full, on the rank that met it; RuntimeError on the others. Nothing is left of the attempt.
+        OSError, SafetensorError: the disk is full, on the rank that met it; RuntimeError on the others. Nothing is left
+            of the attempt.
     """
     temporary = group.on_main(lambda: fresh_temporary_folder(output))
     name = f"state-{group.rank:05d}-of-{group.world_size:05d}.safetensors"

@@ -108,7 +108,7 @@ class Recovery:
                 best=self.best if 0 < best_step < step else None,
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
-        except OSError as error:
+        except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
             self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
             raise
         seconds = time.perf_counter() - begin
