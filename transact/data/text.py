@@ -29,7 +29,8 @@ def text_files(config: TextConfig, field: str) -> list[Path]:
         matches = [Path(name) for name in glob.glob(pattern, recursive=True)]
         files = [path for path in matches if path.is_file()]
         if not files:
-            raise ValueError(f"{field}.files: {pattern!r} names no file")
+            hint = ": it is a folder; add /*.txt or the like" if Path(pattern).is_dir() else ""
+            raise ValueError(f"{field}.files: {pattern!r} names no file{hint}")
         found.update(files)
     for path in found:
         if path.suffix not in READERS:

@@ -44,7 +44,9 @@ def store_folder(root: Path, identity: dict[str, Any]) -> Path:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Of all that tokens depend on: the marks of documents stand outside of tokenizer.json."""
+    marks = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])
+    return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + marks).encode()).hexdigest()
 
 
 def write_token_store(

@@ -43,6 +43,9 @@ def load_tokenizer(folder: Path) -> Any:
         raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
     if not tokenizer.is_fast:
         raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
+    # A tokenizer.json may hold what its maker trained with: documents would be cut to that, or filled up.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
@@ -82,6 +85,9 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
             "there must be at least one for each rank"
         )
     order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved, seed=config.seed)
+    asked = config.data.evaluation_sequences
+    if evaluation.num_sequences < asked:
+        job.say(f"data.evaluation has {evaluation.num_sequences} sequences, fewer than the {asked} that were asked for")
     if trained > order.num_trainable:
         job.say(f"data.train is used {trained / order.num_trainable:.1f} times: it has fewer tokens than asked for")
     return Texts(train=train, order=order, evaluation=evaluation)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import train_tokenizer
 from transact.data import token_store
-from transact.data.token_store import TokenStore, store_folder, write_token_store
+from transact.data.token_store import TokenStore, store_folder, tokenizer_digest, write_token_store
+from transact.stages.texts import load_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "import os, sys\n" * 30, "", "print('naïve €')\n" * 10]
 
@@ -104,3 +109,24 @@ def test_a_full_disk_is_told_as_such(tokenizer: Any, tmp_path: Path, monkeypatch
     monkeypatch.setattr(token_store, "fresh_temporary_folder", on_a_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=1000)
+
+
+def test_other_marks_of_documents_make_another_store(tokenizer: Any) -> None:
+    """An instruct model may share the tokenizer.json of its base."""
+    other = copy.deepcopy(tokenizer)
+    assert tokenizer_digest(other) == tokenizer_digest(tokenizer)
+    other.eos_token = other.convert_ids_to_tokens(1)
+    assert tokenizer_digest(other) != tokenizer_digest(tokenizer)
+
+
+def test_what_a_tokenizer_was_trained_with_does_not_cut_documents(tokenizer: Any, tmp_path: Path) -> None:
+    expected = tokenizer(TEXTS[0])["input_ids"]
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.enable_truncation(8)
+    backend.enable_padding(length=2 * len(expected))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 8
+    write_token_store(tmp_path / "s", [TEXTS[0]], load_tokenizer(tmp_path), sequence_length=1, max_sequences=10**6)
+    store = TokenStore(tmp_path / "s")
+    tokens = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
+    assert tokens == [*expected, tokenizer.eos_token_id]
