@@ -78,6 +78,37 @@ def test_every_kind_of_task_is_answered(alone: dict[str, dict[str, float]]) -> N
     assert alone["how_likely"]["byte_perplexity"] > 1
 
 
+def prompts_of_two_models(model: Path, tasks: Path) -> list[list[str]]:
+    """What a first and a second model are asked in one go, as parent and pruned model are."""
+    from transact.evaluation.harness import SharedModel, load_tasks, run_tasks
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.stages.texts import load_tokenizer
+
+    asked: list[list[str]] = []
+    answer = SharedModel.loglikelihood
+
+    def record(self: SharedModel, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        asked.append([request.args[0] for request in requests])
+        return answer(self, requests, disable_tqdm)
+
+    SharedModel.loglikelihood = record
+    loaded = load_tasks({"which_word": 2}, [tasks])
+    config = EngineConfig(zero_stage=0, device="cpu", micro_batch_sequences=2)
+    with process_group("cpu", 5) as group:
+        for _ in range(2):
+            with open_engine(model, config, group) as engine:
+                tokenizer = load_tokenizer(model)
+                run_tasks(loaded, engine.module, tokenizer, group, batch_size=2, limit=None, is_partitioned=False)
+    return asked
+
+
+def test_parent_and_pruned_model_are_shown_the_same_examples(model: Path, tasks: Path) -> None:
+    first, second = run_on_ranks(1, prompts_of_two_models, model, tasks)[0]
+    assert first == second
+    assert len(set(first)) > 1
+
+
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(2, 3), (3, 0)])
 def test_ranks_that_share_the_work_find_the_same(
     model: Path, tasks: Path, alone: dict[str, dict[str, float]], ranks: int, zero_stage: int

@@ -50,7 +50,6 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
             raise ValueError(f"eval.tasks: {name!r} is not to be had: {reason}") from None
         for task in loaded[name]["tasks"].values():
             task.set_config(key="num_fewshot", value=count)
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
 
 
@@ -98,6 +97,8 @@ def run_tasks(
     found: dict[str, dict[str, float]] = {}
     for name, tasks in loaded.items():
         group.stop_if_asked()
+        for task in tasks["tasks"].values():  # examples are drawn anew: every model is shown the same ones
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # Without an estimate of the standard error: for some metrics it forks this process.
         with redirect_stderr(io.StringIO()):  # the bars of every rank
             result = evaluate(lm=model, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=False)
