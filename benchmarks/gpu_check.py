@@ -53,8 +53,8 @@ from transact.tracking.view import Lines, Silent
 GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
 COMPARED_LENGTH = 256  # tokens
-# Stages that a memory estimate exists for, and whether they train. Slicing needs no accelerator.
-ESTIMATED = {"round_01/gram": False, "round_01/recover": True}
+# Stages whose memory is estimated, and compared with what they took.
+ESTIMATED = ("round_01/gram", "round_01/recover")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +151,9 @@ def measured(job: MeasuredJob, result: dict[str, Any]) -> dict[str, Any]:
     rate = median(record["perf/tokens_per_s"] for record in records if "perf/tokens_per_s" in record)
     device, ranks, config = environment(job.group)["device"], job.group.world_size, job.config
     estimated = {
-        name: estimate_memory(pruned if training else dense, config, ranks, training=training).total()
-        for name, training in ESTIMATED.items()
+        name: estimate_memory(pruned if kind == "recover" else dense, config, ranks, kind).total()
+        for name in ESTIMATED
+        for kind in [name.rpartition("/")[2]]
     }
     return {
         "parameters": {"dense": dense.parameters(), "pruned": pruned.parameters()},

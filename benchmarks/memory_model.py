@@ -25,9 +25,11 @@ from transact.exit_codes import DONE, leave
 from transact.files import read_json, write_text
 from transact.memory import estimate_memory
 from transact.models.folder import geometry_of
+from transact.models.hooks import collect_statistics
 from transact.runtime.deepspeed_settings import TrainingSettings
 from transact.runtime.engine import Engine, open_engine
 from transact.runtime.process import ProcessGroup, process_group
+from transact.stages.calibrate import extra_statistics
 from transact.stages.teacher import Teacher
 
 TARGET = 0.1
@@ -52,7 +54,8 @@ class Case:
     sequence_length: int = 64
     checkpointing: bool = False
     objective: str = "cross_entropy"
-    trains: bool = True
+    stage: str = "recover"  # or "calibrate"
+    method: str = "norms"  # no Gram matrices: their bytes follow from their shapes
 
     def config(self) -> RunConfig:
         return compose_config(
@@ -65,7 +68,7 @@ class Case:
                 "engine.reduce_bucket_elements=500000",
                 f"data.sequence_length={self.sequence_length}",
                 f"recover.objective={self.objective}",
-                "prune/method=norms",  # no Gram matrices: their bytes follow from their shapes
+                f"prune/method={self.method}",
             ]
         )
 
@@ -94,7 +97,9 @@ def all_cases() -> list[Case]:
             cases.append(Case(size="wide", checkpointing=True, **long))
             cases.append(Case(size="deep", objective="distillation", checkpointing=True, **long))
             cases.append(Case(size="vocabulary", objective="distillation", dtype=dtype, zero_stage=stage))
-            cases.append(Case(size="wide", trains=False, **long))
+            cases.append(Case(size="wide", stage="calibrate", **long))
+            cases.append(Case(size="deep", stage="calibrate", method="taylor", **long))
+            cases.append(Case(size="vocabulary", stage="calibrate", method="taylor", dtype=dtype, zero_stage=stage))
     return cases
 
 
@@ -107,7 +112,7 @@ def measure(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
     # What lingers in the threads of gloo is there by chance: the smallest count.
     measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(REPETITIONS))
     geometry = geometry_of(model)
-    estimate = estimate_memory(geometry, config, group.world_size, training=case.trains, parent=geometry)
+    estimate = estimate_memory(geometry, config, group.world_size, case.stage, parent=geometry)
     error = estimate.total() / measured - 1
     return asdict(case) | {
         "ranks": group.world_size,
@@ -119,7 +124,7 @@ def measure(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
 
 
 def _work(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
-    if case.trains:
+    if case.stage == "recover":
         _train(model, case, config, tokens, group)
     else:
         _look(model, config, tokens, group)
@@ -151,11 +156,16 @@ def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor) -> Non
         engine.step(1e-4)
 
 
-@torch.no_grad()
 def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
-    with open_engine(model, config.engine, group) as engine:
+    differentiates = config.prune.method.needs_gradients()
+    extra = extra_statistics(config.prune.method, geometry_of(model))
+    with (
+        torch.set_grad_enabled(differentiates),
+        open_engine(model, config.engine, group) as engine,
+        collect_statistics(engine.module, geometry_of(model), extra),
+    ):
         for _ in range(STEPS):
-            engine.hidden_forward(tokens)
+            (engine.differentiate if differentiates else engine.hidden_forward)(tokens)
 
 
 def memory_markdown(result: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ Peaks are those of dense bfloat16 matrix products; data sheets like to print twi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 TERA = 1e12
@@ -15,7 +16,7 @@ class Accelerator:
     """
     Attributes:
         name: how a configuration names it.
-        reported: parts that a driver's name of the device has, all of them, in lower case.
+        reported: words that a driver's name of the device has, all of them, in lower case.
         peak_flops: bfloat16 FLOPs per second.
         memory_gib: GiB that a process can use at best.
     """
@@ -29,6 +30,7 @@ class Accelerator:
 # The first that fits counts: narrower names stand before wider ones.
 ACCELERATORS = (
     Accelerator(name="b200", reported=("b200",), peak_flops=2250 * TERA, memory_gib=178),
+    Accelerator(name="h200_nvl", reported=("h200", "nvl"), peak_flops=835 * TERA, memory_gib=139),
     Accelerator(name="h200", reported=("h200",), peak_flops=989.4 * TERA, memory_gib=139),
     Accelerator(name="h100_pcie", reported=("h100", "pcie"), peak_flops=756 * TERA, memory_gib=79),
     Accelerator(name="h100_nvl", reported=("h100", "nvl"), peak_flops=835 * TERA, memory_gib=93),
@@ -38,19 +40,22 @@ ACCELERATORS = (
     Accelerator(name="l40s", reported=("l40s",), peak_flops=362 * TERA, memory_gib=44),
     Accelerator(name="l40", reported=("l40",), peak_flops=181 * TERA, memory_gib=44),
     Accelerator(name="a40", reported=("a40",), peak_flops=149.7 * TERA, memory_gib=44),
-    Accelerator(name="a10", reported=("nvidia a10",), peak_flops=125 * TERA, memory_gib=22),
-    Accelerator(name="l4", reported=("nvidia l4",), peak_flops=121 * TERA, memory_gib=22),
-    Accelerator(name="rtx_4090", reported=("rtx 4090",), peak_flops=165.2 * TERA, memory_gib=23),
-    Accelerator(name="rtx_3090", reported=("rtx 3090",), peak_flops=71 * TERA, memory_gib=23),
+    Accelerator(name="a10", reported=("a10",), peak_flops=125 * TERA, memory_gib=22),
+    Accelerator(name="l4", reported=("l4",), peak_flops=121 * TERA, memory_gib=22),
+    Accelerator(name="rtx_4090", reported=("rtx", "4090"), peak_flops=165.2 * TERA, memory_gib=23),
+    Accelerator(name="rtx_3090", reported=("rtx", "3090"), peak_flops=71 * TERA, memory_gib=23),
     Accelerator(name="mi300x", reported=("mi300x",), peak_flops=1307.4 * TERA, memory_gib=191),
 )
 BY_NAME = {each.name: each for each in ACCELERATORS}
 
 
 def reported_as(device_name: str) -> Accelerator | None:
-    """The accelerator that a driver calls `device_name` ("NVIDIA H100 80GB HBM3"); None for one that is not known."""
-    words = device_name.lower()
-    return next((each for each in ACCELERATORS if all(part in words for part in each.reported)), None)
+    """The accelerator that a driver calls `device_name` ("NVIDIA H100 80GB HBM3"); None for one that is not known.
+
+    Whole words count: an A10G is no A10, and slower.
+    """
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    return next((each for each in ACCELERATORS if words.issuperset(each.reported)), None)
 
 
 def model_flops_utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:

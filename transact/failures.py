@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transact.config import RunConfig
-from transact.memory import GIB, estimate_memory
+from transact.geometry import Geometry
+from transact.memory import GIB, STAGE_KINDS, estimate_memory
 from transact.models.folder import declared_geometry
+from transact.outline import pruning_rounds
 
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -19,19 +21,19 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory",
 LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo")
 TOLD_BY_RANK = re.compile(r"rank \d+ failed:")
 
-# Largest part of the estimate -> what makes it smaller.
+# Largest part of the estimate -> what makes it smaller: settings that a run takes when it goes on, or else says so.
 REMEDIES = {
     "weights": "more ranks, or engine.zero_stage=3",
-    "gathered": "engine.dtype=bfloat16",
+    "gathered": "engine.dtype=bfloat16 in a new run",
     "gradients": "more ranks, or engine.zero_stage=3",
     "optimizer": "more ranks, or engine.zero_stage=3",
     "communication": "a smaller engine.reduce_bucket_elements",
     "update": "more ranks",
-    "loading": "engine.zero_stage=3 on more ranks, or engine.dtype=float32",
+    "loading": "engine.zero_stage=3 on more ranks",
     "activations": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
     "logits": "a smaller engine.micro_batch_sequences",
     "gram": "a smaller prune.method.gram_gib",
-    "teacher": "recover.objective=cross_entropy, or more ranks",
+    "teacher": "more ranks, or recover.objective=cross_entropy in a new run",
 }
 
 
@@ -91,11 +93,24 @@ def _is_no_memory(error: BaseException) -> bool:
 
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
-    """The largest consumer by the estimate of `mode=plan`."""
-    geometry = declared_geometry(config.model)
-    parts = estimate_memory(geometry, config, world_size, training=stage.endswith("/recover"), parent=geometry).parts()
+    """The largest consumer by the estimate of `mode=plan`, where there is one of the stage."""
+    name, _, kind = stage.partition("/")
+    if kind not in STAGE_KINDS:
+        return "out of memory, in a stage that mode=plan has no estimate of; what helps: ranks with more memory each"
+    parent = declared_geometry(config.model)
+    geometry = _geometry_in(name, kind, config, parent)
+    parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
         f"{REMEDIES[largest]}. mode=plan shows all of them"
     )
+
+
+def _geometry_in(name: str, kind: str, config: RunConfig, parent: Geometry) -> Geometry:
+    """Of the model that a stage works on; of a measured split that of equal shares, which is as large."""
+    number = int(name.removeprefix("round_"))
+    before = number - 1 if kind in ("calibrate", "gram") else number
+    if before == 0 or config.mode == "pretrain":
+        return parent
+    return pruning_rounds(config, parent)[before - 1].geometry

@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from transact.config import MethodConfig, RunConfig
+from transact.config import DataConfig, MethodConfig, RunConfig
 from transact.configuring import differences, to_dictionary
-from transact.data.text import check_text
+from transact.data.text import check_text, text_files
 from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
-from transact.geometry import Geometry
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
@@ -37,21 +36,32 @@ def check(config: RunConfig, world_size: int) -> None:
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
-    check_sequence_length(config, model_config)
-    if config.mode == "prune":
-        check_method(config.prune.method, model_config)
-    check_ranks(config, world_size)
+    check_settings(config, model_config, world_size)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
+    check_held_out(config.data)
     check_evaluation(config.eval)
-    if config.mode == "prune":
-        check_rounds(config, read_geometry(model_config))
+
+
+def check_held_out(data: DataConfig) -> None:
+    """No file is trained on and evaluated on."""
+    if data.train.source != "files" or data.evaluation.source != "files":
+        return
+    trained = {path.resolve() for path in text_files(data.train, "data.train")}
+    for path in text_files(data.evaluation, "data.evaluation"):
+        if path.resolve() in trained:
+            raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too (data.train.files): not held out")
+
+
+def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> None:
+    """What follows from the settings and the model's config.json alone: a plan is refused for it as well."""
+    check_sequence_length(config, model_config)
+    check_ranks(config, world_size)
+    if config.mode != "pretrain":
+        check_method(config.prune.method, model_config)
+        # The dimensions of every round exist, and each recovers at least one batch or none at all.
+        pruning_rounds(config, read_geometry(model_config))
     check_gguf(config, model_config)
-
-
-def check_rounds(config: RunConfig, parent: Geometry) -> None:
-    """The dimensions of every round exist, and each recovers at least one batch or none at all."""
-    pruning_rounds(config, parent)
 
 
 def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:

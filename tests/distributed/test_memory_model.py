@@ -16,7 +16,8 @@ CASES = (
     Case(size="wide", dtype="bfloat16"),
     Case(size="deep", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=256),
     Case(size="vocabulary", zero_stage=1, objective="distillation"),
-    Case(size="wide", trains=False, sequences=2, sequence_length=256),
+    Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
+    Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
 )
 
 

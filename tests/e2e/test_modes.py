@@ -20,7 +20,9 @@ def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     comes to its end."""
     overrides = [*workplace.overrides("destroyed"), "prune.rounds=1", "recover.learning_rate=10"]
     overrides += ["recover.max_skipped_steps=32"]
-    done = transact([*overrides, f"data.train.files=[{workplace.heldout}]"])
+    done = transact(
+        [*overrides, f"data.train.files=[{workplace.heldout}]", f"data.evaluation.files=[{workplace.train}]"]
+    )
     assert done.returncode == 0, done.stderr
     (row,) = read(workplace.folder / "destroyed/result.json")["rounds"]
     assert row["perplexity_recovered"] == row["perplexity_sliced"]

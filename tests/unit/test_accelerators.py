@@ -14,13 +14,14 @@ from transact.accelerators import ACCELERATORS, BY_NAME, model_flops_utilisation
         ("NVIDIA H100 PCIe", "h100_pcie"),
         ("NVIDIA H100 NVL", "h100_nvl"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200_nvl"),
         ("NVIDIA A100-SXM4-80GB", "a100_80gb"),
         ("NVIDIA A100-SXM4-40GB", "a100_40gb"),
         ("NVIDIA A100 80GB PCIe", "a100_80gb"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L40", "l40"),
         ("NVIDIA L4", "l4"),
-        ("NVIDIA A10G", "a10"),
+        ("NVIDIA A10", "a10"),
         ("NVIDIA A40", "a40"),
         ("NVIDIA GeForce RTX 4090", "rtx_4090"),
         ("AMD Instinct MI300X", "mi300x"),
@@ -31,7 +32,7 @@ def test_names_of_drivers(device: str, name: str) -> None:
     assert found is not None and found.name == name
 
 
-@pytest.mark.parametrize("device", ["cpu", "Tesla V100-SXM2-16GB"])
+@pytest.mark.parametrize("device", ["cpu", "Tesla V100-SXM2-16GB", "NVIDIA A10G", "NVIDIA RTX A4000", "NVIDIA GB200"])
 def test_devices_that_are_not_known_have_no_peak(device: str) -> None:
     assert reported_as(device) is None
 

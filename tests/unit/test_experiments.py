@@ -61,7 +61,7 @@ def test_parts_are_compared_at_equal_parameters(
     for name in ("attention_only", "mlp_only", "both"):
         run(monkeypatch, f"+experiment=ablation_{name}", "mode=plan")
         last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 1"))
-        removed.append(int(last.split()[4].replace(",", "")))
+        removed.append(int(last.split()[5].replace(",", "")))
     assert max(removed) - min(removed) < 0.002 * max(removed)
 
 
@@ -70,7 +70,7 @@ def test_plan(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
     last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 8"))
-    removed = float(last.split()[5].rstrip("%")) / 100
+    removed = float(last.split()[6].rstrip("%")) / 100
     if LARGE[name] is None:
         assert "1,294,209,024" in last
     else:

@@ -11,14 +11,13 @@ from safetensors import SafetensorError
 
 from tests.support.commands import Workplace
 from transact.config import RunConfig
+from transact.configuring import compose_config
 from transact.failures import REMEDIES, explain, is_lost_rank
 from transact.memory import MemoryEstimate
 
 
 @pytest.fixture
 def config(workplace: Workplace) -> RunConfig:
-    from benchmarks.quality import compose_config
-
     return compose_config([*workplace.overrides("failing"), f"output_dir={workplace.folder}"])
 
 
@@ -50,6 +49,23 @@ def test_out_of_memory_names_the_largest_consumer_and_a_remedy(error: Exception,
     assert told.startswith("round_01/recover: out of memory. The largest consumer is ")
     assert any(remedy in told for remedy in REMEDIES.values())
     assert not is_lost_rank(error)
+
+
+def test_what_is_named_is_held_in_that_stage() -> None:
+    """Gram matrices are made in one stage alone, and a cut model is smaller than its parent."""
+    config = compose_config(["+experiment=llama7b_50pct", "prune.method.gram_gib=100"])
+    assert "The largest consumer is gram" in explain(MemoryError(), "round_01/gram", config, 8)
+    for stage in ("round_00/evaluate", "round_01/calibrate", "round_08/recover"):
+        told = explain(MemoryError(), stage, config, 8)
+        assert "The largest consumer is " in told and "gram" not in told
+    first, last = (explain(MemoryError(), f"round_{number:02d}/recover", config, 8) for number in (1, 8))
+    assert told_gib(last) < 0.6 * told_gib(first)
+    for stage in ("tasks", "export", "round_01/slice"):
+        assert "no estimate" in explain(MemoryError(), stage, config, 8)
+
+
+def told_gib(message: str) -> float:
+    return float(message.partition("about ")[2].partition(" GiB")[0])
 
 
 def test_every_part_of_the_estimate_has_a_remedy() -> None:
@@ -89,4 +105,4 @@ def test_a_full_disk_before_there_is_a_run_folder(config: RunConfig) -> None:
 def test_looking_closer_never_fails(config: RunConfig) -> None:
     """The model's folder may be what is gone."""
     config.model.path = "/no/such/model"
-    assert explain(MemoryError("no more"), "round_01/plan", config, 2) == "round_01/plan: MemoryError: no more"
+    assert explain(MemoryError("no more"), "round_01/gram", config, 2) == "round_01/gram: MemoryError: no more"

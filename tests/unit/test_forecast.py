@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import REPOSITORY
+from tests.support.commands import REPOSITORY, Workplace
 from transact.accelerators import BY_NAME
 from transact.configuring import compose_config
 from transact.forecast.contents import forecast
+from transact.forecast.disk import gguf_bytes
+from transact.forecast.text import text
 from transact.geometry import Geometry
 from transact.run import main
 
@@ -53,12 +55,72 @@ def test_what_would_make_it_fit_does() -> None:
         assert again["peak_gib"] == pytest.approx(each["peak_gib"], abs=0.01)
 
 
+def test_machines_come_before_quality() -> None:
+    """What fits on more ranks is not bought with another objective, nor with settings that it does not take."""
+    large = ("+experiment=llama70b_50pct", "plan.accelerator=h100")
+    alone = [
+        each["change"] for each in forecast(compose_config([*large, "plan.num_ranks=8"]))["memory"]["would_fit_with"]
+    ]
+    assert "32 ranks" in alone
+    assert not any("cross_entropy" in each and "ranks" in each for each in alone)
+    together = plan("plan.num_ranks=1", "plan.memory_gib=11", "recover.batch_sequences=16")["memory"]["would_fit_with"]
+    for each in together:
+        settings = each["change"].split()
+        for left_out in settings[:-2] if settings[-1] == "ranks" else settings:
+            fewer = [setting for setting in settings[:-2] if setting != left_out]
+            again = plan(f"plan.num_ranks={settings[-2]}", "plan.memory_gib=11", "recover.batch_sequences=16", *fewer)
+            assert again["memory"]["fits"] is False, left_out
+
+
+def test_what_the_run_refuses_is_not_planned() -> None:
+    """Nor recommended: 16 sequences divide into no more than 16 ranks."""
+    with pytest.raises(ValueError, match="128 ranks need at least one sequence each"):
+        plan("plan.num_ranks=128")
+    with pytest.raises(ValueError, match=r"data\.sequence_length=8192 is not allowed: the model takes at most 4096"):
+        plan("data.sequence_length=8192")
+    few = ["recover.batch_sequences=16", "engine.micro_batch_sequences=1", "plan.memory_gib=8"]
+    assert not any("32 ranks" in each["change"] for each in plan(*few)["memory"]["would_fit_with"])
+
+
+def test_a_folder_at_hand_is_what_is_planned(workplace: Workplace) -> None:
+    """Not the model of the experiment, whose name the plan bears."""
+    with pytest.raises(ValueError, match=r"model\.architecture: hidden_size=4096, but .* has 64"):
+        plan(f"model.path={workplace.model}")
+
+
+def test_whole_heads_are_shown() -> None:
+    found = plan("prune/method=paper_heads")
+    counts = {each["geometry"]["num_attention_heads"] for each in found["rounds"]}
+    assert len(counts) > 1 and min(counts) < 32
+    said = text(found)
+    assert f" {min(counts)}/{min(counts)} " in said
+    assert "(heads/KV / intermediate): 32/32 / " in said
+
+
+def test_scores_from_gradients_need_the_activations_of_all_layers() -> None:
+    """And as much work again as a forward."""
+    by_norms, by_taylor = (plan(f"prune/method={name}") for name in ("norms", "taylor"))
+    (norms,), (taylor,) = (
+        [each["bytes"] for each in found["memory"]["moments"] if each["stage"] == "round_01/calibrate"]
+        for found in (by_norms, by_taylor)
+    )
+    assert taylor["activations"] > 10 * norms["activations"]
+    assert "logits" in taylor and "logits" not in norms
+    assert by_taylor["flops"]["calibrate"] == 2 * by_norms["flops"]["calibrate"]
+
+
+def test_embeddings_of_q4_0_are_q8_0() -> None:
+    small = Geometry.from_dict(plan()["rounds"][-1]["geometry"])
+    inside = small.parameters() - 2 * 32000 * 4096
+    assert gguf_bytes(small, "q4_0") == pytest.approx((inside * 4.5 + 2 * 32000 * 4096 * 8.5) / 8)
+
+
 def test_nothing_fits_into_nothing() -> None:
     assert plan("plan.memory_gib=0.01")["memory"]["would_fit_with"] == []
 
 
 def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
-    found = plan("plan.accelerator=a100_80gb", "plan.mfu=0.5", "plan.price_per_gpu_hour=3")
+    found = plan("eval=paper", "plan.accelerator=a100_80gb", "plan.mfu=0.5", "plan.price_per_gpu_hour=3")
     teacher = Geometry.from_dict(found["dense"]["geometry"]).flops_per_token(4096)
     flops = sum(
         each["tokens"] * (3 * Geometry.from_dict(each["geometry"]).flops_per_token(4096) + teacher)
@@ -66,6 +128,7 @@ def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
     )
     hours = found["duration"]["hours"]
     assert hours["recover"] == pytest.approx(flops / (0.5 * 8 * BY_NAME["a100_80gb"].peak_flops) / 3600, rel=1e-3)
+    assert {"measuring splits", "eval.texts and eval.tasks"} <= set(found["duration"]["not_counted"])
     assert found["duration"]["cost"] == pytest.approx(hours["all"] * 8 * 3, rel=1e-2)
 
 

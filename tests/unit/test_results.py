@@ -149,7 +149,7 @@ def test_the_memory_model_is_within_its_target_of_what_ranks_allocated() -> None
     for row in result["rows"]:
         case = Case(**{field.name: row[field.name] for field in fields(Case)})
         geometry = read_geometry(architecture(case.size).to_model_config())
-        estimate = estimate_memory(geometry, case.config(), row["ranks"], training=case.trains, parent=geometry)
+        estimate = estimate_memory(geometry, case.config(), row["ranks"], case.stage, parent=geometry)
         assert round(estimate.total()) == row["estimated_bytes"]
         assert abs(estimate.total() / row["measured_bytes"] - 1) < result["target"], row
     assert {row["ranks"] for row in result["rows"]} == {1, 2, 4}

@@ -58,7 +58,8 @@ class ModelConfig:
     dtype: str = "float32"
     """"float32" or "bfloat16": of the weights in the folders between stages."""
     export_dtype: str = "parent"
-    """"parent" (the dtype that the parent is stored in), "float32" or "bfloat16": of the exported weights."""
+    """"parent" (the dtype that the parent is stored in, bfloat16 for float16), "float32" or "bfloat16": of the exported
+    weights."""
     allow_non_stock: bool = False
     """Accept a result that no stock class of transformers loads, for choices that need one."""
     architecture: ArchitectureConfig | None = None

@@ -23,7 +23,7 @@ class MultipleConfig:
     """Dimensions are multiples of these, so that kernels stay fast."""
 
     head_dim: int
-    """head_dim, or the number of heads where heads are cut, is a multiple of this even number."""
+    """head_dim is a multiple of this even number. Where whole heads are cut it does not count."""
     intermediate_size: int
     """intermediate_size is a multiple of this."""
 
@@ -68,7 +68,7 @@ class MethodConfig:
         if self.attention == "pairs":
             return
         for name, value, fits in (
-            ("values", self.values, self.values in UNIT_SCORES),
+            ("values", self.values, self.values in (("norm",) if self.attention == "heads" else UNIT_SCORES)),
             ("pair_scope", self.pair_scope, self.pair_scope == "model"),
             ("refit", self.refit, self.refit != "sequential"),
         ):
@@ -78,6 +78,10 @@ class MethodConfig:
         """Whether it looks at more of the activations of the dense checkpoint than their size."""
         basis = self.values in ("svd", "pca") and self.refit != "sequential"
         return basis or self.channels == "obs" or self.refit == "least_squares"
+
+    def needs_gradients(self) -> bool:
+        """Whether calibration differentiates the loss, for scores by its first-order change."""
+        return "taylor" in (self.pair_score, self.values, self.channels)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,13 +116,15 @@ class PruneConfig:
     """What is cut inside a layer, how it is chosen, and what makes up for it."""
 
     def __post_init__(self) -> None:
-        fraction, both = self.remove_fraction, "give it with or without prune.head_dim, or else explicit dimensions"
+        fraction = self.remove_fraction
         require("prune.remove_fraction", fraction, fraction is None or 0 < fraction < 1, "it must be inside (0, 1)")
         if fraction is None:
             explicit = self.head_dim is not None or self.intermediate_size is not None
-            require("prune.remove_fraction", fraction, explicit, both)
+            missing = "give it, or else prune.head_dim or prune.intermediate_size"
+            require("prune.remove_fraction", fraction, explicit, missing)
         else:
-            require("prune.remove_fraction", fraction, self.intermediate_size is None, both)
+            twice = "prune.intermediate_size is given too; add prune.remove_fraction=null, or leave that out"
+            require("prune.remove_fraction", fraction, self.intermediate_size is None, twice)
         require_at_least("prune", self, 1, "rounds", "calibration_sequences", "split_candidates")
         require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
         require_choice("prune.split", self.split, SPLITS)
@@ -128,7 +134,8 @@ class PruneConfig:
         require("prune.rotary_pairs", self.rotary_pairs, self.rotary_pairs == "free" or one_set, progression)
         require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
         free = fraction is not None and self.head_dim is None
-        require("prune.split", self.split, self.split == "equal" or free, "auto needs remove_fraction without head_dim")
+        fixed = "the dimensions that are given leave nothing to measure; add prune.split=equal"
+        require("prune.split", self.split, self.split == "equal" or free, fixed)
         heads = self.method.attention == "heads"
         explicit_heads = heads and self.head_dim is not None
         require("prune.head_dim", self.head_dim, not explicit_heads, "prune.method.attention=heads keeps head_dim")

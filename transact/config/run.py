@@ -89,9 +89,13 @@ class RunConfig:
 
 
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict. Of eval, the stages
-# that depend on it keep in run.json what they were made with, and are made again where that has changed.
+# that depend on it keep in run.json what they were made with, and are made again where that has changed. How the work
+# is spread over memory and ranks changes the order of sums alone; a run that ran out of memory must be able to go on.
 FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "plan", "command", "sweep_command")
 FREE_SETTINGS = (
+    "engine.activation_checkpointing",
+    "engine.micro_batch_sequences",
+    "engine.zero_stage",
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
     "engine.checkpoint_every.minutes",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from transact.config import RunConfig
-from transact.exporting.gguf_request import check_gguf
 from transact.exporting.shapes import shape_warnings
 from transact.forecast.disk import disk_bytes
 from transact.forecast.duration import duration, work
@@ -13,8 +12,12 @@ from transact.forecast.machines import accelerator, memory_limit_gib, num_ranks
 from transact.forecast.memory import host_bytes, memory_moments, peak_bytes, remedies
 from transact.geometry import Geometry
 from transact.memory import GIB, gram_disk_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
-from transact.models.folder import declared_config, declared_geometry
+from transact.models.folder import declared_config, is_at_hand
+from transact.models.llama import read_geometry
 from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, stage_names, tokens_per_batch
+from transact.preflight import check_settings
+
+CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:
@@ -22,15 +25,16 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     Raises:
         ValueError: the request cannot be met; one line.
     """
-    parent = declared_geometry(config.model)
+    described, ranks = declared_config(config.model), num_ranks(config)
+    check_settings(config, described, ranks)
+    parent = read_geometry(described)
     rounds = pruning_rounds(config, parent)
     ends = final_geometries(config, parent)
-    check_gguf(config, declared_config(config.model))
-    ranks = num_ranks(config)
     known = accelerator(config)
     return {
         "name": config.name,
         "model": config.model.path,
+        "is_model_at_hand": is_at_hand(config.model),
         "ranks": ranks,
         "accelerator": None if known is None else known.name,
         "stages": stage_names(config),
@@ -68,7 +72,7 @@ def _candidates(config: RunConfig, parent: Geometry) -> list[dict[str, int]]:
     if config.prune.split != "auto":
         return []
     found = split_candidates(config.prune, parent)
-    return [{"head_dim": each.head_dim, "intermediate_size": each.intermediate_size} for each in found]
+    return [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in found]
 
 
 def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transact.outline import Round
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
 BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
 
 
 def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, int]:
@@ -27,7 +28,7 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
         "token_store": _token_bytes(config, parent, rounds),
     }
     if config.export.gguf != "none":
-        parts["gguf"] = round(rounds[-1].geometry.parameters() * BITS_PER_WEIGHT[config.export.gguf] / 8)
+        parts["gguf"] = gguf_bytes(rounds[-1].geometry, config.export.gguf)
     end = sum(parts.values())
     grams = [0]
     if config.prune.method.needs_gram():
@@ -40,6 +41,13 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
         "training_checkpoints": max(checkpoints),
         "peak": end + max(*grams, *checkpoints),
     }
+
+
+def gguf_bytes(geometry: Geometry, kind: str) -> int:
+    """The tokenizer and the header come on top."""
+    tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
+    bits = (geometry.parameters() - tables) * BITS_PER_WEIGHT[kind] + tables * BITS_OF_EMBEDDINGS[kind]
+    return round(bits / 8)
 
 
 def _calibrated(parent: Geometry, rounds: list[Round]) -> list[Geometry]:

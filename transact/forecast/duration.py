@@ -24,7 +24,9 @@ def work(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, 
     flops = {"calibrate": 0.0, "recover": 0.0, "evaluate": evaluated * float(parent.flops_per_token(context))}
     before = parent
     for each in rounds:
-        passes = 1
+        passes = (
+            2 if config.prune.method.needs_gradients() else 1
+        )  # weights are frozen: a backward is one forward's work
         if config.prune.method.needs_gram():
             passes += len(gram_passes(before, config.prune.method.gram_gib))
         flops["calibrate"] += passes * calibrated * before.flops_per_token(context)
@@ -35,7 +37,8 @@ def work(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, 
 
 
 def duration(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, Any] | None:
-    """ "hours" by kind of stage and in all, "cost", and "basis", which says what they rest on; None without one."""
+    """ "hours" by kind of stage and in all, "not_counted", "cost", and "basis", which says what they rest on; None
+    without one."""
     rate = flops_per_second(config, parent)
     if rate is None:
         return None
@@ -47,9 +50,24 @@ def duration(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[s
     return {
         "hours": {kind: round(each, 4) for kind, each in hours.items()},
         "basis": basis,
+        "not_counted": not_counted(config),
         "gpu_hours": round(hours["all"] * ranks, 3),
         "cost": None if price is None else round(hours["all"] * ranks * price, 2),
     }
+
+
+def not_counted(config: RunConfig) -> list[str]:
+    """Parts of the run that take time which is not foretold, whatever they compute."""
+    parts = ["reading", "choosing", "slicing", "writing"]
+    if config.prune.split == "auto":
+        parts.append("measuring splits")
+    if config.prune.method.refit == "sequential":
+        parts.append("sequential calibration")
+    if config.eval.has_more():
+        parts.append("eval.texts and eval.tasks")
+    if config.eval.efficiency.measured:
+        parts.append(f"efficiency (at most {config.eval.efficiency.max_minutes:g} minutes)")
+    return parts
 
 
 def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] | None:

@@ -27,10 +27,12 @@ def _dimension_lines(plan: dict[str, Any]) -> list[str]:
     count = len(plan["rounds"])
     lines = [
         f"{plan['name']}: {plan['model']}, {count} {'round' if count == 1 else 'rounds'}",
-        f"{'':9}{'head_dim':>9}{'intermediate':>14}{'parameters':>16}{'removed':>9}{'KV bytes/token':>16}"
-        f"{'FLOPs/token':>13}{'tokens':>16}{'steps':>9}{'peak rate':>11}",
+        f"{'':9}{'heads/KV':>9}{'head_dim':>9}{'intermediate':>14}{'parameters':>16}{'removed':>9}"
+        f"{'KV bytes/token':>16}{'FLOPs/token':>13}{'tokens':>16}{'steps':>9}{'peak rate':>11}",
         _row("dense", plan["dense"]),
     ]
+    if not plan["is_model_at_hand"]:
+        lines.insert(1, "the model is no folder here: these are the dimensions that are declared, or those of the hub")
     for each in plan["rounds"]:
         recovery = f"{each['tokens']:>16,}{each['steps']:>9,}{each['learning_rate']:>11.1e}"
         lines.append(_row(f"round {each['round']}", each) + recovery)
@@ -41,9 +43,13 @@ def _dimension_lines(plan: dict[str, Any]) -> list[str]:
 def _row(name: str, model: dict[str, Any]) -> str:
     geometry = model["geometry"]
     return (
-        f"{name:9}{geometry['head_dim']:>9}{geometry['intermediate_size']:>14,}{model['parameters']:>16,}"
+        f"{name:9}{_heads(geometry):>9}{geometry['head_dim']:>9}{geometry['intermediate_size']:>14,}{model['parameters']:>16,}"
         f"{model['removed_fraction']:>9.1%}{model['kv_bytes_per_token']:>16,}{model['flops_per_token']:>13.2e}"
     )
+
+
+def _heads(geometry: dict[str, Any]) -> str:
+    return f"{geometry['num_attention_heads']}/{geometry['num_key_value_heads']}"
 
 
 def _split_lines(plan: dict[str, Any]) -> list[str]:
@@ -51,10 +57,13 @@ def _split_lines(plan: dict[str, Any]) -> list[str]:
     found = plan["split_candidates"]
     if not found:
         return []
-    names = ", ".join(f"{each['head_dim']} / {each['intermediate_size']:,}" for each in found)
+    cuts_heads = len({_heads(each) for each in found}) > 1
+    names = ", ".join(
+        f"{_heads(each) if cuts_heads else each['head_dim']} / {each['intermediate_size']:,}" for each in found
+    )
     return [
         f"split: auto; the dimensions above are those of equal shares. The run cuts and measures {len(found)} "
-        f"first (head_dim / intermediate): {names}"
+        f"first ({'heads/KV' if cuts_heads else 'head_dim'} / intermediate): {names}"
     ]
 
 
@@ -71,9 +80,10 @@ def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str
     sequences, passes = calibration["sequences"], calibration["gram_passes"]
     lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
     if passes:
+        turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
         lines.append(
-            f"gram matrices: {len(passes)} passes over {sequences} sequences, at most {max(passes)} of {num_layers} "
-            f"layers at a time: {_gib(calibration['gram_bytes_per_rank'])} a rank; "
+            f"gram matrices: {turns} over {sequences} sequences, at most {max(passes)} of {num_layers} layers at a "
+            f"time: {_gib(calibration['gram_bytes_per_rank'])} a rank; "
             f"{_gib(calibration['gram_bytes_on_disk'])} on the disk until the round is sliced"
         )
     if "hidden_state_bytes_per_rank" in calibration:
@@ -123,7 +133,8 @@ def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> li
         return [*lines, "time: give plan.tokens_per_second, or plan.accelerator and plan.mfu"]
     hours = ", ".join(f"{kind} {each:.2f}" for kind, each in duration["hours"].items() if kind != "all")
     lines.append(f"time: about {duration['hours']['all']:.2f} hours ({hours}), {duration['gpu_hours']:.1f} GPU hours")
-    lines.append(f"  from {duration['basis']}; reading, choosing, slicing and writing are not counted")
+    lines.append(f"  from {duration['basis']}")
+    lines.append(f"  not counted: {', '.join(duration['not_counted'])}")
     if duration["cost"] is not None:
         lines.append(f"cost: about {duration['cost']:,.2f} (plan.price_per_gpu_hour)")
     return lines

@@ -3,7 +3,7 @@
 Held against what ranks really allocate by `benchmarks.memory_model`; allocators and libraries add to it.
 """
 
-from transact.memory.estimate import BYTES_BY_DTYPE, MemoryEstimate, estimate_memory
+from transact.memory.estimate import BYTES_BY_DTYPE, STAGE_KINDS, MemoryEstimate, estimate_memory
 from transact.memory.gram import (
     FLOAT32_BYTES,
     GIB,
@@ -18,6 +18,7 @@ __all__ = [
     "BYTES_BY_DTYPE",
     "FLOAT32_BYTES",
     "GIB",
+    "STAGE_KINDS",
     "MemoryEstimate",
     "estimate_memory",
     "gram_bytes",

@@ -8,12 +8,13 @@ that was found by measuring, and is said where it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from transact.config import LOGIT_CHUNK_ELEMENTS, EngineConfig, RunConfig
 from transact.geometry import Geometry
 from transact.memory.gram import FLOAT32_BYTES, gram_peak_bytes
 
+STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 # Whole weights that DeepSpeed keeps at a time at stage 3, and fetches ahead: its defaults, in elements.
@@ -65,16 +66,26 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    geometry: Geometry, config: RunConfig, ranks: int, *, training: bool, parent: Geometry | None = None
+    geometry: Geometry, config: RunConfig, ranks: int, kind: str, *, parent: Geometry | None = None
 ) -> MemoryEstimate:
-    """The peak of one rank, in bytes, for calibration or for a training step.
+    """The peak of one rank, in bytes.
 
-    parent: the dense model, which distillation holds besides.
+    Args:
+        kind: of stage: "evaluate", "calibrate", "gram" or "recover".
+        parent: the dense model, which distillation holds besides.
     """
-    return _training(geometry, config, ranks, parent) if training else _calibration(geometry, config, ranks)
+    assert kind in STAGE_KINDS, kind
+    if kind == "recover":
+        return _training(geometry, config, ranks, parent)
+    if kind == "calibrate" and config.prune.method.needs_gradients():
+        return _differentiating(geometry, config, ranks)
+    gram = gram_peak_bytes(geometry, config.prune.method) if kind == "gram" else 0
+    return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
 
 
-def _calibration(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
+def _forward(
+    geometry: Geometry, config: RunConfig, ranks: int, *, gram: int = 0, is_watched: bool = False
+) -> MemoryEstimate:
     """Without an optimizer DeepSpeed has no stages 1 and 2: weights are whole there."""
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
@@ -82,14 +93,25 @@ def _calibration(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEst
     on_cpu = engine.device != "cuda" and config.plan.accelerator is None
     is_made_whole = width == 2 and on_cpu and not is_shared
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
-    at_work = {
-        "activations": _tokens(config) * _forward_bytes(geometry, width),
-        "gram": float(gram_peak_bytes(geometry, config.prune.method)),
-    }
+    per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
+    at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
         gathered=_fetched_elements(geometry) * width if is_shared else 0,
         **_larger(at_work, loading),
+    )
+
+
+def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
+    """A backward through frozen weights, with all its activations: hooks look at them, so none is computed again."""
+    engine = replace(config.engine, activation_checkpointing=False)
+    stored, gradients = _activation_bytes(geometry, engine, _tokens(config))
+    logits = _logit_bytes(config, geometry, "cross_entropy")
+    return replace(
+        _forward(geometry, config, ranks),
+        activations=stored + max(logits, gradients) - logits,
+        logits=logits,
+        loading=0.0,
     )
 
 
@@ -98,7 +120,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
     parameters = geometry.parameters()
     stored, recomputed = _activation_bytes(geometry, engine, _tokens(config))
-    logits = _logit_bytes(config, geometry)
+    logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": parameters * width / (ranks if stage == 3 else 1),
         "optimizer": _optimizer_bytes(parameters, engine, ranks),
@@ -179,10 +201,10 @@ def _fetched_elements(geometry: Geometry) -> float:
     return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry)
 
 
-def _logit_bytes(config: RunConfig, geometry: Geometry) -> float:
+def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float:
     """The output layer works on a chunk at a time; distillation makes the teacher's logits beside it."""
     elements = min(_tokens(config) * geometry.vocab_size, LOGIT_CHUNK_ELEMENTS)
-    return elements * FLOAT32_BYTES * LOGIT_COPIES[config.recover.objective]
+    return elements * FLOAT32_BYTES * LOGIT_COPIES[objective]
 
 
 def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
@@ -201,6 +223,13 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
 def _forward_bytes(geometry: Geometry, width: int) -> float:
     """Of one token, in the layer at work: measured in the MLP, gate, its activation and up beside the hidden states."""
     return (3 * geometry.intermediate_size + 7 * geometry.hidden_size) * width
+
+
+def _watched_bytes(geometry: Geometry, width: int) -> float:
+    """Of one token, where a hook sums the squares of the MLP's channels: they, their squares in float32, and of
+    bfloat16 ones a float32 copy."""
+    copies = FLOAT32_BYTES * (2 if width == 2 else 1)
+    return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
 
 
 def _layer_bytes(geometry: Geometry, dtype: str) -> float:

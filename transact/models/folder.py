@@ -29,6 +29,7 @@ DOWNLOADED = [
     "NOTICE*",
     "USE_POLICY*",
 ]  # nothing that can run
+SECOND_COPIES = ["consolidated*"]  # the same weights under their maker's own names
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HUB_TIMEOUT_SECONDS = 10
 
@@ -113,7 +114,11 @@ def download(model: ModelConfig, *, from_cache: bool) -> Path:
 
     try:
         folder = snapshot_download(
-            model.path, revision=model.revision, allow_patterns=DOWNLOADED, local_files_only=from_cache
+            model.path,
+            revision=model.revision,
+            allow_patterns=DOWNLOADED,
+            ignore_patterns=SECOND_COPIES,
+            local_files_only=from_cache,
         )
     except Exception as error:  # noqa: BLE001 - as above
         hint = "; HF_HOME must be a folder that all nodes share" if from_cache else ""
@@ -137,10 +142,21 @@ def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
 
 
 def declared_config(model: ModelConfig) -> dict[str, Any]:
-    """config.json for a plan: as declared, else that of the folder or the hub model."""
-    if model.architecture is not None:
+    """config.json for a plan: that of the local folder, else as declared, else that of the hub model.
+
+    Raises:
+        ValueError: there is none, or the folder's is not the one that is declared.
+    """
+    if model.architecture is not None and not is_at_hand(model):
         return model.architecture.to_model_config()
-    return read_model_config(model)
+    found = read_model_config(model)
+    check_architecture(model, found)
+    return found
+
+
+def is_at_hand(model: ModelConfig) -> bool:
+    """Whether model.path is a folder here, which a plan can look at."""
+    return is_local(model.path or "") and (Path(model.path or "") / "config.json").is_file()
 
 
 def declared_geometry(model: ModelConfig) -> Geometry:

@@ -24,7 +24,7 @@ from transact.stages.texts import Texts
 def extra_statistics(method: MethodConfig, geometry: Geometry) -> frozenset[str]:
     """What the method's scores, and the cut of a norm of queries and keys, need besides sums of squares."""
     extra = {method.pair_score} & {"token_product", "logit_variance"}
-    if "taylor" in (method.pair_score, method.values, method.channels):
+    if method.needs_gradients():
         extra |= TAYLOR
     if geometry.query_key_norm:
         extra |= NORM_SHARES

@@ -65,7 +65,7 @@ def test_presets_give_such_dimensions_without_a_warning_of_their_own(
     assert plan(monkeypatch, f"prune/multiple={preset}", "prune.split=equal") == 0
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("round 8")).replace(",", "").split()
-    assert int(row[2]) % head_dim == 0 and int(row[3]) % channels == 0
+    assert int(row[3]) % head_dim == 0 and int(row[4]) % channels == 0
     if preset == "llama_cpp_q4":
         assert not any("llama.cpp" in line for line in lines)
 
