@@ -46,6 +46,7 @@ def solve_geometry(
     floor: Geometry | None = None,
     *,
     heads: bool = False,
+    rounds_left: int = 0,
 ) -> Geometry:
     """Dimensions that remove ``remove_fraction`` of the parent's parameters.
 
@@ -61,6 +62,7 @@ def solve_geometry(
         floor: no dimension below this one's, and the straight way towards it is preferred: the
             last round. Default: one multiple each.
         heads: attention loses whole heads instead of dims of every head.
+        rounds_left: with a floor, how many rounds are to remove something on the way there after this one.
 
     Raises:
         ValueError: more is asked than can be removed; the message says how much can.
@@ -71,14 +73,17 @@ def solve_geometry(
     wanted = parent.parameters() * (1 - remove_fraction)
     # With a floor the end is known to be within reach, and this round stops there at the latest.
     if floor is None and wanted < low.parameters() - tolerance / 2:
-        raise ValueError(_unreachable(parent, remove_fraction, low, multiples))
+        raise ValueError(_unreachable(parent, remove_fraction, low, multiples, heads=heads))
 
     def cost(candidate: Geometry) -> tuple[float, int]:
         miss = abs(candidate.parameters() - wanted)
         # Everything within the tolerance is equally good, so that the balance decides.
         return (0.0 if miss <= tolerance else miss, _imbalance(parent, floor, candidate))
 
-    return min(_candidates(wanted, multiples, low, high, heads=heads), key=cost)
+    shapes = _shapes(multiples, low, high, heads=heads)
+    # With coarse multiples what comes nearest may be the round before, or leave nothing for those after it.
+    possible = [] if floor is None else _on_the_way(shapes, wanted, multiples, low, high, rounds_left)
+    return min(possible or _candidates(shapes, wanted, multiples, low, high), key=cost)
 
 
 def splits(parent: Geometry, remove_fraction: float, multiples: Multiples, *, heads: bool = False) -> list[Geometry]:
@@ -90,7 +95,8 @@ def splits(parent: Geometry, remove_fraction: float, multiples: Multiples, *, he
     solve_geometry(parent, remove_fraction, multiples, heads=heads)  # says what is wrong, if anything is
     tolerance = _intermediate_parameters(parent, multiples.intermediate_size)
     wanted = parent.parameters() * (1 - remove_fraction)
-    candidates = _candidates(wanted, multiples, _smallest(parent, multiples, heads=heads), parent, heads=heads)
+    low = _smallest(parent, multiples, heads=heads)
+    candidates = _candidates(_shapes(multiples, low, parent, heads=heads), wanted, multiples, low, parent)
     return [each for each in candidates if abs(each.parameters() - wanted) <= tolerance]
 
 
@@ -119,9 +125,12 @@ def solve_rounds(
     stretch = removed_fraction(parent, last) / fractions[-1] if final else 1.0
     geometries: list[Geometry] = []
     previous = parent
-    for fraction in fractions[:-1]:
-        previous = solve_geometry(parent, fraction * stretch, multiples, previous, last, heads=heads)
-        geometries.append(previous)
+    for left, fraction in reversed(list(enumerate(reversed(fractions)))):
+        if left > 0:
+            previous = solve_geometry(
+                parent, fraction * stretch, multiples, previous, last, heads=heads, rounds_left=left
+            )
+            geometries.append(previous)
     geometries.append(last)
     _check_every_round_removes(parent, geometries, multiples)
     return geometries
@@ -160,10 +169,40 @@ def _smallest(high: Geometry, multiples: Multiples, *, heads: bool) -> Geometry:
     return replace(smallest, head_dim=min(multiples.head_dim, high.head_dim))
 
 
-def _candidates(wanted: float, multiples: Multiples, low: Geometry, high: Geometry, *, heads: bool) -> list[Geometry]:
-    """For each allowed shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
-    shapes = _head_counts(low, high) if heads else _head_dims(low, high, multiples)
-    return [_fit_intermediate(shape, wanted, multiples, low, high) for shape in shapes]
+def _shapes(multiples: Multiples, low: Geometry, high: Geometry, *, heads: bool) -> list[Geometry]:
+    """Allowed shapes of attention, from most kept to least."""
+    return _head_counts(low, high) if heads else _head_dims(low, high, multiples)
+
+
+def _candidates(
+    shapes: Sequence[Geometry], wanted: float, multiples: Multiples, low: Geometry, high: Geometry
+) -> list[Geometry]:
+    """For each shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
+    bounds = low.intermediate_size, high.intermediate_size
+    return [_fit_intermediate(shape, wanted, multiples, *bounds) for shape in shapes]
+
+
+def _on_the_way(
+    shapes: Sequence[Geometry], wanted: float, multiples: Multiples, low: Geometry, high: Geometry, rounds_left: int
+) -> list[Geometry]:
+    """Candidates that remove something from ``high``, and leave as many steps down to ``low`` as there are rounds."""
+    found, step = [], multiples.intermediate_size
+    for shape in shapes:
+        missing = rounds_left - _attention_steps(shape, low, multiples)
+        least, most = low.intermediate_size, high.intermediate_size
+        if missing > 0:
+            least = math.ceil((least + missing * step) / step) * step
+        if _attention_width(shape) == _attention_width(high):
+            most = (most - 1) // step * step
+        if least <= most:
+            found.append(_fit_intermediate(shape, wanted, multiples, least, most))
+    return found
+
+
+def _attention_steps(high: Geometry, low: Geometry, multiples: Multiples) -> int:
+    """How many rounds can each take something from attention alone."""
+    heads = high.num_attention_heads - low.num_attention_heads
+    return heads + math.ceil((high.head_dim - low.head_dim) / multiples.head_dim)
 
 
 def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[Geometry]:
@@ -183,15 +222,12 @@ def _head_counts(low: Geometry, high: Geometry) -> list[Geometry]:
     ]
 
 
-def _fit_intermediate(
-    candidate: Geometry, wanted: float, multiples: Multiples, low: Geometry, high: Geometry
-) -> Geometry:
+def _fit_intermediate(candidate: Geometry, wanted: float, multiples: Multiples, least: int, most: int) -> Geometry:
     """The intermediate size within bounds that brings the candidate nearest to ``wanted``."""
     surplus = candidate.parameters() - wanted
     exact = candidate.intermediate_size - surplus / _intermediate_parameters(candidate, 1)
     snapped = round(exact / multiples.intermediate_size) * multiples.intermediate_size
-    bounded = min(max(snapped, low.intermediate_size), high.intermediate_size)
-    return replace(candidate, intermediate_size=bounded)
+    return replace(candidate, intermediate_size=min(max(snapped, least), most))
 
 
 def _intermediate_parameters(geometry: Geometry, channels: int) -> int:
@@ -218,13 +254,13 @@ def _attention_width(geometry: Geometry) -> int:
     return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
-def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples) -> str:
+def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples, *, heads: bool) -> str:
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
+    attention = "whole heads" if heads else f"head_dim a multiple of {multiples.head_dim}"
     return (
         f"prune.remove_fraction={remove_fraction:g} cannot be reached: at most "
-        f"{removed_fraction(parent, low):.4f} of this model can be removed with head_dim a "
-        f"multiple of {multiples.head_dim} and intermediate_size a multiple of "
-        f"{multiples.intermediate_size}; embeddings and norms, {fixed:.4f} of it, are never cut"
+        f"{removed_fraction(parent, low):.4f} of this model can be removed with {attention} and intermediate_size a "
+        f"multiple of {multiples.intermediate_size}; embeddings and norms, {fixed:.4f} of it, are never cut"
     )
 
 

@@ -124,6 +124,18 @@ def test_rounds_go_straight_to_given_dimensions() -> None:
     assert [dims(geometry) for geometry in rounds] == [(12, 40), (8, 40)]
 
 
+@pytest.mark.parametrize("asked", [0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.7])
+def test_coarse_multiples_leave_no_round_empty(asked: float) -> None:
+    """A step of head_dim is twice a round's share here: it is taken while there is something left to cut after it."""
+    coarse = Multiples(head_dim=32, intermediate_size=128)
+    found = solve_rounds(LLAMA_7B, removed_fractions(asked, 8, "linear"), coarse)
+    sizes = [LLAMA_7B.parameters(), *(each.parameters() for each in found)]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert found[-1] == solve_geometry(LLAMA_7B, asked, coarse)
+    for turn, each in enumerate(found, start=1):
+        assert removed_fraction(LLAMA_7B, each) == pytest.approx(asked * turn / 8, abs=0.08)  # a step of head_dim
+
+
 def test_every_round_must_remove_something() -> None:
     with pytest.raises(ValueError, match=r"round 1 of 50 would remove nothing: use fewer rounds"):
         solve_rounds(LLAMA_7B, removed_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)
