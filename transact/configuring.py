@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +22,15 @@ def conf_folder() -> Path:
 
 
 def register_resolvers() -> None:
-    """`${assets:name}` is a folder that ships with transact."""
+    """`${assets:name}` is a folder that ships with transact; `${scratch_folder:}` one that is gone with the process."""
     OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+    OmegaConf.register_new_resolver("scratch_folder", lambda: _scratch_folder().name, replace=True)
+
+
+@cache
+def _scratch_folder() -> TemporaryDirectory[str]:
+    """Readable to this user alone."""
+    return TemporaryDirectory(prefix="transact_")
 
 
 def compose_config(overrides: list[str]) -> RunConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +26,7 @@ from transact.exit_codes import DONE, leave, refuse, worst
 from transact.runtime.launcher import environment_world_size
 
 LONGEST_FILE_NAME = 200  # file systems take 255 bytes
+SWEEP_FLAGS = ("-m", "--multirun")
 
 
 def run(config: RunConfig, *, is_sweep: bool) -> int:
@@ -37,6 +39,8 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
         from transact.launching.cluster import run_on_slurm
 
         return run_on_slurm(config, is_sweep=is_sweep)
+    if config.launch.kind == "local" and environment_world_size() > 1:
+        return refuse("launch=local starts the processes itself: call it without torchrun, or with launch=inline")
     if config.launch.kind == "local" or is_sweep:
         from transact.launching.local import run_locally
 
@@ -65,23 +69,29 @@ def main() -> int:
     if sys.argv[1:2] in (["--help"], ["-h"]):
         return show_help(sys.argv[2] if len(sys.argv) > 2 else None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
+    sys.argv[1:] = sorted(
+        sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS
+    )  # Hydra takes flags at the front alone
     register_resolvers()
-    codes: list[int] = []
-    failures: list[Exception] = []  # raised again behind Hydra, which would report them in its own way
-
-    def task(composed: DictConfig) -> None:
-        try:
-            codes.append(run_task(composed))
-        except Exception as error:  # noqa: BLE001 - as above
-            failures.append(error)
-
+    composed: list[DictConfig] = []
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+        # Only composed behind Hydra, so that what goes wrong later is not reported in its way.
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
+            lambda each: composed.append(completed(each))
+        )()
     except Exception as error:  # noqa: BLE001 - Hydra has plain errors too for what it cannot compose
         return refuse(hydra_message(error))
-    if failures:
-        raise failures[0]
-    return worst(codes)
+    is_sweep = any(flag in sys.argv for flag in SWEEP_FLAGS)
+    if is_sweep and environment_world_size() > 1:
+        return refuse("-m starts the processes of each job itself: call it without torchrun")
+    configs = []
+    for each in composed:  # all of a sweep before the first of its points starts
+        try:
+            configs.append(checked(each, is_sweep=is_sweep))
+        except (ValueError, OSError) as error:
+            reason = with_nearest(error) if isinstance(error, UnknownSetting) else error
+            return refuse(f"{Path(each.output_dir).name}: {reason}" if len(composed) > 1 else reason)
+    return worst([run(config, is_sweep=is_sweep) for config in configs])
 
 
 def show_help(name: str | None) -> int:
@@ -95,30 +105,36 @@ def show_help(name: str | None) -> int:
     return DONE
 
 
-def run_task(composed: DictConfig) -> int:
-    """One composed configuration, of a single run or of one point of a sweep. Returns the exit code."""
-    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if is_sweep:
-        with open_dict(composed):
-            sweep = composed.output_dir
-            composed.share_dir = os.path.join(sweep, "shared")
-            composed.output_dir = point_folder(sweep, sys.argv[1:])
-            composed.track.group = composed.track.group or composed.name
-            composed.sweep_command = run_command(sys.argv[1:])
-            alone = list(HydraConfig.get().overrides.task)
-            composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
-    else:
-        with open_dict(composed):
+def completed(composed: DictConfig) -> DictConfig:
+    """With what only Hydra knows of a request: a single run, or one point of a sweep."""
+    with open_dict(composed):
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
             composed.command = run_command(sys.argv[1:])
-    if is_sweep and environment_world_size() > 1:
-        return refuse("-m starts the processes of each job itself: call it without torchrun")
-    try:
-        config = typed_config(composed)
-    except UnknownSetting as error:
-        return refuse(with_nearest(error))
-    except ValueError as error:
-        return refuse(error)
-    return run(config, is_sweep=is_sweep)
+            return composed
+        # Hydra's own dump of the request, which names even what is left out of every record.
+        (Path(HydraConfig.get().sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+        sweep = composed.output_dir
+        composed.share_dir = os.path.join(sweep, "shared")
+        composed.output_dir = point_folder(sweep, sys.argv[1:])
+        composed.track.group = composed.track.group or composed.name
+        composed.sweep_command = run_command(sys.argv[1:])
+        alone = list(HydraConfig.get().overrides.task)
+        composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
+    return composed
+
+
+def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
+    """
+    Raises:
+        ValueError, OSError: the request is wrong; of points that run here one after the other, as far as it can be
+            known.
+    """
+    config = typed_config(composed)
+    if is_sweep and config.mode != "plan" and config.launch.kind != "slurm":
+        from transact.preflight import check
+
+        check(config, config.launch.processes)
+    return config
 
 
 def with_nearest(error: UnknownSetting) -> str:
@@ -135,10 +151,15 @@ def _quoted(value: str) -> str:
 
 def hydra_message(error: Exception) -> str:
     """Hydra's pages as one line."""
+    from transact.settings.help import is_setting
+
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
-        return with_nearest(UnknownSetting(error.__cause__))
+        unknown = UnknownSetting(error.__cause__)
+        if is_setting(unknown.key):
+            return f"{unknown.key} is in none of the files that were composed: write it with a plus, +{unknown.key}=..."
+        return with_nearest(unknown)
     return " ".join(str(error.__cause__ or error).split())
 
 

@@ -38,6 +38,7 @@ def work(config: RunConfig) -> int:
     interruption = Interruption(_leave_seconds(config))
     interruption.listen()
     adopt_slurm_step()
+    from transact.runtime.process import check_device
     from transact.runtime.rendezvous import Refused
 
     is_main = environment_rank() == 0
@@ -45,6 +46,7 @@ def work(config: RunConfig) -> int:
     refusal = None
     try:
         check(config, environment_world_size())
+        check_device(config.engine.device)
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
         refusal = str(error)
     try:

@@ -95,6 +95,44 @@ def test_setting(override: str, named: str, refused: Callable[..., str]) -> None
     assert named in refused(override)
 
 
+def test_heads_are_chosen_by_their_norms_alone(refused: Callable[..., str]) -> None:
+    """A baseline by another score would be the same one."""
+    assert "prune.method.values='random'" in refused("prune/method=paper_heads", "prune.method.values=random")
+
+
+def test_ranks_that_torchrun_started_start_none_themselves(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "call it without torchrun" in refused("launch=local", "launch.processes=2")
+
+
+@pytest.mark.parametrize("setting", ["data.train.hub_revision=abc", "eval.texts.notes={source: files}"])
+def test_a_setting_that_only_a_plus_adds(setting: str, refused: Callable[..., str]) -> None:
+    assert f"write it with a plus, +{setting.partition('=')[0]}=..." in refused(setting)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(refused: Callable[..., str]) -> None:
+    assert "torch sees no GPU" in refused("engine.device=cuda")
+
+
+def test_a_sweep_that_is_refused_leaves_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Hydra would write a dump of everything, secrets in launch.setup too."""
+    assert "track.mode='whatever'" in refused("-m", "prune.remove_fraction=0.3", "track.mode=whatever")
+    assert not list(tmp_path.rglob("multirun.yaml"))
+
+
+def test_all_points_of_a_sweep_are_looked_at_before_the_first_starts(refused: Callable[..., str]) -> None:
+    told = refused("-m", "prune.remove_fraction=0.3,0.9")
+    assert told.startswith("error: prune.remove_fraction=0.9: prune.remove_fraction=0.9 cannot be reached")
+
+
+@pytest.mark.parametrize("setting", ["+eval.texts.notes={sources: files}", "+model.architecture.foo=3"])
+def test_what_a_plus_adds_is_no_way_around_the_check(setting: str, refused: Callable[..., str]) -> None:
+    assert "no such setting; known here: " in refused(setting)
+
+
 def test_progression_needs_one_set_of_pairs(refused: Callable[..., str]) -> None:
     heads = ["prune/method=paper_heads", "prune.rotary_pairs=progression"]
     assert "prune.rotary_pairs='progression'" in refused(*heads)
@@ -129,6 +167,14 @@ def test_text_file(name: str, content: bytes, named: str, refused: Callable[...,
     message = refused(f"data.evaluation.files=[{path}]")
     assert "data.evaluation" in message
     assert named in message
+
+
+def test_text_that_is_trained_on_is_not_held_out(refused: Callable[..., str], workplace: Workplace) -> None:
+    assert "is trained on too (data.train.files)" in refused(f"data.evaluation.files=[{workplace.train}]")
+
+
+def test_a_folder_is_no_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "it is a folder; add /*.txt" in refused(f"data.train.files=[{tmp_path}]")
 
 
 @pytest.fixture

@@ -55,6 +55,15 @@ def first_page() -> str:
     return "\n".join([*lines, "", TAIL])
 
 
+def is_setting(name: str) -> bool:
+    """Also an entry of a setting that is a dictionary: eval.texts.notes."""
+    return any(each.path == name or _holds(each, name) for each in settings())
+
+
+def _holds(setting: Setting, name: str) -> bool:
+    return setting.type.startswith("dict") and name.rpartition(".")[0] == setting.path
+
+
 def nearest(name: str) -> str:
     """For the end of a message: the settings whose names are like this one; empty if none is."""
     paths = [each.path for each in settings()]
