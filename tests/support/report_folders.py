@@ -129,10 +129,10 @@ def _rows(run: MadeUpRun) -> list[dict[str, Any]]:
         first = (number - 1) * run.steps
         geometry = run.shrunk(number)
         figures: dict[str, float] = {f"prune/{name}": getattr(geometry, name) for name in ("head_dim", "num_layers")}
-        figures |= {"prune/parameters": geometry.parameters(), "recover/validation_perplexity": 9.0 * number}
+        figures |= {"prune/parameters": geometry.parameters(), "recover/validation_ppl": 9.0 * number}
         rows.append(_row(run, number, first, figures))
         rows += [_row(run, number, first + step, _step(step / steps, numbers)) for step in range(1, steps + 1)]
-        rows.append(_row(run, number, first + steps, {"recover/validation_perplexity": 8.0 * number}))
+        rows.append(_row(run, number, first + steps, {"recover/validation_ppl": 8.0 * number}))
     return rows
 
 
@@ -149,7 +149,7 @@ def _step(progress: float, numbers: random.Random) -> dict[str, float]:
         "perf/mfu": 0.4 + 0.02 * numbers.random(),
         "perf/step_s": 1 + 0.1 * numbers.random(),
         "perf/data_s": 0.01,
-        "mem/peak_bytes": 30 * 2**30 + 2**29 * numbers.random(),
+        "mem/peak_gib": 30 + numbers.random() / 2,
     }
 
 
@@ -188,7 +188,8 @@ def _compared(score: float) -> dict[str, Any]:
 def _efficiency(run: MadeUpRun) -> dict[str, Any]:
     def model(role: str, scale: float) -> dict[str, Any]:
         phases = {
-            phase: {"processor_seconds": scale, "wall_seconds": scale} for phase in ("prefill", "decode", "whole")
+            phase: {"processor_seconds": scale, "wall_seconds": scale, "flops": 1e11 * scale, "bytes": 1e9 * scale}
+            for phase in ("prefill", "decode", "whole")
         }
         return {**phases, "peak_bytes": int(1e9 * scale)}
 
@@ -198,6 +199,7 @@ def _efficiency(run: MadeUpRun) -> dict[str, Any]:
         "batch_size": 1,
         "prompt_tokens": 64,
         "new_tokens": 32,
+        "turns": 3,
         "models": {"parent": model("parent", 0.02), "pruned": model("pruned", 0.02 * left)},
         "speed_ups": {"pruned": {"prefill": entry, "decode": entry, "whole": {"speed_up": 1.5}}},
     }
@@ -206,4 +208,5 @@ def _efficiency(run: MadeUpRun) -> dict[str, Any]:
         role: {"parameters": each.parameters(), "file_bytes": 2 * each.parameters()} for role, each in sizes.items()
     }
     settings = {"dtype": "float32", "device": "cpu", "clock": "processor", "turns": 3}
-    return {"models": models, "settings": settings, "latency": [row]}
+    left_out = ["256 tokens of prompt, batch size 1: 3 of 3 turns"]
+    return {"models": models, "settings": settings, "latency": [row], "left_out": left_out}

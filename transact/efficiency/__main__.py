@@ -1,6 +1,6 @@
 """python -m transact.efficiency FOLDER [--against PARENT]: what a model costs to run, and what its parent does.
 
-Prints a table, or JSON with --json. Light until the request has been looked at: torch comes in with the work.
+Prints a table, or JSON with --json.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transact.efficiency.generation import Clock, generate, random_prompt
 from transact.efficiency.loading import floor_geometry, floor_model, load
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
+from transact.models.shards import shard_names
 
 PARENT = "parent"  # the role that others are compared with
 FLOOR = "floor"
@@ -43,7 +44,8 @@ def measure(
 
     Returns:
         "models": role -> counts, "settings", and "latency": a row for each batch size, prompt length and number of
-        new tokens. "left_out": what there was no time for; "not_measured": the reason where that is everything.
+        new tokens, with the turns that there was time for. "left_out": what there was no time for; "not_measured":
+        the reason where that is everything.
     """
     geometries = {role: geometry_of(folder) for role, folder in folders.items()}
     models = {role: load(folder, dtype, device) for role, folder in folders.items()}
@@ -57,8 +59,7 @@ def measure(
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
                 prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                inputs = {role: prompt % model.config.vocab_size for role, model in models.items()}
-                step_seconds = _warm_up(models, inputs, clock)
+                step_seconds = _warm_up(models, prompt, clock)
                 what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
                 number = patience.turns(config.turns, step_seconds * max(config.new_tokens))
                 if number < config.turns:
@@ -66,7 +67,7 @@ def measure(
                 if number == 0:
                     progress(config.turns * len(models) * max(config.new_tokens))
                     continue
-                turns = _take_turns(models, inputs, replace(config, turns=number), clock, progress)
+                turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
                 progress((config.turns - number) * len(models) * max(config.new_tokens))
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
     return {
@@ -92,12 +93,12 @@ class Patience:
         return max(0, min(wanted, int(left / seconds_per_turn)))
 
 
-def _warm_up(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], clock: Clock) -> float:
+def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> float:
     """Seconds of a decoding step of every model together: what a turn will take is foreseen with it."""
     seconds = 0.0
-    for role, model in models.items():
+    for model in models.values():
         begin = time.monotonic()
-        generate(model, inputs[role], [WARM_UP_TOKENS], clock.read)
+        generate(model, prompt, [WARM_UP_TOKENS], clock.read)
         seconds += (time.monotonic() - begin) / WARM_UP_TOKENS
     return seconds
 
@@ -106,7 +107,7 @@ def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
     """What dimensions and files say without running anything. KV bytes for a cache in this dtype."""
     return {
         "parameters": geometry.parameters(),
-        "file_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "file_bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
         "kv_bytes_per_token": geometry.kv_bytes_per_token(getattr(torch, dtype).itemsize),
         "geometry": geometry.to_dict(),
     }
@@ -131,17 +132,20 @@ def _threads(threads: int, device: torch.device) -> Iterator[None]:
 
 def _take_turns(
     models: Mapping[str, Any],
-    inputs: Mapping[str, torch.Tensor],
-    config: EfficiencyConfig,
+    prompt: torch.Tensor,
+    number: int,
+    marks: list[int],
     clock: Clock,
     progress: Callable[[int], None],
 ) -> Turns:
-    """Every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates."""
-    marks = sorted(config.new_tokens)
+    """Every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates.
+
+    marks: numbers of new tokens, ascending.
+    """
     turns: Turns = {role: [] for role in models}
-    for number in range(config.turns):
-        for role in list(models)[:: -1 if number % 2 else 1]:
-            turns[role].append(generate(models[role], inputs[role], marks, clock.read))
+    for turn in range(number):
+        for role in list(models)[:: -1 if turn % 2 else 1]:
+            turns[role].append(generate(models[role], prompt, marks, clock.read))
             progress(marks[-1])
     return turns
 
@@ -165,7 +169,13 @@ def _row(
         found[role]["decode"]["flops"] = batch_size * geometry.flops_per_token(context)
         found[role]["decode"]["bytes"] = geometry.decode_bytes(context, batch_size, model.dtype.itemsize)
         found[role]["peak_bytes"] = peak_bytes(model, prompt, new_tokens)
-    row = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "models": found}
+    row = {
+        "batch_size": batch_size,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "turns": len(next(iter(turns.values()))),
+        "models": found,
+    }
     if PARENT in found:
         row["speed_ups"] = {
             role: _speed_ups({"parent": PARENT, "child": role, "floor": FLOOR}, here, found, clock)

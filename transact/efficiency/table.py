@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MIB = 1024**2
+GIGA = 1e9
 CLOCKS = {"processor": "processor time of one thread", "wall": "wall time"}
 
 
@@ -14,10 +15,12 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
     settings = result["settings"]
     clock = settings["clock"]
     title = (
-        f"{settings['dtype']} on {settings['device']}, {CLOCKS[clock]}, medians of {settings['turns']} turns; "
+        f"{settings['dtype']} on {settings['device']}, {CLOCKS[clock]}, medians of {turns_text(result['latency'])}; "
         "decode: one step"
     )
-    parts = [_aligned(_counts(result["models"])), title, _aligned(_latencies(result["latency"], clock))]
+    latency = result["latency"]
+    counts = _counts(result["models"], settings["dtype"])
+    parts = [_aligned(counts), _aligned(_work(latency)), title, _aligned(_latencies(latency, clock))]
     if any("speed_ups" in row for row in result["latency"]):
         parts.append(
             "allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it; in brackets "
@@ -27,8 +30,29 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _counts(models: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["", "parameters", "weight files", "KV bytes/token"]]
+def turns_text(latency: Sequence[Mapping[str, Any]]) -> str:
+    """latency: rows of `measure`, of which some may have had time for fewer turns than others."""
+    fewest, most = (pick((row["turns"] for row in latency), default=0) for pick in (min, max))
+    return f"{most} turns" if fewest == most else f"{fewest} to {most} turns"
+
+
+def _work(latency: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What dimensions alone say: FLOPs, and the weights and the cache that a decoding step reads."""
+    rows = [["batch", "tokens", "", "prefill GFLOPs", "decode GFLOPs", "decode MiB read"]]
+    for row in latency:
+        for role, model in row["models"].items():
+            prefill, decode = model["prefill"], model["decode"]
+            giga = [f"{each['flops'] / GIGA:,.3f}" for each in (prefill, decode)]
+            rows.append([*_setting(row), role, *giga, f"{decode['bytes'] / MIB:,.1f}"])
+    return rows
+
+
+def _setting(row: Mapping[str, Any]) -> list[str]:
+    return [str(row["batch_size"]), f"{row['prompt_tokens']}+{row['new_tokens']}"]
+
+
+def _counts(models: Mapping[str, Any], dtype: str) -> list[list[str]]:
+    rows = [["", "parameters", "weight files", f"KV bytes/token in {dtype}"]]
     for role, model in models.items():
         file_size = f"{model['file_bytes'] / MIB:,.1f} MiB"
         rows.append([role, f"{model['parameters']:,}", file_size, f"{model['kv_bytes_per_token']:,}"])
@@ -41,8 +65,7 @@ def _latencies(latency: Sequence[Mapping[str, Any]], clock: str) -> list[list[st
         for role, model in row["models"].items():
             rows.append(
                 [
-                    str(row["batch_size"]),
-                    f"{row['prompt_tokens']}+{row['new_tokens']}",
+                    *_setting(row),
                     role,
                     *(f"{1000 * model[phase][f'{clock}_seconds']:.2f}" for phase in ("prefill", "decode")),
                     f"{model['whole'][f'{clock}_seconds']:.3f}",

@@ -21,10 +21,10 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def by_round(rows: Sequence[Row], *names: str) -> dict[int, list[Point]]:
+def by_round(rows: Sequence[Row], name: str) -> dict[int, list[Point]]:
     """The series of each round by itself: the first point of one may have the tokens of the last one before."""
     numbers = sorted({int(number) for row in rows if (number := figure(row.get("round"))) is not None})
-    found = {number: series([row for row in rows if row.get("round") == number], *names) for number in numbers}
+    found = {number: series([row for row in rows if row.get("round") == number], name) for number in numbers}
     return {number: points for number, points in found.items() if points}
 
 

@@ -12,6 +12,7 @@ from transact.report.words import MISSING, number, size
 
 PARENT, PRUNED = "parent", "pruned"
 PHASES = ("prefill", "decode", "whole")
+GIGA = 1e9
 
 
 def efficiency_section(run: RunFiles) -> Section | None:
@@ -24,9 +25,13 @@ def efficiency_section(run: RunFiles) -> Section | None:
         blocks.append(Note(text=f"Latency was not measured: {reason}."))
     rows = latency_rows(found)
     if rows:
-        blocks.append(Note(text=_conditions(values_in(found, "settings"))))
+        blocks.append(Note(text=_conditions(found, rows)))
         blocks.append(_speed_ups(rows))
-    tables = {"Latency and memory": _latencies(rows, found), "Size": _sizes(values_in(found, "models"))}
+    tables = {
+        "Latency and memory": _latencies(rows, found),
+        "Work": _work(rows),
+        "Size": _sizes(values_in(found, "models"), values_in(found, "settings").get("dtype")),
+    }
     blocks += [Named(title=title, table=table) for title, table in tables.items() if table.rows]
     return Section(name="efficiency", title="Efficiency", blocks=blocks) if blocks else None
 
@@ -37,9 +42,15 @@ def latency_rows(efficiency: Values) -> list[Values]:
 
 
 def decode_seconds(efficiency: Values, role: str = PRUNED) -> float | None:
-    """Of one step, in the last setting that was measured."""
+    """Of one step, in the first setting: the one for which there was time if there was any."""
     rows = latency_rows(efficiency)
-    return _seconds(rows[-1], role, "decode", _clock(efficiency)) if rows else None
+    return _seconds(rows[0], role, "decode", _clock(efficiency)) if rows else None
+
+
+def decode_setting(efficiency: Values) -> str | None:
+    """What `decode_seconds` was measured with."""
+    rows = latency_rows(efficiency)
+    return _setting(rows[0]) if rows else None
 
 
 def _clock(efficiency: Values) -> str:
@@ -54,11 +65,18 @@ def _setting(row: Values) -> str:
     return f"{row.get('prompt_tokens')}+{row.get('new_tokens')} tokens, batch {row.get('batch_size')}"
 
 
-def _conditions(settings: Values) -> str:
+def _conditions(efficiency: Values, rows: list[Values]) -> str:
+    settings = values_in(efficiency, "settings")
     clocks = {"processor": "processor time of one thread", "wall": "wall time"}
     clock = clocks.get(str(settings.get("clock")), "")
-    turns, where = settings.get("turns"), f"{settings.get('dtype')} on {settings.get('device')}"
-    return f"{where}, {clock}, medians of {turns} turns; decode: one step."
+    turns = sorted({count for row in rows if isinstance(count := row.get("turns"), int)})
+    counted = " to ".join(str(each) for each in dict.fromkeys((turns[0], turns[-1]))) if turns else MISSING
+    missing = efficiency.get("left_out")
+    shorter = (
+        f" Left out for want of time: {'; '.join(map(str, missing))}." if isinstance(missing, list) and missing else ""
+    )
+    where = f"{settings.get('dtype')} on {settings.get('device')}"
+    return f"{where}, {clock}, medians of {counted} turns; decode: one step.{shorter}"
 
 
 def _speed_ups(rows: list[Values]) -> Chart:
@@ -103,7 +121,21 @@ def _latencies(rows: list[Values], efficiency: Values) -> Table:
     return Table(headings=["setting", "model", "prefill, ms", "decode, ms", "whole, s", "peak memory"], rows=cells)
 
 
-def _sizes(models: Values) -> Table:
+def _work(rows: list[Values]) -> Table:
+    """What dimensions alone say."""
+    cells = []
+    for row in rows:
+        for role in (PARENT, PRUNED):
+            prefill, decode = (values_in(row, "models", role, phase) for phase in ("prefill", "decode"))
+            flops = [
+                number(None if (each := figure(phase.get("flops"))) is None else each / GIGA)
+                for phase in (prefill, decode)
+            ]
+            cells.append([_setting(row), role, *flops, size(decode.get("bytes"))])
+    return Table(headings=["setting", "model", "prefill, GFLOPs", "decode, GFLOPs", "decode, bytes read"], rows=cells)
+
+
+def _sizes(models: Values, dtype: Any) -> Table:
     def cells(role: str, model: dict[str, Any]) -> list[str]:
         return [
             role,
@@ -113,4 +145,5 @@ def _sizes(models: Values) -> Table:
         ]
 
     rows = [cells(role, values_in(models, role)) for role in models]
-    return Table(headings=["model", "parameters", "weight files", "KV bytes/token"], rows=rows)
+    cache = f"KV bytes/token in {dtype}" if isinstance(dtype, str) else "KV bytes/token"
+    return Table(headings=["model", "parameters", "weight files", cache], rows=rows)

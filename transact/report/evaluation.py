@@ -10,6 +10,7 @@ from transact.report.words import MISSING, number
 
 COUNTS = ("documents", "shots", "tokens")  # beside a metric, not metrics themselves
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the one that stands for a task
+NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # how names of metrics end where less is better
 
 
 def evaluation_section(run: RunFiles) -> Section | None:
@@ -31,16 +32,16 @@ def sides(run: RunFiles) -> tuple[Values, Values]:
 
 
 def task_score(metrics: Values) -> tuple[str, float] | None:
-    """The metric that stands for a task, and its value."""
-    for name in (*PREFERRED, *(each for each in metrics if each not in COUNTS)):
+    """The metric that stands for a task, and its value: a share of 1, so that tasks can be averaged."""
+    for name in (*PREFERRED, *(each for each in metrics if each not in COUNTS and not each.endswith(NO_SCORES))):
         value = figure(metrics.get(name))
-        if value is not None:
+        if value is not None and 0 <= value <= 1:
             return name, value
     return None
 
 
 def mean_score(side: Values) -> float | None:
-    """The mean over all tasks of what stands for each."""
+    """The mean over all tasks that have a score; one that measures perplexity has none."""
     tasks = values_in(side, "tasks")
     scores = [found[1] for name in tasks if (found := task_score(values_in(tasks, name))) is not None]
     return sum(scores) / len(scores) if scores else None

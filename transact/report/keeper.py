@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -78,13 +79,16 @@ class PageKeeper:
     def _keep(self) -> None:
         folders = [self._folder, *([self._folder.parent] if self._is_point else [])]
         wait = min(FIRST_SECONDS, self._seconds)
+        is_told = False
         while not self._ended.wait(wait):
             wait = self._seconds
             try:
                 self._write_in_child(folders)
+                is_told = False
             except (OSError, subprocess.SubprocessError) as error:
-                logger.warning("report.html cannot be written while the run goes on: %s", error)
-                return
+                if not is_told:  # the next turn may go better: a file system that did not answer, say
+                    logger.warning("report.html cannot be written while the run goes on: %s", error)
+                is_told = True
 
     def _write_in_child(self, folders: list[Path]) -> None:
         """Does nothing once the run has ended.
@@ -92,19 +96,22 @@ class PageKeeper:
         Raises:
             OSError, subprocess.SubprocessError: the page was not written, though the run goes on.
         """
-        with self._starting:
-            if self._ended.is_set():
-                return
-            command = [sys.executable, "-c", WRITE, *map(str, folders)]
-            nowhere = subprocess.DEVNULL
-            self._child = child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
-        try:
-            code = child.wait(LONGEST_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._end(child)
-            raise
-        if code != 0 and not self._ended.is_set():
-            raise subprocess.CalledProcessError(code, command[:1])
+        with tempfile.TemporaryFile() as errors:
+            with self._starting:
+                if self._ended.is_set():
+                    return
+                command = [sys.executable, "-c", WRITE, *map(str, folders)]
+                nowhere = subprocess.DEVNULL
+                self._child = child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=errors)
+            try:
+                code = child.wait(LONGEST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._end(child)
+                raise subprocess.SubprocessError(f"it takes longer than {LONGEST_SECONDS:g} seconds") from None
+            if code != 0 and not self._ended.is_set():
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                raise subprocess.SubprocessError(said[-1] if said else f"exit code {code}")
 
     def _wait_for_child(self) -> None:
         if self._child is None:

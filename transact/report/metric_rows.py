@@ -40,13 +40,12 @@ def figure(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def series(rows: Iterable[Row], *names: str, axis: str = "tokens") -> list[Point]:
-    """(axis, value) of the first of `names` that a row has, in order of the axis. Of rows with the same axis value,
-    which a repeated step leaves, the last counts."""
+def series(rows: Iterable[Row], name: str, *, axis: str = "tokens") -> list[Point]:
+    """(axis, value) of a metric, in order of the axis. Of rows with the same axis value, which a repeated step leaves,
+    the last counts."""
     found: dict[float, float] = {}
     for row in rows:
-        place = figure(row.get(axis))
-        value = next((each for name in names if (each := figure(row.get(name))) is not None), None)
+        place, value = figure(row.get(axis)), figure(row.get(name))
         if place is not None and value is not None:
             found[place] = value
     return sorted(found.items())

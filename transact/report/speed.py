@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from transact.memory import GIB
 from transact.report.blocks import Block, Chart, Figure, Named, Section, Table
 from transact.report.drawing import COLOURS, axis, bars, by_round, round_marks
 from transact.report.metric_rows import Row, figure, names_below
@@ -50,13 +49,11 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _memory(rows: Sequence[Row], marks: Figure) -> Chart | None:
-    """Whatever is recorded below mem/, in GiB; names may say that they are in GiB already."""
-    named = {}
-    for name in names_below(rows, "mem/"):
-        unit = 1 if name.endswith(("_gib", "_gb")) else GIB
-        parts = by_round(rows, name)
-        label = name.removeprefix("mem/").removesuffix("_gib").removesuffix("_bytes").replace("_", " ")
-        named[label] = {turn: [(x, y / unit) for x, y in part] for turn, part in parts.items()}
+    """Whatever is recorded below mem/, in GiB."""
+    named = {
+        name.removeprefix("mem/").removesuffix("_gib").replace("_", " "): by_round(rows, name)
+        for name in names_below(rows, "mem/")
+    }
     return line_chart("memory", "Memory, the most of all ranks", "GiB", named, marks, rangemode="tozero")
 
 

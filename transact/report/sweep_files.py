@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from transact.report.efficiency import decode_seconds
+from transact.report.efficiency import decode_seconds, decode_setting
 from transact.report.evaluation import mean_score, sides
 from transact.report.metric_rows import figure
 from transact.report.rounds import models
 from transact.report.run_files import RunFiles, read_run
 from transact.runtime.run_folder import point_folders
+from transact.tracking.tags import point_settings
 
 REPORT = "report.html"
-SETTING = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
 FRACTION = "prune.remove_fraction"
 
 
@@ -27,7 +26,7 @@ class SweepPoint:
         label: the settings in which it differs, without the fraction to remove.
         has_page: its own report.html is there.
         score: the mean over all tasks.
-        decode_seconds: of one step.
+        decode_seconds: of one step, in `decode_setting`.
     """
 
     folder: str
@@ -41,6 +40,7 @@ class SweepPoint:
     perplexity: float | None
     score: float | None
     decode_seconds: float | None
+    decode_setting: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +90,7 @@ def _point(run: RunFiles) -> SweepPoint:
         perplexity=figure(last.get("recovered")) if is_over else None,
         score=mean_score(sides(run)[1]),
         decode_seconds=decode_seconds(run.efficiency),
+        decode_setting=decode_setting(run.efficiency),
     )
 
 
@@ -106,9 +107,10 @@ def _parent(run: RunFiles) -> SweepPoint:
         perplexity=figure(run.dense.get("perplexity")),
         score=mean_score(sides(run)[0]),
         decode_seconds=decode_seconds(run.efficiency, "parent"),
+        decode_setting=decode_setting(run.efficiency),
     )
 
 
 def label_of(folder: str) -> str:
     """What tells one line of the trade-off from another: all settings but the fraction to remove."""
-    return ", ".join(each for each in SETTING.split(folder) if not each.startswith(f"{FRACTION}="))
+    return ", ".join(each for each in point_settings(folder) if not each.startswith(f"{FRACTION}="))

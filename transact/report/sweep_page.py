@@ -75,7 +75,9 @@ def _tiles(sweep: SweepFiles) -> list[tuple[str, str, str]]:
 
 def _table(sweep: SweepFiles) -> Table:
     parent = sweep.parent
-    headings = ["point", "state", "parameters", "of parent", "KV bytes/token", "perplexity", "decode, ms"]
+    settings = {point.decode_setting for point in sweep.points if point.decode_setting}
+    where = f" ({' / '.join(sorted(settings))})" if settings else ""
+    headings = ["point", "state", "parameters", "of parent", "KV bytes/token", "perplexity", f"decode, ms{where}"]
     rows = []
     for point in [*([parent] if parent else []), *sweep.points]:
         cells = [

@@ -11,16 +11,15 @@ from transact.report.metric_rows import Point, Row, broken, even_sample
 from transact.report.run_files import RunFiles, values_in
 from transact.report.words import number, short
 
-# Second names are those of runs that were made before docs/tracking.md fixed the first ones.
-LOSS = ("recover/loss",)
-VALIDATION_LOSS = ("recover/validation_loss",)
-PERPLEXITY = ("recover/ppl", "recover/perplexity")
-VALIDATION_PERPLEXITY = ("recover/validation_ppl", "recover/validation_perplexity")
-LEARNING_RATE = ("recover/lr", "recover/learning_rate")
-GRADIENT_NORM = ("recover/grad_norm", "recover/gradient_norm")
-SLICED = ("eval/perplexity_sliced",)
-RECOVERED = ("eval/perplexity_recovered",)
-DENSE = ("eval/perplexity_dense",)
+LOSS = "recover/loss"
+VALIDATION_LOSS = "recover/validation_loss"
+PERPLEXITY = "recover/ppl"
+VALIDATION_PERPLEXITY = "recover/validation_ppl"
+LEARNING_RATE = "recover/lr"
+GRADIENT_NORM = "recover/grad_norm"
+SLICED = "eval/perplexity_sliced"
+RECOVERED = "eval/perplexity_recovered"
+DENSE = "eval/perplexity_dense"
 
 TABLE_ROWS = 40
 Parts = dict[int, list[Point]]
@@ -38,32 +37,32 @@ def objective(run: RunFiles) -> str:
 
 
 def _warnings(rows: Sequence[Row]) -> list[Note]:
-    count = broken(rows, *LOSS, *GRADIENT_NORM)
+    count = broken(rows, LOSS, GRADIENT_NORM)
     text = f"{count} steps had a loss or gradient that is infinite or not a number: they are not drawn."
     return [Note(text=text, is_warning=True)] if count else []
 
 
 def _loss(run: RunFiles, marks: Figure) -> Chart | None:
-    parts = by_round(run.rows, *LOSS)
+    parts = by_round(run.rows, LOSS)
     if not parts:
         return None
     named: dict[str, Parts] = {"training": parts}
     if objective(run) == "cross_entropy":
-        named["validation"] = by_round(run.rows, *VALIDATION_LOSS)
+        named["validation"] = by_round(run.rows, VALIDATION_LOSS)
     words = {"distillation": "Loss: distance from the parent", "mixed": "Loss: mixed with the distance from the parent"}
     return line_chart("loss", words.get(objective(run), "Loss"), "nats per token", named, marks)
 
 
 def _perplexity(run: RunFiles, marks: Figure) -> Chart | None:
-    named = {"validation": by_round(run.rows, *VALIDATION_PERPLEXITY)}
+    named = {"validation": by_round(run.rows, VALIDATION_PERPLEXITY)}
     if objective(run) == "cross_entropy":
-        named = {"training": by_round(run.rows, *PERPLEXITY), **named}
+        named = {"training": by_round(run.rows, PERPLEXITY), **named}
     chart = line_chart("perplexity", "Perplexity", "perplexity", named, marks, type="log")
     measured = {"held-out, sliced": SLICED, "held-out, recovered": RECOVERED, "held-out, parent": DENSE}
     symbols = ("triangle-up", "circle", "diamond")
     traces = []
-    for (name, metrics), symbol, colour in zip(measured.items(), symbols, COLOURS[2:], strict=False):
-        points = [point for part in by_round(run.rows, *metrics).values() for point in part]
+    for (name, metric), symbol, colour in zip(measured.items(), symbols, COLOURS[2:], strict=False):
+        points = [point for part in by_round(run.rows, metric).values() for point in part]
         traces += [dots(name, points, colour, symbol)] if points else []
     if chart is None or not traces:
         return chart
@@ -78,8 +77,8 @@ def _steps(rows: Sequence[Row], marks: Figure) -> list[Chart]:
         ("gradient-norm", "Gradient norm", "norm before clipping", GRADIENT_NORM),
     )
     found = (
-        line_chart(name, title, y_title, {title: by_round(rows, *metrics)}, marks)
-        for name, title, y_title, metrics in charts
+        line_chart(name, title, y_title, {title: by_round(rows, metric)}, marks)
+        for name, title, y_title, metric in charts
     )
     return [chart for chart in found if chart is not None]
 

@@ -47,7 +47,7 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
 def _sentence(result: dict[str, Any]) -> str:
     if not result["latency"]:
         return f"not measured: {result['not_measured']}"
-    row = result["latency"][-1]
+    row = result["latency"][0]
     phases = ", ".join(
         f"{phase} {each['speed_up']:.2f} times as fast as the parent (of {each['allowed']:.2f} that the cut allows"
         + ("" if each["possible"] is None else f", {each['possible']:.2f} with all that no cut removes")
@@ -63,6 +63,6 @@ def _sentence(result: dict[str, Any]) -> str:
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     if not result["latency"]:
         return {}
-    row = result["latency"][-1]
+    row = result["latency"][0]  # of all settings the one that is measured if any is
     figures = {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
     return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}

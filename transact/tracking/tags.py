@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from transact.config import RunConfig
 
 LONGEST = 64  # characters that W&B takes
+BETWEEN_SETTINGS = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
 
 
 def run_tags(config: RunConfig) -> list[str]:
@@ -17,6 +19,10 @@ def run_tags(config: RunConfig) -> list[str]:
     if config.mode == "prune" and config.prune.remove_fraction is not None:
         tags.append(f"remove_fraction={config.prune.remove_fraction:g}")
     if config.share_dir is not None:
-        point = Path(config.output_dir).name
-        tags += ["sweep", *(part for part in point.split(",") if "=" in part)]
+        tags += ["sweep", *(part for part in point_settings(Path(config.output_dir).name) if "=" in part)]
     return list(dict.fromkeys(tag[:LONGEST] for tag in tags))
+
+
+def point_settings(folder: str) -> list[str]:
+    """What the name of a point's folder says: the settings that are swept over."""
+    return BETWEEN_SETTINGS.split(folder)

@@ -30,7 +30,7 @@ class Tracker:
 
         Args:
             metrics: name to value; the part before the slash picks the axis ("recover/loss").
-            step: optimiser step within the round.
+            step: optimiser steps so far, over all rounds.
             tokens: tokens trained on so far, over all rounds.
             round: 0 for the dense parent, then 1, 2, ...
 

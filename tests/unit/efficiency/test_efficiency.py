@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from transact.efficiency.allocation import allocated_peak, peak_bytes, weight_by
 from transact.efficiency.comparison import Seconds, speed_ups
 from transact.efficiency.generation import generate, random_prompt
 from transact.efficiency.loading import floor_geometry, floor_model
-from transact.efficiency.measure import Patience, measure
+from transact.efficiency.measure import Patience, describe, measure
+from transact.efficiency.table import turns_text
 from transact.models.folder import geometry_of
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
@@ -148,6 +150,19 @@ def test_what_there_is_no_time_for_is_named(workplace: Workplace) -> None:
     assert "max_minutes" in result["not_measured"]
 
 
+def test_turns_that_were_made_are_the_ones_that_are_told() -> None:
+    assert turns_text([{"turns": 3}, {"turns": 3}]) == "3 turns"
+    assert turns_text([{"turns": 3}, {"turns": 1}]) == "1 to 3 turns"
+
+
+def test_a_second_copy_of_the_weights_does_not_count(workplace: Workplace, tmp_path: Path) -> None:
+    """Mistral's folders hold one, under the names of its own library."""
+    folder = shutil.copytree(workplace.model, tmp_path / "model")
+    size = describe(folder, geometry_of(folder), "float32")["file_bytes"]
+    shutil.copy(next(folder.glob("model*.safetensors")), folder / "consolidated.safetensors")
+    assert describe(folder, geometry_of(folder), "float32")["file_bytes"] == size > 0
+
+
 def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None:
     config = EfficiencyConfig(prompt_tokens=[4], new_tokens=[5, 3], batch_sizes=[1, 2], turns=2)
     folders = {"parent": DEMO_PARENT, "model": workplace.model}
@@ -176,7 +191,8 @@ def test_the_command_prints_a_table_or_json_and_writes_a_file(
 ) -> None:
     options = ["--new-tokens", "2", "--prompt-tokens", "2", "--turns", "1", "--device", "cpu"]
     assert main([str(workplace.model), *options]) == 0
-    assert "allowed" not in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "allowed" not in told and "prefill GFLOPs" in told and "medians of 1 turns" in told
     output = tmp_path / "found.json"
     assert main([str(workplace.model), "--against", str(DEMO_PARENT), *options, "--json", "--output", str(output)]) == 0
     printed = capfd.readouterr().out

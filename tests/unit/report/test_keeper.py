@@ -67,3 +67,26 @@ def test_a_page_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     pages = PageKeeper(folder, is_point=True, seconds=0)
     pages.start()
     pages.finish()
+
+
+FAILS_AT_FIRST = """
+import sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+if not (folder / "tried").exists():
+    (folder / "tried").touch()
+    raise OSError("the file system does not answer")
+(folder / "report.html").write_text("later")
+"""
+
+
+def test_after_a_page_that_failed_comes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "WRITE", FAILS_AT_FIRST)
+    pages = PageKeeper(tmp_path, is_point=False, seconds=0.05)
+    pages.start()
+    wait_for(tmp_path / "report.html")
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.endswith("while the run goes on: OSError: the file system does not answer")
+    pages.finish()

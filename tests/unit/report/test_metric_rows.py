@@ -28,11 +28,6 @@ def test_a_repeated_step_counts_once_and_the_last_time() -> None:
     assert broken(rows, "recover/loss") == 1
 
 
-def test_the_first_known_name_of_a_metric_counts() -> None:
-    rows = [{"tokens": 1, "recover/lr": 0.5}, {"tokens": 2, "recover/learning_rate": 0.25}]
-    assert series(rows, "recover/lr", "recover/learning_rate") == [(1.0, 0.5), (2.0, 0.25)]
-
-
 def test_thinning_keeps_ends_and_extremes() -> None:
     points = [(float(place), 1.0) for place in range(100_000)]
     points[54_321] = (54_321.0, 99.0)

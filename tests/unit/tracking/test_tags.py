@@ -16,6 +16,8 @@ def test_a_point_of_a_sweep_is_tagged_with_what_is_swept_over() -> None:
     assert "sweep" not in alone
     point = replace(config, share_dir="s", output_dir="sweeps/prune.remove_fraction=0.5,seed=3")
     assert run_tags(point)[-3:] == ["sweep", "prune.remove_fraction=0.5", "seed=3"]
+    lists = replace(config, share_dir="s", output_dir="sweeps/prune.round_shares=[1,2],seed=3")
+    assert run_tags(lists)[-3:] == ["sweep", "prune.round_shares=[1,2]", "seed=3"]
 
 
 def test_no_tag_is_longer_than_wandb_takes() -> None:
