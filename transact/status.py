@@ -16,16 +16,13 @@ import yaml
 
 from transact.exit_codes import DONE, refuse
 from transact.files import read_json
+from transact.runtime.file_lock import is_held
 from transact.runtime.run_folder import JOB_RECORD, RECORD, run_folders
 from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
-PERPLEXITIES = (
-    "eval/perplexity_recovered",
-    "recover/validation_ppl",
-    "eval/perplexity_sliced",
-    "eval/perplexity_dense",
-)
+# On held-out text alone: that of the validation part is another figure.
+PERPLEXITIES = ("eval/perplexity_recovered", "eval/perplexity_sliced", "eval/perplexity_dense")
 SPEED_ROWS = 20  # the latest steps, whose median speed is shown
 HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "left", "restarts", "job")
 
@@ -89,7 +86,7 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
     is_over = record["state"] == "done"
     return Status(
         name=folder.name,
-        state=record["state"],
+        state=_state(folder, record["state"], job),
         stage=None if is_over else stage,
         round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
         tokens=tokens,
@@ -103,6 +100,15 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         job=job,
         job_state=job_state,
     )
+
+
+def _state(folder: Path, recorded: str, job: str | None) -> str:
+    """A run whose processes were killed could not say so; of a job it is SLURM that knows."""
+    try:
+        is_alive = recorded != "running" or job is not None or is_held(folder / "run.lock")
+    except OSError:  # a folder of somebody else
+        is_alive = True
+    return recorded if is_alive else "died"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -107,6 +107,19 @@ def test_other_numbers_of_ranks_go_on(workplace: Workplace, undisturbed: Path) -
     assert result(folder)["restarts"] == 3
 
 
+def test_what_saves_memory_may_be_set_in_the_middle(workplace: Workplace, undisturbed: Path) -> None:
+    """Begun at ZeRO stage 0 in larger micro-batches, killed, gone on with as a run that ran out of memory would be."""
+    arguments, folder = overrides(workplace, "less_memory"), workplace.folder / "less_memory"
+    larger = [*arguments, "engine.zero_stage=0", "engine.micro_batch_sequences=4"]
+    interrupt(larger, 2, lambda: checkpoints(folder), signal.SIGKILL)
+    ended = transact([*arguments, "engine.zero_stage=3", "engine.activation_checkpointing=true"], ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    assert "goes on from checkpoint" in ended.stdout
+    assert recovery_steps(folder) == list(range(1, STEPS + 1))
+    expected = result(undisturbed)["pruned"]["perplexity"]
+    assert result(folder)["pruned"]["perplexity"] == pytest.approx(expected, rel=0.005)
+
+
 def test_in_bfloat16_it_ends_the_same(workplace: Workplace, bfloat16_run: Path) -> None:
     name = "killed_in_bfloat16"
     arguments, folder = [*bfloat16_overrides(workplace, name)], workplace.folder / name

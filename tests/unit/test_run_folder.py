@@ -24,7 +24,7 @@ def test_a_stage_with_other_settings_is_done_again_with_those_after_it(tmp_path:
     assert all(run.is_finished(name) for name in STAGES)
     assert run.is_finished("tasks", {"shots": 5})
     assert not run.is_finished("tasks", {"shots": 0})
-    run.begin("tasks", later=["export"])
+    run.begin("tasks", STAGES)
     assert list(run.stages) == ["recover"]
     assert run.metrics_position() == 0
 
@@ -32,8 +32,16 @@ def test_a_stage_with_other_settings_is_done_again_with_those_after_it(tmp_path:
 def test_a_new_stage_in_a_finished_run_takes_those_after_it_along(tmp_path: Path) -> None:
     run = finished(tmp_path)
     del run.stages["tasks"]
-    run.begin("tasks", later=["export"])
+    run.begin("tasks", STAGES)
     assert list(run.stages) == ["recover"]
+
+
+def test_an_earlier_stage_that_was_asked_for_later_stays(tmp_path: Path) -> None:
+    """A GGUF file of a finished run, and then other settings of the efficiency stage, which needs none of it."""
+    run = finished(tmp_path)
+    run.finish("gguf", tmp_path / "export", 1.0, 9, {})
+    run.begin("export", ["recover", "tasks", "gguf", "export"])
+    assert list(run.stages) == ["recover", "tasks", "gguf"]
 
 
 def test_every_start_is_recorded(tmp_path: Path) -> None:
@@ -42,3 +50,9 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     record = read_json(tmp_path / "run.json")
     assert len(record["starts"]) == 3
     assert record["restarts"] == 2
+
+
+def test_more_that_is_asked_of_a_finished_run_is_no_restart(tmp_path: Path) -> None:
+    finished(tmp_path).end("done")
+    finished(tmp_path)
+    assert read_json(tmp_path / "run.json")["restarts"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -33,7 +34,8 @@ def test_a_run_in_the_middle(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = [{"perf/tokens_per_s": speed, "recover/loss": 2.0} for speed in (1.0, 50.0, 50.0, 50.0)]
-    rows[2]["recover/validation_ppl"] = 7.5
+    rows[1]["eval/perplexity_sliced"] = 7.5
+    rows[2]["recover/validation_ppl"] = 6.5  # of another text
     counts = {"timeouts": 2, "preemptions": 0, "failures": 1, "last": "time limit (SIGUSR2)"}
     write_run(tmp_path / "run", rows, state="running", stage="round_02/recover", restarts=3, interruptions=counts)
     _, row, error = status(monkeypatch, capsys, tmp_path / "run")
@@ -41,6 +43,17 @@ def test_a_run_in_the_middle(
     assert row[:8] == ["run", "running", "round_02/recover", "2", "4,000/10,000", "7.50", "50", "00:02:00"]
     assert row[8:] == ["3", "(2", "timeouts,", "1", "failures)", "-"]
     assert error == ["run:", "time", "limit", "(SIGUSR2)"]
+
+
+def test_a_run_that_was_killed_is_told_from_one_at_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its lock died with it."""
+    write_run(tmp_path / "run", [], state="running", stage="round_01/recover")
+    with (tmp_path / "run" / "run.lock").open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)  # as every rank holds it
+        assert status(monkeypatch, capsys, tmp_path / "run")[1][1] == "running"
+    assert status(monkeypatch, capsys, tmp_path / "run")[1][1] == "died"
 
 
 def test_a_sweep_has_a_row_for_each_run(

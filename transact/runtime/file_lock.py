@@ -87,6 +87,14 @@ def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock, as far as the file system tells; also where there is no such file."""
+    if not path.is_file():
+        return True
+    with path.open("r+") as file:
+        return not _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _owner(path: Path) -> dict[str, Any]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))

@@ -80,10 +80,11 @@ class RunFolder:
         self._writing = threading.Lock()
 
     def open(self, world_size: int) -> None:
-        """Begin or continue: counts a restart when the folder already holds a run."""
+        """Begin or continue: counts a restart when the folder already holds a run that did not come to its end. (More
+        may be asked of a finished one.)"""
         self.record = read_json(self.record_path) if self.record_path.is_file() else {}
         if "run_id" in self.record:
-            self.record["restarts"] += 1
+            self.record["restarts"] += self.record["state"] != "done"
         else:  # new, or a job of SLURM has only counted its attempts so far
             self.record |= {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
         self.record |= {
@@ -124,11 +125,16 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def begin(self, stage: str, later: Sequence[str] = ()) -> None:
-        """Work on a stage begins; what was made of an earlier output of it is no longer finished, nor is `later`."""
+    def begin(self, stage: str, order: Sequence[str] = ()) -> None:
+        """Work on a stage begins; what was made of an earlier output of it is no longer finished.
+
+        order: of the run's stages, where more may be asked of a finished run, so that an earlier one was finished
+            later.
+        """
         names = list(self.stages)  # in the order in which they were finished
+        place = order.index(stage) if stage in order else 0
         gone = names[names.index(stage) :] if stage in names else []
-        for name in {*gone, *later} & set(names):
+        for name in {*gone, *order[place + 1 :]} & set(names) - set(order[:place]):
             del self.stages[name]
         self.record["stage"] = stage
         self._write()

@@ -105,8 +105,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """A damaged one is no longer listed, and does not count among those that are kept."""
-    checkpoint.rename(checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX))
+    """A damaged one is no longer listed, and does not count among those that are kept. It takes the place of an earlier
+    one of the same step."""
+    aside = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:

@@ -39,20 +39,21 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         licence = read_licence(parent)
         described = read_json(checkpoint / "config.json")
         has_factors = rope_settings(described)["rope_type"] == "longrope"
-        types = possible_gguf_types(described)
+        types = possible_gguf_types(described, parent)
         card = model_card(summary, job.config, licence, has_factors=has_factors, gguf_types=types)
         write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)
 
-    job.group.on_main(write)
+    job.group.on_main(write, may_be_left=True)  # half an hour and more, of a large model on slow storage
     tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
     tokens = tokens[:, :CHECKED_TOKENS]
     ours = _pruner_logits(job, checkpoint, tokens, dtype)
     stock = is_stock(read_json(temporary / "config.json"))
     loader = "transformers" if stock else "transact"
-    difference = job.group.on_main(lambda: _relative_difference(_load(temporary, stock), tokens, ours))
-    if difference > TOLERANCE:
-        raise RuntimeError(f"export: the logits of {loader} differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
+    difference = job.group.on_main(
+        lambda: _relative_difference(_load(temporary, stock), tokens, ours), may_be_left=True
+    )
+    check_difference(difference, loader)
     job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e}")
     if not stock:
         job.say("export: NOT stock: layers or heads have rotary frequencies of their own, which only transact computes")
@@ -61,8 +62,17 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         publish(temporary, output)
 
 
+def check_difference(difference: float, loader: str) -> None:
+    """
+    Raises:
+        RuntimeError: it is too large, or not a number.
+    """
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"export: the logits of {loader} differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
+
+
 def export_dtype(asked: str, parent: Path) -> str:
-    """`parent` means the dtype that the parent's weights are stored in."""
+    """`parent` means the dtype that the parent's weights are stored in; for float16, whose range is short, bfloat16."""
     if asked != "parent":
         return asked
     config = read_json(parent / "config.json")

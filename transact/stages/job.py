@@ -103,8 +103,7 @@ class Job:
             self.say(f"{name}: already finished")
             return output
         if self.group.is_main:
-            names = stage_names(self.config) if settings is not None else []
-            self.folder.begin(name, later=names[names.index(name) + 1 :] if names else [])
+            self.folder.begin(name, stage_names(self.config) if settings is not None else [])
             if not goes_on:
                 self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
