@@ -34,17 +34,12 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         ValueError: it does not.
     """
-    if _is_byte_level(folder):
+    if is_byte_level(folder):
         pre_tokenizer_name(read_json(folder / "tokenizer.json"))
     elif not (folder / "tokenizer.model").is_file():
         raise ValueError(
             "its tokenizer is neither a byte-level BPE (tokenizer.json) nor sentencepiece (tokenizer.model)"
         )
-    else:
-        try:
-            import sentencepiece  # noqa: F401
-        except ImportError:
-            raise ValueError("its tokenizer.model needs the package sentencepiece: pip install sentencepiece") from None
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
@@ -65,11 +60,11 @@ def add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     """Vocabulary, merges or scores, and special tokens; entries without a token are filled up."""
     import gguf
 
-    is_byte_level = _is_byte_level(folder)
-    tokens = _byte_level_tokens(folder) if is_byte_level else _sentencepiece_tokens(folder)
+    byte_level = is_byte_level(folder)
+    tokens = _byte_level_tokens(folder) if byte_level else _sentencepiece_tokens(folder)
     tokens += [(f"[PAD{index}]".encode(), 0.0, gguf.TokenType.UNUSED) for index in range(len(tokens), vocab_size)]
     texts, scores, kinds = zip(*tokens[:vocab_size], strict=True)
-    if is_byte_level:
+    if byte_level:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(read_json(folder / "tokenizer.json")))
     else:
@@ -77,12 +72,12 @@ def add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
         writer.add_token_scores(list(scores))
     writer.add_token_list(list(texts))
     writer.add_token_types(list(kinds))
-    special = gguf.SpecialVocab(folder, load_merges=is_byte_level, n_vocab=vocab_size)
+    special = gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=vocab_size)
     special.add_special_token["bos"] = _adds_first_token(folder, special.special_token_ids.get("bos"))
     special.add_to_gguf(writer, quiet=True)
 
 
-def _is_byte_level(folder: Path) -> bool:
+def is_byte_level(folder: Path) -> bool:
     path = folder / "tokenizer.json"
     return path.is_file() and any(step["type"] == "ByteLevel" for step in _steps(read_json(path)))
 

@@ -55,8 +55,8 @@ CITATION = """\
 
 GGUF_HERE = "the command of the run, once more, with {types} writes a file for llama.cpp."
 GGUF_NOWHERE = (
-    "there is none for this family: llama.cpp takes its rotary frequencies from `rope_theta` alone "
-    "(`prune.rotary_pairs=progression` makes a model for which that is enough)."
+    "there is none for this model: llama.cpp takes the rotary frequencies of its family from `rope_theta` alone "
+    "(`prune.rotary_pairs=progression` makes a model for which that is enough), or knows no such tokenizer."
 )
 GGUF_WARNING = """\
 **GGUF only through transact**: {how} llama.cpp's own converter would leave out the frequencies of the kept rotary \

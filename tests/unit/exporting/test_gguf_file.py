@@ -12,13 +12,23 @@ from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
 from transact.exporting.gguf_file import write_gguf
-from transact.exporting.gguf_request import check_gguf, check_gguf_dimensions
+from transact.exporting.gguf_request import check_gguf, check_gguf_dimensions, possible_gguf_types
 from transact.exporting.gguf_tokenizer import check_tokenizer, pre_tokenizer_name
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.rotary import inverse_frequencies
 
 gguf = pytest.importorskip("gguf")
+
+SIX_HEADS = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "head_dim": 32,
+    "intermediate_size": 640,
+    "vocab_size": 4096,
+}
 
 
 @pytest.fixture(scope="module")
@@ -147,18 +157,31 @@ def test_what_llama_cpp_cannot_take_is_refused(overrides: list[str], family: str
     from tests.support.cards import composed
 
     config = composed("owner/parent", "export.gguf=q8_0", "prune.split=equal", "prune.remove_fraction=0.3", *overrides)
-    model = {
-        "model_type": family,
-        "hidden_size": 192,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "head_dim": 32,
-        "intermediate_size": 640,
-        "vocab_size": 4096,
-    }
     with pytest.raises(ValueError, match=message):
-        check_gguf(config, model)
+        check_gguf(config, SIX_HEADS | {"model_type": family})
+
+
+def test_a_family_without_factors_may_keep_its_heads_whole() -> None:
+    from tests.support.cards import composed
+
+    config = composed("owner/parent", "prune=explicit", "prune.intermediate_size=320", "export.gguf=q8_0")
+    check_gguf(config, SIX_HEADS | {"model_type": "qwen3"})
+
+
+def test_whole_heads_that_fill_no_block_are_named() -> None:
+    """A multiple of head_dim would not help."""
+    from tests.support.cards import composed
+
+    overrides = ("prune/method=paper_heads", "prune.split=equal", "prune.remove_fraction=0.3", "export.gguf=q8_0")
+    with pytest.raises(ValueError, match=r"heads of 12 may stay.*it must be f16, or prune\.method\.attention pairs"):
+        check_gguf(composed("owner/parent", *overrides), SIX_HEADS | {"model_type": "llama", "head_dim": 12})
+
+
+def test_no_file_is_promised_of_an_unknown_tokenizer(exported: Path, tmp_path: Path) -> None:
+    described = read_json(exported / "config.json")
+    assert possible_gguf_types(described, exported) != []
+    write_json(tmp_path / "tokenizer.json", {"pre_tokenizer": None, "model": {"type": "WordPiece"}})
+    assert possible_gguf_types(described, tmp_path) == []
 
 
 def test_rows_of_heads_count_together(exported: Path) -> None:

@@ -70,5 +70,5 @@ def test_a_card_that_says_nothing_is_no_obstacle(tmp_path: Path, text: str) -> N
 def test_promises_no_file_that_export_refuses() -> None:
     """Qwen3 with free pairs: llama.cpp's class takes no factors."""
     card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=[])
-    assert "there is none for this family" in card
+    assert "there is none for this model" in card
     assert "export.gguf=" not in card
