@@ -54,7 +54,8 @@ def _begin(job: str, restart: int, folder: Path, limits: dict[str, int]) -> int:
         record["interruptions"] = dict.fromkeys(KINDS, 0) | {"last": None}
     elif not previous["ended"] and previous["restart"] != restart:
         _count(record, "preemptions", TAKEN)
-    record |= {"state": "starting", "error": None, "attempt": _attempt(job, restart, ended=False)}
+    was_done = record.get("state") == "done"  # more is asked of a finished run
+    record |= {"state": "starting", "error": None, "attempt": _attempt(job, restart, ended=False) | {"done": was_done}}
     exceeded = _exceeded(record, limits)
     if exceeded is not None:
         record |= {"state": "failed", "error": exceeded}

@@ -37,6 +37,20 @@ REMEDIES = {
 }
 
 
+# The same for a forward without an optimizer, which ZeRO stages 1 and 2 do not share out.
+FORWARD_REMEDIES = REMEDIES | {
+    "weights": "engine.zero_stage=3 on more ranks",
+    "activations": "a smaller engine.micro_batch_sequences",
+}
+# Stages that no estimate exists of.
+OTHER_REMEDIES = {
+    "tasks": "a smaller eval.task_batch",
+    "split": "a smaller engine.micro_batch_sequences",
+    "slice": "a smaller engine.micro_batch_sequences",
+    "efficiency": "eval.efficiency.measured=false",
+}
+
+
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
     if not isinstance(error, RuntimeError):
@@ -96,14 +110,15 @@ def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=plan`, where there is one of the stage."""
     name, _, kind = stage.partition("/")
     if kind not in STAGE_KINDS:
-        return "out of memory, in a stage that mode=plan has no estimate of; what helps: ranks with more memory each"
+        helps = OTHER_REMEDIES.get(kind or name, "more memory for each rank")
+        return f"out of memory, in a stage that mode=plan has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
     geometry = _geometry_in(name, kind, config, parent)
     parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
-        f"{REMEDIES[largest]}. mode=plan shows all of them"
+        f"{(REMEDIES if kind == 'recover' else FORWARD_REMEDIES)[largest]}. mode=plan shows all of them"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from transact.config import DataConfig, MethodConfig, RunConfig
+from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text, text_files
 from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
@@ -39,18 +39,26 @@ def check(config: RunConfig, world_size: int) -> None:
     check_settings(config, model_config, world_size)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
-    check_held_out(config.data)
+    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
+        check_held_out(config.data)
     check_evaluation(config.eval)
 
 
 def check_held_out(data: DataConfig) -> None:
-    """No file is trained on and evaluated on."""
-    if data.train.source != "files" or data.evaluation.source != "files":
-        return
-    trained = {path.resolve() for path in text_files(data.train, "data.train")}
-    for path in text_files(data.evaluation, "data.evaluation"):
-        if path.resolve() in trained:
-            raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too (data.train.files): not held out")
+    """No text is trained on and evaluated on, as far as its name says."""
+    if data.train.source == "files" and data.evaluation.source == "files":
+        trained = {path.resolve() for path in text_files(data.train, "data.train")}
+        for path in text_files(data.evaluation, "data.evaluation"):
+            if path.resolve() in trained:
+                raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too (data.train.files)")
+    elif _name(data.train) == _name(data.evaluation):
+        raise ValueError("data.evaluation is the text of data.train: nothing of it is held out")
+
+
+def _name(text: TextConfig) -> tuple[str | None, ...]:
+    if text.source == "hub":
+        return text.source, text.hub_id, text.hub_config, text.split
+    return text.source, text.part
 
 
 def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> None:

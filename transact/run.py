@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.command_line import run_command
@@ -73,25 +73,42 @@ def main() -> int:
         sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS
     )  # Hydra takes flags at the front alone
     register_resolvers()
-    composed: list[DictConfig] = []
+    requests: list[tuple[DictConfig, bool]] = []  # composed, and whether it is a point of a sweep
     try:
         # Only composed behind Hydra, so that what goes wrong later is not reported in its way.
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
-            lambda each: composed.append(completed(each))
+            lambda composed: requests.append(completed(composed))
         )()
     except Exception as error:  # noqa: BLE001 - Hydra has plain errors too for what it cannot compose
         return refuse(hydra_message(error))
-    is_sweep = any(flag in sys.argv for flag in SWEEP_FLAGS)
-    if is_sweep and environment_world_size() > 1:
+    if any(is_sweep for _, is_sweep in requests) and environment_world_size() > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     configs = []
-    for each in composed:  # all of a sweep before the first of its points starts
+    for composed, is_sweep in requests:  # all of them before the first starts
         try:
-            configs.append(checked(each, is_sweep=is_sweep))
+            configs.append((checked(composed, is_sweep=is_sweep), is_sweep))
         except (ValueError, OSError) as error:
             reason = with_nearest(error) if isinstance(error, UnknownSetting) else error
-            return refuse(f"{Path(each.output_dir).name}: {reason}" if len(composed) > 1 else reason)
-    return worst([run(config, is_sweep=is_sweep) for config in configs])
+            return refuse(f"{Path(composed.output_dir).name}: {reason}" if len(requests) > 1 else reason)
+    return run_all(configs)
+
+
+def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
+    """One after the other, whatever becomes of one. Returns the worst exit code.
+
+    Raises:
+        Exception: the first that a point ended with, after the last point.
+    """
+    codes: list[int] = []
+    failures: list[Exception] = []
+    for config, is_sweep in configs:
+        try:
+            codes.append(run(config, is_sweep=is_sweep))
+        except Exception as error:  # noqa: BLE001 - as above
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return worst(codes)
 
 
 def show_help(name: str | None) -> int:
@@ -105,35 +122,36 @@ def show_help(name: str | None) -> int:
     return DONE
 
 
-def completed(composed: DictConfig) -> DictConfig:
-    """With what only Hydra knows of a request: a single run, or one point of a sweep."""
+def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
+    """With what only Hydra knows of a request, and whether it is a point of a sweep."""
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     with open_dict(composed):
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            composed.command = run_command(sys.argv[1:])
-            return composed
-        # Hydra's own dump of the request, which names even what is left out of every record.
-        (Path(HydraConfig.get().sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
-        sweep = composed.output_dir
-        composed.share_dir = os.path.join(sweep, "shared")
-        composed.output_dir = point_folder(sweep, sys.argv[1:])
-        composed.track.group = composed.track.group or composed.name
-        composed.sweep_command = run_command(sys.argv[1:])
-        alone = list(HydraConfig.get().overrides.task)
-        composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
-    return composed
+        composed.command = run_command(sys.argv[1:])
+        if is_sweep:
+            # Hydra's own dump of the request, which names even what is left out of every record.
+            (Path(HydraConfig.get().sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+            sweep = composed.output_dir
+            composed.share_dir = os.path.join(sweep, "shared")
+            composed.output_dir = point_folder(sweep, sys.argv[1:])
+            composed.track.group = composed.track.group or composed.name
+            composed.sweep_command = composed.command
+            alone = list(HydraConfig.get().overrides.task)
+            composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
+    OmegaConf.resolve(composed)  # `${hydra:...}` has a meaning only here
+    return composed, is_sweep
 
 
 def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
     """
     Raises:
-        ValueError, OSError: the request is wrong; of points that run here one after the other, as far as it can be
-            known.
+        ValueError, OSError: the request is wrong; of a point of a sweep as far as it can be known before it starts.
     """
     config = typed_config(composed)
-    if is_sweep and config.mode != "plan" and config.launch.kind != "slurm":
+    if is_sweep and config.mode != "plan":
         from transact.preflight import check
 
-        check(config, config.launch.processes)
+        launch = config.launch
+        check(config, launch.num_ranks if launch.kind == "slurm" else launch.processes)
     return config
 
 

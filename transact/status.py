@@ -16,7 +16,7 @@ import yaml
 
 from transact.exit_codes import DONE, refuse
 from transact.files import read_json
-from transact.runtime.file_lock import is_held
+from transact.runtime.file_lock import is_known_free
 from transact.runtime.run_folder import JOB_RECORD, RECORD, run_folders
 from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
@@ -104,11 +104,14 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
 
 def _state(folder: Path, recorded: str, job: str | None) -> str:
     """A run whose processes were killed could not say so; of a job it is SLURM that knows."""
+    if recorded != "running" or job is not None:
+        return recorded
     try:
-        is_alive = recorded != "running" or job is not None or is_held(folder / "run.lock")
+        is_dead = is_known_free(folder / "run.lock")
     except OSError:  # a folder of somebody else
-        is_alive = True
-    return recorded if is_alive else "died"
+        is_dead = False
+    now = str(_read(folder / RECORD).get("state"))  # it may have ended since
+    return "died" if is_dead and now == "running" else now
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_a_sweep_that_is_refused_leaves_nothing(refused: Callable[..., str], tmp
 
 
 def test_all_points_of_a_sweep_are_looked_at_before_the_first_starts(refused: Callable[..., str]) -> None:
-    told = refused("-m", "prune.remove_fraction=0.3,0.9")
+    told = refused("hydra.mode=MULTIRUN", "prune.remove_fraction=0.3,0.9")  # what -m stands for
     assert told.startswith("error: prune.remove_fraction=0.9: prune.remove_fraction=0.9 cannot be reached")
 
 
@@ -171,6 +171,12 @@ def test_text_file(name: str, content: bytes, named: str, refused: Callable[...,
 
 def test_text_that_is_trained_on_is_not_held_out(refused: Callable[..., str], workplace: Workplace) -> None:
     assert "is trained on too (data.train.files)" in refused(f"data.evaluation.files=[{workplace.train}]")
+
+
+def test_a_text_by_name_is_held_out_too(refused: Callable[..., str]) -> None:
+    assert "nothing of it is held out" in refused(
+        "data.train.source=python_stdlib", "data.evaluation.source=python_stdlib"
+    )
 
 
 def test_a_folder_is_no_file(refused: Callable[..., str], tmp_path: Path) -> None:

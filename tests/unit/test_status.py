@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,14 @@ def test_a_run_that_was_killed_is_told_from_one_at_work(
 ) -> None:
     """Its lock died with it."""
     write_run(tmp_path / "run", [], state="running", stage="round_01/recover")
-    with (tmp_path / "run" / "run.lock").open("a") as file:
+    lock = tmp_path / "run" / "run.lock"
+    lock.write_text(json.dumps({"host": socket.gethostname()}))
+    with lock.open("a") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_SH)  # as every rank holds it
         assert status(monkeypatch, capsys, tmp_path / "run")[1][1] == "running"
     assert status(monkeypatch, capsys, tmp_path / "run")[1][1] == "died"
+    lock.write_text(json.dumps({"host": "another_machine"}))  # whose locks may not be seen from here
+    assert status(monkeypatch, capsys, tmp_path / "run")[1][1] == "running"
 
 
 def test_a_sweep_has_a_row_for_each_run(

@@ -86,15 +86,20 @@ def estimate_memory(
 def _forward(
     geometry: Geometry, config: RunConfig, ranks: int, *, gram: int = 0, is_watched: bool = False
 ) -> MemoryEstimate:
-    """Without an optimizer DeepSpeed has no stages 1 and 2: weights are whole there."""
+    width = BYTES_BY_DTYPE[config.engine.dtype]
+    per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
+    at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
+    return _without_optimizer(geometry, config, ranks, at_work)
+
+
+def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_work: dict[str, float]) -> MemoryEstimate:
+    """There DeepSpeed has no stages 1 and 2: weights are whole."""
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
     is_shared = engine.zero_stage == 3 and ranks > 1
     on_cpu = engine.device != "cuda" and config.plan.accelerator is None
     is_made_whole = width == 2 and on_cpu and not is_shared
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
-    per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
-    at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
         gathered=_fetched_elements(geometry) * width if is_shared else 0,
@@ -107,12 +112,8 @@ def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> Memor
     engine = replace(config.engine, activation_checkpointing=False)
     stored, gradients = _activation_bytes(geometry, engine, _tokens(config))
     logits = _logit_bytes(config, geometry, "cross_entropy")
-    return replace(
-        _forward(geometry, config, ranks),
-        activations=stored + max(logits, gradients) - logits,
-        logits=logits,
-        loading=0.0,
-    )
+    at_work = {"activations": stored + max(logits, gradients) - logits, "logits": logits}
+    return _without_optimizer(geometry, config, ranks, at_work)
 
 
 def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry | None) -> MemoryEstimate:

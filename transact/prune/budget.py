@@ -190,8 +190,10 @@ def _on_the_way(
     for shape in shapes:
         missing = rounds_left - _attention_steps(shape, low, multiples)
         least, most = low.intermediate_size, high.intermediate_size
-        if missing > 0:
-            least = math.ceil((least + missing * step) / step) * step
+        if missing > 0:  # the first multiple that is so many steps away, or the size that was never cut
+            least = min((least + (missing - 1) * step) // step * step + step, most)
+            if least <= low.intermediate_size + (missing - 1) * step:
+                continue
         if _attention_width(shape) == _attention_width(high):
             most = (most - 1) // step * step
         if least <= most:
@@ -201,8 +203,9 @@ def _on_the_way(
 
 def _attention_steps(high: Geometry, low: Geometry, multiples: Multiples) -> int:
     """How many rounds can each take something from attention alone."""
-    heads = high.num_attention_heads - low.num_attention_heads
-    return heads + math.ceil((high.head_dim - low.head_dim) / multiples.head_dim)
+    groups = high.num_key_value_heads - low.num_key_value_heads
+    queries = high.queries_per_key_value_head - low.queries_per_key_value_head
+    return groups + queries + math.ceil((high.head_dim - low.head_dim) / multiples.head_dim)
 
 
 def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[Geometry]:

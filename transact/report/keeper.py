@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 120.0  # for one page
+PATIENCE_SECONDS = 1200.0  # after one that took longer: it may be so again, and takes time from the training
 WRITE = """
 import sys
 from pathlib import Path
@@ -85,6 +86,9 @@ class PageKeeper:
             try:
                 self._write_in_child(folders)
                 is_told = False
+            except subprocess.TimeoutExpired:
+                logger.warning("report.html takes longer than %g seconds: the next try is later", LONGEST_SECONDS)
+                wait = max(self._seconds, PATIENCE_SECONDS)
             except (OSError, subprocess.SubprocessError) as error:
                 if not is_told:  # the next turn may go better: a file system that did not answer, say
                     logger.warning("report.html cannot be written while the run goes on: %s", error)
@@ -107,7 +111,7 @@ class PageKeeper:
                 code = child.wait(LONGEST_SECONDS)
             except subprocess.TimeoutExpired:
                 self._end(child)
-                raise subprocess.SubprocessError(f"it takes longer than {LONGEST_SECONDS:g} seconds") from None
+                raise
             if code != 0 and not self._ended.is_set():
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines()

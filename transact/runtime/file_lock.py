@@ -87,12 +87,16 @@ def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock, as far as the file system tells; also where there is no such file."""
-    if not path.is_file():
-        return True
+def is_known_free(path: Path) -> bool:
+    """Whether no living process holds the lock of a run, for certain: this machine had it, and its disk has locks."""
+    if not path.is_file() or _owner(path).get("host") != socket.gethostname():
+        return False
     with path.open("r+") as file:
-        return not _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 def _owner(path: Path) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class RunFolder:
         may be asked of a finished one.)"""
         self.record = read_json(self.record_path) if self.record_path.is_file() else {}
         if "run_id" in self.record:
-            self.record["restarts"] += self.record["state"] != "done"
+            was_done = self.record["state"] == "done" or self.record.get("attempt", {}).get("done", False)
+            self.record["restarts"] += not was_done
         else:  # new, or a job of SLURM has only counted its attempts so far
             self.record |= {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
         self.record |= {

@@ -109,7 +109,8 @@ class Recovery:
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
         except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
-            self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
+            if not isinstance(error, RuntimeError) or str(error).startswith("rank "):  # else a rank is lost
+                self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
             raise
         seconds = time.perf_counter() - begin
         self._log({"perf/checkpoint_s": seconds}, step)

@@ -86,7 +86,7 @@ class LiveView:
     def say(self, message: str) -> None:
         if self._is_open:
             try:
-                self._console.print(message, markup=False, highlight=False)
+                self._console.print(message, markup=False, highlight=False, soft_wrap=True)  # paths stay whole
                 return
             except Exception:  # noqa: BLE001 - a screen is no reason to end a run
                 self.close()

@@ -136,6 +136,28 @@ def test_coarse_multiples_leave_no_round_empty(asked: float) -> None:
         assert removed_fraction(LLAMA_7B, each) == pytest.approx(asked * turn / 8, abs=0.08)  # a step of head_dim
 
 
+@pytest.mark.parametrize(
+    ("parent", "final", "heads", "kind"),
+    [
+        # Two query heads for each of 8 groups become one: a single step, whatever the number of heads.
+        ({"num_attention_heads": 16, "intermediate_size": 640}, {"num_attention_heads": 8}, True, "cubic"),
+        ({"num_attention_heads": 32, "intermediate_size": 1000}, {"head_dim": 32}, False, "linear"),
+    ],
+)
+def test_rounds_are_found_where_there_are_steps(
+    parent: dict[str, int], final: dict[str, int], heads: bool, kind: str
+) -> None:
+    small = {"hidden_size": 64, "num_key_value_heads": 8, "head_dim": 32, "num_layers": 2, "vocab_size": 512}
+    dense = replace(LLAMA_7B, **(small | parent))
+    last = replace(dense, **(final | {"intermediate_size": parent["intermediate_size"] - 208}))
+    found = solve_rounds(
+        dense, removed_fractions(0.1, 8, kind), Multiples(head_dim=8, intermediate_size=8), last, heads=heads
+    )
+    sizes = [dense.parameters(), *(each.parameters() for each in found)]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert found[-1] == last
+
+
 def test_every_round_must_remove_something() -> None:
     with pytest.raises(ValueError, match=r"round 1 of 50 would remove nothing: use fewer rounds"):
         solve_rounds(LLAMA_7B, removed_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)

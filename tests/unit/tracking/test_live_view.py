@@ -107,6 +107,17 @@ def test_messages_stay_and_the_terminal_is_given_back() -> None:
     assert SHOWS_CURSOR in stream.getvalue()
 
 
+def test_a_long_path_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be copied, however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = FakeTerminal()
+    view = open_screen(stream)
+    message = f"exported model: /{'a_long_folder/' * 8}export"
+    view.say(message)
+    view.close()
+    assert message in plain(stream.getvalue())
+
+
 def test_a_screen_that_fails_leaves_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
