@@ -32,7 +32,8 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
 from transact.models.rotary import kept_pairs_settings
-from transact.prune.budget import Multiples, solve_geometry
+from transact.prune.budget import solve_geometry
+from transact.prune.candidates import Multiples
 from transact.runtime.checkpoints import stored_config
 
 REMOVED = (0.5, 0.8)

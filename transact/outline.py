@@ -9,7 +9,7 @@ from transact.config import PruneConfig, RecoverConfig, RunConfig
 from transact.geometry import Geometry
 
 if TYPE_CHECKING:
-    from transact.prune.budget import Multiples
+    from transact.prune.candidates import Multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geom
 
 
 def _multiples(config: PruneConfig) -> Multiples:
-    from transact.prune.budget import Multiples
+    from transact.prune.candidates import Multiples
 
     return Multiples(head_dim=config.multiple.head_dim, intermediate_size=config.multiple.intermediate_size)
 

@@ -69,9 +69,8 @@ def main() -> int:
     if sys.argv[1:2] in (["--help"], ["-h"]):
         return show_help(sys.argv[2] if len(sys.argv) > 2 else None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
-    sys.argv[1:] = sorted(
-        sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS
-    )  # Hydra takes flags at the front alone
+    # Hydra takes flags at the front alone.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS)
     register_resolvers()
     requests: list[tuple[DictConfig, bool]] = []  # composed, and whether it is a point of a sweep
     try:

@@ -38,7 +38,7 @@ def work(config: RunConfig) -> int:
     interruption = Interruption(_leave_seconds(config))
     interruption.listen()
     adopt_slurm_step()
-    from transact.runtime.process import check_device
+    from transact.runtime.devices import check_device
     from transact.runtime.rendezvous import Refused
 
     is_main = environment_rank() == 0

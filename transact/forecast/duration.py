@@ -24,9 +24,8 @@ def work(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, 
     flops = {"calibrate": 0.0, "recover": 0.0, "evaluate": evaluated * float(parent.flops_per_token(context))}
     before = parent
     for each in rounds:
-        passes = (
-            2 if config.prune.method.needs_gradients() else 1
-        )  # weights are frozen: a backward is one forward's work
+        # Weights are frozen: a backward is the work of one forward.
+        passes = 2 if config.prune.method.needs_gradients() else 1
         if config.prune.method.needs_gram():
             passes += len(gram_passes(before, config.prune.method.gram_gib))
         flops["calibrate"] += passes * calibrated * before.flops_per_token(context)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as distributed
 
 from transact.runtime.background import DONE, RUNNING, Background
+from transact.runtime.devices import rank_device
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import environment_rank, environment_world_size
 from transact.runtime.rendezvous import complete_environment, meet, own_part
@@ -218,7 +219,7 @@ def _join(
     watchdog: Watchdog,
     interruption: Interruption,
 ) -> ProcessGroup:
-    chosen = _device(device, local_rank)
+    chosen = rank_device(device, local_rank)
     first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
     if first != chosen.type:
         raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
@@ -241,33 +242,6 @@ def _join(
     )
     group.barrier()
     return group
-
-
-def check_device(requested: str) -> None:
-    """This rank has what `engine.device` asks for.
-
-    Raises:
-        ValueError: it has not.
-    """
-    if requested != "cuda":
-        return
-    count, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-    if count == 0 or not torch.cuda.is_available():
-        raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
-    if 1 < count <= local_rank:  # where each rank is shown its own GPU alone, that is number 0
-        raise ValueError(
-            f"engine.device='cuda' is not allowed for rank {local_rank} of this machine: it has {count} GPUs"
-        )
-
-
-def _device(requested: str, local_rank: int) -> torch.device:
-    use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
-    if not use_cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-        return torch.device("cpu")
-    index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def _set_threads() -> None:

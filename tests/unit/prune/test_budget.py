@@ -6,12 +6,12 @@ import pytest
 
 from transact.geometry import Geometry
 from transact.prune.budget import (
-    Multiples,
     explicit_geometry,
     removed_fraction,
     solve_geometry,
     solve_rounds,
 )
+from transact.prune.candidates import Multiples
 from transact.prune.schedule import SCHEDULES, removed_fractions
 
 LLAMA_7B = Geometry(

@@ -1,0 +1,34 @@
+"""The device that a rank computes on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def check_device(requested: str) -> None:
+    """This rank has what `engine.device` asks for.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if requested != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
+    count, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if 1 < count <= local_rank:  # where each rank is shown its own GPU alone, that is number 0
+        raise ValueError(
+            f"engine.device='cuda' is not allowed for rank {local_rank} of this machine: it has {count} GPUs"
+        )
+
+
+def rank_device(requested: str, local_rank: int) -> torch.device:
+    use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        return torch.device("cpu")
+    index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
