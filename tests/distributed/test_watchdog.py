@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
@@ -108,7 +109,7 @@ def fail_before_joining(rank: int, folder: Path) -> None:
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
 
     if rank == 1:
-        process._device = broken  # type: ignore[assignment]
+        patch.object(process, "rank_device", broken).start()  # refuses a name that is not there
     with process.process_group("cpu", 30):
         raise AssertionError("it was to fail")
 
