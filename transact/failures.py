@@ -14,12 +14,12 @@ from transact.geometry import Geometry
 from transact.memory import GIB, STAGE_KINDS, estimate_memory
 from transact.models.folder import declared_geometry
 from transact.outline import pruning_rounds
+from transact.runtime.rank_failed import RankFailed
 
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # What gloo, NCCL and the store say when the other side is gone or silent; no rank's own failure reads like this.
 LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo")
-TOLD_BY_RANK = re.compile(r"rank \d+ failed:")
 
 # Largest part of the estimate -> what makes it smaller: settings that a run takes when it goes on, or else says so.
 REMEDIES = {
@@ -53,10 +53,9 @@ OTHER_REMEDIES = {
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
-    if not isinstance(error, RuntimeError):
-        return False
-    told_by_rank = TOLD_BY_RANK.match(str(error)) is not None
-    return told_by_rank or (LOST_RANK.search(str(error)) is not None and not _is_no_memory(error))
+    if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):
+        return isinstance(error, RankFailed)
+    return LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
 
 
 def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:

@@ -38,7 +38,7 @@ def outcomes() -> list[str]:
 def test_long_work_on_rank_0_outlasts_the_timeout_and_errors_reach_every_rank() -> None:
     first, second = run_on_ranks(2, outcomes)
     assert first == ["42", "ValueError: no such text", "OSError: disk full"]
-    assert second == ["42", "ValueError: no such text", "RuntimeError: rank 0 failed: disk full"]
+    assert second == ["42", "ValueError: no such text", "RankFailed: rank 0 failed: disk full"]
 
 
 def wait_for_a_dead_rank() -> float:

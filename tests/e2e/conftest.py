@@ -19,6 +19,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "Planted/Key+ThatNobodyMaySee",
     "MY_PASSWORD": "planted-password-that-nobody-may-see",
 }
+OF_ANOTHER_JOB = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500"}  # which the same shell started before
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ChainRun:
 
 @pytest.fixture(scope="session")
 def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
-    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, in a terminal, with secrets in its
-    environment."""
+    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, in a terminal, with secrets and
+    another job's address in its environment."""
     runs = {}
     for ranks in RANKS:
         name, tokens = f"ranks_{ranks}", workplace.folder / f"ranks_{ranks}_tokens"
@@ -42,7 +43,7 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
             ended = transact(overrides)
         elif ranks == 2:
             overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
-            ended = transact_in_terminal(overrides, variables=SECRETS, umask=UMASKS[ranks])
+            ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB, umask=UMASKS[ranks])
         else:
             overrides.append("engine.micro_batch_sequences=2")
             ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])

@@ -14,6 +14,7 @@ from transact.config import RunConfig
 from transact.configuring import compose_config
 from transact.failures import REMEDIES, explain, is_lost_rank
 from transact.memory import MemoryEstimate
+from transact.runtime.rank_failed import RankFailed
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_every_part_of_the_estimate_has_a_remedy() -> None:
             True,
         ),
         (RuntimeError("NCCL communicator was aborted on rank 0"), True),
-        (RuntimeError("rank 1 failed: OSError: No space left on device"), True),
+        (RankFailed(1, "OSError: No space left on device"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("Connection closed by peer"), False),
     ],

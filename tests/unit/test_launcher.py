@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from transact.runtime.launcher import adopt_slurm_step, first_host
+from transact.runtime.rendezvous import completed_environment
 
 STEP = {
     "SLURM_JOB_ID": "17",
@@ -51,6 +53,29 @@ def test_one_node_stays_on_its_loopback() -> None:
 def test_what_the_user_says_counts() -> None:
     found = adopted(**STEP | {"MASTER_ADDR": "gpu003-ib", "MASTER_PORT": "29500"})
     assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["RANK"]) == ("gpu003-ib", "29500", "9")
+
+
+def test_one_process_without_a_launcher_heeds_no_other_jobs_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shell that started that job before; with that address it would wait for a machine that nobody serves on."""
+    another = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500"}
+    for name, value in another.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    before = dict(os.environ)
+    with completed_environment() as listener:
+        assert listener is not None
+        with listener:
+            port = listener.getsockname()[1]
+            assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", str(port))
+    assert dict(os.environ) == before
+
+
+def test_one_process_of_a_launcher_uses_the_address_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with completed_environment() as listener:
+        assert listener is None
+        assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu003", "29500")
 
 
 @pytest.mark.parametrize(

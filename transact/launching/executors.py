@@ -36,7 +36,8 @@ class LocalTask:
         from submitit.helpers import TorchDistributedEnvironment
 
         _listen_as_usual()
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        # Over what the user's shell says of another job.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         from transact.worker import work
 
         os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines

@@ -1,4 +1,4 @@
-"""The device that a rank computes on."""
+"""What a rank computes on: its device, and its share of the machine's cores."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def rank_device(requested: str, local_rank: int) -> torch.device:
     index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def share_cores() -> None:
+    """Share the cores of a machine between its ranks, unless the user said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as distributed
 
 from transact.runtime.background import DONE, RUNNING, Background
-from transact.runtime.devices import rank_device
+from transact.runtime.devices import rank_device, share_cores
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import environment_rank, environment_world_size
-from transact.runtime.rendezvous import complete_environment, meet, own_part
+from transact.runtime.rank_failed import RankFailed
+from transact.runtime.rendezvous import completed_environment, meet, own_part
 from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")
@@ -114,7 +115,7 @@ class ProcessGroup:
         Raises:
             Exception: the work's own, on the ranks where it failed.
             ValueError: on the others, once all have ended, when it was one.
-            RuntimeError: on the others, when it was anything else.
+            RankFailed: on the others, when it was anything else.
         """
         result, error = None, None
         try:
@@ -128,7 +129,7 @@ class ProcessGroup:
             raise error
         for rank, (_, message, refused) in enumerate(outcomes):
             if message is not None:
-                raise ValueError(message) if refused else RuntimeError(f"rank {rank} failed: {message}")
+                raise ValueError(message) if refused else RankFailed(rank, message)
         return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
@@ -144,7 +145,7 @@ class ProcessGroup:
         Raises:
             Stopped: on every rank, when any was asked to stop meanwhile.
             ValueError: on every rank, when the work raised one on rank 0.
-            RuntimeError: on the other ranks, when the work failed on rank 0 (which raises its own error).
+            RankFailed: on the other ranks, when the work failed on rank 0 (which raises its own error).
         """
         outcome = Background(work) if self.is_main else None
         pause = 0.005
@@ -168,7 +169,7 @@ class ProcessGroup:
         refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
-        raise ValueError(message) if refused else RuntimeError(f"rank 0 failed: {message}")
+        raise ValueError(message) if refused else RankFailed(0, message)
 
 
 @contextmanager
@@ -192,22 +193,22 @@ def process_group(
     """
     rank, world_size = environment_rank(), environment_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    listener = complete_environment()
     interruption = interruption or Interruption()
-    store = meet(rank, world_size, listener, interruption, refusal)
-    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
-    watchdog.start()
-    try:
-        group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
-    except Exception as error:
-        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+    with completed_environment() as listener:
+        store = meet(rank, world_size, listener, interruption, refusal)
+        watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
+        watchdog.start()
+        try:
+            group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
+        except Exception as error:
+            watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+            watchdog.end()
+            raise
+        yield group
+        group.barrier()
         watchdog.end()
-        raise
-    yield group
-    group.barrier()
-    watchdog.end()
-    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
-    distributed.destroy_process_group()
+        group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
+        distributed.destroy_process_group()
 
 
 def _join(
@@ -223,7 +224,7 @@ def _join(
     first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
     if first != chosen.type:
         raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
-    _set_threads()
+    share_cores()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
         store=own_part(store, "group"),
@@ -242,10 +243,3 @@ def _join(
     )
     group.barrier()
     return group
-
-
-def _set_threads() -> None:
-    """Share the cores of a machine between its ranks, unless the user said otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))

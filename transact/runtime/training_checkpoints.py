@@ -53,7 +53,7 @@ def save_training(
         position: what else must be known to go on; rank 0's is written.
 
     Raises:
-        OSError, SafetensorError: the disk is full, on the rank that met it; RuntimeError on the others. Nothing is left
+        OSError, SafetensorError: the disk is full, on the rank that met it; RankFailed on the others. Nothing is left
             of the attempt.
     """
     temporary = group.on_main(lambda: fresh_temporary_folder(output))

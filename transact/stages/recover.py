@@ -14,6 +14,7 @@ from transact.runtime.checkpoints import save_engine
 from transact.runtime.deepspeed_settings import TrainingSettings
 from transact.runtime.engine import Engine, open_engine
 from transact.runtime.process import ProcessGroup
+from transact.runtime.rank_failed import RankFailed
 from transact.runtime.training_checkpoints import load_training, save_training
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
@@ -109,7 +110,7 @@ class Recovery:
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
         except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
-            if not isinstance(error, RuntimeError) or str(error).startswith("rank "):  # else a rank is lost
+            if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):  # else a rank is lost
                 self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
             raise
         seconds = time.perf_counter() - begin
