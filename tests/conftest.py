@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
+import torch
 
 from tests.support.commands import Workplace
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
@@ -18,6 +21,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     model = write_model(folder / "model", shards=True)
     train_tokenizer(train).save_pretrained(model)
     return Workplace(folder=folder, model=model, train=train, heldout=heldout)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """A command run inside the test process says there which rank it is: the next test must not believe that."""
+    with patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Whichever tests came before in the same process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

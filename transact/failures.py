@@ -53,8 +53,10 @@ OTHER_REMEDIES = {
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
-    if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):
-        return isinstance(error, RankFailed)
+    if isinstance(error, RankFailed):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
     return LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
 
 

@@ -19,7 +19,7 @@ from transact.last_words import how_to_go_on, last_words
 from transact.outcome import JobFailed, code_of_stop, outcome_recorded
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.launcher import adopt_slurm_step, environment_rank, environment_world_size
+from transact.runtime.launcher import adopt_launcher, environment_rank, environment_world_size
 from transact.runtime.slurm import EARLY_SECONDS, own_job
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
     interruption = Interruption(_leave_seconds(config))
     interruption.listen()
-    adopt_slurm_step()
+    adopt_launcher()
     from transact.runtime.devices import check_device
     from transact.runtime.rendezvous import Refused
 

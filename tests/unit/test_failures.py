@@ -87,7 +87,7 @@ def test_every_part_of_the_estimate_has_a_remedy() -> None:
             True,
         ),
         (RuntimeError("NCCL communicator was aborted on rank 0"), True),
-        (RankFailed(1, "OSError: No space left on device"), True),
+        (RankFailed("rank 1 failed: OSError: No space left on device"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("Connection closed by peer"), False),
     ],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from transact.runtime.launcher import adopt_slurm_step, first_host
-from transact.runtime.rendezvous import completed_environment
+from transact.runtime.launcher import adopt_launcher, adopt_slurm_step, first_host
 
 STEP = {
     "SLURM_JOB_ID": "17",
@@ -55,27 +53,22 @@ def test_what_the_user_says_counts() -> None:
     assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["RANK"]) == ("gpu003-ib", "29500", "9")
 
 
-def test_one_process_without_a_launcher_heeds_no_other_jobs_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a shell that started that job before; with that address it would wait for a machine that nobody serves on."""
-    another = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500"}
-    for name, value in another.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    before = dict(os.environ)
-    with completed_environment() as listener:
-        assert listener is not None
-        with listener:
-            port = listener.getsockname()[1]
-            assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", str(port))
-    assert dict(os.environ) == before
+def test_one_process_without_a_launcher_heeds_no_other_jobs_address() -> None:
+    """Of a shell that started that job before: it would wait for a machine where nobody serves."""
+    other = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500", "RANK": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environ = {"PATH": "/bin"} | other
+    adopt_launcher(environ)
+    assert environ == {"PATH": "/bin"}
 
 
-def test_one_process_of_a_launcher_uses_the_address_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    with completed_environment() as listener:
-        assert listener is None
-        assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu003", "29500")
+def test_what_a_launcher_said_is_kept() -> None:
+    of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "gpu003"}
+    environ = dict(of_torchrun)
+    adopt_launcher(environ)
+    assert environ == of_torchrun
+    of_srun = STEP | {"MASTER_ADDR": "gpu003-ib"}
+    adopt_launcher(of_srun)
+    assert of_srun["MASTER_ADDR"] == "gpu003-ib"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transact.config import LaunchConfig, RunConfig
 from transact.configuring import to_dictionary, typed_config
 from transact.exit_codes import FAILED, leave
 from transact.runtime.interruption import SIGNALS
-from transact.runtime.launcher import INHERITED, LOOPBACK, adopt_slurm_step, free_port
+from transact.runtime.launcher import LOOPBACK, forget_launcher, free_port
 from transact.runtime.slurm import SlurmError
 
 # The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
@@ -36,8 +36,7 @@ class LocalTask:
         from submitit.helpers import TorchDistributedEnvironment
 
         _listen_as_usual()
-        # Over what the user's shell says of another job.
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         from transact.worker import work
 
         os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines
@@ -54,7 +53,6 @@ class SlurmTask:
     def __call__(self) -> None:
         """Ends the process with the exit code of `transact.worker.work`, which the batch script decides upon."""
         _listen_as_usual()
-        adopt_slurm_step()
         from transact.worker import work
 
         leave(work(typed_config(self.config)))
@@ -87,6 +85,7 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
         stderr_to_stdout=True,
     )
     task = LocalTask(to_dictionary(config), free_port())
+    forget_launcher()
     with _deaf_to(signal.SIGINT):
         if config.launch.wait:
             return executor.submit(task)
@@ -162,8 +161,9 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     )
     # sbatch hands the environment on, and heeds its own variables before our request.
     ours = [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_")) and name not in OF_THE_CLUSTER]
-    for name in (*INHERITED, *ours):
-        os.environ.pop(name, None)
+    for name in ours:
+        del os.environ[name]
+    forget_launcher()
     try:
         with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
             return str(executor.submit(SlurmTask(to_dictionary(config))).job_id)

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 
 LOOPBACK = "127.0.0.1"
 GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")  # a job must not take them for its own
+INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
 PORTS = (20_000, 32_000)  # below those that Linux gives to outgoing connections
 
 
@@ -43,6 +43,19 @@ def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
     environ["LOCAL_WORLD_SIZE"] = str(_tasks_here(environ))
     environ.setdefault("MASTER_ADDR", LOOPBACK if is_one_node else first_host(nodes))
     environ.setdefault("MASTER_PORT", str(random.Random(attempt).randint(*PORTS)))
+
+
+def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Who this process is, in torchrun's words; one that nothing launched heeds no address that its shell exports."""
+    adopt_slurm_step(environ)
+    if "WORLD_SIZE" not in environ:
+        forget_launcher(environ)
+
+
+def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Drop what the launcher of another job in the same shell said: a new job must not take it for its own."""
+    for name in [each for each in environ if each in INHERITED or each.startswith("TORCHELASTIC_")]:
+        del environ[name]
 
 
 def free_port() -> int:

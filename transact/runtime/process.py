@@ -18,7 +18,7 @@ from transact.runtime.devices import rank_device, share_cores
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import environment_rank, environment_world_size
 from transact.runtime.rank_failed import RankFailed
-from transact.runtime.rendezvous import completed_environment, meet, own_part
+from transact.runtime.rendezvous import complete_environment, meet, own_part
 from transact.runtime.watchdog import Watchdog
 
 Result = TypeVar("Result")
@@ -129,7 +129,7 @@ class ProcessGroup:
             raise error
         for rank, (_, message, refused) in enumerate(outcomes):
             if message is not None:
-                raise ValueError(message) if refused else RankFailed(rank, message)
+                raise ValueError(message) if refused else RankFailed(f"rank {rank} failed: {message}")
         return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
@@ -169,7 +169,7 @@ class ProcessGroup:
         refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
-        raise ValueError(message) if refused else RankFailed(0, message)
+        raise ValueError(message) if refused else RankFailed(f"rank 0 failed: {message}")
 
 
 @contextmanager
@@ -193,22 +193,22 @@ def process_group(
     """
     rank, world_size = environment_rank(), environment_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    listener = complete_environment()
     interruption = interruption or Interruption()
-    with completed_environment() as listener:
-        store = meet(rank, world_size, listener, interruption, refusal)
-        watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
-        watchdog.start()
-        try:
-            group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
-        except Exception as error:
-            watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
-            watchdog.end()
-            raise
-        yield group
-        group.barrier()
+    store = meet(rank, world_size, listener, interruption, refusal)
+    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
+    watchdog.start()
+    try:
+        group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
+    except Exception as error:
+        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
         watchdog.end()
-        group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
-        distributed.destroy_process_group()
+        raise
+    yield group
+    group.barrier()
+    watchdog.end()
+    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
+    distributed.destroy_process_group()
 
 
 def _join(

@@ -4,12 +4,4 @@ from __future__ import annotations
 
 
 class RankFailed(RuntimeError):
-    """The failure is another rank's, which raises its own error and tells the user.
-
-    Args:
-        rank: the one that failed.
-        reason: its error in words.
-    """
-
-    def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(f"rank {rank} failed: {reason}")
+    """Says which rank and why. That rank raises its own error, and tells the user."""

@@ -6,8 +6,6 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,9 +13,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from transact.runtime.background import RUNNING, Background
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.launcher import GIVEN, LOOPBACK
+from transact.runtime.launcher import LOOPBACK
 
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 PORT_SECONDS = 30.0
 POLL_SECONDS = 0.1
@@ -28,37 +25,22 @@ class Refused(ValueError):
     """The request cannot be met, on one rank at least."""
 
 
-@contextmanager
-def completed_environment() -> Iterator[socket.socket | None]:
-    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all, as long as this lasts.
+def complete_environment() -> socket.socket | None:
+    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all.
 
-    Yields:
+    Returns:
         The socket on which this process, which is alone, will serve its store.
     """
-    before = {name: os.environ.get(name) for name in (*GIVEN, "LOCAL_RANK", *INTERFACES)}
-    try:
-        yield _complete_environment()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _complete_environment() -> socket.socket | None:
     listener = None
-    has_launcher = "WORLD_SIZE" in os.environ  # else an address or a port is that of another job of this shell
-    if not has_launcher or "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"] = LOOPBACK
-    if not has_launcher or "MASTER_PORT" not in os.environ:
+    os.environ.setdefault("MASTER_ADDR", LOOPBACK)
+    if "MASTER_PORT" not in os.environ:
         listener = _listener(0)
         os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
     if os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]:
         # A job of one machine talks over its loopback alone: no other machine can reach its ports.
-        for name in INTERFACES:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
     return listener
 

@@ -35,8 +35,8 @@ def test_rotary_pair_energy_pairs_the_halves_of_each_head() -> None:
 
 
 def test_rotation_does_not_change_pair_energy() -> None:
-    x = torch.randn(5, 4, dtype=torch.float64).float()
-    angles = torch.arange(5).unsqueeze(1) * torch.tensor([1.0, 0.1])  # (positions, pairs)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    angles = torch.arange(5).unsqueeze(1) * torch.tensor([1.0, 0.1], dtype=torch.float64)  # (positions, pairs)
     first, second = x[:, :2], x[:, 2:]
     rotated = torch.cat(
         [
