@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from transact.runtime.launcher import environment_local_rank
+
 
 def check_device(requested: str) -> None:
     """This rank has what `engine.device` asks for.
@@ -15,9 +17,9 @@ def check_device(requested: str) -> None:
     """
     if requested != "cuda":
         return
-    if not torch.cuda.is_available():
+    count, local_rank = torch.cuda.device_count(), environment_local_rank()
+    if count == 0 or not torch.cuda.is_available():
         raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
-    count, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if 1 < count <= local_rank:  # where each rank is shown its own GPU alone, that is number 0
         raise ValueError(
             f"engine.device='cuda' is not allowed for rank {local_rank} of this machine: it has {count} GPUs"
@@ -25,6 +27,7 @@ def check_device(requested: str) -> None:
 
 
 def rank_device(requested: str, local_rank: int) -> torch.device:
+    """The device of this process, which torch and DeepSpeed are told as well."""
     use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported

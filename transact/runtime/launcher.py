@@ -1,4 +1,4 @@
-"""Which rank this process is where `srun` started it, in the words that torchrun uses for the same."""
+"""Who started this process, and which rank it is: what the environment says, in the words of torchrun."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def environment_rank() -> int:
 
 def environment_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def environment_local_rank() -> int:
+    """Among the ranks of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:

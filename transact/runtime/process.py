@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ import torch.distributed as distributed
 from transact.runtime.background import DONE, RUNNING, Background
 from transact.runtime.devices import rank_device, share_cores
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.launcher import environment_rank, environment_world_size
+from transact.runtime.launcher import environment_local_rank, environment_rank, environment_world_size
 from transact.runtime.rank_failed import RankFailed
 from transact.runtime.rendezvous import complete_environment, meet, own_part
 from transact.runtime.watchdog import Watchdog
@@ -129,7 +128,7 @@ class ProcessGroup:
             raise error
         for rank, (_, message, refused) in enumerate(outcomes):
             if message is not None:
-                raise ValueError(message) if refused else RankFailed(f"rank {rank} failed: {message}")
+                raise _error_of(rank, message, refused=refused)
         return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
@@ -169,7 +168,12 @@ class ProcessGroup:
         refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
-        raise ValueError(message) if refused else RankFailed(f"rank 0 failed: {message}")
+        raise _error_of(0, message, refused=refused)
+
+
+def _error_of(rank: int, message: str, *, refused: bool) -> Exception:
+    """What the others raise when the work failed on one rank. refused: with a ValueError, which is the user's."""
+    return ValueError(message) if refused else RankFailed(f"rank {rank} failed: {message}")
 
 
 @contextmanager
@@ -191,8 +195,7 @@ def process_group(
         Stopped: this rank was asked to stop while it waited for the others.
         TimeoutError: some ranks never came.
     """
-    rank, world_size = environment_rank(), environment_world_size()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, world_size, local_rank = environment_rank(), environment_world_size(), environment_local_rank()
     listener = complete_environment()
     interruption = interruption or Interruption()
     store = meet(rank, world_size, listener, interruption, refusal)
