@@ -15,7 +15,8 @@ from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
 from transact.prune.criteria import Evidence, score
-from transact.prune.planning import PrunePlan, make_plan
+from transact.prune.plan import PrunePlan
+from transact.prune.planning import make_plan
 from transact.prune.statistics import ActivationStatistics
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder

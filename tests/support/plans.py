@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from transact.geometry import Geometry
-from transact.prune.planning import PrunePlan
+from transact.prune.plan import PrunePlan
 
 
 def hand_plan(

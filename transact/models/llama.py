@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from transact.prune.gram import LayerGram
-    from transact.prune.planning import PrunePlan
+    from transact.prune.plan import PrunePlan
     from transact.prune.weights import LayerWeights
 
 PROJECTIONS = {  # name in the state dict -> field of LayerWeights

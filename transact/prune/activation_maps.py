@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transact.prune.planning import PrunePlan
+from transact.prune.plan import PrunePlan
 from transact.prune.statistics import ActivationStatistics
 
 

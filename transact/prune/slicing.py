@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transact.prune.gram import LayerGram
-from transact.prune.planning import PrunePlan
+from transact.prune.plan import PrunePlan
 from transact.prune.refit import refit
 from transact.prune.value_basis import ValueBasis, block_diagonal, output_transform, pca_basis, svd_basis
 from transact.prune.weights import LayerWeights

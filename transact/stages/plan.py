@@ -16,7 +16,8 @@ from transact.outline import Round, tokens_per_batch
 from transact.prune.activation_maps import activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import greedy_obs
-from transact.prune.planning import PrunePlan, make_plan
+from transact.prune.plan import PrunePlan
+from transact.prune.planning import make_plan
 from transact.runtime.checkpoints import layer_groups
 from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.calibrate import read_statistics

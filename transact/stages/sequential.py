@@ -23,7 +23,7 @@ from transact.files import read_json
 from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
 from transact.models.single_layer import SingleLayer
 from transact.prune.gram import LayerGram, gram
-from transact.prune.planning import PrunePlan
+from transact.prune.plan import PrunePlan
 from transact.prune.refit import refit_shifted
 from transact.prune.slicing import channel_indices, cut_attention, cut_layer
 from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint

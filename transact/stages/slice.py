@@ -12,7 +12,7 @@ from typing import Any
 
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
-from transact.prune.planning import PrunePlan
+from transact.prune.plan import PrunePlan
 from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import CheckpointReader
