@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
+        if self.path != "/graphql":  # W&B's figures of its own client, without a body
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert isinstance(self.server, Server)
         answer = json.dumps({"data": self.server.answer(body["query"], body.get("variables") or {})}).encode()
