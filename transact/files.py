@@ -6,10 +6,20 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"
+DIGEST_BLOCK_BYTES = 1 << 22
+
+
+class DamagedFile(ValueError):
+    """A file is not as it was written, or cannot be read. path: of the file. problem: in words."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{str(path)!r} {problem}")
+        self.path, self.problem = path, problem
 
 
 def _umask() -> int:
@@ -62,7 +72,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """
+    Raises:
+        DamagedFile: it is empty, cut off, or something else than JSON.
+        OSError: it is missing, is a folder, or may not be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):  # ValueError: of json, of UTF-8, of numbers too long to convert
+        raise DamagedFile(path, f"is not JSON (it has {path.stat().st_size} bytes): torn or overwritten") from None
 
 
 def copy_finished(source: Path, output: Path) -> None:
@@ -94,7 +112,42 @@ def fresh_temporary_folder(final: Path) -> Path:
     return temporary
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of the content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_digest(path: Path, on_read: Callable[[], object] = lambda: None) -> str:
+    """SHA-256 of the content, read once from front to back. on_read: called after every few megabytes."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(DIGEST_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            on_read()
+    return digest.hexdigest()
+
+
+def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> str | None:
+    """What is wrong with a finished file, in words; None if it is as it was recorded.
+
+    Args:
+        recorded: its "size" in bytes and its "sha256".
+        on_read: called after every few megabytes (a watchdog waits for a sign of life).
+    """
+    try:
+        if not path.is_file():
+            return "is no file" if path.exists() else "is missing"
+        size = path.stat().st_size
+        if size != recorded["size"]:
+            return f"has {size} of {recorded['size']} bytes"
+        digest = file_digest(path, on_read)
+    except OSError as error:  # blocks that the disk cannot give back
+        return f"cannot be read: {error.strerror}"
+    return None if digest == recorded["sha256"] else "has another SHA-256 than when it was written"
+
+
+def verify_file(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> None:
+    """Check a finished file against what was recorded of it; arguments as in `damage_of`.
+
+    Raises:
+        DamagedFile: it is missing, or has another size or SHA-256.
+    """
+    problem = damage_of(path, recorded, on_read)
+    if problem is not None:
+        raise DamagedFile(path, problem)

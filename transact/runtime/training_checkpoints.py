@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from transact.files import (
     TEMPORARY_SUFFIX,
-    file_digest,
+    damage_of,
     fresh_temporary_folder,
     publish,
     read_json,
@@ -122,9 +122,8 @@ def damage(checkpoint: Path, group: ProcessGroup) -> str | None:
     def check() -> list[str]:
         problems = []
         for number in group.shared_out(len(names)):
-            problem = _problem(checkpoint / names[number], files[names[number]])
+            problem = damage_of(checkpoint / names[number], files[names[number]], group.watchdog.progress)
             problems += [f"{names[number]} {problem}"] if problem else []
-            group.watchdog.progress()
         return problems
 
     problems = [problem for found in group.everywhere(check) for problem in found]
@@ -143,17 +142,6 @@ def _sealed_files(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
     return manifest["files"] if seal == _seal(manifest) else None
-
-
-def _problem(path: Path, entry: dict[str, Any]) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != entry["size"]:
-            return f"has {size} of {entry['size']} bytes"
-        digest = file_digest(path)
-    except OSError as error:  # missing, or blocks that the disk cannot give back
-        return f"cannot be read: {error.strerror}"
-    return None if digest == entry["sha256"] else "has another SHA-256 than when it was written"
 
 
 @torch.no_grad()
