@@ -29,8 +29,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo 'error: this Python cannot make virtual environments: apt-get install python3-venv'; exit 1; }
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement .ci/constraints.txt
 	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-index --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -20,12 +21,14 @@ PRELOADED = [
     "transact.worker",
     "transact.chain",
     "transact.runtime.engine",
-    "transact.launching.submit",
+    "transact.launching.executors",
     "tests.support.heavy",
 ]
 
 
 def warm_context() -> ForkServerContext:
+    gone = [name for name in PRELOADED if importlib.util.find_spec(name) is None]
+    assert not gone, f"these modules do not exist, and the server would pass over them in silence: {gone}"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -66,6 +68,17 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files_below(folder: Path) -> set[str]:
     found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(folder).as_posix() for path in found}
+
+
+def test_everything_that_is_installed_is_pinned_by_hash() -> None:
+    """pip refuses a file whose content is another one; what pyproject.toml asks for is in that list."""
+    pins = re.split(r"\n(?=\S)", (REPOSITORY / ".ci/constraints.txt").read_text(encoding="utf-8"))
+    hashed = {pin.partition("==")[0] for pin in pins if "==" in pin and "--hash=sha256:" in pin}
+    assert [pin for pin in pins if not pin.startswith("#") and "--hash=sha256:" not in pin] == []
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    names = {re.split(r"[\[>=<]", each)[0].replace("_", "-") for each in asked} - {"transact", "torch"}
+    assert names <= {name.replace("_", "-") for name in hashed}
 
 
 def test_wheel_holds_package_assets_and_configuration(unpacked: Path) -> None:

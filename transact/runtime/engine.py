@@ -172,7 +172,7 @@ class Engine:
             fragment.weight.copy_(snapshot[name])
 
     def close(self) -> None:
-        """Free everything. DeepSpeed's own `destroy` leaves references that pin the model (FINDINGS 8)."""
+        """Free everything. DeepSpeed's own `destroy` leaves references that pin the model."""
         parameter_offload = import_deepspeed().runtime.zero.parameter_offload
         module = self._wrapped.module
         self._wrapped.destroy()

@@ -9,7 +9,7 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     """Prints the dense model and every round of a `result.json`, sliced and recovered.
 
     Args:
-        result: the contents of `result.json`; ARCHITECTURE.md describes it.
+        result: the contents of `result.json`.
         stream: standard output by default.
         width: characters a line may have; a longer one is cut, for a wrapped table is unreadable.
     """
