@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
-from transact.outline import Round, pretraining_round, pruning_rounds, recovery_tokens, stage_names
+from transact.outline import Round, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
@@ -60,7 +60,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
-    job.view.plan(stage_names(job.config), recovery_tokens(prepared.rounds))
+    job.announce(prepared.rounds, geometry_of(parent))
     dense = job.path("round_00", "evaluation.json")
     job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
@@ -127,7 +127,9 @@ def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
     name = "round_01"
     statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
     job.stage(f"{name}/split", output, lambda: choose_split(job, texts, parent, statistics, grams, output))
-    return pruning_rounds(job.config, geometry_of(parent), read_split(output))
+    rounds = pruning_rounds(job.config, geometry_of(parent), read_split(output))
+    job.announce(rounds, geometry_of(parent))
+    return rounds
 
 
 def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> Path:
@@ -189,7 +191,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 
     job.stage("round_00/initialise", start, make_start)
     each = pretraining_round(job.config, geometry_of(start))
-    job.view.plan(stage_names(job.config), recovery_tokens([each]))
+    job.announce([each], geometry_of(start))
     texts = prepare_texts(job, start, [each])
     trained = job.path(each.folder_name, "recovered")
     job.stage(

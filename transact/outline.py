@@ -187,11 +187,6 @@ def _pruning_stages(config: RunConfig) -> list[str]:
     return names
 
 
-def recovery_tokens(rounds: list[Round]) -> dict[str, int]:
-    """Tokens of the stages that train, by name."""
-    return {f"{each.folder_name}/recover": each.tokens for each in rounds}
-
-
 def reserved_sequences(config: RunConfig) -> int:
     """Sequences of the training text that are never trained on: for validation and calibration."""
     return config.recover.validation_sequences + config.prune.calibration_sequences

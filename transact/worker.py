@@ -132,8 +132,8 @@ def _view(config: RunConfig, is_main: bool) -> View:
         return Silent()
     events = events_file()
     if events is not None:
-        return ViewEvents(config.track.progress_seconds, events)
-    return open_view(config.track.progress_seconds, config.name)
+        return ViewEvents(config.track.progress_seconds, events, config.point_name)
+    return open_view(config.track.progress_seconds, config.name, label=config.point_name)
 
 
 def _leave_seconds(config: RunConfig) -> float | None:

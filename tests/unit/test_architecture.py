@@ -21,7 +21,7 @@ LAYERS = (
     {"configuring"},
     {"settings", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
-    {"runtime"},
+    {"runtime", "workload"},
     {"exporting", "efficiency", "evaluation", "report"},
     {"stages"},
     {"chain", "preflight", "last_words"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transact.checks import require, require_at_least, require_choice, require_one_per_round
 from transact.config.data import DataConfig
@@ -64,6 +65,11 @@ class RunConfig:
         require("name", self.name, plain, "a folder name without spaces and slashes")
         require_at_least("run", self, 0, "seed")
         self._check_rounds()
+
+    @property
+    def point_name(self) -> str:
+        """What tells this point of a sweep from the others; empty for a run by itself."""
+        return "" if self.share_dir is None else Path(self.output_dir).name
 
     def _check_rounds(self) -> None:
         for name in ("token_shares", "learning_rates"):

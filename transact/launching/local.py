@@ -38,7 +38,8 @@ def run_locally(config: RunConfig) -> int:
         if not config.launch.wait:
             _say_how_to_go_on(job, logs)
             return DONE
-        with _passing_on(job), closing(open_view(config.track.progress_seconds, config.name)) as view:
+        title = f"{config.name} {config.point_name}".strip()  # the lines of rank 0 name a sweep's point themselves
+        with _passing_on(job), closing(open_view(config.track.progress_seconds, title)) as view:
             follow(logs[0], _Watch(job, config.launch.processes).is_over, view, events)
     return _exit_code(job, logs, folder, since)
 

@@ -44,13 +44,21 @@ def calibration_positions(job: Job, texts: Texts) -> torch.Tensor:
 
 
 def run_calibration(
-    job: Job, texts: Texts, collector: Collector, forward: Callable[[torch.Tensor], None], description: str
+    job: Job,
+    texts: Texts,
+    collector: Collector,
+    forward: Callable[[torch.Tensor], None],
+    description: str,
+    share: tuple[float, float] = (0.0, 1.0),
 ) -> int:
-    """Send this rank's share of the calibration text through `forward`. Returns the tokens that counted."""
+    """Send this rank's part of the calibration text through `forward`. Returns the tokens that counted.
+
+    share: of the stage, as in `Job.progress`.
+    """
     positions = calibration_positions(job, texts)
     micro_batch = job.config.engine.micro_batch_sequences
     num_tokens = 0
-    with job.progress(description, positions.numel() * texts.train.sequence_length) as bar:
+    with job.progress(description, positions.numel() * texts.train.sequence_length, share=share) as bar:
         for turn in micro_batches(len(positions), micro_batch, job.group.rank, job.group.world_size):
             start, stop = turn or (0, 1)
             tokens = texts.train.sequences(positions[start:stop])

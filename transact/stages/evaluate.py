@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,30 @@ PERPLEXITY_OVERFLOW = 700.0  # exp of more nats than this is not a float
 
 @torch.no_grad()
 def mean_loss(
-    engine: Engine, store: TokenStore, positions: torch.Tensor, micro_batch: int, group: ProcessGroup
+    engine: Engine,
+    store: TokenStore,
+    positions: torch.Tensor,
+    micro_batch: int,
+    group: ProcessGroup,
+    advance: Callable[[int], object] = lambda tokens: None,
 ) -> float:
     """Mean next-token cross-entropy in nats per predicted token, in evaluation mode, the same on every rank.
 
-    Each sequence predicts its second to last tokens. positions: (sequences,).
+    Each sequence predicts its second to last tokens. positions: (sequences,). advance: told the tokens that all ranks
+    together have done.
     """
     was_training = engine.module.training
     engine.module.eval()
     total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+    told = 0
     for turn in micro_batches(len(positions), micro_batch, group.rank, group.world_size):
         start, stop = turn or (0, 1)
         tokens = store.sequences(positions[start:stop])
         loss = engine.loss(tokens)
         group.watchdog.progress()
+        done = min(told + micro_batch * group.world_size, len(positions))
+        advance((done - told) * tokens.shape[1])
+        told = done
         if turn is not None:
             predicted = tokens.shape[0] * (tokens.shape[1] - 1)
             total += torch.tensor([float(loss) * predicted, predicted], dtype=torch.float64)
@@ -50,12 +61,15 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, PERPLEXITY_OVERFLOW)) if math.isfinite(loss) else math.inf
 
 
-def measure(job: Job, texts: Texts, checkpoint: Path) -> dict[str, Any]:
-    """Everything that is reported about one checkpoint folder."""
+def measure(
+    job: Job, texts: Texts, checkpoint: Path, advance: Callable[[int], object] = lambda tokens: None
+) -> dict[str, Any]:
+    """Everything that is reported about one checkpoint folder. advance: as in `mean_loss`."""
     config = job.config
     with open_engine(checkpoint, config.engine, job.group) as engine:
         count = texts.evaluation.num_sequences
-        loss = mean_loss(engine, texts.evaluation, torch.arange(count), config.engine.micro_batch_sequences, job.group)
+        positions, micro_batch = torch.arange(count), config.engine.micro_batch_sequences
+        loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
     return describe(geometry_of(checkpoint), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),
         "loss": loss,
@@ -77,7 +91,11 @@ def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
 
 def evaluate(job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path) -> None:
     """Write evaluation.json: role ("dense", "sliced", "recovered") -> what `measure` returns."""
-    results = {role: measure(job, texts, folder) for role, folder in checkpoints.items()}
+    store, results = texts.evaluation, {}
+    with job.progress("evaluate", len(checkpoints) * store.num_sequences * store.sequence_length) as bar:
+        for role, folder in checkpoints.items():
+            results[role] = measure(job, texts, folder, bar.advance)
+            bar.advance(0, **{role: results[role]["perplexity"]})
     if job.group.is_main:
         write_json(output, results)
 

@@ -38,7 +38,8 @@ def collect_gram_files(job: Job, texts: Texts, checkpoint: Path, output: Path) -
         for number, layers in enumerate(passes, start=1):
             with collect_grams(engine.module, geometry, layers) as collector:
                 name = f"gram pass {number} of {len(passes)}"
-                run_calibration(job, texts, collector, engine.hidden_forward, name)
+                share = ((number - 1) / len(passes), number / len(passes))
+                run_calibration(job, texts, collector, engine.hidden_forward, name, share)
             for layer in layers:
                 written |= _write_layer(job, layer, collector.take_gram(layer), temporary_name(output))
     digests: dict[str, Any] = {}

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
-from transact.outline import stage_names
+from transact.geometry import Geometry
+from transact.outline import Round, stage_names
 from transact.runtime.process import ProcessGroup
 from transact.runtime.run_folder import RunFolder
 from transact.tracking.progress import Progress
+from transact.tracking.time_left import JobClock
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
+from transact.workload import stage_flops
 
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
@@ -29,6 +32,7 @@ class Job:
     folder: RunFolder
     tracker: Tracker
     view: View = field(default_factory=Silent)  # of rank 0; the others are silent
+    clock: JobClock = field(default_factory=JobClock)  # heeded on rank 0 alone, which knows of earlier attempts
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
@@ -41,9 +45,31 @@ class Job:
         self.say(f"alert: round {round}, step {step}: {kind}: {text}")
         self.tracker.alert(kind, text, step=step, tokens=tokens, round=round)
 
-    def progress(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> Progress:
-        watchdog = self.group.watchdog
-        return Progress(self.view, description, total, unit, completed=completed, on_advance=watchdog.progress)
+    def progress(
+        self,
+        description: str,
+        total: int,
+        unit: str = "tokens",
+        completed: int = 0,
+        share: tuple[float, float] = (0.0, 1.0),
+    ) -> Progress:
+        """A bar for a loop; total counts the units of all ranks. share: of the stage's work, from where to where, where
+        the stage has other loops too."""
+        return Progress(
+            self.view,
+            description,
+            total,
+            unit,
+            completed=completed,
+            on_advance=self.group.watchdog.progress,
+            share=share,
+            job_left=self.clock.left,
+        )
+
+    def announce(self, rounds: list[Round], parent: Geometry) -> None:
+        """Tell the view the stages of the run, and the clock their work; again when a split has changed the rounds."""
+        self.view.plan(stage_names(self.config))
+        self.clock.plan(stage_flops(self.config, parent, rounds))
 
     def check_seen(self, field: str, path: Path) -> None:
         """Collective. A file system that is shared may need a while to show what rank 0 has just made.
@@ -99,6 +125,7 @@ class Job:
         self.group.watchdog.stage = name
         self.group.stop_if_asked()
         if self.is_finished(name, settings):
+            self.clock.finish(name, self.folder.stages[name]["seconds"] if self.group.is_main else 0.0)
             self.view.finish(name)
             self.say(f"{name}: already finished")
             return output
@@ -107,7 +134,8 @@ class Job:
             if not goes_on:
                 self.forget_metrics()
             output.parent.mkdir(parents=True, exist_ok=True)
-        self.view.begin(name)
+        self.clock.begin(name)
+        self.view.begin(name, self.clock.left())
         begin = time.monotonic()
         digests = work()
         self.group.barrier()
@@ -115,5 +143,6 @@ class Job:
             seconds = time.monotonic() - begin
             self.folder.finish(name, output, seconds, self.tracker.position(), digests or {}, settings)
         self.group.barrier()
+        self.clock.finish(name)
         self.view.finish(name)
         return output

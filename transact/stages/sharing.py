@@ -45,6 +45,7 @@ def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Wo
     with held_by_one_run(finished.parent.with_suffix(".lock"), job.group):
         if job.group.on_main(finished.exists):
             job.group.on_main(lambda: copy_finished(finished, output))
+            job.clock.take_over()
             job.say(f"{kind}: the same as in another point of the sweep, taken from {finished.parent.name}")
             return None
         digests = work()

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,15 +22,19 @@ MARKS = {"done": "✓", "running": "▸", "to come": "·"}
 PLAIN_MARKS = {"done": "x", "running": ">", "to come": "."}
 
 
-def open_view(interval_seconds: float, title: str, stream: TextIO | None = None) -> View:
-    """A live view where the stream (standard error by default) is a terminal that can show one, else lines."""
+def open_view(interval_seconds: float, title: str, stream: TextIO | None = None, label: str = "") -> View:
+    """A live view where the stream (standard error by default) is a terminal that can show one, else lines.
+
+    Args:
+        label: what every line begins with: the point of a sweep.
+    """
     stream = stream or sys.stderr
     if is_terminal(stream):
         try:
-            return LiveView(title, stream, Lines(interval_seconds, stream))
+            return LiveView(title, stream, Lines(interval_seconds, stream, label), label)
         except Exception:  # a screen is no reason to end a run
             logging.getLogger(__name__).warning("no live view on this terminal; lines instead", exc_info=True)
-    return Lines(interval_seconds, stream)
+    return Lines(interval_seconds, stream, label)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -44,19 +48,21 @@ class LiveView:
         title: the run's name.
         stream: a terminal.
         lines: what takes over when the screen fails.
+        label: what every message begins with: the point of a sweep.
     """
 
-    def __init__(self, title: str, stream: TextIO, lines: View) -> None:
+    def __init__(self, title: str, stream: TextIO, lines: View, label: str = "") -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._title, self._lines = title, lines
+        self._title, self._lines = f"{title} {label}".strip(), lines
+        self._label = f"[{label}] " if label else ""
         self._began = time.monotonic()
         self._stages: list[str] = []
-        self._tokens: Mapping[str, int] = {}
         self._done: set[str] = set()
         self._running: str | None = None
         self._running_since = self._began
+        self._ends_at: float | None = None  # the whole job
         self._status: Status | None = None
         self._is_open = True
         self._closing = threading.Lock()
@@ -73,11 +79,12 @@ class LiveView:
         self._live.start()
         _log_to(sys.stderr)
 
-    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None:
-        self._stages, self._tokens = list(stages), dict(tokens)
+    def plan(self, stages: Sequence[str]) -> None:
+        self._stages = list(stages)
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: str, job_left: float | None = None) -> None:
         self._running, self._running_since, self._status = stage, time.monotonic(), None
+        self._foresee(job_left)
 
     def finish(self, stage: str) -> None:
         self._done.add(stage)
@@ -86,7 +93,9 @@ class LiveView:
     def say(self, message: str) -> None:
         if self._is_open:
             try:
-                self._console.print(message, markup=False, highlight=False, soft_wrap=True)  # paths stay whole
+                self._console.print(
+                    f"{self._label}{message}", markup=False, highlight=False, soft_wrap=True
+                )  # paths stay whole
                 return
             except Exception:  # noqa: BLE001 - a screen is no reason to end a run
                 self.close()
@@ -110,8 +119,13 @@ class LiveView:
                 self._live.stop()
             _log_to(sys.stderr)
 
+    def _foresee(self, job_left: float | None) -> None:
+        if job_left is not None:
+            self._ends_at = time.monotonic() + job_left
+
     def _show(self, status: Status | None, otherwise: Callable[[Status], None]) -> None:
         self._status = status
+        self._foresee(None if status is None else status.job_left)
         if not self._is_open and status is not None:
             otherwise(status)
 
@@ -125,7 +139,9 @@ class LiveView:
         from rich.console import Group
         from rich.text import Text
 
-        parts: list[Any] = [Text(f"{self._title}  {duration(time.monotonic() - self._began)}", style="bold")]
+        now = time.monotonic()
+        left = "" if self._ends_at is None else f"  about {duration(max(0.0, self._ends_at - now))} left in all"
+        parts: list[Any] = [Text(f"{self._title}  {duration(now - self._began)}{left}", style="bold")]
         parts += [self._group(name, stages) for name, stages in _grouped(self._stages)]
         parts += self._loop()
         return Group(*parts)
@@ -152,7 +168,7 @@ class LiveView:
             if self._running is None:
                 return []
             return [Text(f"{self._running}  {duration(time.monotonic() - self._running_since)}")]
-        pace = f"{figure(status.per_second)} {status.unit}/s  {status.left()} left{self._left_in_all(status)}"
+        pace = f"{figure(status.per_second)} {status.unit}/s  {status.left()} left"
         figures = "  ".join(f"{name} {figure(value)}" for name, value in status.figures.items())
         width = min(WIDEST_BAR, self._console.width)
         return [
@@ -161,14 +177,6 @@ class LiveView:
             Text(pace),
             *([Text(figures)] if figures else []),
         ]
-
-    def _left_in_all(self, status: Status) -> str:
-        """Time left in the recoveries of this and of later rounds, at this one's pace."""
-        later = [stage for stage in self._tokens if stage not in self._done and stage != self._running]
-        if self._running not in self._tokens or not later or status.per_second <= 0:
-            return ""
-        tokens = status.remaining + sum(self._tokens[stage] for stage in later)
-        return f"  {duration(tokens / status.per_second)} in all recoveries"
 
 
 def _grouped(stages: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ class Progress:
         unit: the plural name of what is counted.
         completed: units an earlier attempt has done; they do not count towards the rate.
         on_advance: called with every advance, whether it is shown or not.
+        share: of the stage's work that the loop covers: from where to where, of 1.
+        job_left: seconds to the end of the job, from what is known of the loop.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class Progress:
         unit: str = "tokens",
         completed: int = 0,
         on_advance: Callable[[], None] | None = None,
+        share: tuple[float, float] = (0.0, 1.0),
+        job_left: Callable[[Status], float | None] = lambda status: None,
     ) -> None:
         self._view = view
         self._description, self._total, self._unit = description, total, unit
@@ -38,6 +43,7 @@ class Progress:
         self._figures: dict[str, float | str] = {}
         self._started = time.monotonic()
         self._on_advance = on_advance
+        self._share, self._job_left = share, job_left
 
     def advance(self, amount: int, **figures: float | str) -> None:
         """Counts `amount` more units; each figure is shown until a newer one of its name."""
@@ -62,11 +68,13 @@ class Progress:
 
     def _status(self) -> Status:
         elapsed = time.monotonic() - self._started
-        return Status(
+        status = Status(
             description=self._description,
             unit=self._unit,
             completed=self._completed,
             total=self._total,
             per_second=(self._completed - self._first) / elapsed if elapsed > 0 else 0.0,
             figures=dict(self._figures),
+            share=self._share,
         )
+        return replace(status, job_left=self._job_left(status))

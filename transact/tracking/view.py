@@ -19,6 +19,8 @@ class Status:
         completed, total: units.
         per_second: units a second, of this attempt.
         figures: what else is shown, such as the loss.
+        share: of the stage's work that the loop covers: from where to where, of 1.
+        job_left: seconds to the end of the whole job; None where it is not known.
     """
 
     description: str
@@ -27,6 +29,8 @@ class Status:
     total: int
     per_second: float
     figures: Mapping[str, float | str] = field(default_factory=dict)
+    share: tuple[float, float] = (0.0, 1.0)
+    job_left: float | None = None
 
     @property
     def remaining(self) -> int:
@@ -43,6 +47,7 @@ class Status:
     def line(self) -> str:
         parts = [f"{self.unit}={self.completed}/{self.total}", f"{self.percent}%"]
         parts += [f"{self.unit}_per_s={figure(self.per_second)}", f"left={self.left()}"]
+        parts += [] if self.job_left is None else [f"job_left={duration(self.job_left)}"]
         parts += [f"{name}={figure(value)}" for name, value in self.figures.items()]
         return "  ".join([self.description, *parts])
 
@@ -50,10 +55,12 @@ class Status:
 class View(Protocol):
     """Where rank 0 shows what it does. No method raises because of the screen."""
 
-    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None:
-        """The stages of the run in their order; tokens: of those that train, by name."""
+    def plan(self, stages: Sequence[str]) -> None:
+        """The stages of the run in their order."""
 
-    def begin(self, stage: str) -> None: ...
+    def begin(self, stage: str, job_left: float | None = None) -> None:
+        """job_left: seconds to the end of the whole job, where they are known."""
+
     def finish(self, stage: str) -> None: ...
 
     def say(self, message: str) -> None:
@@ -72,8 +79,8 @@ class View(Protocol):
 class Silent:
     """The view of ranks other than 0."""
 
-    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None: ...
-    def begin(self, stage: str) -> None: ...
+    def plan(self, stages: Sequence[str]) -> None: ...
+    def begin(self, stage: str, job_left: float | None = None) -> None: ...
     def finish(self, stage: str) -> None: ...
     def say(self, message: str) -> None: ...
     def opened(self, status: Status) -> None: ...
@@ -83,36 +90,51 @@ class Silent:
 
 
 class Lines(Silent):
-    """For a log file: messages, and of a loop one `key=value` line an interval, and one at its end.
+    """For a log file: messages, a line where a stage begins, and of a loop one `key=value` line an interval and one at
+    its end. No line is wrapped.
 
     Args:
         interval_seconds: the least time between two lines of a loop.
-        stream: where lines of loops go; standard error by default. Messages go to standard output.
+        stream: where lines of stages and loops go; standard error by default. Messages go to standard output.
+        label: what every line begins with: the point of a sweep.
     """
 
-    def __init__(self, interval_seconds: float, stream: TextIO | None = None) -> None:
+    def __init__(self, interval_seconds: float, stream: TextIO | None = None, label: str = "") -> None:
         self._interval_seconds = interval_seconds
         self._stream = stream
+        self._label = f"[{label}] " if label else ""
+        self._stages: list[str] = []
         self._shown_at = time.monotonic()
         self._shown: int | None = None
 
+    def plan(self, stages: Sequence[str]) -> None:
+        self._stages = list(stages)
+
+    def begin(self, stage: str, job_left: float | None = None) -> None:
+        number = [f"stage={self._stages.index(stage) + 1}/{len(self._stages)}"] if stage in self._stages else []
+        left = [] if job_left is None else [f"job_left={duration(job_left)}"]
+        self._print("  ".join([stage, *number, *left]))
+
     def say(self, message: str) -> None:
-        print(message, flush=True)
+        print(f"{self._label}{message}", flush=True)
 
     def opened(self, status: Status) -> None:
         self._shown_at, self._shown = time.monotonic(), None
 
     def advanced(self, status: Status) -> None:
         if time.monotonic() - self._shown_at >= self._interval_seconds:
-            self._print(status)
+            self._show(status)
 
     def closed(self, status: Status) -> None:
         if status.completed != self._shown:
-            self._print(status)
+            self._show(status)
 
-    def _print(self, status: Status) -> None:
+    def _show(self, status: Status) -> None:
         self._shown_at, self._shown = time.monotonic(), status.completed
-        print(status.line(), file=self._stream or sys.stderr, flush=True)
+        self._print(status.line())
+
+    def _print(self, line: str) -> None:
+        print(f"{self._label}{line}", file=self._stream or sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -24,16 +24,18 @@ def events_file(environ: Mapping[str, str] = os.environ) -> Path | None:
 class ViewEvents(Lines):
     """Lines for the log, and the same as JSON lines for the launcher. A file that cannot be written is let be."""
 
-    def __init__(self, interval_seconds: float, path: Path) -> None:
-        super().__init__(interval_seconds)
+    def __init__(self, interval_seconds: float, path: Path, label: str = "") -> None:
+        super().__init__(interval_seconds, label=label)
         self._path = path
         self._told_at = 0.0
 
-    def plan(self, stages: Sequence[str], tokens: Mapping[str, int]) -> None:
-        self._tell("plan", stages=list(stages), tokens=dict(tokens))
+    def plan(self, stages: Sequence[str]) -> None:
+        super().plan(stages)
+        self._tell("plan", stages=list(stages))
 
-    def begin(self, stage: str) -> None:
-        self._tell("begin", stage=stage)
+    def begin(self, stage: str, job_left: float | None = None) -> None:
+        super().begin(stage, job_left)
+        self._tell("begin", stage=stage, job_left=job_left)
 
     def finish(self, stage: str) -> None:
         self._tell("finish", stage=stage)

@@ -1,0 +1,63 @@
+"""The work of stages, which the time left and the estimate rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from transact.configuring import compose_config
+from transact.geometry import Geometry
+from transact.models.folder import declared_geometry
+from transact.outline import pruning_rounds, stage_names
+from transact.workload import stage_flops
+
+REQUESTS: list[list[str]] = [
+    [],
+    ["prune.rounds=3"],
+    ["prune.split=auto", "prune.remove_fraction=0.5"],
+    ["prune/method=norms"],
+    ["prune/method=taylor"],
+    ["prune/method=paper_heads"],
+    ["prune.method.refit=sequential"],
+    ["recover.objective=cross_entropy"],
+    ["export.gguf=f16", "eval.efficiency.measured=false"],
+    ["+experiment=llama7b_50pct"],
+]
+
+
+def work_of(*overrides: str) -> tuple[dict[str, float], Any, Geometry]:
+    config = compose_config(["name=run", *overrides])
+    parent = declared_geometry(config.model)
+    return stage_flops(config, parent, pruning_rounds(config, parent)), config, parent
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=" ".join)
+def test_every_stage_of_every_request_has_its_work(request_: list[str]) -> None:
+    work, config, _ = work_of(*request_)
+    assert list(work) == stage_names(config)
+    unknown = {name for name, flops in work.items() if flops == 0}
+    taken_over = {"round_01/plan"} if config.prune.split == "auto" or config.prune.method.channels != "obs" else set()
+    allowed = {name for name in work if name.endswith("/plan") and config.prune.method.channels != "obs"} | taken_over
+    allowed |= {name for name in work if name.startswith("gguf")}
+    allowed |= {name for name in work if name.endswith("/slice") and config.prune.method.refit == "none"}
+    assert unknown <= allowed
+    assert all(flops >= 0 for flops in work.values())
+
+
+def test_a_recovery_of_zero_tokens_is_no_work() -> None:
+    work, _, _ = work_of("recover.tokens=0")
+    assert {flops for name, flops in work.items() if name.endswith("/recover")} == {0.0}
+
+
+def test_forwards_are_counted_exactly() -> None:
+    """By hand, from FLOPs of a token."""
+    work, config, parent = work_of("prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536")
+    context = config.data.sequence_length
+    cut = pruning_rounds(config, parent)[0].geometry
+    forward, tokens = cut.flops_per_token(context), 65536
+    validated = 5 * config.recover.validation_sequences * context
+    assert work["round_00/evaluate"] == config.data.evaluation_sequences * context * parent.flops_per_token(context)
+    assert work["round_01/evaluate"] == 2 * config.data.evaluation_sequences * context * forward
+    assert work["round_01/calibrate"] == config.prune.calibration_sequences * context * parent.flops_per_token(context)
+    assert work["round_01/recover"] == pytest.approx(3 * tokens * forward + validated * forward)
