@@ -19,8 +19,8 @@ from transact.runtime.interruption import SIGNALS
 from transact.runtime.launcher import LOOPBACK, forget_launcher, free_port
 from transact.runtime.slurm import SlurmError
 
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where its controller is: sbatch needs them
 # The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
-OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 
 
