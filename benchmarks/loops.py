@@ -82,7 +82,7 @@ def our_loop(contest: Contest) -> Iterator[Turn]:
         job = replace(contest.job, tracker=tracker)
 
         def turn() -> float:
-            position = Position(best_loss=math.inf)
+            position = Position.at_start(math.inf)
             Recovery(job, contest.texts, contest.round, engine, position, engine.snapshot(), None).run()
             if not job.group.is_main:
                 return 0.0

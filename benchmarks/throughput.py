@@ -89,15 +89,16 @@ def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path
 
 def make_contest(config: RunConfig, arguments: argparse.Namespace, group: ProcessGroup, model: Path) -> Contest:
     architecture, folder, recover = ARCHITECTURES[arguments.size](), Path(config.output_dir), config.recover
+    round_ = pretraining_round(config, read_geometry(architecture.to_model_config()))
     write_random_model(model, architecture, group)
     return Contest(
         job=Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None)),
         texts=random_texts(folder, config, group, vocab_size=architecture.vocab_size),
         model=model,
-        round=pretraining_round(config, read_geometry(architecture.to_model_config())),
+        round=round_,
         settings=TrainingSettings(
             gradient_accumulation_steps=arguments.accumulation,
-            learning_rate=recover.learning_rate,
+            learning_rate=round_.learning_rate,
             weight_decay=recover.weight_decay,
             betas=(recover.beta1, recover.beta2),
             gradient_clipping=recover.gradient_clipping,

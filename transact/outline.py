@@ -122,7 +122,7 @@ def pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None =
     """
     dimensions, fractions = geometries(config.prune, parent, final)
     tokens = _token_budgets(config.recover, config.prune.rounds, tokens_per_batch(config))
-    rates = config.recover.learning_rates or [config.recover.learning_rate] * config.prune.rounds
+    rates = peak_rates(config, parent, fractions)
     rounds, position = [], 0
     for index, geometry in enumerate(dimensions):
         rounds.append(
@@ -148,8 +148,18 @@ def pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
         asked=None,
         tokens=tokens,
         first_sequence=0,
-        learning_rate=config.recover.learning_rate,
+        learning_rate=peak_rates(config, geometry, [1.0])[0],
     )
+
+
+def peak_rates(config: RunConfig, parent: Geometry, removed_fractions: list[float]) -> list[float]:
+    """The peak learning rate of each round: as given, or by the parent's size and the share that is gone by then."""
+    from transact.prune.schedule import peak_learning_rate
+
+    given = config.recover.learning_rate
+    if config.recover.learning_rates is not None:
+        return config.recover.learning_rates
+    return [peak_learning_rate(parent.parameters(), each) if given is None else given for each in removed_fractions]
 
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:

@@ -129,10 +129,10 @@ def _rows(run: MadeUpRun) -> list[dict[str, Any]]:
         first = (number - 1) * run.steps
         geometry = run.shrunk(number)
         figures: dict[str, float] = {f"prune/{name}": getattr(geometry, name) for name in ("head_dim", "num_layers")}
-        figures |= {"prune/parameters": geometry.parameters(), "recover/validation_ppl": 9.0 * number}
+        figures |= {"prune/parameters": geometry.parameters(), "recover/validation_perplexity": 9.0 * number}
         rows.append(_row(run, number, first, figures))
         rows += [_row(run, number, first + step, _step(step / steps, numbers)) for step in range(1, steps + 1)]
-        rows.append(_row(run, number, first + steps, {"recover/validation_ppl": 8.0 * number}))
+        rows.append(_row(run, number, first + steps, {"recover/validation_perplexity": 8.0 * number}))
     return rows
 
 

@@ -36,7 +36,7 @@ def test_a_run_in_the_middle(
 ) -> None:
     rows = [{"perf/tokens_per_s": speed, "recover/loss": 2.0} for speed in (1.0, 50.0, 50.0, 50.0)]
     rows[1]["eval/perplexity_sliced"] = 7.5
-    rows[2]["recover/validation_ppl"] = 6.5  # of another text
+    rows[2]["recover/validation_perplexity"] = 6.5  # of another text
     counts = {"timeouts": 2, "preemptions": 0, "failures": 1, "last": "time limit (SIGUSR2)"}
     write_run(tmp_path / "run", rows, state="running", stage="round_02/recover", restarts=3, interruptions=counts)
     _, row, error = status(monkeypatch, capsys, tmp_path / "run")

@@ -21,8 +21,8 @@ class RecoverConfig:
     """Relative number of tokens of each round. null: equal."""
     batch_sequences: int
     """Sequences of an optimizer step over all ranks, the same on any number of them."""
-    learning_rate: float
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate. null: it follows from the parent's size and from the share that is cut."""
     learning_rates: list[float] | None = None
     """A peak learning rate per round. null: learning_rate in all of them."""
     decay: str = "cosine"
@@ -31,6 +31,8 @@ class RecoverConfig:
     """Learning rate at the end of a round, relative to the peak."""
     warmup_fraction: float = 0.05
     """Share of a round's steps over which the learning rate rises."""
+    min_warmup_steps: int = 4
+    """Steps over which it rises whatever the share, but at most half of a round's."""
     weight_decay: float = 0.0
     """Of AdamW."""
     beta1: float = 0.9
@@ -53,13 +55,15 @@ class RecoverConfig:
     """Of both distributions in distillation."""
 
     def __post_init__(self) -> None:
-        require_positive("recover", self, "batch_sequences", "learning_rate", "validation_sequences")
+        require_positive("recover", self, "batch_sequences", "validation_sequences")
+        rate = self.learning_rate
+        require("recover.learning_rate", rate, rate is None or rate > 0, "it must be above 0, or null")
         require_choice("recover.decay", self.decay, DECAYS)
         require_choice("recover.objective", self.objective, OBJECTIVES)
         require_positive("recover", self, "temperature")
         weight = self.distillation_weight
         require("recover.distillation_weight", weight, 0 < weight < 1, "it must be inside (0, 1)")
-        require_at_least("recover", self, 0, "tokens", "weight_decay", "gradient_clipping")
+        require_at_least("recover", self, 0, "tokens", "min_warmup_steps", "weight_decay", "gradient_clipping")
         require_at_least("recover", self, 1, "validations", "max_skipped_steps")
         for name in ("final_learning_rate_fraction", "warmup_fraction"):
             value = getattr(self, name)

@@ -63,8 +63,9 @@ RUNS = Definition(
         Section(
             "Recovery",
             (
-                Curves("Loss, nats per token", ("recover/loss", "recover/validation_loss")),
-                Curves("Validation perplexity", ("recover/validation_ppl",), is_logarithmic=True),
+                Curves("Training loss (distillation: divergence from the parent), nats per token", ("recover/loss",)),
+                Curves("Validation cross-entropy, nats per token", ("recover/validation_cross_entropy",)),
+                Curves("Validation perplexity", ("recover/validation_perplexity",), is_logarithmic=True),
                 Curves("Learning rate", ("recover/lr",)),
                 Curves("Gradient norm", ("recover/grad_norm",), is_logarithmic=True),
             ),
@@ -118,6 +119,8 @@ SWEEPS = Definition(
                 Points("Perplexity over decode speed-up", "efficiency/decode_speed_up", "result/perplexity"),
             ),
         ),
-        Section("Recovery", (Curves("Validation perplexity", ("recover/validation_ppl",), is_logarithmic=True),)),
+        Section(
+            "Recovery", (Curves("Validation perplexity", ("recover/validation_perplexity",), is_logarithmic=True),)
+        ),
     ),
 )

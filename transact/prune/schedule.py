@@ -1,4 +1,4 @@
-"""How the work is spread over the rounds: what to remove and how many tokens to recover with."""
+"""How the work is spread over the rounds: what to remove, how many tokens to recover with, and at which rate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
     "cubic": lambda final, done: final * (1 - (1 - done) ** 3),
 }
 SCHEDULES: tuple[str, ...] = tuple(_CURVES)
+
+REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9  # of half of the parameters cut; what Minitron and modelopt train with
+SIZE_EXPONENT = 0.28  # 8e9 -> 1e-4, 1.3e8 -> 3e-4, 2.6e6 -> 1e-3
+HALF = 0.5  # share that is cut, from which on the rate grows no more
+LARGEST_RATE = 2e-3
 
 
 def removed_fractions(
@@ -84,3 +89,18 @@ def _split(total: int, weights: Sequence[float]) -> list[int]:
     # Round the cumulative boundaries, not the parts, so that the errors do not add up.
     reached = [round(total * done / sum(weights)) for done in accumulate(weights)]
     return [max(1, end - start) for start, end in zip([0, *reached], reached, strict=False)]
+
+
+def peak_learning_rate(parent_parameters: int, removed_fraction: float) -> float:
+    """Return the peak learning rate that recovers a cut, to two digits.
+
+    A power of the parent's size, in proportion to the share that is gone up to half of it. At 8 billion parameters and
+    half of them gone it is what Minitron and modelopt distil with (1e-4, about a fifth of the pretraining peak);
+    smaller models were measured, and so was the share (docs/log.md). Rates that rise with what is gone are TransAct's.
+
+    Args:
+        parent_parameters: of the dense parent, embeddings counted.
+        removed_fraction: share of them that is gone after the cut, of all rounds so far; 1 for random weights.
+    """
+    by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
+    return float(f"{min(by_size, LARGEST_RATE) * min(1.0, removed_fraction / HALF):.1e}")

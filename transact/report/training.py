@@ -12,9 +12,9 @@ from transact.report.run_files import RunFiles, values_in
 from transact.report.words import number, short
 
 LOSS = "recover/loss"
-VALIDATION_LOSS = "recover/validation_loss"
-PERPLEXITY = "recover/ppl"
-VALIDATION_PERPLEXITY = "recover/validation_ppl"
+VALIDATION_LOSS = "recover/validation_cross_entropy"
+PERPLEXITY = "recover/perplexity"
+VALIDATION_PERPLEXITY = "recover/validation_perplexity"
 LEARNING_RATE = "recover/lr"
 GRADIENT_NORM = "recover/grad_norm"
 SLICED = "eval/perplexity_sliced"
@@ -49,7 +49,10 @@ def _loss(run: RunFiles, marks: Figure) -> Chart | None:
     named: dict[str, Parts] = {"training": parts}
     if objective(run) == "cross_entropy":
         named["validation"] = by_round(run.rows, VALIDATION_LOSS)
-    words = {"distillation": "Loss: distance from the parent", "mixed": "Loss: mixed with the distance from the parent"}
+    words = {
+        "distillation": "Loss: divergence from the parent",
+        "mixed": "Loss: cross-entropy mixed with the divergence from the parent",
+    }
     return line_chart("loss", words.get(objective(run), "Loss"), "nats per token", named, marks)
 
 

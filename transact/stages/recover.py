@@ -24,7 +24,10 @@ from transact.stages.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recovery_checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
-from transact.stages.training_health import Alert, Diverged
+from transact.stages.training_health import Alert, Diverged, rise
+
+# What the loss that is trained is: its perplexity is one of a cross-entropy alone.
+LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
 
 
 class Recovery:
@@ -53,6 +56,7 @@ class Recovery:
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
         self.position, self.best = position, best
+        self.loss_name = LOSS_NAMES[job.config.recover.objective]
         self.clock = CheckpointClock(job.config.engine.checkpoint_every)
         self.pace_watch = PaceWatch()
         self.pace = Pace(
@@ -73,6 +77,8 @@ class Recovery:
         """
         validation_steps = self._validation_steps()
         if self.position.step == 0:
+            rate, tokens = self.round.learning_rate, self.num_steps * self.tokens_per_batch
+            self.job.say(f"round {self.round.number}: recovers with {tokens:,} tokens, peak learning rate {rate:.1e}")
             self._log_validation(self.position.best_loss, 0)
         with self.job.progress(
             f"recover round {self.round.number}",
@@ -81,7 +87,7 @@ class Recovery:
         ) as bar:
             for step in range(self.position.step, self.num_steps):
                 loss = self._train_step(step)
-                bar.advance(self.tokens_per_batch, loss=loss)
+                bar.advance(self.tokens_per_batch, **{self.loss_name: loss})
                 if step + 1 in validation_steps:
                     self._validate(step + 1)
                 self.position.step = step + 1
@@ -127,12 +133,19 @@ class Recovery:
     def _validate(self, step: int) -> None:
         loss = validation_loss(self.job, self.texts, self.engine)
         self._log_validation(loss, step)
+        alert = rise(perplexity_of(self.position.start_loss), perplexity_of(loss), self.round.learning_rate)
+        if alert is not None:
+            self._alert(alert, step)
         if loss < self.position.best_loss:
             self.position.best_loss, self.position.best_step = loss, step
             self.best = self.engine.snapshot()
 
     def _log_validation(self, loss: float, step: int) -> None:
-        figures = {"recover/validation_loss": loss, "recover/validation_ppl": perplexity_of(loss)}
+        perplexity = perplexity_of(loss)
+        self.job.say(
+            f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity {perplexity:.2f}"
+        )
+        figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
         self._log(figures | memory_figures(self.job.group), step)
 
     def _train_step(self, step: int) -> float:
@@ -143,6 +156,7 @@ class Recovery:
             self.num_steps,
             peak=self.round.learning_rate,
             warmup_fraction=config.warmup_fraction,
+            min_warmup_steps=config.min_warmup_steps,
             final_fraction=config.final_learning_rate_fraction,
             decay=config.decay,
         )
@@ -168,7 +182,9 @@ class Recovery:
             self.job.group.watchdog.progress()
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
-        figures = {"recover/loss": mean, "recover/ppl": perplexity_of(mean), "recover/lr": rate}
+        figures = {"recover/loss": mean, f"recover/{self.loss_name}": mean, "recover/lr": rate}
+        if self.loss_name == "cross_entropy":
+            figures["recover/perplexity"] = perplexity_of(mean)
         norm = self.engine.gradient_norm()
         if norm is not None:
             figures["recover/grad_norm"] = norm
@@ -238,7 +254,7 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
         gradient_clipping=config.recover.gradient_clipping,
     )
     found = newest_checkpoint(job, round_)
-    position = Position.from_manifest(found[1]) if found else Position(best_loss=_start_loss(job, texts, source))
+    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source))
     job.forget_metrics(found[1]["metrics_position"] if found else None)
     with (
         open_teacher(job, parent) as teacher,

@@ -24,10 +24,12 @@ class Position:
     """Where one round's recovery stands.
 
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
-    learning rate. best_loss: the lowest validation loss, in nats per token, met after best_step steps.
+    learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
+    the lowest one, met after best_step steps.
     """
 
     step: int = 0
+    start_loss: float
     best_loss: float
     best_step: int = 0
     health: TrainingHealth = field(default_factory=TrainingHealth)
@@ -36,9 +38,14 @@ class Position:
         return asdict(self)
 
     @classmethod
+    def at_start(cls, loss: float) -> Position:
+        """loss: validation loss, in nats per token."""
+        return cls(start_loss=loss, best_loss=loss)
+
+    @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
-        return cls(health=health, **{name: manifest[name] for name in ("step", "best_loss", "best_step")})
+        return cls(health=health, **{name: manifest[name] for name in ("step", "start_loss", "best_loss", "best_step")})
 
 
 class CheckpointClock:

@@ -94,6 +94,7 @@ def _round(job: Job, each: Round) -> dict[str, Any]:
         "perplexity_sliced": sliced["perplexity"],
         "perplexity_recovered": recovered["perplexity"],
         "tokens": each.tokens,
+        "learning_rate": each.learning_rate if each.tokens else None,
         "seconds": sum(entry["seconds"] for name, entry in stages.items() if name.startswith(f"{each.folder_name}/")),
     }
 

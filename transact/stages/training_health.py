@@ -53,3 +53,14 @@ class TrainingHealth:
             return None
         self.spikes += 1
         return Alert("loss spike", f"loss {loss:.2f} after {usual:.2f}")
+
+
+def rise(start: float, now: float, learning_rate: float) -> Alert | None:
+    """Return what is worth telling of a validation: that the weights are worse than those the round began with.
+
+    start, now: validation perplexities. learning_rate: the round's peak.
+    """
+    if now <= start:
+        return None
+    told = f"perplexity {now:.2f} is above the {start:.2f} that recovery began with (peak learning rate"
+    return Alert("validation", f"{told} {learning_rate:.1e}); the best weights seen are kept")

@@ -47,7 +47,7 @@ class Tracker:
         """Records that something needs a person's eye; W&B may send an e-mail.
 
         Args:
-            kind: "skipped step", "loss spike", "slow", "checkpoint".
+            kind: "skipped step", "loss spike", "validation", "slow", "checkpoint".
 
         Raises:
             OSError: as `MetricsLog.append`. W&B never raises.

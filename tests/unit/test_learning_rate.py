@@ -1,0 +1,65 @@
+"""The learning rate of a recovery: its peak by the parent's size and the cut, and its course over a round."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from transact.config import RecoverConfig
+from transact.prune.schedule import LARGEST_RATE, peak_learning_rate
+from transact.stages.learning_rate import learning_rate_at, warmup_steps
+from transact.stages.training_health import rise
+
+SIZES = [10**exponent * digit for exponent in range(5, 12) for digit in (1, 2, 5)]
+SHARES = [0.02, 0.1, 0.25, 0.3, 0.5, 0.7, 0.95, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "removed", "expected"),
+    [
+        (2_262_720, 0.5, 1e-3),  # the demo parent: docs/log.md
+        (134_515_008, 0.5, 3.1e-4),  # SmolLM2-135M: docs/log.md
+        (8_030_261_248, 0.5, 1e-4),  # Minitron and modelopt
+        (68_976_648_192, 0.5, 5.5e-5),
+    ],
+)
+def test_the_peak_is_what_was_measured_or_published(parameters: int, removed: float, expected: float) -> None:
+    assert peak_learning_rate(parameters, removed) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_peak_falls_with_size_and_grows_with_the_cut() -> None:
+    for removed in SHARES:
+        rates = [peak_learning_rate(size, removed) for size in SIZES]
+        assert rates == sorted(rates, reverse=True)
+        assert all(0 < rate <= LARGEST_RATE for rate in rates)
+    for size in SIZES:
+        rates = [peak_learning_rate(size, removed) for removed in SHARES]
+        assert rates == sorted(rates)
+        assert all(float(f"{rate:.1e}") == rate for rate in rates)  # what is shown is what is used
+
+
+@pytest.mark.parametrize("num_steps", range(1, 40))
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 1.0])
+def test_the_warm_up_has_its_fewest_steps_or_half_of_a_short_round(num_steps: int, fraction: float) -> None:
+    fewest = RecoverConfig.__dataclass_fields__["min_warmup_steps"].default
+    steps = warmup_steps(num_steps, fraction, fewest)
+    assert steps >= min(fewest, num_steps // 2)
+    assert steps >= fraction * num_steps
+    assert steps == max(fewest, 1) or fraction * num_steps > fewest - 1 or num_steps < 2 * fewest
+    settings = {"peak": 1e-3, "warmup_fraction": fraction, "min_warmup_steps": fewest, "final_fraction": 0.1}
+    rates = [learning_rate_at(step, num_steps, **settings) for step in range(num_steps)]
+    assert 0 < max(rates) <= 1e-3
+    assert all(before < after for before, after in itertools.pairwise(rates[:steps]))
+    assert all(before > after for before, after in itertools.pairwise(rates[steps:]))
+
+
+@pytest.mark.parametrize(
+    ("now", "is_told"), [(326.0, False), (208.0, False), (326.1, True), (604.0, True), (float("inf"), True)]
+)
+def test_a_validation_above_the_start_is_told(now: float, is_told: bool) -> None:
+    alert = rise(326.0, now, 1e-3)
+    assert (alert is not None) == is_told
+    if alert is not None:
+        assert alert.kind == "validation"
+        assert "326.00" in alert.text and "1.0e-03" in alert.text
