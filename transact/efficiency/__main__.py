@@ -59,15 +59,16 @@ def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
 
 def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
     """Raises ValueError: a folder is no complete model, or the device is not there."""
-    from transact.efficiency.loading import check_folder, choose_device, stored_dtype
+    from transact.efficiency.loading import check_folder, choose_device
     from transact.efficiency.measure import PARENT, measure
+    from transact.models.folder import dtype_of
 
     folders = {} if arguments.against is None else {PARENT: arguments.against}
     folders |= {"model": arguments.folder}
     for folder in folders.values():
         check_folder(folder)
     device = choose_device(arguments.device)
-    dtype = stored_dtype(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
+    dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
     return measure(folders, config, dtype=dtype, device=device)
 
 

@@ -37,13 +37,6 @@ def check_folder(folder: Path) -> Geometry:
         raise ValueError(f"{str(folder)!r}: {str(error).splitlines()[0]}") from None
 
 
-def stored_dtype(folder: Path) -> str:
-    """What the weights are stored in, as far as config.json says so: float32 or bfloat16."""
-    config = read_json(folder / "config.json")
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return "float32" if stored == "float32" else "bfloat16"
-
-
 def load(folder: Path, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

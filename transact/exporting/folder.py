@@ -9,8 +9,8 @@ import torch
 from transact.exporting.converter_guard import guard_tensors
 from transact.files import read_json, write_json, write_text
 from transact.models.llama import is_stock
+from transact.models.model_files import SINGLE_NAME
 from transact.models.rotary import stated_settings
-from transact.models.shards import SINGLE_NAME
 from transact.runtime.checkpoints import copy_companions, stored_config
 from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,7 +10,7 @@ import yaml
 from transact.config import RunConfig
 from transact.exporting.evaluation_table import evaluation_table
 from transact.exporting.licence import Licence
-from transact.models.folder import is_local
+from transact.models.folder import hub_id
 
 USAGE = """\
 ## Use
@@ -24,6 +23,17 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
 Stock transformers load it, 4.x and 5; no code of transact is needed, nor `trust_remote_code`.
+"""
+
+CHAT_USAGE = """\
+It answers in the chat format of its parent:
+
+```python
+messages = [{"role": "user", "content": "Name three rivers."}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=100)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
 """
 
 NON_STOCK_USAGE = """\
@@ -66,44 +76,57 @@ pairs and write a file that computes nonsense, without an error. A tensor of an 
 
 
 def model_card(
-    summary: dict[str, Any], config: RunConfig, licence: Licence, *, has_factors: bool, gguf_types: Sequence[str]
+    summary: dict[str, Any],
+    config: RunConfig,
+    licence: Licence,
+    *,
+    model_type: str,
+    has_factors: bool,
+    has_chat_template: bool,
+    gguf_types: Sequence[str],
 ) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
         summary: as in result.json.
         licence: the parent's.
+        model_type: of the exported config.json.
+        has_chat_template: whether the tokenizer has one.
         has_factors: whether config.json states rotary frequencies as `longrope` factors.
         gguf_types: values of `export.gguf` that are possible.
     """
-    header = f"---\n{yaml.safe_dump(_metadata(config, licence), sort_keys=False)}---\n"
+    metadata = _metadata(summary, config, licence, [model_type, *(["conversational"] if has_chat_template else [])])
+    header = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n"
     parts = [header, f"# {summary['name']}\n", _origin(summary, config, has_factors), _results(summary)]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(evaluation_table(summary))
-    parts.append(USAGE if config.prune.method.pair_scope == "model" else NON_STOCK_USAGE)
+    is_stock = config.prune.method.pair_scope == "model"
+    parts.append(USAGE if is_stock else NON_STOCK_USAGE)
+    if is_stock and has_chat_template:
+        parts.append(CHAT_USAGE)
     if has_factors:
         named = " or ".join(f"`export.gguf={kind}`" for kind in gguf_types)
         parts.append(GGUF_WARNING.format(how=GGUF_HERE.format(types=named) if named else GGUF_NOWHERE))
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
 
-def _metadata(config: RunConfig, licence: Licence) -> dict[str, Any]:
-    path = config.model.path
-    base = {"base_model": path, "base_model_relation": "finetune"} if path and not is_local(path) else {}
+def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, kinds: Sequence[str]) -> dict[str, Any]:
+    parent = None if summary["pruned"] is None else hub_id(config.model.path or "")
+    base = {} if parent is None else {"base_model": parent, "base_model_relation": "finetune"}
     return {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **licence.metadata,
         **base,
-        "tags": ["pruned", "transact"],
+        "tags": [*kinds, *(["pruned"] if summary["pruned"] is not None else []), "transact"],
     }
 
 
-def _parent_name(config: RunConfig) -> str:
-    """The hub id, or the last part of a local path: the rest of it is nobody's business."""
-    path = config.model.path or ""
-    return Path(path).name if is_local(path) else path
+def _parent(config: RunConfig) -> str:
+    """The hub id where there is one; a folder's name is nobody's business, and names no model."""
+    parent = hub_id(config.model.path or "")
+    return "the parent" if parent is None else f"the parent `{parent}`"
 
 
 def _origin(summary: dict[str, Any], config: RunConfig, has_factors: bool) -> str:
@@ -112,12 +135,16 @@ def _origin(summary: dict[str, Any], config: RunConfig, has_factors: bool) -> st
     dense, pruned = summary["dense"], summary["pruned"]
     reached, rounds = summary["remove_fraction"]["reached"], len(summary["rounds"])
     return (
-        f"`{_parent_name(config)}` with {reached:.1%} of its parameters removed by transact in "
+        f"{_capital(_parent(config))}, with {reached:.1%} of its parameters removed by transact in "
         f"{rounds} round{'s' if rounds > 1 else ''}, following TransAct (arXiv 2407.05690): inside attention and MLP "
         f"modules, never between them.\n\n"
         f"{_changes(dense['geometry'], pruned['geometry'])}.{_rotary_note(summary, config, has_factors)}\n\n"
         f"{_how(summary, config)}\n"
     )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _how(summary: dict[str, Any], config: RunConfig) -> str:
@@ -170,6 +197,6 @@ def _results(summary: dict[str, Any]) -> str:
 
 
 def _licence_note(config: RunConfig, licence: Licence) -> str:
-    name = f": {licence.name}" if licence.name else ""
+    name = f": `{licence.name.replace('`', '')}`" if licence.name else ""
     files = f" ({', '.join(f'`{each}`' for each in licence.files)})" if licence.files else ""
-    return f"## Licence\n\nThat of the parent `{_parent_name(config)}` applies{name}{files}.\n"
+    return f"## Licence\n\nThat of {_parent(config)} applies{name}{files}.\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from transact.config import RunConfig
 from transact.geometry import Geometry
 from transact.memory import BYTES_BY_DTYPE, FLOAT32_BYTES, gram_disk_bytes
-from transact.models.folder import read_model_config
+from transact.models.folder import dtype_of
 from transact.outline import Round
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
@@ -75,6 +75,4 @@ def _export_dtype(config: RunConfig) -> str:
         return config.model.export_dtype
     if not config.model.path or not Path(config.model.path).is_dir():
         return "bfloat16"
-    described = read_model_config(config.model)
-    stored = str(described.get("dtype") or described.get("torch_dtype") or "float32")
-    return "float32" if stored == "float32" else "bfloat16"
+    return dtype_of(Path(config.model.path))

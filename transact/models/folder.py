@@ -14,28 +14,33 @@ from transact.config import ModelConfig
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.models.llama import check_supported, read_geometry
-from transact.models.shards import check_shards
+from transact.models.model_files import (
+    CONFIG,
+    DOWNLOADED,
+    MAX_CONFIG_BYTES,
+    SECOND_COPIES,
+    TOKENIZER_FILES,
+    check_names,
+    own_file,
+    read_object,
+)
+from transact.models.shards import check_shards, stored_dtype
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-DOWNLOADED = [
-    "*.json",
-    "*.safetensors",
-    "tokenizer.model",
-    "*.txt",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-]  # nothing that can run
-SECOND_COPIES = ["consolidated*"]  # the same weights under their maker's own names
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HUB_TIMEOUT_SECONDS = 10
 
 
 def is_local(path: str) -> bool:
     return Path(path).is_dir() or not HUB_ID.fullmatch(path)
+
+
+def hub_id(path: str) -> str | None:
+    """owner/name of a model on the hub, or of a folder in the hub's cache; None of any other folder."""
+    if not is_local(path):
+        return path
+    folder = Path(path).resolve()
+    kind, *parts = folder.parent.parent.name.split("--")
+    return "/".join(parts) if folder.parent.name == "snapshots" and kind == "models" and len(parts) == 2 else None
 
 
 def read_model_config(model: ModelConfig) -> dict[str, Any]:
@@ -46,11 +51,15 @@ def read_model_config(model: ModelConfig) -> dict[str, Any]:
     """
     assert model.path is not None
     path = _local_config(model.path) if is_local(model.path) else _hub_config(model.path, model.revision)
+    return _supported_config(model.path, path)
+
+
+def _supported_config(named: str, path: Path) -> dict[str, Any]:
     try:
-        config = read_json(path)
+        config = read_object(path, MAX_CONFIG_BYTES)
         check_supported(config)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.path={model.path!r}: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"model.path={named!r}: {str(error).splitlines()[0]}") from None
     return config
 
 
@@ -58,9 +67,10 @@ def _local_config(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"model.path={path!r} is neither a folder nor a hub id (owner/name)")
-    if not (folder / "config.json").is_file():
+    found = own_file(folder, CONFIG)
+    if found is None:
         raise ValueError(f"model.path={path!r} holds no config.json")
-    return folder / "config.json"
+    return found
 
 
 def _hub_config(name: str, revision: str | None) -> Path:
@@ -168,12 +178,24 @@ def geometry_of(folder: Path) -> Geometry:
     return read_geometry(read_json(folder / "config.json"))
 
 
+def dtype_of(folder: Path) -> str:
+    """What the weights of a local folder count as: see `stored_dtype`."""
+    return stored_dtype(read_json(folder / CONFIG), folder)
+
+
 def check_files(folder: Path) -> None:
-    """Every weight is there in safetensors, complete and of the shape that config.json says; and there is a tokenizer.
+    """Everything that headers, names and config.json show: every weight is there in safetensors, complete and of the
+    shape that config.json says; there is a tokenizer; and no file is a link out of the folder.
 
     Raises:
         ValueError: names the file, and what to do.
     """
+    config = _supported_config(str(folder), _local_config(str(folder)))
+    try:
+        check_names(folder)
+        stored_dtype(config, folder)
+    except ValueError as error:
+        raise ValueError(f"model.path={str(folder)!r}: {error}") from None
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model.path={str(folder)!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)})")
-    check_shards(folder, geometry_of(folder))
+    check_shards(folder, read_geometry(config))

@@ -17,9 +17,10 @@ from transact.models.families.mistral import MISTRAL
 from transact.models.rotary import (
     DEFAULT_MAX_POSITION_EMBEDDINGS,
     OWN_FREQUENCIES,
+    check_number,
+    check_rope,
     head_frequencies,
     kept_pairs_settings,
-    rope_settings,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from transact.prune.plan import PrunePlan
     from transact.prune.weights import LayerWeights
 
+NORM_EPSILON = 1e-12, 1e-2  # models have 1e-6 or 1e-5
+MAX_LAYERS, MAX_DIMENSION = 10_000, 2**31 - 1
 PROJECTIONS = {  # name in the state dict -> field of LayerWeights
     "q": "query",
     "k": "key",
@@ -84,11 +87,9 @@ def check_supported(config: Mapping[str, Any]) -> None:
     window = family.window(config)
     if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
         raise ValueError(f"config.json: sliding_window must be a whole number above 0, or null; got {window!r}")
-    for name in ("rms_norm_eps", "rope_theta"):
-        value = config.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-        if value is not None and not is_number:
-            raise ValueError(f"config.json: {name} must be a number above 0, got {value!r}")
+    if config.get("rms_norm_eps") is not None:
+        check_number("rms_norm_eps", config["rms_norm_eps"], *NORM_EPSILON)
+    check_special_tokens(config, "config.json", _dimension(config, "vocab_size"))
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
     if not isinstance(config.get("tie_word_embeddings", False), bool):
@@ -105,7 +106,22 @@ def check_supported(config: Mapping[str, Any]) -> None:
             f"num_attention_heads is {geometry.num_attention_heads}; supported: "
             f"divisors of hidden_size ({geometry.hidden_size})"
         )
-    rope_settings(config)
+    check_rope(config, geometry.head_dim)
+
+
+def check_special_tokens(config: Mapping[str, Any], file: str, vocab_size: int) -> None:
+    """The ids of special tokens are in the vocabulary: an embedding has no row for others.
+
+    Raises:
+        ValueError: names the field of the file.
+    """
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = config.get(name)
+        for token in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"{file}: {name} is {value!r}; it must be null or a token of the vocabulary (0 to {vocab_size - 1})"
+                )
 
 
 def is_stock(config: Mapping[str, Any]) -> bool:
@@ -251,4 +267,7 @@ def _dimension(config: Mapping[str, Any], name: str, default: int | None = None)
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"config.json: {name} must be a whole number above 0, got {value!r}")
+    largest = MAX_LAYERS if name == "num_hidden_layers" else MAX_DIMENSION
+    if value > largest:
+        raise ValueError(f"config.json: {name} must be at most {largest}, got {value!r}")
     return value

@@ -19,6 +19,7 @@ SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "longrope")
 OWN_FREQUENCIES = "rotary_inverse_frequencies"
 # What transformers assumes where config.json is silent.
 DEFAULT_ROPE_THETA = 10000.0
+MAX_ROPE_THETA, MAX_FACTOR = 1e15, 1e9
 DEFAULT_MAX_POSITION_EMBEDDINGS = 2048
 
 
@@ -31,7 +32,10 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the rope type, or a variant of it, is not supported.
     """
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"rope_parameters is {given!r}; it must be an object, or null")
+    settings = dict(given)
     if any(isinstance(value, Mapping) for value in settings.values()):
         raise ValueError(f"rope_parameters differ between kinds of layers ({', '.join(settings)}); supported: one set")
     old_type = settings.pop("type", "default")
@@ -160,6 +164,48 @@ def _llama3(plain: Tensor, settings: Mapping[str, Any]) -> Tensor:
     turns = settings["original_max_position_embeddings"] * plain / (2 * math.pi)
     kept_share: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
     return plain * (kept_share + (1 - kept_share) / float(settings["factor"]))
+
+
+def check_rope(config: Mapping[str, Any], head_dim: int) -> None:
+    """The rotary settings make sense for heads of this many dims.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+    settings = rope_settings(config)
+    for theta in (settings["rope_theta"], config.get("rope_theta")):
+        if theta is not None:
+            check_number("rope_theta", theta, 1, MAX_ROPE_THETA)
+    match settings["rope_type"]:
+        case "linear":
+            check_number("factor", settings.get("factor"), 1, MAX_FACTOR)
+        case "llama3":
+            check_number("factor", settings.get("factor"), 1, MAX_FACTOR)
+            low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
+            check_number("low_freq_factor", low, 1e-3, MAX_FACTOR)
+            check_number("high_freq_factor", high, 1e-3, MAX_FACTOR)
+            original = settings.get("original_max_position_embeddings", context_limit(config))
+            check_number("original_max_position_embeddings", original, 1, MAX_FACTOR)
+            if low is not None and high is not None and not low < high:
+                raise ValueError(f"config.json: low_freq_factor ({low}) must be below high_freq_factor ({high})")
+        case "longrope":
+            factors = settings["short_factor"]
+            if not isinstance(factors, list) or len(factors) != head_dim // 2:
+                count = len(factors) if isinstance(factors, list) else repr(factors)
+                raise ValueError(
+                    f"config.json: short_factor needs a number for each of {head_dim // 2} pairs, has {count}"
+                )
+            for factor in factors:
+                check_number("short_factor", factor, 1e-6, MAX_ROPE_THETA)
+
+
+def check_number(name: str, value: Any, lowest: float, highest: float) -> None:
+    """
+    Raises:
+        ValueError: a value of config.json is no number, or not in this range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
+        raise ValueError(f"config.json: {name} must be a number from {lowest:g} to {highest:g}, got {value!r}")
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -12,22 +12,10 @@ import torch
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
 from transact.models.families import family_of
 from transact.models.llama import layer_of
+from transact.models.model_files import COMPANION_FILES, own_file
 from transact.runtime.engine import Engine
 from transact.runtime.process import ProcessGroup
 from transact.runtime.tensor_files import CheckpointReader, write_index, write_shard
-
-# What a model folder holds besides weights and config.json, where the model has it.
-COMPANION_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,8 +42,8 @@ def layer_groups(names: Iterable[str]) -> list[list[str]]:
 
 def copy_companions(source: Path, target: Path) -> None:
     for name in COMPANION_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if file := own_file(source, name):
+            shutil.copyfile(file, target / name)
 
 
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from transact.efficiency.loading import available_bytes, stored_dtype
+from transact.efficiency.loading import available_bytes
 from transact.efficiency.measure import PARENT, describe, measure, tokens_to_make
 from transact.files import read_json, write_json
-from transact.models.folder import geometry_of
+from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.stages.job import Job
 
@@ -29,7 +29,7 @@ def measure_efficiency(job: Job, parent: Path, exported: Path, output: Path) -> 
 
 def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
     config, device = job.config.eval.efficiency, job.group.device
-    dtype = stored_dtype(folders[PRUNED])
+    dtype = dtype_of(folders[PRUNED])
     models = {role: describe(folder, geometry_of(folder), dtype) for role, folder in folders.items()}
     reason = None
     if not is_stock(read_json(folders[PRUNED] / "config.json")):

@@ -10,9 +10,10 @@ import torch
 
 from transact.exporting.folder import write_export
 from transact.exporting.gguf_request import possible_gguf_types
-from transact.exporting.licence import copy_licence, read_licence
+from transact.exporting.licence import copy_licence, has_chat_template, read_licence
 from transact.exporting.model_card import model_card
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
+from transact.models.folder import dtype_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
@@ -38,9 +39,15 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         fresh_temporary_folder(output)
         licence = read_licence(parent)
         described = read_json(checkpoint / "config.json")
-        has_factors = rope_settings(described)["rope_type"] == "longrope"
-        types = possible_gguf_types(described, parent)
-        card = model_card(summary, job.config, licence, has_factors=has_factors, gguf_types=types)
+        card = model_card(
+            summary,
+            job.config,
+            licence,
+            model_type=described["model_type"],
+            has_factors=rope_settings(described)["rope_type"] == "longrope",
+            has_chat_template=has_chat_template(parent),
+            gguf_types=possible_gguf_types(described, parent),
+        )
         write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)
 
@@ -72,12 +79,8 @@ def check_difference(difference: float, loader: str) -> None:
 
 
 def export_dtype(asked: str, parent: Path) -> str:
-    """`parent` means the dtype that the parent's weights are stored in; for float16, whose range is short, bfloat16."""
-    if asked != "parent":
-        return asked
-    config = read_json(parent / "config.json")
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return "bfloat16" if stored == "float16" else stored
+    """`parent` means the dtype that the parent's weights count as."""
+    return dtype_of(parent) if asked == "parent" else asked
 
 
 @torch.no_grad()

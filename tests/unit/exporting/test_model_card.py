@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from tests.support.cards import composed, summary
-from transact.exporting.licence import copy_licence, read_licence
+from transact.exporting.licence import copy_licence, has_chat_template, read_licence
 from transact.exporting.model_card import model_card
 
 TYPES = ["f16", "q8_0"]
 NO_LICENCE = read_licence(Path("/nonexistent"))
 
 
+card_of = partial(model_card, model_type="llama", has_chat_template=False)
+
+
 def metadata(card: str) -> dict[str, Any]:
-    return dict(yaml.safe_load(card.split("---")[1]))
+    """As the hub's own client reads it."""
+    return ModelCard(card).data.to_dict()
 
 
 def test_says_what_was_removed_and_how() -> None:
-    card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=TYPES)
+    card = card_of(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=TYPES)
     assert "head_dim 32 -> 24, intermediate_size 640 -> 277" in card
     assert "30.0% of its parameters removed" in card and "in 2 rounds" in card
     assert "`logit_variance`" in card and "3,000 tokens" in card
@@ -30,18 +36,64 @@ def test_says_what_was_removed_and_how() -> None:
     assert metadata(card)["base_model"] == "owner/parent"
 
 
-def test_a_local_parent_is_named_without_its_path(tmp_path: Path) -> None:
-    card = model_card(summary(), composed(str(tmp_path)), NO_LICENCE, has_factors=True, gguf_types=TYPES)
-    assert str(tmp_path.parent) not in card and f"`{tmp_path.name}`" in card
-    assert "base_model" not in metadata(card)
+def test_a_local_parent_is_not_named(tmp_path: Path) -> None:
+    """A folder's name is no model's name; that of a folder in the hub's cache says which model it is."""
+    (folder := tmp_path / "my_private_folder").mkdir()
+    card = card_of(summary(), composed(str(folder)), NO_LICENCE, has_factors=True, gguf_types=TYPES)
+    assert folder.name not in card and "base_model" not in metadata(card)
+    assert "The parent, with 30.0% of its parameters removed" in card
+
+    (cached := tmp_path / "models--owner--parent-1B" / "snapshots" / "c0ffee").mkdir(parents=True)
+    card = card_of(summary(), composed(str(cached)), NO_LICENCE, has_factors=True, gguf_types=TYPES)
+    assert metadata(card)["base_model"] == "owner/parent-1B" and "the parent `owner/parent-1B`" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_chat_model_says_how_to_talk_to_it() -> None:
+    card = model_card(
+        summary(), composed("a/b"), NO_LICENCE,
+        model_type="qwen2", has_chat_template=True, has_factors=False, gguf_types=TYPES,
+    )  # fmt: skip
+    assert "apply_chat_template" in card
+    assert metadata(card)["tags"] == ["qwen2", "conversational", "pruned", "transact"]
+    assert metadata(card)["library_name"] == "transformers"
+    base = card_of(summary(), composed("a/b"), NO_LICENCE, has_factors=False, gguf_types=TYPES)
+    assert "apply_chat_template" not in base and "conversational" not in metadata(base)["tags"]
+
+
+@pytest.mark.parametrize(
+    ("where", "template", "knows"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("LICENSE", "", False),
+    ],
+)
+def test_who_can_chat(tmp_path: Path, where: str, template: str, knows: bool) -> None:
+    (tmp_path / where).write_text(template)
+    assert has_chat_template(tmp_path) == knows
+
+
+@pytest.mark.parametrize(
+    "licence", ["mit", "a: b\n---\nmodel-index: [x]", "`code`\n\n# Title", "- [", "'\"", "&a *a", "no", "1.0", "日本語"]
+)
+def test_a_licence_is_a_value_whatever_it_holds(tmp_path: Path, licence: str) -> None:
+    """It adds no key, no heading and no code to the card."""
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'license': licence})}---\n")
+    card = card_of(summary(), composed("a/b"), read_licence(tmp_path), has_factors=False, gguf_types=TYPES)
+    assert metadata(card)["license"] == " ".join(licence.split())
+    assert "model-index" not in metadata(card) and "\n# Title" not in card
+    (said,) = [line for line in card.splitlines() if line.startswith("That of the parent")]
+    assert said.count("`") == 4
 
 
 @pytest.mark.parametrize(("has_factors", "how"), [(True, "`longrope` factors"), (False, "another `rope_theta`")])
 def test_warns_of_the_stock_converter_where_it_breaks_the_model(has_factors: bool, how: str) -> None:
-    card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=has_factors, gguf_types=TYPES)
+    card = card_of(summary(), composed("owner/parent"), NO_LICENCE, has_factors=has_factors, gguf_types=TYPES)
     assert ("GGUF only through transact" in card) == has_factors and how in card
     assert ("`export.gguf=f16` or `export.gguf=q8_0` writes" in card) == has_factors
-    uncut = model_card(summary(head_dim=32), composed("owner/parent"), NO_LICENCE, has_factors=False, gguf_types=TYPES)
+    uncut = card_of(summary(head_dim=32), composed("owner/parent"), NO_LICENCE, has_factors=False, gguf_types=TYPES)
     assert "frequency" not in uncut and "GGUF only" not in uncut
 
 
@@ -52,9 +104,9 @@ def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
     (parent / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\ntags: [x]\n---\n# Parent\n")
     (parent / "LICENSE").write_text("terms")
     licence = read_licence(parent)
-    card = model_card(summary(), composed(str(parent)), licence, has_factors=True, gguf_types=TYPES)
+    card = card_of(summary(), composed(str(parent)), licence, has_factors=True, gguf_types=TYPES)
     assert (metadata(card)["license"], metadata(card)["license_name"]) == ("other", "llama3")
-    assert "applies: llama3 (`LICENSE`)" in card
+    assert "applies: `llama3` (`LICENSE`)" in card
     copy_licence(licence, parent, target)
     assert (target / "LICENSE").read_text() == "terms"
 
@@ -69,6 +121,6 @@ def test_a_card_that_says_nothing_is_no_obstacle(tmp_path: Path, text: str) -> N
 
 def test_promises_no_file_that_export_refuses() -> None:
     """Qwen3 with free pairs: llama.cpp's class takes no factors."""
-    card = model_card(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=[])
+    card = card_of(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=[])
     assert "there is none for this model" in card
     assert "export.gguf=" not in card
