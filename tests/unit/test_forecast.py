@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transact.accelerators import BY_NAME
 from transact.configuring import compose_config
 from transact.forecast.contents import forecast
 from transact.forecast.disk import gguf_bytes
-from transact.forecast.text import text
+from transact.forecast.text import in_words, text
 from transact.geometry import Geometry
 from transact.run import main
 
@@ -122,13 +123,15 @@ def test_nothing_fits_into_nothing() -> None:
 def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
     found = plan("eval=paper", "plan.accelerator=a100_80gb", "plan.mfu=0.5", "plan.price_per_gpu_hour=3")
     teacher = Geometry.from_dict(found["dense"]["geometry"]).flops_per_token(4096)
+    forwards = [Geometry.from_dict(each["geometry"]).flops_per_token(4096) for each in found["rounds"]]
     flops = sum(
-        each["tokens"] * (3 * Geometry.from_dict(each["geometry"]).flops_per_token(4096) + teacher)
-        for each in found["rounds"]
+        each["tokens"] * (3 * forward + teacher) for each, forward in zip(found["rounds"], forwards, strict=True)
     )
+    flops += 5 * 128 * 4096 * sum(forwards)  # validation, at the start of a round and four times in it
     hours = found["duration"]["hours"]
     assert hours["recover"] == pytest.approx(flops / (0.5 * 8 * BY_NAME["a100_80gb"].peak_flops) / 3600, rel=1e-3)
-    assert {"measuring splits", "eval.texts and eval.tasks"} <= set(found["duration"]["not_counted"])
+    assert hours["split"] > 0
+    assert {"reading and writing files", "eval.tasks"} <= set(found["duration"]["not_counted"])
     assert found["duration"]["cost"] == pytest.approx(hours["all"] * 8 * 3, rel=1e-2)
 
 
@@ -154,3 +157,82 @@ def test_a_throughput_that_was_measured_counts_instead() -> None:
 def test_wrong_assumptions_are_refused(setting: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         compose_config([*LARGE, setting])
+
+
+SMALL = ["name=small", "prune.rounds=1", "plan.tokens_per_second=500"]
+
+
+def small(*overrides: str) -> tuple[dict[str, Any], str]:
+    found = forecast(compose_config([*SMALL, *overrides]))
+    return found, text(found)
+
+
+def test_the_fraction_is_told_of_all_parameters_and_of_the_layers() -> None:
+    found, said = small("prune.remove_fraction=0.5")
+    (last,) = found["rounds"]
+    parent, pruned = (Geometry.from_dict(each["geometry"]) for each in (found["dense"], last))
+    per_layer = [
+        each.hidden_size * (2 * each.head_dim * (6 + 2) + 3 * each.intermediate_size) for each in (parent, pruned)
+    ]
+    of_all, of_layers = 1 - pruned.parameters() / parent.parameters(), 1 - per_layer[1] / per_layer[0]
+    assert of_layers > of_all + 0.05
+    assert f"removed: {of_all:.1%} of all parameters, which is {of_layers:.1%} of the layers'" in said
+
+
+def test_at_most_five_warnings_and_none_about_what_the_parent_has() -> None:
+    """Of every split of many requests. The parent's head_dim of 32 has rows of 192 weights, which have no K-quants."""
+    for request in (["prune.multiple.head_dim=2", "prune.multiple.intermediate_size=2"], ["prune.split=equal"], []):
+        for fraction in (0.1, 0.3, 0.5):
+            found, said = small(f"prune.remove_fraction={fraction}", *request)
+            warned = [line for line in said.splitlines() if line.startswith("warning: ")]
+            assert len(warned) <= 6 and len([line for line in warned if "more of the kind" not in line]) <= 5
+            assert len(found["warnings"]) <= 5 or "more of the kind, all of them in plan.json" in warned[-1]
+            assert not [
+                line for line in found["warnings"] if line.startswith(("head_dim 32:", "intermediate_size 640:"))
+            ]
+
+
+def test_no_tokens_are_no_training() -> None:
+    """Neither in memory, nor on the disk, nor in time."""
+    found, said = small("recover.tokens=0")
+    assert not [each for each in found["memory"]["moments"] if each["stage"].endswith("recover")]
+    assert found["memory"]["host_bytes"] == {} and found["disk_bytes"]["training_checkpoints"] == 0
+    assert "recover" not in found["duration"]["hours"]
+    assert "recovery: none (recover.tokens=0)" in said
+    assert not re.search("checkpoint|peak rate|best weights|optimizer|teacher", said)
+    trained, _ = small()
+    assert trained["memory"]["peak_gib"] > 1.5 * found["memory"]["peak_gib"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (4.15, "4.2 hours"),
+        (1000.0, "1,000.0 hours"),
+        (1.5, "90 minutes"),
+        (0.05, "3 minutes"),
+        (0.01, "36 seconds"),
+        (1 / 3600, "1 second"),
+        (0.0, "under a second"),
+    ],
+)
+def test_times_have_the_unit_that_says_something(hours: float, said: str) -> None:
+    assert in_words(hours) == said
+
+
+def test_a_small_run_is_told_in_minutes_and_one_rank_as_one() -> None:
+    said = small("launch=inline")[1]
+    assert re.search(r"time: about \d+ (minutes|seconds) ", said) and " 0.0" not in said.split("time:")[1]
+    assert "memory per rank on 1 rank, " in said and "rank(s)" not in said
+
+
+def test_a_recovery_of_a_few_steps_is_warned_of() -> None:
+    assert small("recover.tokens=8192")[0]["warnings"][0].startswith("a recovery of 2 steps teaches little")
+    assert not [line for line in small("recover.tokens=65536")[0]["warnings"] if "teaches little" in line]
+
+
+def test_no_line_but_those_of_the_table_is_longer_than_a_page() -> None:
+    for request in ([], ["recover.tokens=0"], ["plan.accelerator=h100", "plan.tokens_per_second=null"]):
+        lines = small(*request, "prune.split=auto")[1].splitlines()
+        start = next(number for number, line in enumerate(lines) if "heads/KV" in line)
+        assert max(len(line) for line in lines[:start] + lines[start + 3 :]) <= 110

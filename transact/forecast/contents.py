@@ -9,7 +9,7 @@ from transact.exporting.shapes import shape_warnings
 from transact.forecast.disk import disk_bytes
 from transact.forecast.duration import duration, work
 from transact.forecast.machines import accelerator, memory_limit_gib, num_ranks
-from transact.forecast.memory import host_bytes, memory_moments, peak_bytes, remedies
+from transact.forecast.memory import host_bytes, memory_moments, other_checkpointing, peak_bytes, remedies
 from transact.geometry import Geometry
 from transact.memory import GIB, gram_disk_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
 from transact.models.folder import declared_config, is_at_hand
@@ -17,6 +17,7 @@ from transact.models.llama import read_geometry
 from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, stage_names, tokens_per_batch
 from transact.preflight import check_settings
 
+FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 
 
@@ -41,7 +42,8 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
         "split_candidates": _candidates(config, parent),
-        "warnings": list(dict.fromkeys(line for end in ends for line in shape_warnings(end))),
+        "warnings": [*_step_warnings(rounds, tokens_per_batch(config)), *_shape_warnings(parent, ends)],
+        "text": _text(config, described, rounds),
         "tokens": sum(each.tokens for each in rounds),
         "tokens_per_batch": tokens_per_batch(config),
         "calibration": _calibration(config, parent, ranks),
@@ -57,6 +59,7 @@ def _model(config: RunConfig, geometry: Geometry, parent: Geometry) -> dict[str,
         "geometry": geometry.to_dict(),
         "parameters": geometry.parameters(),
         "removed_fraction": 1 - geometry.parameters() / parent.parameters(),
+        "removed_fraction_of_layers": 1 - geometry.transitional_parameters() / parent.transitional_parameters(),
         "kv_bytes_per_token": geometry.kv_bytes_per_token(),
         "flops_per_token": geometry.flops_per_token(config.data.sequence_length),
     }
@@ -73,6 +76,39 @@ def _candidates(config: RunConfig, parent: Geometry) -> list[dict[str, int]]:
         return []
     found = split_candidates(config.prune, parent)
     return [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in found]
+
+
+def _shape_warnings(parent: Geometry, ends: list[Geometry]) -> list[str]:
+    """About the dimensions that the run may end with; what the parent has already is nobody's choice here."""
+    kept = tuple(f"{name} {getattr(parent, name)}:" for name in CUT_DIMENSIONS)
+    found = dict.fromkeys(line for end in ends for line in shape_warnings(end))
+    return [line for line in found if not line.startswith(kept)]
+
+
+def _step_warnings(rounds: list[Round], per_batch: int) -> list[str]:
+    fewest = min((each.tokens // per_batch for each in rounds if each.tokens), default=FEW_STEPS)
+    if fewest >= FEW_STEPS:
+        return []
+    steps = f"{fewest} step{'' if fewest == 1 else 's'}"
+    return [
+        f"a recovery of {steps} teaches little: more recover.tokens, or a smaller recover.batch_sequences or "
+        "data.sequence_length, makes more steps"
+    ]
+
+
+def _text(config: RunConfig, described: dict[str, Any], rounds: list[Round]) -> dict[str, Any]:
+    """Tokens that are taken from the text, by what for, as far as it has them."""
+    length = config.data.sequence_length
+    return {
+        "sequence_length": length,
+        "longest_sequence": described.get("max_position_embeddings"),
+        "tokens": {
+            "recovery": sum(each.tokens for each in rounds),
+            "validation": config.recover.validation_sequences * length,
+            "calibration": config.prune.calibration_sequences * length,
+            "held out": config.data.evaluation_sequences * length,
+        },
+    }
 
 
 def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, Any]:
@@ -96,6 +132,7 @@ def _memory(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int
     return {
         "zero_stage": config.engine.zero_stage,
         "moments": memory_moments(config, parent, rounds, ranks),
+        "other_checkpointing": other_checkpointing(config, parent, rounds, ranks),
         "host_bytes": host_bytes(config, parent, rounds, ranks),
         "peak_gib": round(peak, 3),
         "limit_gib": limit,

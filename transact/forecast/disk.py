@@ -33,7 +33,8 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
     grams = [0]
     if config.prune.method.needs_gram():
         grams = [gram_disk_bytes(each) for each in _calibrated(parent, rounds)]
-    checkpoints = [CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.geometry.parameters() for each in rounds]
+    trained = [each.geometry for each in rounds if each.tokens]
+    checkpoints = [0, *(CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.parameters() for each in trained)]
     return {
         **parts,
         "end": end,

@@ -9,30 +9,29 @@ from transact.config import RunConfig
 from transact.files import read_json
 from transact.forecast.machines import accelerator, num_ranks
 from transact.geometry import Geometry
-from transact.memory import gram_passes
 from transact.outline import Round
+from transact.workload import stage_flops
 
 SECONDS_PER_HOUR = 3600.0
 
 
+KINDS = {
+    "calibrate": ("calibrate", "gram"),
+    "split": ("split",),
+    "cut": ("plan", "slice"),
+    "recover": ("recover",),
+    "evaluate": ("evaluate", "tasks"),
+}  # what is told apart -> the stages that it is made of
+
+
 def work(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, float]:
-    """FLOPs by kind of stage. Gram matrices, greedy choices, slicing and writing files are not counted."""
-    context = config.data.sequence_length
-    teacher = None if config.recover.objective == "cross_entropy" else parent
-    calibrated = config.prune.calibration_sequences * context
-    evaluated = config.data.evaluation_sequences * context
-    flops = {"calibrate": 0.0, "recover": 0.0, "evaluate": evaluated * float(parent.flops_per_token(context))}
-    before = parent
-    for each in rounds:
-        # Weights are frozen: a backward is the work of one forward.
-        passes = 2 if config.prune.method.needs_gradients() else 1
-        if config.prune.method.needs_gram():
-            passes += len(gram_passes(before, config.prune.method.gram_gib))
-        flops["calibrate"] += passes * calibrated * before.flops_per_token(context)
-        flops["recover"] += each.tokens * each.geometry.training_flops_per_token(context, teacher)
-        flops["evaluate"] += 2 * evaluated * each.geometry.flops_per_token(context)
-        before = each.geometry
-    return flops
+    """FLOPs by kind of stage. What is read and written is not counted, nor are tasks and the efficiency's measuring."""
+    stages = stage_flops(config, parent, rounds)
+    found = {
+        kind: sum(flops for name, flops in stages.items() if name.rpartition("/")[2] in members)
+        for kind, members in KINDS.items()
+    }
+    return {kind: flops for kind, flops in found.items() if flops}
 
 
 def duration(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, Any] | None:
@@ -47,25 +46,22 @@ def duration(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[s
     hours["all"] = sum(hours.values())
     price = config.plan.price_per_gpu_hour
     return {
-        "hours": {kind: round(each, 4) for kind, each in hours.items()},
+        "hours": {kind: round(each, 6) for kind, each in hours.items()},
         "basis": basis,
         "not_counted": not_counted(config),
-        "gpu_hours": round(hours["all"] * ranks, 3),
+        "gpu_hours": round(hours["all"] * ranks, 6),
         "cost": None if price is None else round(hours["all"] * ranks * price, 2),
     }
 
 
 def not_counted(config: RunConfig) -> list[str]:
     """Parts of the run that take time which is not foretold, whatever they compute."""
-    parts = ["reading", "choosing", "slicing", "writing"]
-    if config.prune.split == "auto":
-        parts.append("measuring splits")
-    if config.prune.method.refit == "sequential":
-        parts.append("sequential calibration")
-    if config.eval.has_more():
-        parts.append("eval.texts and eval.tasks")
+    parts = ["reading and writing files"]
+    if config.eval.tasks:
+        parts.append("eval.tasks")
     if config.eval.efficiency.measured:
-        parts.append(f"efficiency (at most {config.eval.efficiency.max_minutes:g} minutes)")
+        minutes = config.eval.efficiency.max_minutes
+        parts.append(f"efficiency (at most {minutes:g} minute{'' if minutes == 1 else 's'})")
     return parts
 
 

@@ -17,14 +17,24 @@ MOST_RANKS = 1024
 
 
 def memory_moments(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> list[dict[str, Any]]:
-    """A row per moment: "stage", "bytes" by component, "total_bytes", and with what activation checkpointing."""
+    """A row per moment: "stage", "bytes" by component, "total_bytes". A round without tokens trains nothing."""
     first = rounds[0]
     rows = [_row(f"{first.folder_name}/{kind}", config, parent, ranks, parent) for kind in _calibrations(config)]
-    rows += [_row(f"{each.folder_name}/recover", config, each.geometry, ranks, parent) for each in rounds]
+    rows += [_row(f"{each.folder_name}/recover", config, each.geometry, ranks, parent) for each in _trained(rounds)]
+    return rows
+
+
+def other_checkpointing(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, Any] | None:
+    """The first recovery with activation checkpointing if the run has none, and without if it has."""
     other = not config.engine.activation_checkpointing
     otherwise = replace(config, engine=replace(config.engine, activation_checkpointing=other))
-    rows.append(_row(f"{first.folder_name}/recover", otherwise, first.geometry, ranks, parent))
-    return rows
+    for each in _trained(rounds):
+        return _row(f"{each.folder_name}/recover", otherwise, each.geometry, ranks, parent)
+    return None
+
+
+def _trained(rounds: list[Round]) -> list[Round]:
+    return [each for each in rounds if each.tokens]
 
 
 def _calibrations(config: RunConfig) -> list[str]:
@@ -46,7 +56,9 @@ def _row(stage: str, config: RunConfig, geometry: Geometry, ranks: int, parent: 
 def host_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, int]:
     """Of a rank, in the machine's memory besides: the best weights seen in a recovery while better ones replace them,
     and the hidden states of sequential calibration."""
-    found = {"best_weights": 2 * round(rounds[0].geometry.parameters() * FLOAT32_BYTES / ranks)}
+    found = {}
+    for each in _trained(rounds)[:1]:
+        found["best_weights"] = 2 * round(each.geometry.parameters() * FLOAT32_BYTES / ranks)
     if config.prune.method.refit == "sequential":
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found
@@ -55,7 +67,7 @@ def host_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: 
 def peak_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> float:
     """The worst moment of the job as it is configured."""
     moments = [estimate_memory(parent, config, ranks, kind) for kind in _calibrations(config)]
-    moments += [estimate_memory(each.geometry, config, ranks, "recover", parent=parent) for each in rounds]
+    moments += [estimate_memory(each.geometry, config, ranks, "recover", parent=parent) for each in _trained(rounds)]
     return max(moment.total() for moment in moments)
 
 
