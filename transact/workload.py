@@ -48,7 +48,7 @@ def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Ro
     return {
         "calibrate": passes * calibrated * float(before.flops_per_token(context)),
         "gram": _gram_flops(config, before),
-        "split": _split_flops(config, before),
+        "split": _split_flops(config, parent) if each.number == 1 else 0.0,
         "plan": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _cut_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
@@ -86,14 +86,14 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
 
 
-def _split_flops(config: RunConfig, geometry: Geometry) -> float:
+def _split_flops(config: RunConfig, parent: Geometry) -> float:
     """One elimination serves all candidates; each is cut and measured on the validation text."""
     if config.prune.split != "auto":
         return 0.0
-    candidates, context = split_candidates(config.prune, geometry), config.data.sequence_length
+    candidates, context = split_candidates(config.prune, parent), config.data.sequence_length
     validated = config.recover.validation_sequences * context
-    each = (_cut_flops(config, geometry, one) + validated * one.flops_per_token(context) for one in candidates)
-    return _elimination_flops(config, geometry, candidates) + sum(each)
+    each = (_cut_flops(config, parent, one) + validated * one.flops_per_token(context) for one in candidates)
+    return _elimination_flops(config, parent, candidates) + sum(each)
 
 
 def _elimination_flops(config: RunConfig, geometry: Geometry, targets: list[Geometry]) -> float:

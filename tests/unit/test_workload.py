@@ -23,6 +23,7 @@ REQUESTS: list[list[str]] = [
     ["recover.objective=cross_entropy"],
     ["export.gguf=f16", "eval.efficiency.measured=false"],
     ["+experiment=llama7b_50pct"],
+    ["+experiment=llama7b_70pct"],
 ]
 
 
