@@ -16,19 +16,6 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     require(name, value, value in choices, f"it must be one of {', '.join(choices)}")
 
 
-def require_positive(section: str, config: object, *fields: str) -> None:
-    for name in fields:
-        value = getattr(config, name)
-        require(f"{section}.{name}", value, value > 0, "it must be above 0")
-
-
 def require_one_per_round(name: str, values: list[float] | None, rounds: int) -> None:
     if values is not None:
         require(name, values, len(values) == rounds, f"one number per round is needed (prune.rounds={rounds})")
-        require(name, values, min(values) > 0, "every number must be above 0")
-
-
-def require_at_least(section: str, config: object, minimum: float, *fields: str) -> None:
-    for name in fields:
-        value = getattr(config, name)
-        require(f"{section}.{name}", value, value >= minimum, f"it must be at least {minimum}")

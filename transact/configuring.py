@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from transact.config import FREE_SECTIONS, FREE_SETTINGS, RunConfig
+from transact.config.setting import check_values, dataclass_in, fields_of, is_dictionary, is_optional, short
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -55,8 +57,15 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         ValueError: one line that names the field, the value and what is allowed.
     """
     register_resolvers()
+    given = OmegaConf.to_container(composed) if isinstance(composed, DictConfig) else composed
+    assert isinstance(given, dict)
+    _check_groups(RunConfig, given)
+    check_values(RunConfig, given)  # before anything is converted: a number may be too large for that
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
+        values = OmegaConf.to_container(merged, resolve=True)
+        assert isinstance(values, dict)
+        check_values(RunConfig, values)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise UnknownSetting(error) from None
@@ -66,6 +75,29 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         raise ValueError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
     assert isinstance(config, RunConfig)
     return config
+
+
+def _check_groups(kind: type, given: Mapping[Any, Any], prefix: str = "") -> None:
+    """
+    Raises:
+        ValueError: a word stands where settings are expected, as in prune.method=norms.
+    """
+    for declared, hint in fields_of(kind):
+        inner, value, name = dataclass_in(hint), given.get(declared.name), f"{prefix}{declared.name}"
+        if inner is None or declared.name not in given or is_dictionary(hint) or _is_interpolation(value):
+            continue
+        if isinstance(value, Mapping):
+            _check_groups(inner, value, f"{name}.")
+        elif value is not None or not is_optional(hint):
+            group = name.replace(".", "/")
+            choices = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+            one = f"{group}={value}" if value in choices else f"{group}= with one of {', '.join(choices)}"
+            instead = f"choose {one}" if choices else f"write {name}.SETTING=, see --help {name}"
+            raise ValueError(f"{name}={short(value)} is not allowed: {name} is a group of settings; {instead}")
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 class UnknownSetting(ValueError):

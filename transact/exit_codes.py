@@ -27,9 +27,18 @@ def speaks() -> bool:
     return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
 
 
+def printable(text: str) -> str:
+    """What a terminal shows as it is: control characters, and what else would act on it, as escapes."""
+    return "".join(each if each.isprintable() or each == " " else _escape(each) for each in text)
+
+
+def _escape(mark: str) -> str:
+    return mark.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
 def one_line(reason: object) -> str:
-    """Line breaks become spaces, and what is very long is cut."""
-    line = " ".join(str(reason).split())
+    """Line breaks become spaces, what would act on a terminal becomes visible, and what is very long is cut."""
+    line = printable(" ".join(str(reason).split()))
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
 
 

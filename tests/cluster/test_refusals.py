@@ -72,7 +72,7 @@ def test_controller_does_not_answer(
         ),
         ("launch.processes=2", "launch.processes=2 is not allowed: launch=slurm counts in launch.nodes"),
         ("launch.signal_delay_seconds=86400", "launch.signal_delay_seconds=86400 is not allowed: it must be below the"),
-        ("+launch.options={--gres: gpu}", "launch.options='--gres' is not allowed: give options as"),
+        ("+launch.options={--gres: gpu}", "launch.options={'--gres': 'gpu'} is not allowed: it takes"),
     ],
 )
 def test_request_that_the_cluster_cannot_meet(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from transact.checks import require, require_at_least, require_choice, require_positive
+from transact.checks import require
+from transact.config.setting import LONGEST_PATH, setting
 
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
 STDLIB_PARTS = ("train", "heldout")
@@ -14,27 +15,25 @@ STDLIB_PARTS = ("train", "heldout")
 class TextConfig:
     """Where text comes from: local txt, jsonl and parquet files, a hub dataset, or this Python's library."""
 
-    source: str
+    source: str = setting(choices=TEXT_SOURCES)
     """"files" (txt, md, jsonl, parquet), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of
     the Python that runs)."""
-    files: list[str] = field(default_factory=list)
+    files: list[str] = setting(factory=list, longest=LONGEST_PATH)
     """With source "files": paths or glob patterns."""
-    hub_id: str | None = None
+    hub_id: str | None = setting(None)
     """With source "hub": the dataset's id. null: with the other sources."""
-    hub_config: str | None = None
+    hub_config: str | None = setting(None)
     """The configuration of that dataset. null: its only one."""
-    hub_revision: str | None = None
+    hub_revision: str | None = setting(None)
     """A branch, tag or commit of that dataset. null: the newest."""
-    split: str = "train"
+    split: str = setting("train")
     """The split of that dataset."""
-    text_field: str = "text"
+    text_field: str = setting("text")
     """The field that holds the text, of jsonl and parquet files and of hub datasets."""
-    part: str = "train"
+    part: str = setting("train", choices=STDLIB_PARTS)
     """With source "python_stdlib": "train" or "heldout"; no file is in both."""
 
     def __post_init__(self) -> None:
-        require_choice("data.*.source", self.source, TEXT_SOURCES)
-        require_choice("data.*.part", self.part, STDLIB_PARTS)
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
 
@@ -47,13 +46,9 @@ class DataConfig:
     """Text for recovery, validation and calibration."""
     evaluation: TextConfig
     """Held-out text, on which perplexity is reported."""
-    sequence_length: int
+    sequence_length: int = setting(at_least=2, at_most=2**20)
     """Tokens of a sequence, 2 or more, in training, calibration and evaluation alike."""
-    evaluation_sequences: int
+    evaluation_sequences: int = setting(at_least=1, at_most=10**7)
     """Sequences of the held-out text, at most as many as it has."""
-    token_store: str
+    token_store: str = setting(longest=LONGEST_PATH)
     """A folder for tokenised text, shared by all runs: the same text is tokenised once."""
-
-    def __post_init__(self) -> None:
-        require_at_least("data", self, 2, "sequence_length")
-        require_positive("data", self, "evaluation_sequences")

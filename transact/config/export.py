@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transact.checks import require_choice
+from transact.config.setting import setting
 
 GGUF_TYPES = ("none", "f16", "q8_0", "q4_0")
 
@@ -13,8 +13,5 @@ GGUF_TYPES = ("none", "f16", "q8_0", "q4_0")
 class ExportConfig:
     """What is written besides the folder for transformers."""
 
-    gguf: str = "none"
+    gguf: str = setting("none", choices=GGUF_TYPES)
     """"none", or the type of the weights in a file for llama.cpp beside export/: "f16", "q8_0" or "q4_0"."""
-
-    def __post_init__(self) -> None:
-        require_choice("export.gguf", self.gguf, GGUF_TYPES)

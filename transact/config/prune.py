@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transact.checks import require, require_at_least, require_choice, require_one_per_round, require_positive
+from transact.checks import require, require_one_per_round
+from transact.config.setting import setting
 
 SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
@@ -22,13 +23,12 @@ ROTARY_CHOICES = ("free", "progression")
 class MultipleConfig:
     """Dimensions are multiples of these, so that kernels stay fast."""
 
-    head_dim: int
+    head_dim: int = setting(at_least=2, at_most=2**12)
     """head_dim is a multiple of this even number. Where whole heads are cut it does not count."""
-    intermediate_size: int
+    intermediate_size: int = setting(at_least=1, at_most=2**20)
     """intermediate_size is a multiple of this."""
 
     def __post_init__(self) -> None:
-        require_positive("prune.multiple", self, "head_dim", "intermediate_size")
         require("prune.multiple.head_dim", self.head_dim, self.head_dim % 2 == 0, "it must be even (rotary pairs)")
 
 
@@ -36,35 +36,28 @@ class MultipleConfig:
 class MethodConfig:
     """What is cut inside a layer, how it is chosen, and what makes up for it: conf/prune/method/."""
 
-    attention: str = "pairs"
+    attention: str = setting("pairs", choices=ATTENTION_UNITS)
     """"pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads) or "shared_dims" (the same dims in q,
     k, v and o)."""
-    pair_score: str = "logit_variance"
+    pair_score: str = setting("logit_variance", choices=PAIR_SCORES)
     """What rotary pairs are chosen by: "logit_variance", "norm_product", "token_product", "taylor", "magnitude" or
     "random"."""
-    pair_scope: str = "model"
+    pair_scope: str = setting("model", choices=PAIR_SCOPES)
     """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
     loads."""
-    values: str = "svd"
+    values: str = setting("svd", choices=VALUE_CHOICES)
     """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
-    channels: str = "obs"
+    channels: str = setting("obs", choices=CHANNEL_CHOICES)
     """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
-    refit: str = "least_squares"
+    refit: str = setting("least_squares", choices=REFITS)
     """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
     on the cut model's own inputs)."""
-    ridge: float = 0.01
+    ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
     """Ridge of the least squares, relative to the mean of a Gram matrix's diagonal."""
-    gram_gib: float = 8.0
+    gram_gib: float = setting(8.0, above=0, at_most=10**6)
     """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text."""
 
     def __post_init__(self) -> None:
-        require_choice("prune.method.attention", self.attention, ATTENTION_UNITS)
-        require_choice("prune.method.pair_score", self.pair_score, PAIR_SCORES)
-        require_choice("prune.method.pair_scope", self.pair_scope, PAIR_SCOPES)
-        require_choice("prune.method.values", self.values, VALUE_CHOICES)
-        require_choice("prune.method.channels", self.channels, CHANNEL_CHOICES)
-        require_choice("prune.method.refit", self.refit, REFITS)
-        require_positive("prune.method", self, "ridge", "gram_gib")
         if self.attention == "pairs":
             return
         for name, value, fits in (
@@ -88,27 +81,27 @@ class MethodConfig:
 class PruneConfig:
     """How much is cut, in how many rounds, and how."""
 
-    remove_fraction: float | None = None
-    """Share of all parameters of the parent to remove, embeddings counted, inside (0, 1). null: the dimensions are
+    remove_fraction: float | None = setting(None, above=0, below=1)
+    """Share of all parameters of the parent to remove, embeddings counted. null: the dimensions are
     given."""
-    head_dim: int | None = None
+    head_dim: int | None = setting(None, at_least=2, at_most=2**12)
     """Dims of a head at the end; beside remove_fraction, intermediate_size follows. null: it follows from the fraction,
     or stays."""
-    intermediate_size: int | None = None
+    intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
     """Channels of the MLP at the end, without remove_fraction. null: it follows from the fraction, or stays."""
-    split: str = "equal"
+    split: str = setting("equal", choices=SPLITS)
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
-    split_candidates: int = 8
+    split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures, at most."""
-    rounds: int = 1
+    rounds: int = setting(1, at_least=1, at_most=1000)
     """Turns of calibrate, plan, slice, recover, evaluate."""
-    rotary_pairs: str = "free"
+    rotary_pairs: str = setting("free", choices=ROTARY_CHOICES)
     """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right."""
-    schedule: str = "linear"
+    schedule: str = setting("linear", choices=SCHEDULE_KINDS)
     """How the removed fraction grows over the rounds: "linear", "geometric" or "cubic"."""
-    round_shares: list[float] | None = None
+    round_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
     """Relative size of each round's cut, a number per round. null: by the schedule."""
-    calibration_sequences: int = 128
+    calibration_sequences: int = setting(128, at_least=1, at_most=10**7)
     """Sequences of the training text that are reserved for calibration."""
     multiple: MultipleConfig
     """Dimensions are multiples of these, so that kernels stay fast."""
@@ -117,7 +110,6 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         fraction = self.remove_fraction
-        require("prune.remove_fraction", fraction, fraction is None or 0 < fraction < 1, "it must be inside (0, 1)")
         if fraction is None:
             explicit = self.head_dim is not None or self.intermediate_size is not None
             missing = "give it, or else prune.head_dim or prune.intermediate_size"
@@ -125,14 +117,10 @@ class PruneConfig:
         else:
             twice = "prune.intermediate_size is given too; add prune.remove_fraction=null, or leave that out"
             require("prune.remove_fraction", fraction, self.intermediate_size is None, twice)
-        require_at_least("prune", self, 1, "rounds", "calibration_sequences", "split_candidates")
         require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
-        require_choice("prune.split", self.split, SPLITS)
-        require_choice("prune.rotary_pairs", self.rotary_pairs, ROTARY_CHOICES)
         one_set = self.method.attention == "pairs" and self.method.pair_scope == "model"
         progression = "progression needs prune.method.attention=pairs and pair_scope=model"
         require("prune.rotary_pairs", self.rotary_pairs, self.rotary_pairs == "free" or one_set, progression)
-        require_choice("prune.schedule", self.schedule, SCHEDULE_KINDS)
         free = fraction is not None and self.head_dim is None
         fixed = "the dimensions that are given leave nothing to measure; add prune.split=equal"
         require("prune.split", self.split, self.split == "equal" or free, fixed)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transact.checks import require, require_at_least, require_choice, require_positive
+from transact.config.setting import setting
 
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
+HIGHEST_RATE = 1e10  # far beyond use; what diverges below it is seen in training
 LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is computed: 128 MiB in float32
 
 
@@ -15,59 +16,41 @@ LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is comp
 class RecoverConfig:
     """Continued pretraining after each cut."""
 
-    tokens: int
+    tokens: int = setting(at_least=0, at_most=10**15)
     """Tokens of training over all rounds; 0: none."""
-    token_shares: list[float] | None = None
+    token_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
     """Relative number of tokens of each round. null: equal."""
-    batch_sequences: int
+    batch_sequences: int = setting(at_least=1, at_most=2**24)
     """Sequences of an optimizer step over all ranks, the same on any number of them."""
-    learning_rate: float | None = None
+    learning_rate: float | None = setting(None, above=0, at_most=HIGHEST_RATE)
     """Peak learning rate. null: it follows from the parent's size and from the share that is cut."""
-    learning_rates: list[float] | None = None
+    learning_rates: list[float] | None = setting(None, above=0, at_most=HIGHEST_RATE)
     """A peak learning rate per round. null: learning_rate in all of them."""
-    decay: str = "cosine"
+    decay: str = setting("cosine", choices=DECAYS)
     """Of the learning rate after the warm-up: "cosine" or "linear"."""
-    final_learning_rate_fraction: float = 0.1
+    final_learning_rate_fraction: float = setting(0.1, at_least=0, at_most=1)
     """Learning rate at the end of a round, relative to the peak."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     """Share of a round's steps over which the learning rate rises."""
-    min_warmup_steps: int = 4
+    min_warmup_steps: int = setting(4, at_least=0, at_most=10**6)
     """Steps over which it rises whatever the share, but at most half of a round's."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, at_least=0, at_most=10)
     """Of AdamW."""
-    beta1: float = 0.9
+    beta1: float = setting(0.9, at_least=0, below=1)
     """Of AdamW."""
-    beta2: float = 0.95
+    beta2: float = setting(0.95, at_least=0, below=1)
     """Of AdamW."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: float = setting(1.0, at_least=0, at_most=1e6)
     """Largest norm of the gradient; 0: none."""
-    validation_sequences: int = 32
+    validation_sequences: int = setting(32, at_least=1, at_most=10**7)
     """Sequences of the training text that are reserved for validation."""
-    validations: int = 4
+    validations: int = setting(4, at_least=1, at_most=10**6)
     """Validations during a round, besides the one at its start; the best weights seen are kept."""
-    max_skipped_steps: int = 10
+    max_skipped_steps: int = setting(10, at_least=1, at_most=10**6)
     """Steps in a row whose loss or gradient is infinite or not a number, beyond which the job ends."""
-    objective: str = "cross_entropy"
+    objective: str = setting("cross_entropy", choices=OBJECTIVES)
     """"cross_entropy", "distillation" (towards the parent's distribution) or "mixed"."""
-    distillation_weight: float = 0.5
-    """Share of distillation in the mixed objective, inside (0, 1)."""
-    temperature: float = 1.0
+    distillation_weight: float = setting(0.5, above=0, below=1)
+    """Share of distillation in the mixed objective."""
+    temperature: float = setting(1.0, at_least=0.01, at_most=100)
     """Of both distributions in distillation."""
-
-    def __post_init__(self) -> None:
-        require_positive("recover", self, "batch_sequences", "validation_sequences")
-        rate = self.learning_rate
-        require("recover.learning_rate", rate, rate is None or rate > 0, "it must be above 0, or null")
-        require_choice("recover.decay", self.decay, DECAYS)
-        require_choice("recover.objective", self.objective, OBJECTIVES)
-        require_positive("recover", self, "temperature")
-        weight = self.distillation_weight
-        require("recover.distillation_weight", weight, 0 < weight < 1, "it must be inside (0, 1)")
-        require_at_least("recover", self, 0, "tokens", "min_warmup_steps", "weight_decay", "gradient_clipping")
-        require_at_least("recover", self, 1, "validations", "max_skipped_steps")
-        for name in ("final_learning_rate_fraction", "warmup_fraction"):
-            value = getattr(self, name)
-            require(f"recover.{name}", value, 0 <= value <= 1, "it must be in [0, 1]")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(f"recover.{name}", value, 0 <= value < 1, "it must be in [0, 1)")

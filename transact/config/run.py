@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transact.checks import require, require_at_least, require_choice, require_one_per_round
+from transact.checks import require, require_one_per_round
 from transact.config.data import DataConfig
 from transact.config.engine import EngineConfig
 from transact.config.eval import EvalConfig
@@ -15,24 +15,31 @@ from transact.config.model import ModelConfig
 from transact.config.plan import PlanConfig
 from transact.config.prune import PruneConfig
 from transact.config.recover import RecoverConfig
+from transact.config.setting import LONGEST_PATH, setting
 from transact.config.track import TrackConfig
 
 MODES = ("prune", "pretrain", "plan")
+LONGEST_NAME = 100  # characters: of a folder, which takes 255 bytes, beside what others add to it
+LONGEST_COMMAND = 2**20
 
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything a run depends on; written to `config.yaml` of its folder."""
 
-    name: str
+    name: str = setting(
+        longest=LONGEST_NAME,
+        pattern=r"[^./\\%\s][^/\\%\s]*",
+        words=r"a folder's name without spaces, / \ %, no dot first",
+    )
     """The run's name, and its folder's unless output_dir says otherwise."""
-    output_dir: str
+    output_dir: str = setting(longest=LONGEST_PATH)
     """The run's folder."""
-    share_dir: str | None = None
+    share_dir: str | None = setting(None, longest=LONGEST_PATH)
     """Where the points of a sweep share what is the same for all of them; set by the sweep. null: not part of one."""
-    mode: str = "prune"
+    mode: str = setting("prune", choices=MODES)
     """"prune", "pretrain" (train from random weights) or "plan" (say what would be done and needed)."""
-    seed: int = 0
+    seed: int = setting(0, at_least=0, at_most=2**32 - 1)
     """Of the order of the text, of random weights and of random scores."""
     model: ModelConfig
     """Which model is pruned."""
@@ -54,24 +61,17 @@ class RunConfig:
     """What is measured of the parent and of the final model."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What mode=plan assumes of the machines."""
-    command: str | None = None
+    command: str | None = setting(None, longest=LONGEST_COMMAND)
     """The line that goes on with this run; set by the command itself. null: not started by one."""
-    sweep_command: str | None = None
+    sweep_command: str | None = setting(None, longest=LONGEST_COMMAND)
     """The line of the sweep that this run is a point of; set by the command itself. null: not part of one."""
-
-    def __post_init__(self) -> None:
-        require_choice("mode", self.mode, MODES)
-        plain = bool(self.name) and not any(mark in self.name for mark in "/\\ \t\n") and self.name[0] != "."
-        require("name", self.name, plain, "a folder name without spaces and slashes")
-        require_at_least("run", self, 0, "seed")
-        self._check_rounds()
 
     @property
     def point_name(self) -> str:
         """What tells this point of a sweep from the others; empty for a run by itself."""
         return "" if self.share_dir is None else Path(self.output_dir).name
 
-    def _check_rounds(self) -> None:
+    def __post_init__(self) -> None:
         for name in ("token_shares", "learning_rates"):
             require_one_per_round(f"recover.{name}", getattr(self.recover, name), self.prune.rounds)
         if self.mode == "pretrain":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from transact.checks import require_at_least, require_choice, require_positive
+from transact.config.setting import setting
 
 TRACK_MODES = ("auto", "online", "offline", "disabled")
 
@@ -13,22 +13,17 @@ TRACK_MODES = ("auto", "online", "offline", "disabled")
 class TrackConfig:
     """Where figures go besides metrics.jsonl."""
 
-    mode: str = "auto"
+    mode: str = setting("auto", choices=TRACK_MODES)
     """W&B: "auto" (online with a key and a network, else offline), "online", "offline" or "disabled"."""
-    project: str = "transact"
+    project: str = setting("transact", longest=128, pattern=r"[^/\\#?%:]+", words="a name without / \\ # ? % :")
     """The W&B project."""
-    entity: str | None = None
+    entity: str | None = setting(None, longest=128)
     """The W&B user or team. null: W&B's default for the key."""
-    group: str | None = None
+    group: str | None = setting(None, longest=128)
     """The W&B group. null: none, or for the points of a sweep the run's name."""
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = setting(factory=list, longest=64, entries=(0, 50))
     """W&B tags, besides those that say what the run does."""
-    progress_seconds: float = 60.0
+    progress_seconds: float = setting(60.0, above=0, at_most=86_400)
     """Seconds between two lines of a loop in a log file."""
-    report_seconds: float = 120.0
+    report_seconds: float = setting(120.0, at_least=0, at_most=86_400)
     """Seconds between two versions of report.html while the run goes on; 0: it is written at the end alone."""
-
-    def __post_init__(self) -> None:
-        require_choice("track.mode", self.mode, TRACK_MODES)
-        require_positive("track", self, "progress_seconds")
-        require_at_least("track", self, 0, "report_seconds")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from transact.checks import require_choice
 from transact.config import DEVICES, DTYPES, EfficiencyConfig
+from transact.config.setting import check_values
 from transact.efficiency.presets import PRESETS
 from transact.exit_codes import DONE, REFUSED, leave, refuse
 
@@ -52,9 +53,10 @@ def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     require_choice("--dtype", arguments.dtype, ("stored", *DTYPES))
     try:
-        return EfficiencyConfig(**(PRESETS[arguments.preset] | {"max_minutes": PATIENT_MINUTES} | given))
+        check_values(EfficiencyConfig, given, "--")
     except ValueError as error:
-        raise ValueError(str(error).replace("eval.efficiency.", "--").replace("_", "-")) from None
+        raise ValueError(str(error).replace("_", "-")) from None
+    return EfficiencyConfig(**(PRESETS[arguments.preset] | {"max_minutes": PATIENT_MINUTES} | given))
 
 
 def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:

@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     folder = parser.parse_args(arguments).write
     if folder is None:
         for each in settings():
-            print(f"{each.path}  ({each.type}; {default_text(each)})\n    {each.description}")
+            print(
+                f"{each.path}  ({each.type}; {default_text(each)})\n    {each.description}\n    Allowed: {each.allowed}"
+            )
         return DONE
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():

@@ -8,12 +8,13 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, Field, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.config.setting import allowed_in, dataclass_in, fields_of, is_dictionary
 from transact.configuring import compose_config, conf_folder
 
 GROUPS = ("model", "data", "prune", "recover", "engine", "eval", "export", "launch", "track", "plan")
@@ -31,6 +32,7 @@ class Setting:
         default: as YAML gives it; None where it is null, or where it must be given.
         is_required: whether it has no default.
         description: one sentence or two.
+        allowed: the values that it takes, in words; empty where the type says all.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Setting:
     default: Any
     is_required: bool
     description: str
+    allowed: str
 
     @property
     def group(self) -> str:
@@ -61,11 +64,12 @@ def settings() -> tuple[Setting, ...]:
 
 
 def _settings_of(kind: type, prefix: str, values: Any) -> Iterator[Setting]:
-    hints, descriptions = typing.get_type_hints(kind), field_descriptions(kind)
-    for name, hint in hints.items():
+    descriptions = field_descriptions(kind)
+    for declared, hint in fields_of(kind):
+        name = declared.name
         path = f"{prefix}{name}"
-        value, is_required = _default(kind, name, values)
-        inner = _dataclass_in(hint)
+        value, is_required = _default(declared, values)
+        inner = None if is_dictionary(hint) else dataclass_in(hint)
         if inner is not None:
             yield from _settings_of(inner, f"{path}.", value)
             continue
@@ -79,20 +83,15 @@ def _settings_of(kind: type, prefix: str, values: Any) -> Iterator[Setting]:
             default=value,
             is_required=is_required,
             description=descriptions[name],
+            allowed=allowed_in(declared).described(hint),
         )
 
 
-def _default(kind: type, name: str, values: Any) -> tuple[Any, bool]:
+def _default(declared: Field[Any], values: Any) -> tuple[Any, bool]:
     """The composed value; of a part that is null by default, that of its dataclass. And whether there is none."""
     if values is not None:
-        return getattr(values, name), False
-    field = kind.__dataclass_fields__[name]  # type: ignore[attr-defined]
-    return (None, True) if field.default is MISSING else (field.default, False)
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    candidates = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((each for each in candidates if is_dataclass(each) and isinstance(each, type)), None)
+        return getattr(values, declared.name), False
+    return (None, True) if declared.default is MISSING else (declared.default, False)
 
 
 def _type_name(hint: Any) -> str:

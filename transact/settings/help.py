@@ -98,6 +98,6 @@ def _named(given: list[Choice]) -> list[str]:
 
 def _described(setting: Setting) -> str:
     head = f"{setting.path}  ({setting.type}; {default_text(setting)})"
-    return "\n".join(
-        [head, *textwrap.wrap(setting.description, WIDTH, initial_indent="    ", subsequent_indent="    ")]
-    )
+    texts = [setting.description, f"Allowed: {setting.allowed}." if setting.allowed else ""]
+    wrapped = (textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ") for text in texts)
+    return "\n".join([head, *(line for lines in wrapped for line in lines)])

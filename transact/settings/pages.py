@@ -55,10 +55,10 @@ def _page(group: str) -> str:
     given = choices_of(group)
     if given:
         lines += ["## Choices\n", *_choice_table(given), "", "## Settings\n"]
-    lines += ["| setting | type | default | what |", "|---|---|---|---|"]
+    lines += ["| setting | type | default | allowed | what |", "|---|---|---|---|---|"]
     for each in (each for each in settings() if each.group == group):
-        what = each.description.replace("|", "\\|")
-        lines.append(f"| `{each.path}` | {each.type} | `{default_text(each)}` | {what} |")
+        allowed, what = (text.replace("|", "\\|") for text in (each.allowed, each.description))
+        lines.append(f"| `{each.path}` | {each.type} | `{default_text(each)}` | {allowed} | {what} |")
     return "\n".join(lines) + "\n"
 
 

@@ -209,7 +209,10 @@ def test_the_papers_grid_goes_to_256_and_768_tokens() -> None:
     [
         (["nowhere"], "'nowhere' is no model folder: it holds no config.json"),
         ([str(DEMO_PARENT), "--against", "nowhere"], "'nowhere' is no model folder"),
-        ([str(DEMO_PARENT), "--new-tokens", "1"], "--new-tokens=[1] is not allowed: one number or more, each at least"),
+        (
+            [str(DEMO_PARENT), "--new-tokens", "1"],
+            "--new-tokens=[1] is not allowed: it takes 1 to 100 entries, each from 2 to",
+        ),
         ([str(DEMO_PARENT), "--dtype", "int8"], "--dtype='int8' is not allowed: it must be one of stored, float32"),
         ([str(DEMO_PARENT), "--turns", "many"], "argument --turns: invalid int value: 'many'"),
         ([str(DEMO_PARENT), "--output", "no/such/file.json"], "there is no such folder"),

@@ -1,0 +1,100 @@
+"""Every setting declares what it may be, and everything outside of that is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+
+from transact.config import RunConfig
+from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
+from transact.configuring import compose_config, to_dictionary, typed_config
+from transact.exit_codes import one_line
+
+FIELDS = {name: (allowed_in(declared), hint) for name, declared, hint in all_fields(RunConfig)}
+NUMBERS = [name for name, (_, hint) in FIELDS.items() if scalar_types(hint) & {int, float}]
+TEXTS = [name for name, (_, hint) in FIELDS.items() if str in scalar_types(hint)]
+CONTROL = ["a\nb", "a\rb", "\x1b[2Ja", "a\x00", "\x7f", "\x9b31m", "\ud800", "a\u2028b", "\u202egnp.exe"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_bounded_on_both_sides(name: str) -> None:
+    allowed, _ = FIELDS[name]
+    assert (allowed.at_least is None) != (allowed.above is None), f"{name} declares no lower bound"
+    assert (allowed.at_most is None) != (allowed.below is None), f"{name} declares no upper bound"
+
+
+def beyond(name: str) -> list[Any]:
+    """Values outside of what a setting declares."""
+    allowed, hint = FIELDS[name]
+    if name in TEXTS:
+        return [*CONTROL, "x" * (allowed.longest + 1), "", " "] + (["nonsense"] if allowed.choices else [])
+    low = allowed.above if allowed.above is not None else allowed.at_least
+    high = allowed.below if allowed.below is not None else allowed.at_most
+    assert low is not None
+    assert high is not None
+    whole: list[Any] = [low - (0 if allowed.above is not None else 1), high + (0 if allowed.below is not None else 1)]
+    whole = [int(each) for each in whole] if int in scalar_types(hint) else [float(each) for each in whole]
+    if int in scalar_types(hint):
+        return [*whole, 10**400, -(10**400), 2**64, "many", 1.5, math.inf, math.nan]
+    tiny = [math.nextafter(low, -math.inf)] if allowed.above is None else [low]
+    return [*whole, *tiny, math.inf, -math.inf, math.nan, 10**400, "nan", "inf", "many"]
+
+
+def wrong_shapes(hint: Any) -> list[Any]:
+    if is_list(hint):
+        return [[["a"]], {"a": 1}, "a"]
+    return [["a"], "a"] if is_dictionary(hint) else [[1], {"a": 1}]
+
+
+@pytest.fixture(scope="module")
+def sound() -> dict[str, Any]:
+    """With an entry of every dictionary of sections, under the name `own`."""
+    config = to_dictionary(
+        compose_config(["name=sound", "mode=pretrain", "model=demo_random", "recover.objective=cross_entropy"])
+    )
+    config["eval"]["texts"] = {"own": {"source": "python_stdlib"}}
+    return config
+
+
+def refusals(sound: dict[str, Any], name: str, value: Any) -> str:
+    config = copy.deepcopy(sound)
+    name, place = name.replace("*", "own"), config
+    *groups, last = name.split(".")
+    for group in groups:
+        place = place[group]
+    place[last] = value
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        typed_config(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *TEXTS])
+def test_what_is_outside_of_the_declaration_is_refused(name: str, sound: dict[str, Any]) -> None:
+    allowed, hint = FIELDS[name]
+    for value in beyond(name):
+        wrapped = {"own": value} if is_dictionary(hint) else [value] if is_list(hint) else value
+        told = refusals(sound, name, wrapped)
+        assert one_line(told) == one_line(one_line(told))
+        assert is_printable(one_line(told))
+    for wrong in wrong_shapes(hint):
+        refusals(sound, name, wrong)
+    if is_list(hint) or is_dictionary(hint):
+        many = allowed.entries[1] + 1
+        one = "a" if str in scalar_types(hint) else 5
+        refusals(sound, name, {f"a{i}": one for i in range(many)} if is_dictionary(hint) else [one] * many)
+
+
+@pytest.mark.parametrize("name", [name for name, (allowed, _) in FIELDS.items() if allowed.keys])
+@pytest.mark.parametrize("key", [*CONTROL, "", "a b", "a/b", "x" * 300])
+def test_names_of_ones_own_are_plain(name: str, key: str, sound: dict[str, Any]) -> None:
+    one: Any = {"source": "python_stdlib"} if name == "eval.texts" else 1
+    refusals(sound, name, {key: one})
+
+
+def test_a_secret_is_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"launch.setup=\(not shown\)"):
+        typed_config({"launch": {"setup": ["export KEY=planted\nexport OTHER=planted"]}})
