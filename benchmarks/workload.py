@@ -31,7 +31,7 @@ from transact.config import (
     TrackConfig,
 )
 from transact.data.order import SequenceOrder
-from transact.data.token_store import INDEX_NAME, TOKENS_NAME, TokenStore
+from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
 from transact.files import write_json
 from transact.outline import reserved_sequences
 from transact.runtime.process import ProcessGroup
@@ -49,13 +49,17 @@ def write_random_tokens(folder: Path, *, num_sequences: int, sequence_length: in
     dtype = numpy.uint16 if vocab_size <= 2**16 else numpy.uint32
     uniform = numpy.random.default_rng(seed).random((num_sequences, sequence_length), dtype=numpy.float32)
     (vocab_size * uniform**TOKEN_SKEW).astype(dtype).clip(0, vocab_size - 1).tofile(folder / TOKENS_NAME)
-    write_json(
-        folder / INDEX_NAME,
+    (folder / DOCUMENTS_NAME).touch()
+    write_index(
+        folder,
         {
             "num_sequences": num_sequences,
             "sequence_length": sequence_length,
             "dtype": numpy.dtype(dtype).name,
             "is_whole_text": True,
+            "largest_token": vocab_size - 1,
+            "documents": 0,
+            "documents_left_out": 0,
         },
     )
 

@@ -26,7 +26,7 @@ from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
-from transact.stages.texts import Texts, open_further_texts, prepare_texts
+from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,8 @@ def prepare(job: Job) -> Prepared | None:
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
     prepare_tasks(job)
-    texts = replace(prepare_texts(job, parent, rounds), further=open_further_texts(job, parent))
+    texts = prepare_texts(job, parent, rounds)
+    texts = replace(texts, further=open_further_texts(job, parent, texts.train))
     return Prepared(parent=parent, rounds=rounds, texts=texts)
 
 
@@ -60,6 +61,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
+    record_texts(job, texts)
     job.announce(prepared.rounds, geometry_of(parent))
     dense = job.path("round_00", "evaluation.json")
     job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
@@ -193,6 +195,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     each = pretraining_round(job.config, geometry_of(start))
     job.announce([each], geometry_of(start))
     texts = prepare_texts(job, start, [each])
+    record_texts(job, texts)
     trained = job.path(each.folder_name, "recovered")
     job.stage(
         f"{each.folder_name}/recover",

@@ -8,6 +8,7 @@ from transact.checks import require
 from transact.config.setting import LONGEST_PATH, setting
 
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
+DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
 
 
@@ -20,7 +21,7 @@ class TextConfig:
     the Python that runs)."""
     files: list[str] = setting(factory=list, longest=LONGEST_PATH)
     """With source "files": paths or glob patterns."""
-    hub_id: str | None = setting(None)
+    hub_id: str | None = setting(None, pattern=r"[\w.-]+(/[\w.-]+)?", words="owner/name")
     """With source "hub": the dataset's id. null: with the other sources."""
     hub_config: str | None = setting(None)
     """The configuration of that dataset. null: its only one."""
@@ -51,4 +52,9 @@ class DataConfig:
     evaluation_sequences: int = setting(at_least=1, at_most=10**7)
     """Sequences of the held-out text, at most as many as it has."""
     token_store: str = setting(longest=LONGEST_PATH)
-    """A folder for tokenised text, shared by all runs: the same text is tokenised once."""
+    """A folder for tokenised text, shared by all runs: the same text is tokenised once. It may be moved: what counts is
+    the content."""
+    document_marks: str = setting("auto", choices=DOCUMENT_MARKS)
+    """Tokens between documents: "both" (the tokenizer's bos before and its eos after each), "begin" or "end" (one of
+    them), "none". "auto": before a document what the tokenizer itself puts before a text, after it its end of text.
+    That is eos, or where the chat template names eos (it ends a turn) <|endoftext|> or alike, if there is one."""

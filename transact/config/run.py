@@ -107,5 +107,6 @@ FREE_SETTINGS = (
     "engine.checkpoint_every.minutes",
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",
+    "data.token_store",
     "recover.max_skipped_steps",
 )

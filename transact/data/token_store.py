@@ -4,37 +4,131 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import torch
 
-from transact.files import fresh_temporary_folder, publish, read_json, write_json
+from transact.data.document_marks import DocumentMarks, document_marks
+from transact.files import (
+    TEMPORARY_SUFFIX,
+    damage_of,
+    file_digest,
+    fresh_temporary_folder,
+    publish,
+    read_json,
+    temporary_name,
+    write_json,
+)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX_NAME = "index.json"
 TOKENS_NAME = "tokens.bin"
+DOCUMENTS_NAME = "documents.bin"  # a hash of every document in it, sorted
+FILE_NAMES = (INDEX_NAME, TOKENS_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
+MOST = 0.5  # of the held-out documents: with more of them in the training text, nothing is held out
 BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep every core busy
 PIECE_CHARACTERS = 500_000  # of longer documents: a tokenizer takes up to 200 bytes of memory for each character
 
 
 class TokenStore:
-    """A finished store. Sequences are consecutive pieces of the text; each document ends with a mark."""
+    """A finished store. Sequences are consecutive pieces of the text; documents are separated by marks."""
 
     def __init__(self, folder: Path) -> None:
-        index = read_json(folder / INDEX_NAME)
-        self.name = folder.name  # a digest of what is in it
-        self.num_sequences: int = index["num_sequences"]
-        self.sequence_length: int = index["sequence_length"]
-        self.is_whole_text: bool = index["is_whole_text"]
+        self.index = read_index(folder)
+        self.folder = folder
+        self.name = folder.name  # a digest of what it was made of
+        self.num_sequences: int = self.index["num_sequences"]
+        self.sequence_length: int = self.index["sequence_length"]
+        self.is_whole_text: bool = self.index["is_whole_text"]
+        self.largest_token: int = self.index["largest_token"]
+        self.sha256: str = self.index["files"][TOKENS_NAME]["sha256"]
         shape = (self.num_sequences, self.sequence_length)
-        self._tokens = numpy.memmap(folder / TOKENS_NAME, dtype=index["dtype"], mode="r", shape=shape)
+        self._tokens = numpy.memmap(folder / TOKENS_NAME, dtype=self.index["dtype"], mode="r", shape=shape)
 
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
         """positions: (sequences,) -> tokens: (sequences, sequence_length), int64."""
         return torch.from_numpy(self._tokens[positions.numpy()].astype(numpy.int64))
+
+    def documents(self) -> set[int]:
+        """A hash of every document that it holds a part of."""
+        return set(numpy.fromfile(self.folder / DOCUMENTS_NAME, dtype=numpy.uint64).tolist())
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json of a store whose files have the sizes that it says.
+
+    Raises:
+        ValueError: it is not as it was written, or a file has another size.
+        OSError: a file is missing.
+    """
+    index = read_json(folder / INDEX_NAME)
+    if not isinstance(index, dict) or index.get("digest") != _index_digest(index):
+        raise ValueError(f"{INDEX_NAME} is not what was written")
+    for name, recorded in index["files"].items():
+        size = (folder / name).stat().st_size
+        if size != recorded["size"]:
+            raise ValueError(f"{name} has {size} of {recorded['size']} bytes")
+    return index
+
+
+def store_damage(folder: Path, on_read: Callable[[], object] = lambda: None) -> str | None:
+    """What is wrong with a store, in words; None if every byte is as it was written. Reads all of it once.
+
+    Args:
+        on_read: as in `damage_of`.
+    """
+    try:
+        index = read_index(folder)
+    except (ValueError, OSError) as error:
+        return str(error)
+    for name, recorded in index["files"].items():
+        problem = damage_of(folder / name, recorded, on_read)
+        if problem is not None:
+            return f"{name} {problem}"
+    return None
+
+
+def write_index(folder: Path, facts: dict[str, Any]) -> None:
+    """index.json of a folder that holds the other files of a store."""
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
+        for name in (TOKENS_NAME, DOCUMENTS_NAME)
+    }
+    index = facts | {"files": files}
+    write_json(folder / INDEX_NAME, index | {"digest": _index_digest(index)})
+
+
+def _index_digest(index: dict[str, Any]) -> str:
+    facts = {name: value for name, value in index.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def remove_store(folder: Path) -> None:
+    """Remove a store, damaged or half-written, and nothing that is not one.
+
+    Raises:
+        ValueError: something else is in the folder.
+    """
+    if not folder.is_dir() and not folder.is_symlink():
+        return
+    foreign = (
+        ["a link"] if folder.is_symlink() else [repr(each.name) for each in os.scandir(folder) if not _is_ours(each)]
+    )
+    if foreign:
+        raise ValueError(
+            f"data.token_store: {str(folder)!r} is no token store: it is or holds {foreign[0]}; move it away"
+        )
+    for entry in list(os.scandir(folder)):
+        os.unlink(entry.path)
+    folder.rmdir()
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    return entry.name in FILE_NAMES and entry.is_file(follow_symlinks=False)
 
 
 def store_folder(root: Path, identity: dict[str, Any]) -> Path:
@@ -43,10 +137,16 @@ def store_folder(root: Path, identity: dict[str, Any]) -> Path:
     return root / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any, marks: DocumentMarks | None = None) -> str:
     """Of all that tokens depend on: the marks of documents stand outside of tokenizer.json."""
-    marks = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])
-    return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + marks).encode()).hexdigest()
+    marks = marks or document_marks(tokenizer, "auto")
+    added = json.dumps([marks.begin, marks.end])
+    return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + added).encode()).hexdigest()
+
+
+def document_hash(document: str) -> int:
+    """64 bits, the same for a document with other white space around it."""
+    return int.from_bytes(hashlib.blake2b(document.strip().encode(), digest_size=8).digest(), "little")
 
 
 def write_token_store(
@@ -56,6 +156,8 @@ def write_token_store(
     *,
     sequence_length: int,
     max_sequences: int,
+    marks: DocumentMarks | None = None,
+    without: Collection[int] = (),
     name: str = "the text",
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
@@ -63,76 +165,115 @@ def write_token_store(
 
     Args:
         tokenizer: A fast tokenizer of transformers.
+        marks: Of documents. None: the tokenizer's own.
+        without: Hashes of held-out documents, which are left out.
         name: Of the text, for messages.
         progress: Told the number of tokens written after every batch.
 
     Raises:
-        ValueError: the text does not fill one sequence.
+        ValueError: the text does not fill one sequence, or holds most of the held-out documents.
     """
     dtype = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
     wanted = sequence_length * max_sequences
+    remove_store(folder)
+    remove_store(temporary_name(folder))
     temporary = fresh_temporary_folder(folder)
-    written = 0
+    written, largest, rest = 0, 0, numpy.empty(0, dtype=dtype)
+    used: set[int] = set()
+    left_out: set[int] = set()
     with (temporary / TOKENS_NAME).open("wb") as file:
-        for tokens in _token_batches(documents, tokenizer):
-            kept = tokens[: wanted - written]
-            file.write(numpy.asarray(kept, dtype=dtype).data)  # `tofile` does not say that the disk is full
+        for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, marks):
+            kept = batch.tokens[: wanted - written]
+            used.update(each for each, start in batch.documents if start < len(kept))
+            rest = numpy.concatenate([rest, numpy.asarray(kept, dtype=dtype)])
+            whole, rest = numpy.split(rest, [len(rest) // sequence_length * sequence_length])
+            file.write(whole.data)  # `tofile` does not say that the disk is full
+            largest = max(largest, int(whole.max(initial=0)))
             written += len(kept)
             progress(len(kept))
             if written == wanted:
                 break
-        num_sequences = written // sequence_length
-        file.truncate(num_sequences * sequence_length * numpy.dtype(dtype).itemsize)
+    num_sequences = written // sequence_length
     if num_sequences == 0:
         raise ValueError(f"{name} has {written} tokens, fewer than one sequence of {sequence_length}")
-    write_json(
-        temporary / INDEX_NAME,
+    (temporary / DOCUMENTS_NAME).write_bytes(numpy.asarray(sorted(used), dtype=numpy.uint64).data)
+    write_index(
+        temporary,
         {
             "num_sequences": num_sequences,
             "sequence_length": sequence_length,
             "dtype": numpy.dtype(dtype).name,
             "is_whole_text": written < wanted,
+            "largest_token": largest,
+            "documents": len(used),
+            "documents_left_out": len(left_out),
         },
     )
     publish(temporary, folder)
 
 
-def _token_batches(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+def _kept(documents: Iterable[str], without: Collection[int], left_out: set[int], name: str) -> Iterator[_Document]:
+    for text in documents:
+        number = document_hash(text)
+        if number not in without:
+            yield _Document(text, number)
+            continue
+        left_out.add(number)
+        if len(left_out) > len(without) * MOST:
+            raise ValueError(
+                f"{name} holds {len(left_out)} of the {len(without)} documents of data.evaluation word for word: they "
+                "are not held out; name another text, or take these documents out of one of them"
+            )
+
+
+class _Document(NamedTuple):
+    text: str
+    hash: int
+
+
+class _Batch(NamedTuple):
+    tokens: list[int]
+    documents: list[tuple[int, int]]  # hash, and the position of its first token
+
+
+def _token_batches(documents: Iterable[_Document], tokenizer: Any, marks: DocumentMarks | None) -> Iterator[_Batch]:
+    marks = marks or document_marks(tokenizer, "auto")
     for batch in _batches(piece for document in documents for piece in _pieces(document)):
-        yield _tokens(batch, tokenizer)
+        yield _tokens(batch, tokenizer, marks)
 
 
-def _tokens(batch: list[_Piece], tokenizer: Any) -> list[int]:
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def _tokens(batch: list[_Piece], tokenizer: Any, marks: DocumentMarks) -> _Batch:
     texts = [piece.text for piece in batch]
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     tokens: list[int] = []
+    starts: list[tuple[int, int]] = []
     for piece, encoding in zip(batch, encodings, strict=True):
-        tokens += begin if piece.is_first else []
+        starts.append((piece.document, len(tokens)))
+        tokens += marks.begin if piece.is_first else ()
         tokens += encoding.ids
-        tokens += end if piece.is_last else []
-    return tokens
+        tokens += marks.end if piece.is_last else ()
+    return _Batch(tokens, starts)
 
 
 class _Piece(NamedTuple):
     """A part of a document that is tokenised by itself."""
 
     text: str
+    document: int  # its hash
     is_first: bool
     is_last: bool
 
 
-def _pieces(document: str) -> Iterator[_Piece]:
+def _pieces(document: _Document) -> Iterator[_Piece]:
     """The whole document, or pieces of a very long one, cut before white space where there is some."""
-    start = 0
-    while len(document) - start > PIECE_CHARACTERS:
+    text, start = document.text, 0
+    while len(text) - start > PIECE_CHARACTERS:
         stop = start + PIECE_CHARACTERS
-        space = max(document.rfind(mark, start + PIECE_CHARACTERS // 2, stop) for mark in " \n")
+        space = max(text.rfind(mark, start + PIECE_CHARACTERS // 2, stop) for mark in " \n")
         stop = stop if space < 0 else space
-        yield _Piece(document[start:stop], start == 0, False)
+        yield _Piece(text[start:stop], document.hash, start == 0, False)
         start = stop
-    yield _Piece(document[start:], start == 0, True)
+    yield _Piece(text[start:], document.hash, start == 0, True)
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:

@@ -22,12 +22,30 @@ LEASE_SECONDS = 150.0  # after which NFS and Lustre take the locks of a dead mac
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Wait until no other process is inside this block with the same path. The file itself stays."""
+def exclusive(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[bool]:
+    """Wait until no other process is inside this block with the same path.
+
+    Args:
+        wait: otherwise the block is entered at once, with False if another process is inside.
+        remove: the file goes with the last that leaves, else it stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        _flock(file.fileno(), fcntl.LOCK_EX)
-        yield
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a"))
+            held = _flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if not held or _is_still(path, file.fileno()):
+                break  # else somebody removed it meanwhile: the lock is on a file that nobody else will find
+        yield held
+        if held and remove:
+            path.unlink(missing_ok=True)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -103,6 +103,11 @@ class RunFolder:
         with self._writing:  # the watchdog's thread records a failure
             write_json(self.record_path, self.record)
 
+    def note(self, **facts: Any) -> None:
+        """Add facts to the record."""
+        self.record |= facts
+        self._write()
+
     @property
     def stages(self) -> dict[str, Any]:
         return self.record["stages"]

@@ -12,12 +12,11 @@ import torch
 
 from transact.config import EvalConfig
 from transact.data.text import check_text
-from transact.data.token_store import TokenStore
 from transact.files import write_json
 from transact.runtime.engine import open_engine
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
-from transact.stages.texts import Texts, load_tokenizer
+from transact.stages.texts import Texts, load_tokenizer, trained_on
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 
@@ -74,9 +73,7 @@ def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path
     first = next(iter(checkpoints.values()))  # they share the tokenizer
     tasks = loaded_tasks(job.config.eval)
     tokenizer = load_tokenizer(first)
-    results = {
-        role: _evaluate(job, folder, texts.further, tasks, tokenizer, role) for role, folder in checkpoints.items()
-    }
+    results = {role: _evaluate(job, folder, texts, tasks, tokenizer, role) for role, folder in checkpoints.items()}
     job.tracker.summary(
         {
             f"eval/{kind}/{name}/{metric}_{role}": value
@@ -103,17 +100,20 @@ def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
 
 
 def _evaluate(
-    job: Job, folder: Path, stores: Mapping[str, TokenStore], tasks: dict[str, Any], tokenizer: Any, role: str
+    job: Job, folder: Path, texts: Texts, tasks: dict[str, Any], tokenizer: Any, role: str
 ) -> dict[str, dict[str, Any]]:
     group, engine_config = job.group, job.config.engine
-    texts, found = {}, {}
+    measured, found = {}, {}
     with open_engine(folder, engine_config, group) as engine:
-        for name, store in stores.items():
+        for name, store in texts.further.items():
             count = store.num_sequences
             loss = mean_loss(engine, store, torch.arange(count), engine_config.micro_batch_sequences, group)
             tokens = count * (store.sequence_length - 1)
-            texts[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
-            job.say(f"{role}: perplexity on {name} {texts[name]['perplexity']:.2f}")
+            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
+            shared = trained_on(store, texts.train)
+            if shared:
+                measured[name]["documents_trained_on"] = shared
+            job.say(f"{role}: perplexity on {name} {measured[name]['perplexity']:.2f}")
         if tasks:
             from transact.evaluation.harness import run_tasks
 
@@ -128,4 +128,4 @@ def _evaluate(
                 is_partitioned=engine.is_partitioned,
                 done=lambda name: job.say(f"{role}: {name} is done"),
             )
-    return {"texts": texts, "tasks": found}
+    return {"texts": measured, "tasks": found}

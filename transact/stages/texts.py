@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.config import TextConfig
+from transact.data.document_marks import DocumentMarks, document_marks
+from transact.data.local_files import LeftOut
 from transact.data.order import SequenceOrder
-from transact.data.token_store import TokenStore, store_folder, tokenizer_digest, write_token_store
+from transact.data.token_store import (
+    TokenStore,
+    read_index,
+    remove_store,
+    store_damage,
+    store_folder,
+    tokenizer_digest,
+    write_token_store,
+)
+from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
+from transact.models.folder import geometry_of
 from transact.outline import Round, reserved_sequences
 from transact.runtime.file_lock import exclusive
 from transact.stages.job import Job
+
+LOCK_SUFFIX = ".lock"
+LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation gives
+LEFT_SECONDS = 3600.0
+CHECKED_SILENTLY_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,18 +80,19 @@ def _errors_only(library: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Texts:
-    """Tokenise what is not tokenised yet and open both stores.
+def prepare_texts(job: Job, model_folder: Path, rounds: list[Round]) -> Texts:
+    """Tokenise what is not tokenised yet and open both stores. Collective.
 
     Raises:
-        ValueError: the text is shorter than the reserved part and one batch.
+        ValueError: the text is shorter than the reserved part and one batch, or not the one that the run began with.
     """
     config = job.config
     reserved = reserved_sequences(config)
     trained = sum(each.tokens for each in rounds) // config.data.sequence_length
-    train = open_store(job, "data.train", config.data.train, tokenizer_folder, reserved + trained)
-    evaluation = open_store(
-        job, "data.evaluation", config.data.evaluation, tokenizer_folder, config.data.evaluation_sequences
+    asked = config.data.evaluation_sequences
+    evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
+    train = open_store(
+        job, "data.train", config.data.train, model_folder, reserved + trained, held_out=evaluation.documents()
     )
     needed = reserved + min(config.recover.batch_sequences, trained)
     if train.num_sequences < needed:
@@ -85,61 +106,212 @@ def prepare_texts(job: Job, tokenizer_folder: Path, rounds: list[Round]) -> Text
             "there must be at least one for each rank"
         )
     order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved, seed=config.seed)
-    asked = config.data.evaluation_sequences
     if evaluation.num_sequences < asked:
         job.say(f"data.evaluation has {evaluation.num_sequences} sequences, fewer than the {asked} that were asked for")
     if trained > order.num_trainable:
-        job.say(f"data.train is used {trained / order.num_trainable:.1f} times: it has fewer tokens than asked for")
-    return Texts(train=train, order=order, evaluation=evaluation)
+        job.say(
+            f"data.train has {order.num_trainable * train.sequence_length:,} tokens for recovery, "
+            f"{trained * train.sequence_length:,} are asked for: each is used {trained / order.num_trainable:.1f} times"
+        )
+    texts = Texts(train=train, order=order, evaluation=evaluation)
+    job.group.on_main(lambda: _check_same_texts(job, texts))
+    return texts
 
 
-def open_further_texts(job: Job, tokenizer_folder: Path) -> dict[str, TokenStore]:
+def _check_same_texts(job: Job, texts: Texts) -> None:
+    """A run goes on with the tokens that it began with, wherever they are stored now."""
+    if not job.folder.record_path.is_file():
+        return
+    begun = read_json(job.folder.record_path).get("texts", {})
+    for setting, described in describe_texts(texts).items():
+        if setting in begun and begun[setting]["sha256"] != described["sha256"]:
+            raise ValueError(
+                f"{setting}: the text is another one than this run began with (tokens of SHA-256 "
+                f"{described['sha256'][:12]}, it began with {begun[setting]['sha256'][:12]}): bring the text back, or "
+                "choose another name="
+            )
+
+
+def record_texts(job: Job, texts: Texts) -> None:
+    """Write into run.json which tokens the run works with."""
+    if job.group.is_main:
+        job.folder.note(texts=describe_texts(texts))
+
+
+def describe_texts(texts: Texts) -> dict[str, Any]:
+    """What run.json says of both texts."""
+    stores = {"data.train": texts.train, "data.evaluation": texts.evaluation}
+    return {
+        setting: {
+            "store": store.name,
+            "sha256": store.sha256,
+            "sequences": store.num_sequences,
+            "documents": store.index["documents"],
+            "documents_left_out": store.index["documents_left_out"],
+        }
+        for setting, store in stores.items()
+    }
+
+
+def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[str, TokenStore]:
     """The texts of eval.texts by name, tokenised if they are not yet. Collective.
 
     Raises:
         ValueError: a text is not to be had, or shorter than one sequence.
     """
     config = job.config.eval
-    return {
-        name: open_store(job, f"eval.texts.{name}", text, tokenizer_folder, config.text_sequences)
+    stores = {
+        name: open_store(job, f"eval.texts.{name}", text, model_folder, config.text_sequences)
         for name, text in config.texts.items()
     }
+    for name, store in stores.items():
+        shared = trained_on(store, train)
+        if shared:
+            job.say(
+                f"eval.texts.{name}: {shared} of its {store.index['documents']} documents are trained on (data.train): "
+                "its perplexity is not one of held-out text, and evaluation.json says so"
+            )
+    return stores
 
 
-def open_store(job: Job, setting: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> TokenStore:
-    """A text as tokens, tokenised by rank 0 if it is not yet. Collective."""
-    folder = job.group.on_main(
-        lambda: _ensure_store(job, setting, text, tokenizer_folder, max_sequences), may_be_left=True
-    )
-    job.check_seen("data.token_store", Path(folder))
-    return TokenStore(Path(folder))
+def trained_on(store: TokenStore, train: TokenStore) -> int:
+    """How many documents of a text are in the training text too, word for word."""
+    return len(store.documents() & train.documents())
 
 
-def _ensure_store(job: Job, setting: str, text: TextConfig, tokenizer_folder: Path, max_sequences: int) -> str:
-    from transact.data.text import documents, text_identity
+def open_store(
+    job: Job,
+    setting: str,
+    text: TextConfig,
+    model_folder: Path,
+    max_sequences: int,
+    *,
+    held_out: Set[int] = frozenset(),
+) -> TokenStore:
+    """A text as tokens, tokenised by rank 0 if it is not yet, and checked by it. Collective.
 
-    tokenizer = load_tokenizer(tokenizer_folder)
-    length = job.config.data.sequence_length
-    identity = {
-        "text": text_identity(text, setting),
-        "tokenizer": tokenizer_digest(tokenizer),
-        "sequence_length": length,
-        "max_sequences": max_sequences,
-    }
-    folder = store_folder(Path(job.config.data.token_store), identity)
-    if folder.is_dir():
-        return str(folder)
-    # Runs that need the same text at the same time: one tokenises, the others wait for it.
-    with exclusive(folder.with_suffix(".lock")):
+    Args:
+        model_folder: whose tokenizer is used, and whose vocabulary the tokens must be of.
+        held_out: hashes of documents that must not be in it.
+
+    Raises:
+        ValueError: the text cannot be read, or has tokens that the model does not know.
+    """
+    request = StoreRequest(job, setting, text, model_folder, max_sequences, held_out)
+    folder = Path(job.group.on_main(request.ensure, may_be_left=True))
+    job.check_seen("data.token_store", folder)
+    return TokenStore(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """A store that rank 0 finds or makes; the fields are the arguments of `open_store`."""
+
+    job: Job
+    setting: str
+    text: TextConfig
+    model_folder: Path
+    max_sequences: int
+    held_out: Set[int]
+
+    def ensure(self) -> str:
+        """Returns the folder of a sound store."""
+        from transact.data.text import text_identity
+
+        data = self.job.config.data
+        root, tokenizer = Path(data.token_store), load_tokenizer(self.model_folder)
+        marks = document_marks(tokenizer, data.document_marks)
+        identity = {
+            "text": text_identity(self.text, self.setting),
+            "tokenizer": tokenizer_digest(tokenizer, marks),
+            "sequence_length": data.sequence_length,
+            "max_sequences": self.max_sequences,
+        }
+        remove_leftovers(root)
+        # The same tokens for every held-out text that shares nothing with this one.
+        folder = store_folder(root, identity)
+        apart = store_folder(root, identity | {"without": sorted(self.held_out)})
+        # Runs that need the same text at the same time: one tokenises, the others wait for it.
+        with (
+            exclusive(folder.with_suffix(LOCK_SUFFIX), remove=True),
+            exclusive(apart.with_suffix(LOCK_SUFFIX), remove=True),
+        ):
+            found = self._sound(apart) or self._without_held_out(self._sound(folder))
+            if found is None:
+                self._make(apart, tokenizer, marks)
+                found = apart
+                if read_index(apart)["documents_left_out"] == 0:
+                    remove_store(folder)
+                    apart.rename(folder)
+                    found = folder
+        self._check_vocabulary(read_index(found))
+        return str(found)
+
+    def _sound(self, folder: Path) -> Path | None:
         if not folder.is_dir():
-            with job.progress(f"tokenise {setting}", length * max_sequences) as progress:
-                write_token_store(
-                    folder,
-                    documents(text, setting),
-                    tokenizer,
-                    sequence_length=length,
-                    max_sequences=max_sequences,
-                    name=setting,
-                    progress=progress.advance,
-                )
-    return str(folder)
+            return None
+        name = f"check {self.setting}"
+        sizes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        with ExitStack() as stack:
+            on_read = self.job.group.watchdog.progress
+            if sizes > CHECKED_SILENTLY_BYTES:
+                bar = stack.enter_context(self.job.progress(name, sizes, "bytes"))
+                on_read = partial(bar.advance, DIGEST_BLOCK_BYTES)
+            problem = store_damage(folder, on_read)
+        if problem is None:
+            return folder
+        self.job.say(f"{self.setting}: the token store {str(folder)!r} is damaged and made again: {problem}")
+        remove_store(folder)
+        return None
+
+    def _without_held_out(self, folder: Path | None) -> Path | None:
+        return None if folder is None or self.held_out & TokenStore(folder).documents() else folder
+
+    def _make(self, folder: Path, tokenizer: Any, marks: DocumentMarks) -> None:
+        from transact.data.text import documents
+
+        job, left_out, length = self.job, LeftOut(), self.job.config.data.sequence_length
+        with job.progress(f"tokenise {self.setting}", length * self.max_sequences) as progress:
+            write_token_store(
+                folder,
+                documents(self.text, self.setting, left_out),
+                tokenizer,
+                sequence_length=length,
+                max_sequences=self.max_sequences,
+                marks=marks,
+                without=self.held_out,
+                name=self.setting,
+                progress=progress.advance,
+            )
+        job.say(f"{self.setting}: documents have {marks.describe(tokenizer)} (data.document_marks)")
+        if left_out.rows:
+            job.say(
+                f"{self.setting}: {left_out.rows:,} rows have no text and are left out, the first: {left_out.first}"
+            )
+        shared = read_index(folder)["documents_left_out"]
+        if shared:
+            job.say(f"{self.setting}: {shared} documents of data.evaluation stand in it too and are not trained on")
+
+    def _check_vocabulary(self, index: dict[str, Any]) -> None:
+        known = geometry_of(self.model_folder).vocab_size
+        if index["largest_token"] >= known:
+            raise ValueError(
+                f"{self.setting}: the tokenizer in {str(self.model_folder)!r} makes token {index['largest_token']}, "
+                f"the model has tokens 0 to {known - 1} (vocab_size={known}): they do not belong together"
+            )
+
+
+def remove_leftovers(root: Path) -> None:
+    """What tokenisations that were killed left half-written, and their locks; nothing else."""
+    names = {path.stem for path in root.glob("*") if LEFT_BEHIND.fullmatch(path.name)}
+    for name in sorted(names):
+        half_written = root / f"{name}{TEMPORARY_SUFFIX}"
+        with exclusive(root / f"{name}{LOCK_SUFFIX}", wait=False, remove=True) as held:
+            if held and half_written.is_dir() and _is_old(half_written):
+                remove_store(half_written)
+
+
+def _is_old(folder: Path) -> bool:
+    """Nobody has written to it for a while: where there are no locks, nothing else tells of a living process."""
+    newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    return time.time() - newest > LEFT_SECONDS

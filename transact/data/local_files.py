@@ -1,0 +1,272 @@
+"""Documents of local files, taken from all over them.
+
+Files are cut into parts (ranges of bytes, row groups of parquet). The parts of all files are visited in hashed order,
+many at a time, a document from each in turn: whoever reads the beginning alone reads a sample of the whole. The order
+follows from names and sizes, so that it is the same on every machine; no file is read twice, none is held in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+import numpy
+
+READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+LINES_BYTES = 262_144  # of JSON lines in a part
+TEXT_BYTES = 65_536  # of a text file in a part; a longer file is cut, each part of it is a document
+OPEN_PARTS = 64
+CUT_WINDOW_BYTES = 4096  # in which the end of a line, or a space, is looked for
+PARQUET_ROWS = 64  # read at once
+PARQUET_BUFFER_BYTES = 1 << 20
+COUNTED_BYTES = 1 << 31  # of a file before a damaged line, which is told by its number; further on by its place
+BYTE_ORDER_MARK = "\ufeff"
+JSON_BLANKS = b" \t\r\n"
+SURROGATE = re.compile("[\ud800-\udfff]")
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Rows that have no text: without the field, null, or nothing but white space."""
+
+    rows: int = 0
+    first: str | None = None  # where
+
+    def add(self, where: Callable[[], str]) -> None:
+        self.rows += 1
+        self.first = self.first or where()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file that is read for its text. setting: that names it, for messages."""
+
+    path: Path
+    text_field: str
+    setting: str
+    left_out: LeftOut
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
+
+
+def shuffled_documents(sources: list[Source]) -> Iterator[str]:
+    """Every document of all files once.
+
+    Raises:
+        ValueError: names the file and the row that cannot be read, and why.
+    """
+    counts = [_number_of_parts(each.path) for each in sources]
+    names = [f"{each.path.name}:{each.path.stat().st_size}" for each in sources]
+    hashes = [_hashes(name, count) for name, count in zip(names, counts, strict=True)]
+    order = numpy.argsort(numpy.concatenate(hashes), kind="stable")
+    ends = numpy.cumsum(counts)
+
+    def part(position: int) -> Iterator[str]:
+        file = int(numpy.searchsorted(ends, position, side="right"))
+        number = int(position - ends[file] + counts[file])
+        return _READ[READERS[sources[file].path.suffix]](sources[file], number)
+
+    return _in_turn(part(position) for position in order)
+
+
+def _hashes(name: str, count: int) -> Any:
+    """(count,) uint64: the place of every part of a file in the order of all (the finaliser of splitmix64)."""
+    key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+    with numpy.errstate(over="ignore"):
+        mixed = numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(GOLDEN) + numpy.uint64(key)
+        mixed = (mixed ^ (mixed >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> numpy.uint64(31))
+
+
+def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
+    """A document of each open part, again and again; a part that ends makes room for the next."""
+    waiting = iter(parts)
+    active = deque(itertools.islice(waiting, OPEN_PARTS))
+    while active:
+        part = active.popleft()
+        document = next(part, None)
+        if document is None:
+            active.extend(itertools.islice(waiting, 1))
+            continue
+        active.append(part)
+        yield document
+
+
+def _number_of_parts(path: Path) -> int:
+    kind = READERS[path.suffix]
+    if kind == "parquet":
+        return int(_parquet(path).metadata.num_row_groups)
+    return max(1, -(-path.stat().st_size // (LINES_BYTES if kind == "json" else TEXT_BYTES)))
+
+
+def _text_part(source: Source, number: int) -> Iterator[str]:
+    with source.path.open("rb") as file:
+        start, stop = _cut(file, number * TEXT_BYTES), _cut(file, (number + 1) * TEXT_BYTES)
+        file.seek(start)
+        content = file.read(stop - start)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        source.refuse(f"is binary, not UTF-8 text, in {_line_at(source.path, start + error.start)}")
+    if "\0" in text:
+        source.refuse(f"is binary, not UTF-8 text: a NUL byte in {_line_at(source.path, start + content.index(0))}")
+    if start == 0:
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    if has_words(text):
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _cut(file: Any, position: int) -> int:
+    """Where the part that is to begin at a position really begins: at a line, else a word, else a character."""
+    if position == 0:
+        return 0
+    file.seek(position)
+    window = file.read(CUT_WINDOW_BYTES)
+    for mark in (b"\n", b" "):
+        if mark in window:
+            return position + int(window.index(mark)) + 1
+    continuing = next((place for place, byte in enumerate(window[:4]) if byte & 0xC0 != 0x80), len(window[:4]))
+    return position + continuing if window else int(file.seek(0, 2))
+
+
+def _lines_part(source: Source, number: int) -> Iterator[str]:
+    """Of the lines that begin in a range of bytes."""
+    place, content = _whole_lines(source.path, number * LINES_BYTES, (number + 1) * LINES_BYTES)
+    for line in content.splitlines(keepends=True):
+        begin, place = place, place + len(line)
+        if not line.strip(JSON_BLANKS):
+            continue
+        try:
+            text = text_of_line(line, source.text_field, is_first=begin == 0)
+        except NoText as error:
+            source.refuse(f"{error}, in {_line_at(source.path, begin)}")
+        if has_words(text):
+            yield text
+        else:
+            source.left_out.add(functools.partial(_line_of, source.path, begin))
+
+
+def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
+    """Position and content of the lines whose first byte is in [start, stop)."""
+    with path.open("rb") as file:
+        if start > 0:
+            file.seek(start - 1)
+            found = file.read(stop - start).find(b"\n")
+            if found < 0:
+                return stop, b""
+            start += found
+        file.seek(start)
+        content = file.read(stop - start)
+        if not content.endswith(b"\n"):
+            content += file.readline()
+    return start, content
+
+
+class NoText(ValueError):
+    """What is wrong with a line."""
+
+
+def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names: list[str] | None = None) -> str | None:
+    """The text of a JSON line; None where it has none.
+
+    Args:
+        is_first: of its file, which may begin with a mark of its byte order.
+        names: filled with the names of the row's fields.
+
+    Raises:
+        NoText: it is not UTF-8, not a JSON object, or its field holds something else than text.
+    """
+    try:
+        decoded = line.decode()
+    except UnicodeDecodeError:
+        raise NoText("is binary, not UTF-8 text") from None
+    try:
+        row = json.loads(decoded.removeprefix(BYTE_ORDER_MARK) if is_first else decoded, object_pairs_hook=_once)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets in brackets in brackets
+        raise NoText("does not hold one JSON object a line") from None
+    if row is None:
+        return None
+    if not isinstance(row, dict):
+        raise NoText(f"does not hold one JSON object a line, but a {type(row).__name__}")
+    if names is not None:
+        names += row
+    text = row.get(text_field)
+    if text is not None and not isinstance(text, str):
+        raise NoText(f"holds a {type(text).__name__} as {text_field!r}, it must be text")
+    if text is not None and not text.isascii() and SURROGATE.search(text):
+        raise NoText(f"holds half a character (a lone surrogate) in {text_field!r}")
+    return text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return row
+
+
+def has_words(text: str | None) -> TypeGuard[str]:
+    return bool(text) and not str(text).isspace()
+
+
+def _line_of(path: Path, position: int) -> str:
+    return f"{_line_at(path, position)} of {str(path)!r}"
+
+
+def _line_at(path: Path, position: int) -> str:
+    if position > COUNTED_BYTES:
+        return f"the line at byte {position:,}"
+    lines, left, before = 1, position, b""
+    with path.open("rb") as file:
+        while left > 0 and (content := file.read(min(left, 1 << 20))):
+            left -= len(content)
+            lines += content.count(b"\n") + content.count(b"\r") - (before + content).count(b"\r\n")
+            before = content[-1:] if content.endswith(b"\r") else b""
+    return f"line {lines:,}"
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES)
+
+
+def _parquet_part(source: Source, number: int) -> Iterator[str]:
+    with _parquet(source.path) as file:
+        row = sum(file.metadata.row_group(group).num_rows for group in range(number))
+        batches = file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=[source.text_field])
+        while True:
+            try:
+                batch = next(batches, None)
+                texts = [] if batch is None else batch.column(0).to_pylist()
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - damaged bytes make the reader fail in every way
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                source.refuse(f"cannot be read from row {row + 1:,} on: {reason!r}")
+            if batch is None:
+                return
+            for text in texts:
+                row += 1
+                if has_words(text):
+                    yield text
+                else:
+                    source.left_out.add(functools.partial("row {:,} of {!r}".format, row, str(source.path)))
+
+
+_READ: dict[str, Callable[[Source, int], Iterator[str]]] = {
+    "text": _text_part,
+    "json": _lines_part,
+    "parquet": _parquet_part,
+}
