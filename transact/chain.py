@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.models.folder import check_files, download, geometry_of
-from transact.outline import Round, pretraining_round, pruning_rounds
+from transact.outline import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
@@ -63,6 +63,9 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
     record_texts(job, texts)
     job.announce(prepared.rounds, geometry_of(parent))
+    warning = calibration_warning(job.config, geometry_of(parent))
+    if warning is not None:
+        job.say(f"warning: {warning}")
     dense = job.path("round_00", "evaluation.json")
     job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
@@ -154,22 +157,24 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> 
 
 
 def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
-    """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder."""
+    """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder, the sliced one's where the
+    round has no tokens."""
     name, config, texts = each.folder_name, job.config, prepared.texts
-    recovered = job.path(name, "recovered")
-    job.stage(
-        f"{name}/recover",
-        recovered,
-        lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
-        goes_on=True,
-    )
-    clear_checkpoints(job)
+    checkpoints = {"sliced": sliced}
+    if each.tokens:
+        recovered = checkpoints["recovered"] = job.path(name, "recovered")
+        job.stage(
+            f"{name}/recover",
+            recovered,
+            lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
+            goes_on=True,
+        )
+        clear_checkpoints(job)
 
     evaluation = job.path(name, "evaluation.json")
-    both = {"sliced": sliced, "recovered": recovered}
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
-    evaluate_stage(job, texts, both, evaluation, round_number=each.number, tokens=tokens)
-    return recovered
+    evaluate_stage(job, texts, checkpoints, evaluation, round_number=each.number, tokens=tokens)
+    return checkpoints["recovered" if each.tokens else "sliced"]
 
 
 def evaluate_stage(

@@ -83,7 +83,23 @@ def test_damaged_weights_name_the_layer(workplace: Workplace, tmp_path: Path) ->
 def test_less_calibration_text_than_channels(workplace: Workplace) -> None:
     """128 tokens for 160 MLP channels: the Gram matrix is singular, the ridge carries the refit."""
     overrides = ["prune.calibration_sequences=2", "recover.tokens=0"]
-    folder, _ = run(workplace, "short_calibration", *overrides)
+    folder, said = run(workplace, "short_calibration", *overrides)
+    assert "warning: 128 calibration tokens are few for 160 channels" in said
     plain, _ = run(workplace, "short_calibration_plain", *overrides, "prune.method.refit=none")
     refitted, cut = (read(each / "result.json")["rounds"][0]["perplexity_sliced"] for each in (folder, plain))
     assert refitted < 1.05 * cut
+    assert_nothing_was_recovered(folder, said)
+
+
+def assert_nothing_was_recovered(folder: Path, said: str) -> None:
+    """recover.tokens=0: the cut is measured once, under its own name, in every file and on the console."""
+    result, evaluation = read(folder / "result.json"), read(folder / "round_01" / "evaluation.json")
+    assert set(evaluation) == {"sliced"}
+    assert result["rounds"][0]["perplexity_recovered"] is None
+    assert result["pruned"]["perplexity"] == result["rounds"][0]["perplexity_sliced"]
+    assert not any("recover" in stage for stage in read(folder / "run.json")["stages"])
+    assert not (folder / "round_01" / "recovered").exists()
+    assert "round 1 sliced" in said and "round 1: sliced perplexity" in said
+    assert "recovered" not in said
+    last = AutoModelForCausalLM.from_pretrained(folder / "export")
+    assert last.num_parameters() == result["pruned"]["parameters"]

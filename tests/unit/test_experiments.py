@@ -88,3 +88,14 @@ def test_without_the_weights_one_line_and_exit_code_2(
     assert message.count("\n") == 1
     assert "meta-llama/Llama-2-7b-hf" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_what_prune_files_say_is_what_the_dataclass_says() -> None:
+    """Besides what tells the two apart: a share with a measured split, or dimensions."""
+    register_resolvers()
+    defaults = {field.name: field.default for field in fields(PruneConfig)}
+    for group, own in (("fraction", {"remove_fraction", "split"}), ("explicit", set())):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = compose("config", overrides=[f"prune={group}"])["prune"]
+        compared = composed.keys() - own - {"method", "multiple"}
+        assert {name: composed[name] for name in compared} == {name: defaults[name] for name in compared}

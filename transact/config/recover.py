@@ -9,6 +9,7 @@ from transact.config.setting import setting
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
 HIGHEST_RATE = 1e10  # far beyond use; what diverges below it is seen in training
+RESERVED_SPREAD = 8  # sequences at the beginning of the text, for each that is reserved: it is drawn from them
 LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is computed: 128 MiB in float32
 
 

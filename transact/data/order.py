@@ -7,13 +7,16 @@ from functools import lru_cache
 
 import torch
 
+from transact.config import RESERVED_SPREAD
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceOrder:
     """A shuffled pass over the sequences of a store, after a reserved part that is never trained on.
 
     The state of the data is one integer: the number of sequences taken so far. Every pass over the text
-    has an order of its own.
+    has an order of its own. The reserved part is drawn from the beginning of the store, so that a store of more of the
+    same text reserves the same sequences.
     """
 
     num_sequences: int
@@ -24,17 +27,24 @@ class SequenceOrder:
         assert 0 <= self.num_reserved <= self.num_sequences
 
     @property
+    def num_drawn_from(self) -> int:
+        """Sequences at the beginning of the store that the reserved ones are drawn from."""
+        return min(self.num_sequences, RESERVED_SPREAD * self.num_reserved)
+
+    @property
     def num_trainable(self) -> int:
         return self.num_sequences - self.num_reserved
 
     def reserved(self, start: int, count: int) -> torch.Tensor:
         """(count,) positions in the store of the reserved sequences [start, start + count)."""
         assert start + count <= self.num_reserved
-        return _permutation(self.num_sequences, self.seed)[start : start + count]
+        return _permutation(self.num_drawn_from, self.seed)[start : start + count]
 
     def trainable(self, start: int, count: int) -> torch.Tensor:
         """(count,) positions in the store of the sequences number [start, start + count) of training."""
-        pool = _permutation(self.num_sequences, self.seed)[self.num_reserved :]
+        drawn_from = self.num_drawn_from
+        left = _permutation(drawn_from, self.seed)[self.num_reserved :]
+        pool = torch.cat([left, torch.arange(drawn_from, self.num_sequences)])
         numbers = torch.arange(start, start + count)
         passes = numbers // self.num_trainable
         places = torch.empty_like(numbers)

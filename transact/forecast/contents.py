@@ -14,7 +14,15 @@ from transact.geometry import Geometry
 from transact.memory import GIB, gram_disk_bytes, gram_passes, gram_peak_bytes, hidden_stream_bytes
 from transact.models.folder import declared_config, is_at_hand
 from transact.models.llama import read_geometry
-from transact.outline import Round, final_geometries, pruning_rounds, split_candidates, stage_names, tokens_per_batch
+from transact.outline import (
+    Round,
+    calibration_warning,
+    final_geometries,
+    pruning_rounds,
+    split_candidates,
+    stage_names,
+    tokens_per_batch,
+)
 from transact.preflight import check_settings
 
 FEW_STEPS = 10  # of recovery in a round
@@ -121,6 +129,7 @@ def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, A
         found["gram_bytes_on_disk"] = gram_disk_bytes(parent)
     if method.refit == "sequential":
         found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(parent, config, ranks))
+    found["warning"] = calibration_warning(config, parent)
     return found
 
 

@@ -8,7 +8,7 @@ from transact.config import RunConfig
 from transact.geometry import Geometry
 from transact.memory import BYTES_BY_DTYPE, FLOAT32_BYTES, gram_disk_bytes
 from transact.models.folder import dtype_of
-from transact.outline import Round
+from transact.outline import Round, text_sequences
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
@@ -21,7 +21,7 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
     own folder is not."""
     stored = BYTES_BY_DTYPE[config.model.dtype]
     parts = {
-        "sliced_and_recovered": sum(2 * each.geometry.parameters() * stored for each in rounds),
+        "sliced_and_recovered": sum((2 if each.tokens else 1) * each.geometry.parameters() * stored for each in rounds),
         "statistics": sum(_statistics_bytes(each) for each in _calibrated(parent, rounds)),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
@@ -65,9 +65,10 @@ def _statistics_bytes(geometry: Geometry) -> int:
 def _token_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> int:
     """Training text once over, with what is reserved, and the held-out text; 2 bytes a token, 4 above 65,536 words."""
     width = 2 if parent.vocab_size <= 1 << 16 else 4
-    reserved = config.recover.validation_sequences + config.prune.calibration_sequences
-    sequences = reserved + config.data.evaluation_sequences
-    return (sum(each.tokens for each in rounds) + sequences * config.data.sequence_length) * width
+    length = config.data.sequence_length
+    trained = sum(each.tokens for each in rounds) // length
+    sequences = text_sequences(config, trained) + config.data.evaluation_sequences
+    return sequences * length * width
 
 
 def _export_dtype(config: RunConfig) -> str:

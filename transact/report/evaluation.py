@@ -48,8 +48,9 @@ def mean_score(side: Values) -> float | None:
 
 
 def _own_rows(run: RunFiles) -> list[list[str]]:
-    last = next((each.evaluation for each in reversed(run.rounds) if values_in(each.evaluation, "recovered")), {})
-    before, after = figure(run.dense.get("perplexity")), figure(values_in(last, "recovered").get("perplexity"))
+    ends = [values_in(each.evaluation, "recovered") or values_in(each.evaluation, "sliced") for each in run.rounds]
+    last = next(filter(None, reversed(ends)), {})
+    before, after = figure(run.dense.get("perplexity")), figure(last.get("perplexity"))
     if before is None:
         return []
     return [["held-out text of the run", "perplexity", number(before), number(after), _ratio(before, after)]]

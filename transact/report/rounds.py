@@ -21,16 +21,19 @@ DIMENSIONS = {
 def models(run: RunFiles) -> list[tuple[str, Values]]:
     """The parent and the model after every round that is planned so far: name and what is known of it.
 
-    Beside dimensions: "parameters", "kv_bytes_per_token", "sliced" and "recovered" (perplexities).
+    Beside dimensions: "parameters", "kv_bytes_per_token", "sliced", "recovered" and "perplexity": that of the model
+    which the round ends with, sliced only where there is no recovery.
     """
     parent = values_in(run.dense, "geometry") or next((values_in(each.plan, "source") for each in run.rounds), {})
-    found = [("parent", parent | _counts(run.dense) | {"recovered": run.dense.get("perplexity")})] if parent else []
+    dense = run.dense.get("perplexity")
+    found = [("parent", parent | _counts(run.dense) | {"recovered": dense, "perplexity": dense})] if parent else []
     for each in run.rounds:
         geometry = values_in(each.plan, "target")
         sliced, recovered = (values_in(each.evaluation, role) for role in ("sliced", "recovered"))
         logged = {name: value for row in run.rows if row.get("round") == each.number for name, value in row.items()}
         counts = {name: logged.get(f"prune/{name}") for name in ("parameters", "kv_bytes_per_token")}
-        known = geometry | counts | _counts(recovered)
+        end = recovered or sliced
+        known = geometry | counts | _counts(end) | {"perplexity": end.get("perplexity")}
         known |= {"sliced": sliced.get("perplexity"), "recovered": recovered.get("perplexity")}
         if geometry:
             found.append((f"round {each.number}", known))
@@ -115,7 +118,7 @@ def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
     ]
     layout = {"xaxis": axis("round", type="category"), "yaxis": axis("perplexity on held-out text", type="log")}
     last = next(turn for turn in reversed(range(len(labels))) if values["sliced"][turn] is not None)
-    told = f"{number(values['sliced'][last])} sliced, {number(values['recovered'][last])} recovered"
+    told = ", ".join(f"{number(values[kind][last])} {kind}" for kind in kinds if values[kind][last] is not None)
     rows = [[label, *(number(values[kind][turn]) for kind in kinds)] for turn, label in enumerate(labels)]
     return Chart(
         name="perplexity-by-round",

@@ -90,9 +90,9 @@ def _tile(label: str, before: Any, after: Any, words: Any) -> tuple[str, str, st
 
 
 def _perplexity_tile(found: Sequence[tuple[str, Values]]) -> tuple[str, str, str]:
-    parent = found[0][1].get("recovered")
+    parent = found[0][1].get("perplexity")
     measured = [
-        (label, each.get("recovered")) for label, each in found[1:] if figure(each.get("recovered")) is not None
+        (label, each.get("perplexity")) for label, each in found[1:] if figure(each.get("perplexity")) is not None
     ]
     if not measured:
         return "perplexity", number(parent), "of the parent, on held-out text"

@@ -87,7 +87,7 @@ def _point(run: RunFiles) -> SweepPoint:
         parameters=figure(last.get("parameters")),
         kv_bytes=figure(last.get("kv_bytes_per_token")),
         # Of a run that goes on, a middle round's would stand at the wrong place.
-        perplexity=figure(last.get("recovered")) if is_over else None,
+        perplexity=figure(last.get("perplexity")) if is_over else None,
         score=mean_score(sides(run)[1]),
         decode_seconds=decode_seconds(run.efficiency),
         decode_setting=decode_setting(run.efficiency),

@@ -90,7 +90,8 @@ def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
 
 
 def evaluate(job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path) -> None:
-    """Write evaluation.json: role ("dense", "sliced", "recovered") -> what `measure` returns."""
+    """Write evaluation.json: role -> what `measure` returns. Roles are "dense" of the parent, "sliced" of a round, and
+    "recovered" where it has tokens."""
     store, results = texts.evaluation, {}
     with job.progress("evaluate", len(checkpoints) * store.num_sequences * store.sequence_length) as bar:
         for role, folder in checkpoints.items():

@@ -25,7 +25,7 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
     """The contents of result.json. Rank 0 only: it alone holds the record of the stages."""
     dense = _model(read_json(job.path("round_00", "evaluation.json"))["dense"])
     rows = [_round(job, each) for each in rounds]
-    last = read_json(job.path(rounds[-1].folder_name, "evaluation.json"))["recovered"] if rounds else None
+    last = end_of(read_json(job.path(rounds[-1].folder_name, "evaluation.json"))) if rounds else None
     pruned = None if last is None else _model(last)
     if "tasks" in job.folder.stages and pruned is not None:
         both = read_json(job.path("evaluation.json"))
@@ -78,21 +78,26 @@ def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return columns, rows
 
 
+def end_of(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What a round's evaluation.json says of the model that the round ends with: sliced only, without a recovery."""
+    return evaluation.get("recovered", evaluation["sliced"])
+
+
 def _model(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {field: evaluation[field] for field in MODEL_FIELDS}
 
 
 def _round(job: Job, each: Round) -> dict[str, Any]:
     evaluation = read_json(job.path(each.folder_name, "evaluation.json"))
-    sliced, recovered = evaluation["sliced"], evaluation["recovered"]
+    end, recovered = end_of(evaluation), evaluation.get("recovered")
     stages = job.folder.stages
     return {
         "round": each.number,
-        "geometry": recovered["geometry"],
-        "parameters": recovered["parameters"],
-        "kv_bytes_per_token": recovered["kv_bytes_per_token"],
-        "perplexity_sliced": sliced["perplexity"],
-        "perplexity_recovered": recovered["perplexity"],
+        "geometry": end["geometry"],
+        "parameters": end["parameters"],
+        "kv_bytes_per_token": end["kv_bytes_per_token"],
+        "perplexity_sliced": evaluation["sliced"]["perplexity"],
+        "perplexity_recovered": None if recovered is None else recovered["perplexity"],
         "tokens": each.tokens,
         "learning_rate": each.learning_rate if each.tokens else None,
         "seconds": sum(entry["seconds"] for name, entry in stages.items() if name.startswith(f"{each.folder_name}/")),

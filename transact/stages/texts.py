@@ -27,7 +27,7 @@ from transact.data.token_store import (
 )
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
-from transact.outline import Round, reserved_sequences
+from transact.outline import Round, reserved_sequences, text_sequences
 from transact.runtime.file_lock import exclusive
 from transact.stages.job import Job
 
@@ -92,7 +92,12 @@ def prepare_texts(job: Job, model_folder: Path, rounds: list[Round]) -> Texts:
     asked = config.data.evaluation_sequences
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
     train = open_store(
-        job, "data.train", config.data.train, model_folder, reserved + trained, held_out=evaluation.documents()
+        job,
+        "data.train",
+        config.data.train,
+        model_folder,
+        text_sequences(config, trained),
+        held_out=evaluation.documents(),
     )
     needed = reserved + min(config.recover.batch_sequences, trained)
     if train.num_sequences < needed:

@@ -30,7 +30,7 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for record in rounds:
         # The last round is the pruned model, which always knows its KV cache.
         record = {**(pruned if record is rounds[-1] else {}), **record}
-        for state in ("sliced", "recovered"):
+        for state in ("sliced", *(["recovered"] if record["tokens"] else [])):
             name = f"round {record['round']} {state}"
             rows.append(_row(name, record, record[f"perplexity_{state}"], dense["parameters"]))
     return rows

@@ -43,3 +43,12 @@ def test_micro_batches_are_the_same_whoever_takes_them() -> None:
         assert len({len(turns) for turns in dealt}) == 1, "every rank must run as many forwards"
         taken = [turn for turns in zip(*dealt, strict=True) for turn in turns if turn is not None]
         assert taken == alone
+
+
+def test_more_of_the_same_text_reserves_the_same_sequences() -> None:
+    """What calibrates and validates does not change with the tokens of recovery."""
+    orders = [SequenceOrder(num_sequences=count, num_reserved=6, seed=3) for count in (48, 49, 200, 5000)]
+    assert len({tuple(order.reserved(0, 6).tolist()) for order in orders}) == 1
+    for order in orders:
+        passed = order.trainable(0, order.num_trainable).tolist()
+        assert sorted([*passed, *order.reserved(0, 6).tolist()]) == list(range(order.num_sequences))

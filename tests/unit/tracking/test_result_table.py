@@ -49,6 +49,13 @@ def test_every_round_is_shown_sliced_and_recovered() -> None:
     ]
 
 
+def test_a_round_without_recovery_has_no_row_for_one() -> None:
+    result = copy.deepcopy(RESULT)
+    for each in result["rounds"]:
+        each |= {"tokens": 0, "perplexity_recovered": None}
+    assert [line.split()[2] for line in table(result)[5:-1]] == ["sliced", "sliced"]
+
+
 def test_columns_are_aligned() -> None:
     assert len({len(line) for line in table(RESULT)[1:]}) == 1
 
