@@ -24,7 +24,7 @@ from transact.stages.recovery_checkpoints import clear_checkpoints
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, shared
 from transact.stages.slice import cut_checkpoint
 from transact.stages.split import choose_split, read_split
-from transact.stages.summary import summarise, write_result
+from transact.stages.summary import gguf_path, summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
 
@@ -225,7 +225,7 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
     if job.config.export.gguf != "none":
-        gguf = job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
+        gguf = gguf_path(job)
         job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")

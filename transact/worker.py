@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, to_yaml
@@ -109,17 +109,19 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             pages.finish()
             view.close()
             result_table(result)
-            _say_where(folder.path)
+            _say_where(folder.path, result)
             if tracker.whereabouts is not None:
                 print(f"W&B: {tracker.whereabouts}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
 
 
-def _say_where(folder: Path) -> None:
+def _say_where(folder: Path, result: dict[str, Any]) -> None:
     for what, name in (("exported model", "export"), ("result", "result.json"), ("report", "report.html")):
         if (folder / name).exists():
             print(f"{what}: {folder / name}", flush=True)
+    if "gguf" in result:
+        print(f"for llama.cpp: {folder / result['gguf']['file']} ({result['gguf']['bytes'] / 1e6:,.1f} MB)", flush=True)
 
 
 def _view(config: RunConfig, is_main: bool) -> View:

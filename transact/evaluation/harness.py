@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ from lm_eval.tasks import TaskManager
 from transact.evaluation.in_step import in_step
 from transact.models.rotary import context_limit
 from transact.runtime.process import ProcessGroup
+from transact.tracking.progress import Progress
+from transact.tracking.view import Silent
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 WHOLE_FILTER = "none"  # lm-eval's name for answers that are taken as they come
 
 Loaded = dict[str, Any]  # name -> what TaskManager.load returns
+
+
+def unseen_bar(name: str, requests: int) -> Progress:
+    return Progress(Silent(), name, requests, "requests")
 
 
 def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
@@ -82,7 +89,8 @@ def run_tasks(
     context: int = 2048,
     limit: int | None,
     is_partitioned: bool,
-    done: Callable[[str], None] = lambda name: None,
+    done: Callable[[str, Mapping[str, Mapping[str, float]]], None] = lambda name, metrics: None,
+    bar: Callable[[str, int], AbstractContextManager[Progress]] = unseen_bar,
 ) -> dict[str, dict[str, float]]:
     """Metrics by task, the same on every rank. Collective.
 
@@ -91,20 +99,23 @@ def run_tasks(
         context: tokens of a request at most; longer ones lose their beginning.
         limit: documents of each task, from its first on; None: all.
         is_partitioned: every forward needs all ranks.
-        done: told the name of each finished task.
+        done: told the name of each finished task, or group of tasks, with its metrics by task.
+        bar: opens one for requests of all ranks, from the task's name and their number.
     """
     model = SharedModel(module, tokenizer, group, batch_size, context, is_partitioned=is_partitioned)
     found: dict[str, dict[str, float]] = {}
     for name, tasks in loaded.items():
         group.stop_if_asked()
+        model.bar = partial(bar, name)
         for task in tasks["tasks"].values():  # examples are drawn anew: every model is shown the same ones
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # Without an estimate of the standard error: for some metrics it forks this process.
         with redirect_stderr(io.StringIO()):  # the bars of every rank
             result = evaluate(lm=model, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=False)
         assert result is not None
-        found |= {task: _metrics(result, task) for task in result["results"]}
-        done(name)
+        metrics = {task: _metrics(result, task) for task in result["results"]}
+        found |= metrics
+        done(name, metrics)
     return found
 
 
@@ -117,6 +128,28 @@ def _metrics(result: Mapping[str, Any], task: str) -> dict[str, float]:
     }
     counts = {"shots": result["n-shot"].get(task), "documents": result["n-samples"].get(task, {}).get("effective")}
     return metrics | {name: value for name, value in counts.items() if value is not None}
+
+
+@contextmanager
+def _counting(module: Any, bar: Progress, own: int, every: int) -> Iterator[None]:
+    """Tell a bar how many of all requests are answered, by the sequences that this rank's forwards had.
+
+    Answers that share a forward, and the many forwards of one that is generated, make that an estimate: it never goes
+    beyond the number of requests, and ends there.
+    """
+    seen = told = 0
+
+    def count(_: Any, inputs: tuple[Any, ...]) -> None:
+        nonlocal seen, told
+        seen += inputs[0].shape[0] if inputs else 0
+        done = every * min(seen, own) // max(1, own)
+        bar.advance(done - told)
+        told = done
+
+    hook = module.register_forward_pre_hook(count)
+    yield  # not in a `try`: as in `in_step`
+    hook.remove()
+    bar.advance(every - told)
 
 
 class SharedModel(HFLM):  # type: ignore[misc]
@@ -146,6 +179,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
         self._device = group.device  # of a partitioned model no parameter may be there to tell
         self._group = group
         self._is_partitioned = is_partitioned
+        self.bar: Callable[[int], AbstractContextManager[Progress]] = partial(unseen_bar, "")
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         return self._shared(super().loglikelihood, requests)
@@ -159,13 +193,12 @@ class SharedModel(HFLM):  # type: ignore[misc]
     def _shared(self, answer: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
         group = self._group
         own = [requests[number] for number in group.shared_out(len(requests))]
-        if self._is_partitioned:
-            with in_step(self.model, group, self._fill):
+        with self.bar(len(requests)) as bar, _counting(self.model, bar, len(own), len(requests)):
+            if self._is_partitioned:
+                with in_step(self.model, group, self._fill):
+                    answers = answer(own, disable_tqdm=True) if own else []
+            else:
                 answers = answer(own, disable_tqdm=True) if own else []
-        else:
-            hook = self.model.register_forward_pre_hook(lambda *_: group.watchdog.progress())
-            answers = answer(own, disable_tqdm=True) if own else []
-            hook.remove()
         merged: list[Any] = [None] * len(requests)
         for rank, part in enumerate(group.gather(answers)):
             merged[rank :: group.world_size] = part

@@ -7,8 +7,8 @@ from transact.report.drawing import COLOURS, axis, bars
 from transact.report.metric_rows import figure
 from transact.report.run_files import RunFiles, Values, values_in
 from transact.report.words import MISSING, number
+from transact.tracking.scores import COUNTS
 
-COUNTS = ("documents", "shots", "tokens")  # beside a metric, not metrics themselves
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the one that stands for a task
 NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # how names of metrics end where less is better
 

@@ -52,9 +52,15 @@ class Job:
         unit: str = "tokens",
         completed: int = 0,
         share: tuple[float, float] = (0.0, 1.0),
+        in_step: bool = True,
     ) -> Progress:
-        """A bar for a loop; total counts the units of all ranks. share: of the stage's work, from where to where, where
-        the stage has other loops too."""
+        """A bar for a loop.
+
+        Args:
+            total: units of all ranks together.
+            share: of the stage's work, from where to where, where the stage has other loops too.
+            in_step: False where the ranks do not call `advance` equally often: nothing collective may hang on it.
+        """
         return Progress(
             self.view,
             description,

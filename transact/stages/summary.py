@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from transact.files import read_json, write_json
@@ -44,10 +45,17 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
     }
 
 
+def gguf_path(job: Job) -> Path:
+    return job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
+
+
 def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
     summary = summarise(job, rounds)
     if "efficiency" in job.folder.stages:
         summary["efficiency"] = read_json(job.path("efficiency.json"))
+    if job.config.export.gguf != "none":
+        file = gguf_path(job)
+        summary["gguf"] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
     if summary["pruned"] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from transact.runtime.engine import open_engine
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts, load_tokenizer, trained_on
+from transact.tracking.progress import Progress
+from transact.tracking.scores import COUNTS, score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 
@@ -73,7 +75,10 @@ def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path
     first = next(iter(checkpoints.values()))  # they share the tokenizer
     tasks = loaded_tasks(job.config.eval)
     tokenizer = load_tokenizer(first)
-    results = {role: _evaluate(job, folder, texts, tasks, tokenizer, role) for role, folder in checkpoints.items()}
+    turns = _Turns(len(checkpoints) * (len(texts.further) + len(tasks)))
+    results = {
+        role: _evaluate(job, folder, texts, tasks, tokenizer, role, turns) for role, folder in checkpoints.items()
+    }
     job.tracker.summary(
         {
             f"eval/{kind}/{name}/{metric}_{role}": value
@@ -99,21 +104,42 @@ def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
     }
 
 
+class _Turns:
+    """Parts of the stage, one for each text and task of each model, taken for equal."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._taken = count, 0
+
+    def take(self) -> tuple[float, float]:
+        """From where to where the next one goes, of 1."""
+        self._taken += 1
+        return (self._taken - 1) / self._count, self._taken / self._count
+
+
 def _evaluate(
-    job: Job, folder: Path, texts: Texts, tasks: dict[str, Any], tokenizer: Any, role: str
+    job: Job,
+    folder: Path,
+    texts: Texts,
+    tasks: dict[str, Any],
+    tokenizer: Any,
+    role: str,
+    turns: _Turns,
 ) -> dict[str, dict[str, Any]]:
     group, engine_config = job.group, job.config.engine
     measured, found = {}, {}
     with open_engine(folder, engine_config, group) as engine:
         for name, store in texts.further.items():
             count = store.num_sequences
-            loss = mean_loss(engine, store, torch.arange(count), engine_config.micro_batch_sequences, group)
+            size = count * store.sequence_length
+            with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
+                positions, micro_batch = torch.arange(count), engine_config.micro_batch_sequences
+                loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
             tokens = count * (store.sequence_length - 1)
             measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
             shared = trained_on(store, texts.train)
             if shared:
                 measured[name]["documents_trained_on"] = shared
-            job.say(f"{role}: perplexity on {name} {measured[name]['perplexity']:.2f}")
+            job.say(f"{role}: {name}: perplexity {measured[name]['perplexity']:.2f}")
         if tasks:
             from transact.evaluation.harness import run_tasks
 
@@ -126,6 +152,26 @@ def _evaluate(
                 context=job.config.eval.task_context,
                 limit=job.config.eval.task_limit,
                 is_partitioned=engine.is_partitioned,
-                done=lambda name: job.say(f"{role}: {name} is done"),
+                done=lambda _, metrics: _say_scores(job, role, metrics),
+                bar=_bars_of_tasks(job, role, turns),
             )
     return {"texts": measured, "tasks": found}
+
+
+def _bars_of_tasks(job: Job, role: str, turns: _Turns) -> Callable[[str, int], Progress]:
+    """A task that asks in several ways has a bar for each, in the same part of the stage."""
+    parts: dict[str, tuple[float, float]] = {}
+
+    def bar(name: str, requests: int) -> Progress:
+        if name not in parts:
+            parts[name] = turns.take()
+        return job.progress(f"{role}: {name}", requests, unit="requests", share=parts[name], in_step=False)
+
+    return bar
+
+
+def _say_scores(job: Job, role: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    for task, found in metrics.items():
+        scores = ", ".join(f"{name} {score_text(name, found)}" for name in found if name not in COUNTS)
+        counted = f" ({found['documents']:,.0f} documents)" if "documents" in found else ""
+        job.say(f"{role}: {task}: {scores or 'done'}{counted}")

@@ -1,12 +1,17 @@
-"""The table at the end of a run."""
+"""The tables at the end of a run."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from transact.tracking.scores import COUNTS, score_text
 
-def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width: int = 100) -> None:
-    """Prints the dense model and every round of a `result.json`, sliced and recovered.
+WIDTH = 100
+
+
+def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width: int = WIDTH) -> None:
+    """Prints the dense model and every round of a `result.json`, sliced and recovered, and below them the texts and
+    tasks that the dense and the last model were measured on.
 
     Args:
         result: the contents of `result.json`.
@@ -16,12 +21,18 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     asked, reached = (result["remove_fraction"][key] for key in ("asked", "reached"))
     wish = "" if asked is None else f", {asked:.1%} asked"
     title = f"{result['name']}: {reached:.1%} of the parameters removed{wish}"
-    rows = [("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)]
+    lines = [title, *_table([("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)])]
+    compared = _compared(result)
+    if compared:
+        lines += _table([("text or task", "metric", "dense", "pruned"), *compared])[1:]  # the rule is there already
+    print("\n".join(line[:width] for line in lines), file=stream or sys.stdout, flush=True)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    rule = "-" * len(lines[0])
-    text = "\n".join(line[:width] for line in [title, rule, lines[0], rule, *lines[1:], rule])
-    print(text, file=stream or sys.stdout, flush=True)
+    head, *lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    rule = "-" * len(head)
+    return [rule, head, rule, *lines, rule]
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -30,7 +41,7 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for record in rounds:
         # The last round is the pruned model, which always knows its KV cache.
         record = {**(pruned if record is rounds[-1] else {}), **record}
-        for state in ("sliced", *(["recovered"] if record["tokens"] else [])):
+        for state in ("sliced", "recovered") if record["tokens"] else ("sliced",):
             name = f"round {record['round']} {state}"
             rows.append(_row(name, record, record[f"perplexity_{state}"], dense["parameters"]))
     return rows
@@ -45,3 +56,19 @@ def _row(name: str, model: Mapping[str, Any], perplexity: Any, dense: int) -> tu
         "-" if kv_bytes is None else f"{kv_bytes:,}",
         "-" if perplexity is None else f"{float(perplexity):,.2f}",
     )
+
+
+def _compared(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    dense, pruned = result["dense"], result["pruned"] or {}
+    rows: list[tuple[str, ...]] = []
+    for name, found in dense.get("texts", {}).items():
+        other = pruned.get("texts", {}).get(name)
+        shown = "-" if other is None else f"{float(other['perplexity']):,.2f}"
+        rows.append((name, "perplexity", f"{float(found['perplexity']):,.2f}", shown))
+    for name, found in dense.get("tasks", {}).items():
+        other = pruned.get("tasks", {}).get(name, {})
+        for metric in found:
+            if metric not in COUNTS:
+                shown = score_text(metric, other) if metric in other else "-"
+                rows.append((name, metric, score_text(metric, found), shown))
+    return rows

@@ -70,3 +70,33 @@ def test_lines_are_cut_rather_than_wrapped() -> None:
     lines = table(RESULT, width=40)
     assert len(lines) == len(table(RESULT))
     assert max(map(len, lines)) == 40
+
+
+def test_a_round_without_recovery_has_one_row() -> None:
+    result = copy.deepcopy(RESULT)
+    result["rounds"][0]["tokens"] = 0
+    rows = [line.split()[:3] for line in table(result)[4:-1]]
+    assert rows == [
+        ["dense", "2,560,000", "100.0%"],
+        ["round", "1", "sliced"],
+        ["round", "2", "sliced"],
+        ["round", "2", "recovered"],
+    ]
+
+
+def test_texts_and_tasks_stand_below_with_standard_errors() -> None:
+    result = copy.deepcopy(RESULT)
+    task = {"acc": 0.5, "acc_norm": 0.8, "documents": 101, "shots": 0}
+    result["dense"] |= {"texts": {"news": {"perplexity": 20.0, "tokens": 99}}, "tasks": {"piqa": task}}
+    result["pruned"] |= {
+        "texts": {"news": {"perplexity": 31.254, "tokens": 99}},
+        "tasks": {"piqa": task | {"acc": 0.2}},
+    }
+    lines = table(result)
+    below = [line.split() for line in lines[lines.index(table(RESULT)[-2]) + 2 :] if not line.startswith("-")]
+    assert below == [
+        ["text", "or", "task", "metric", "dense", "pruned"],
+        ["news", "perplexity", "20.00", "31.25"],
+        ["piqa", "acc", "0.5000", "+-", "0.0500", "0.2000", "+-", "0.0400"],
+        ["piqa", "acc_norm", "0.8000", "+-", "0.0400", "0.8000", "+-", "0.0400"],
+    ]
