@@ -24,7 +24,8 @@ def worst(codes: Iterable[int]) -> int:
 
 def speaks() -> bool:
     """Whether this process is the one of all ranks that talks to the user, before they have met."""
-    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
+    own = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None  # RANK alone is left from another job
+    return (own or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
 
 
 def printable(text: str) -> str:
@@ -42,9 +43,13 @@ def one_line(reason: object) -> str:
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
 
 
-def refuse(reason: object) -> int:
-    """Say in one line, once for all ranks, why a request is refused. Returns the exit code."""
-    if speaks():
+def refuse(reason: object, *, always: bool = False) -> int:
+    """Say in one line, once for all ranks, why a request is refused. Returns the exit code.
+
+    Args:
+        always: say it whichever rank this is.
+    """
+    if always or speaks():
         print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
     return REFUSED
 

@@ -15,6 +15,7 @@ from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
+from transact.places import check_places
 from transact.stages.tasks import check_evaluation
 
 MAX_SHOWN_DIFFERENCES = 6
@@ -26,6 +27,7 @@ def check(config: RunConfig, world_size: int) -> None:
     Raises:
         ValueError: one line: the field, the value given, what is allowed.
     """
+    check_places(config)
     check_same_run(config)
     if config.mode == "prune":
         model_config = read_model_config(config.model)

@@ -23,9 +23,11 @@ from transact.command_line import run_command
 from transact.config import RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
 from transact.exit_codes import DONE, leave, refuse, worst
-from transact.runtime.launcher import environment_world_size
+from transact.request import check_arguments, check_composed
+from transact.runtime.launcher import check_launcher, environment_world_size
+from transact.tracking.wandb_environment import fill_from_environment
 
-LONGEST_FILE_NAME = 200  # file systems take 255 bytes
+LONGEST_FILE_NAME = 200  # bytes; file systems take 255
 SWEEP_FLAGS = ("-m", "--multirun")
 
 
@@ -59,8 +61,10 @@ def point_folder(output_dir: str, command_line: list[str]) -> str:
     name = ",".join(each.input_line or "" for each in point if each.key_or_group in swept).replace("/", "_")
     if not name:
         name = f"point_{HydraConfig.get().job.num}"
-    if len(name) > LONGEST_FILE_NAME:
-        name = f"{name[:LONGEST_FILE_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) > LONGEST_FILE_NAME:
+        cut = encoded[:LONGEST_FILE_NAME].decode(errors="ignore")
+        name = f"{cut}_{hashlib.sha256(encoded).hexdigest()[:8]}"
     return os.path.join(output_dir, name)
 
 
@@ -73,13 +77,28 @@ def main() -> int:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS)
     register_resolvers()
     requests: list[tuple[DictConfig, bool]] = []  # composed, and whether it is a point of a sweep
+    failures: list[Exception] = []
+
+    def collect(composed: DictConfig) -> None:
+        try:
+            requests.append(completed(composed))
+        except Exception as error:  # noqa: BLE001 - told below, without Hydra's own lines
+            failures.append(error)
+
     try:
-        # Only composed behind Hydra, so that what goes wrong later is not reported in its way.
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
-            lambda composed: requests.append(completed(composed))
-        )()
+        check_launcher()
+    except ValueError as error:
+        return refuse(error, always=True)
+    try:
+        is_run = check_arguments(sys.argv[1:])
+        # Only collected behind Hydra, so that what goes wrong later is not reported in its way.
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(collect)()
+        if failures:
+            raise failures[0]
     except Exception as error:  # noqa: BLE001 - Hydra has plain errors too for what it cannot compose
         return refuse(hydra_message(error))
+    if is_run and not requests:
+        return refuse("nothing was composed, so there is nothing to do: Hydra's launcher or sweeper ran elsewhere")
     if any(is_sweep for _, is_sweep in requests) and environment_world_size() > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     configs = []
@@ -124,8 +143,12 @@ def show_help(name: str | None) -> int:
 def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
     """With what only Hydra knows of a request, and whether it is a point of a sweep."""
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    check_composed(HydraConfig.get())
+    if OmegaConf.is_missing(composed, "name"):
+        raise ValueError("name is required: give name=NAME, or choose an experiment")
     with open_dict(composed):
         composed.command = run_command(sys.argv[1:])
+        fill_from_environment(composed.track)
         if is_sweep:
             # Hydra's own dump of the request, which names even what is left out of every record.
             (Path(HydraConfig.get().sweep.dir) / "multirun.yaml").unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from transact.exit_codes import DONE, FAILED, refuse
 from transact.files import write_text
 from transact.last_words import how_to_go_on, last_words
 from transact.outcome import JobFailed, code_of_stop, outcome_recorded
+from transact.places import make_folder
 from transact.preflight import check
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import adopt_launcher, environment_rank, environment_world_size
@@ -35,9 +36,12 @@ SHORTEST_NOTICE_SECONDS = 30.0
 
 def work(config: RunConfig) -> int:
     """Run as the rank that the environment says. Returns the exit code."""
+    try:
+        adopt_launcher()
+    except ValueError as error:
+        return refuse(error, always=True)
     interruption = Interruption(_leave_seconds(config))
     interruption.listen()
-    adopt_launcher()
     from transact.runtime.devices import check_device
     from transact.runtime.rendezvous import Refused
 
@@ -91,7 +95,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
         try:
             prepared = prepare(job)
-            group.on_main(lambda: folder.path.mkdir(parents=True, exist_ok=True))
+            group.on_main(lambda: make_folder("output_dir", config.output_dir))
             job.check_seen("output_dir", folder.path)
             held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
         except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
@@ -160,6 +164,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
     from transact.tracking.metrics import MetricsLog
     from transact.tracking.tags import run_tags
     from transact.tracking.tracker import Tracker
+    from transact.tracking.wandb_environment import DEFAULT_PROJECT
     from transact.tracking.wandb_run import WandbRun
 
     if not is_main:
@@ -168,11 +173,12 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
     mirror = WandbRun()
     mirror.start(
         config.track.mode,
-        project=config.track.project,
+        project=config.track.project or DEFAULT_PROJECT,
         entity=config.track.entity,
         group=config.track.group,
+        notes=config.track.notes,
         tags=run_tags(config),
-        name=config.name if config.share_dir is None else f"{config.name} {folder.path.name}",
+        name=" ".join(filter(None, [config.track.run_name or config.name, config.point_name])),
         run_id=folder.record["run_id"],
         config=to_dictionary(_without_setup(config)),
         folder=folder.path,

@@ -18,7 +18,7 @@ LAYERS = (
     {""},  # transact/__init__.py
     {"checks", "geometry", "files", "exit_codes", "accelerators", "command_line"},
     {"config"},
-    {"configuring"},
+    {"configuring", "request", "places"},
     {"settings", "prune", "data", "tracking"},
     {"models", "outline", "memory"},
     {"runtime", "workload"},

@@ -103,7 +103,8 @@ def test_heads_are_chosen_by_their_norms_alone(refused: Callable[..., str]) -> N
 def test_ranks_that_torchrun_started_start_none_themselves(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert "call it without torchrun" in refused("launch=local", "launch.processes=2")
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from transact.runtime.launcher import adopt_launcher, adopt_slurm_step, first_host
+from transact.runtime.launcher import (
+    OF_SLURM,
+    OF_TORCHRUN,
+    adopt_launcher,
+    adopt_slurm_step,
+    check_launcher,
+    first_host,
+)
 
 STEP = {
     "SLURM_JOB_ID": "17",
@@ -87,6 +94,45 @@ def test_what_a_launcher_said_is_kept() -> None:
 )
 def test_nothing_is_changed(environ: dict[str, str]) -> None:
     assert adopted(**environ) == environ
+
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+NO_NUMBERS = ("", " ", "abc", "-1", "1.5", "1e3", "0x1", "\u0663", "9" * 40, "nan", "1\n", "\x1b[2J")
+
+
+@pytest.mark.parametrize("name", [*OF_TORCHRUN, *OF_SLURM])
+def test_a_variable_that_is_no_such_number_is_refused(name: str) -> None:
+    environ = WHOLE | {"SLURM_JOB_ID": "17"}
+    least, most = (OF_TORCHRUN | OF_SLURM)[name]
+    for value in (*NO_NUMBERS, str(least - 1), str(most + 1)):
+        with pytest.raises(ValueError, match=name):
+            check_launcher(environ | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "without RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "without MASTER_ADDR, MASTER_PORT"),
+        (WHOLE | {"MASTER_ADDR": " "}, "without MASTER_ADDR"),
+        (WHOLE | {"RANK": "5"}, "RANK=5 is not allowed: it must be below WORLD_SIZE=2"),
+        (WHOLE | {"RANK": "2"}, "RANK=2"),
+        (WHOLE | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2"),
+        (WHOLE | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK=1"),
+        (WHOLE | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE=3"),
+        (STEP | {"SLURM_PROCID": "10"}, "RANK=10"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_refused(environ: dict[str, str], named: str) -> None:
+    before = dict(environ)
+    with pytest.raises(ValueError, match=named):
+        check_launcher(environ)
+    assert environ == before
+
+
+@pytest.mark.parametrize("environ", [{}, WHOLE, STEP, {"WORLD_SIZE": "1"}, {"RANK": "abc", "MASTER_PORT": "0"}])
+def test_sound_variables_and_those_that_nobody_heeds_are_not(environ: dict[str, str]) -> None:
+    check_launcher(environ)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transact.exit_codes import DONE, refuse, speaks
 from transact.files import write_json, write_text
 from transact.forecast.contents import forecast
 from transact.forecast.text import text
+from transact.places import check_places
 
 
 def show_plan(config: RunConfig) -> int:
@@ -17,6 +18,7 @@ def show_plan(config: RunConfig) -> int:
     if not speaks():
         return DONE
     try:
+        check_places(config)
         plan = forecast(config)
         said = text(plan)
         folder = Path(config.output_dir)

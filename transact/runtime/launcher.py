@@ -6,11 +6,28 @@ import os
 import random
 import re
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 LOOPBACK = "127.0.0.1"
 GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
+MOST = 10**6
+OF_TORCHRUN = {
+    "RANK": (0, MOST),
+    "WORLD_SIZE": (1, MOST),
+    "LOCAL_RANK": (0, MOST),
+    "LOCAL_WORLD_SIZE": (1, MOST),
+    "MASTER_PORT": (1, 65_535),
+    "TORCHELASTIC_RESTART_COUNT": (0, MOST),
+}  # least and largest value
+OF_SLURM = {
+    "SLURM_PROCID": (0, MOST),
+    "SLURM_LOCALID": (0, MOST),
+    "SLURM_NODEID": (0, MOST),
+    "SLURM_STEP_NUM_TASKS": (1, MOST),
+    "SLURM_STEP_NUM_NODES": (1, MOST),
+    "SLURM_RESTART_COUNT": (0, MOST),
+}
 PORTS = (20_000, 32_000)  # below those that Linux gives to outgoing connections
 
 
@@ -51,10 +68,52 @@ def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Who this process is, in torchrun's words; one that nothing launched heeds no address that its shell exports."""
+    """Who this process is, in torchrun's words; one that nothing launched heeds no address that its shell exports.
+
+    Raises:
+        ValueError: a variable is no such number, or they contradict each other.
+    """
+    _check_numbers(environ, OF_SLURM)
     adopt_slurm_step(environ)
     if "WORLD_SIZE" not in environ:
         forget_launcher(environ)
+        return
+    _check_numbers(environ, OF_TORCHRUN)
+    _check_together(environ)
+
+
+def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
+    """As `adopt_launcher`, without changing anything."""
+    adopt_launcher(dict(environ))
+
+
+def _check_numbers(environ: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> None:
+    for name, (least, most) in bounds.items():
+        value = environ.get(name, str(least))
+        if re.fullmatch(r"[0-9]{1,10}", value) is None or not least <= int(value) <= most:
+            raise ValueError(
+                f"the environment's {name}={value!r} is not allowed: it must be a number, {least} to {most}"
+            )
+
+
+def _check_together(environ: Mapping[str, str]) -> None:
+    world_size = int(environ["WORLD_SIZE"])
+    missing = [name for name in GIVEN if not environ.get(name, "").strip()]
+    if world_size > 1 and missing:
+        raise ValueError(
+            f"the environment says WORLD_SIZE={world_size} without {', '.join(missing)}: start all ranks with torchrun "
+            "or srun, or unset WORLD_SIZE"
+        )
+    for inner, outer in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE")):
+        if outer in environ and int(environ.get(inner, "0")) >= int(environ[outer]):
+            raise ValueError(
+                f"the environment's {inner}={environ[inner]} is not allowed: it must be below {outer}={environ[outer]}"
+            )
+    if int(environ.get("LOCAL_WORLD_SIZE", "1")) > world_size:
+        raise ValueError(
+            f"the environment's LOCAL_WORLD_SIZE={environ['LOCAL_WORLD_SIZE']} is not allowed: it must be at most "
+            f"WORLD_SIZE={world_size}"
+        )
 
 
 def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -38,6 +38,7 @@ class WandbRun:
         project: str,
         entity: str | None,
         group: str | None,
+        notes: str | None = None,
         tags: Sequence[str],
         name: str,
         run_id: str,
@@ -58,7 +59,7 @@ class WandbRun:
         Raises:
             ValueError: as `choose_mode`.
         """
-        arguments: dict[str, Any] = {"project": project, "entity": entity, "group": group}
+        arguments: dict[str, Any] = {"project": project, "entity": entity, "group": group, "notes": notes}
         arguments |= {"name": name, "id": run_id, "tags": list(tags), "config": config}
         arguments |= {"dir": str(folder)}
         for candidate in ATTEMPTS[choose_mode(mode)]:

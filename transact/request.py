@@ -1,0 +1,103 @@
+"""What may stand on the command line, judged before Hydra composes anything of it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, NoReturn
+
+MOST_POINTS = 1000  # of a sweep
+INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")  # flags that ask for no run
+SET_BY_THE_COMMAND = ("command", "sweep_command", "share_dir")
+NOT_SWEPT = ("launch.setup",)  # what is swept over names the folder of a point
+HYDRA_ITSELF = "hydra.mode"  # what -m stands for
+WHERE = "name=NAME or output_dir=FOLDER says where a run writes"
+INSTEAD = {
+    "hydra.launcher": "launch=local starts processes here, launch=slurm submits a job",
+    "hydra.sweeper": "-m and values after commas sweep, as in -m prune.remove_fraction=0.3,0.5",
+    "hydra.run": WHERE,
+    "hydra.sweep": WHERE,
+    "hydra.output_subdir": WHERE,
+    "hydra.job.name": WHERE,
+    "hydra.job.chdir": f"the current folder stays; {WHERE}",
+    "hydra.job_logging": "a job's own lines go to its terminal or to logs/ of its folder",
+    "hydra": "transact takes no setting of Hydra's own; --help shows what it takes",
+}
+
+
+def check_arguments(arguments: list[str]) -> bool:
+    """Returns whether a run is asked for, and not only information.
+
+    Raises:
+        ValueError: one line: what is not taken, and what to use.
+        hydra.errors.HydraException: a word is no override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = _parser().parse_args(arguments)
+    if given.experimental_rerun is not None:
+        raise ValueError("--experimental-rerun reads a pickle: give the settings themselves")
+    if any(getattr(given, name) for name in INFORMATION):
+        return False
+    points = 1
+    for override in OverridesParser.create().parse_overrides(given.overrides):
+        key = override.key_or_group.replace("/", ".")
+        _check_key(key, override)
+        points *= _num_values(override)
+    if not 1 <= points <= MOST_POINTS:
+        raise ValueError(f"a sweep of {points:,} points is not allowed: it takes 1 to {MOST_POINTS:,}")
+    return True
+
+
+def _check_key(key: str, override: Any) -> None:
+    if key.partition(".")[0] == "hydra" and key != HYDRA_ITSELF:
+        closest = max((name for name in INSTEAD if key == name or key.startswith(f"{name}.")), key=len)
+        raise ValueError(f"{override.key_or_group} is not allowed: {INSTEAD[closest]}")
+    if key in SET_BY_THE_COMMAND:
+        raise ValueError(f"{key} is not allowed: the command sets it itself")
+    if key in NOT_SWEPT and override.is_sweep_override():
+        raise ValueError(f"{key} cannot be swept over")
+
+
+def _num_values(override: Any) -> int:
+    """That a sweep takes from one override, counted without making them; 1 where it is no sweep."""
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    values = override.value() if override.is_sweep_override() else None
+    if isinstance(values, ChoiceSweep):
+        return len(values.list)
+    if not isinstance(values, RangeSweep):
+        return 1
+    numbers = [float(each) for each in (values.start, values.stop, values.step) if each is not None]
+    if len(numbers) < 3 or not all(map(math.isfinite, numbers)) or not values.step:
+        raise ValueError(f"{override.input_line}: a range needs a start, a stop and a step that is not 0")
+    count = (numbers[1] - numbers[0]) / numbers[2]
+    return max(0, math.ceil(min(count, 1e18)))
+
+
+def check_composed(hydra: Any) -> None:
+    """
+    Args:
+        hydra: Hydra's own part of what it composed, into which the files of a user reach too.
+
+    Raises:
+        ValueError: it would start, sweep or write in its own way.
+    """
+    expected = {"hydra.job.chdir": (None, False), "hydra.run": (".",), "hydra.output_subdir": (None,)}
+    found = {"hydra.job.chdir": hydra.job.chdir, "hydra.run": hydra.run.dir, "hydra.output_subdir": hydra.output_subdir}
+    for name, values in expected.items():
+        if found[name] not in values:
+            raise ValueError(f"{name}={found[name]!r} is not allowed: {INSTEAD[name]}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's own, which says in one line what is wrong instead of its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(f"{message}; see --help")
+
+    parser = get_args_parser()
+    parser.__class__ = Parser
+    return parser
