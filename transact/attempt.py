@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from transact.exit_codes import DONE, FAILED, REFUSED, refuse
-from transact.files import read_json, write_json
+from transact.files import DamagedFile, write_json
 from transact.runtime.file_lock import exclusive
 from transact.runtime.interruption import SIGNALS, WARNINGS
-from transact.runtime.run_folder import RECORD
+from transact.runtime.run_record import LAYOUT, RECORD, read_record
 from transact.runtime.slurm import (
     EARLY_SECONDS,
     LONG_PATIENCE,
@@ -94,8 +94,11 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    return read_json(path) if path.is_file() else {}
+    """
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    return read_record(folder) or {"layout": LAYOUT, "state": "submitted"}
 
 
 def _attempt(job: str, restart: int, *, ended: bool) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def main() -> int:
         if given.moment == "begin":
             return begin(given.folder, limits)
         return end(given.folder, given.code, limits, given.signal_delay)
-    except SlurmError as error:
+    except (SlurmError, DamagedFile, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return given.code if given.moment == "end" else FAILED
 

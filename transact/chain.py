@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transact.exporting.gguf_request import check_gguf_tokenizer
+from transact.files import temporary_name
 from transact.models.folder import check_files, download, geometry_of
 from transact.outline import Round, calibration_warning, pretraining_round, pruning_rounds
+from transact.runtime.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
@@ -17,16 +19,19 @@ from transact.stages.export import export
 from transact.stages.export_gguf import export_gguf
 from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
-from transact.stages.job import Job
+from transact.stages.job import Job, StageUndone
+from transact.stages.maps import FILE_NAME as MAPS
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, shared
 from transact.stages.slice import cut_checkpoint
-from transact.stages.split import choose_split, read_split
+from transact.stages.split import choose_split, read_split, trial_folder
 from transact.stages.summary import gguf_path, summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
+
+MOST_REPAIRS = 3  # of one stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +60,22 @@ def prepare(job: Job) -> Prepared | None:
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
-    """Returns what result.json holds."""
-    return pretrain(job) if prepared is None else prune(job, prepared)
+    """Returns what result.json holds. Where a file of a finished stage is damaged, from that stage on again.
+
+    Raises:
+        RuntimeError: the files of a stage are damaged again and again.
+    """
+    undone: Counter[str] = Counter()
+    while True:
+        try:
+            return pretrain(job) if prepared is None else prune(job, prepared)
+        except StageUndone as again:
+            undone[again.stage] += 1
+            if undone[again.stage] > MOST_REPAIRS:
+                raise RuntimeError(
+                    f"{again.stage} was done {MOST_REPAIRS} times, and its files do not stay as they are written: the "
+                    "disk or the file system is failing"
+                ) from None
 
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
@@ -67,7 +86,7 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     if warning is not None:
         job.say(f"warning: {warning}")
     dense = job.path("round_00", "evaluation.json")
-    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense))
+    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense), is_result=True)
     checkpoint, rounds = prune_rounds(job, prepared)
     return finish(job, texts, checkpoint, parent, rounds)
 
@@ -116,6 +135,7 @@ def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -
         f"{name}/calibrate",
         statistics,
         lambda: make("statistics", statistics, lambda: calibrate(job, texts, checkpoint, statistics)),
+        reads=[checkpoint],
     )
     # They are gone once the checkpoint is sliced, and nobody needs them then.
     if job.config.prune.method.needs_gram() and not job.is_finished(f"{name}/slice"):
@@ -124,6 +144,7 @@ def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -
             f"{name}/gram",
             grams,
             lambda: make("gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams)),
+            reads=[checkpoint],
         )
 
 
@@ -131,7 +152,15 @@ def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
     """The rounds towards the split between attention and MLP that measured best."""
     name = "round_01"
     statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
-    job.stage(f"{name}/split", output, lambda: choose_split(job, texts, parent, statistics, grams, output))
+    trial = trial_folder(output)
+    job.stage(
+        f"{name}/split",
+        output,
+        lambda: choose_split(job, texts, parent, statistics, grams, output),
+        reads=[statistics, grams],
+        scratch=[trial, temporary_name(trial)],
+    )
+    job.verify(output)
     rounds = pruning_rounds(job.config, geometry_of(parent), read_split(output))
     job.announce(rounds, geometry_of(parent))
     return rounds
@@ -143,16 +172,23 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> 
     statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
 
     planned, whole = job.path(name, "plan.json"), geometry_of(prepared.parent)
-    job.stage(f"{name}/plan", planned, lambda: plan(job, each, whole, checkpoint, statistics, grams, planned))
+    job.stage(
+        f"{name}/plan",
+        planned,
+        lambda: plan(job, each, whole, checkpoint, statistics, grams, planned),
+        reads=[checkpoint, statistics, grams],
+        also=[job.path(name, MAPS)],
+    )
 
     sliced = job.path(name, "sliced")
     job.stage(
         f"{name}/slice",
         sliced,
         lambda: cut_checkpoint(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
+        reads=[checkpoint, planned, grams],
     )
-    if job.group.is_main:
-        shutil.rmtree(grams, ignore_errors=True)
+    if job.group.is_main and grams.is_dir():
+        job.folder.remove(grams)
     return sliced
 
 
@@ -167,6 +203,8 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
             f"{name}/recover",
             recovered,
             lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
+            reads=[sliced],
+            scratch=[job.path(CHECKPOINTS)],
             goes_on=True,
         )
         clear_checkpoints(job)
@@ -186,7 +224,8 @@ def evaluate_stage(
         evaluate(job, texts, checkpoints, output)
         report(job, output, round_number=round_number, tokens=tokens)
 
-    job.stage(f"round_{round_number:02d}/evaluate", output, measure)
+    name = f"round_{round_number:02d}/evaluate"
+    job.stage(name, output, measure, reads=list(checkpoints.values()), is_result=True)
 
 
 def pretrain(job: Job) -> dict[str, Any]:
@@ -197,6 +236,7 @@ def pretrain(job: Job) -> dict[str, Any]:
         job.group.on_main(lambda: initialise(job.config, start))
 
     job.stage("round_00/initialise", start, make_start)
+    job.verify(start)
     each = pretraining_round(job.config, geometry_of(start))
     job.announce([each], geometry_of(start))
     texts = prepare_texts(job, start, [each])
@@ -206,6 +246,8 @@ def pretrain(job: Job) -> dict[str, Any]:
         f"{each.folder_name}/recover",
         trained,
         lambda: recover(job, texts, each, None, start, trained),
+        reads=[start],
+        scratch=[job.path(CHECKPOINTS)],
         goes_on=True,
     )
     clear_checkpoints(job)
@@ -220,17 +262,43 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     if rounds and job.config.eval.has_more():
         compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
         settings = settings_of_tasks(job.config.eval)
-        job.stage("tasks", compared, lambda: evaluate_side_by_side(job, texts, both, compared), settings=settings)
+        job.stage(
+            "tasks",
+            compared,
+            lambda: evaluate_side_by_side(job, texts, both, compared),
+            reads=[checkpoint],
+            is_result=True,
+            settings=settings,
+        )
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
-    job.stage("export", output, lambda: export(job, texts, checkpoint, parent, summary, output))
+    job.stage(
+        "export",
+        output,
+        lambda: export(job, texts, checkpoint, parent, summary, output),
+        reads=[checkpoint],
+        is_result=True,
+    )
     if job.config.export.gguf != "none":
         gguf = gguf_path(job)
-        job.stage(f"gguf_{job.config.export.gguf}", gguf, lambda: export_gguf(job, output, gguf))
+        job.stage(
+            f"gguf_{job.config.export.gguf}",
+            gguf,
+            lambda: export_gguf(job, output, gguf),
+            reads=[output],
+            is_result=True,
+        )
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")
         settings = asdict(job.config.eval.efficiency)
-        job.stage("efficiency", measured, lambda: measure_efficiency(job, parent, output, measured), settings=settings)
+        job.stage(
+            "efficiency",
+            measured,
+            lambda: measure_efficiency(job, parent, output, measured),
+            reads=[output],
+            is_result=True,
+            settings=settings,
+        )
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -54,15 +55,50 @@ def publish(temporary: Path, final: Path) -> None:
         if path.is_file():
             path.chmod(mode)
         flush_to_disk(path)
-    if final.is_dir():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+    if temporary.is_dir() and final.is_symlink():
+        final.unlink()  # of the link; what it leads to is somebody's
+    if temporary.is_dir() and final.is_dir():
+        _move_into(temporary, final)
+    else:
+        os.replace(temporary, final)
     flush_to_disk(final.parent)
+
+
+def _move_into(temporary: Path, final: Path) -> None:
+    """Where somebody else's files are in the way of a folder they stay, beside ours.
+
+    Raises:
+        FileExistsError: one of them has the name of one of ours.
+    """
+    for path in temporary.iterdir():
+        if os.path.lexists(final / path.name):
+            raise FileExistsError(errno.EEXIST, "a file that is not of this run is in the way", str(final / path.name))
+    for path in temporary.iterdir():
+        os.replace(path, final / path.name)
+    temporary.rmdir()
+    flush_to_disk(final)
+
+
+def remove_flat(folder: Path) -> None:
+    """Remove a folder of our own that holds files alone; never what is deeper, or behind a link.
+
+    Raises:
+        OSError: a folder is in it, which is not ours.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
+    if temporary.is_symlink():
+        temporary.unlink()
     temporary.write_text(text, encoding="utf-8")
     publish(temporary, path)
 
@@ -107,7 +143,7 @@ def _link(source: Path, target: Path) -> None:
 def fresh_temporary_folder(final: Path) -> Path:
     """An empty folder beside `final`; what an interrupted attempt left there is removed."""
     temporary = temporary_name(final)
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_flat(temporary)
     temporary.mkdir(parents=True)
     return temporary
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text, text_files
 from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
+from transact.files import DamagedFile
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
 from transact.places import check_places
+from transact.runtime.run_record import WAY_OUT, check_run_folder, read_config, read_record
 from transact.stages.tasks import check_evaluation
 
 MAX_SHOWN_DIFFERENCES = 6
@@ -28,6 +28,7 @@ def check(config: RunConfig, world_size: int) -> None:
         ValueError: one line: the field, the value given, what is allowed.
     """
     check_places(config)
+    check_run_folder(config.output_dir, config.share_dir)
     check_same_run(config)
     if config.mode == "prune":
         model_config = read_model_config(config.model)
@@ -132,10 +133,13 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
 
 def check_same_run(config: RunConfig) -> None:
     """The folder is new, or holds a run of the same configuration."""
-    path = Path(config.output_dir) / "config.yaml"
-    if not path.is_file():
+    folder = Path(config.output_dir)
+    before = read_config(folder)
+    if before is None:
+        if (read_record(folder) or {}).get("stages"):
+            raise DamagedFile(folder / "config.yaml", f"is missing, though stages of the run are finished; {WAY_OUT}")
         return
-    changed = differences(yaml.safe_load(path.read_text(encoding="utf-8")), to_dictionary(config))
+    changed = differences(before, to_dictionary(config))
     if changed:
         shown = "; ".join(changed[:MAX_SHOWN_DIFFERENCES])
         more = f"; and {len(changed) - MAX_SHOWN_DIFFERENCES} more" if len(changed) > MAX_SHOWN_DIFFERENCES else ""

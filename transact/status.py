@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transact.exit_codes import DONE, refuse
-from transact.files import read_json
 from transact.runtime.file_lock import is_known_free
-from transact.runtime.run_folder import JOB_RECORD, RECORD, run_folders
+from transact.runtime.run_folder import run_folders
+from transact.runtime.run_record import JOB_RECORD, read_config, read_record
 from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
@@ -69,13 +67,14 @@ def statuses(folders: list[Path]) -> list[Status]:
 
 def _newest_job(folder: Path) -> str | None:
     """The one submitted last from here, or by hand since."""
-    jobs = (_read(folder / JOB_RECORD).get("job"), _read(folder / RECORD).get("attempt", {}).get("job"))
+    submitted, begun = read_record(folder, JOB_RECORD) or {}, read_record(folder) or {}
+    jobs = (submitted.get("job"), begun.get("attempt", {}).get("job"))
     return max((job for job in jobs if job is not None), key=int, default=None)
 
 
 def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
-    record = _read(folder / RECORD)
-    if not record:
+    record = read_record(folder)
+    if record is None:
         return Status(name=folder.name, state="submitted", job=job, job_state=job_state)
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     total = _total_tokens(folder)
@@ -110,17 +109,13 @@ def _state(folder: Path, recorded: str, job: str | None) -> str:
         is_dead = is_known_free(folder / "run.lock")
     except OSError:  # a folder of somebody else
         is_dead = False
-    now = str(_read(folder / RECORD).get("state"))  # it may have ended since
+    now = str((read_record(folder) or {}).get("state"))  # it may have ended since
     return "died" if is_dead and now == "running" else now
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _total_tokens(folder: Path) -> int | None:
-    path = folder / "config.yaml"
-    return int(yaml.safe_load(path.read_text(encoding="utf-8"))["recover"]["tokens"]) if path.is_file() else None
+    config = read_config(folder)
+    return None if config is None else int(config["recover"]["tokens"])
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:

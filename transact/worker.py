@@ -79,6 +79,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     from transact.runtime.file_lock import run_lock
     from transact.runtime.process import process_group
     from transact.runtime.run_folder import RunFolder
+    from transact.runtime.run_record import claim_run
     from transact.stages.job import Job
     from transact.tracking.result_table import result_table
     from transact.tracking.tracker import Tracker
@@ -96,13 +97,13 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         try:
             prepared = prepare(job)
             group.on_main(lambda: make_folder("output_dir", config.output_dir))
+            group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
             job.check_seen("output_dir", folder.path)
             held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
         except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
             view.close()
             return refuse(error)
         if group.is_main:
-            folder.remove_leftovers()
             folder.open(group.world_size)
             write_text(folder.path / "config.yaml", to_yaml(_without_setup(config)))
             pages.start()

@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from transact.geometry import Geometry
+from transact.runtime.run_record import LAYOUT
 
 LLAMA_7B = Geometry(
     hidden_size=4096,
@@ -97,6 +98,7 @@ def _record(run: MadeUpRun) -> dict[str, Any]:
     stages = [f"round_{number:02d}/{stage}" for number in range(1, run.done + 1) for stage in ("slice", "recover")]
     middle = BEGIN + 60 + (run.steps + run.steps // 2) * 2
     return {
+        "layout": LAYOUT,
         "state": run.state,
         "error": run.error,
         "stage": stages[-1] if run.state == "done" else f"round_{run.done + 1:02d}/recover",
@@ -105,7 +107,9 @@ def _record(run: MadeUpRun) -> dict[str, Any]:
         "world_size": 2,
         "git_revision": "0123456789abcdef",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "stages": {name: {"seconds": 10.0 + turn, "files": {}} for turn, name in enumerate(stages)},
+        "stages": {
+            name: {"seconds": 10.0 + turn, "metrics_position": 0, "files": {}} for turn, name in enumerate(stages)
+        },
     }
 
 

@@ -49,14 +49,18 @@ def test_every_setting_stands_in_the_yaml_so_that_the_command_line_can_change_it
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_compose(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablations_compose(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
     assert "head_dim" in capsys.readouterr().out
 
 
 def test_parts_are_compared_at_equal_parameters(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     removed = []
     for name in ("attention_only", "mlp_only", "both"):
         run(monkeypatch, f"+experiment=ablation_{name}", "mode=plan")

@@ -14,8 +14,9 @@ def finished(folder: Path) -> RunFolder:
     run = RunFolder(folder)
     run.open(1)
     for number, name in enumerate(STAGES):
+        run.begin(name, [folder / name])
         write_text(folder / name, name)
-        run.finish(name, folder / name, 1.0, number, {}, {"shots": 5} if name == "tasks" else None)
+        run.finish(name, [folder / name], 1.0, number, {}, {"shots": 5} if name == "tasks" else None)
     return run
 
 
@@ -24,7 +25,7 @@ def test_a_stage_with_other_settings_is_done_again_with_those_after_it(tmp_path:
     assert all(run.is_finished(name) for name in STAGES)
     assert run.is_finished("tasks", {"shots": 5})
     assert not run.is_finished("tasks", {"shots": 0})
-    run.begin("tasks", STAGES)
+    run.begin("tasks", order=STAGES)
     assert list(run.stages) == ["recover"]
     assert run.metrics_position() == 0
 
@@ -32,15 +33,15 @@ def test_a_stage_with_other_settings_is_done_again_with_those_after_it(tmp_path:
 def test_a_new_stage_in_a_finished_run_takes_those_after_it_along(tmp_path: Path) -> None:
     run = finished(tmp_path)
     del run.stages["tasks"]
-    run.begin("tasks", STAGES)
+    run.begin("tasks", order=STAGES)
     assert list(run.stages) == ["recover"]
 
 
 def test_an_earlier_stage_that_was_asked_for_later_stays(tmp_path: Path) -> None:
     """A GGUF file of a finished run, and then other settings of the efficiency stage, which needs none of it."""
     run = finished(tmp_path)
-    run.finish("gguf", tmp_path / "export", 1.0, 9, {})
-    run.begin("export", ["recover", "tasks", "gguf", "export"])
+    run.finish("gguf", [tmp_path / "export"], 1.0, 9, {})
+    run.begin("export", order=["recover", "tasks", "gguf", "export"])
     assert list(run.stages) == ["recover", "tasks", "gguf"]
 
 

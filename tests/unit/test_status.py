@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from transact.runtime.run_record import LAYOUT
 from transact.status import main
 from transact.tracking.metrics import MetricsLog
 
@@ -18,7 +19,9 @@ from transact.tracking.metrics import MetricsLog
 def write_run(folder: Path, rows: list[dict[str, Any]], **record: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("recover:\n  tokens: 10000\n")
-    (folder / "run.json").write_text(json.dumps({"restarts": 0, "stages": {}, "error": None} | record))
+    (folder / "run.json").write_text(
+        json.dumps({"layout": LAYOUT, "restarts": 0, "stages": {}, "error": None} | record)
+    )
     log = MetricsLog(folder / "metrics.jsonl")
     for number, row in enumerate(rows, start=1):
         log.append(row, step=number, tokens=1000 * number, round=1)

@@ -10,6 +10,7 @@ from transact.files import write_json, write_text
 from transact.forecast.contents import forecast
 from transact.forecast.text import text
 from transact.places import check_places
+from transact.runtime.run_record import LAYOUT, check_run_folder
 
 
 def show_plan(config: RunConfig) -> int:
@@ -19,11 +20,11 @@ def show_plan(config: RunConfig) -> int:
         return DONE
     try:
         check_places(config)
+        check_run_folder(config.output_dir, config.share_dir)
         plan = forecast(config)
         said = text(plan)
         folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", plan)
+        write_json(folder / "plan.json", {"layout": LAYOUT} | plan)
         write_text(folder / "plan.txt", said)
     except (ValueError, OSError) as error:
         return refuse(error)

@@ -6,16 +6,15 @@ import shutil
 import time
 from pathlib import Path
 
-import yaml
-
 from transact.config import LaunchConfig, RunConfig
 from transact.configuring import PACKAGE, to_dictionary
 from transact.exit_codes import DONE, FAILED, refuse
-from transact.files import read_json, write_json
+from transact.files import write_json
 from transact.launching.executors import log_path, submit_to_slurm
 from transact.launching.following import follow
 from transact.launching.shared_folders import check_shared
-from transact.runtime.run_folder import COPIED_REVISION, JOB_RECORD, RECORD, git_revision
+from transact.runtime.run_folder import COPIED_REVISION, git_revision
+from transact.runtime.run_record import JOB_RECORD, LAYOUT, claim_run, read_config, read_record
 from transact.runtime.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.tracking.view import Lines
 
@@ -76,9 +75,8 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
 
 def live_job(folder: Path) -> str | None:
     """The job that waits or runs for this folder, submitted from here or by hand."""
-    submitted, begun = folder / JOB_RECORD, folder / RECORD
-    jobs = [read_json(submitted)["job"]] if submitted.is_file() else []
-    jobs += [read_json(begun).get("attempt", {}).get("job")] if begun.is_file() else []
+    submitted, begun = read_record(folder, JOB_RECORD) or {}, read_record(folder) or {}
+    jobs = (submitted.get("job"), begun.get("attempt", {}).get("job"))
     found = live_jobs(job for job in jobs if job is not None)
     return found[0] if found else None
 
@@ -106,14 +104,12 @@ def _needs_nothing(config: RunConfig, folder: Path) -> bool:
 
 def _was_asked_this(config: RunConfig, folder: Path) -> bool:
     """Whether the finished run measured and exported what is asked for now: more may be asked of it."""
-    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    now = to_dictionary(config)
+    before, now = read_config(folder) or {}, to_dictionary(config)
     return all(before.get(section) == now[section] for section in ("eval", "export"))
 
 
 def is_finished(folder: Path) -> bool:
-    record = folder / RECORD
-    return record.is_file() and read_json(record)["state"] == "done"
+    return (read_record(folder) or {}).get("state") == "done"
 
 
 def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
@@ -123,8 +119,8 @@ def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
     """
     if launch.max_running is None:
         return None
-    records = [read_json(path) for path in sweep.glob(f"*/{JOB_RECORD}")]
-    live = live_jobs(record["job"] for record in sorted(records, key=lambda record: int(record["job"])))
+    records = [read_record(path.parent, JOB_RECORD) for path in sweep.glob(f"*/{JOB_RECORD}")]
+    live = live_jobs(sorted((record["job"] for record in records if record is not None), key=int))
     return live[-launch.max_running] if len(live) >= launch.max_running else None
 
 
@@ -133,6 +129,7 @@ def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
     from transact.runtime.file_lock import exclusive
 
     is_new = not folder.exists()
+    claim_run(folder, config.share_dir, "submitted")
     with exclusive(folder / "submit.lock"):
         _refuse_live(folder)  # somebody may have been faster
         code = snapshot(folder)
@@ -142,7 +139,7 @@ def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
         except SlurmError:
             shutil.rmtree(folder if is_new and not (folder / JOB_RECORD).exists() else code)
             raise
-        write_json(folder / JOB_RECORD, {"job": job, "submitted": time.time(), "code": str(code)})
+        write_json(folder / JOB_RECORD, {"layout": LAYOUT, "job": job, "submitted": time.time(), "code": str(code)})
     return job
 
 
@@ -176,7 +173,7 @@ def _wait(job: str, folder: Path, log: Path) -> int:
 
 
 def _tell_failure(job: str, folder: Path) -> int:
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = read_record(folder) or {}
     state = job_states([job]).get(job, "gone")
     print(f"error: job {job} is {state}: {record.get('error') or 'it left no reason'}; logs in {folder / 'logs'}")
     return FAILED

@@ -18,6 +18,7 @@ from transact.launching.executors import local_exit_code, log_path, submit_local
 from transact.launching.following import follow, view_events_for_ranks
 from transact.runtime.interruption import SIGNALS
 from transact.runtime.run_folder import was_stopped
+from transact.runtime.run_record import claim_run
 from transact.tracking.live import open_view
 
 STRAGGLER_SECONDS = 90.0
@@ -32,6 +33,10 @@ def run_locally(config: RunConfig) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     folder, since = Path(config.output_dir), time.time()
+    try:
+        claim_run(folder, config.share_dir, "starting")  # before there are logs in it
+    except (ValueError, OSError) as error:
+        return refuse(error)
     with view_events_for_ranks(config.launch.wait) as events:
         job = submit_locally(config, folder / "logs", _visible_gpus())
         logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]

@@ -15,7 +15,8 @@ from transact.checks import require
 from transact.exit_codes import DONE, FAILED, leave, refuse
 from transact.report.run_files import LIVE_STATES, read_values
 from transact.report.writing import write_pages
-from transact.runtime.run_folder import RECORD, run_folders
+from transact.runtime.run_folder import run_folders
+from transact.runtime.run_record import RECORD, read_config, read_record
 
 SECONDS = 30.0
 
@@ -30,6 +31,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         require("--seconds", given.seconds, given.seconds > 0, "more than 0")
+        check_records(given.folder)
         is_last = not (given.watch and is_live(given.folder))  # asked first: what is written then has the end in it
         print(write_pages(given.folder)[-1], flush=True)
     except ValueError as error:
@@ -38,6 +40,17 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
     return DONE if is_last else watch(given.folder, given.seconds)
+
+
+def check_records(folder: Path) -> None:
+    """A page shows what it can of damaged files; what the run is and how it stands must be readable.
+
+    Raises:
+        DamagedFile: one is not, of the run or of a point of the sweep.
+    """
+    for each in run_folders(folder):
+        read_record(each)
+        read_config(each)
 
 
 def watch(folder: Path, seconds: float) -> int:

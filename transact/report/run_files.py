@@ -11,7 +11,7 @@ import yaml
 
 from transact.report.activation_files import ActivationMap, read_activation_maps
 from transact.report.metric_rows import Row, read_rows
-from transact.runtime.run_folder import RECORD
+from transact.runtime.run_record import RECORD
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LIVE_STATES = ("running", "submitted")

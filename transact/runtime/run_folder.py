@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import secrets
-import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transact.files import TEMPORARY_SUFFIX, file_digest, read_json, write_json
+from transact.files import TEMPORARY_SUFFIX, DamagedFile, file_digest, temporary_name, write_json
+from transact.runtime.run_record import JOB_RECORD, LAYOUT, RECORD, listed, read_record
 
-RECORD = "run.json"
-JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
+# What is written into folders of weights, of matrices and of training checkpoints; and under a name that is free for it
+# beside the records. Other files in them are somebody's, and stay.
+OWN_FILES = re.compile(
+    r"(model|layer|state)(_|-|\.)[\w.-]*|(config|generation_config|manifest|vocab|added_tokens|special_tokens_map)\.json"
+    r"|tokenizer(_config)?\.(json|model)|merges\.txt|chat_template\.jinja|README\.md"
+    r"|(LICEN[SC]E|NOTICE|USE_POLICY).*|[\w.-]+\.(json|md)\.tmp"
+)
+OWN_TEMPORARY = re.compile(
+    r"(run|job|result|evaluation|efficiency|plan)\.json\.tmp|(config\.yaml|plan\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
+)
+CHECKPOINTS = "checkpoints"
+OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
 
 
 def package_versions() -> dict[str, str]:
@@ -45,7 +57,7 @@ def git_revision() -> str | None:
 
 def is_run(folder: Path) -> bool:
     """Whether it holds a run, or a job that will make one."""
-    return (folder / RECORD).is_file() or (folder / JOB_RECORD).is_file()
+    return os.path.lexists(folder / RECORD) or os.path.lexists(folder / JOB_RECORD)
 
 
 def point_folders(sweep: Path) -> list[Path]:
@@ -78,11 +90,17 @@ class RunFolder:
         self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
         self._writing = threading.Lock()
+        self._others: set[Path] = set()  # files of somebody else where the stage at work writes
 
     def open(self, world_size: int) -> None:
         """Begin or continue: counts a restart when the folder already holds a run that did not come to its end. (More
-        may be asked of a finished one.)"""
-        self.record = read_json(self.record_path) if self.record_path.is_file() else {}
+        may be asked of a finished one.) What an attempt that was killed left half-written is removed.
+
+        Raises:
+            DamagedFile: the record cannot be read.
+        """
+        self.record = read_record(self.path) or {"layout": LAYOUT}
+        self.remove_leftovers()
         if "run_id" in self.record:
             was_done = self.record["state"] == "done" or self.record.get("attempt", {}).get("done", False)
             self.record["restarts"] += not was_done
@@ -110,61 +128,189 @@ class RunFolder:
 
     @property
     def stages(self) -> dict[str, Any]:
-        return self.record["stages"]
+        return self.record.setdefault("stages", {})
 
     def is_finished(self, stage: str, settings: dict[str, Any] | None = None) -> bool:
-        """Whether the stage is listed, was done with these settings if any are given, and every file that it wrote is
-        still there in full."""
+        """Whether the stage is listed, with these settings if any are given, and not known to be damaged. Its files are
+        looked at when somebody is about to read them: `recorded`."""
         entry = self.stages.get(stage)
         if entry is not None and settings is not None and entry.get("settings") != settings:
             return False
-        return entry is not None and all(
-            (self.path / name).is_file() and (self.path / name).stat().st_size == file["size"]
+        return entry is not None and "damaged" not in entry
+
+    def recorded(self, *paths: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Finished files at or below these paths: name -> stage, and the size and SHA-256 that it had."""
+        wanted = [self._name(path) for path in paths if path.is_relative_to(self.path)]
+        return {
+            name: (stage, file)
+            for stage, entry in self.stages.items()
             for name, file in entry["files"].items()
-        )
+            if any(name == each or name.startswith(f"{each}/") for each in wanted)
+        }
+
+    def mark_damaged(self, stage: str, problem: str) -> None:
+        """It is no longer finished; those after it are, until it turns out other than it was."""
+        self.stages[stage]["damaged"] = problem
+        self._write()
+
+    def announce(self, *paths: Path) -> None:
+        """List names before anything is made under them, so that after any end it is known what is this run's.
+
+        Raises:
+            ValueError: somebody else has put something there, or the way there leads through a link.
+        """
+        known = listed(self.record)
+        for path in paths:
+            name = self._name(path)
+            parts = [self.path.joinpath(*Path(name).parts[:count]) for count in range(1, len(Path(name).parts))]
+            link = next((each for each in parts if each.is_symlink()), None)
+            if link is not None:
+                raise ValueError(
+                    f"{str(link)!r} is a link, through which nothing is written: put a folder in its place"
+                )
+            is_known = name in known or any(each.startswith(f"{name}/") for each in known)
+            if os.path.lexists(path) and not is_known:
+                raise ValueError(
+                    f"{str(path)!r} was not made by this run, which has to write there: move it away, and the same "
+                    "command goes on"
+                )
+        self.record["made"] = sorted({*self.record.get("made", []), *map(self._name, paths)})
+        self._write()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def remove(self, path: Path) -> None:
+        """Remove an output of this run, as far as this run made it: what else is in a folder stays, and so does what a
+        link leads to.
+
+        Raises:
+            OSError: of the file system.
+        """
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        prefix = f"{self._name(path)}/"
+        recorded = {name for name in listed(self.record) if name.startswith(prefix)}
+        if recorded:  # it was finished
+            _remove_folder(path, lambda file: self._name(file) in recorded)
+        else:
+            _remove_folder(path, lambda file: OWN_FILES.fullmatch(file.name) is not None)
+
+    def remove_checkpoints(self) -> None:
+        """Of the recovery; what else is in their folder stays."""
+        folder = self.path / CHECKPOINTS
+        if folder.is_symlink() or not folder.is_dir() or CHECKPOINTS not in listed(self.record):
+            return
+        for each in sorted(folder.iterdir()):
+            if OWN_CHECKPOINT.fullmatch(each.name):
+                self.remove(each)
+        _remove_folder(folder, lambda file: False)
+        self._forget_what_is_gone()
+        self._write()
 
     def remove_leftovers(self) -> None:
-        """What an attempt that was killed left half-written."""
-        for path in sorted(self.path.rglob(f"*{TEMPORARY_SUFFIX}")):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """What an attempt that was killed left half-written: of names that it listed before, and no others."""
+        made = self.record.get("made", [])
+        for name in made:
+            if name.endswith(TEMPORARY_SUFFIX):
+                self.remove(self.path / name)
+        for each in self.path.iterdir():
+            if OWN_TEMPORARY.fullmatch(each.name) and (each.is_symlink() or each.is_file()):
+                each.unlink()
+        if CHECKPOINTS in made and not (self.path / CHECKPOINTS).is_symlink():
+            for each in (self.path / CHECKPOINTS).glob(f"*{TEMPORARY_SUFFIX}"):
+                if OWN_CHECKPOINT.fullmatch(each.name):
+                    self.remove(each)
+        self._forget_what_is_gone()
 
-    def begin(self, stage: str, order: Sequence[str] = ()) -> None:
+    def _forget_what_is_gone(self) -> None:
+        """A name that is free again may be taken by somebody else; those of finished files stand in their stages."""
+        finished = {name for entry in self._entries for name in entry["files"]}
+        finished |= {parent.as_posix() for name in finished for parent in PurePosixPath(name).parents}
+        made = self.record.get("made", [])
+        self.record["made"] = [each for each in made if each not in finished and os.path.lexists(self.path / each)]
+
+    def begin(
+        self, stage: str, outputs: Sequence[Path] = (), scratch: Sequence[Path] = (), order: Sequence[str] = ()
+    ) -> bool:
         """Work on a stage begins; what was made of an earlier output of it is no longer finished.
 
-        order: of the run's stages, where more may be asked of a finished run, so that an earlier one was finished
-            later.
+        Args:
+            outputs: files and folders that it makes.
+            scratch: what it makes besides for its own use, and what it keeps from one attempt to the next.
+            order: of the run's stages, where more may be asked of a finished run, so that an earlier one was finished
+                later.
+
+        Returns:
+            Whether it is made again in the middle of the run because it is damaged: those after it stay for the time
+            being.
+
+        Raises:
+            ValueError: something that is not this run's is in the way.
         """
         names = list(self.stages)  # in the order in which they were finished
-        place = order.index(stage) if stage in order else 0
-        gone = names[names.index(stage) :] if stage in names else []
-        for name in {*gone, *order[place + 1 :]} & set(names) - set(order[:place]):
-            del self.stages[name]
+        is_repair = "damaged" in self.stages.get(stage, {}) and bool(names[names.index(stage) + 1 :])
+        self.announce(*outputs, *map(temporary_name, outputs), *scratch)
+        for output in outputs:
+            if output.is_dir() or output.is_symlink():
+                self.remove(output)
+        self._others = {path for output in outputs if output.is_dir() for path in _files(output)}
+        if not is_repair:
+            place = order.index(stage) if stage in order else 0
+            gone = names[names.index(stage) :] if stage in names else []
+            self._drop({*gone, *order[place + 1 :]} & set(names) - set(order[:place]))
         self.record["stage"] = stage
         self._write()
+        return is_repair
+
+    def _drop(self, stages: Iterable[str]) -> None:
+        """They are finished no more; their files stay this run's."""
+        files = [name for stage in stages for name in self.stages.pop(stage)["files"]]
+        self.record["made"] = sorted({*self.record.get("made", []), *files})
 
     def finish(
         self,
         stage: str,
-        output: Path,
+        outputs: Sequence[Path],
         seconds: float,
         metrics_position: int,
         digests: dict[str, Any],
         settings: dict[str, Any] | None = None,
-    ) -> None:
-        """List a stage as finished; `digests` are those that its writer computed already (name -> size, sha256).
-        settings: as in `is_finished`."""
-        self.stages[stage] = {
-            "finished": time.time(),
-            "seconds": seconds,
-            "metrics_position": metrics_position,
-            "files": {str(path.relative_to(self.path)): self._describe(path, digests) for path in _files(output)},
-        }
+        reads: Sequence[str] = (),
+    ) -> bool:
+        """List a stage as finished.
+
+        Args:
+            digests: those that its writer computed already (name -> size, sha256).
+            settings: as in `is_finished`.
+            reads: stages whose output it read.
+
+        Returns:
+            Whether it counts: one that was made again in the middle, with another outcome than before that others have
+            read, is finished no more, and neither are those after it.
+        """
+        paths = [path for output in outputs for path in _files(output) if path not in self._others]
+        files = {self._name(path): self._describe(path, digests) for path in paths}
+        before = self.stages.get(stage)
+        entry: dict[str, Any] = {"finished": time.time(), "seconds": seconds, "metrics_position": metrics_position}
+        if before is not None:  # in the middle of the run, with nothing logged
+            names = list(self.stages)
+            if not _is_same(before["files"], files) and any(stage in each.get("reads", []) for each in self._entries):
+                self._drop(names[names.index(stage) :])
+                self._write()
+                return False
+            entry = {name: before[name] for name in entry}
+        self.stages[stage] = entry | {"files": files, "reads": list(reads)}
         if settings is not None:
             self.stages[stage]["settings"] = settings
+        self._forget_what_is_gone()
         self._write()
+        return True
+
+    @property
+    def _entries(self) -> Iterable[dict[str, Any]]:
+        return self.stages.values()
 
     def _describe(self, path: Path, digests: dict[str, Any]) -> dict[str, Any]:
         return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path)}
@@ -179,7 +325,25 @@ class RunFolder:
 
 
 def _files(output: Path) -> list[Path]:
-    return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
+    """Of an output, whether it is a file or a folder."""
+    if not output.is_dir():
+        return [output] if output.exists() else []
+    return sorted(path for path in output.rglob("*") if path.is_file())
+
+
+def _is_same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """But for the model card, which nobody computes with and which tells how long it took."""
+    one, other = ({name: each for name, each in files.items() if not name.endswith(".md")} for files in (before, after))
+    return one == other
+
+
+def _remove_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
+    """The files in it that are ours, and the folder if that leaves it empty. Never goes deeper, and follows no link."""
+    for path in folder.iterdir():
+        if is_own(path) and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    with suppress(OSError):  # somebody else's files are in it
+        folder.rmdir()
 
 
 def was_stopped(folder: Path, since: float) -> bool:
@@ -188,5 +352,8 @@ def was_stopped(folder: Path, since: float) -> bool:
     Args:
         since: unix seconds; what run.json says from before that is of another attempt.
     """
-    record = folder / RECORD
-    return record.is_file() and record.stat().st_mtime >= since and read_json(record)["state"] == "stopped"
+    try:
+        record = read_record(folder)
+    except DamagedFile:
+        return False
+    return record is not None and record["state"] == "stopped" and (folder / RECORD).stat().st_mtime >= since

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from transact.files import (
     fresh_temporary_folder,
     publish,
     read_json,
+    remove_flat,
     temporary_name,
     write_json,
 )
@@ -71,14 +71,15 @@ def save_training(
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
             # Not to be taken for a damaged one if the job is killed meanwhile.
-            shutil.rmtree(old.rename(temporary_name(old)))
+            remove_flat(old.rename(temporary_name(old)))
 
     try:
         files = {name: entry for written in group.everywhere(write) for name, entry in written.items()}
         group.on_main(finish)
     except Exception:
         if group.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                remove_flat(temporary)
         raise
 
 
@@ -108,7 +109,8 @@ def set_aside(checkpoint: Path) -> None:
     """A damaged one is no longer listed, and does not count among those that are kept. It takes the place of an earlier
     one of the same step."""
     aside = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        remove_flat(aside)
     checkpoint.rename(aside)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.files import damage_of
 from transact.geometry import Geometry
 from transact.outline import Round, stage_names
 from transact.runtime.process import ProcessGroup
@@ -21,6 +22,14 @@ from transact.tracking.view import Silent, View
 from transact.workload import stage_flops
 
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
+
+
+class StageUndone(Exception):
+    """On every rank: a stage that was finished is so no more, and the chain begins anew, to come to it."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,20 +114,61 @@ class Job:
         """Whether a stage is done with, with these settings; all ranks ask together."""
         return bool(self.group.broadcast(self.folder.is_finished(name, settings) if self.group.is_main else None))
 
+    def verify(self, *paths: Path) -> None:
+        """Collective. Read finished files of this run, right before a stage reads them: the ranks share the work.
+
+        Raises:
+            StageUndone: on every rank, when one is not as it was when its stage was finished.
+        """
+        found = self._damaged(*paths)
+        if found is not None:
+            raise StageUndone(found)
+
+    def _damaged(self, *paths: Path) -> str | None:
+        """The stage at or below these paths that is damaged, and now recorded and told as such. Collective."""
+        recorded = self.group.broadcast(self.folder.recorded(*paths) if self.group.is_main else None)
+        names = sorted(recorded)
+
+        def check() -> list[tuple[str, str, str]]:
+            problems = []
+            for number in self.group.shared_out(len(names)):
+                stage, file = recorded[names[number]]
+                problem = damage_of(self.path(names[number]), file, self.group.watchdog.progress)
+                problems += [(stage, names[number], problem)] if problem else []
+            return problems
+
+        problems = [problem for found in self.group.everywhere(check) for problem in found]
+        if not problems:
+            return None
+        stage, name, problem = problems[0]
+        self.say(f"{stage}: its file {name} {problem}: the stage is done again")
+        if self.group.is_main:
+            self.folder.mark_damaged(stage, f"{name} {problem}")
+        return stage
+
     def stage(
         self,
         name: str,
         output: Path,
         work: Callable[[], dict[str, Any] | None],
         *,
+        reads: Sequence[Path] = (),
+        also: Sequence[Path] = (),
+        scratch: Sequence[Path] = (),
         goes_on: bool = False,
+        is_result: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
+            reads: What the work reads of this run: it is compared with what was recorded of it first.
+            also: What it makes besides, and keeps.
+            scratch: What it makes besides for its own use.
             goes_on: The work may go on from an earlier attempt, and then sees to that attempt's metrics itself.
+            is_result: The output belongs to what the run is for: it is looked at even if it is finished and nobody
+                reads it.
             settings: Plain values that the output depends on and that may change in a finished run; where they have,
                 the stage is done again, and so are those after it.
 
@@ -127,28 +177,38 @@ class Job:
 
         Raises:
             Stopped: on every rank, when the job was asked to stop.
+            StageUndone: on every rank, when an earlier stage must be done again.
         """
         self.group.watchdog.stage = name
         self.group.stop_if_asked()
-        if self.is_finished(name, settings):
+        if self.is_finished(name, settings) and not (is_result and self._damaged(output)):
             self.clock.finish(name, self.folder.stages[name]["seconds"] if self.group.is_main else 0.0)
             self.view.finish(name)
             self.say(f"{name}: already finished")
             return output
-        if self.group.is_main:
-            self.folder.begin(name, stage_names(self.config) if settings is not None else [])
+        self.verify(*reads)
+        order = stage_names(self.config) if settings is not None else []
+        is_repair = self.group.on_main(lambda: self.folder.begin(name, [output, *also], scratch, order))
+        with self.tracker.silent(is_repair):
             if not goes_on:
                 self.forget_metrics()
-            output.parent.mkdir(parents=True, exist_ok=True)
-        self.clock.begin(name)
-        self.view.begin(name, self.clock.left())
-        begin = time.monotonic()
-        digests = work()
-        self.group.barrier()
-        if self.group.is_main:
-            seconds = time.monotonic() - begin
-            self.folder.finish(name, output, seconds, self.tracker.position(), digests or {}, settings)
-        self.group.barrier()
+            if self.group.is_main:
+                output.parent.mkdir(parents=True, exist_ok=True)
+            self.clock.begin(name)
+            self.view.begin(name, self.clock.left())
+            begin = time.monotonic()
+            digests = work()
+            self.group.barrier()
+        seconds = time.monotonic() - begin
+
+        def finish() -> bool:
+            stages = {stage for stage, _ in self.folder.recorded(*reads).values()}
+            position = self.tracker.position()
+            return self.folder.finish(name, [output, *also], seconds, position, digests or {}, settings, sorted(stages))
+
+        if not self.group.on_main(finish):
+            self.say(f"{name}: came out other than before, so what was made of it is done again too")
+            raise StageUndone(name)
         self.clock.finish(name)
         self.view.finish(name)
         return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from transact.config import CheckpointEveryConfig
 from transact.files import read_json
 from transact.outline import Round
+from transact.runtime.run_folder import CHECKPOINTS
 from transact.runtime.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
 from transact.stages.job import Job
 from transact.stages.training_health import TrainingHealth
 
-FOLDER = "checkpoints"
 LARGEST_SHARE = 1 / 20  # of the time, for saves that are due by the clock
 
 
@@ -74,7 +73,7 @@ class CheckpointClock:
 
 
 def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
-    return job.path(FOLDER, f"{round_.folder_name}_step_{step:08d}")
+    return job.path(CHECKPOINTS, f"{round_.folder_name}_step_{step:08d}")
 
 
 def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
@@ -84,11 +83,11 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
     """
 
     def names() -> list[str]:
-        folders = checkpoint_folders(job.path(FOLDER))
+        folders = checkpoint_folders(job.path(CHECKPOINTS))
         return [folder.name for folder in folders if folder.name.startswith(round_.folder_name)]
 
     for name in job.group.on_main(names):
-        folder = job.path(FOLDER, name)
+        folder = job.path(CHECKPOINTS, name)
         problem = damage(folder, job.group)
         if problem is None:
             manifest = read_json(folder / MANIFEST)
@@ -103,4 +102,4 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
 def clear_checkpoints(job: Job) -> None:
     """After a recovery: the recovered folder holds what was worth keeping."""
     if job.group.is_main:
-        shutil.rmtree(job.path(FOLDER), ignore_errors=True)
+        job.folder.remove_checkpoints()

@@ -6,11 +6,10 @@ validation part of the training text decides. Held-out text is not looked at.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from transact.files import read_json, temporary_name, write_json
+from transact.files import read_json, remove_flat, temporary_name, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.outline import split_candidates
@@ -23,14 +22,21 @@ from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
 
 
+def trial_folder(output: Path) -> Path:
+    """Where each candidate is written in turn, to be measured."""
+    return temporary_name(output.with_name("split_candidate"))
+
+
 def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: Path, output: Path) -> None:
     """Write split.json: the candidates with their losses, and the chosen dimensions."""
     whole = geometry_of(parent)
     candidates = split_candidates(job.config.prune, whole)
     evidence = collect_evidence(job, parent, statistics)
-    trial = temporary_name(output.with_name("split_candidate"))
+    trial = trial_folder(output)
     rows: list[dict[str, Any]] = []
     for target in candidates:
+        if job.group.is_main:
+            remove_flat(trial)
         plan = decide(job, evidence, parent, grams, target, parent=whole, asked=job.config.prune.remove_fraction)
         cut_checkpoint(job, texts, parent, plan, trial, grams)
         with open_engine(trial, job.config.engine, job.group) as engine:
@@ -42,7 +48,7 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
         )
     best = min(rows, key=lambda row: row["loss"])
     if job.group.is_main:
-        shutil.rmtree(trial)
+        remove_flat(trial)
         write_json(output, {"candidates": rows, "chosen": best["geometry"]})
 
 

@@ -56,6 +56,7 @@ def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
     if job.config.export.gguf != "none":
         file = gguf_path(job)
         summary["gguf"] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
+    job.folder.announce(job.path("result.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
     if summary["pruned"] is not None:

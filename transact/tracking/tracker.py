@@ -1,6 +1,7 @@
 """The one object a stage reports to: writes `metrics.jsonl` first, then mirrors it to W&B."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,17 @@ class Tracker:
     def __init__(self, log: MetricsLog | None, wandb_run: WandbRun | None) -> None:
         self._metrics_log = log
         self._wandb_run = wandb_run
+
+    @contextmanager
+    def silent(self, is_silent: bool) -> Iterator[None]:
+        """Nothing is recorded or forgotten inside, if `is_silent`: what is measured there is on the record already."""
+        log, wandb_run = self._metrics_log, self._wandb_run
+        if is_silent:
+            self._metrics_log = self._wandb_run = None
+        try:
+            yield
+        finally:
+            self._metrics_log, self._wandb_run = log, wandb_run
 
     def log(self, metrics: Metrics, *, step: int, tokens: int, round: int) -> None:
         """Records figures that were already reduced over the ranks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -48,8 +49,10 @@ def test_names_dimension_and_reason(values: dict[str, int], words: list[str]) ->
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["transact", "+experiment=llama7b_50pct", "mode=plan", *arguments])
-    return main()
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"output_dir={folder}/run"
+        monkeypatch.setattr(sys, "argv", ["transact", "+experiment=llama7b_50pct", "mode=plan", place, *arguments])
+        return main()
 
 
 @pytest.mark.parametrize(
