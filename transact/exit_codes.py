@@ -29,8 +29,11 @@ def speaks() -> bool:
 
 
 def printable(text: str) -> str:
-    """What a terminal shows as it is: control characters, and what else would act on it, as escapes."""
-    return "".join(each if each.isprintable() or each == " " else _escape(each) for each in text)
+    """What a terminal shows as it is: control characters, and what else would act on it, as escapes.
+
+    Line breaks stay; a tab becomes spaces.
+    """
+    return "".join(each if each.isprintable() or each == "\n" else _escape(each) for each in text.expandtabs())
 
 
 def _escape(mark: str) -> str:

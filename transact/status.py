@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transact.exit_codes import DONE, refuse
+from transact.exit_codes import DONE, printable, refuse
 from transact.runtime.file_lock import is_known_free
 from transact.runtime.run_folder import run_folders
 from transact.runtime.run_record import JOB_RECORD, read_config, read_record
@@ -169,7 +169,7 @@ def main() -> int:
         found = statuses(run_folders(given.folder))
     except (ValueError, OSError) as error:
         return refuse(error)
-    print(table(found))
+    print(printable(table(found)))
     return DONE
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transact.config import RunConfig
 from transact.configuring import to_dictionary, to_yaml
-from transact.exit_codes import DONE, FAILED, refuse
+from transact.exit_codes import DONE, FAILED, one_line, printable, refuse
 from transact.files import write_text
 from transact.last_words import how_to_go_on, last_words
 from transact.outcome import JobFailed, code_of_stop, outcome_recorded
@@ -69,7 +69,8 @@ def work(config: RunConfig) -> int:
             print(last_words(str(failure), config), file=sys.stderr, flush=True)
     except Exception as error:  # noqa: BLE001 - before there was a job to speak of
         traceback.print_exc()
-        print(f"error on rank {environment_rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        reason = one_line(f"{type(error).__name__}: {error}")
+        print(f"error on rank {environment_rank()}: {reason}", file=sys.stderr, flush=True)
     return FAILED
 
 
@@ -105,7 +106,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             return refuse(error)
         if group.is_main:
             folder.open(group.world_size)
-            write_text(folder.path / "config.yaml", to_yaml(_without_setup(config)))
+            write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))
             pages.start()
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
@@ -154,11 +155,6 @@ def _lock_patience() -> float:
     return LOCK_PATIENCE_SECONDS if own_job() is None else SLURM_LOCK_PATIENCE_SECONDS
 
 
-def _without_setup(config: RunConfig) -> RunConfig:
-    """Lines of shell that prepare a cluster's nodes may hold keys."""
-    return replace(config, launch=replace(config.launch, setup=[]))
-
-
 @contextmanager
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
@@ -181,11 +177,18 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
         tags=run_tags(config),
         name=" ".join(filter(None, [config.track.run_name or config.name, config.point_name])),
         run_id=folder.record["run_id"],
-        config=to_dictionary(_without_setup(config)),
+        config=to_dictionary(config.without_setup()),
         folder=folder.path,
     )
     with Tracker(MetricsLog(folder.path / "metrics.jsonl"), mirror) as tracker:
         yield tracker
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages hold names from files: none of them acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _set_up_logging(is_main: bool) -> None:
@@ -194,7 +197,7 @@ def _set_up_logging(is_main: bool) -> None:
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logger.handlers = [handler]
     from transformers.utils import logging as transformers_logging
 

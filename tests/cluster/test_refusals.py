@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +74,10 @@ def test_controller_does_not_answer(
             "recover.batch_sequences=8 is not allowed: 32 ranks need at least one sequence each",
         ),
         ("launch.processes=2", "launch.processes=2 is not allowed: launch=slurm counts in launch.nodes"),
-        ("launch.signal_delay_seconds=86400", "launch.signal_delay_seconds=86400 is not allowed: it must be below the"),
+        (
+            "launch.timeout_minutes=5;launch.signal_delay_seconds=300",
+            "launch.signal_delay_seconds=300 is not allowed: it must be below the time limit",
+        ),
         ("+launch.options={--gres: gpu}", "launch.options={'--gres': 'gpu'} is not allowed: it takes"),
     ],
 )
@@ -97,3 +103,27 @@ def test_files_that_were_there_before_stay(
     monkeypatch.setattr(sys, "argv", ["transact", *request])
     assert main() == 2
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_lines_of_setup_are_in_no_file_that_others_can_read(
+    workplace: Workplace, on_the_cluster: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that waits: what submitit wrote, what SLURM keeps, and what the run folder holds."""
+    name, old = "cluster_private", os.umask(0)
+    options = ["+launch.options={begin: now+1hour}", "launch.setup=[export PLANTED=hunter2]"]
+    monkeypatch.setattr(sys, "argv", ["transact", *overrides(workplace, name), *options])
+    try:
+        assert main() == 0
+    finally:
+        os.umask(old)
+    (job,) = on_the_cluster.jobs()
+    folder = workplace.folder / name
+    kept = subprocess.run(["scontrol", "write", "batch_script", job, "-"], capture_output=True, check=True).stdout
+    subprocess.run(["scancel", job], check=True)
+    assert b"#SBATCH" in kept
+    assert b"hunter2" not in kept
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.suffix for path in written} >= {".pkl", ".sh", ".json"}
+    holders = [path for path, content in written.items() if b"hunter2" in content]
+    assert [path.name for path in holders] == ["setup.sh"]
+    assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from transact.checks import require
-from transact.config.setting import LONGEST_PATH, Allowed, setting
+from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, setting
 
 LAUNCH_KINDS = ("inline", "local", "slurm")
 OPTION = Allowed(longest=64, pattern=r"[A-Za-z0-9][A-Za-z0-9_-]*", words="an option of sbatch without dashes")
@@ -69,6 +69,18 @@ class LaunchConfig:
         require("launch.processes", self.processes, inline_is_one, elsewhere)
         if self.kind == "slurm":
             self._check_slurm()
+        else:
+            self._check_nothing_is_ignored()
+
+    def _check_nothing_is_ignored(self) -> None:
+        own = ("kind", "processes") if self.kind == "inline" else ("kind", "processes", "timeout_minutes", "wait")
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            made = declared.default_factory
+            default = declared.default if made is MISSING else made()
+            if declared.name not in own and value != default:
+                shown = "(not shown)" if allowed_in(declared).is_secret else repr(value)
+                raise ValueError(f"launch.{declared.name}={shown} is not allowed: launch={self.kind} has no use for it")
 
     def _check_slurm(self) -> None:
         instead = "launch=slurm counts in launch.nodes, and launch.gpus_per_node or launch.tasks_per_node"

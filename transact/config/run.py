@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transact.checks import require, require_one_per_round
@@ -70,6 +70,10 @@ class RunConfig:
     def point_name(self) -> str:
         """What tells this point of a sweep from the others; empty for a run by itself."""
         return "" if self.share_dir is None else Path(self.output_dir).name
+
+    def without_setup(self) -> RunConfig:
+        """For every record: lines of shell that prepare a cluster's nodes may hold keys."""
+        return replace(self, launch=replace(self.launch, setup=[]))
 
     def __post_init__(self) -> None:
         for name in ("token_shares", "learning_rates"):

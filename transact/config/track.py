@@ -26,7 +26,7 @@ class TrackConfig:
     group: str | None = setting(None, longest=128)
     """The W&B group. null: WANDB_RUN_GROUP, or else none; for the points of a
     sweep the run's name."""
-    tags: list[str] = setting(factory=list, longest=64, entries=(0, 50))
+    tags: list[str] = setting(factory=list, entries=(0, 50))
     """W&B tags, besides those that say what the run does; where there are none, those in WANDB_TAGS."""
     progress_seconds: float = setting(60.0, above=0, at_most=86_400)
     """Seconds between two lines of a loop in a log file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transact.config import RunConfig
-from transact.exit_codes import DONE, refuse, speaks
+from transact.exit_codes import DONE, printable, refuse, speaks
 from transact.files import write_json, write_text
 from transact.forecast.contents import forecast
 from transact.forecast.text import text
@@ -28,5 +28,5 @@ def show_plan(config: RunConfig) -> int:
         write_text(folder / "plan.txt", said)
     except (ValueError, OSError) as error:
         return refuse(error)
-    print(f"{said}written: {folder / 'plan.txt'}, {folder / 'plan.json'}")
+    print(f"{printable(said)}written: {folder / 'plan.txt'}, {folder / 'plan.json'}")
     return DONE

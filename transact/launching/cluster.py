@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transact.config import LaunchConfig, RunConfig
 from transact.configuring import PACKAGE, to_dictionary
-from transact.exit_codes import DONE, FAILED, refuse
+from transact.exit_codes import DONE, FAILED, one_line, refuse
 from transact.files import write_json
 from transact.launching.executors import log_path, submit_to_slurm
 from transact.launching.following import follow
@@ -175,5 +175,6 @@ def _wait(job: str, folder: Path, log: Path) -> int:
 def _tell_failure(job: str, folder: Path) -> int:
     record = read_record(folder) or {}
     state = job_states([job]).get(job, "gone")
-    print(f"error: job {job} is {state}: {record.get('error') or 'it left no reason'}; logs in {folder / 'logs'}")
+    reason = one_line(record.get("error") or "it left no reason")
+    print(f"error: job {job} is {state}: {reason}; logs in {folder / 'logs'}")
     return FAILED

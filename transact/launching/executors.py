@@ -84,7 +84,7 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
         gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
         stderr_to_stdout=True,
     )
-    task = LocalTask(to_dictionary(config), free_port())
+    task = LocalTask(to_dictionary(config.without_setup()), free_port())
     forget_launcher()
     with _deaf_to(signal.SIGINT):
         if config.launch.wait:
@@ -166,7 +166,7 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     forget_launcher()
     try:
         with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
-            return str(executor.submit(SlurmTask(to_dictionary(config))).job_id)
+            return str(executor.submit(SlurmTask(to_dictionary(config.without_setup()))).job_id)
     except FailedJobError as error:
         raise SlurmError(f"SLURM refuses the job: {_reason(error)}") from None
 
@@ -193,7 +193,7 @@ def _reason(error: Exception) -> str:
 
 
 def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
-    """The batch script before srun."""
+    """The batch script before srun, and beside the code what the user wants there."""
     limits = f"--max-timeouts={launch.max_timeouts} --max-preemptions={launch.max_preemptions} "
     limits += f"--max-failures={launch.max_failures} --signal-delay={launch.signal_delay_seconds}"
     attempt = f"{shlex.quote(sys.executable)} -m transact.attempt"
@@ -201,8 +201,23 @@ def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
     return [
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # no package of the folder that we happen to be in",
-        *launch.setup,
+        *_own_setup(launch, code),
         f"{attempt} begin {shlex.quote(str(folder))} {limits} || exit",
         "trap : TERM  # while the ranks save",
         f"trap {shlex.quote(at_end)} EXIT",
     ]
+
+
+def _own_setup(launch: LaunchConfig, code: Path) -> list[str]:
+    """The user's lines may hold keys: they are read from a file of the user alone, and no script has them.
+
+    The batch script is kept by submitit for all to read, and by SLURM's controller.
+    """
+    if not launch.setup:
+        return []
+    path = code / "setup.sh"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in launch.setup))
+    quoted = shlex.quote(str(path))
+    return [f"test -r {quoted} || {{ echo error: {quoted} is not there >&2; exit 1; }}", f". {quoted}"]

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from transact.exit_codes import FAILED
+from transact.exit_codes import FAILED, one_line
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # without a beat: the rank is gone
@@ -35,7 +35,7 @@ def ignore(message: str) -> None:
 
 
 def tell(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 class Watchdog:

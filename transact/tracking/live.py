@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from transact.exit_codes import printable
 from transact.tracking.view import Lines, Status, View, duration, figure
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class LiveView:
         if self._is_open:
             try:
                 self._console.print(
-                    f"{self._label}{message}", markup=False, highlight=False, soft_wrap=True
+                    printable(f"{self._label}{message}"), markup=False, highlight=False, soft_wrap=True
                 )  # paths stay whole
                 return
             except Exception:  # noqa: BLE001 - a screen is no reason to end a run

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from transact.exit_codes import printable
 from transact.tracking.scores import COUNTS, score_text
 
 WIDTH = 100
@@ -25,7 +26,7 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     compared = _compared(result)
     if compared:
         lines += _table([("text or task", "metric", "dense", "pruned"), *compared])[1:]  # the rule is there already
-    print("\n".join(line[:width] for line in lines), file=stream or sys.stdout, flush=True)
+    print(printable("\n".join(line[:width] for line in lines)), file=stream or sys.stdout, flush=True)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

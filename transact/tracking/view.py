@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
+from transact.exit_codes import printable
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
@@ -116,7 +118,7 @@ class Lines(Silent):
         self._print("  ".join([stage, *number, *left]))
 
     def say(self, message: str) -> None:
-        print(f"{self._label}{message}", flush=True)
+        print(printable(f"{self._label}{message}"), flush=True)
 
     def opened(self, status: Status) -> None:
         self._shown_at, self._shown = time.monotonic(), None
@@ -134,7 +136,7 @@ class Lines(Silent):
         self._print(status.line())
 
     def _print(self, line: str) -> None:
-        print(f"{self._label}{line}", file=self._stream or sys.stderr, flush=True)
+        print(printable(f"{self._label}{line}"), file=self._stream or sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
