@@ -15,7 +15,7 @@ from transact.models.folder import check_architecture, check_files, is_local, re
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
 from transact.places import check_places
-from transact.runtime.run_record import WAY_OUT, check_run_folder, read_config, read_record
+from transact.runtime.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.tasks import check_evaluation
 
 MAX_SHOWN_DIFFERENCES = 6
@@ -30,6 +30,7 @@ def check(config: RunConfig, world_size: int) -> None:
     check_places(config)
     check_run_folder(config.output_dir, config.share_dir)
     check_same_run(config)
+    check_metrics(Path(config.output_dir))
     if config.mode == "prune":
         model_config = read_model_config(config.model)
         check_architecture(config.model, model_config)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transact.files import TEMPORARY_SUFFIX, DamagedFile, file_digest, temporary_name, write_json
-from transact.runtime.run_record import JOB_RECORD, LAYOUT, RECORD, listed, read_record
+from transact.runtime.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
 
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
@@ -101,6 +101,9 @@ class RunFolder:
         """
         self.record = read_record(self.path) or {"layout": LAYOUT}
         self.remove_leftovers()
+        if not (self.path / METRICS).exists():  # moved away because it was damaged: it begins anew
+            for entry in self._entries:
+                entry["metrics_position"] = 0
         if "run_id" in self.record:
             was_done = self.record["state"] == "done" or self.record.get("attempt", {}).get("done", False)
             self.record["restarts"] += not was_done
@@ -255,6 +258,11 @@ class RunFolder:
         for output in outputs:
             if output.is_dir() or output.is_symlink():
                 self.remove(output)
+        for temporary in (*map(temporary_name, outputs), *scratch):
+            if temporary.suffix == TEMPORARY_SUFFIX and os.path.lexists(temporary):
+                self.remove(temporary)
+                if os.path.lexists(temporary):
+                    raise ValueError(f"{str(temporary)!r} holds files that this run did not make: move them away")
         self._others = {path for output in outputs if output.is_dir() for path in _files(output)}
         if not is_repair:
             place = order.index(stage) if stage in order else 0

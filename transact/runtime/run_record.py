@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from transact.files import DamagedFile, flush_to_disk, read_json, write_json
+from transact.tracking.metrics import read_metrics
 
 RECORD = "run.json"
 JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 SWEEP_RECORD = "sweep.json"
 PLAN = "plan.json"  # of mode=plan
 LAYOUT = 1  # of a run folder; another one is refused instead of being half understood
@@ -234,6 +236,27 @@ def claim(folder: Path, state: str, name: str = RECORD) -> None:
         file.flush()
         os.fsync(file.fileno())
     flush_to_disk(folder)
+
+
+def check_metrics(folder: Path) -> None:
+    """What finished stages logged is still there.
+
+    Raises:
+        DamagedFile: it is not.
+    """
+    path, stages = folder / METRICS, (read_record(folder) or {}).get("stages", {})
+    logged = max((entry["metrics_position"] for entry in stages.values()), default=0)
+    if not logged or not os.path.lexists(path):
+        return
+    way_out = "restore it from a copy, or move it away: the log then begins anew"
+    try:
+        size = path.stat().st_size
+        read_metrics(path)
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition(": ")[2]
+        raise DamagedFile(path, f"cannot be read ({reason}): {way_out}") from None
+    if size < logged:
+        raise DamagedFile(path, f"has {size} of the {logged} bytes that finished stages logged: {way_out}")
 
 
 def claim_run(folder: Path, share_dir: str | None, state: str) -> None:

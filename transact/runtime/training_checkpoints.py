@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,6 @@ from transact.files import (
     fresh_temporary_folder,
     publish,
     read_json,
-    remove_flat,
     temporary_name,
     write_json,
 )
@@ -40,6 +40,7 @@ RANDOM_STATE = "random_state"
 SEAL = "sha256"  # of the rest of the manifest
 DAMAGED_SUFFIX = ".damaged"
 KEPT = 2
+OWN_FILE = re.compile(r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?")
 
 
 def save_training(
@@ -71,15 +72,14 @@ def save_training(
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
             # Not to be taken for a damaged one if the job is killed meanwhile.
-            remove_flat(old.rename(temporary_name(old)))
+            _remove(old.rename(temporary_name(old)))
 
     try:
         files = {name: entry for written in group.everywhere(write) for name, entry in written.items()}
         group.on_main(finish)
     except Exception:
         if group.is_main:
-            with suppress(OSError):
-                remove_flat(temporary)
+            _remove(temporary)
         raise
 
 
@@ -110,8 +110,18 @@ def set_aside(checkpoint: Path) -> None:
     one of the same step."""
     aside = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
     if aside.exists():
-        remove_flat(aside)
-    checkpoint.rename(aside)
+        _remove(aside)
+    with suppress(OSError):  # somebody has put files into the earlier one
+        checkpoint.rename(aside)
+
+
+def _remove(checkpoint: Path) -> None:
+    """What a save writes; the folder stays where somebody has put something else into it."""
+    with suppress(OSError):
+        for path in checkpoint.iterdir():
+            if OWN_FILE.fullmatch(path.name):
+                path.unlink()
+        checkpoint.rmdir()
 
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transact.files import copy_finished
+from transact.files import (
+    DamagedFile,
+    copy_finished,
+    file_digest,
+    read_json,
+    remove_flat,
+    verify_file,
+    write_json,
+)
 from transact.models.folder import geometry_of
 from transact.runtime.file_lock import held_by_one_run
 from transact.stages.calibrate import extra_statistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
+DIGESTS = "digests.json"  # beside a shared result: file name (empty where it is a file itself) -> size, SHA-256
 PACKAGE = Path(__file__).resolve().parents[1]
 Work = Callable[[], dict[str, Any] | None]
 
@@ -43,15 +53,41 @@ def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Wo
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:20]
     finished = Path(job.config.share_dir) / f"{kind}-{digest}" / output.name
     with held_by_one_run(finished.parent.with_suffix(".lock"), job.group):
-        if job.group.on_main(finished.exists):
-            job.group.on_main(lambda: copy_finished(finished, output))
-            job.clock.take_over()
-            job.say(f"{kind}: the same as in another point of the sweep, taken from {finished.parent.name}")
-            return None
+        if job.group.on_main(lambda: os.path.lexists(finished)):
+            problem = job.group.on_main(lambda: take(finished, output, job.group.watchdog.progress))
+            if problem is None:
+                job.clock.take_over()
+                job.say(f"{kind}: the same as in another point of the sweep, taken from {finished.parent.name}")
+                return None
+            job.say(f"{kind}: what the sweep shares is damaged ({problem}): it is made again")
         digests = work()
         job.group.barrier()
-        job.group.on_main(lambda: copy_finished(output, finished))
+        job.group.on_main(lambda: share(output, finished))
         return digests
+
+
+def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: None) -> str | None:
+    """Take a shared result over, if it is as it was written. Returns what is wrong with it else."""
+    try:
+        for name, entry in read_json(finished.with_name(DIGESTS)).items():
+            verify_file(finished / name, entry, on_read)
+    except (DamagedFile, OSError, AttributeError, KeyError, TypeError) as error:
+        return str(error)
+    copy_finished(finished, output)
+    return None
+
+
+def share(output: Path, finished: Path) -> None:
+    """Put a result where the other points of the sweep find it, in place of a damaged one."""
+    if os.path.lexists(finished):
+        remove_flat(finished)
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    digests = {
+        path.name if output.is_dir() else "": {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in files
+    }
+    write_json(finished.with_name(DIGESTS), digests)
+    copy_finished(output, finished)
 
 
 def _common_identity(job: Job) -> dict[str, Any]:
