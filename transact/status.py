@@ -20,9 +20,14 @@ from transact.runtime.slurm import SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
 # On held-out text alone: that of the validation part is another figure.
-PERPLEXITIES = ("eval/perplexity_recovered", "eval/perplexity_sliced", "eval/perplexity_dense")
+PERPLEXITIES = {
+    "eval/perplexity_recovered": "round {}, recovered",
+    "eval/perplexity_sliced": "round {}, sliced",
+    "eval/perplexity_dense": "the dense model",
+}
+SHOWN_FILES = 2
 SPEED_ROWS = 20  # the latest steps, whose median speed is shown
-HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "left", "restarts", "job")
+HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "recovery left", "restarts", "job")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,7 @@ class Status:
     Attributes:
         state: of run.json; "submitted" while no attempt has begun.
         tokens, total_tokens: of recovery, done and in all.
+        perplexity, perplexity_of: the latest on held-out text, and of which model. text: what the held-out text is.
         seconds_left: of recovery, at the latest speed.
         interruptions: timeouts, preemptions and failures of the present job.
         job, job_state: in SLURM; the state is "gone" when SLURM knows of it no more.
@@ -44,6 +50,8 @@ class Status:
     tokens: int | None = None
     total_tokens: int | None = None
     perplexity: float | None = None
+    perplexity_of: str | None = None
+    text: str | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     restarts: int | None = None
@@ -77,7 +85,9 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
     if record is None:
         return Status(name=folder.name, state="submitted", job=job, job_state=job_state)
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
-    total = _total_tokens(folder)
+    config = read_config(folder)
+    total = _within(config, "recover", "tokens")
+    perplexity = _perplexity(rows)
     tokens = max((row["tokens"] for row in rows), default=0)
     speed = _speed(rows)
     interruptions = record.get("interruptions", {})
@@ -90,7 +100,9 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
         tokens=tokens,
         total_tokens=total,
-        perplexity=_perplexity(rows),
+        perplexity=None if perplexity is None else perplexity[0],
+        perplexity_of=None if perplexity is None else perplexity[1],
+        text=_held_out_text(_within(config, "data", "evaluation")),
         tokens_per_second=speed,
         seconds_left=(total - tokens) / speed if total is not None and speed and not is_over else None,
         restarts=record.get("restarts"),
@@ -113,9 +125,23 @@ def _state(folder: Path, recorded: str, job: str | None) -> str:
     return "died" if is_dead and now == "running" else now
 
 
-def _total_tokens(folder: Path) -> int | None:
-    config = read_config(folder)
-    return None if config is None else int(config["recover"]["tokens"])
+def _within(values: Any, *names: str) -> Any:
+    """What is so deep inside; None where there is nothing."""
+    for name in names:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _held_out_text(text: Any) -> str | None:
+    """What data.evaluation names."""
+    source = _within(text, "source")
+    if source == "files":
+        names = [Path(str(each)).name for each in text.get("files") or []]
+        more = len(names) - SHOWN_FILES
+        return ", ".join(names[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
+    if source == "hub":
+        return f"{text.get('hub_id')}, split {text.get('split')}"
+    return "the library of this Python" if source == "python_stdlib" else None
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:
@@ -123,12 +149,12 @@ def _speed(rows: list[dict[str, Any]]) -> float | None:
     return speeds[len(speeds) // 2] if speeds else None
 
 
-def _perplexity(rows: list[dict[str, Any]]) -> float | None:
-    """The latest of any kind; a row with several tells the one of the most finished model."""
+def _perplexity(rows: list[dict[str, Any]]) -> tuple[float, str] | None:
+    """The latest of any kind and whose it is; a row with several tells the one of the most finished model."""
     for row in reversed(rows):
-        for name in PERPLEXITIES:
+        for name, whose in PERPLEXITIES.items():
             if name in row:
-                return float(row[name])
+                return float(row[name]), whose.format(row.get("round", "?"))
     return None
 
 
@@ -136,6 +162,12 @@ def table(found: list[Status]) -> str:
     rows = [HEADINGS, *(_cells(each) for each in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(found) > 1:
+        states = [each.state for each in found]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        lines.append(f"{len(found)} runs: {counts}")
+    texts = dict.fromkeys(each.text for each in found if each.text and each.perplexity is not None)
+    lines += [f"perplexity: on held-out text, data.evaluation ({text})" for text in texts]
     lines += [f"{each.name}: {' '.join(each.error.split())}" for each in found if each.error]
     return "\n".join(lines)
 
@@ -153,7 +185,7 @@ def _cells(status: Status) -> tuple[str, ...]:
         status.stage or "-",
         "-" if status.round is None else str(status.round),
         tokens,
-        "-" if status.perplexity is None else f"{status.perplexity:.2f}",
+        "-" if status.perplexity is None else f"{status.perplexity:.2f} ({status.perplexity_of})",
         "-" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f}",
         f"{days}d {left}" if days else left,
         restarts,

@@ -44,8 +44,9 @@ def test_a_run_in_the_middle(
     write_run(tmp_path / "run", rows, state="running", stage="round_02/recover", restarts=3, interruptions=counts)
     _, row, error = status(monkeypatch, capsys, tmp_path / "run")
     # 4,000 of 10,000 tokens at 50 a second: two minutes are left.
-    assert row[:8] == ["run", "running", "round_02/recover", "2", "4,000/10,000", "7.50", "50", "00:02:00"]
-    assert row[8:] == ["3", "(2", "timeouts,", "1", "failures)", "-"]
+    assert row[:6] == ["run", "running", "round_02/recover", "2", "4,000/10,000", "7.50"]
+    assert row[6:11] == ["(round", "1,", "sliced)", "50", "00:02:00"]
+    assert row[11:] == ["3", "(2", "timeouts,", "1", "failures)", "-"]
     assert error == ["run:", "time", "limit", "(SIGUSR2)"]
 
 
@@ -70,9 +71,10 @@ def test_a_sweep_has_a_row_for_each_run(
     write_run(tmp_path / "a", [{"eval/perplexity_sliced": 9.0, "eval/perplexity_recovered": 8.0}], state="done")
     write_run(tmp_path / "b", [], state="failed", stage="round_01/slice", error="the disk is full")
     (tmp_path / "shared").mkdir()
-    _, done, failed, error = status(monkeypatch, capsys, tmp_path)
+    _, done, failed, counts, error = status(monkeypatch, capsys, tmp_path)
     assert done[:2] == ["a", "done"] and "8.00" in done
     assert failed[:3] == ["b", "failed", "round_01/slice"]
+    assert " ".join(counts) == "2 runs: 1 done, 1 failed"
     assert error == ["b:", "the", "disk", "is", "full"]
 
 
@@ -84,3 +86,36 @@ def test_a_folder_without_runs_is_refused(
     assert capsys.readouterr().err == (
         f"error: {str(tmp_path)!r} holds no run: neither run.json nor job.json is in it or right below it\n"
     )
+
+
+TEXTS = {
+    "held.txt": {"source": "files", "files": ["/data/held.txt"]},
+    "a.txt, b.txt and 2 more": {"source": "files", "files": [f"/data/{name}.txt" for name in "abcd"]},
+    "org/books, split test": {"source": "hub", "hub_id": "org/books", "split": "test"},
+    "the library of this Python": {"source": "python_stdlib"},
+}
+FIGURES = {
+    "8.00 (round 1, recovered)": [
+        {"eval/perplexity_dense": 5.0},
+        {"eval/perplexity_sliced": 9.0, "eval/perplexity_recovered": 8.0},
+    ],
+    "9.00 (round 1, sliced)": [
+        {"eval/perplexity_dense": 5.0},
+        {"eval/perplexity_sliced": 9.0},
+        {"recover/validation_perplexity": 7.0},
+    ],
+    "5.00 (the dense model)": [{"eval/perplexity_dense": 5.0}, {"recover/perplexity": 3.0}],
+}
+
+
+@pytest.mark.parametrize("shown", FIGURES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_figure_says_whose_it_is_and_of_which_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, shown: str, text: str
+) -> None:
+    write_run(tmp_path / "run", FIGURES[shown], state="stopped", stage="round_01/recover", error="stopped by SIGTERM")
+    config = {"recover": {"tokens": 10000}, "data": {"evaluation": TEXTS[text]}}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(config))
+    lines = [" ".join(line) for line in status(monkeypatch, capsys, tmp_path / "run")]
+    assert shown in lines[1]
+    assert lines[2:] == [f"perplexity: on held-out text, data.evaluation ({text})", "run: stopped by SIGTERM"]
