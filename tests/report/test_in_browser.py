@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 
 from tests.support.browser import opened
 from tests.support.commands import REPOSITORY
-from tests.support.report_folders import MadeUpRun, write_run
-from transact.report.writing import write_run_page
+from tests.support.report_folders import SMALL, MadeUpRun, write_run
+from transact.report.writing import write_pages, write_run_page
 
 SCREENSHOTS = REPOSITORY / "outputs" / "report_screenshots"
 MOST_BYTES = 3_000_000
@@ -52,6 +53,39 @@ def test_every_page_is_whole(browser: Any, pages: dict[str, Path], name: str, wi
         watched.page.screenshot(path=SCREENSHOTS / f"{name}_{width}_{theme}.png", full_page=True)
     assert watched.complaints == []
     assert watched.requests == [pages[name].absolute().as_uri()]
+
+
+TICKS = """() => [...document.querySelectorAll('figure.chart')].flatMap(chart => {
+    const drawing = chart.querySelector('.drawing');
+    return Object.entries(drawing._fullLayout).filter(([name, axis]) => /^yaxis/.test(name) && axis.type === 'log')
+        .map(([name]) => [...drawing.querySelectorAll(`.${name[0]}${name.slice(5)}tick text`)].map(text => {
+            const box = text.getBoundingClientRect();
+            return {words: text.textContent, top: box.top, bottom: box.bottom};
+        })).map(ticks => ({chart: chart.id, ticks}));
+})"""
+# The perplexity of the parent, and nats to the worst: a hair, less than from tick to tick, decades, very many.
+RANGES = [(25.0, 0.004), (12.0, 0.4), (5.0, 9.0), (1.5, 30.0), (3.0, 140.0)]
+
+
+@pytest.mark.parametrize(("lowest", "growth"), RANGES)
+def test_logarithmic_axes_are_readable_at_any_width(browser: Any, tmp_path: Path, lowest: float, growth: float) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten alone, two at least, and no word touches another."""
+    for fraction in (0.5, 0.9):
+        run = MadeUpRun(lowest=lowest, growth=growth, steps=4, fraction=fraction, geometry=SMALL, rounds=3, done=3)
+        write_run(tmp_path / "sweep" / f"prune.remove_fraction={fraction}", run)
+    *runs, sweep = write_pages(tmp_path / "sweep")
+    for page in (runs[-1], sweep):
+        for width in (320, 1280):
+            with opened(browser, page, width=width) as watched:
+                found = watched.page.evaluate(TICKS)
+            assert {each["chart"] for each in found} >= ({"perplexity-kv"} if page == sweep else {"perplexity"})
+            for each in found:
+                words = [tick["words"] for tick in each["ticks"]]
+                values = [float(word.replace(",", "")) for word in words]
+                assert len(values) >= 2, (each, width)
+                assert {f"{value:.4e}"[:6] for value in values} <= {"1.0000", "2.0000", "5.0000"}, (each, width)
+                boxes = sorted((tick["top"], tick["bottom"]) for tick in each["ticks"])
+                assert all(first[1] <= second[0] + 1 for first, second in pairwise(boxes)), (each, width)
 
 
 def test_a_large_run_fits(pages: dict[str, Path]) -> None:

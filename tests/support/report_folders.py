@@ -58,6 +58,8 @@ class MadeUpRun:
     has_efficiency: bool = True
     has_tasks: bool = True
     seed: int = 0
+    lowest: float = 12.0  # perplexity, the parent's
+    growth: float = 1.0  # nats from the parent to all gone
 
     def shrunk(self, number: int) -> Geometry:
         """After this round; 0 is the parent."""
@@ -68,13 +70,14 @@ class MadeUpRun:
         return Geometry.from_dict(values)
 
     def perplexity(self, number: int) -> float:
-        return 12.0 * math.exp(self.fraction * number / self.rounds)
+        return self.lowest * math.exp(self.growth * self.fraction * number / self.rounds)
 
 
 def write_run(folder: Path, run: MadeUpRun) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "run.json", _record(run))
     config = {"name": run.name, "command": f"python -m transact.run name={run.name} prune.rounds={run.rounds}"}
+    config |= {"model": {"path": "/models/llama-parent"}}
     config |= {"recover": {"objective": "distillation", "tokens": run.rounds * run.steps * 4096}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows(run)), encoding="utf-8")
@@ -82,6 +85,9 @@ def write_run(folder: Path, run: MadeUpRun) -> Path:
     started = run.done if run.state == "done" else min(run.done + 1, run.rounds)
     for number in range(1, started + 1):
         _write_round(folder / f"round_{number:02d}", run, number)
+    candidates = [run.shrunk(number).to_dict() for number in range(1, run.rounds + 1)]
+    measured = [{"geometry": each, "parameters": 10**6, "loss": 2.0 + turn} for turn, each in enumerate(candidates)]
+    write(folder / "round_01" / "split.json", {"candidates": measured, "chosen": candidates[0]})
     if run.has_tasks:
         write(folder / "evaluation.json", {"dense": _compared(0.6), "pruned": _compared(0.5)})
     if run.has_efficiency:
@@ -133,10 +139,13 @@ def _rows(run: MadeUpRun) -> list[dict[str, Any]]:
         first = (number - 1) * run.steps
         geometry = run.shrunk(number)
         figures: dict[str, float] = {f"prune/{name}": getattr(geometry, name) for name in ("head_dim", "num_layers")}
-        figures |= {"prune/parameters": geometry.parameters(), "recover/validation_perplexity": 9.0 * number}
+        figures |= {
+            "prune/parameters": geometry.parameters(),
+            "recover/validation_perplexity": 1.1 * run.perplexity(number),
+        }
         rows.append(_row(run, number, first, figures))
         rows += [_row(run, number, first + step, _step(step / steps, numbers)) for step in range(1, steps + 1)]
-        rows.append(_row(run, number, first + steps, {"recover/validation_perplexity": 8.0 * number}))
+        rows.append(_row(run, number, first + steps, {"recover/validation_perplexity": run.perplexity(number)}))
     return rows
 
 

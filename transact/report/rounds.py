@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transact.report.blocks import Block, Chart, Named, Section, Table
@@ -10,6 +11,7 @@ from transact.report.metric_rows import figure
 from transact.report.run_files import RunFiles, Values, values_in
 from transact.report.words import MISSING, number, share, short
 
+LARGEST_LOSS = 700.0  # nats whose exponential is a float
 DIMENSIONS = {
     "head_dim": "head_dim",
     "num_attention_heads": "query heads",
@@ -50,7 +52,31 @@ def rounds_section(run: RunFiles) -> Section | None:
         return None
     blocks: list[Block] = [Named(title="Dimensions and perplexity", table=_table(found)), _dimensions(found)]
     chart = _perplexities(found)
-    return Section(name="rounds", title="Rounds", blocks=[*blocks, chart] if chart else blocks)
+    splits = _splits(run.split)
+    blocks += [each for each in (chart, splits) if each is not None]
+    return Section(name="rounds", title="Rounds", blocks=blocks)
+
+
+def _splits(split: Values) -> Named | None:
+    """Every way to share the cut between attention and MLP that was measured."""
+    candidates = split.get("candidates")
+    rows: list[list[str]] = []
+    for each in candidates if isinstance(candidates, list) else []:
+        geometry = values_in(each, "geometry") if isinstance(each, dict) else {}
+        loss = figure(each.get("loss")) if geometry else None
+        if geometry:
+            rows.append(
+                [
+                    "chosen" if geometry == split.get("chosen") else "",
+                    *(number(geometry.get(name)) for name in DIMENSIONS),
+                    short(each.get("parameters")),
+                    number(None if loss is None or loss > LARGEST_LOSS else math.exp(loss)),
+                ]
+            )
+    if not rows:
+        return None
+    headings = ["", *DIMENSIONS.values(), "parameters", "perplexity on validation text"]
+    return Named(title="Splits between attention and MLP that were measured", table=Table(headings=headings, rows=rows))
 
 
 def _table(found: list[tuple[str, Values]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transact.report.activation_files import ActivationMap, read_activation_maps
 from transact.report.metric_rows import Row, read_rows
 from transact.runtime.run_record import RECORD
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LIVE_STATES = ("running", "submitted")
 
@@ -45,6 +47,7 @@ class RunFiles:
         dense: of the parent, as in round_00/evaluation.json.
         compared: role -> "texts" and "tasks", as in evaluation.json.
         efficiency: as in efficiency.json.
+        split: as in split.json of the first round.
         last_sign: unix seconds of the last change of run.json or metrics.jsonl; None where there is neither.
     """
 
@@ -58,7 +61,14 @@ class RunFiles:
     rounds: list[RoundFiles]
     compared: Values
     efficiency: Values
+    split: Values
     last_sign: float | None
+
+    @property
+    def parent_name(self) -> str:
+        """The hub's id, or the last part of a folder's path; empty where there is no parent."""
+        path = str(values_in(self.config, "model").get("path") or "")
+        return path if HUB_ID.fullmatch(path) else Path(path).name
 
     @property
     def name(self) -> str:
@@ -84,6 +94,7 @@ def read_run(path: Path) -> RunFiles:
         rounds=[_round(each) for each in sorted(path.glob("round_[0-9][0-9]")) if each.name != "round_00"],
         compared=compared,
         efficiency=read_values(path / "efficiency.json"),
+        split=read_values(path / "round_01" / "split.json"),
         last_sign=max((stamp for name in (RECORD, METRICS) if (stamp := _changed(path / name))), default=None),
     )
 

@@ -33,7 +33,7 @@ def run_page(run: RunFiles) -> Page:
         _configuration(run),
     ]
     return Page(
-        title=run.name,
+        title=f"{run.name}, from {run.parent_name}" if run.parent_name else run.name,
         state=run.state,
         lines=_lines(run),
         tiles=_tiles(run),
@@ -43,7 +43,7 @@ def run_page(run: RunFiles) -> Page:
 
 
 def _lines(run: RunFiles) -> list[str]:
-    lines = []
+    lines = [f"Made from {run.parent_name}."] if run.parent_name else []
     stage, error = run.record.get("stage"), run.record.get("error")
     if run.state == "running" and stage:
         lines.append(f"At work on {stage}.")

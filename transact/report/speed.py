@@ -14,7 +14,7 @@ from transact.report.words import duration, number, short
 
 FIGURES = {
     "perf/tokens_per_s": "tokens/s",
-    "perf/tokens_per_s_per_gpu": "tokens/s per GPU",
+    "perf/tokens_per_s_per_gpu": "tokens/s per rank",  # of which each has one GPU, if any
     "perf/mfu": "MFU",
     "perf/step_s": "step, seconds",
     "perf/data_s": "of it waiting for data, seconds",

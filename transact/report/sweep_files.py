@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transact.report.efficiency import decode_seconds, decode_setting
 from transact.report.evaluation import mean_score, sides
 from transact.report.metric_rows import figure
-from transact.report.rounds import models
-from transact.report.run_files import RunFiles, read_run
+from transact.report.rounds import DIMENSIONS, models
+from transact.report.run_files import RunFiles, read_run, values_in
 from transact.runtime.run_folder import point_folders
 from transact.tracking.tags import point_settings
 
@@ -27,6 +28,7 @@ class SweepPoint:
         has_page: its own report.html is there.
         score: the mean over all tasks.
         decode_seconds: of one step, in `decode_setting`.
+        dimensions: those that can be cut, by name.
     """
 
     folder: str
@@ -41,15 +43,17 @@ class SweepPoint:
     score: float | None
     decode_seconds: float | None
     decode_setting: str | None
+    dimensions: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFiles:
-    """parent: the dense model, measured in the points. command: of the whole sweep."""
+    """parent: the dense model, measured in the points; parent_name: what it is called. command: of the whole sweep."""
 
     name: str
     points: list[SweepPoint]
     parent: SweepPoint | None
+    parent_name: str
     command: str
     has_tasks: bool
 
@@ -64,6 +68,7 @@ def read_sweep(sweep: Path) -> SweepFiles:
         name=sweep.absolute().name,
         points=points,
         parent=max(parents, key=_known) if parents else None,
+        parent_name=next((run.parent_name for run in runs if run.parent_name), ""),
         command=str(next(filter(None, commands), "")),
         has_tasks=any(point.score is not None for point in points),
     )
@@ -91,6 +96,7 @@ def _point(run: RunFiles) -> SweepPoint:
         score=mean_score(sides(run)[1]),
         decode_seconds=decode_seconds(run.efficiency),
         decode_setting=decode_setting(run.efficiency),
+        dimensions={name: last.get(name) for name in DIMENSIONS},
     )
 
 
@@ -108,6 +114,7 @@ def _parent(run: RunFiles) -> SweepPoint:
         score=mean_score(sides(run)[0]),
         decode_seconds=decode_seconds(run.efficiency, "parent"),
         decode_setting=decode_setting(run.efficiency),
+        dimensions={name: values_in(run.dense, "geometry").get(name) for name in DIMENSIONS},
     )
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from transact.report.blocks import Block, Chart, Code, Figure, Named, Page, Section, Table
 from transact.report.drawing import COLOURS, MUTED, axis, plain
+from transact.report.rounds import DIMENSIONS
 from transact.report.run_files import LIVE_STATES
 from transact.report.sweep_files import REPORT, SweepFiles, SweepPoint
 from transact.report.words import MISSING, number, share, short
@@ -44,7 +45,10 @@ def sweep_page(sweep: SweepFiles) -> Page:
     return Page(
         title=sweep.name,
         state=_state(counts),
-        lines=[f"A sweep of {len(states)} points: " + ", ".join(f"{count} {state}" for state, count in counts.items())],
+        lines=[
+            *([f"Made from {sweep.parent_name}."] if sweep.parent_name else []),
+            f"A sweep of {len(states)} points: " + ", ".join(f"{count} {state}" for state, count in counts.items()),
+        ],
         tiles=_tiles(sweep),
         sections=sections,
         is_live=any(state in LIVE_STATES for state in states),
@@ -77,12 +81,25 @@ def _table(sweep: SweepFiles) -> Table:
     parent = sweep.parent
     settings = {point.decode_setting for point in sweep.points if point.decode_setting}
     where = f" ({' / '.join(sorted(settings))})" if settings else ""
-    headings = ["point", "state", "parameters", "of parent", "KV bytes/token", "perplexity", f"decode, ms{where}"]
+    shown = [parent, *sweep.points] if parent else sweep.points
+    changing = [name for name in DIMENSIONS if len({number(each.dimensions[name]) for each in shown} - {MISSING}) > 1]
+    dimensions = [DIMENSIONS[name] for name in changing]
+    headings = [
+        "point",
+        "state",
+        *dimensions,
+        "parameters",
+        "of parent",
+        "KV bytes/token",
+        "perplexity",
+        f"decode, ms{where}",
+    ]
     rows = []
-    for point in [*([parent] if parent else []), *sweep.points]:
+    for point in shown:
         cells = [
             point.folder or "parent",
             _standing(point),
+            *(number(point.dimensions[name]) for name in changing),
             short(point.parameters),
             share(point.parameters, parent.parameters if parent else None),
             number(None if point.kv_bytes is None else int(point.kv_bytes)),

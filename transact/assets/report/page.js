@@ -17,8 +17,45 @@
     return key === "color" && typeof value === "string" && value.startsWith("--") ? styled(value) : value;
   };
 
+  // Logarithmic scales: ticks at 1, 2 and 5 times powers of ten, or at powers alone where those would touch.
+  const LINE = 20; // pixels that a tick's word needs
+  const steps = (low, high) => {
+    const found = [];
+    for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power += 1) {
+      for (const digit of [1, 2, 5]) found.push({ digit, power, value: Number(`${digit}e${power}`) });
+    }
+    return found;
+  };
+  const inside = (each, low, high) => Math.log10(each.value) >= low - 1e-9 && Math.log10(each.value) <= high + 1e-9;
+  const worded = (value) => (value >= 1e-4 && value < 1e7 ? value.toLocaleString("en-US", { maximumSignificantDigits: 1 }) : value.toExponential(0));
+  const ticksOf = (low, high, pixels) => {
+    const all = steps(low, high).filter((each) => inside(each, low, high));
+    const room = (decades) => decades * pixels / Math.max(high - low, 1e-9) >= LINE;
+    const apart = [1, 2, 3, 5, 10].find((decades) => room(decades)) ?? 20;
+    const kept = room(Math.log10(2)) ? all : all.filter((each) => each.digit === 1 && each.power % apart === 0);
+    return { tickvals: kept.map((each) => each.value), ticktext: kept.map((each) => worded(each.value)) };
+  };
+  // The ends of an axis are such steps too, so that any data has two at least.
+  const rangeOf = (values) => {
+    const logs = values.filter((value) => typeof value === "number" && value > 0).map(Math.log10);
+    if (!logs.length) return null;
+    const lowest = Math.min(...logs), highest = Math.max(...logs), every = steps(lowest, highest).map((each) => Math.log10(each.value));
+    const low = Math.max(...every.filter((each) => each <= lowest + 1e-9));
+    const high = Math.min(...every.filter((each) => each >= highest - 1e-9 && each > low + 1e-9));
+    return [low, high];
+  };
+  const scaled = (layout, data, pixels) => {
+    for (const [name, given] of Object.entries(layout)) {
+      if (!/^yaxis\d*$/.test(name) || given.type !== "log") continue;
+      const axisName = name.replace("axis", "");
+      const range = given.range ?? rangeOf(data.filter((trace) => (trace.yaxis ?? "y") === axisName).flatMap((trace) => trace.y));
+      if (range) layout[name] = { ...given, range, ...ticksOf(...range, pixels) };
+    }
+    return layout;
+  };
+
   // Bytes are levels between two ends; what is shown on hovering is the figure itself.
-  const decoded = (trace) => {
+  const decoded = (trace, height) => {
     const { bytes, columns, levels, ...rest } = trace;
     const raw = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
     const z = [], customdata = [];
@@ -28,12 +65,8 @@
       customdata.push(levels.is_logarithm ? row.map((value) => 10 ** value) : row);
     }
     const scale = [0, 1, 2, 3].map((step) => [step / 3, styled(`--heat-${step}`)]);
-    const whole = [];
-    for (let power = Math.ceil(levels.low); power <= levels.high; power += 1) whole.push(power);
-    const powers = whole.length > 1 ? whole : [levels.low, (levels.low + levels.high) / 2, levels.high];
-    const ticks = levels.is_logarithm
-      ? { tickvals: powers, ticktext: powers.map((power) => Number((10 ** power).toPrecision(2)).toString()) }
-      : { tickformat: ".0%" };
+    const marks = ticksOf(levels.low, levels.high, 0.4 * height);
+    const ticks = levels.is_logarithm ? { ...marks, tickvals: marks.tickvals.map(Math.log10) } : { tickformat: ".0%" };
     return { ...rest, z, customdata, colorscale: scale, zmin: levels.low, zmax: levels.high, colorbar: { ...rest.colorbar, ...ticks } };
   };
 
@@ -60,11 +93,28 @@
     const views = JSON.parse(document.getElementById(`${chart.id}-data`).textContent);
     const chooser = document.getElementById(`${chart.id}-view`);
     const figure = views[chooser ? Number(chooser.value) : 0];
-    const data = figure.data.map((trace) => (trace.bytes === undefined ? coloured(trace) : decoded(trace)));
-    const layout = layoutOf(figure.layout);
-    if (narrow.matches) for (const trace of data) if (trace.colorbar) trace.colorbar.title = { text: "" };
     const drawing = document.getElementById(`${chart.id}-drawing`);
-    return Plotly.react(drawing, data, layout, { displayModeBar: false, responsive: true, displaylogo: false });
+    const height = drawing.clientHeight;
+    const data = figure.data.map((trace) => (trace.bytes === undefined ? coloured(trace) : decoded(trace, height)));
+    const layout = scaled(layoutOf(figure.layout), data, 0.6 * height);
+    if (narrow.matches) for (const trace of data) if (trace.colorbar) trace.colorbar.title = { text: "" };
+    return Plotly.react(drawing, data, layout, { displayModeBar: false, responsive: true, displaylogo: false }).then(() => rescale(drawing));
+  };
+
+  // After a zoom, which may leave less than two of the ticks, the axis finds its own.
+  const rescale = (drawing) => {
+    drawing.removeAllListeners("plotly_relayout");
+    drawing.on("plotly_relayout", (changed) => {
+      const update = {};
+      for (const name of Object.keys(drawing.layout)) {
+        if (drawing.layout[name]?.type !== "log" || changed[`${name}.range[0]`] === undefined) continue;
+        const marks = ticksOf(...drawing.layout[name].range, 0.6 * drawing.clientHeight);
+        Object.assign(update, marks.tickvals.length > 1
+          ? { [`${name}.tickmode`]: "array", [`${name}.tickvals`]: marks.tickvals, [`${name}.ticktext`]: marks.ticktext }
+          : { [`${name}.tickmode`]: "auto" });
+      }
+      if (Object.keys(update).length) Plotly.relayout(drawing, update);
+    });
   };
 
   const drawAll = () => Promise.all(charts.map(draw)).then(() => document.documentElement.setAttribute("data-drawn", charts.length));
