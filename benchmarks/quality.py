@@ -83,6 +83,7 @@ def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
     """The configuration that the same overrides give on the command line."""
     common = [
         "name=quality",
+        "data.sequence_length=256",
         f"output_dir={folder}",
         f"seed={trial.seed}",
         f"data.token_store={settings.folder}/tokens",

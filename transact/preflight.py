@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
 from transact.configuring import differences, to_dictionary
-from transact.data.text import check_text, text_files
+from transact.data.text import check_text, is_same_content, text_files
 from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
 from transact.files import DamagedFile
 from transact.models.families import family_of
-from transact.models.folder import check_architecture, check_files, is_local, read_model_config
+from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.outline import pruning_rounds
 from transact.places import check_places
+from transact.runtime.launcher import environment_rank
 from transact.runtime.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.tasks import check_evaluation
 
 MAX_SHOWN_DIFFERENCES = 6
+LONGEST_BY_DEFAULT = 4096  # tokens of a sequence
 
 
-def check(config: RunConfig, world_size: int) -> None:
-    """Check a request as far as possible without loading weights.
+def check(config: RunConfig, world_size: int) -> RunConfig:
+    """Check a request as far as possible without loading weights. Returns it with the length of sequences worked out.
 
     Raises:
         ValueError: one line: the field, the value given, what is allowed.
     """
     check_places(config)
     check_run_folder(config.output_dir, config.share_dir)
-    check_same_run(config)
     check_metrics(Path(config.output_dir))
     if config.mode == "prune":
         model_config = read_model_config(config.model)
@@ -40,21 +42,63 @@ def check(config: RunConfig, world_size: int) -> None:
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
+    config = with_sequence_length(config, model_config)
+    check_same_run(config)
     check_settings(config, model_config, world_size)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
         check_held_out(config.data)
     check_evaluation(config.eval)
+    check_hub_texts(config)
+    return config
+
+
+def check_hub_texts(config: RunConfig) -> None:
+    """Read the first document of every text that is on the hub, on rank 0, before anything large is downloaded.
+
+    Where the hub is out of reach nothing is said: the text may be tokenised already, and whoever needs it finds out.
+
+    Raises:
+        ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
+    """
+    from huggingface_hub import is_offline_mode
+
+    from transact.data.hub_text import HubUnavailable, check_hub_text
+
+    texts = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
+    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
+    on_hub = {field: text for field, text in texts.items() if text.source == "hub"}
+    if not on_hub or environment_rank() != 0 or is_offline_mode() or not is_hub_reachable():
+        return
+    for field, text in on_hub.items():
+        try:
+            check_hub_text(text, field)
+        except HubUnavailable as error:
+            if not error.is_absent:
+                raise
+
+
+def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> RunConfig:
+    """With data.sequence_length as a number of tokens, where it is left to the model."""
+    if config.data.sequence_length:
+        return config
+    limits = (model_config.get("max_position_embeddings"), family_of(model_config).window(model_config))
+    length = min([LONGEST_BY_DEFAULT, *(limit for limit in limits if limit is not None)])
+    return replace(config, data=replace(config.data, sequence_length=length))
 
 
 def check_held_out(data: DataConfig) -> None:
-    """No text is trained on and evaluated on, as far as its name says."""
+    """No text is trained on and evaluated on, as far as names and a look at files say. Documents are compared later."""
     if data.train.source == "files" and data.evaluation.source == "files":
-        trained = {path.resolve() for path in text_files(data.train, "data.train")}
+        trained: dict[int, list[Path]] = {}
+        for path in text_files(data.train, "data.train"):
+            trained.setdefault(path.stat().st_size, []).append(path)
         for path in text_files(data.evaluation, "data.evaluation"):
-            if path.resolve() in trained:
-                raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too (data.train.files)")
+            for other in trained.get(path.stat().st_size, []):
+                if is_same_content(path, other):
+                    also = "" if other == path else f" as {str(other)!r}"
+                    raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too{also} (data.train.files)")
     elif _name(data.train) == _name(data.evaluation):
         raise ValueError("data.evaluation is the text of data.train: nothing of it is held out")
 

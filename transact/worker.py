@@ -49,7 +49,7 @@ def work(config: RunConfig) -> int:
     _set_up_logging(is_main)
     refusal = None
     try:
-        check(config, environment_world_size())
+        config = check(config, environment_world_size())
         check_device(config.engine.device)
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
         refusal = str(error)

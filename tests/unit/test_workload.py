@@ -28,7 +28,7 @@ REQUESTS: list[list[str]] = [
 
 
 def work_of(*overrides: str) -> tuple[dict[str, float], Any, Geometry]:
-    config = compose_config(["name=run", *overrides])
+    config = compose_config(["name=run", "data.sequence_length=256", *overrides])
     parent = declared_geometry(config.model)
     return stage_flops(config, parent, pruning_rounds(config, parent)), config, parent
 

@@ -47,8 +47,9 @@ class DataConfig:
     """Text for recovery, validation and calibration."""
     evaluation: TextConfig
     """Held-out text, on which perplexity is reported."""
-    sequence_length: int = setting(at_least=2, at_most=2**20)
-    """Tokens of a sequence, 2 or more, in training, calibration and evaluation alike."""
+    sequence_length: int = setting(0, at_least=0, at_most=2**20)
+    """Tokens of a sequence, 2 or more, in training, calibration and evaluation alike. 0: as many as the model takes, at
+    most 4096."""
     evaluation_sequences: int = setting(at_least=1, at_most=10**7)
     """Sequences of the held-out text, at most as many as it has."""
     token_store: str = setting(longest=LONGEST_PATH)
@@ -58,3 +59,7 @@ class DataConfig:
     """Tokens between documents: "both" (the tokenizer's bos before and its eos after each), "begin" or "end" (one of
     them), "none". "auto": before a document what the tokenizer itself puts before a text, after it its end of text.
     That is eos, or where the chat template names eos (it ends a turn) <|endoftext|> or alike, if there is one."""
+
+    def __post_init__(self) -> None:
+        length = self.sequence_length
+        require("data.sequence_length", length, length != 1, "it must be at least 2, or 0 for what the model takes")

@@ -9,6 +9,7 @@ from typing import Any
 from transact.config import TextConfig
 from transact.data.local_files import LeftOut, has_words
 
+_checked: set[tuple[str | None, ...]] = set()  # the points of a sweep ask for the same
 SEED = 0  # of the order of a dataset's files: the same on every machine
 
 
@@ -21,13 +22,15 @@ class HubUnavailable(ValueError):
 
 
 def hub_documents(text: TextConfig, field: str, left_out: LeftOut) -> Iterator[str]:
-    """Every document once; the files of the dataset in an order of their own, each from its beginning.
+    """Every document once; the files of the dataset in an order of their own, each from its beginning on.
 
     Raises:
         HubUnavailable: there is no such dataset, configuration, split or revision, or it cannot be read.
         ValueError: a document is something else than text.
     """
-    for number, value in enumerate(_values(text, field), start=1):
+    # A document of each of ten files in turn. Files alone are shuffled: a buffer would tear apart what follows on.
+    dataset = _dataset(text, field).shuffle(seed=SEED, buffer_size=1)
+    for number, value in enumerate(_values(dataset, text, field), start=1):
         if has_words(value):
             yield value
         else:
@@ -40,11 +43,14 @@ def check_hub_text(text: TextConfig, field: str) -> None:
     Raises:
         HubUnavailable, ValueError: as `hub_documents`; the dataset has no such field.
     """
-    next(_values(text, field), None)
+    name = (text.hub_id, text.hub_config, text.hub_revision, text.split, text.text_field)
+    if name not in _checked:
+        next(_values(_dataset(text, field), text, field), None)
+        _checked.add(name)
 
 
-def _values(text: TextConfig, field: str) -> Iterator[str | None]:
-    rows = iter(_dataset(text, field))
+def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
+    rows = iter(dataset)
     for number in itertools.count(1):
         try:
             row = next(rows, None)
@@ -73,7 +79,7 @@ def _dataset(text: TextConfig, field: str) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it tells of errors besides raising them
     datasets.disable_progress_bars()
     try:
-        dataset = datasets.load_dataset(
+        return datasets.load_dataset(
             f"hf://datasets/{text.hub_id}",  # never a folder here that is called so
             text.hub_config,
             split=text.split,
@@ -82,7 +88,6 @@ def _dataset(text: TextConfig, field: str) -> Any:
         )
     except Exception as error:  # noqa: BLE001 - as above
         raise _unavailable(text, field, error) from None
-    return dataset.shuffle(seed=SEED, buffer_size=1)  # files alone: a buffer of documents would tear a text apart
 
 
 def _unavailable(text: TextConfig, field: str, error: Exception, when: str = "") -> HubUnavailable:

@@ -23,7 +23,7 @@ from transact.outline import (
     stage_names,
     tokens_per_batch,
 )
-from transact.preflight import check_settings
+from transact.preflight import check_settings, with_sequence_length
 
 FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -35,6 +35,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         ValueError: the request cannot be met; one line.
     """
     described, ranks = declared_config(config.model), num_ranks(config)
+    config = with_sequence_length(config, described)
     check_settings(config, described, ranks)
     parent = read_geometry(described)
     rounds = pruning_rounds(config, parent)

@@ -10,6 +10,7 @@ from transact.files import write_json, write_text
 from transact.forecast.contents import forecast
 from transact.forecast.text import text
 from transact.places import check_places
+from transact.preflight import check_hub_texts
 from transact.runtime.run_record import LAYOUT, check_run_folder
 
 
@@ -22,6 +23,7 @@ def show_plan(config: RunConfig) -> int:
         check_places(config)
         check_run_folder(config.output_dir, config.share_dir)
         plan = forecast(config)
+        check_hub_texts(config)
         said = text(plan)
         folder = Path(config.output_dir)
         write_json(folder / "plan.json", {"layout": LAYOUT} | plan)

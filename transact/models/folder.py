@@ -93,14 +93,26 @@ def check_hub_reachable(name: str) -> None:
     Raises:
         ValueError: the hub does not answer.
     """
+    try:
+        _connect_to_hub()
+    except OSError as error:
+        raise ValueError(_unavailable(name, error)) from None
+
+
+def is_hub_reachable() -> bool:
+    try:
+        _connect_to_hub()
+    except OSError:
+        return False
+    return True
+
+
+def _connect_to_hub() -> None:
     if urllib.request.getproxies():
         return  # what the proxy reaches, only the client can tell
     address = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(_unavailable(name, error)) from None
+    socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_SECONDS).close()
 
 
 def _unavailable(name: str, error: Exception) -> str:

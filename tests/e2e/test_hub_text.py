@@ -1,0 +1,135 @@
+"""Text of the hub, read by the real library from a stand-in: what is not to be had is refused at the start."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.support.commands import REPOSITORY, Workplace, environment
+from tests.support.hub import hub_of
+
+CARD = b"""---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: data/*.parquet
+- config_name: other
+  data_files: more/*.parquet
+---
+"""
+READ = """
+import json, sys
+from transact.config import TextConfig
+from transact.data.hub_text import check_hub_text, hub_documents
+from transact.data.local_files import LeftOut
+for asked in json.loads(sys.argv[1]):
+    text, left_out = TextConfig(source="hub", hub_id="ours/parquet") , LeftOut()
+    for name, value in asked.items():
+        setattr(text, name, value)
+    try:
+        check_hub_text(text, "data.train")
+        found = list(hub_documents(text, "data.train", left_out))
+    except ValueError as error:
+        found = str(error)
+    print(json.dumps([found, left_out.rows]))
+"""
+
+
+def parquet(column: str, values: list[str | None]) -> bytes:
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({column: values}), written)
+    return written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Environment of a process that takes the stand-in for the hub, and what was asked of it."""
+    datasets = {
+        "ours/parquet": {
+            "README.md": CARD,
+            **{f"data/{each}.parquet": parquet("text", [f"{each}1", None, f"{each}2"]) for each in "abc"},
+            "more/d.parquet": parquet("body", ["words"]),
+        },
+        "ours/script": {"script.py": b"open('executed', 'w')\n", "README.md": b"# A dataset of old\n"},
+    }
+    with hub_of(datasets) as (address, requests):
+        variables = environment() | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
+        yield variables | {"HF_HUB_OFFLINE": "0"}, requests
+
+
+def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> None:
+    asked = [
+        {"hub_config": "small"},
+        {},
+        {"hub_config": "nope"},
+        {"hub_config": "small", "split": "nope"},
+        {"hub_config": "other"},
+        {"hub_config": "small", "hub_revision": "nope"},
+        {"hub_id": "ours/script"},
+        {"hub_id": "ours/absent"},
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", READ, json.dumps(asked)], env=hub[0], capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    (read, left_out), *refused = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert sorted(read) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+    assert {each[0] for each in read[:3]} == {"a", "b", "c"}, "a document of each file in turn"
+    assert left_out == 3
+    expected = ["Config name is missing", "'nope' not found", "Bad split: nope", "which has: 'body'", "Revision 'nope'"]
+    for (told, _), words in zip(refused, [*expected, "scripts are not run", "doesn't exist on the Hub"], strict=True):
+        assert words in told
+        assert told.startswith("data.train.")
+        assert "\n" not in told
+
+
+@pytest.mark.parametrize("mode", ["prune", "plan"])
+def test_a_script_is_refused_before_anything_is_downloaded(
+    mode: str, hub: tuple[dict[str, str], list[str]], workplace: Workplace, tmp_path: Path
+) -> None:
+    variables, requests = hub
+    begin = len(requests)
+    overrides = [*workplace.overrides(f"script_{mode}"), "data.train.source=hub", "+data.train.hub_id=ours/script"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "transact.run", *overrides, "data.train.files=[]", f"mode={mode}"],
+        env=variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(
+        "error: data.train.hub_id='ours/script' cannot be read from the hub: it"
+    )
+    assert not (workplace.folder / f"script_{mode}").exists()
+    assert not list(tmp_path.iterdir())
+    assert not [each for each in requests[begin:] if "/models/" in each]
+
+
+def test_without_a_hub_nobody_waits_and_what_is_tokenised_is_used(workplace: Workplace, tmp_path: Path) -> None:
+    """A hub that does not answer is no reason to refuse: only who needs the text finds out, in one line."""
+    variables = environment() | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    overrides = [*workplace.overrides("absent"), "data.train.source=hub", "+data.train.hub_id=ours/parquet"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "transact.run", *overrides, "data.train.files=[]"],
+        env={**os.environ, **variables},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(
+        "error: data.train.hub_id='ours/parquet' cannot be read from the hub"
+    )
