@@ -19,6 +19,7 @@ from transact.places import check_places
 from transact.runtime.launcher import environment_rank
 from transact.runtime.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.tasks import check_evaluation
+from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
 
 MAX_SHOWN_DIFFERENCES = 6
 LONGEST_BY_DEFAULT = 4096  # tokens of a sequence
@@ -45,6 +46,8 @@ def check(config: RunConfig, world_size: int) -> RunConfig:
     config = with_sequence_length(config, model_config)
     check_same_run(config)
     check_settings(config, model_config, world_size)
+    if config.recover.variant is not None and not has_cut(config):
+        find_cut(config, read_geometry(model_config))
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
@@ -186,9 +189,13 @@ def check_same_run(config: RunConfig) -> None:
         return
     changed = differences(before, to_dictionary(config))
     if changed:
+        again = ""
+        if config.recover.variant is None and config.mode == "prune" and all(map(changes_recovery_alone, changed)):
+            again = "add recover.variant=A_NAME, which recovers the same cut in this way beside that result; or "
         shown = "; ".join(changed[:MAX_SHOWN_DIFFERENCES])
         more = f"; and {len(changed) - MAX_SHOWN_DIFFERENCES} more" if len(changed) > MAX_SHOWN_DIFFERENCES else ""
         raise ValueError(
             f"output_dir={config.output_dir!r} holds a run of another configuration ({shown}{more}): "
-            "choose another name=, or remove the folder"
+            f"{again}choose another {'name=' if config.recover.variant is None else 'recover.variant='}, or remove the "
+            "folder"
         )

@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from transact.checks import require
 from transact.command_line import run_command
-from transact.config import RunConfig
+from transact.config import VARIANTS, RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
 from transact.exit_codes import DONE, leave, refuse, worst
 from transact.request import check_arguments, check_composed
@@ -159,6 +160,8 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
             composed.sweep_command = composed.command
             alone = list(HydraConfig.get().overrides.task)
             composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
+        if composed.recover.variant is not None:
+            composed.output_dir = os.path.join(composed.output_dir, VARIANTS, str(composed.recover.variant))
     OmegaConf.resolve(composed)  # `${hydra:...}` has a meaning only here
     return composed, is_sweep
 
@@ -169,6 +172,8 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
         ValueError, OSError: the request is wrong; of a point of a sweep as far as it can be known before it starts.
     """
     config = typed_config(composed)
+    alone = not is_sweep or config.recover.variant is None
+    require("recover.variant", config.recover.variant, alone, "one at a time, without -m, to the command of a run")
     if is_sweep and config.mode != "plan":
         from transact.preflight import check
 

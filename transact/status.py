@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transact.config import VARIANTS
 from transact.exit_codes import DONE, printable, refuse
 from transact.runtime.file_lock import is_known_free
 from transact.runtime.run_folder import run_folders
@@ -81,9 +82,9 @@ def _newest_job(folder: Path) -> str | None:
 
 
 def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
-    record = read_record(folder)
+    record, name = read_record(folder), _name(folder)
     if record is None:
-        return Status(name=folder.name, state="submitted", job=job, job_state=job_state)
+        return Status(name=name, state="submitted", job=job, job_state=job_state)
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     config = read_config(folder)
     total = _within(config, "recover", "tokens")
@@ -94,7 +95,7 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
     stage = record.get("stage")
     is_over = record["state"] == "done"
     return Status(
-        name=folder.name,
+        name=name,
         state=_state(folder, record["state"], job),
         stage=None if is_over else stage,
         round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
@@ -111,6 +112,11 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         job=job,
         job_state=job_state,
     )
+
+
+def _name(folder: Path) -> str:
+    """Of a variant with the run that it is one of."""
+    return str(Path(*folder.absolute().parts[-3:])) if folder.parent.name == VARIANTS else folder.name
 
 
 def _state(folder: Path, recorded: str, job: str | None) -> str:

@@ -24,7 +24,9 @@ from transact.runtime.launcher import adopt_launcher, environment_rank, environm
 from transact.runtime.slurm import EARLY_SECONDS, own_job
 
 if TYPE_CHECKING:
+    from transact.chain import Prepared
     from transact.runtime.run_folder import RunFolder
+    from transact.stages.variant import Cut
     from transact.tracking.tracker import Tracker
     from transact.tracking.view import View
 
@@ -82,11 +84,17 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     from transact.runtime.run_folder import RunFolder
     from transact.runtime.run_record import claim_run
     from transact.stages.job import Job
+    from transact.stages.variant import take_over
     from transact.tracking.result_table import result_table
     from transact.tracking.tracker import Tracker
 
     folder = RunFolder(Path(config.output_dir))
-    pages = PageKeeper(folder.path, is_point=config.share_dir is not None, seconds=config.track.report_seconds)
+    pages = PageKeeper(
+        folder.path,
+        is_point=config.share_dir is not None,
+        variant_of=config.variant_of,
+        seconds=config.track.report_seconds,
+    )
     with (
         process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
         # Lock and tracker, which may take its time to close, outlive the report of a failure.
@@ -97,6 +105,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
         try:
             prepared = prepare(job)
+            cut = group.on_main(lambda: _cut(config, prepared), may_be_left=True)
             group.on_main(lambda: make_folder("output_dir", config.output_dir))
             group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
             job.check_seen("output_dir", folder.path)
@@ -107,6 +116,9 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         if group.is_main:
             folder.open(group.world_size)
             write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))
+            if cut is not None:
+                stages = ", ".join(take_over(folder, cut))
+                job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
             pages.start()
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
@@ -120,6 +132,18 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
                 print(f"W&B: {tracker.whereabouts}", flush=True)
         group.barrier()  # the lock covers every rank's last act
     return DONE
+
+
+def _cut(config: RunConfig, prepared: Prepared | None) -> Cut | None:
+    """What a variant takes over before its first stage, read and found whole."""
+    from transact.models.folder import geometry_of
+    from transact.stages.variant import check_cut, find_cut, has_cut
+
+    if config.recover.variant is None or prepared is None or has_cut(config):
+        return None
+    cut = find_cut(config, geometry_of(prepared.parent))
+    check_cut(cut)
+    return cut
 
 
 def _say_where(folder: Path, result: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from transact.config.launch import LaunchConfig
 from transact.config.model import DTYPES, ArchitectureConfig, ModelConfig
 from transact.config.plan import PlanConfig
 from transact.config.prune import ROTARY_CHOICES, MethodConfig, MultipleConfig, PruneConfig
-from transact.config.recover import LOGIT_CHUNK_ELEMENTS, RESERVED_SPREAD, RecoverConfig
+from transact.config.recover import LOGIT_CHUNK_ELEMENTS, RESERVED_SPREAD, VARIANTS, RecoverConfig
 from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
 from transact.config.track import TrackConfig
 
@@ -25,6 +25,7 @@ __all__ = [
     "LOGIT_CHUNK_ELEMENTS",
     "RESERVED_SPREAD",
     "ROTARY_CHOICES",
+    "VARIANTS",
     "ArchitectureConfig",
     "CheckpointEveryConfig",
     "DataConfig",

@@ -9,6 +9,7 @@ from transact.config.setting import setting
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
 HIGHEST_RATE = 1e10  # far beyond use; what diverges below it is seen in training
+VARIANTS = "variants"  # folder in a run's, with a further recovery of its cut in each folder of it
 RESERVED_SPREAD = 8  # sequences at the beginning of the text, for each that is reserved: it is drawn from them
 LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is computed: 128 MiB in float32
 
@@ -49,6 +50,11 @@ class RecoverConfig:
     """Validations during a round, besides the one at its start; the best weights seen are kept."""
     max_skipped_steps: int = setting(10, at_least=1, at_most=10**6)
     """Steps in a row whose loss or gradient is infinite or not a number, beyond which the job ends."""
+    variant: str | None = setting(
+        None, longest=60, pattern=r"[^./\\%\s][^/\\%\s]*", words=r"a folder's name without spaces, / \ %, no dot first"
+    )
+    """Name of a further recovery of the cut that the run in this folder has made: variants/NAME in it, beside the first
+    result. null: the run itself."""
     objective: str = setting("cross_entropy", choices=OBJECTIVES)
     """"cross_entropy", "distillation" (towards the parent's distribution) or "mixed"."""
     distillation_weight: float = setting(0.5, above=0, below=1)

@@ -68,8 +68,14 @@ class RunConfig:
 
     @property
     def point_name(self) -> str:
-        """What tells this point of a sweep from the others; empty for a run by itself."""
-        return "" if self.share_dir is None else Path(self.output_dir).name
+        """What tells this point of a sweep, or this variant, from the others; empty for a run by itself."""
+        is_alone = self.share_dir is None and self.recover.variant is None
+        return "" if is_alone else Path(self.output_dir).name
+
+    @property
+    def variant_of(self) -> Path | None:
+        """The folder of the run whose cut is recovered once more."""
+        return None if self.recover.variant is None else Path(self.output_dir).parents[1]
 
     def without_setup(self) -> RunConfig:
         """For every record: lines of shell that prepare a cluster's nodes may hold keys."""
@@ -83,6 +89,8 @@ class RunConfig:
             require("recover.objective", self.recover.objective, alone, "mode=pretrain has no parent to distil from")
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
+            variant = self.recover.variant
+            require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
         scope = self.prune.method.pair_scope
         stock = scope == "model" or self.model.allow_non_stock or self.mode == "pretrain"
         require(

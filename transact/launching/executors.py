@@ -145,7 +145,7 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     cpus = {} if launch.cpus_per_task is None else {"cpus_per_task": launch.cpus_per_task}
     executor = SlurmExecutor(folder=logs, python=launch.python)
     executor.update_parameters(
-        job_name=config.name if config.share_dir is None else f"{config.name} {Path(config.output_dir).name}",
+        job_name=f"{config.name} {config.point_name}".strip(),
         time=launch.timeout_minutes,
         nodes=launch.nodes,
         ntasks_per_node=launch.ranks_per_node,

@@ -36,11 +36,13 @@ class PageKeeper:
     Args:
         folder: of the run.
         is_point: of a sweep, whose folder is the one above.
+        variant_of: the folder of the run that it is a variant of, whose page lists it.
         seconds: between two pages; 0: only at the end.
     """
 
-    def __init__(self, folder: Path, *, is_point: bool, seconds: float) -> None:
+    def __init__(self, folder: Path, *, is_point: bool, seconds: float, variant_of: Path | None = None) -> None:
         self._folder, self._is_point, self._seconds = folder, is_point, seconds
+        self._variant_of = variant_of
         self._ended = threading.Event()
         self._started = False
         self._finishing = threading.Lock()
@@ -63,6 +65,8 @@ class PageKeeper:
             try:
                 self._wait_for_child()  # what it has read is older, and must not come last
                 write_run_page(self._folder)
+                if self._variant_of is not None:
+                    write_run_page(self._variant_of)
             except Exception as error:  # noqa: BLE001 - the page is not the run
                 logger.warning("report.html cannot be written: %s: %s", type(error).__name__, error)
             if self._is_point:

@@ -12,6 +12,7 @@ import yaml
 
 from transact.report.activation_files import ActivationMap, read_activation_maps
 from transact.report.metric_rows import Row, read_rows
+from transact.runtime.run_folder import variant_folders
 from transact.runtime.run_record import RECORD
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -48,6 +49,7 @@ class RunFiles:
         compared: role -> "texts" and "tasks", as in evaluation.json.
         efficiency: as in efficiency.json.
         split: as in split.json of the first round.
+        variants: further recoveries of its cut.
         last_sign: unix seconds of the last change of run.json or metrics.jsonl; None where there is neither.
     """
 
@@ -63,6 +65,7 @@ class RunFiles:
     efficiency: Values
     split: Values
     last_sign: float | None
+    variants: list[RunFiles] = field(default_factory=list)
 
     @property
     def parent_name(self) -> str:
@@ -96,6 +99,7 @@ def read_run(path: Path) -> RunFiles:
         efficiency=read_values(path / "efficiency.json"),
         split=read_values(path / "round_01" / "split.json"),
         last_sign=max((stamp for name in (RECORD, METRICS) if (stamp := _changed(path / name))), default=None),
+        variants=[read_run(each) for each in variant_folders(path)],
     )
 
 

@@ -15,6 +15,7 @@ from transact.report.rounds import models, rounds_section
 from transact.report.run_files import LIVE_STATES, RunFiles, Values, values_in
 from transact.report.speed import latest_speed, speed_section
 from transact.report.training import training_section
+from transact.report.variants import variants_section
 from transact.report.words import MISSING, duration, moment, number, share, short
 
 SILENT_SECONDS = 900.0  # without a sign of life, after which a run that calls itself running is doubted
@@ -26,6 +27,7 @@ def run_page(run: RunFiles) -> Page:
         _alerts(run.rows),
         training_section(run),
         rounds_section(run),
+        variants_section(run),
         channels_section(run),
         evaluation_section(run),
         efficiency_section(run),
@@ -44,6 +46,9 @@ def run_page(run: RunFiles) -> Page:
 
 def _lines(run: RunFiles) -> list[str]:
     lines = [f"Made from {run.parent_name}."] if run.parent_name else []
+    cut = values_in(run.record, "cut")
+    if cut:
+        lines.append(f"A further recovery of the cut of {cut.get('run')}.")
     stage, error = run.record.get("stage"), run.record.get("error")
     if run.state == "running" and stage:
         lines.append(f"At work on {stage}.")

@@ -34,14 +34,14 @@ def write_sweep_page(folder: Path) -> Path:
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """The page of a run; or that of a sweep, after those of its points.
+    """The page of a run after those of its variants; or that of a sweep, after those of its points.
 
     Raises:
         ValueError: the folder holds neither.
         OSError: a page cannot be written.
     """
     if is_run(folder):
-        return [write_run_page(folder)]
+        return [write_run_page(each) for each in reversed(run_folders(folder))]
     return [*(write_run_page(each) for each in run_folders(folder)), write_sweep_page(folder)]
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from transact.config import VARIANTS
 from transact.files import TEMPORARY_SUFFIX, DamagedFile, file_digest, temporary_name, write_json
 from transact.runtime.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
 
@@ -70,13 +71,18 @@ def _natural(name: str) -> list[Any]:
     return [(1, float(part), "") if turn % 2 else (0, 0.0, part) for turn, part in enumerate(parts)]
 
 
+def variant_folders(folder: Path) -> list[Path]:
+    """The further recoveries of the cut of the run in this folder, by name."""
+    return point_folders(folder / VARIANTS)
+
+
 def run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it holds a run, else the points of the sweep in it.
+    """The folder itself and its variants if it holds a run, else the points of the sweep in it.
 
     Raises:
         ValueError: there are none.
     """
-    found = [folder] if is_run(folder) else point_folders(folder)
+    found = [folder, *variant_folders(folder)] if is_run(folder) else point_folders(folder)
     if not found:
         raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
     return found

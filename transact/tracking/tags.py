@@ -18,6 +18,8 @@ def run_tags(config: RunConfig) -> list[str]:
         tags.append(f"model={Path(config.model.path).name}")
     if config.mode == "prune" and config.prune.remove_fraction is not None:
         tags.append(f"remove_fraction={config.prune.remove_fraction:g}")
+    if config.recover.variant is not None:
+        tags.append(f"variant={config.recover.variant}")
     if config.share_dir is not None:
         tags += ["sweep", *(part for part in point_settings(Path(config.output_dir).name) if "=" in part)]
     return list(dict.fromkeys(tag[:LONGEST] for tag in tags))

@@ -1,0 +1,137 @@
+"""A variant keeps every stage that its settings do not change, and is refused where it would need another cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transact.config import RunConfig
+from transact.configuring import compose_config, to_yaml
+from transact.files import write_json, write_text
+from transact.geometry import Geometry
+from transact.outline import stage_names
+from transact.preflight import check_same_run
+from transact.runtime.run_record import LAYOUT
+from transact.stages.variant import find_cut, kept_stages
+
+PARENT = Geometry(
+    hidden_size=192,
+    num_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=640,
+    vocab_size=2048,
+    tied_embeddings=True,
+)
+ROUNDS = ["prune.rounds=3", "prune.split=equal", "recover.learning_rate=1e-3"]
+STAGE = {"files": {}, "seconds": 1.0, "metrics_position": 0}
+BEFORE_FIRST = ["round_00/evaluate", "round_01/calibrate", "round_01/plan", "round_01/slice"]
+
+
+def composed(folder: Path, *settings: str, variant: str | None = None) -> RunConfig:
+    """As the command makes it: a variant has its folder below the run's."""
+    place = folder if variant is None else folder / "variants" / variant
+    given = [] if variant is None else [f"recover.variant={variant}"]
+    return compose_config(["name=run", f"output_dir={place}", *given, *settings])
+
+
+def written(folder: Path, *settings: str, finished: int | None = None) -> RunConfig:
+    """A run's records, with its first stages finished."""
+    config = composed(folder, *settings)
+    names = stage_names(config)[:finished]
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_json(
+        folder / "run.json",
+        {"layout": LAYOUT, "run_id": "f00d", "state": "done", "restarts": 0} | {"stages": dict.fromkeys(names, STAGE)},
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "recover.learning_rate=1e-4",
+        "recover.learning_rate=null",
+        "recover.learning_rates=[1e-4,1e-3,1e-3]",
+        "recover.tokens=1048576",
+        "recover.tokens=0",
+        "recover.token_shares=[1,2,3]",
+        "recover.objective=cross_entropy",
+        "recover.batch_sequences=32",
+        "recover.min_warmup_steps=0",
+        "recover.weight_decay=0.1",
+        "recover.validations=1",
+    ],
+)
+def test_what_comes_before_the_first_recovery_is_kept(tmp_path: Path, changed: str) -> None:
+    first = composed(tmp_path, *ROUNDS)
+    assert kept_stages(first, composed(tmp_path, *ROUNDS, changed, variant="v"), PARENT) == BEFORE_FIRST
+
+
+@pytest.mark.parametrize(("rates", "round_"), [("[1e-3,1e-4,1e-3]", 2), ("[1e-3,1e-3,1e-4]", 3)])
+def test_rounds_before_the_first_that_differs_are_kept_whole(tmp_path: Path, rates: str, round_: int) -> None:
+    first = composed(tmp_path, *ROUNDS)
+    kept = kept_stages(first, composed(tmp_path, *ROUNDS, f"recover.learning_rates={rates}", variant="v"), PARENT)
+    assert kept[-1] == f"round_{round_:02d}/slice"
+    assert f"round_{round_ - 1:02d}/recover" in kept and f"round_{round_ - 1:02d}/evaluate" in kept
+
+
+def test_a_run_without_recovery_has_a_cut_to_recover(tmp_path: Path) -> None:
+    written(tmp_path, *ROUNDS, "recover.tokens=0")
+    cut = find_cut(composed(tmp_path, *ROUNDS, variant="v"), PARENT)
+    assert list(cut.stages) == BEFORE_FIRST
+    assert cut.run == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ([], "asks for the recovery that the run has already"),
+        (["recover.max_skipped_steps=3"], "asks for the recovery that the run has already"),
+        (["prune.remove_fraction=0.3", "recover.learning_rate=1e-4"], "prune.remove_fraction: 0.5 -> 0.3"),
+        (["recover.validation_sequences=8"], "recover.validation_sequences: 32 -> 8"),
+        (["seed=1", "recover.tokens=0"], "seed: 0 -> 1"),
+        (["prune.method.ridge=0.1", "recover.tokens=0"], "prune.method.ridge"),
+        (["data.sequence_length=128"], "data.sequence_length"),
+    ],
+)
+def test_another_cut_or_none_at_all_is_refused(tmp_path: Path, changed: list[str], told: str) -> None:
+    written(tmp_path, *ROUNDS)
+    with pytest.raises(ValueError, match=r"recover\.variant='v'") as refusal:
+        find_cut(composed(tmp_path, *ROUNDS, *changed, variant="v"), PARENT)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_cut_that_is_not_there_yet_is_refused(tmp_path: Path) -> None:
+    config = composed(tmp_path, *ROUNDS, "recover.tokens=0", variant="v")
+    with pytest.raises(ValueError, match="holds no run whose cut"):
+        find_cut(config, PARENT)
+    written(tmp_path, *ROUNDS, finished=3)
+    with pytest.raises(ValueError, match="has not finished round_01/plan yet"):
+        find_cut(config, PARENT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_offered"),
+    [
+        (["recover.learning_rate=1e-4"], True),
+        (["recover.learning_rate=1e-4", "recover.tokens=0"], True),
+        (["recover.validation_sequences=8"], False),
+        (["recover.learning_rate=1e-4", "prune.rounds=2"], False),
+        (["seed=1"], False),
+    ],
+)
+def test_who_asks_for_another_recovery_of_a_run_hears_how(tmp_path: Path, changed: list[str], is_offered: bool) -> None:
+    written(tmp_path, *ROUNDS)
+    with pytest.raises(ValueError, match="holds a run of another configuration") as refusal:
+        check_same_run(composed(tmp_path, *ROUNDS, *changed))
+    assert ("recover.variant=A_NAME" in str(refusal.value)) == is_offered
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a b", "", "x" * 61, "a\\b", "50%"])
+def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"recover\.variant"):
+        compose_config(["name=run", f"recover.variant='{name}'"])

@@ -1,0 +1,160 @@
+"""A further recovery of a cut that another run has made: a run folder of its own below that run's, which takes over the
+stages that its settings do not change, and does the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from transact.config import RecoverConfig, RunConfig
+from transact.configuring import differences, to_dictionary, typed_config
+from transact.files import copy_finished, damage_of, publish, temporary_name
+from transact.geometry import Geometry
+from transact.outline import Round, pruning_rounds, stage_names, text_sequences
+from transact.runtime.run_folder import RunFolder
+from transact.runtime.run_record import read_config, read_record
+
+METRICS = "metrics.jsonl"
+# What the rounds say for themselves, and what no result depends on.
+BY_ROUND = {"tokens", "token_shares", "learning_rate", "learning_rates", "variant", "max_skipped_steps"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """What a variant takes over.
+
+    Attributes:
+        run: folder of the run that made it.
+        run_id: of that run.
+        stages: name -> what its run.json says of them, in their order.
+    """
+
+    run: Path
+    run_id: str
+    stages: dict[str, Any]
+
+
+def find_cut(config: RunConfig, parent: Geometry) -> Cut:
+    """Look for the cut that the variant recovers. Reads records only.
+
+    Raises:
+        ValueError: there is none, it is not finished, or the variant asks for another one.
+    """
+    folder, name = config.variant_of, config.recover.variant
+    assert folder is not None
+    record, settings = read_record(folder), read_config(folder)
+    if record is None or settings is None:
+        raise ValueError(f"recover.variant={name!r}: {str(folder)!r} holds no run whose cut it could recover")
+    first, finished = typed_config(settings), record.get("stages", {})
+    _check_same_cut(first, config)
+    kept = kept_stages(first, config, parent)
+    stages = {each: finished[each] for each in kept if each in finished}
+    missing = [each for each in kept if each not in stages]
+    if missing:
+        raise ValueError(
+            f"recover.variant={name!r}: the run in {str(folder)!r} has not finished {missing[0]} yet, which a variant "
+            "takes over: let it come to that first, by its own command without recover.variant"
+        )
+    return Cut(run=folder, run_id=record["run_id"], stages=stages)
+
+
+def _check_same_cut(first: RunConfig, config: RunConfig) -> None:
+    changed = differences(to_dictionary(first), to_dictionary(config))
+    others = [each for each in changed if not changes_recovery_alone(each)]
+    if others:
+        raise ValueError(
+            f"recover.variant={config.recover.variant!r} recovers a cut that is there; these settings make another "
+            f"one ({'; '.join(others)}): leave them as they were, or choose another name= without a variant"
+        )
+
+
+def changes_recovery_alone(difference: str) -> bool:
+    """Whether a line of `configuring.differences` leaves the cut as it is: what is reserved for validation decides
+    which text calibrates."""
+    return difference.startswith("recover.") and not difference.startswith("recover.validation_sequences:")
+
+
+def kept_stages(first: RunConfig, config: RunConfig, parent: Geometry) -> list[str]:
+    """The stages of the first run that the variant's settings do not change: all before the first recovery that
+    differs. Gram matrices are not among them: they are gone once the round is sliced.
+
+    Raises:
+        ValueError: no recovery differs.
+    """
+    rounds, before = pruning_rounds(config, parent), pruning_rounds(first, parent)
+    number = _first_changed(first, config, list(zip(before, rounds, strict=True)))
+    if number is None:
+        raise ValueError(
+            f"recover.variant={config.recover.variant!r} asks for the recovery that the run has already: change "
+            "recover.learning_rate, recover.tokens or the like"
+        )
+    changed = {f"round_{number:02d}/recover", f"round_{number:02d}/evaluate"}
+    names = stage_names(first)
+    end = min(names.index(each) for each in changed if each in names)
+    return [each for each in names[:end] if not each.endswith("/gram")]
+
+
+def _first_changed(first: RunConfig, config: RunConfig, rounds: list[tuple[Round, Round]]) -> int | None:
+    """The number of the first round that is recovered in another way."""
+    common = [each.name for each in fields(RecoverConfig) if each.name not in BY_ROUND]
+    totals = [sum(pair[side].tokens for pair in rounds) // config.data.sequence_length for side in (0, 1)]
+    # Another amount of text is another order of it.
+    texts = text_sequences(first, totals[0]), text_sequences(config, totals[1])
+    if any(getattr(first.recover, name) != getattr(config.recover, name) for name in common) or texts[0] != texts[1]:
+        return 1
+    differ = (new.number for old, new in rounds if _recovery(old) != _recovery(new))
+    return next(differ, None)
+
+
+def _recovery(each: Round) -> tuple[int, int, float]:
+    return each.tokens, each.first_sequence, each.learning_rate
+
+
+def has_cut(config: RunConfig) -> bool:
+    """Whether the variant has taken over its cut already.
+
+    Raises:
+        ValueError: its record cannot be read.
+    """
+    record = read_record(Path(config.output_dir))
+    return record is not None and "cut" in record
+
+
+def check_cut(cut: Cut) -> None:
+    """Read every file of the cut.
+
+    Raises:
+        ValueError: one is not as it was when its stage was finished.
+    """
+    for stage, entry in cut.stages.items():
+        for name, described in entry["files"].items():
+            problem = damage_of(cut.run / name, described)
+            if problem is not None:
+                raise ValueError(
+                    f"{str(cut.run / name)!r} of {stage} {problem}: the command of that run, once more, makes it anew"
+                )
+
+
+def take_over(folder: RunFolder, cut: Cut) -> list[str]:
+    """Make the cut's files and stages those of the variant too. Files take no space where there are hard links.
+
+    Returns:
+        The stages.
+    """
+    names = [name for entry in cut.stages.values() for name in entry["files"]]
+    folder.announce(*(folder.path / name for name in names))
+    for name in names:
+        copy_finished(cut.run / name, folder.path / name)
+    _take_over_metrics(cut, folder.path / METRICS)
+    folder.stages.update(cut.stages)
+    folder.note(cut={"run": str(cut.run.absolute()), "run_id": cut.run_id, "stages": list(cut.stages)})
+    return list(cut.stages)
+
+
+def _take_over_metrics(cut: Cut, output: Path) -> None:
+    """The lines of the stages that are taken over."""
+    length = max(entry["metrics_position"] for entry in cut.stages.values())
+    with (cut.run / METRICS).open("rb") as file:
+        temporary_name(output).write_bytes(file.read(length))
+    publish(temporary_name(output), output)
