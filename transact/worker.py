@@ -42,7 +42,7 @@ def work(config: RunConfig) -> int:
         adopt_launcher()
     except ValueError as error:
         return refuse(error, always=True)
-    interruption = Interruption(_leave_seconds(config))
+    interruption = Interruption(_leave_seconds(config), is_cluster=own_job() is not None)
     interruption.listen()
     from transact.runtime.devices import check_device
     from transact.runtime.rendezvous import Refused

@@ -193,11 +193,9 @@ class SharedModel(HFLM):  # type: ignore[misc]
     def _shared(self, answer: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
         group = self._group
         own = [requests[number] for number in group.shared_out(len(requests))]
+        fill = self._fill if self._is_partitioned else lambda: None
         with self.bar(len(requests)) as bar, _counting(self.model, bar, len(own), len(requests)):
-            if self._is_partitioned:
-                with in_step(self.model, group, self._fill):
-                    answers = answer(own, disable_tqdm=True) if own else []
-            else:
+            with in_step(self.model, group, fill):
                 answers = answer(own, disable_tqdm=True) if own else []
         merged: list[Any] = [None] * len(requests)
         for rank, part in enumerate(group.gather(answers)):

@@ -16,13 +16,20 @@ def in_step(module: nn.Module, group: ProcessGroup, fill: Callable[[], object]) 
 
     Before a forward the ranks tell one another who has one; a rank that has none left takes part with `fill`, a
     forward whose result nobody wants. Not for code that exchanges anything between its forwards.
+
+    Raises:
+        Stopped: on every rank, before the next forward, when any was asked to stop.
     """
 
-    def announce(*_: object) -> None:
-        group.any(True)
+    def agree(has_one: bool) -> bool:
+        some, asked = group.any(has_one, group.is_asked_to_stop)
+        if asked:
+            group.stop()
+        return some
 
-    hook = module.register_forward_pre_hook(announce, prepend=True)  # before those that gather weights
+    # Before those hooks that gather weights.
+    hook = module.register_forward_pre_hook(lambda *_: agree(True) and None, prepend=True)
     yield  # not in a `try`: after an error the others learn from the broken connection, and would wait here
     hook.remove()
-    while group.any(False)[0]:
+    while agree(False):
         fill()

@@ -88,7 +88,7 @@ def write_checkpoint(
             written[name] = write_shard(temporary / name, tensors, getattr(torch, dtype))
             files.update(dict.fromkeys(tensors, name))
         del tensors
-        group.watchdog.progress()
+        group.turn()
     digests: dict[str, Any] = {}
     all_files: dict[str, str] = {}
     for their_digests, their_files in group.gather((written, files)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,39 +41,46 @@ class ProcessGroup:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def _exchange(self, collective: Callable[..., Any], *given: Any, is_progress: bool = True, **named: Any) -> None:
+        """Call a collective of torch; every one goes through here, so that the watchdog hears of it before and after.
+
+        is_progress: False where the main thread of rank 0 only keeps the others company: its work is judged elsewhere.
+        """
+        if is_progress:
+            self.watchdog.progress()
+        collective(*given, **named)
+        if is_progress:
+            self.watchdog.progress()
+
     def barrier(self) -> None:
         # An all-reduce of a CPU tensor: gloo, on every machine, whatever the GPUs are doing.
         self.sum(torch.zeros(1))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """All-reduce SUM in place; the device of the tensor chooses gloo or NCCL."""
-        self.watchdog.progress()
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
-        self.watchdog.progress()
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.SUM)
         return tensor
 
     def sum_to(self, rank: int, tensor: torch.Tensor) -> None:
         """Reduce SUM: in place on `rank`; elsewhere the tensor is of no use afterwards."""
-        distributed.reduce(tensor, dst=rank, op=distributed.ReduceOp.SUM)
+        self._exchange(distributed.reduce, tensor, dst=rank, op=distributed.ReduceOp.SUM)
 
     def maxima(self, *values: float) -> list[float]:
         """Of each value, the largest of all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
         return [float(value) for value in tensor.tolist()]
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's plain Python value, on every rank."""
         box = [value]
-        distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        self.watchdog.progress()
+        self._exchange(distributed.broadcast_object_list, box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any rank."""
         tensor = torch.tensor(flags, dtype=torch.uint8)
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-        self.watchdog.progress()
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
         return [bool(flag) for flag in tensor.tolist()]
 
     @property
@@ -89,6 +97,19 @@ class ProcessGroup:
         if self.any(self.is_asked_to_stop)[0]:
             self.stop()
 
+    def turn(self) -> None:
+        """One piece of work is done: the watchdog hears of it, and all ranks stop if any was asked to.
+
+        Collective in the main thread: every rank calls it equally often, whatever its share of the work is. In a
+        thread of `on_main`, which looks after signals itself, and while `interruption.deferred()` it only reports.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop.
+        """
+        self.watchdog.progress()
+        if threading.current_thread() is threading.main_thread() and not self.interruption.is_deferred:
+            self.stop_if_asked()
+
     def stop(self) -> NoReturn:
         """Leave; all ranks call this, once they have agreed."""
         names = [name for name in self.gather(self.interruption.asked_by) if name]
@@ -101,11 +122,15 @@ class ProcessGroup:
         """This rank's numbers when 0 to count - 1 are dealt out in turn."""
         return range(self.rank, count, self.world_size)
 
+    def turns(self, count: int) -> Iterator[int | None]:
+        """The same, equally often on every rank: None in a last turn that has no number for this one."""
+        for first in range(0, count, self.world_size):
+            yield first + self.rank if first + self.rank < count else None
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's plain Python value, on every rank."""
         values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value)
-        self.watchdog.progress()
+        self._exchange(distributed.all_gather_object, values, value)
         return values
 
     def everywhere(self, work: Callable[[], Result]) -> list[Result]:
@@ -150,9 +175,9 @@ class ProcessGroup:
         pause = 0.005
         while True:
             both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
-            distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-            if may_be_left or not self.is_main:  # of the rest rank 0's watchdog is the judge
-                self.watchdog.progress()
+            # Of work that may not be left rank 0's watchdog is the judge.
+            waits = may_be_left or not self.is_main
+            self._exchange(distributed.all_reduce, both, op=distributed.ReduceOp.MAX, is_progress=waits)
             state, asked = both.tolist()
             if state != RUNNING:
                 break

@@ -45,13 +45,13 @@ def mean_loss(
         start, stop = turn or (0, 1)
         tokens = store.sequences(positions[start:stop])
         loss = engine.loss(tokens)
-        group.watchdog.progress()
         done = min(told + micro_batch * group.world_size, len(positions))
         advance((done - told) * tokens.shape[1])
         told = done
         if turn is not None:
             predicted = tokens.shape[0] * (tokens.shape[1] - 1)
             total += torch.tensor([float(loss) * predicted, predicted], dtype=torch.float64)
+        group.turn()
     group.sum(total)
     engine.module.train(was_training)
     return float(total[0] / total[1])

@@ -41,6 +41,7 @@ def collect_gram_files(job: Job, texts: Texts, checkpoint: Path, output: Path) -
                 share = ((number - 1) / len(passes), number / len(passes))
                 run_calibration(job, texts, collector, engine.hidden_forward, name, share)
             for layer in layers:
+                job.group.turn()
                 written |= _write_layer(job, layer, collector.take_gram(layer), temporary_name(output))
     digests: dict[str, Any] = {}
     for theirs in job.group.gather(written):

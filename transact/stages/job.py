@@ -68,7 +68,8 @@ class Job:
         Args:
             total: units of all ranks together.
             share: of the stage's work, from where to where, where the stage has other loops too.
-            in_step: False where the ranks do not call `advance` equally often: nothing collective may hang on it.
+            in_step: Whether all ranks call `advance` equally often, after which the job may stop; a thread of `on_main`
+                may call it too.
         """
         return Progress(
             self.view,
@@ -76,7 +77,7 @@ class Job:
             total,
             unit,
             completed=completed,
-            on_advance=self.group.watchdog.progress,
+            on_advance=self.group.turn if in_step else self.group.watchdog.progress,
             share=share,
             job_left=self.clock.left,
         )
@@ -98,7 +99,7 @@ class Job:
             while not path.is_dir():
                 if time.monotonic() > deadline:
                     raise ValueError(
-                        f"{field}={str(path)!r} is not there on rank {self.group.rank} (host {socket.gethostname()}): "
+                        f"{field}: {str(path)!r} is not there on rank {self.group.rank} (host {socket.gethostname()}): "
                         "it must be a folder that all machines share"
                     )
                 time.sleep(1)

@@ -118,12 +118,13 @@ def _greedy_channels(job: Job, checkpoint: Path, grams: Path, target: Geometry) 
         CheckpointReader(checkpoint) as reader,
         job.progress("choose MLP channels", source.num_layers, unit="layers") as bar,
     ):
-        for layer in job.group.shared_out(source.num_layers):
-            weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
-            gram = read_gram(grams, layer, device).intermediate
-            chosen = greedy_obs(weight, gram, target.intermediate_size, job.config.prune.method.ridge)
-            kept[layer] = chosen.tolist()
-            bar.advance(min(job.group.world_size, source.num_layers - layer))
+        for layer in job.group.turns(source.num_layers):
+            if layer is not None:
+                weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
+                gram = read_gram(grams, layer, device).intermediate
+                chosen = greedy_obs(weight, gram, target.intermediate_size, job.config.prune.method.ridge)
+                kept[layer] = chosen.tolist()
+            bar.advance(job.group.world_size)
     return [channels for _, channels in sorted(_merged(job, kept).items())]
 
 
@@ -132,10 +133,12 @@ def _magnitudes(job: Job, checkpoint: Path, source: Geometry) -> Scores:
     found = {}
     with CheckpointReader(checkpoint) as reader:
         layers = [names for names in layer_groups(reader.files) if layer_of(names[0]) is not None]
-        for number in job.group.shared_out(len(layers)):
-            weights = layer_weights({name: reader.tensor(name) for name in layers[number]})
-            assert weights is not None
-            found[layer_of(layers[number][0])] = magnitude_scores(weights, source)
+        for number in job.group.turns(len(layers)):
+            if number is not None:
+                weights = layer_weights({name: reader.tensor(name) for name in layers[number]})
+                assert weights is not None
+                found[layer_of(layers[number][0])] = magnitude_scores(weights, source)
+            job.group.turn()
     return stack_scores([scores for _, scores in sorted(_merged(job, found).items())])
 
 

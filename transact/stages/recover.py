@@ -265,8 +265,9 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
             saved = load_training(engine, found[0], job.group)
             if position.best_step > 0:
                 best = saved or engine.snapshot()
-        Recovery(job, texts, round_, engine, position, best, teacher).run()
-        return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
+        with job.group.interruption.deferred():  # it saves before it stops, and what is trained is written down
+            Recovery(job, texts, round_, engine, position, best, teacher).run()
+            return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
 def _start_loss(job: Job, texts: Texts, source: Path) -> float:

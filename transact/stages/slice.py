@@ -60,13 +60,17 @@ def cut_checkpoint(job: Job, texts: Texts, source: Path, plan: PrunePlan, output
     method = job.config.prune.method
     if method.refit == "sequential":
         return slice_sequentially(job, texts, source, plan, output)
+    # By the method, not by what a rank's file system shows: a rank with an old view would slice without the refit.
+    needs_gram = method.needs_gram()
+    if needs_gram:
+        job.check_seen("the folder of Gram matrices", grams)
     return slice_checkpoint(
         source,
         plan,
         output,
         job.group,
         dtype=job.config.model.dtype,
-        grams=grams if grams.is_dir() else None,
+        grams=grams if needs_gram else None,
         ridge=method.ridge if method.refit == "least_squares" else None,
     )
 

@@ -1,0 +1,39 @@
+"""Ranks on several machines may see different states of a shared folder: none decides by what it sees alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tests.support.commands import REPOSITORY
+
+QUESTIONS = {"is_dir", "is_file", "exists", "glob", "rglob", "iterdir"}
+# Function -> why the answer of one rank does no harm.
+ALLOWED = {
+    "job.py:look": "waits for a folder; a rank that does not see it ends all of them",
+    "texts.py:_check_same_texts": "rank 0 alone",
+    "texts.py:_is_old": "rank 0 alone",
+    "texts.py:_sound": "rank 0 alone",
+    "texts.py:remove_leftovers": "rank 0 alone",
+    "tasks.py:check_evaluation": "before the ranks meet; what one refuses all refuse",
+    "sharing.py:shared": "rank 0 alone",
+    "sharing.py:_code_digest": "of this package",
+    "sharing.py:model_identity": "of the parent, which is there before the run; a part of a name that rank 0 looks up",
+}
+
+
+def questions(path: Path) -> set[str]:
+    found = set()
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            inner = [each for each in ast.walk(function) if isinstance(each, ast.FunctionDef) and each is not function]
+            skipped = {node for each in inner for node in ast.walk(each)}
+            asked = [node for node in ast.walk(function) if isinstance(node, ast.Attribute) and node not in skipped]
+            found |= {f"{path.name}:{function.name}" for node in asked if node.attr in QUESTIONS}
+    return found
+
+
+def test_no_stage_asks_the_file_system_on_each_rank() -> None:
+    package = REPOSITORY / "transact"
+    asked = {each for path in [package / "chain.py", *(package / "stages").glob("*.py")] for each in questions(path)}
+    assert not asked - ALLOWED.keys(), "let rank 0 ask and broadcast, or say here why it does no harm"
