@@ -15,6 +15,7 @@ from transact.exit_codes import FAILED
 from transact.failures import explain, is_lost_rank
 from transact.last_words import last_words
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.launcher import LAUNCHER
 from transact.runtime.slurm import own_job
 from transact.runtime.watchdog import SILENCE_SECONDS
 from transact.stages.training_health import Diverged
@@ -58,20 +59,39 @@ def outcome_recorded(
     """
     watchdog = group.watchdog
 
-    def record(state: str, message: str) -> None:
-        if group.is_main and folder.record:
-            with suppress(OSError):  # the disk may be full; the user is told all the same
-                folder.end(state, message)
-            when_recorded()
+    def record(state: str, message: str) -> bool | None:
+        """Whether this rank's verdict is the one that counts; None where it cannot be written down.
 
-    def record_failure(message: str) -> None:
+        Rank 0 writes it, the others where rank 0 is the one that is gone.
+        """
+        recorded = None
+        if folder.attempt is not None and watchdog.speaks():
+            with suppress(OSError):  # the disk may be full; the user is told all the same
+                recorded = folder.end(state, message)
+        if group.is_main and folder.attempt is not None:
+            when_recorded()
+        return recorded
+
+    def is_to_be_told(recorded: bool | None) -> bool:
+        """By the first to record it, unless a launcher does, or by all where it could not be recorded."""
+        return recorded is None or (recorded and LAUNCHER not in os.environ)
+
+    def record_failure(message: str) -> bool:
         clear_screen()
-        record("failed", message)
+        return is_to_be_told(record("failed", message))
 
     def tell(message: str) -> None:
         clear_screen()
         print(last_words(message, config), file=sys.stderr, flush=True)
 
+    def leave(name: str) -> None:
+        clear_screen()
+        if folder.attempt is not None:
+            with suppress(OSError):
+                folder.end("stopped", f"left at once, after a second {name}")
+        group.interruption.say_left(name)
+
+    group.interruption.left = leave
     watchdog.stacks = folder.path / "stacks"
     watchdog.record_failure, watchdog.tell = record_failure, tell
     try:
@@ -89,10 +109,10 @@ def outcome_recorded(
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
         if verdict is None:
             watchdog.report(message)
-        record("diverged" if isinstance(error, Diverged) else "failed", message)
+        recorded = record("diverged" if isinstance(error, Diverged) else "failed", message)
         watchdog.end()
         _leave_in_time()
-        told = not lost or watchdog.speaks()
+        told = (not lost or watchdog.speaks()) and is_to_be_told(recorded)
         # Without a verdict what looked like a lost rank may be an error of this rank's own.
         explains_itself = verdict is not None or isinstance(error, Diverged)
         raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
@@ -101,9 +121,12 @@ def outcome_recorded(
 def code_of_stop(interruption: Interruption) -> int:
     """In a SLURM job that of a process which the signal ended: the batch script must tell a stop from a failure, and
     nothing is written in run.json before the ranks have met."""
-    if own_job() is None or interruption.asked_by is None:
+    name = interruption.asked_by
+    if (
+        own_job() is None or name is None or name not in signal.Signals.__members__
+    ):  # it may have been the end of a launcher
         return FAILED
-    return 128 + signal.Signals[interruption.asked_by].value
+    return 128 + signal.Signals[name].value
 
 
 def _leave_in_time() -> None:

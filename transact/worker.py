@@ -102,6 +102,8 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
         closing(_view(config, group.is_main)) as view,
         outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=pages.finish),
     ):
+        if group.is_main:
+            interruption.say = view.say
         job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
         try:
             prepared = prepare(job)
@@ -120,6 +122,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
                 stages = ", ".join(take_over(folder, cut))
                 job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
             pages.start()
+        folder.attempt = group.broadcast(folder.attempt)
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
         if group.is_main:

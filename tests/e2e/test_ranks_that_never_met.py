@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
 import socket
 import threading
@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import submitit
 
-from transact.launching import local
+from transact.files import read_json
+from transact.launching import executors
 from transact.runtime.rendezvous import LOOPBACK, _listener
+from transact.runtime.run_folder import RunFolder
 
 
 def test_a_port_in_use_is_waited_for() -> None:
@@ -26,20 +27,23 @@ def test_a_port_in_use_is_waited_for() -> None:
         assert 0.9 < time.monotonic() - begin < 10
 
 
-def rank_0_leaves_at_once() -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
-        time.sleep(600)
-    return 1
-
-
-def test_a_rank_that_waits_for_one_that_left_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "STRAGGLER_SECONDS", 2.0)
-    executor = submitit.LocalExecutor(folder=tmp_path)
-    executor.update_parameters(tasks_per_node=2, timeout_min=5)
-    job = executor.submit(rank_0_leaves_at_once)
-    watch = local._Watch(job, 2)
-    deadline = time.monotonic() + 60
-    while not watch.is_over():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def test_ranks_that_go_on_after_another_has_left_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one that heeds no signal, as a suspended one; nothing that the launcher has killed is taken for a cause."""
+    monkeypatch.setattr(executors, "STRAGGLER_SECONDS", 0.5)
+    monkeypatch.setattr(executors, "KILL_SECONDS", 0.5)
+    deaf = "test $SUBMITIT_LOCAL_GLOBALID = 0 && exit 1; trap '' TERM; while true; do sleep 0.1; done"
+    variables = {"NTASKS": "2", "COMMAND": shlex.join(["sh", "-c", deaf]), "TIMEOUT_S": "300", "SIGNAL_DELAY_S": "30"}
+    for name, value in (variables | {"WITH_SHELL": ""}).items():
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
+    monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    run = RunFolder(tmp_path)
+    controller = executors.RankController(tmp_path / "logs")
+    run.open(2)
+    try:
+        controller.start_tasks()
+        assert controller.wait() == [1, -signal.SIGKILL]
+    finally:
+        controller.kill_tasks()
+        signal.signal(signal.SIGTERM, before)
+    assert read_json(tmp_path / "run.json")["error"] == ("rank 0 died in the start: exit code 1, and it left no reason")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transact.attempt import _why
 from transact.exit_codes import DONE, FAILED, REFUSED, worst
-from transact.runtime.run_folder import was_stopped
 from transact.runtime.run_record import LAYOUT
+from transact.runtime.verdict import how_it_ended
 
 
 def test_a_failure_outweighs_a_refusal_wherever_several_ends_become_one() -> None:
@@ -19,10 +19,10 @@ def test_a_failure_outweighs_a_refusal_wherever_several_ends_become_one() -> Non
 
 
 def test_what_an_earlier_attempt_left_does_not_say_how_this_one_ended(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"layout": LAYOUT, "state": "stopped"}))
-    assert was_stopped(tmp_path, since=time.time() - 60)
-    assert not was_stopped(tmp_path, since=time.time() + 60)
-    assert not was_stopped(tmp_path / "nothing", since=0)
+    (tmp_path / "run.json").write_text(json.dumps({"layout": LAYOUT, "state": "stopped", "error": "stopped by SIGINT"}))
+    assert how_it_ended(tmp_path, since=time.time() - 60) == ("stopped", "stopped by SIGINT")
+    assert how_it_ended(tmp_path, since=time.time() + 60) is None
+    assert how_it_ended(tmp_path / "nothing", since=0) is None
 
 
 def test_a_job_is_not_queued_again_for_training_that_came_to_nothing() -> None:

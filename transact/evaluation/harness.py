@@ -194,9 +194,12 @@ class SharedModel(HFLM):  # type: ignore[misc]
         group = self._group
         own = [requests[number] for number in group.shared_out(len(requests))]
         fill = self._fill if self._is_partitioned else lambda: None
-        with self.bar(len(requests)) as bar, _counting(self.model, bar, len(own), len(requests)):
-            with in_step(self.model, group, fill):
-                answers = answer(own, disable_tqdm=True) if own else []
+        with (
+            self.bar(len(requests)) as bar,
+            _counting(self.model, bar, len(own), len(requests)),
+            in_step(self.model, group, fill),
+        ):
+            answers = answer(own, disable_tqdm=True) if own else []
         merged: list[Any] = [None] * len(requests)
         for rank, part in enumerate(group.gather(answers)):
             merged[rank :: group.world_size] = part

@@ -1,4 +1,7 @@
-"""The only file that imports submitit: what it runs in each process, and how it is told to start them."""
+"""The only file that imports submitit: what it runs in each process, and how it is told to start them.
+
+python -m transact.launching.executors FOLDER      controls the ranks of launch=local; started by it alone
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,32 @@ import io
 import os
 import shlex
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from submitit import LocalExecutor
+from submitit.local.local import Controller, LocalJob
+
 from transact.config import LaunchConfig, RunConfig
 from transact.configuring import to_dictionary, typed_config
 from transact.exit_codes import FAILED, leave
 from transact.runtime.interruption import SIGNALS
-from transact.runtime.launcher import LOOPBACK, forget_launcher, free_port
+from transact.runtime.job_token import new_token
+from transact.runtime.launcher import JOB_TOKEN, LAUNCHER, LOOPBACK, PARENTS, forget_launcher, free_port
 from transact.runtime.slurm import SlurmError
+from transact.runtime.verdict import RankEnd, name_the_dead
 
 OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where its controller is: sbatch needs them
 # The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
 SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
+POLL_SECONDS = 0.05
+STRAGGLER_SECONDS = 90.0  # that ranks go on after another has left; before they have met, nobody tells them
+KILL_SECONDS = 30.0  # to heed SIGTERM after that: a suspended process never does
 
 
 class LocalTask:
@@ -36,6 +49,7 @@ class LocalTask:
         from submitit.helpers import TorchDistributedEnvironment
 
         _listen_as_usual()
+        os.environ[PARENTS] = f"{os.getppid()} {os.environ.get(LAUNCHER, '')}"
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         from transact.worker import work
 
@@ -75,9 +89,7 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
     They are deaf to Ctrl-C until `work` listens, since submitit's own answer to it is to kill the ranks within a
     second; where nobody waits for them, also to the end of the terminal.
     """
-    import submitit
-
-    executor = submitit.LocalExecutor(folder=logs)
+    executor = _Executor(folder=logs)
     executor.update_parameters(
         tasks_per_node=config.launch.processes,
         timeout_min=config.launch.timeout_minutes,
@@ -86,11 +98,80 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
     )
     task = LocalTask(to_dictionary(config.without_setup()), free_port())
     forget_launcher()
-    with _deaf_to(signal.SIGINT):
+    with _deaf_to(signal.SIGINT), _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid())}):
         if config.launch.wait:
             return executor.submit(task)
+        del os.environ[LAUNCHER]
         with _deaf_to(signal.SIGHUP), _silent_children():
             return executor.submit(task)
+
+
+class _Executor(LocalExecutor):  # type: ignore[misc]
+    """Starts a controller that remembers how each rank ended."""
+
+    def _submit_command(self, command: str) -> Any:
+        count = self.parameters["tasks_per_node"]
+        variables = {
+            "NTASKS": count,
+            "COMMAND": command,
+            "TIMEOUT_S": int(60 * self.parameters["timeout_min"]),
+            "SIGNAL_DELAY_S": 30,
+            "NODEID": 0,
+            "JOB_NUM_NODES": 1,
+            "WITH_SHELL": "",
+        }
+        environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in variables.items()}
+        environment |= {"SUBMITIT_STDERR_TO_STDOUT": "1", "SUBMITIT_EXECUTOR": "local"}
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(self.parameters["gpus_per_node"])))
+        arguments = [sys.executable, "-m", "transact.launching.executors", str(self.folder)]
+        process = subprocess.Popen(arguments, env=os.environ | environment)
+        return LocalJob(self.folder, job_id=str(process.pid), process=process, tasks=list(range(count)))
+
+
+class RankController(Controller):  # type: ignore[misc]
+    """The parent of the ranks: alone it knows how each of them ended, and it ends those that no longer can."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: str | None = None
+        self._began = time.time()
+
+    def _forward_signal(self, number: Any, *frame: Any) -> None:
+        if number == signal.SIGTERM and frame:  # from outside
+            self.asked = self.asked or "SIGTERM"
+        super()._forward_signal(number, *frame)
+
+    def wait(self, freq: int = 24) -> Any:
+        """Returns the exit codes of the ranks, once all have ended; by then run.json names the one that died."""
+        ends: dict[int, RankEnd] = {}
+        limit = time.monotonic() + self.timeout_s
+        asked_to_leave = killed = None
+        while len(ends) < len(self.tasks):
+            now = time.monotonic()
+            for rank, task in enumerate(self.tasks):
+                if rank not in ends and (code := task.poll()) is not None:
+                    ends[rank] = RankEnd(rank=rank, code=code, by_us=asked_to_leave is not None)
+                    limit = min(limit, now + STRAGGLER_SECONDS)
+            if asked_to_leave is None and now > limit:
+                asked_to_leave = now
+                self._forward_signal(signal.SIGTERM)
+            if asked_to_leave is not None and killed is None and now > asked_to_leave + KILL_SECONDS:
+                killed = now
+                self._forward_signal(signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        name_the_dead(self.folder.parent, self._began, list(ends.values()), self.asked)
+        return [ends[rank].code for rank in sorted(ends)]
+
+
+@contextmanager
+def _variables(given: dict[str, str]) -> Iterator[None]:
+    """Of the environment, for what is started inside."""
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -164,6 +245,7 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     for name in ours:
         del os.environ[name]
     forget_launcher()
+    os.environ[JOB_TOKEN] = new_token()
     try:
         with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
             return str(executor.submit(SlurmTask(to_dictionary(config.without_setup()))).job_id)
@@ -221,3 +303,7 @@ def _own_setup(launch: LaunchConfig, code: Path) -> list[str]:
         file.write("".join(f"{line}\n" for line in launch.setup))
     quoted = shlex.quote(str(path))
     return [f"test -r {quoted} || {{ echo error: {quoted} is not there >&2; exit 1; }}", f". {quoted}"]
+
+
+if __name__ == "__main__":
+    RankController(Path(sys.argv[1])).run()

@@ -34,13 +34,20 @@ def view_events_for_ranks(is_awaited: bool) -> Iterator[Path | None]:
             del os.environ[VARIABLE]
 
 
-def follow(log: Path, is_over: Callable[[], bool], view: View, events: Path | None = None) -> None:
+def follow(
+    log: Path,
+    is_over: Callable[[], bool],
+    view: View,
+    events: Path | None = None,
+    is_news: Callable[[str], bool] = lambda line: True,
+) -> None:
     """Show the lines of a growing file, which may not be there yet, until the job is over.
 
     Args:
         events: of rank 0, where it tells them.
+        is_news: whether a line is shown.
     """
-    tails = [_Tail(log, lambda line: _show(view, line))]
+    tails = [_Tail(log, lambda line: _show(view, line) if is_news(line) else None)]
     if events is not None:
         tails.append(_Tail(events, lambda line: replay(view, line)))
     is_last = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,14 +15,16 @@ from typing import Any
 
 from transact.config import RunConfig
 from transact.exit_codes import DONE, FAILED, refuse, worst
+from transact.last_words import how_to_go_on, last_words
 from transact.launching.executors import local_exit_code, log_path, submit_locally
 from transact.launching.following import follow, view_events_for_ranks
-from transact.runtime.interruption import SIGNALS
-from transact.runtime.run_folder import was_stopped
+from transact.runtime.interruption import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS, STOPPING
 from transact.runtime.run_record import claim_run
+from transact.runtime.verdict import how_it_ended
 from transact.tracking.live import open_view
+from transact.tracking.view import View
 
-STRAGGLER_SECONDS = 90.0
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def run_locally(config: RunConfig) -> int:
@@ -44,49 +47,78 @@ def run_locally(config: RunConfig) -> int:
             _say_how_to_go_on(job, logs)
             return DONE
         title = f"{config.name} {config.point_name}".strip()  # the lines of rank 0 name a sweep's point themselves
-        with _passing_on(job), closing(open_view(config.track.progress_seconds, title)) as view:
-            follow(logs[0], _Watch(job, config.launch.processes).is_over, view, events)
-    return _exit_code(job, logs, folder, since)
+        with closing(open_view(config.track.progress_seconds, title)) as view:
+            requests, ranks = _Requests(job, view), _Ranks(job)
+
+            def is_over() -> bool:
+                requests.acknowledge()
+                return ranks.are_over()
+
+            with requests.passed_on():
+                follow(logs[0], is_over, view, events, requests.is_news)
+    return _exit_code(config, job, logs, since, requests.asked)
 
 
-@contextmanager
-def _passing_on(job: Any) -> Iterator[None]:
-    """A signal to stop goes on to the ranks, which save first; then the job ends by itself.
+class _Requests:
+    """Signals to stop: acknowledged here, and passed on to the ranks, which save first; then the job ends by itself.
 
-    By way of the process that controls them, which passes on SIGTERM alone. A second Ctrl-C comes to the ranks from
-    the terminal, and they leave at once.
+    By way of the process that controls them, which passes on SIGTERM alone. A second one goes the same way, and the
+    ranks leave at once.
     """
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def __init__(self, job: Any, view: View) -> None:
+        self._job, self._view = job, view
+        self.asked: list[str] = []
+        self._told = 0
+
+    @contextmanager
+    def passed_on(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(signal.Signals(number).name)  # told by `acknowledge`: the view may be writing just now
         with suppress(ProcessLookupError):
-            os.kill(int(job.job_id), signal.SIGTERM)
+            os.kill(int(self._job.job_id), signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def acknowledge(self) -> None:
+        if self._told < len(self.asked) and self._told == 0:
+            self._view.say(f"{self.asked[0]}: {STOPPING}")
+        self._told = len(self.asked)
+
+    def is_news(self, line: str) -> bool:
+        """Whether a line of rank 0 says more than what was acknowledged here."""
+        return not self.asked or not line.endswith(STOPPING)
 
 
-class _Watch:
-    """Ends the ranks that go on long after another has left: before they have met, nobody tells them."""
+class _Ranks:
+    """Whether all processes of a job have ended: those of the ranks too when the one that controls them was killed."""
 
-    def __init__(self, job: Any, processes: int) -> None:
+    def __init__(self, job: Any) -> None:
         self._job = job
-        self._left = [job.paths.folder / f"{job.job_id}_{rank}_result.pkl" for rank in range(processes)]
-        self._since: float | None = None
+        self._deadline: float | None = None
+        _adopt_orphans()
 
-    def is_over(self) -> bool:
-        if self._job.done():
+    def are_over(self) -> bool:
+        if not self._job.done():
+            return False
+        self._deadline = self._deadline or time.monotonic() + ORPHAN_SECONDS + LEAVE_SECONDS
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
             return True
-        if self._since is None and any(path.exists() for path in self._left):
-            self._since = time.monotonic()
-        if self._since is not None and time.monotonic() - self._since > STRAGGLER_SECONDS:
-            with suppress(ProcessLookupError):
-                os.kill(int(self._job.job_id), signal.SIGTERM)
-            self._since = float("inf")  # once
-        return False
+        return time.monotonic() > self._deadline
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what a process started here leaves behind when it is killed; on Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _visible_gpus() -> int:
@@ -99,11 +131,19 @@ def _say_how_to_go_on(job: Any, logs: list[Path]) -> None:
     print(f"started: process {job.job_id}\n  follow  tail -f {logs[0]}\n  stop    kill {job.job_id}", flush=True)
 
 
-def _exit_code(job: Any, logs: list[Path], folder: Path, since: float) -> int:
-    """The worst of the ranks."""
-    codes = []
+def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, asked: list[str]) -> int:
+    """The worst of the ranks. Says what ended them, unless rank 0 has: once, and the command that goes on."""
+    folder = Path(config.output_dir)
+    codes = [local_exit_code(job, rank, len(logs)) for rank in range(len(logs))]
+    ended = how_it_ended(folder, since)
+    if ended is not None and ended[0] == "stopped":
+        return worst([*codes, FAILED])
+    if FAILED in codes and asked:
+        print("\n".join([f"stopped by {asked[0]}", *how_to_go_on(config)]), file=sys.stderr, flush=True)
+        return FAILED
     for rank, log in enumerate(logs):
-        codes.append(local_exit_code(job, rank, len(logs)))
-        if codes[-1] == FAILED and not was_stopped(folder, since):
+        if codes[rank] == FAILED:
             print(f"rank {rank} failed; its log: {log}", file=sys.stderr, flush=True)
+    if ended is not None and ended[0] != "done":
+        print(last_words(ended[1], config), file=sys.stderr, flush=True)
     return worst(codes)

@@ -33,6 +33,7 @@ def rank_device(requested: str, local_rank: int) -> torch.device:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         return torch.device("cpu")
     index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
+    os.environ["LOCAL_RANK"] = str(index)  # which DeepSpeed takes for the device; `ProcessGroup.local_rank` is the rank
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transact.exit_codes import FAILED, speaks
+from transact.runtime.launcher import PARENTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
 # A terminal and a launcher that passes it on both deliver one Ctrl-C.
 SAME_KEY_SECONDS = 1.0
 STOPPING = "stopping after this step; once more leaves at once"
-PARENTS = "TRANSACT_PARENTS"  # numbers of the processes that started this one, and that it does not outlive
 LEAVE_SECONDS = 5.0  # to say so and write it down, after a second signal
 ORPHAN_SECONDS = 120.0  # to save and leave, once nobody is there who would end this process
 

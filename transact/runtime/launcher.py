@@ -10,7 +10,10 @@ from collections.abc import Mapping, MutableMapping
 
 LOOPBACK = "127.0.0.1"
 GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
+LAUNCHER = "TRANSACT_LAUNCHER"  # the number of the process that waits for the ranks and tells how they ended
+PARENTS = "TRANSACT_PARENTS"  # numbers of the processes that started this one, and that it does not outlive
+JOB_TOKEN = "TRANSACT_JOB_TOKEN"  # a secret of the ranks of a job
+INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR", LAUNCHER, PARENTS, JOB_TOKEN)
 MOST = 10**6
 OF_TORCHRUN = {
     "RANK": (0, MOST),

@@ -16,6 +16,7 @@ import torch.distributed as distributed
 from transact.runtime.background import DONE, RUNNING, Background
 from transact.runtime.devices import rank_device, share_cores
 from transact.runtime.interruption import Interruption, Stopped
+from transact.runtime.job_token import job_token
 from transact.runtime.launcher import environment_local_rank, environment_rank, environment_world_size
 from transact.runtime.rank_failed import RankFailed
 from transact.runtime.rendezvous import complete_environment, meet, own_part
@@ -221,10 +222,14 @@ def process_group(
         TimeoutError: some ranks never came.
     """
     rank, world_size, local_rank = environment_rank(), environment_world_size(), environment_local_rank()
-    listener = complete_environment()
+    complete_environment()
     interruption = interruption or Interruption()
-    store = meet(rank, world_size, listener, interruption, refusal)
-    watchdog = Watchdog(own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes)
+    store = meet(rank, world_size, interruption, refusal)
+    watchdog = Watchdog(
+        own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes, job_token(world_size)
+    )
+    watchdog.when_asked = interruption.hear
+    interruption.tell_others = watchdog.ask
     watchdog.start()
     try:
         group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)

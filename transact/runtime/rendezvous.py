@@ -9,11 +9,11 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from transact.runtime.background import RUNNING, Background
 from transact.runtime.interruption import Interruption, Stopped
-from transact.runtime.launcher import LOOPBACK
+from transact.runtime.launcher import LOOPBACK, free_port
 
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 PORT_SECONDS = 30.0
@@ -25,34 +25,31 @@ class Refused(ValueError):
     """The request cannot be met, on one rank at least."""
 
 
-def complete_environment() -> socket.socket | None:
-    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all.
-
-    Returns:
-        The socket on which this process, which is alone, will serve its store.
-    """
-    listener = None
+def complete_environment() -> None:
+    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all."""
     os.environ.setdefault("MASTER_ADDR", LOOPBACK)
     if "MASTER_PORT" not in os.environ:
-        listener = _listener(0)
-        os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())  # of a process that is alone, and serves nothing there
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]:
+    if is_one_machine():
         # A job of one machine talks over its loopback alone: no other machine can reach its ports.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
-    return listener
 
 
-def _listener(port: int) -> socket.socket:
+def is_one_machine() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]
+
+
+def _listener(port: int, address: str = LOOPBACK) -> socket.socket:
     """Waits a while for a port in use: the other ranks look for this one nowhere else."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     deadline = time.monotonic() + PORT_SECONDS
     while True:
         try:
-            listener.bind((LOOPBACK, port))
+            listener.bind((address, port))
             break
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
@@ -62,14 +59,12 @@ def _listener(port: int) -> socket.socket:
     return listener
 
 
-def meet(
-    rank: int, world_size: int, listener: socket.socket | None, interruption: Interruption, refusal: str | None
-) -> Any:
+def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | None) -> Any:
     """Wait for every rank. Returns the group's store.
 
     Raises: as `process_group`.
     """
-    opening = Background(lambda: _open_store(rank, world_size, listener))
+    opening = Background(lambda: _open_store(rank, world_size))
     while opening.state == RUNNING:  # a client waits for the rank that serves it, deaf to signals
         opening.thread.join(POLL_SECONDS)
         _heed(interruption)
@@ -111,13 +106,15 @@ def own_part(store: Any, name: str) -> Any:
     return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", store)
 
 
-def _open_store(rank: int, world_size: int, listener: socket.socket | None) -> Any:
-    """The group's key-value store: torchrun's, or one that rank 0 serves."""
+def _open_store(rank: int, world_size: int) -> Any:
+    """The group's key-value store: torchrun's, or one that rank 0 serves; one process needs no port for it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world_size == 1 and not is_served:
+        return HashStore()
     serves = rank == 0 and not is_served
-    if serves and address == LOOPBACK and listener is None:
-        listener = _listener(port)
+    # Of several machines each must reach it, by whatever address: it listens on all.
+    listener = _listener(port, address) if serves and is_one_machine() else None
     return TCPStore(
         address,
         port,
@@ -125,5 +122,5 @@ def _open_store(rank: int, world_size: int, listener: socket.socket | None) -> A
         is_master=serves,
         timeout=START_TIMEOUT,
         wait_for_workers=False,
-        master_listen_fd=listener.detach() if serves and listener is not None else None,
+        master_listen_fd=None if listener is None else listener.detach(),
     )

@@ -16,8 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transact.config import VARIANTS
-from transact.files import TEMPORARY_SUFFIX, DamagedFile, file_digest, temporary_name, write_json
+from transact.files import TEMPORARY_SUFFIX, file_digest, temporary_name, write_json
+from transact.runtime.rank_failed import RankFailed
 from transact.runtime.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
+from transact.runtime.verdict import end_attempt, ended_otherwise
 
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
@@ -89,12 +91,13 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 class RunFolder:
-    """`run.json` and the stages it lists. Only rank 0 changes it; the others read what rank 0 tells them."""
+    """`run.json` and the stages it lists. Rank 0 changes it; another one writes the end when rank 0 is gone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
+        self.attempt: float | None = None  # when this one started: on every rank, once rank 0 has told
         self._writing = threading.Lock()
         self._others: set[Path] = set()  # files of somebody else where the stage at work writes
 
@@ -125,9 +128,13 @@ class RunFolder:
             "starts": [*self.record.get("starts", []), time.time()],  # unix seconds of every attempt
         }
         self._write()
+        self.attempt = self.record["starts"][-1]
 
     def _write(self) -> None:
         with self._writing:  # the watchdog's thread records a failure
+            ended = ended_otherwise(self.path, self.attempt)
+            if ended is not None:  # a rank that was suspended finds the others gone
+                raise RankFailed(ended)
             write_json(self.record_path, self.record)
 
     def note(self, **facts: Any) -> None:
@@ -333,9 +340,13 @@ class RunFolder:
         """Bytes of metrics.jsonl that belong to finished stages."""
         return max((entry["metrics_position"] for entry in self.stages.values()), default=0)
 
-    def end(self, state: str, error: str | None = None) -> None:
-        self.record |= {"state": state, "error": error}
-        self._write()
+    def end(self, state: str, error: str | None = None) -> bool:
+        """Record how this attempt ended. Any rank may; the first verdict counts. Returns whether this was it."""
+        with self._writing:
+            is_first = end_attempt(self.path, self.attempt, state, error)
+            if is_first:
+                self.record |= {"state": state, "error": error}
+            return is_first
 
 
 def _files(output: Path) -> list[Path]:
@@ -358,16 +369,3 @@ def _remove_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
             path.unlink()
     with suppress(OSError):  # somebody else's files are in it
         folder.rmdir()
-
-
-def was_stopped(folder: Path, since: float) -> bool:
-    """Whether the run in this folder ended because it was asked to.
-
-    Args:
-        since: unix seconds; what run.json says from before that is of another attempt.
-    """
-    try:
-        record = read_record(folder)
-    except DamagedFile:
-        return False
-    return record is not None and record["state"] == "stopped" and (folder / RECORD).stat().st_mtime >= since
