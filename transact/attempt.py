@@ -133,6 +133,8 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
         return "preemptions", "asked to leave (SIGTERM)"
     if name is not None:
         return None, f"stopped by {name}"
+    if code == REFUSED and record.get("state") == "failed":
+        return None, str(error)  # the model is to blame, which the first measurement has shown
     if code == REFUSED:  # what worked before may be refused on a node that does not see a file system
         return "failures", "an attempt was refused that was accepted before: its log says why"
     return "failures", error or f"the ranks ended with exit code {code} and left no reason (their logs may tell)"

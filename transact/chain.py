@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transact.exporting.gguf_request import check_gguf_tokenizer
 from transact.files import temporary_name
-from transact.models.folder import check_files, download, geometry_of
+from transact.models.folder import download, geometry_of
 from transact.outline import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.runtime.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate
@@ -21,6 +20,7 @@ from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.maps import FILE_NAME as MAPS
+from transact.stages.parent import judge_folder, judge_weights
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
@@ -53,6 +53,7 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     parent = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
+    judge_weights(job, parent)
     prepare_tasks(job)
     texts = prepare_texts(job, parent, rounds)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
@@ -313,9 +314,7 @@ def fetch(job: Job) -> Path:
     model = job.config.model
 
     def complete() -> None:
-        folder = download(model, from_cache=False)
-        check_files(folder)
-        check_gguf_tokenizer(job.config.export, folder)
+        judge_folder(job.config, download(model, from_cache=False))
 
     job.group.on_main(complete, may_be_left=True)
     return Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -104,7 +105,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """A figure that is infinite or not a number is written as null: JSON has no word for it."""
+    write_text(path, json.dumps(_without_non_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _without_non_finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_non_finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_without_non_finite(each) for each in value]
+    return value
 
 
 def read_json(path: Path) -> Any:

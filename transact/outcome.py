@@ -14,6 +14,7 @@ from transact.config import RunConfig
 from transact.exit_codes import FAILED
 from transact.failures import explain, is_lost_rank
 from transact.last_words import last_words
+from transact.models.weight_check import UnusableModel
 from transact.runtime.interruption import Interruption, Stopped
 from transact.runtime.launcher import LAUNCHER
 from transact.runtime.slurm import own_job
@@ -29,10 +30,12 @@ VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
 class JobFailed(Exception):
-    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user."""
+    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user. is_refusal:
+    on every rank, the model is to blame: the same command would end the same."""
 
-    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool) -> None:
+    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool, is_refusal: bool = False) -> None:
         super().__init__(message)
+        self.is_refusal = is_refusal
         self.shows_traceback = shows_traceback
         self.is_told = is_told
 
@@ -106,7 +109,10 @@ def outcome_recorded(
         clear_screen()
         lost = is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
+        refused = isinstance(error, UnusableModel)
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
+        if refused:
+            message = f"{watchdog.stage}: {error}"
         if verdict is None:
             watchdog.report(message)
         recorded = record("diverged" if isinstance(error, Diverged) else "failed", message)
@@ -114,8 +120,8 @@ def outcome_recorded(
         _leave_in_time()
         told = (not lost or watchdog.speaks()) and is_to_be_told(recorded)
         # Without a verdict what looked like a lost rank may be an error of this rank's own.
-        explains_itself = verdict is not None or isinstance(error, Diverged)
-        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
+        explains_itself = verdict is not None or isinstance(error, Diverged | UnusableModel)
+        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told, is_refusal=refused) from error
 
 
 def code_of_stop(interruption: Interruption) -> int:

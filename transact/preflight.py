@@ -9,7 +9,7 @@ from typing import Any
 from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text, is_same_content, text_files
-from transact.exporting.gguf_request import check_gguf, check_gguf_tokenizer
+from transact.exporting.gguf_request import check_gguf
 from transact.files import DamagedFile
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
@@ -18,6 +18,7 @@ from transact.outline import pruning_rounds
 from transact.places import check_places
 from transact.runtime.launcher import environment_rank
 from transact.runtime.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
+from transact.stages.parent import judge_folder
 from transact.stages.tasks import check_evaluation
 from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
 
@@ -39,7 +40,8 @@ def check(config: RunConfig, world_size: int) -> RunConfig:
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
             check_files(Path(config.model.path or ""))
-            check_gguf_tokenizer(config.export, Path(config.model.path or ""))
+            if environment_rank() == 0:  # which speaks for the others, and reads for them
+                judge_folder(config, Path(config.model.path or ""))
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()

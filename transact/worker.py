@@ -65,6 +65,8 @@ def work(config: RunConfig) -> int:
             print("\n".join([said, *how_to_go_on(config)]), file=sys.stderr, flush=True)
         return code_of_stop(interruption)
     except JobFailed as failure:
+        if failure.is_refusal:
+            return refuse(failure)
         if failure.shows_traceback:
             traceback.print_exception(failure.__cause__)
         if failure.is_told:

@@ -12,7 +12,7 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     """summary: as in result.json. Empty where nothing more than the perplexity on data.evaluation was measured."""
     dense, pruned = summary["dense"], summary["pruned"]
     rows = [
-        f"| {name}{_shots(found)} | {metric} | {value:.4g} | {pruned[kind][name][metric]:.4g} |"
+        f"| {name}{_shots(found)} | {metric} | {_figure(value)} | {_figure(pruned[kind][name][metric])} |"
         for kind in ("texts", "tasks")
         for name, found in dense.get(kind, {}).items()
         for metric, value in found.items()
@@ -21,6 +21,10 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     return "\n".join(["| text or task | metric | dense | pruned |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _shots(found: Mapping[str, Any]) -> str:

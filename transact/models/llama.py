@@ -96,6 +96,8 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise ValueError(f"tie_word_embeddings is {config['tie_word_embeddings']!r}; supported: true, false")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {config['partial_rotary_factor']}; supported: 1.0")
+    if config.get("per_layer_config"):
+        raise ValueError("per_layer_config is present; supported: layers that are all alike")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "of unknown method")
         raise ValueError(f"quantization_config is present ({method}); supported: none")

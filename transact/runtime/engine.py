@@ -18,6 +18,7 @@ from torch import nn
 
 from transact.config import EngineConfig
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
+from transact.models.weight_check import UnusableModel
 from transact.runtime.construction import build, load_masters, wrap
 from transact.runtime.deepspeed_library import import_deepspeed
 from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
@@ -235,7 +236,9 @@ def _open(
     settings = deepspeed_settings(config, stage, training)
     model = build(folder, config, group, settings if stage == 3 else None)
     with CheckpointReader(folder) as reader:
-        load_weights(model, reader, rounding)
+        for problem in group.gather(load_weights(model, reader, rounding)):  # one for all: nobody waits for the others
+            if problem is not None:
+                raise UnusableModel(problem)
         wrapped = wrap(model, config, settings, training)
         if training is not None and config.dtype != "float32":
             load_masters(wrapped, reader)

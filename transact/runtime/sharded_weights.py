@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from transact.models.shards import check_shapes
+from transact.models.weight_check import not_finite
 from transact.runtime.tensor_files import CheckpointReader
 
 
@@ -32,8 +33,13 @@ def check_names_and_shapes(model: Any, reader: CheckpointReader) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | None) -> None:
-    """Copy every weight, through `rounding` where given, into the dtype of the model."""
+def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | None) -> str | None:
+    """Copy every weight, through `rounding` where given, into the dtype of the model.
+
+    Returns:
+        Which weight that this rank has read holds something else than finite numbers, in words; None if none does.
+    """
+    problem = None
     check_names_and_shapes(model, reader)
     for name, parameter in model.named_parameters():
         if is_partitioned(parameter):
@@ -41,6 +47,10 @@ def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | N
         else:
             target, values = parameter, reader.tensor(name)
         target.copy_(values if rounding is None else values.to(rounding))
+        found = not_finite(values) if problem is None else None
+        if found is not None:
+            problem = f"{name} in {str(reader.folder / reader.files[name])!r} holds {found}"
+    return problem
 
 
 def own_part(parameter: Any, reader: CheckpointReader, name: str) -> torch.Tensor:

@@ -14,12 +14,15 @@ from transact.data.token_store import TokenStore
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
+from transact.models.weight_check import UnusableModel
 from transact.outline import tokens_per_batch
 from transact.runtime.engine import Engine, open_engine
 from transact.runtime.process import ProcessGroup
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
+LIKE_A_GUESS = 0.02  # nats around the loss of a uniform guess: weights that are zero or were never trained
+NONSENSE = 2.0  # times the loss of a uniform guess
 PERPLEXITY_OVERFLOW = 700.0  # exp of more nats than this is not a float
 
 
@@ -96,9 +99,31 @@ def evaluate(job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path)
     with job.progress("evaluate", len(checkpoints) * store.num_sequences * store.sequence_length) as bar:
         for role, folder in checkpoints.items():
             results[role] = measure(job, texts, folder, bar.advance)
+            judge(job, role, results[role])
             bar.advance(0, **{role: results[role]["perplexity"]})
     if job.group.is_main:
         write_json(output, results)
+
+
+def judge(job: Job, role: str, measured: dict[str, Any]) -> None:
+    """
+    Raises:
+        UnusableModel: the loss is none, or that of a parent which knows nothing of the text.
+    """
+    loss, words = measured["loss"], measured["geometry"]["vocab_size"]
+    if not math.isfinite(loss):
+        raise UnusableModel(f"the {role} model's loss on data.evaluation is {loss}: its weights are damaged")
+    if role != "dense" or job.config.mode == "pretrain":
+        return
+    guess = math.log(words)
+    if abs(loss - guess) < LIKE_A_GUESS or loss > NONSENSE * guess:
+        raise UnusableModel(
+            f"the parent's perplexity on data.evaluation is {measured['perplexity']:,.1f}, and a uniform guess among "
+            f"{words} tokens has {words}: its weights, its tokenizer or the text is not what it should be"
+        )
+    if loss > guess:
+        text = f"the parent's perplexity, {measured['perplexity']:,.1f}, is above that of a uniform guess, {words}"
+        job.alert("parent", text, step=0, tokens=0, round=0)
 
 
 def report(job: Job, evaluation: Path, *, round_number: int, tokens: int) -> None:

@@ -1,0 +1,100 @@
+"""The parent, judged before anything is written: what its files say, what stock classes say of it, its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.config import RunConfig
+from transact.exporting.gguf_request import check_gguf_tokenizer
+from transact.files import read_json
+from transact.models.folder import check_files, geometry_of
+from transact.models.model_files import CONFIG
+from transact.models.stock_check import check_stock
+from transact.models.weight_check import not_finite
+from transact.runtime.tensor_files import CheckpointReader
+from transact.stages.job import Job
+from transact.stages.texts import load_tokenizer
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+PIECE_ELEMENTS = 1 << 24
+
+
+def judge_folder(config: RunConfig, folder: Path) -> None:
+    """Everything that can be said against a parent without reading its weights: also what only the export at the end
+    would meet.
+
+    Raises:
+        ValueError: one line that names the file, and what to do.
+    """
+    check_files(folder)
+    try:
+        check_stock(folder, config.engine.attention)
+        check_tokenizer(load_tokenizer(folder), geometry_of(folder).vocab_size)
+    except ValueError as error:
+        known = str(error).startswith("model.path")
+        raise ValueError(str(error) if known else f"model.path={str(folder)!r}: {error}") from None
+    check_gguf_tokenizer(config.export, folder)
+
+
+def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+    """Every token has a row in the embedding.
+
+    Raises:
+        ValueError: names the token that has none.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise ValueError("the tokenizer's vocabulary is empty")
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer gives {token!r} the id {largest}, but the embedding has {vocab_size} rows (0 to "
+            f"{vocab_size - 1}): remove the token, or take the tokenizer that belongs to the model"
+        )
+
+
+def judge_weights(job: Job, folder: Path) -> None:
+    """Collective. Read all weights once, each rank its share: they are finite, not all zero, and tied where
+    config.json says so.
+
+    Raises:
+        ValueError: on every rank; names the tensor and its file.
+    """
+    with CheckpointReader(folder) as reader:
+        names = sorted(reader.files)
+        sizes = {name: torch.Size(reader.shape(name)).numel() for name in names}
+        mine = sorted(names, key=lambda name: (-sizes[name], name))[job.group.rank :: job.group.world_size]
+        problem, only_zeros = None, True
+        with job.progress("check weights", sum(sizes.values()), unit="weights") as bar:
+            for name in mine:
+                for piece in torch.split(reader.tensor(name).flatten(), PIECE_ELEMENTS):
+                    problem = problem or not_finite(piece)
+                    only_zeros = only_zeros and (len(reader.shape(name)) < 2 or not bool(piece.any()))
+                    bar.advance(piece.numel() * job.group.world_size)
+                if problem is not None:
+                    problem = f"{name} in {str(folder / reader.files[name])!r} holds {problem}"
+                    break
+        if job.group.is_main and problem is None:
+            problem = _untied(reader, folder)
+    problems, zeros = zip(*job.group.gather((problem, only_zeros)), strict=True)
+    for each in problems:
+        if each is not None:
+            raise ValueError(f"model.path: {each}")
+    if all(zeros):
+        raise ValueError(f"model.path={str(folder)!r}: every weight matrix holds nothing but zeros")
+
+
+def _untied(reader: CheckpointReader, folder: Path) -> str | None:
+    """Two output layers to choose from: transformers 4 takes the embedding, 5 the stored one."""
+    tied = read_json(folder / CONFIG).get("tie_word_embeddings", False)
+    if not tied or OUTPUT not in reader.files:
+        return None
+    if torch.equal(reader.tensor(OUTPUT), reader.tensor(EMBEDDING)):
+        return None
+    return (
+        f"config.json says tie_word_embeddings=true, but {OUTPUT} in {str(folder / reader.files[OUTPUT])!r} is not the "
+        "embedding: transformers 4 would ignore it and 5 would use it; say false in config.json to use it, or remove it"
+    )
