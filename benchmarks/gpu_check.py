@@ -140,7 +140,7 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
     with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
         view = Lines(config.track.progress_seconds) if group.is_main else Silent()
         job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker, view=view)
-        result = prune(job, Prepared(parent=parent, rounds=rounds, texts=texts))
+        result = prune(job, Prepared(parent=parent, record={}, rounds=rounds, texts=texts))
     return measured(job, result) if group.is_main else {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.files import temporary_name
-from transact.models.folder import download, geometry_of
+from transact.models.folder import download, geometry_of, is_local
 from transact.outline import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.runtime.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate
@@ -20,7 +20,7 @@ from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.maps import FILE_NAME as MAPS
-from transact.stages.parent import judge_folder, judge_weights
+from transact.stages.parent import Record, judge_folder, judge_weights, pinned, recognise, recorded_parent
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
@@ -39,6 +39,7 @@ class Prepared:
     """What `mode=prune` has at hand before its first stage."""
 
     parent: Path
+    record: Record  # of the parent, for run.json
     rounds: list[Round]
     texts: Texts
 
@@ -51,13 +52,12 @@ def prepare(job: Job) -> Prepared | None:
     """
     if job.config.mode == "pretrain":
         return None  # the tokenizer does not exist yet
-    parent = fetch(job)
+    parent, record = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
-    judge_weights(job, parent)
     prepare_tasks(job)
     texts = prepare_texts(job, parent, rounds)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
-    return Prepared(parent=parent, rounds=rounds, texts=texts)
+    return Prepared(parent=parent, record=record, rounds=rounds, texts=texts)
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
@@ -305,16 +305,24 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
     return job.group.broadcast(summary)
 
 
-def fetch(job: Job) -> Path:
-    """The parent's folder: rank 0 downloads it if it is on the hub, then every rank finds it.
+def fetch(job: Job) -> tuple[Path, Record]:
+    """The parent's folder, and its record for run.json: rank 0 downloads it if it is on the hub, then every rank finds
+    it. What a name without a revision means there is asked once in the life of a run.
 
     Raises:
-        ValueError: it is not to be had, or not complete.
+        ValueError: it is not to be had, not complete, or another one than the run began with.
     """
-    model = job.config.model
+    asked = job.config.model
 
-    def complete() -> None:
-        judge_folder(job.config, download(model, from_cache=False))
+    def complete() -> str | None:
+        folder = download(pinned(asked, recorded_parent(job.folder.path)), from_cache=False)
+        judge_folder(job.config, folder)
+        return None if is_local(asked.path or "") else folder.name  # of a snapshot: its commit
 
-    job.group.on_main(complete, may_be_left=True)
-    return Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])
+    commit = job.group.on_main(complete, may_be_left=True)
+    model = replace(asked, revision=commit)
+    folder = Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])
+    recorded = job.group.on_main(lambda: recorded_parent(job.folder.path))
+    if recorded is None:
+        judge_weights(job, folder)
+    return folder, recognise(job, folder, commit, recorded)

@@ -18,7 +18,7 @@ from transact.outline import pruning_rounds
 from transact.places import check_places
 from transact.runtime.launcher import environment_rank
 from transact.runtime.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
-from transact.stages.parent import judge_folder
+from transact.stages.parent import judge_folder, pinned, recorded_parent
 from transact.stages.tasks import check_evaluation
 from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
 
@@ -36,7 +36,7 @@ def check(config: RunConfig, world_size: int) -> RunConfig:
     check_run_folder(config.output_dir, config.share_dir)
     check_metrics(Path(config.output_dir))
     if config.mode == "prune":
-        model_config = read_model_config(config.model)
+        model_config = read_model_config(pinned(config.model, recorded_parent(Path(config.output_dir))))
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
             check_files(Path(config.model.path or ""))
@@ -190,6 +190,8 @@ def check_same_run(config: RunConfig) -> None:
             raise DamagedFile(folder / "config.yaml", f"is missing, though stages of the run are finished; {WAY_OUT}")
         return
     changed = differences(before, to_dictionary(config))
+    if recorded_parent(folder) is not None:  # which tells the same model by its content, wherever it lies
+        changed = [each for each in changed if not each.startswith(("model.path: ", "model.revision: "))]
     if changed:
         again = ""
         if config.recover.variant is None and config.mode == "prune" and all(map(changes_recovery_alone, changed)):

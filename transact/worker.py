@@ -119,6 +119,8 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             return refuse(error)
         if group.is_main:
             folder.open(group.world_size)
+            if prepared is not None:
+                folder.note(parent=prepared.record)
             write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))
             if cut is not None:
                 stages = ", ".join(take_over(folder, cut))

@@ -8,6 +8,7 @@ from transact.config.model import DTYPES
 from transact.config.setting import setting
 
 ATTENTION_KINDS = ("sdpa", "eager")
+VERIFY_KINDS = ("sample", "full")
 DEVICES = ("auto", "cpu", "cuda")
 MINUTES_OF_A_YEAR = 525_600
 
@@ -45,3 +46,6 @@ class EngineConfig:
     """Minutes without progress after which a job that hangs is ended, with the stacks of all ranks."""
     checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)
     """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
+    verify: str = setting("sample", choices=VERIFY_KINDS)
+    """How a restart sees that the parent is the same: "sample" (sizes, headers, a sample of the weights: seconds) or
+    "full" (every byte, which the ranks read once at each start)."""

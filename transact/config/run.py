@@ -114,6 +114,7 @@ FREE_SETTINGS = (
     "engine.activation_checkpointing",
     "engine.micro_batch_sequences",
     "engine.zero_stage",
+    "engine.verify",
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
     "engine.checkpoint_every.minutes",

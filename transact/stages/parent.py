@@ -1,25 +1,87 @@
-"""The parent, judged before anything is written: what its files say, what stock classes say of it, its weights."""
+"""The parent: judged before anything is written, by its files, by stock classes and weight by weight; and the same
+model at every start of a run, wherever it lies."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from transact.config import RunConfig
+from transact.config import ModelConfig, RunConfig
 from transact.exporting.gguf_request import check_gguf_tokenizer
-from transact.files import read_json
-from transact.models.folder import check_files, geometry_of
+from transact.files import DamagedFile, read_json
+from transact.models.folder import check_files, geometry_of, hub_id, is_local
+from transact.models.identity import Identity, difference, identify, identity_files
 from transact.models.model_files import CONFIG
 from transact.models.stock_check import check_stock
 from transact.models.weight_check import not_finite
+from transact.runtime.run_record import RECORD, WAY_OUT, read_record
 from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.job import Job
 from transact.stages.texts import load_tokenizer
 
+Record = dict[str, Any]  # of the parent in run.json
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 PIECE_ELEMENTS = 1 << 24
+
+
+def recorded_parent(run: Path) -> Record | None:
+    """What run.json says of the parent that the run in this folder began with; None where there is none yet.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    recorded = (read_record(run) or {}).get("parent")
+    if recorded is None:
+        return None
+    files = recorded.get("files") if isinstance(recorded, dict) else None
+    names = ("path", "hub_id", "revision", "commit")
+    if not isinstance(files, dict) or not all(isinstance(file, dict) for file in files.values()):
+        raise DamagedFile(run / RECORD, f"does not say which parent it began with; {WAY_OUT}")
+    return {name: recorded.get(name) for name in names} | {"files": files}
+
+
+def pinned(model: ModelConfig, recorded: Record | None) -> ModelConfig:
+    """A model of the hub at the commit that the run began with, if it did with this one."""
+    if recorded is None or recorded["commit"] is None or is_local(model.path or ""):
+        return model
+    is_same = (recorded["hub_id"], recorded["revision"]) == (model.path, model.revision)
+    return replace(model, revision=recorded["commit"]) if is_same else model
+
+
+def recognise(job: Job, folder: Path, commit: str | None, recorded: Record | None) -> Record:
+    """Collective. The record of the parent for run.json.
+
+    Args:
+        commit: of a model of the hub.
+        recorded: what run.json says.
+
+    Raises:
+        ValueError: on every rank, when the run began with another model.
+    """
+    model, in_full = job.config.model, job.config.engine.verify == "full"
+    names, progress = identity_files(folder), job.group.watchdog.progress
+
+    def identify_own() -> Identity:
+        mine = names[job.group.rank :: job.group.world_size]
+        return {name: identify(folder / name, in_full=in_full, on_read=progress) for name in mine}
+
+    files: Identity = {name: found for part in job.group.everywhere(identify_own) for name, found in part.items()}
+    if recorded is not None:
+        changed = difference(recorded["files"], files)
+        if changed is not None:
+            raise ValueError(
+                f"model.path={str(folder)!r} is not the model that the run in {str(job.folder.path)!r} began with "
+                f"({changed}): bring that one back, or choose another name="
+            )
+        files = {name: recorded["files"][name] | found for name, found in files.items()}
+        commit, revision = commit or recorded["commit"], recorded["revision"] if commit is None else model.revision
+    else:
+        revision = model.revision
+    hub = hub_id(model.path or "") or (recorded or {}).get("hub_id")
+    return {"path": str(folder.resolve()), "hub_id": hub, "revision": revision, "commit": commit, "files": files}
 
 
 def judge_folder(config: RunConfig, folder: Path) -> None:

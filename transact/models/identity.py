@@ -1,0 +1,67 @@
+"""Which model a folder holds, wherever it lies: sizes and digests of the files that a run reads of it.
+
+Of a shard the header is hashed, and blocks spread evenly over its data: seconds, however large the model. That tells
+another model, and one that was trained on; a single changed byte only the digest of the whole file tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transact.files import file_digest
+from transact.models.model_files import COMPANION_FILES, CONFIG, INDEX_NAME, own_file
+from transact.models.shards import HEADER_LENGTH_BYTES, shard_names
+
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # 4 MiB of a shard: all of a small one
+Identity = dict[str, dict[str, Any]]  # file name -> "size" in bytes, and digests by what they are of
+
+
+def identity_files(folder: Path) -> list[str]:
+    """The files that make a model: configuration, tokenizer, weights."""
+    names = [name for name in (CONFIG, INDEX_NAME, *COMPANION_FILES) if own_file(folder, name)]
+    return names + shard_names(folder)
+
+
+def identify(path: Path, *, in_full: bool, on_read: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Size and digests of one file.
+
+    Args:
+        in_full: hash a shard as a whole as well. Other files are anyway.
+        on_read: called after every few megabytes.
+    """
+    size = path.stat().st_size
+    if path.suffix != ".safetensors":
+        return {"size": size, "sha256": file_digest(path, on_read)}
+    found: dict[str, Any] = {"size": size, **_sampled(path, size)}
+    return found | {"sha256": file_digest(path, on_read)} if in_full else found
+
+
+def _sampled(path: Path, size: int) -> dict[str, str]:
+    with path.open("rb", buffering=0) as file:
+        prefix = file.read(HEADER_LENGTH_BYTES)
+        header = prefix + file.read(struct.unpack("<Q", prefix)[0])
+        sample, room = hashlib.sha256(), max(0, size - len(header) - SAMPLE_BYTES)
+        for place in range(SAMPLES if room else 1):
+            file.seek(len(header) + room * place // (SAMPLES - 1), os.SEEK_SET)
+            sample.update(file.read(SAMPLE_BYTES))
+    return {"header": hashlib.sha256(header).hexdigest(), "sample": sample.hexdigest()}
+
+
+def difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first file that is another one, in words; None for the same model. Digests that only one side has do not
+    count."""
+    for name in sorted(before.keys() | now.keys()):
+        if name not in now:
+            return f"{name} is gone"
+        if name not in before:
+            return f"{name} was not there"
+        for what in ("size", "header", "sample", "sha256"):
+            old, new = before[name].get(what), now[name].get(what)
+            if old is not None and new is not None and old != new:
+                return f"{name} had {old} bytes and has {new}" if what == "size" else f"{name} has another content"
+    return None
