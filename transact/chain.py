@@ -10,6 +10,7 @@ from typing import Any
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
 from transact.outline import Round, calibration_warning, pretraining_round, pruning_rounds
+from transact.prune.plan import PrunePlan
 from transact.runtime.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate
 from transact.stages.efficiency import measure_efficiency
@@ -107,9 +108,12 @@ def cut_round(
     """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
     and the sliced checkpoint's folder."""
     calibrate_round(job, prepared, rounds[index].folder_name, checkpoint)
+    measured = None
     if index == 0 and job.config.prune.split == "auto":
-        rounds = split_rounds(job, prepared.texts, prepared.parent)
-    return rounds, slice_round(job, prepared, rounds[index], checkpoint)
+        measured = measure_split(job, prepared.texts, prepared.parent)
+        rounds = pruning_rounds(job.config, measured.source, measured.target)
+        job.announce(rounds, measured.source)
+    return rounds, slice_round(job, prepared, rounds[index], checkpoint, measured)
 
 
 def evaluate_dense(job: Job, texts: Texts, parent: Path, output: Path) -> None:
@@ -149,8 +153,8 @@ def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -
         )
 
 
-def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
-    """The rounds towards the split between attention and MLP that measured best."""
+def measure_split(job: Job, texts: Texts, parent: Path) -> PrunePlan:
+    """The plan that cuts the parent in one go to the split between attention and MLP that measured best."""
     name = "round_01"
     statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
     trial = trial_folder(output)
@@ -162,13 +166,14 @@ def split_rounds(job: Job, texts: Texts, parent: Path) -> list[Round]:
         scratch=[trial, temporary_name(trial)],
     )
     job.verify(output)
-    rounds = pruning_rounds(job.config, geometry_of(parent), read_split(output))
-    job.announce(rounds, geometry_of(parent))
-    return rounds
+    return read_split(output)
 
 
-def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> Path:
-    """After calibration: decide and cut. Returns the sliced checkpoint's folder."""
+def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: PrunePlan | None = None) -> Path:
+    """After calibration: decide and cut. Returns the sliced checkpoint's folder.
+
+    measured: the plan of `measure_split`.
+    """
     name = each.folder_name
     statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
 
@@ -176,7 +181,7 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path) -> 
     job.stage(
         f"{name}/plan",
         planned,
-        lambda: plan(job, each, whole, checkpoint, statistics, grams, planned),
+        lambda: plan(job, each, whole, checkpoint, statistics, grams, planned, measured=measured),
         reads=[checkpoint, statistics, grams],
         also=[job.path(name, MAPS)],
     )

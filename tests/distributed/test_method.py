@@ -54,7 +54,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     from transact.runtime.tensor_files import CheckpointReader
     from transact.stages.calibrate import calibrate
     from transact.stages.gram import collect_gram_files
-    from transact.stages.plan import collect_evidence, decide
+    from transact.stages.plan import collect_evidence, decide, greedy_channels
     from transact.stages.slice import cut_checkpoint
     from transact.stages.texts import prepare_texts
 
@@ -73,7 +73,9 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
                 collect_gram_files(job, texts, model, grams)
             group.barrier()
             evidence = collect_evidence(job, model, statistics)
-            plan = decide(job, evidence, model, grams, rounds[0].geometry, parent=geometry, asked=0.4)
+            target = rounds[0].geometry
+            channels = greedy_channels(job, model, grams, [target.intermediate_size])
+            plan = decide(job, evidence, target, channels, parent=geometry, asked=0.4)
             cut_checkpoint(job, texts, model, plan, sliced, grams)
             with CheckpointReader(sliced) as reader:
                 weights = {key: reader.tensor(key).numpy() for key in reader.files}

@@ -6,6 +6,8 @@ Dropping input j of a projection W and refitting the others costs ``|w_j|^2 / [G
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -16,35 +18,63 @@ CANDIDATES_PER_DROP = 4
 
 
 def greedy_obs(weight: Tensor, gram: Tensor, num_kept: int, ridge: float, block: int = BLOCK) -> Tensor:
-    """Ascending int64 indices of the inputs to keep: (num_kept,).
+    """Ascending int64 indices of the inputs to keep, (num_kept,): `elimination_path` for a single width."""
+    return elimination_path(weight, gram, [num_kept], ridge, block)[num_kept]
 
-    The cheapest channel goes first, all costs are updated, and so on. With `block` above 1, a block is
-    chosen exactly, one by one, among the `CANDIDATES_PER_DROP` * block channels that were cheapest when it
-    began, and the large matrices are updated once per block: matrix products instead of rank-one updates.
+
+def elimination_path(
+    weight: Tensor, gram: Tensor, widths: Collection[int], ridge: float, block: int = BLOCK
+) -> dict[int, Tensor]:
+    """Ascending int64 indices of the inputs to keep, (width,), for each width of `widths`.
+
+    The cheapest channel goes first, all costs are updated, and so on: whatever the width, the same channels go in the
+    same order, so one elimination down to the least width serves all. With `block` above 1, a block is chosen exactly,
+    one by one, among the `CANDIDATES_PER_DROP` * block channels that were cheapest when it began, and the large
+    matrices are updated once per block: matrix products instead of rank-one updates. A width between two blocks gets a
+    last block of its own size.
 
     Args:
         weight: (outputs, inputs).
         gram: (inputs, inputs), not damped yet.
-        num_kept: inputs that stay.
+        widths: numbers of inputs that stay, each at least 1 and at most `inputs`.
         ridge: as in `refit`, whose error this minimises.
         block: 1 is the plain greedy algorithm.
     """
+    alive = torch.arange(weight.shape[1], device=weight.device)
+    kept = {width: alive for width in widths if width == len(alive)}
+    open_widths = sorted(set(widths) - kept.keys())
+    if not open_widths:
+        return kept
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, ridge)))
     weight = weight.to(inverse.dtype)
-    alive = torch.arange(weight.shape[1], device=weight.device)
-    while len(alive) > num_kept:
-        count = min(block, len(alive) - num_kept)
-        cost = weight.square().sum(dim=0) / inverse.diagonal()
-        pool = cost.sort(stable=True).indices[: CANDIDATES_PER_DROP * count]
-        dropped = pool[_choose(weight[:, pool], inverse[pool][:, pool], count)]
-        stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-        stays[dropped] = False
-        # One elimination of the whole block: what `count` rank-one updates would have given.
+    while True:
+        order = (weight.square().sum(dim=0) / inverse.diagonal()).sort(stable=True).indices
+        while open_widths and open_widths[-1] >= len(alive) - block:
+            width = open_widths.pop()
+            dropped = _cheapest(weight, inverse, order, len(alive) - width)
+            kept[width] = alive[_others(len(alive), dropped)]
+        if not open_widths:
+            return kept
+        dropped = _cheapest(weight, inverse, order, block)
+        stays = _others(len(alive), dropped)
+        # One elimination of the whole block: what `block` rank-one updates would have given.
         rows = torch.linalg.solve(inverse[dropped][:, dropped], inverse[dropped][:, stays])
         weight = weight[:, stays] - weight[:, dropped] @ rows
         inverse = inverse[stays][:, stays] - inverse[stays][:, dropped] @ rows
         alive = alive[stays]
-    return alive
+
+
+def _cheapest(weight: Tensor, inverse: Tensor, order: Tensor, count: int) -> Tensor:
+    """Positions of the next `count` channels to drop. order: positions, the cheapest first."""
+    pool = order[: CANDIDATES_PER_DROP * count]
+    return pool[_choose(weight[:, pool], inverse[pool][:, pool], count)]
+
+
+def _others(size: int, dropped: Tensor) -> Tensor:
+    """Mask of the positions that stay, (size,)."""
+    stays = torch.ones(size, dtype=torch.bool, device=dropped.device)
+    stays[dropped] = False
+    return stays
 
 
 def _choose(weight: Tensor, inverse: Tensor, count: int) -> Tensor:

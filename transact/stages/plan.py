@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
@@ -15,7 +17,7 @@ from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.outline import Round, tokens_per_batch
 from transact.prune.activation_maps import activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
-from transact.prune.greedy_obs import greedy_obs
+from transact.prune.greedy_obs import elimination_path
 from transact.prune.plan import PrunePlan
 from transact.prune.planning import make_plan
 from transact.runtime.checkpoints import layer_groups
@@ -26,6 +28,7 @@ from transact.stages.job import Job
 from transact.stages.maps import FILE_NAME, map_figures, write_maps
 
 Result = TypeVar("Result")
+Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are kept: (width,)
 
 
 def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
@@ -43,14 +46,13 @@ def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
 def decide(
     job: Job,
     evidence: Evidence,
-    checkpoint: Path,
-    grams: Path,
     target: Geometry,
+    channels: Paths | None,
     *,
     parent: Geometry,
     asked: float | None,
 ) -> PrunePlan:
-    """The plan for one target; collective, equal on every rank."""
+    """The plan for one target. channels: as `greedy_channels` returns them."""
     method, source = job.config.prune.method, evidence.geometry
     scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
     return make_plan(
@@ -64,18 +66,59 @@ def decide(
         pairs_in_progression=job.config.prune.rotary_pairs == "progression",
         value_basis=method.values if method.values in ("svd", "pca") else "dims",
         query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
-        channels=_greedy_channels(job, checkpoint, grams, target) if method.channels == "obs" else None,
+        channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
         norm_shares=evidence.statistics.norm_shares(source) if target.head_dim < source.head_dim else None,
         method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
     )
 
 
+def greedy_channels(job: Job, checkpoint: Path, grams: Path, widths: Collection[int]) -> Paths | None:
+    """Channels that greedy OBS keeps of each layer, by width; None where the method chooses otherwise.
+
+    Collective, equal on every rank. The path of one elimination serves all widths.
+    """
+    if job.config.prune.method.channels != "obs":
+        return None
+    source, device = geometry_of(checkpoint), job.group.device
+    if set(widths) == {source.intermediate_size}:
+        return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
+    kept = {}
+    with (
+        CheckpointReader(checkpoint) as reader,
+        job.progress("choose MLP channels", source.num_layers, unit="layers") as bar,
+    ):
+        for layer in job.group.turns(source.num_layers):
+            if layer is not None:
+                weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
+                gram = read_gram(grams, layer, device).intermediate
+                path = elimination_path(weight, gram, widths, job.config.prune.method.ridge)
+                kept[layer] = {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
+            bar.advance(job.group.world_size)
+    by_layer = [paths for _, paths in sorted(_merged(job, kept).items())]
+    return {width: [paths[width] for paths in by_layer] for width in widths}
+
+
 def plan(
-    job: Job, round_: Round, parent: Geometry, checkpoint: Path, statistics: Path, grams: Path, output: Path
+    job: Job,
+    round_: Round,
+    parent: Geometry,
+    checkpoint: Path,
+    statistics: Path,
+    grams: Path,
+    output: Path,
+    *,
+    measured: PrunePlan | None = None,
 ) -> None:
-    """Write plan.json, and the maps of activations beside it."""
+    """Write plan.json, and the maps of activations beside it.
+
+    measured: the plan of the split that was chosen, for the first round; it is this round's where it ends there.
+    """
     evidence = collect_evidence(job, checkpoint, statistics)
-    made = decide(job, evidence, checkpoint, grams, round_.geometry, parent=parent, asked=round_.asked)
+    if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
+        made = measured
+    else:
+        channels = greedy_channels(job, checkpoint, grams, [round_.geometry.intermediate_size])
+        made = decide(job, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
@@ -106,26 +149,6 @@ def describe_cut(made: PrunePlan) -> str:
 
 def read_plan(path: Path) -> PrunePlan:
     return PrunePlan.from_json(read_json(path))
-
-
-def _greedy_channels(job: Job, checkpoint: Path, grams: Path, target: Geometry) -> list[list[int]]:
-    """Channels that greedy OBS keeps, layer by layer."""
-    source = geometry_of(checkpoint)
-    if target.intermediate_size == source.intermediate_size:
-        return [list(range(source.intermediate_size))] * source.num_layers
-    device, kept = job.group.device, {}
-    with (
-        CheckpointReader(checkpoint) as reader,
-        job.progress("choose MLP channels", source.num_layers, unit="layers") as bar,
-    ):
-        for layer in job.group.turns(source.num_layers):
-            if layer is not None:
-                weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
-                gram = read_gram(grams, layer, device).intermediate
-                chosen = greedy_obs(weight, gram, target.intermediate_size, job.config.prune.method.ridge)
-                kept[layer] = chosen.tolist()
-            bar.advance(job.group.world_size)
-    return [channels for _, channels in sorted(_merged(job, kept).items())]
 
 
 def _magnitudes(job: Job, checkpoint: Path, source: Geometry) -> Scores:

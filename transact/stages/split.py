@@ -6,17 +6,18 @@ validation part of the training text decides. Held-out text is not looked at.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from transact.files import read_json, remove_flat, temporary_name, write_json
-from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.outline import split_candidates
+from transact.prune.plan import PrunePlan
 from transact.runtime.engine import open_engine
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
-from transact.stages.plan import collect_evidence, decide
+from transact.stages.plan import collect_evidence, decide, greedy_channels
 from transact.stages.recover import validation_loss
 from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
@@ -28,29 +29,42 @@ def trial_folder(output: Path) -> Path:
 
 
 def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: Path, output: Path) -> None:
-    """Write split.json: the candidates with their losses, and the chosen dimensions."""
+    """Write split.json: the candidates with their losses, the chosen dimensions, and the plan that leads there."""
     whole = geometry_of(parent)
     candidates = split_candidates(job.config.prune, whole)
     evidence = collect_evidence(job, parent, statistics)
+    widths = {target.intermediate_size for target in candidates}
+    channels = greedy_channels(job, parent, grams, widths)
     trial = trial_folder(output)
     rows: list[dict[str, Any]] = []
-    for target in candidates:
-        if job.group.is_main:
-            remove_flat(trial)
-        plan = decide(job, evidence, parent, grams, target, parent=whole, asked=job.config.prune.remove_fraction)
-        cut_checkpoint(job, texts, parent, plan, trial, grams)
-        with open_engine(trial, job.config.engine, job.group) as engine:
-            loss = validation_loss(job, texts, engine)
-        rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
-        job.say(
-            f"split: head_dim {target.head_dim}, {target.num_attention_heads} heads, intermediate_size "
-            f"{target.intermediate_size}: perplexity {perplexity_of(loss):.2f} on validation text"
-        )
-    best = min(rows, key=lambda row: row["loss"])
+    best, least = None, math.inf
+    with job.progress("measure splits", len(candidates), unit="candidates") as bar:
+        for target in candidates:
+            if job.group.is_main:
+                remove_flat(trial)
+            plan = decide(job, evidence, target, channels, parent=whole, asked=job.config.prune.remove_fraction)
+            loss = _loss_after(job, texts, parent, plan, trial, grams)
+            if best is None or loss < least:
+                best, least = plan, math.inf if math.isnan(loss) else loss
+            rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
+            job.say(
+                f"split: head_dim {target.head_dim}, {target.num_attention_heads} heads, intermediate_size "
+                f"{target.intermediate_size}: perplexity {perplexity_of(loss):.2f} on validation text"
+            )
+            bar.advance(1, perplexity=perplexity_of(loss))
+    assert best is not None
     if job.group.is_main:
         remove_flat(trial)
-        write_json(output, {"candidates": rows, "chosen": best["geometry"]})
+        write_json(output, {"candidates": rows, "chosen": best.target.to_dict(), "plan": best.to_json()})
 
 
-def read_split(path: Path) -> Geometry:
-    return Geometry.from_dict(read_json(path)["chosen"])
+def _loss_after(job: Job, texts: Texts, parent: Path, plan: PrunePlan, trial: Path, grams: Path) -> float:
+    """Validation loss of the parent cut by a plan, in nats per token; the cut model stays in the folder `trial`."""
+    cut_checkpoint(job, texts, parent, plan, trial, grams)
+    with open_engine(trial, job.config.engine, job.group) as engine:
+        return validation_loss(job, texts, engine)
+
+
+def read_split(path: Path) -> PrunePlan:
+    """The plan of the candidate that was chosen."""
+    return PrunePlan.from_json(read_json(path)["plan"])

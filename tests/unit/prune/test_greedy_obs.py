@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transact.prune.gram import damped
-from transact.prune.greedy_obs import greedy_obs
+from transact.prune.greedy_obs import CANDIDATES_PER_DROP, elimination_path, greedy_obs
 
 
 def example(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,3 +68,45 @@ def test_dead_channels_go_first() -> None:
     gram[[2, 5]] = 0
     assert not {2, 5} & set(greedy_obs(weight, gram, 4, 0.01).tolist())
     assert len(greedy_obs(weight, torch.zeros_like(gram), 4, 0.01)) == 4  # nothing ever active: still an answer
+
+
+def separate_elimination(
+    weight: torch.Tensor, gram: torch.Tensor, num_kept: int, ridge: float, block: int
+) -> list[int]:
+    """One width alone, from the start, with rank-one updates of the large matrices inside each block."""
+    inverse = damped(gram, ridge).inverse()
+    alive = list(range(weight.shape[1]))
+    while len(alive) > num_kept:
+        count = min(block, len(alive) - num_kept)
+        cost = weight.square().sum(dim=0) / inverse.diagonal()
+        pool = [alive[place] for place in cost.argsort()[: CANDIDATES_PER_DROP * count].tolist()]
+        for _ in range(count):
+            cost = weight.square().sum(dim=0) / inverse.diagonal()
+            drop = min((place for place, channel in enumerate(alive) if channel in pool), key=lambda p: float(cost[p]))
+            stays = [place for place in range(len(alive)) if place != drop]
+            row = inverse[drop, stays] / inverse[drop, drop]
+            weight = weight[:, stays] - weight[:, [drop]] * row
+            inverse = inverse[stays][:, stays] - inverse[stays][:, [drop]] * row
+            del alive[drop]
+    return alive
+
+
+@pytest.mark.parametrize("block", [1, 5, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_path_serves_all_widths(seed: int, block: int) -> None:
+    """At every width, between blocks too, it keeps what an elimination down to that width alone keeps."""
+    weight, gram = example(30, seed)
+    widths = range(1, 31)
+    path = elimination_path(weight, gram, widths, 0.02, block)
+    assert path.keys() == set(widths)
+    for width in widths:
+        assert path[width].tolist() == separate_elimination(weight, gram, width, 0.02, block), width
+        assert torch.equal(path[width], greedy_obs(weight, gram, width, 0.02, block))
+
+
+@pytest.mark.parametrize("widths", [[128], [200, 65, 64, 63, 1], [256, 255, 192]])
+def test_whatever_is_asked_besides_changes_nothing(widths: list[int]) -> None:
+    """In float32, where another order of operations would show."""
+    weight, gram = (each.float() for each in example(256, 11))
+    path = elimination_path(weight, gram, widths, 0.01)
+    assert all(torch.equal(path[width], greedy_obs(weight, gram, width, 0.01)) for width in widths)
