@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from transact.config import RESERVED_SPREAD, PruneConfig, RecoverConfig, RunConfig
@@ -49,11 +49,12 @@ def geometries(
     total = config.remove_fraction
     if total is None:
         final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
+        _check_suits(config, parent, final)
         total = removed_fraction(parent, final)
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
     fractions = removed_fractions(total, config.rounds, config.schedule, config.round_shares)
-    return solve_rounds(parent, fractions, _multiples(config), final, heads=_cuts_heads(config)), fractions
+    return solve_rounds(parent, fractions, _multiples(config, parent), final, heads=_cuts_heads(config)), fractions
 
 
 def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
@@ -65,7 +66,7 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     from transact.prune.budget import splits
 
     assert config.remove_fraction is not None
-    found = splits(parent, config.remove_fraction, _multiples(config), heads=_cuts_heads(config))
+    found = splits(parent, config.remove_fraction, _multiples(config, parent), heads=_cuts_heads(config))
     limit = min(config.split_candidates, len(found))
     if limit == 1:
         return found[:1]
@@ -90,21 +91,54 @@ def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geom
     from transact.prune.budget import splits
 
     assert config.remove_fraction is not None
-    found = splits(parent, config.remove_fraction, _multiples(config))
+    found = splits(parent, config.remove_fraction, _multiples(config, parent))
     for geometry in found:
         if geometry.head_dim == head_dim:
             return geometry
     allowed = ", ".join(str(geometry.head_dim) for geometry in found)
     raise ValueError(
-        f"prune.head_dim={head_dim} is not allowed: with prune.remove_fraction={config.remove_fraction:g} and these "
-        f"multiples it can be {allowed}"
+        f"prune.head_dim={head_dim} is not allowed: with prune.remove_fraction={config.remove_fraction:g} and "
+        f"{_reason(config, 'head_dim')} it can be {allowed}"
     )
 
 
-def _multiples(config: PruneConfig) -> Multiples:
-    from transact.prune.candidates import Multiples
+def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None:
+    """
+    Raises:
+        ValueError: dimensions that were given are none that the target takes; with the nearest that are.
+    """
+    multiples = _multiples(config, parent)
+    for name, below in (
+        ("head_dim", multiples.head_dims_below(parent)),
+        ("intermediate_size", multiples.intermediate_sizes_below(parent)),
+    ):
+        given, allowed = getattr(final, name), [*below, getattr(parent, name)]
+        if given not in allowed:
+            nearest = [*(each for each in allowed if each < given)][-1:] + [each for each in allowed if each > given][
+                :1
+            ]
+            raise ValueError(
+                f"prune.{name}={given} is not allowed with {_reason(config, name)}: the nearest allowed is "
+                f"{' or '.join(map(str, nearest))}; prune.multiple.{name}, if given, counts instead of the target"
+            )
 
-    return Multiples(head_dim=config.multiple.head_dim, intermediate_size=config.multiple.intermediate_size)
+
+def _reason(config: PruneConfig, dimension: str) -> str:
+    """The setting that decides which sizes are allowed."""
+    own = getattr(config.multiple, dimension)
+    return f"prune.target={config.target}" if own is None else f"prune.multiple.{dimension}={own}"
+
+
+def _multiples(config: PruneConfig, parent: Geometry) -> Multiples:
+    """What the target takes, unless the configuration says otherwise."""
+    from transact.prune.targets import multiples_for
+
+    found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
+    if own.head_dim is not None:
+        found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
+    if own.intermediate_size is not None:
+        found = replace(found, intermediate_size=own.intermediate_size)
+    return found
 
 
 def _cuts_heads(config: PruneConfig) -> bool:

@@ -36,6 +36,7 @@ class Workplace:
             "data.evaluation_sequences=32",
             "prune.remove_fraction=0.4",
             "prune.split=equal",
+            "prune.target=transformers",
             "prune.rounds=2",
             "prune.calibration_sequences=16",
             "prune.multiple.head_dim=4",

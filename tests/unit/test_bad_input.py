@@ -88,7 +88,7 @@ def refused(
         ("export.gguf=q5_1", "none, f16, q8_0, q4_0"),
         ("export.gguff=f16", "export.gguff: no such setting"),
         ("prune.rotary_pairs=magic", "free, progression"),
-        ("prune/multiple=magic", "cpu, cuda, default, llama_cpp_q4"),
+        ("prune.target=magic", "any, transformers, vllm, llama_cpp, mlx"),
     ],
 )
 def test_setting(override: str, named: str, refused: Callable[..., str]) -> None:
@@ -137,11 +137,6 @@ def test_what_a_plus_adds_is_no_way_around_the_check(setting: str, refused: Call
 def test_progression_needs_one_set_of_pairs(refused: Callable[..., str]) -> None:
     heads = ["prune/method=paper_heads", "prune.rotary_pairs=progression"]
     assert "prune.rotary_pairs='progression'" in refused(*heads)
-
-
-def test_dimensions_that_a_quantisation_cannot_take(refused: Callable[..., str]) -> None:
-    pytest.importorskip("gguf")
-    assert "set prune.multiple." in refused("export.gguf=q4_0", "prune.multiple.intermediate_size=1")
 
 
 def test_more_ranks_than_sequences(refused: Callable[..., str]) -> None:

@@ -17,19 +17,22 @@ VALUE_CHOICES = ("svd", "pca", *UNIT_SCORES)
 CHANNEL_CHOICES = ("obs", *UNIT_SCORES)
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
+TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx")
 
 
 @dataclass(kw_only=True, slots=True)
 class MultipleConfig:
-    """Dimensions are multiples of these, so that kernels stay fast."""
+    """Dimensions are multiples of these, whatever prune.target takes."""
 
-    head_dim: int = setting(at_least=2, at_most=2**12)
-    """head_dim is a multiple of this even number. Where whole heads are cut it does not count."""
-    intermediate_size: int = setting(at_least=1, at_most=2**20)
-    """intermediate_size is a multiple of this."""
+    head_dim: int | None = setting(None, at_least=2, at_most=2**12)
+    """head_dim is a multiple of this even number. Where whole heads are cut it does not count. null: prune.target
+    decides."""
+    intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
+    """intermediate_size is a multiple of this. null: prune.target decides."""
 
     def __post_init__(self) -> None:
-        require("prune.multiple.head_dim", self.head_dim, self.head_dim % 2 == 0, "it must be even (rotary pairs)")
+        is_even = self.head_dim is None or self.head_dim % 2 == 0
+        require("prune.multiple.head_dim", self.head_dim, is_even, "it must be even (rotary pairs)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,8 +106,11 @@ class PruneConfig:
     """Relative size of each round's cut, a number per round. null: by the schedule."""
     calibration_sequences: int = setting(128, at_least=1, at_most=10**7)
     """Sequences of the training text that are reserved for calibration."""
-    multiple: MultipleConfig
-    """Dimensions are multiples of these, so that kernels stay fast."""
+    target: str = setting("any", choices=TARGETS)
+    """What will serve the model, and so which dimensions it may get: "transformers", "vllm", "llama_cpp", "mlx", or
+    "any" (only such as all of these take and run at full speed)."""
+    multiple: MultipleConfig = field(default_factory=MultipleConfig)
+    """Dimensions are multiples of these, whatever prune.target takes."""
     method: MethodConfig = field(default_factory=MethodConfig)
     """What is cut inside a layer, how it is chosen, and what makes up for it."""
 

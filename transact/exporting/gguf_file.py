@@ -2,7 +2,8 @@
 
 llama.cpp rotates neighbouring dims (2i, 2i + 1) where transformers rotates i and i + head_dim/2: rows of q and k are
 put in that order. Frequencies that rope_theta alone does not give travel as `rope_freqs.weight`, which divides them.
-Weights of two dims are stored in the asked type; norms, biases and factors in float32.
+Weights of two dims are stored in the asked type, or in float16 where their rows do not divide into its blocks; norms,
+biases and factors in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.llama import read_geometry
 from transact.models.rotary import context_limit, frequency_factors, rope_settings
+from transact.prune.targets import Q4_BLOCK
 from transact.runtime.tensor_files import CheckpointReader
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 FACTORS = "rope_freqs.weight"
 
 
-def write_gguf(folder: Path, target: Path, kind: str, name: str) -> None:
+def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     """Write the model in `folder` to the file `target`; one tensor is in memory at a time.
 
     Args:
@@ -38,6 +40,9 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> None:
         target: the file.
         kind: "f16", "q8_0" or "q4_0".
         name: of the model, for its metadata.
+
+    Returns:
+        Weights that are float16 though another type was asked for: their rows do not divide into its blocks.
 
     Raises:
         ValueError: the tokenizer is one that llama.cpp does not know.
@@ -61,6 +66,7 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> None:
         for source, (_, kind_of_tensor) in layout.items():
             writer.write_tensor_data(_data(reader, config, source, kind_of_tensor))
     writer.close()
+    return [source for source, (_, stored) in layout.items() if stored == "F16" and kind != "f16"]
 
 
 def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str) -> None:
@@ -100,7 +106,7 @@ def _layout(reader: CheckpointReader, config: Mapping[str, Any], kind: str) -> d
 def _tensor_type(name: str, shape: tuple[int, ...], kind: str) -> str:
     if len(shape) == 1:
         return "F32"
-    return TENSOR_TYPES[kind][name in EMBEDDINGS]
+    return "F16" if shape[-1] % Q4_BLOCK else TENSOR_TYPES[kind][name in EMBEDDINGS]
 
 
 def _gguf_name(names: Any, source: str) -> str:

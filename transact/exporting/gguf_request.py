@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transact.config import ExportConfig, RunConfig
 from transact.config.export import GGUF_TYPES
 from transact.exporting.gguf_tokenizer import check_tokenizer, is_byte_level
-from transact.exporting.shapes import Q4_BLOCK, cut_rows
-from transact.geometry import Geometry
+from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.llama import read_geometry
-from transact.models.rotary import rope_settings
+from transact.models.rotary import OWN_FREQUENCIES, rope_settings
 from transact.outline import final_geometries
+from transact.prune.targets import Q4_BLOCK
 
 
 def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
@@ -31,11 +30,36 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"export.gguf={kind!r} needs the package gguf: pip install 'transact[gguf]'")
     parent = read_geometry(model_config)
-    ends = final_geometries(config, parent)
-    cuts_heads = config.mode != "pretrain" and config.prune.method.attention == "heads"
-    check_gguf_rotation(config, model_config, cuts_pairs=any(end.head_dim < parent.head_dim for end in ends))
-    for geometry in ends:
-        check_gguf_dimensions(kind, geometry, cuts_heads=cuts_heads)
+    if kind != "f16" and parent.hidden_size % Q4_BLOCK:
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed: hidden_size is {parent.hidden_size}, and {kind} takes multiples of "
+            f"{Q4_BLOCK}; it must be f16"
+        )
+    result = Path(config.output_dir) / "export" / "config.json"
+    if result.is_file():  # the run is finished: what it ended with counts, not what it might have
+        check_gguf_result(kind, read_json(result))
+    else:
+        cuts_pairs = any(end.head_dim < parent.head_dim for end in final_geometries(config, parent))
+        check_gguf_rotation(config, model_config, cuts_pairs=cuts_pairs)
+
+
+def check_gguf_result(kind: str, model_config: Mapping[str, Any]) -> None:
+    """llama.cpp rotates as an exported model does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if OWN_FREQUENCIES in model_config:
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed: layers or heads of the exported model have rotary frequencies of "
+            "their own, and llama.cpp has one set; a new run with prune.method.pair_scope=model gives such a model"
+        )
+    family = family_of(model_config)
+    if family.gguf_architecture != "llama" and rope_settings(model_config)["rope_type"] != "default":
+        raise ValueError(
+            f"export.gguf={kind!r} is not allowed: the exported model has rotary factors, and llama.cpp's "
+            f"{family.model_type} takes none; a new run with prune.rotary_pairs=progression gives a model without"
+        )
 
 
 def check_gguf_rotation(config: RunConfig, model_config: Mapping[str, Any], *, cuts_pairs: bool) -> None:
@@ -64,50 +88,15 @@ def check_gguf_rotation(config: RunConfig, model_config: Mapping[str, Any], *, c
         )
 
 
-def check_gguf_dimensions(kind: str, geometry: Geometry, *, cuts_heads: bool = False) -> None:
-    """Rows of every weight divide into blocks.
-
-    Raises:
-        ValueError: names the dimension and the multiple to use.
-    """
-    if kind in ("none", "f16"):
-        return
-    if geometry.hidden_size % Q4_BLOCK:
-        raise ValueError(
-            f"export.gguf={kind!r} is not allowed: hidden_size is {geometry.hidden_size}, and {kind} takes multiples "
-            f"of {Q4_BLOCK}; it must be f16"
-        )
-    for name, (size, row) in cut_rows(geometry).items():
-        if row % Q4_BLOCK == 0:
-            continue
-        refused, takes = f"export.gguf={kind!r} is not allowed", f"{kind} takes multiples of {Q4_BLOCK}"
-        if name == "head_dim" and cuts_heads:
-            raise ValueError(
-                f"{refused}: {geometry.num_attention_heads} heads of {size} may stay, which makes rows of {row} "
-                f"weights, and {takes}; it must be f16, or prune.method.attention pairs"
-            )
-        raise ValueError(
-            f"{refused}: {name} may become {size}, which makes rows of {row} weights, and {takes}; it must be f16, "
-            f"or set prune.multiple.{name}={Q4_BLOCK} or prune/multiple=llama_cpp_q4 in a new run"
-        )
-
-
 def possible_gguf_types(model_config: Mapping[str, Any], folder: Path) -> list[str]:
     """The types that `export.gguf` can write of an exported config.json with the tokenizer of a folder; none where
     llama.cpp cannot rotate so, or does not know the tokenizer."""
-    is_llama = family_of(model_config).gguf_architecture == "llama"
-    if not is_llama and rope_settings(model_config)["rope_type"] != "default":
-        return []
     try:
+        check_gguf_result("f16", model_config)
         check_tokenizer(folder)
     except ValueError:
         return []
-    found = []
-    for kind in GGUF_TYPES[1:]:
-        with suppress(ValueError):
-            check_gguf_dimensions(kind, read_geometry(model_config))
-            found.append(kind)
-    return found
+    return [kind for kind in GGUF_TYPES[1:] if kind == "f16" or model_config["hidden_size"] % Q4_BLOCK == 0]
 
 
 def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -73,6 +73,10 @@ GGUF_WARNING = """\
 pairs and write a file that computes nonsense, without an error. A tensor of an unknown name stops it here \
 (transformers skips it); in a copy made with `save_pretrained` it is gone.
 """
+GGUF_FLOAT16 = """\
+In llama.cpp's quantised types (q8_0, q4_0) the weights of {names} stay float16: their rows do not divide into \
+blocks of 32.
+"""
 
 
 def model_card(
@@ -84,6 +88,7 @@ def model_card(
     has_factors: bool,
     has_chat_template: bool,
     gguf_types: Sequence[str],
+    in_float16: Mapping[str, int] | None = None,
 ) -> str:
     """Markdown with the metadata block that model hubs read.
 
@@ -94,6 +99,7 @@ def model_card(
         has_chat_template: whether the tokenizer has one.
         has_factors: whether config.json states rotary frequencies as `longrope` factors.
         gguf_types: values of `export.gguf` that are possible.
+        in_float16: projections that quantised files hold in float16, and the length of their rows.
     """
     metadata = _metadata(summary, config, licence, [model_type, *(["conversational"] if has_chat_template else [])])
     header = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n"
@@ -108,6 +114,9 @@ def model_card(
     if has_factors:
         named = " or ".join(f"`export.gguf={kind}`" for kind in gguf_types)
         parts.append(GGUF_WARNING.format(how=GGUF_HERE.format(types=named) if named else GGUF_NOWHERE))
+    if in_float16 and gguf_types:
+        names = " and ".join(f"{name} (rows of {row})" for name, row in in_float16.items())
+        parts.append(GGUF_FLOAT16.format(names=names))
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
 

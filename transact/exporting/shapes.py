@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from transact.geometry import Geometry
-
-FLASH_ATTENTION_MULTIPLE = 8
-TUNED_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 192, 256)  # of attention kernels in FlashAttention and vLLM
-TILE = 64  # rows and columns that matrix kernels work on at a time, at least
-Q4_BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together
-K_QUANT_BLOCK = 256
+from transact.prune.targets import (
+    ATTENTION_HEAD_DIMS,
+    FLASH_ATTENTION_MULTIPLE,
+    K_QUANT_BLOCK,
+    Q4_BLOCK,
+    TILE,
+)
 
 
 def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:
@@ -18,22 +19,28 @@ def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:
     return {"head_dim": (geometry.head_dim, width), "intermediate_size": (channels, channels)}
 
 
+def float16_rows(geometry: Geometry) -> dict[str, int]:
+    """Projections that llama.cpp's quantised types leave in float16, and how long their rows are."""
+    rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
+    return {name: row for name, row in rows.items() if row % Q4_BLOCK}
+
+
 def shape_warnings(geometry: Geometry) -> list[str]:
     """One line for each dimension that will cost speed or a format, with what to ask for instead."""
     head_dim, channels = geometry.head_dim, geometry.intermediate_size
     lines = []
     if head_dim % FLASH_ATTENTION_MULTIPLE:
         lines.append(f"head_dim {head_dim}: FlashAttention takes multiples of {FLASH_ATTENTION_MULTIPLE} only")
-    elif head_dim not in TUNED_HEAD_DIMS:
+    elif head_dim not in ATTENTION_HEAD_DIMS:
         lines.append(
-            f"head_dim {head_dim}: attention kernels are made for {', '.join(map(str, TUNED_HEAD_DIMS))}; others are "
-            "padded or not taken on GPUs"
+            f"head_dim {head_dim}: attention kernels are made for {', '.join(map(str, ATTENTION_HEAD_DIMS))}; others "
+            "are padded on GPUs, and vLLM does not take them on CPUs"
         )
     if channels % TILE:
         lines.append(f"intermediate_size {channels}: no multiple of {TILE}; matrix kernels do up to twice the work")
     for name, (size, row) in cut_rows(geometry).items():
         if row % Q4_BLOCK:
-            lines.append(f"{name} {size}: rows of {row} weights have no q4_0 and q8_0 in llama.cpp ({Q4_BLOCK})")
+            lines.append(f"{name} {size}: rows of {row} weights stay f16 in llama.cpp's q4_0 and q8_0 ({Q4_BLOCK})")
         elif row % K_QUANT_BLOCK:
             lines.append(f"{name} {size}: rows of {row} weights have no K-quants in llama.cpp ({K_QUANT_BLOCK})")
     return lines

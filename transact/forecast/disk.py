@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transact.config import RunConfig
+from transact.exporting.shapes import float16_rows
 from transact.geometry import Geometry
 from transact.memory import BYTES_BY_DTYPE, FLOAT32_BYTES, gram_disk_bytes
 from transact.models.folder import dtype_of
@@ -47,7 +48,9 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
     """The tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
-    bits = (geometry.parameters() - tables) * BITS_PER_WEIGHT[kind] + tables * BITS_OF_EMBEDDINGS[kind]
+    in_float16 = geometry.num_layers * geometry.hidden_size * sum(float16_rows(geometry).values())
+    quantised = geometry.parameters() - tables - in_float16
+    bits = quantised * BITS_PER_WEIGHT[kind] + in_float16 * 16 + tables * BITS_OF_EMBEDDINGS[kind]
     return round(bits / 8)
 
 

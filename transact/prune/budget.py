@@ -57,7 +57,7 @@ def solve_geometry(
         ValueError: more is asked than can be removed; the message says how much can.
     """
     high = ceiling or parent
-    low = floor or _smallest(high, multiples, heads=heads)
+    low = floor or multiples.smallest(high, heads=heads)
     tolerance = intermediate_parameters(parent, multiples.intermediate_size)
     wanted = parent.parameters() * (1 - remove_fraction)
     # With a floor the end is known to be within reach, and this round stops there at the latest.
@@ -84,7 +84,7 @@ def splits(parent: Geometry, remove_fraction: float, multiples: Multiples, *, he
     solve_geometry(parent, remove_fraction, multiples, heads=heads)  # says what is wrong, if anything is
     tolerance = intermediate_parameters(parent, multiples.intermediate_size)
     wanted = parent.parameters() * (1 - remove_fraction)
-    low = _smallest(parent, multiples, heads=heads)
+    low = multiples.smallest(parent, heads=heads)
     candidates = nearest_candidates(
         attention_shapes(multiples, low, parent, heads=heads), wanted, multiples, low, parent
     )
@@ -152,14 +152,6 @@ def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size:
     return child
 
 
-def _smallest(high: Geometry, multiples: Multiples, *, heads: bool) -> Geometry:
-    """One head, or one multiple of its dims; one multiple of channels; less where the model is smaller than that."""
-    smallest = replace(high, intermediate_size=min(multiples.intermediate_size, high.intermediate_size))
-    if heads:
-        return replace(smallest, num_attention_heads=1, num_key_value_heads=1)
-    return replace(smallest, head_dim=min(multiples.head_dim, high.head_dim))
-
-
 def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
     """Distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
 
@@ -176,12 +168,25 @@ def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) ->
 
 def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples, *, heads: bool) -> str:
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
-    attention = "whole heads" if heads else f"head_dim a multiple of {multiples.head_dim}"
     return (
         f"prune.remove_fraction={remove_fraction:g} cannot be reached: at most "
-        f"{removed_fraction(parent, low):.4f} of this model can be removed with {attention} and intermediate_size a "
-        f"multiple of {multiples.intermediate_size}; embeddings and norms, {fixed:.4f} of it, are never cut"
+        f"{removed_fraction(parent, low):.4f} of this model can be removed with "
+        f"{_attention_words(parent, multiples, heads=heads)} and intermediate_size a multiple of "
+        f"{multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
+        f"{fixed:.4f} of it, are never cut"
     )
+
+
+def _attention_words(parent: Geometry, multiples: Multiples, *, heads: bool) -> str:
+    """What may become of attention."""
+    allowed = multiples.head_dims_below(parent)
+    if multiples.keeps_attention or not (heads or allowed):
+        return "attention as it is"
+    if heads:
+        return "whole heads"
+    if multiples.head_dims is None and multiples.row == 1:
+        return f"head_dim a multiple of {multiples.head_dim}"
+    return f"head_dim {', '.join(map(str, allowed))} or {parent.head_dim}"
 
 
 def _check_every_round_removes(parent: Geometry, geometries: Sequence[Geometry], multiples: Multiples) -> None:

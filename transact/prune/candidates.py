@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,18 +12,52 @@ from transact.geometry import Geometry
 class Multiples:
     """Granularity of the cut dimensions; an uncut dimension need not be a multiple.
 
+    Attributes:
+        head_dim: what ``head_dim`` is a multiple of.
+        intermediate_size: likewise.
+        head_dims: the only sizes that heads are cut to; None: any multiple.
+        row: what the heads of a layer together are a multiple of, where their ``head_dim`` is cut.
+        keeps_attention: nothing of attention is cut.
+
     Raises:
         ValueError: a multiple is not positive, or that of ``head_dim`` is odd (dims go in pairs).
     """
 
     head_dim: int
     intermediate_size: int
+    head_dims: tuple[int, ...] | None = None
+    row: int = 1
+    keeps_attention: bool = False
 
     def __post_init__(self) -> None:
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"the multiple of head_dim must be even, got {self.head_dim}")
         if self.intermediate_size < 1:
             raise ValueError(f"the multiple of intermediate_size must be positive, got {self.intermediate_size}")
+
+    def head_dims_below(self, high: Geometry) -> list[int]:
+        """Sizes that its heads may be cut to, ascending."""
+        if self.keeps_attention:
+            return []
+        return [
+            head_dim
+            for head_dim in range(self.head_dim, high.head_dim, self.head_dim)
+            if (self.head_dims is None or head_dim in self.head_dims)
+            and high.num_attention_heads * head_dim % self.row == 0
+        ]
+
+    def intermediate_sizes_below(self, high: Geometry) -> range:
+        """Sizes that its MLPs may be cut to, ascending."""
+        return range(self.intermediate_size, high.intermediate_size, self.intermediate_size)
+
+    def smallest(self, high: Geometry, *, heads: bool) -> Geometry:
+        """The most that can be cut: to one head, or the narrowest heads, and one multiple of channels."""
+        smallest = replace(high, intermediate_size=min(self.intermediate_size, high.intermediate_size))
+        if self.keeps_attention:
+            return smallest
+        if heads:
+            return replace(smallest, num_attention_heads=1, num_key_value_heads=1)
+        return replace(smallest, head_dim=min(self.head_dims_below(high), default=high.head_dim))
 
 
 def attention_shapes(multiples: Multiples, low: Geometry, high: Geometry, *, heads: bool) -> list[Geometry]:
@@ -63,15 +96,13 @@ def _attention_steps(high: Geometry, low: Geometry, multiples: Multiples) -> int
     """How many rounds can each take something from attention alone."""
     groups = high.num_key_value_heads - low.num_key_value_heads
     queries = high.queries_per_key_value_head - low.queries_per_key_value_head
-    return groups + queries + math.ceil((high.head_dim - low.head_dim) / multiples.head_dim)
+    return groups + queries + len(_head_dims(low, high, multiples)) - 1
 
 
 def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[Geometry]:
     """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
-    step = multiples.head_dim
-    first = math.ceil(low.head_dim / step) * step
-    allowed = {low.head_dim, *range(first, high.head_dim, step), high.head_dim}
-    return [replace(high, head_dim=head_dim) for head_dim in sorted(allowed, reverse=True)]
+    between = (head_dim for head_dim in multiples.head_dims_below(high) if head_dim > low.head_dim)
+    return [replace(high, head_dim=head_dim) for head_dim in sorted({low.head_dim, *between, high.head_dim})[::-1]]
 
 
 def _head_counts(low: Geometry, high: Geometry) -> list[Geometry]:

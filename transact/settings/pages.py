@@ -36,7 +36,7 @@ def default_text(setting: Setting) -> str:
 
 
 def choices_of(group: str) -> list[Choice]:
-    """Those of the group and of the groups inside it: prune, prune/method, prune/multiple."""
+    """Those of the group and of the groups inside it: prune, prune/method."""
     return [each for each in choices() if each.group == group or each.group.startswith(f"{group}/")]
 
 

@@ -12,8 +12,9 @@ from transact.exporting.folder import write_export
 from transact.exporting.gguf_request import possible_gguf_types
 from transact.exporting.licence import copy_licence, has_chat_template, read_licence
 from transact.exporting.model_card import model_card
+from transact.exporting.shapes import float16_rows
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
-from transact.models.folder import dtype_of
+from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
@@ -47,6 +48,7 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
             has_factors=rope_settings(described)["rope_type"] == "longrope",
             has_chat_template=has_chat_template(parent),
             gguf_types=possible_gguf_types(described, parent),
+            in_float16=float16_rows(geometry_of(checkpoint)),
         )
         write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)

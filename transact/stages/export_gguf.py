@@ -6,16 +6,24 @@ from pathlib import Path
 
 from transact.exporting.gguf_file import write_gguf
 from transact.files import publish, temporary_name
+from transact.prune.targets import Q4_BLOCK
 from transact.stages.job import Job
 
 
 def export_gguf(job: Job, folder: Path, output: Path) -> None:
     """Write the file; rank 0 alone works, a tensor at a time."""
+    kind = job.config.export.gguf
 
-    def write() -> None:
+    def write() -> list[str]:
         temporary = temporary_name(output)
-        write_gguf(folder, temporary, job.config.export.gguf, job.config.name)
+        in_float16 = write_gguf(folder, temporary, kind, job.config.name)
         publish(temporary, output)
+        return in_float16
 
-    job.group.on_main(write, may_be_left=True)  # hours, of a large model
+    in_float16 = job.group.on_main(write, may_be_left=True)  # hours, of a large model
     job.say(f"gguf: {output}")
+    if in_float16:
+        job.say(
+            f"gguf: {len(in_float16)} weights are f16 instead of {kind}, such as {in_float16[0]}: their rows do not "
+            f"divide into blocks of {Q4_BLOCK}; prune.target=llama_cpp, in a new run, cuts to dimensions that do"
+        )

@@ -13,8 +13,10 @@ from transact.exporting.converter_guard import GUARD_NAME, guard_tensors
 from transact.files import read_json
 from transact.models.folder import check_files
 from transact.models.rotary import inverse_frequencies
+from transact.runtime.checkpoints import layer_groups, stored_names
 from transact.runtime.tensor_files import CheckpointReader
 
+MLX_LM_SKIPS, TRANSFORMERS_SKIPS = "self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"  # names with this in them
 CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")  # names that end so
 
 
@@ -27,6 +29,9 @@ def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -
     check_files(folder)
     with CheckpointReader(folder) as reader:
         assert GUARD_NAME not in reader.files
+        groups = layer_groups(stored_names(reader, read_json(folder / "config.json")))
+        assert GUARD_NAME not in {name for names in groups for name in names}
+    assert MLX_LM_SKIPS in GUARD_NAME and TRANSFORMERS_SKIPS in GUARD_NAME
 
 
 def test_a_model_without_factors_needs_none() -> None:

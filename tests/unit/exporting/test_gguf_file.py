@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
 from transact.exporting.gguf_file import write_gguf
-from transact.exporting.gguf_request import check_gguf, check_gguf_dimensions, possible_gguf_types
+from transact.exporting.gguf_request import check_gguf, possible_gguf_types
 from transact.exporting.gguf_tokenizer import check_tokenizer, pre_tokenizer_name
+from transact.exporting.shapes import float16_rows
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.rotary import inverse_frequencies
@@ -28,6 +29,13 @@ SIX_HEADS = {
     "head_dim": 32,
     "intermediate_size": 640,
     "vocab_size": 4096,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "attention_factor": 1.0,
+    "short_factor": [1.0, 2.0],
+    "long_factor": [1.0, 2.0],
 }
 
 
@@ -148,9 +156,8 @@ def test_a_folder_without_a_known_kind_of_tokenizer_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("overrides", "family", "message"),
     [
-        (["prune.multiple.intermediate_size=1"], "llama", r"intermediate_size may become \d+.*=32 or prune/multiple"),
         (["prune.method.pair_scope=layer", "model.allow_non_stock=true"], "llama", "the scope must be model"),
-        ([], "qwen3", "it must be progression"),
+        (["prune.target=transformers"], "qwen3", "it must be progression"),
     ],
 )
 def test_what_llama_cpp_cannot_take_is_refused(overrides: list[str], family: str, message: str) -> None:
@@ -168,13 +175,47 @@ def test_a_family_without_factors_may_keep_its_heads_whole() -> None:
     check_gguf(config, SIX_HEADS | {"model_type": "qwen3"})
 
 
-def test_whole_heads_that_fill_no_block_are_named() -> None:
-    """A multiple of head_dim would not help."""
+@pytest.mark.parametrize("target", ["any", "llama_cpp"])
+def test_such_a_family_keeps_them_whole_for_its_target(target: str) -> None:
     from tests.support.cards import composed
 
-    overrides = ("prune/method=paper_heads", "prune.split=equal", "prune.remove_fraction=0.3", "export.gguf=q8_0")
-    with pytest.raises(ValueError, match=r"heads of 12 may stay.*it must be f16, or prune\.method\.attention pairs"):
-        check_gguf(composed("owner/parent", *overrides), SIX_HEADS | {"model_type": "llama", "head_dim": 12})
+    config = composed("owner/parent", f"prune.target={target}", "prune.remove_fraction=0.3", "export.gguf=q8_0")
+    check_gguf(config, SIX_HEADS | {"model_type": "qwen3"})
+
+
+def test_rows_that_no_block_divides_are_refused_in_the_parent_alone() -> None:
+    """Of what is cut, a weight may stay float16; of what is never cut, all would."""
+    from tests.support.cards import composed
+
+    overrides = ("export.gguf=q8_0", "prune.split=equal", "prune.target=transformers", "prune.remove_fraction=0.3")
+    config = composed("owner/parent", *overrides, "prune.multiple.intermediate_size=1")
+    check_gguf(config, SIX_HEADS | {"model_type": "llama"})
+    with pytest.raises(ValueError, match=r"hidden_size is 168, and q8_0 takes multiples of 32; it must be f16"):
+        check_gguf(config, SIX_HEADS | {"model_type": "llama", "hidden_size": 168})
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 3e3}}, None),
+        ({"model_type": "qwen3", "rope_parameters": LONGROPE}, "the exported model has rotary factors"),
+        ({"model_type": "llama", "rope_parameters": LONGROPE, "intermediate_size": 101}, None),
+        ({"model_type": "transact_llama", "rotary_inverse_frequencies": [[[1.0]]]}, "frequencies of their own"),
+    ],
+)
+def test_a_finished_run_is_judged_by_its_result(tmp_path: Path, result: dict[str, Any], message: str | None) -> None:
+    """Not by what it might have ended with: free pairs were allowed in all of these."""
+    from tests.support.cards import composed
+
+    (tmp_path / "export").mkdir()
+    write_json(tmp_path / "export" / "config.json", SIX_HEADS | result)
+    overrides = ("export.gguf=q8_0", "prune.target=transformers", f"output_dir={tmp_path}")
+    parent = SIX_HEADS | {"model_type": result["model_type"].removeprefix("transact_")}
+    if message is None:
+        check_gguf(composed("owner/parent", *overrides), parent)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_gguf(composed("owner/parent", *overrides), parent)
 
 
 def test_no_file_is_promised_of_an_unknown_tokenizer(exported: Path, tmp_path: Path) -> None:
@@ -184,13 +225,22 @@ def test_no_file_is_promised_of_an_unknown_tokenizer(exported: Path, tmp_path: P
     assert possible_gguf_types(described, tmp_path) == []
 
 
-def test_rows_of_heads_count_together(exported: Path) -> None:
-    from dataclasses import replace
-
-    geometry = replace(geometry_of(exported), intermediate_size=64)
-    check_gguf_dimensions("q4_0", replace(geometry, head_dim=8))  # 4 heads of 8 fill a block
-    with pytest.raises(ValueError, match="head_dim may become 12, which makes rows of 48"):
-        check_gguf_dimensions("q4_0", replace(geometry, head_dim=12))
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_rows_that_no_block_divides_stay_float16(tmp_path: Path, kind: str) -> None:
+    """4 heads of 10 dims: rows of 40 in o_proj; all other rows fill blocks of 32."""
+    folder = write_exported(tmp_path, {"head_dim": 10}, dtype="bfloat16")
+    in_float16 = write_gguf(folder, tmp_path / "model.gguf", kind, "half")
+    layers = geometry_of(folder).num_layers
+    assert in_float16 == [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(layers)]
+    assert float16_rows(geometry_of(folder)) == {"o_proj": 40}
+    _, tensors = read(tmp_path / "model.gguf")
+    assert {tensor.tensor_type.name for name, tensor in tensors.items() if "attn_output" in name} == {"F16"}
+    assert {tensor.tensor_type.name for name, tensor in tensors.items() if "ffn" in name and "norm" not in name} == {
+        kind.upper()
+    }
+    stored = load_file(folder / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"].float()
+    found = torch.from_numpy(tensors["blk.1.attn_output.weight"].data.copy()).float()
+    torch.testing.assert_close(found, stored, rtol=1e-3, atol=1e-6)
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

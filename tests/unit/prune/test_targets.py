@@ -1,0 +1,181 @@
+"""prune.target: every set of dimensions that a run may end with is one that the software takes, or it is refused."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from transact.config import PruneConfig
+from transact.config.prune import TARGETS, MethodConfig, MultipleConfig
+from transact.geometry import Geometry
+from transact.outline import geometries, split_candidates
+from transact.prune.targets import RUNTIMES, multiples_for
+
+# head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
+# 1B and 3B, Llama 2 7B and 70B, Llama 3 8B, Phi's heads of 80 and 96, the demo parent, and the smallest of the tests.
+SHAPES = {
+    "smollm2-135m": (64, 9, 3, 576, 1536),
+    "smollm2-360m": (64, 15, 5, 960, 2560),
+    "qwen2.5-0.5b": (64, 14, 2, 896, 4864),
+    "qwen2.5-7b": (128, 28, 4, 3584, 18944),
+    "llama-3.2-1b": (64, 32, 8, 2048, 8192),
+    "llama-3.2-3b": (128, 24, 8, 3072, 8192),
+    "llama-2-7b": (128, 32, 32, 4096, 11008),
+    "llama-2-70b": (128, 64, 8, 8192, 28672),
+    "llama-3-8b": (128, 32, 8, 4096, 14336),
+    "heads of 80": (80, 32, 32, 2560, 10240),
+    "heads of 96": (96, 32, 32, 3072, 8192),
+    "demo": (32, 6, 2, 192, 640),
+    "tiny": (16, 4, 2, 64, 160),
+}
+FRACTIONS = (0.1, 0.3, 0.5)
+VLLM_ON_CPU = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}
+
+
+def parent(name: str, **flags: bool) -> Geometry:
+    head_dim, queries, groups, hidden, channels = SHAPES[name]
+    return Geometry(
+        hidden_size=hidden,
+        num_layers=4,
+        num_attention_heads=queries,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        intermediate_size=channels,
+        vocab_size=1024,
+        tied_embeddings=True,
+        **flags,
+    )
+
+
+def asked(**settings: Any) -> PruneConfig:
+    return PruneConfig(**({"remove_fraction": 0.3} | settings))
+
+
+def ends(config: PruneConfig, dense: Geometry) -> list[Geometry]:
+    """All dimensions that a run may end with, by either way to share the cut; none where it is refused."""
+    try:
+        equal, _ = geometries(replace(config, split="equal"), dense)
+        return [equal[-1], *split_candidates(replace(config, split="auto"), dense)]
+    except ValueError as error:
+        if "cannot be reached: at most" in str(error) and "prune.target" in str(error):
+            return []
+        raise
+
+
+def takes(name: str, dense: Geometry, cut: Geometry) -> bool:
+    """What is known of each, in its own words, for a dimension that was cut."""
+    cuts_heads, cuts_channels = cut.head_dim < dense.head_dim, cut.intermediate_size < dense.intermediate_size
+    row, is_large = cut.num_attention_heads * cut.head_dim, dense.hidden_size >= 2048
+    if name == "transformers":
+        return not (cuts_heads and cut.head_dim % 8)
+    if name == "vllm":
+        return not cuts_heads or (cut.head_dim in VLLM_ON_CPU and not dense.query_key_value_bias)
+    if cuts_heads and (row % 32 or (is_large and cut.head_dim % 32)):
+        return False
+    if cuts_channels and cut.intermediate_size % (256 if is_large else 32):
+        return False
+    return not cuts_heads or not (dense.query_key_value_bias if name == "mlx" else dense.query_key_norm)
+
+
+def test_the_setting_and_the_table_have_the_same_names() -> None:
+    assert set(TARGETS) == {"any", *RUNTIMES}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_run_ends_only_with_what_its_target_takes(name: str, target: str) -> None:
+    """Plain, with biases (Qwen2), with norms (Qwen3); "any": with what all of them take."""
+    reached = 0
+    for flags, fraction in itertools.product(({}, {"query_key_value_bias": True}, {"query_key_norm": True}), FRACTIONS):
+        dense = parent(name, **flags)
+        found = ends(asked(target=target, remove_fraction=fraction), dense)
+        reached += bool(found)
+        for each in found:
+            for runtime in RUNTIMES if target == "any" else (target,):
+                assert takes(runtime, dense, each), (flags, fraction, runtime, each)
+    assert reached >= 6  # of nine
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_all_that_suits_is_tried(name: str) -> None:
+    """Every head size that all of them take is one of the sizes that "any" allows."""
+    dense = parent(name)
+    found = multiples_for("any", dense, pairs_are_free=True).head_dims_below(dense)
+    suits = [
+        head_dim
+        for head_dim in range(2, dense.head_dim, 2)
+        if all(takes(runtime, dense, replace(dense, head_dim=head_dim)) for runtime in RUNTIMES)
+    ]
+    assert found == suits
+
+
+def test_what_was_chosen_for_smollm2_before_is_not_now() -> None:
+    """Heads of 56: vLLM on CPU and q8_0 refuse them."""
+    dense = parent("smollm2-135m")
+    assert 56 in {each.head_dim for each in ends(asked(target="transformers"), dense)}
+    assert {each.head_dim for each in ends(asked(), dense)} == {64, 32}
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_the_heads_of_a_qwen2_stay_where_their_size_follows_from_the_hidden_size(heads: bool) -> None:
+    method = MethodConfig(attention="heads", values="norm") if heads else MethodConfig()
+    dense = parent("qwen2.5-0.5b", query_key_value_bias=True)
+    for each in ends(asked(method=method), dense):
+        assert (each.head_dim, each.num_attention_heads) == (dense.head_dim, dense.num_attention_heads)
+
+
+def test_pairs_in_progression_are_right_for_llama_cpps_qwen3() -> None:
+    dense = parent("llama-3-8b", query_key_norm=True)
+    free, progression = (
+        {each.head_dim for each in ends(asked(target="llama_cpp", rotary_pairs=choice), dense)}
+        for choice in ("free", "progression")
+    )
+    assert free == {128} and progression > {128}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_multiples_that_are_given_count_instead(target: str) -> None:
+    own = MultipleConfig(head_dim=2, intermediate_size=1)
+    dense = parent("smollm2-135m", query_key_value_bias=True)
+    assert ends(asked(target=target, multiple=own, split_candidates=99), dense) == ends(
+        asked(target="transformers", multiple=own, split_candidates=99), dense
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"head_dim": 56},
+            r"prune\.head_dim=56 is not allowed with prune\.target=any: the nearest allowed is 32 or 64;",
+        ),
+        ({"head_dim": 24}, r"the nearest allowed is 32; prune\.multiple\.head_dim, if given, counts"),
+        (
+            {"head_dim": 44, "target": "transformers"},
+            r"with prune\.target=transformers: the nearest allowed is 40 or 48",
+        ),
+        ({"head_dim": 40, "target": "llama_cpp"}, "the nearest allowed is 32 or 64"),
+        ({"intermediate_size": 1000}, r"prune\.intermediate_size=1000 is not allowed.*nearest allowed is 992 or 1024"),
+        ({"intermediate_size": 1530}, "nearest allowed is 1504 or 1536"),
+        ({"head_dim": 48, "multiple": MultipleConfig(head_dim=32)}, r"with prune\.multiple\.head_dim=32: .* 32 or 64"),
+    ],
+)
+def test_dimensions_that_do_not_suit_are_refused_with_the_nearest(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        geometries(asked(**({"remove_fraction": None} | settings)), parent("smollm2-135m"))
+
+
+def test_heads_beside_a_fraction_are_refused_with_what_they_can_be() -> None:
+    with pytest.raises(ValueError, match=r"prune\.head_dim=56 is not allowed: .* prune\.target=any it can be 64, 32"):
+        geometries(asked(head_dim=56), parent("smollm2-135m"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("demo", "with attention as it is and"), ("smollm2-135m", "with head_dim 32 or 64 and")]
+)
+def test_more_than_suits_is_refused_with_what_would(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"cannot be reached: at most 0\.\d+ .* {words} .*prune\.target"):
+        geometries(asked(remove_fraction=0.97), parent(name))

@@ -1,0 +1,92 @@
+"""Dimensions that suit the software which will serve a model: `prune.target`.
+
+What each takes was seen running, or read where that is said. Two families have a limit of their own: vLLM and mlx-lm
+(read) compute the heads' size of a Qwen2 from the hidden size, so that its attention cannot be cut at all, and
+llama.cpp's Qwen3 takes no rotary factors, so that its heads can lose pairs in progression only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from transact.geometry import Geometry
+from transact.prune.candidates import Multiples
+
+FLASH_ATTENTION_MULTIPLE = 8
+# Those of vLLM 0.32 on CPU, all that it takes there; on GPUs attention kernels are made for these sizes.
+ATTENTION_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+TILE = 64  # rows and columns that matrix kernels work on at a time, at least
+Q4_BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together, and mlx-lm with --q-group-size 32
+K_QUANT_BLOCK = 256
+LARGE_HIDDEN_SIZE = 2048  # from here on steps are small beside the dimensions, whatever they are multiples of
+LARGE_HEAD_DIM = 32  # a quantised KV cache scales so many together
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runtime:
+    """What one kind of software takes of a cut model.
+
+    Attributes:
+        multiples: granularity of the cut dimensions in a small model.
+        large: the same in a model of `LARGE_HIDDEN_SIZE` and more.
+        cuts_biased_heads: it takes heads of another size, or fewer, in a model whose queries and keys have biases.
+        cuts_normed_pairs: it takes any set of rotary pairs in a model whose queries and keys are normalised.
+    """
+
+    multiples: Multiples
+    large: Multiples
+    cuts_biased_heads: bool = True
+    cuts_normed_pairs: bool = True
+
+
+def _runtime(multiples: Multiples, **limits: bool) -> Runtime:
+    head_dim = math.lcm(multiples.head_dim, LARGE_HEAD_DIM)
+    return Runtime(
+        multiples=multiples, large=replace(multiples, head_dim=head_dim, intermediate_size=K_QUANT_BLOCK), **limits
+    )
+
+
+_FINE = Multiples(head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=8)
+_BLOCKS = Multiples(head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=Q4_BLOCK, row=Q4_BLOCK)
+RUNTIMES = {
+    "transformers": Runtime(multiples=_FINE, large=_FINE),
+    "vllm": _runtime(replace(_BLOCKS, head_dims=ATTENTION_HEAD_DIMS, row=1), cuts_biased_heads=False),
+    "llama_cpp": _runtime(_BLOCKS, cuts_normed_pairs=False),
+    "mlx": _runtime(_BLOCKS, cuts_biased_heads=False),
+}
+
+
+def multiples_for(target: str, parent: Geometry, *, pairs_are_free: bool) -> Multiples:
+    """Granularity of the cut dimensions for a name of `prune.target`; "any": for all of `RUNTIMES` at once.
+
+    Args:
+        target: the name.
+        parent: the dense model.
+        pairs_are_free: heads may lose any rotary pairs, not only such that the rest are in progression.
+    """
+    runtimes = list(RUNTIMES.values()) if target == "any" else [RUNTIMES[target]]
+    is_large = parent.hidden_size >= LARGE_HIDDEN_SIZE
+    both = _common([each.large if is_large else each.multiples for each in runtimes])
+    if parent.query_key_value_bias and not all(each.cuts_biased_heads for each in runtimes):
+        return replace(both, keeps_attention=True)
+    if parent.query_key_norm and pairs_are_free and not all(each.cuts_normed_pairs for each in runtimes):
+        return replace(both, head_dims=())
+    return both
+
+
+def _common(found: Sequence[Multiples]) -> Multiples:
+    """What suits all of them."""
+    return Multiples(
+        head_dim=math.lcm(*(each.head_dim for each in found)),
+        intermediate_size=math.lcm(*(each.intermediate_size for each in found)),
+        head_dims=_intersection(each.head_dims for each in found),
+        row=math.lcm(*(each.row for each in found)),
+    )
+
+
+def _intersection(lists: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The sizes that are on every list; None where there is none."""
+    given = [each for each in lists if each is not None]
+    return tuple(sorted(set(given[0]).intersection(*given))) if given else None
