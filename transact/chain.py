@@ -26,7 +26,7 @@ from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, shared
-from transact.stages.slice import cut_checkpoint
+from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split, trial_folder
 from transact.stages.summary import gguf_path, summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
@@ -190,7 +190,7 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
     job.stage(
         f"{name}/slice",
         sliced,
-        lambda: cut_checkpoint(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
+        lambda: slice_stage(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
         reads=[checkpoint, planned, grams],
     )
     if job.group.is_main and grams.is_dir():

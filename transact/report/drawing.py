@@ -113,6 +113,7 @@ def round_marks(rows: Sequence[Row], starts: Sequence[Any]) -> Figure:
 def _mark(tokens: float, text: str, colour: str, dash: str, side: str) -> tuple[Figure, Figure]:
     shape = {"type": "line", "x0": tokens, "x1": tokens, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
     label = {"x": tokens, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": side, "text": text}
+    label |= {"yshift": 12} if side == "right" else {}  # restarts above rounds, whose words would be touched
     return (
         shape | {"line": {"color": colour, "width": 1, "dash": dash}},
         label | {"showarrow": False, "font": {"color": colour, "size": 11}},

@@ -45,7 +45,7 @@ def run_page(run: RunFiles) -> Page:
 
 
 def _lines(run: RunFiles) -> list[str]:
-    lines = [f"Made from {run.parent_name}."] if run.parent_name else []
+    lines = []
     cut = values_in(run.record, "cut")
     if cut:
         lines.append(f"A further recovery of the cut of {cut.get('run')}.")

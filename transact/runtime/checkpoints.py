@@ -64,6 +64,7 @@ def write_checkpoint(
     config: dict[str, Any],
     companions: Path,
     dtype: str,
+    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write a checkpoint folder, one shard at a time, the shards dealt out to the ranks.
 
@@ -71,6 +72,7 @@ def write_checkpoint(
         shards: A function per shard that returns its tensors.
         every_rank_reads: Whether reading a shard is collective (its owner alone writes it).
         companions: The folder to take tokenizer files from.
+        done: Called for each shard, on every rank equally often.
 
     Returns:
         Shard name -> {"size": bytes, "sha256"}, on every rank.
@@ -89,6 +91,7 @@ def write_checkpoint(
             files.update(dict.fromkeys(tensors, name))
         del tensors
         group.turn()
+        done()
     digests: dict[str, Any] = {}
     all_files: dict[str, str] = {}
     for their_digests, their_files in group.gather((written, files)):

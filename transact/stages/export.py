@@ -53,15 +53,19 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         write_export(checkpoint, temporary, dtype, card)
         copy_licence(licence, parent, temporary)
 
-    job.group.on_main(write, may_be_left=True)  # half an hour and more, of a large model on slow storage
-    tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
-    tokens = tokens[:, :CHECKED_TOKENS]
-    ours = _pruner_logits(job, checkpoint, tokens, dtype)
-    stock = is_stock(read_json(temporary / "config.json"))
-    loader = "transformers" if stock else "transact"
-    difference = job.group.on_main(
-        lambda: _relative_difference(_load(temporary, stock), tokens, ours), may_be_left=True
-    )
+    with job.progress("export", 3, unit="steps") as bar:
+        job.group.on_main(write, may_be_left=True)  # half an hour and more, of a large model on slow storage
+        bar.advance(1, next="logits of the pruner")
+        tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
+        tokens = tokens[:, :CHECKED_TOKENS]
+        ours = _pruner_logits(job, checkpoint, tokens, dtype)
+        stock = is_stock(read_json(temporary / "config.json"))
+        loader = "transformers" if stock else "transact"
+        bar.advance(1, next=f"logits of {loader}")
+        difference = job.group.on_main(
+            lambda: _relative_difference(_load(temporary, stock), tokens, ours), may_be_left=True
+        )
+        bar.advance(1, next="-")
     check_difference(difference, loader)
     job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e}")
     if not stock:

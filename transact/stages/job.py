@@ -6,11 +6,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
-from transact.files import damage_of
+from transact.files import DIGEST_BLOCK_BYTES, damage_of
 from transact.geometry import Geometry
 from transact.outline import Round, stage_names
 from transact.runtime.process import ProcessGroup
@@ -21,6 +22,7 @@ from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
 from transact.workload import stage_flops
 
+CHECKED_SILENTLY_BYTES = 2_000_000_000  # which are read in seconds
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
@@ -129,13 +131,19 @@ class Job:
         """The stage at or below these paths that is damaged, and now recorded and told as such. Collective."""
         recorded = self.group.broadcast(self.folder.recorded(*paths) if self.group.is_main else None)
         names = sorted(recorded)
+        own = self.group.shared_out(len(names))
+        size = sum(recorded[names[number]][1]["size"] for number in own)
+        view = self.view if size > CHECKED_SILENTLY_BYTES else Silent()
 
         def check() -> list[tuple[str, str, str]]:
             problems = []
-            for number in self.group.shared_out(len(names)):
-                stage, file = recorded[names[number]]
-                problem = damage_of(self.path(names[number]), file, self.group.watchdog.progress)
-                problems += [(stage, names[number], problem)] if problem else []
+            alive = self.group.watchdog.progress
+            with Progress(view, "compare files with their digests", size, "bytes", on_advance=alive) as bar:
+                for number in own:
+                    stage, file = recorded[names[number]]
+                    path = self.path(names[number])
+                    problem = damage_of(path, file, partial(bar.advance, DIGEST_BLOCK_BYTES))
+                    problems += [(stage, names[number], problem)] if problem else []
             return problems
 
         problems = [problem for found in self.group.everywhere(check) for problem in found]

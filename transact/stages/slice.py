@@ -7,6 +7,7 @@ rank ever holds more than one layer and its Gram matrices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def slice_checkpoint(
     dtype: str,
     grams: Path | None = None,
     ridge: float | None = None,
+    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write the sliced model's folder. Returns the size and SHA-256 of each shard by name.
 
     Args:
         grams: folder of the layers' Gram matrices, for a value basis from data and for the refit.
         ridge: damping of the refit; None for the plain cut.
+        done: called for each layer, and for what is outside of them.
     """
     with CheckpointReader(source) as reader:
 
@@ -52,11 +55,31 @@ def slice_checkpoint(
             config=sliced_config(read_json(source / "config.json"), plan),
             companions=source,
             dtype=dtype,
+            done=done,
         )
 
 
-def cut_checkpoint(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, grams: Path) -> dict[str, Any]:
-    """Slice with the run's method: plainly, with a refit, or with sequential calibration."""
+def slice_stage(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, grams: Path) -> dict[str, Any]:
+    """`cut_checkpoint` with a bar of its own."""
+    if job.config.prune.method.refit == "sequential":
+        return cut_checkpoint(job, texts, source, plan, output, grams)
+    with CheckpointReader(source) as reader:
+        count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
+    with job.progress("slice", count, unit="parts") as bar:
+        return cut_checkpoint(job, texts, source, plan, output, grams, partial(bar.advance, 1))
+
+
+def cut_checkpoint(
+    job: Job,
+    texts: Texts,
+    source: Path,
+    plan: PrunePlan,
+    output: Path,
+    grams: Path,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Slice with the run's method: plainly, with a refit, or with sequential calibration. done: as in
+    `slice_checkpoint`."""
     method = job.config.prune.method
     if method.refit == "sequential":
         return slice_sequentially(job, texts, source, plan, output)
@@ -72,6 +95,7 @@ def cut_checkpoint(job: Job, texts: Texts, source: Path, plan: PrunePlan, output
         dtype=job.config.model.dtype,
         grams=grams if needs_gram else None,
         ridge=method.ridge if method.refit == "least_squares" else None,
+        done=done,
     )
 
 

@@ -82,7 +82,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
       font: { color: styled("--text"), family: "system-ui, sans-serif", size: 12 },
       hoverlabel: { bgcolor: styled("--page"), bordercolor: styled("--rule"), font: { color: styled("--text") } },
-      margin: { l: 48, r: 12, t: 24, b: 40 },
+      margin: { l: 48, r: 12, t: 34, b: 40 },
       legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top" },
       dragmode: still.matches ? false : "zoom",
       ...layout,
