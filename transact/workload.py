@@ -12,9 +12,9 @@ from transact.memory import gram_passes
 from transact.outline import Round, split_candidates, stage_names
 
 # What a FLOP of these takes beside one of a forward; measured on two CPU cores with a model of 135M parameters.
-GRAM_WEIGHT = 4.0  # float64 sums
-ELIMINATION_WEIGHT = 12.0
-REFIT_WEIGHT = 12.0
+GRAM_WEIGHT = 2.0  # float64 sums
+ELIMINATION_WEIGHT = 4.5
+REFIT_WEIGHT = 4.0
 
 
 def stage_flops(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, float]:

@@ -227,7 +227,7 @@ def test_a_small_run_is_told_in_minutes_and_one_rank_as_one() -> None:
 
 
 def test_a_recovery_of_a_few_steps_is_warned_of() -> None:
-    assert small("recover.tokens=8192")[0]["warnings"][0].startswith("a recovery of 2 steps teaches little")
+    assert [line for line in small("recover.tokens=8192")[0]["warnings"] if line.startswith("a recovery of 2 steps")]
     assert not [line for line in small("recover.tokens=65536")[0]["warnings"] if "teaches little" in line]
 
 

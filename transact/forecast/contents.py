@@ -51,7 +51,11 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
         "split_candidates": _candidates(config, parent),
-        "warnings": [*_step_warnings(rounds, tokens_per_batch(config)), *_shape_warnings(parent, ends)],
+        "warnings": [
+            *filter(None, [calibration_warning(config, parent)]),
+            *_step_warnings(rounds, tokens_per_batch(config)),
+            *_shape_warnings(parent, ends),
+        ],
         "text": _text(config, described, rounds),
         "tokens": sum(each.tokens for each in rounds),
         "tokens_per_batch": tokens_per_batch(config),
@@ -130,7 +134,6 @@ def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, A
         found["gram_bytes_on_disk"] = gram_disk_bytes(parent)
     if method.refit == "sequential":
         found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(parent, config, ranks))
-    found["warning"] = calibration_warning(config, parent)
     return found
 
 

@@ -130,8 +130,6 @@ def _text_lines(found: dict[str, Any]) -> list[str]:
 def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str]:
     sequences, passes = calibration["sequences"], calibration["gram_passes"]
     lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
-    if calibration["warning"] is not None:
-        lines.append(f"warning: {calibration['warning']}")
     if passes:
         turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
         lines += _wrapped(
