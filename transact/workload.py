@@ -86,6 +86,12 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
 
 
+def elimination_share(config: RunConfig, parent: Geometry) -> float:
+    """Of the work of a split, what the choice of channels is that comes first."""
+    candidates = split_candidates(config.prune, parent)
+    return _elimination_flops(config, parent, candidates) / _split_flops(config, parent)
+
+
 def _split_flops(config: RunConfig, parent: Geometry) -> float:
     """One elimination serves all candidates; each is cut and measured on the validation text."""
     if config.prune.split != "auto":

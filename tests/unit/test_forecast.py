@@ -150,8 +150,8 @@ def test_a_throughput_that_was_measured_counts_instead() -> None:
     ("setting", "told"),
     [
         ("plan.accelerator=h900", r"plan\.accelerator='h900' is not allowed: it must be one of b200"),
-        ("plan.mfu=2", r"plan\.mfu=2\.0 is not allowed"),
-        ("plan.memory_gib=0", r"plan\.memory_gib=0\.0 is not allowed"),
+        ("plan.mfu=2", r"plan\.mfu=2(\.0)? is not allowed"),
+        ("plan.memory_gib=0", r"plan\.memory_gib=0(\.0)? is not allowed"),
     ],
 )
 def test_wrong_assumptions_are_refused(setting: str, told: str) -> None:

@@ -72,10 +72,13 @@ def decide(
     )
 
 
-def greedy_channels(job: Job, checkpoint: Path, grams: Path, widths: Collection[int]) -> Paths | None:
+def greedy_channels(
+    job: Job, checkpoint: Path, grams: Path, widths: Collection[int], share: tuple[float, float] = (0.0, 1.0)
+) -> Paths | None:
     """Channels that greedy OBS keeps of each layer, by width; None where the method chooses otherwise.
 
-    Collective, equal on every rank. The path of one elimination serves all widths.
+    Collective, equal on every rank. The path of one elimination serves all widths. share: of the stage, as in
+    `Job.progress`.
     """
     if job.config.prune.method.channels != "obs":
         return None
@@ -85,7 +88,7 @@ def greedy_channels(job: Job, checkpoint: Path, grams: Path, widths: Collection[
     kept = {}
     with (
         CheckpointReader(checkpoint) as reader,
-        job.progress("choose MLP channels", source.num_layers, unit="layers") as bar,
+        job.progress("choose MLP channels", source.num_layers, unit="layers", share=share) as bar,
     ):
         for layer in job.group.turns(source.num_layers):
             if layer is not None:

@@ -21,6 +21,7 @@ from transact.stages.plan import collect_evidence, decide, greedy_channels
 from transact.stages.recover import validation_loss
 from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
+from transact.workload import elimination_share
 
 
 def trial_folder(output: Path) -> Path:
@@ -34,11 +35,12 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
     candidates = split_candidates(job.config.prune, whole)
     evidence = collect_evidence(job, parent, statistics)
     widths = {target.intermediate_size for target in candidates}
-    channels = greedy_channels(job, parent, grams, widths)
+    begun = elimination_share(job.config, whole)
+    channels = greedy_channels(job, parent, grams, widths, share=(0.0, begun))
     trial = trial_folder(output)
     rows: list[dict[str, Any]] = []
     best, least = None, math.inf
-    with job.progress("measure splits", len(candidates), unit="candidates") as bar:
+    with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:
         for target in candidates:
             if job.group.is_main:
                 remove_flat(trial)

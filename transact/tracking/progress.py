@@ -46,8 +46,9 @@ class Progress:
         self._share, self._job_left = share, job_left
 
     def advance(self, amount: int, **figures: float | str) -> None:
-        """Counts `amount` more units; each figure is shown until a newer one of its name."""
-        self._completed += amount
+        """Counts `amount` more units, up to the total: the last piece may be smaller than the others. Each figure is
+        shown until a newer one of its name."""
+        self._completed = min(self._completed + amount, max(self._total, self._completed))
         self._figures.update(figures)
         if self._on_advance is not None:
             self._on_advance()
