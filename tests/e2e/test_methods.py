@@ -66,6 +66,16 @@ def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace)
     assert "calibrate  " not in said and "gram pass" not in said and "split: head_dim" not in said
 
 
+def test_a_single_round_takes_over_the_plan_of_its_split(workplace: Workplace) -> None:
+    """One elimination for all candidates and for the plan; the candidates have a bar."""
+    folder, said = run(workplace, "one_round_split", "prune.split=auto", "recover.tokens=0", "track.progress_seconds=1")
+    split, plan = read(folder / "round_01" / "split.json"), read(folder / "round_01" / "plan.json")
+    count = len(split["candidates"])
+    assert count > 1 and split["plan"] == plan and plan["target"] == split["chosen"]
+    assert said.count("choose MLP channels  layers=") == said.count("choose MLP channels  layers=2/2") == 1
+    assert f"measure splits  candidates={count}/{count}  100%" in said
+
+
 def test_damaged_weights_name_the_layer(workplace: Workplace, tmp_path: Path) -> None:
     model = tmp_path / "damaged"
     shutil.copytree(workplace.model, model)
