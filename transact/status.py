@@ -182,7 +182,7 @@ def _cells(status: Status) -> tuple[str, ...]:
     counts = status.interruptions or {}
     split = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     restarts = "-" if status.restarts is None else f"{status.restarts}{f' ({split})' if split else ''}"
-    tokens = "-" if status.tokens is None else f"{status.tokens:,}/{status.total_tokens or 0:,}"
+    tokens = "-" if status.tokens is None or not status.total_tokens else f"{status.tokens:,}/{status.total_tokens:,}"
     left = "-" if status.seconds_left is None else time.strftime("%H:%M:%S", time.gmtime(status.seconds_left))
     days = int((status.seconds_left or 0) // 86_400)
     return (

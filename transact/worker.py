@@ -133,7 +133,7 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             folder.end("done")
             pages.finish()
             view.close()
-            result_table(result)
+            result_table(result, point=config.point_name)
             _say_where(folder.path, result)
             if tracker.whereabouts is not None:
                 print(f"W&B: {tracker.whereabouts}", flush=True)

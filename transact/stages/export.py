@@ -65,7 +65,7 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         difference = job.group.on_main(
             lambda: _relative_difference(_load(temporary, stock), tokens, ours), may_be_left=True
         )
-        bar.advance(1, next="-")
+        bar.advance(1, next="publish")
     check_difference(difference, loader)
     job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e}")
     if not stock:

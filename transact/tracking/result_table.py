@@ -10,7 +10,7 @@ from transact.tracking.scores import COUNTS, score_text
 WIDTH = 100
 
 
-def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width: int = WIDTH) -> None:
+def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width: int = WIDTH, point: str = "") -> None:
     """Prints the dense model and every round of a `result.json`, sliced and recovered, and below them the texts and
     tasks that the dense and the last model were measured on.
 
@@ -18,10 +18,12 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
         result: the contents of `result.json`.
         stream: standard output by default.
         width: characters a line may have; a longer one is cut, for a wrapped table is unreadable.
+        point: of a sweep, whose name the title has too.
     """
     asked, reached = (result["remove_fraction"][key] for key in ("asked", "reached"))
     wish = "" if asked is None else f", {asked:.1%} asked"
-    title = f"{result['name']}: {reached:.1%} of the parameters removed{wish}"
+    name = " ".join(filter(None, (result["name"], point)))
+    title = f"{name}: {reached:.1%} of the parameters removed{wish}"
     lines = [title, *_table([("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)])]
     compared = _compared(result)
     if compared:

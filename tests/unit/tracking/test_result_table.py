@@ -56,6 +56,12 @@ def test_a_round_without_recovery_has_no_row_for_one() -> None:
     assert [line.split()[2] for line in table(result)[5:-1]] == ["sliced", "sliced"]
 
 
+def test_the_title_names_the_point_of_a_sweep() -> None:
+    stream = io.StringIO()
+    result_table(RESULT, stream, point="prune.remove_fraction=0.5")
+    assert stream.getvalue().startswith("tiny prune.remove_fraction=0.5: 49.7% of the parameters removed")
+
+
 def test_columns_are_aligned() -> None:
     assert len({len(line) for line in table(RESULT)[1:]}) == 1
 
