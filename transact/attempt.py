@@ -10,6 +10,7 @@ them. The counts are in run.json, which no rank writes before `begin` or after `
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -137,7 +138,18 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
         return None, str(error)  # the model is to blame, which the first measurement has shown
     if code == REFUSED:  # what worked before may be refused on a node that does not see a file system
         return "failures", "an attempt was refused that was accepted before: its log says why"
-    return "failures", error or f"the ranks ended with exit code {code} and left no reason (their logs may tell)"
+    killed = _killed_by(code)
+    if error is None and killed is None:
+        return "failures", f"the ranks ended with exit code {code} and left no reason (their logs may tell)"
+    return "failures", ": ".join(each for each in (error, killed) if each is not None)
+
+
+def _killed_by(code: int) -> str | None:
+    """srun ends with the highest code of all ranks, which is 128 and the number where a signal has ended one."""
+    try:
+        return f"a rank was killed by {signal.Signals(code - 128).name}"
+    except ValueError:
+        return None
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def explain(error: BaseException, stage: str, config: RunConfig, world_size: int
 def _explained(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
     for each in _chain(error):
         if _is_no_space(each):
-            return f"{stage}: {_no_space(each, Path(config.output_dir))}"
+            return f"{stage}: {_no_space(each, config)}"
         if _is_no_memory(each):
             return f"{stage}: {_no_memory(stage, config, world_size)}"
     return _plain(error, stage)
@@ -93,14 +94,35 @@ def _is_no_space(error: BaseException) -> bool:
     return by_number or NO_SPACE.search(str(error)) is not None
 
 
-def _no_space(error: BaseException, folder: Path) -> str:
-    path = Path(os.fsdecode(error.filename)) if isinstance(error, OSError) and error.filename else folder
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
+def _no_space(error: BaseException, config: RunConfig) -> str:
+    if isinstance(error, OSError) and error.filename:
+        place = os.fsdecode(error.filename)
+        free = _free_bytes(Path(place))
+    else:  # writing to an open file, and safetensors, do not say where: of the places written to it is the fullest
+        free, place = min(
+            ((_free_bytes(path), where) for where, path in _written_places(config)), key=lambda each: each[0]
+        )
     return (
-        f"the disk is full ({path}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "
+        f"the disk is full ({place}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "
         "and the same command goes on from here"
     )
+
+
+def _written_places(config: RunConfig) -> list[tuple[str, Path]]:
+    """Where a run writes, with what names it to the user; of those on one disk the first is named."""
+    cache = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    places = [
+        ("output_dir=", config.output_dir),
+        ("data.token_store=", config.data.token_store),
+        ("HF_HOME=", cache),
+        ("TMPDIR=", tempfile.gettempdir()),
+    ]
+    return [(f"{name}{path}", Path(path)) for name, path in places]
+
+
+def _free_bytes(path: Path) -> int:
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
 
 
 def _is_no_memory(error: BaseException) -> bool:

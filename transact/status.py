@@ -17,7 +17,7 @@ from transact.exit_codes import DONE, printable, refuse
 from transact.runtime.file_lock import is_known_free
 from transact.runtime.run_folder import run_folders
 from transact.runtime.run_record import JOB_RECORD, read_config, read_record
-from transact.runtime.slurm import SlurmError, job_states
+from transact.runtime.slurm import ENDED, SlurmError, job_states
 from transact.tracking.metrics import read_metrics
 
 # On held-out text alone: that of the validation part is another figure.
@@ -28,6 +28,7 @@ PERPLEXITIES = {
 }
 SHOWN_FILES = 2
 SPEED_ROWS = 20  # the latest steps, whose median speed is shown
+DIED = "all its processes were killed, and none could say why: the same command goes on"
 HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "recovery left", "restarts", "job")
 
 
@@ -94,9 +95,10 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
     interruptions = record.get("interruptions", {})
     stage = record.get("stage")
     is_over = record["state"] == "done"
+    state = _state(folder, record["state"], job_state)
     return Status(
         name=name,
-        state=_state(folder, record["state"], job),
+        state=state,
         stage=None if is_over else stage,
         round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
         tokens=tokens,
@@ -108,7 +110,7 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         seconds_left=(total - tokens) / speed if total is not None and speed and not is_over else None,
         restarts=record.get("restarts"),
         interruptions={kind: count for kind, count in interruptions.items() if isinstance(count, int)},
-        error=record.get("error") or (None if is_over else interruptions.get("last")),
+        error=DIED if state == "died" else record.get("error") or (None if is_over else interruptions.get("last")),
         job=job,
         job_state=job_state,
     )
@@ -119,10 +121,12 @@ def _name(folder: Path) -> str:
     return str(Path(*folder.absolute().parts[-3:])) if folder.parent.name == VARIANTS else folder.name
 
 
-def _state(folder: Path, recorded: str, job: str | None) -> str:
+def _state(folder: Path, recorded: str, job_state: str | None) -> str:
     """A run whose processes were killed could not say so; of a job it is SLURM that knows."""
-    if recorded != "running" or job is not None:
+    if recorded != "running":
         return recorded
+    if job_state is not None:
+        return "died" if job_state in ENDED else recorded
     try:
         is_dead = is_known_free(folder / "run.lock")
     except OSError:  # a folder of somebody else

@@ -1,0 +1,111 @@
+"""launch=local: whichever process is killed or suspended, run.json and the terminal name it, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.commands import Workplace, environment
+from tests.support.runs import start, wait_until
+from tests.support.slurm import wait_for
+from transact.files import read_json
+
+SECONDS = 150.0  # on a loaded machine
+
+
+class Local:
+    """A job of two ranks in the middle of its recovery."""
+
+    def __init__(self, workplace: Workplace, name: str) -> None:
+        self.folder = workplace.folder / name
+        long = ["prune.rounds=1", "recover.tokens=1600000", "recover.objective=cross_entropy"]
+        self.launcher = start([*workplace.overrides(name), *long, "launch=local", "launch.processes=2"])
+        wait_until(lambda: self.record.get("stage") == "round_01/recover", self.launcher, SECONDS)
+        (self.controller,) = psutil.Process(self.launcher.pid).children()
+        ranks = {int(each.environ()["SUBMITIT_LOCAL_GLOBALID"]): each for each in self.controller.children()}
+        self.ranks = [ranks[rank] for rank in sorted(ranks)]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return read_json(path) if path.is_file() else {}
+
+    def output(self) -> str:
+        output, _ = self.launcher.communicate(timeout=SECONDS)
+        psutil.wait_procs([self.controller, *self.ranks], timeout=SECONDS)
+        assert not [each for each in self.ranks if each.is_running()]
+        return output
+
+    def status(self) -> str:
+        command = [sys.executable, "-m", "transact.status", str(self.folder)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_named_with_the_signal_and_told_once(workplace: Workplace, rank: int) -> None:
+    job = Local(workplace, f"killed_rank_{rank}")
+    job.ranks[rank].kill()
+    output = job.output()
+    said = f"rank {rank} died in round_01/recover: killed by SIGKILL"
+    assert job.launcher.returncode == 1
+    assert job.record["state"] == "failed" and job.record["error"].startswith(said)
+    assert output.count("error: rank ") == output.count(f"error: {said}") == output.count("  go on:   python -m") == 1
+    assert said in job.status() and " failed " in job.status()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_was_suspended_is_named_and_leaves_when_it_wakes(workplace: Workplace, rank: int) -> None:
+    job = Local(workplace, f"suspended_rank_{rank}")
+    job.ranks[rank].suspend()
+    wait_for(lambda: _has_ended(job.ranks[1 - rank]), SECONDS, "the other leaves")
+    before = job.record
+    assert before["state"] == "failed" and before["error"].startswith(f"rank {rank} died in round_01/recover")
+    job.ranks[rank].resume()
+    output = job.output()
+    assert job.launcher.returncode == 1
+    assert job.record["error"] == before["error"]
+    assert output.count("error: rank ") == output.count(f"error: {before['error']}") == 1
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_without_its_controller_the_job_saves_stops_and_says_so(workplace: Workplace) -> None:
+    job = Local(workplace, "killed_controller")
+    job.controller.kill()
+    output = job.output()
+    said = f"stopped by the end of process {job.controller.pid}, which had started it"
+    assert job.launcher.returncode == 1
+    assert (job.record["state"], job.record["error"]) == ("stopped", said)
+    assert said in output and list(job.folder.glob("checkpoints/*/manifest.json"))
+
+
+def test_without_the_command_its_ranks_save_and_stop(workplace: Workplace) -> None:
+    job = Local(workplace, "killed_command")
+    job.launcher.kill()
+    job.output()
+    said = f"stopped by the end of process {job.launcher.pid}, which had started it"
+    assert (job.record["state"], job.record["error"]) == ("stopped", said)
+    assert list(job.folder.glob("checkpoints/*/manifest.json"))
+
+
+def test_where_all_are_killed_at_once_status_says_so(workplace: Workplace) -> None:
+    job = Local(workplace, "killed_all")
+    processes = [psutil.Process(job.launcher.pid), job.controller, *job.ranks]
+    for process in processes:
+        process.suspend()  # none may have a last word
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    job.output()
+    assert job.record["state"] == "running"
+    assert " died " in job.status() and "all its processes were killed" in job.status()

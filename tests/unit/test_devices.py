@@ -1,0 +1,37 @@
+"""DeepSpeed takes LOCAL_RANK for the number of a device: it is told that of the device that was chosen."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from transact.runtime.devices import rank_device
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "index"),
+    [
+        *[(rank, 8, rank) for rank in range(8)],  # every rank sees all GPUs
+        *[(rank, 1, 0) for rank in range(8)],  # SLURM shows each rank its own alone
+        *[(rank, 2, rank) for rank in range(2)],  # the last node of an uneven job
+    ],
+)
+def test_local_rank_becomes_the_devices_number(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert rank_device("cuda", local_rank) == torch.device("cuda", index)
+    assert os.environ["LOCAL_RANK"] == str(index)
+    assert chosen == [index]
+
+
+def test_on_cpu_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert rank_device("cpu", 3) == torch.device("cpu")
+    assert os.environ["LOCAL_RANK"] == "3"
