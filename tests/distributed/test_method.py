@@ -39,9 +39,10 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
         other_sequences=8,
     )
     config.prune.method = MethodConfig(**method)
-    source = {"source": "files", "files": [str(text)]}
-    config.data.train = type(config.data.train)(**source)
-    config.data.evaluation = type(config.data.train)(**source)
+    config.data.train, config.data.evaluation = (
+        type(config.data.train)(source="files", files=[str(text.with_name(name))])
+        for name in ("train.txt", "heldout.txt")
+    )
     return Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None))
 
 
