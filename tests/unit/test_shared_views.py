@@ -10,13 +10,14 @@ from tests.support.commands import REPOSITORY
 QUESTIONS = {"is_dir", "is_file", "exists", "glob", "rglob", "iterdir"}
 # Function -> why the answer of one rank does no harm.
 ALLOWED = {
+    "chain.py:slice_round": "rank 0 alone",
+    "sharing.py:share": "rank 0 alone",
     "job.py:look": "waits for a folder; a rank that does not see it ends all of them",
     "texts.py:_check_same_texts": "rank 0 alone",
     "texts.py:_is_old": "rank 0 alone",
     "texts.py:_sound": "rank 0 alone",
     "texts.py:remove_leftovers": "rank 0 alone",
     "tasks.py:check_evaluation": "before the ranks meet; what one refuses all refuse",
-    "sharing.py:shared": "rank 0 alone",
     "sharing.py:_code_digest": "of this package",
     "sharing.py:model_identity": "of the parent, which is there before the run; a part of a name that rank 0 looks up",
 }
