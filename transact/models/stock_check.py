@@ -22,6 +22,7 @@ def check_stock(folder: Path, attention: str = "sdpa") -> None:
     with quiet("transformers"):
         with _refused(f"{CONFIG}: transformers makes no model of it"):
             _make_without_weights(config, attention)
+            _make_as_users_do(folder)
         path = own_file(folder, GENERATION_CONFIG)
         if path is None:
             return
@@ -42,6 +43,15 @@ def _make_without_weights(config: dict[str, Any], attention: str) -> None:
         model_class(model_config)
     if not model_config.return_dict:
         raise ValueError("return_dict is false; supported: true")
+
+
+def _make_as_users_do(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(described, trust_remote_code=False)
 
 
 @contextmanager
