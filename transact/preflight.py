@@ -24,6 +24,7 @@ from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
 
 MAX_SHOWN_DIFFERENCES = 6
 LONGEST_BY_DEFAULT = 4096  # tokens of a sequence
+LONGEST_MEASURED = 4096  # tokens, whatever the model was made for: rotary positions have no end
 
 
 def check(config: RunConfig, world_size: int) -> RunConfig:
@@ -135,6 +136,14 @@ def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> No
         raise ValueError(
             f"data.sequence_length={length} is not allowed: the model attends to at most {window} tokens "
             "(sliding_window), and pruning works on whole sequences"
+        )
+    measured = config.eval.efficiency
+    tokens = max(measured.prompt_tokens) + max(measured.new_tokens)
+    most = max(LONGEST_MEASURED, longest or 0)
+    if measured.measured and tokens > most:
+        raise ValueError(
+            f"eval.efficiency.prompt_tokens={measured.prompt_tokens!r} and new_tokens={measured.new_tokens!r} are not "
+            f"allowed: together they may have {most:,} tokens with this model"
         )
 
 

@@ -110,7 +110,7 @@ def test_lines_of_setup_are_in_no_file_that_others_can_read(
 ) -> None:
     """Of a job that waits: what submitit wrote, what SLURM keeps, and what the run folder holds."""
     name, old = "cluster_private", os.umask(0)
-    options = ["+launch.options={begin: now+1hour}", "launch.setup=[export PLANTED=hunter2]"]
+    options = ["+launch.options={begin: now+1hour}", "launch.setup=['export PLANTED=hunter2']"]
     monkeypatch.setattr(sys, "argv", ["transact", *overrides(workplace, name), *options])
     try:
         assert main() == 0

@@ -19,6 +19,13 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "Planted/Key+ThatNobodyMaySee",
     "MY_PASSWORD": "planted-password-that-nobody-may-see",
 }
+OF_WANDB = {
+    "WANDB_PROJECT": "of-the-environment",
+    "WANDB_NAME": "named there",
+    "WANDB_RUN_GROUP": "grouped there",
+    "WANDB_TAGS": "tagged, there",
+    "WANDB_NOTES": "noted\nthere",
+}
 OF_ANOTHER_JOB = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "29500"}  # which the same shell started before
 
 
@@ -43,7 +50,7 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
             ended = transact(overrides)
         elif ranks == 2:
             overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
-            ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB, umask=UMASKS[ranks])
+            ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
         else:
             overrides.append("engine.micro_batch_sequences=2")
             ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
+import math
+import resource
 import shutil
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +22,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import compose_config
-from tests.support.commands import Workplace, transact
+from tests.support.commands import Workplace, transact, transact_as_users_do
 from transact.config import RunConfig
-from transact.exit_codes import DONE
+from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
+from transact.configuring import to_dictionary, typed_config
+from transact.exit_codes import DONE, one_line
+from transact.forecast.contents import forecast
+from transact.preflight import check
 from transact.run import main
 from transact.runtime.interruption import Interruption
 from transact.runtime.rendezvous import Refused
@@ -39,7 +48,9 @@ def examples(count: int) -> settings:
 # Anything that an accepted request would leave behind is in these two.
 PLACES = ("name", "output_dir", "data.token_store")
 
+CONTROL = ["'a\rb'", "'a\\nb'", "'\x1b[2J'", "'\x9b31m'", "'\ud800'", "'\u2028'", "'\u202egnp'", "a%j", "'x\x7f'"]
 NUMBERS = ["0", "-1", "1", "2", "3", "7", "0.5", "1e-9", "1e400", "-0.0", "nan", "inf", "-inf", "9" * 40, "1e", "0x10"]
+NUMBERS += ["1e-320", "1e308", str(2**64), str(10**9)]
 WORDS = [
     "",
     "''",
@@ -72,7 +83,7 @@ SHAPES = [
     "???",
     "a" * 5000,
 ]
-UNQUOTED = st.sampled_from([*NUMBERS, *WORDS, *SHAPES])
+UNQUOTED = st.sampled_from([*NUMBERS, *WORDS, *SHAPES, *CONTROL])
 QUOTED = st.text(max_size=12).map(lambda text: "'" + text.replace("\\", "").replace("'", "") + "'")
 VALUES = st.one_of(UNQUOTED, st.integers().map(str), st.floats().map(repr), QUOTED)
 
@@ -90,6 +101,20 @@ def setting_names(config: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 
 
 NAMES = sorted(set(setting_names()) - set(PLACES) - {"launch.kind", "launch.processes", "mode"})
+
+
+FIELDS = {name: (allowed_in(declared), hint) for name, declared, hint in all_fields(RunConfig)}
+RANGES = [name for name, (_, hint) in FIELDS.items() if scalar_types(hint) & {int, float} and "*" not in name]
+DIMENSIONS = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 160,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+}
 
 
 def up_to_the_work(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
@@ -154,6 +179,77 @@ def request_for(workplace: Workplace, judged: Callable[[Callable[[], int]], int]
 @given(name=st.sampled_from(NAMES), value=VALUES, mark=st.sampled_from(["", "", "", "+", "++", "~"]))
 def test_any_value_of_any_setting(request_with: Callable[..., int], name: str, value: str, mark: str) -> None:
     request_with(f"{mark}{name}={value}" if mark != "~" else f"~{name}")
+
+
+def ends(name: str) -> list[float]:
+    """The least and the largest value that a setting takes."""
+    allowed, hint = FIELDS[name]
+    low = allowed.at_least if allowed.above is None else math.nextafter(allowed.above, math.inf)
+    high = allowed.at_most if allowed.below is None else math.nextafter(allowed.below, -math.inf)
+    assert low is not None
+    assert high is not None
+    return [int(low), int(high)] if int in scalar_types(hint) else [float(low), float(high)]
+
+
+@pytest.fixture(scope="module")
+def sound() -> dict[str, Any]:
+    return to_dictionary(compose_config(["name=ends", "prune.split=equal", "plan.accelerator=h100"]))
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_ends_of_every_range_cost_nothing(
+    name: str, sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever is checked and planned of a request that is allowed by itself takes seconds, and may be refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for value in ends(name):
+        config = copy.deepcopy(sound)
+        if name.startswith("model.architecture."):
+            config["mode"], config["model"] = "plan", config["model"] | {"path": "no/where", "architecture": DIMENSIONS}
+            config["model"]["architecture"] = dict(DIMENSIONS)
+        *groups, last = name.split(".")
+        place = functools.reduce(lambda inside, group: inside[group], groups, config)
+        hint = FIELDS[name][1]
+        place[last] = {"own": value} if is_dictionary(hint) else [value] if is_list(hint) else value
+        for use in (lambda typed: check(typed, 1), forecast):
+            since = time.process_time()
+            try:
+                use(typed_config(copy.deepcopy(config)))
+            except ValueError as error:
+                assert is_printable(one_line(error))  # noqa: PT017
+            assert time.process_time() - since < 10
+    assert not list(tmp_path.iterdir())
+
+
+PROCESSES: list[tuple[dict[str, str], list[str], str]] = [
+    ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, [], "below WORLD_SIZE=2"),
+    ({"WORLD_SIZE": "abc"}, ["mode=plan"], "WORLD_SIZE='abc'"),
+    ({}, ["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=local"),
+    ({}, ["name='a\x1b[2J\rb'"], "name='a\\x1b[2J\\rb' is not allowed"),
+    ({}, ["-m", "prune.rounds=range(1,1000000000)"], "a sweep of 999,999,999 points"),
+]
+
+
+@pytest.mark.parametrize(("variables", "arguments", "named"), PROCESSES)
+def test_processes_are_refused_in_seconds(
+    workplace: Workplace, variables: dict[str, str], arguments: list[str], named: str
+) -> None:
+    before, since = sorted(workplace.folder.rglob("*")), children_seconds()
+    ended = transact_as_users_do([*workplace.overrides("any"), *arguments], variables=variables)
+    assert children_seconds() - since < 10
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: ")
+    assert named in ended.stderr
+    assert sorted(workplace.folder.rglob("*")) == before
+
+
+def children_seconds() -> float:
+    """Of processor time: a busy machine makes none longer."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @examples(20)

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
+from tests.e2e.conftest import OF_WANDB
 from tests.support.wandb_files import records, series, wait_until_written
 from transact.tracking import wandb_library
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
+from transact.tracking.wandb_environment import fill_from_environment
 from transact.tracking.wandb_mode import choose_mode
 from transact.tracking.wandb_run import WandbRun
 
@@ -241,3 +245,41 @@ def test_a_killed_process_loses_two_seconds_at_most(tmp_path: Path) -> None:
     (folder,) = offline_folders(tmp_path)
     assert records(folder, "history")[0]["item"]["recover/loss"] == 3.0
     assert records(folder, "exit") == []
+
+
+def test_variables_of_the_environment_count_where_the_configuration_says_nothing(chain_runs: dict[int, Path]) -> None:
+    """Of a whole run, whose ranks were started by launch=local."""
+    (folder,) = offline_folders(chain_runs[2])
+    (run, *_) = records(folder, "run")
+    assert (run["project"], run["display_name"], run["run_group"]) == (
+        OF_WANDB["WANDB_PROJECT"],
+        OF_WANDB["WANDB_NAME"],
+        OF_WANDB["WANDB_RUN_GROUP"],
+    )
+    assert run["notes"] == "noted there"
+    assert {"tagged", "there", "prune"} <= set(run["tags"])
+    track = yaml.safe_load((chain_runs[2] / "config.yaml").read_text())["track"]
+    assert (track["project"], track["run_name"], track["group"], track["notes"], track["tags"]) == (
+        "of-the-environment",
+        "named there",
+        "grouped there",
+        "noted there",
+        ["tagged", "there"],
+    )
+
+
+def test_the_configuration_wins_over_the_environment() -> None:
+    track = OmegaConf.create({"project": "ours", "tags": ["a"], "group": None, "notes": None})
+    fill_from_environment(track, OF_WANDB | {"WANDB_NOTES": " "})
+    assert dict(track) == {
+        "project": "ours",
+        "tags": ["a"],
+        "group": "grouped there",
+        "run_name": "named there",
+        "notes": None,
+    }
+    empty = OmegaConf.create({"project": None})
+    fill_from_environment(empty, {})
+    assert dict(empty) == {"project": "transact"}
+    with pytest.raises(ValueError, match="the environment's WANDB_PROJECT: track"):
+        fill_from_environment(OmegaConf.create({"project": None}), {"WANDB_PROJECT": "a/b"})
