@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import Workplace, transact
+from transact.tracking.metrics import read_metrics
 
 
 def read(path: Path) -> Any:
@@ -17,7 +18,7 @@ def read(path: Path) -> Any:
 def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     """A learning rate of 10 leaves nothing of a model: the sliced weights are kept, bit for bit, and it says so.
     Twice as many tokens are asked for as there are: it says that too. Every step may be skipped, so that the recovery
-    comes to its end."""
+    comes to its end. Every validation above the start is said, and an alert."""
     overrides = [*workplace.overrides("destroyed"), "prune.rounds=1", "recover.learning_rate=10"]
     overrides += ["recover.max_skipped_steps=32"]
     done = transact(
@@ -28,7 +29,16 @@ def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     assert row["perplexity_recovered"] == row["perplexity_sliced"]
     assert math.isfinite(row["perplexity_recovered"])
     assert "keeps the weights of step 0" in done.stdout
-    assert "data.train is used" in done.stdout
+    assert "each is used" in done.stdout
+    rows = read_metrics(workplace.folder / "destroyed/metrics.jsonl")
+    start, *later = (row["recover/validation_perplexity"] for row in rows if "recover/validation_perplexity" in row)
+    assert len(later) == 2 and min(later) > start
+    assert [row["alert"] for row in rows if "alert" in row].count("validation") == 2
+    assert done.stdout.count(": validation perplexity ") == 3
+    assert done.stdout.count(": validation: perplexity ") == 2
+    assert "peak learning rate 1.0e+01" in done.stdout
+    assert all("recover/divergence" in row for row in rows if "recover/loss" in row)
+    assert not any("recover/perplexity" in row or "recover/cross_entropy" in row for row in rows)
 
 
 def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> None:

@@ -17,7 +17,7 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 SCHEDULES: tuple[str, ...] = tuple(_CURVES)
 
 REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9  # of half of the parameters cut; what Minitron and modelopt train with
-SIZE_EXPONENT = 0.28  # 8e9 -> 1e-4, 1.3e8 -> 3e-4, 2.6e6 -> 1e-3
+SIZE_EXPONENT = 0.4  # 8e9 -> 1e-4, 1.3e8 -> 5e-4
 HALF = 0.5  # share that is cut, from which on the rate grows no more
 LARGEST_RATE = 2e-3
 
