@@ -21,7 +21,7 @@ from transact.stages.gram import collect_gram_files
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.maps import FILE_NAME as MAPS
-from transact.stages.parent import Record, judge_folder, judge_weights, pinned, recognise, recorded_parent
+from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
@@ -320,14 +320,14 @@ def fetch(job: Job) -> tuple[Path, Record]:
     asked = job.config.model
 
     def complete() -> str | None:
-        folder = download(pinned(asked, recorded_parent(job.folder.path)), from_cache=False)
+        folder = download(pinned(asked, began_with(job)), from_cache=False)
         judge_folder(job.config, folder)
         return None if is_local(asked.path or "") else folder.name  # of a snapshot: its commit
 
     commit = job.group.on_main(complete, may_be_left=True)
     model = replace(asked, revision=commit)
     folder = Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])
-    recorded = job.group.on_main(lambda: recorded_parent(job.folder.path))
+    recorded = job.group.on_main(lambda: began_with(job))
     if recorded is None:
         judge_weights(job, folder)
     return folder, recognise(job, folder, commit, recorded)

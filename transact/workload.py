@@ -11,7 +11,7 @@ from transact.geometry import Geometry
 from transact.memory import gram_passes
 from transact.outline import Round, split_candidates, stage_names
 
-# What a FLOP of these takes beside one of a forward; measured on two CPU cores with a model of 135M parameters.
+# What a FLOP of these takes beside one of a forward; from one run of a model of 135M parameters on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0

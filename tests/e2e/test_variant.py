@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
@@ -102,6 +103,22 @@ def test_the_rounds_before_the_one_that_changes_are_kept_with_their_recovery(wor
     assert variant["stages"]["round_01/recover"] == own["stages"]["round_01/recover"]
     assert variant["stages"]["round_02/recover"] != own["stages"]["round_02/recover"]
     assert read(first / "variants" / "last" / "result.json")["rounds"][1]["learning_rate"] == 1e-3
+
+
+def test_the_parent_of_a_variant_is_that_of_its_cut(workplace: Workplace, first: Path, tmp_path: Path) -> None:
+    """Distilled from other weights, the result would not be what its record says."""
+    other = tmp_path / "other"
+    shutil.copytree(workplace.model, other)
+    shard = sorted(other.glob("*.safetensors"))[0]
+    weights = load_file(shard)
+    name = next(iter(weights))
+    weights[name] = weights[name] + 1
+    save_file(weights, shard, {"format": "pt"})
+    arguments = [*overrides(workplace, first.name), *OTHER, "recover.variant=other", f"model.path={other}"]
+    ended = transact(arguments)
+    assert ended.returncode == 2, ended.stderr
+    assert "is not the model that the run in" in ended.stderr and ended.stderr.count("\n") == 1
+    assert not (first / "variants" / "other").exists()
 
 
 def test_a_damaged_cut_is_not_taken_over(workplace: Workplace, first: Path) -> None:

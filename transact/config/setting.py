@@ -131,7 +131,10 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
             _check_shape(name, value, hint)
             _check_entries(name, value, allowed, hint)
         if inner is None:
-            entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            for key, each in value.items() if isinstance(value, dict) else []:
+                if not allowed.takes(each):
+                    raise _refusal(f"{name}.{key}", each, allowed, typing.get_args(_not_null(hint))[1])
+            entries = value if isinstance(value, list) else [] if isinstance(value, dict) else [value]
             if not all(allowed.takes(each) for each in entries):
                 raise _refusal(name, value, allowed, hint)
         elif isinstance(value, Mapping):  # what else stands here is a matter of types

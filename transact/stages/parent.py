@@ -43,6 +43,17 @@ def recorded_parent(run: Path) -> Record | None:
     return {name: recorded.get(name) for name in names} | {"files": files}
 
 
+def began_with(job: Job) -> Record | None:
+    """The recorded parent of this run, or of the run whose cut it recovers; None where there is none yet.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    base = job.config.variant_of
+    own = recorded_parent(job.folder.path)
+    return recorded_parent(base) if own is None and base is not None else own
+
+
 def pinned(model: ModelConfig, recorded: Record | None) -> ModelConfig:
     """A model of the hub at the commit that the run began with, if it did with this one."""
     if recorded is None or recorded["commit"] is None or is_local(model.path or ""):
@@ -128,17 +139,17 @@ def judge_weights(job: Job, folder: Path) -> None:
     with CheckpointReader(folder) as reader:
         names = sorted(reader.files)
         sizes = {name: torch.Size(reader.shape(name)).numel() for name in names}
-        mine = sorted(names, key=lambda name: (-sizes[name], name))[job.group.rank :: job.group.world_size]
+        names.sort(key=lambda name: (-sizes[name], name))
         problem, only_zeros = None, True
         with job.progress("check weights", sum(sizes.values()), unit="weights") as bar:
-            for name in mine:
-                for piece in torch.split(reader.tensor(name).flatten(), PIECE_ELEMENTS):
-                    problem = problem or not_finite(piece)
-                    only_zeros = only_zeros and (len(reader.shape(name)) < 2 or not bool(piece.any()))
-                    bar.advance(piece.numel() * job.group.world_size)
-                if problem is not None:
-                    problem = f"{name} in {str(folder / reader.files[name])!r} holds {problem}"
-                    break
+            for first, number in enumerate(job.group.turns(len(names))):
+                if number is not None and problem is None:
+                    found, has_values = _look_through(job, reader, names[number])
+                    only_zeros = only_zeros and not has_values
+                    if found is not None:
+                        problem = f"{names[number]} in {str(folder / reader.files[names[number]])!r} holds {found}"
+                start = first * job.group.world_size
+                bar.advance(sum(sizes[name] for name in names[start : start + job.group.world_size]))
         if job.group.is_main and problem is None:
             problem = _untied(reader, folder)
     problems, zeros = zip(*job.group.gather((problem, only_zeros)), strict=True)
@@ -147,6 +158,16 @@ def judge_weights(job: Job, folder: Path) -> None:
             raise ValueError(f"model.path: {each}")
     if all(zeros):
         raise ValueError(f"model.path={str(folder)!r}: every weight matrix holds nothing but zeros")
+
+
+def _look_through(job: Job, reader: CheckpointReader, name: str) -> tuple[str | None, bool]:
+    """What of a tensor is no number, in words, and whether it is a matrix that holds anything but zeros."""
+    problem, has_values = None, False
+    for piece in torch.split(reader.tensor(name).flatten(), PIECE_ELEMENTS):
+        problem = problem or not_finite(piece)
+        has_values = has_values or (len(reader.shape(name)) > 1 and bool(piece.any()))
+        job.group.watchdog.progress()
+    return problem, has_values
 
 
 def _untied(reader: CheckpointReader, folder: Path) -> str | None:

@@ -288,7 +288,8 @@ class StoreRequest:
                 name=self.setting,
                 progress=progress.advance,
             )
-        job.say(f"{self.setting}: documents have {marks.describe(tokenizer)} (data.document_marks)")
+        around = marks.describe(tokenizer) or "no marks around it"
+        job.say(f"{self.setting}: each document is stored with {around} (data.document_marks)")
         if left_out.rows:
             job.say(
                 f"{self.setting}: {left_out.rows:,} rows have no text and are left out, the first: {left_out.first}"
