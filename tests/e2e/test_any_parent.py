@@ -1,6 +1,7 @@
-"""Model folders damaged in every way of a grammar: one clear line, exit code 2, nothing written.
+"""Model folders damaged in every way of a grammar: one clear line, exit code 2, nothing written, on every rank.
 
-Judged through the command's own entry, up to the point where work begins.
+What headers and configuration show is judged through the command's own entry, up to the point where work begins; what
+only the weights show, on two real ranks.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
+from tests.support.ranks import run_on_ranks
 from transact.config import RunConfig
 from transact.exit_codes import DONE, REFUSED
 from transact.runtime.interruption import Interruption
@@ -230,3 +233,52 @@ def test_every_damage_is_refused_in_one_line(judged: Callable[[Damage], tuple[in
 
 def test_what_does_no_harm_is_accepted(judged: Callable[[Damage], tuple[int, str]]) -> None:
     assert [(name, said) for name, damage in HARMLESS for code, said in [judged(damage)] if code != DONE] == []
+
+
+def judge_on_rank(folders: list[Path], overrides: list[str]) -> list[tuple[str, str]]:
+    """What this rank says of each folder before the work, and when it loads it."""
+    from transact.models.weight_check import UnusableModel
+    from transact.runtime.engine import open_engine
+    from transact.runtime.process import process_group
+    from transact.runtime.run_folder import RunFolder
+    from transact.stages.job import Job
+    from transact.stages.parent import judge_weights
+    from transact.tracking.tracker import Tracker
+
+    config, said = compose_config(overrides), []
+    with process_group("cpu", 5) as group:
+        job = Job(config=config, group=group, folder=RunFolder(folders[0]), tracker=Tracker(None, None))
+        for folder in folders:
+            try:
+                judge_weights(job, folder)
+                judged = ""
+            except ValueError as error:
+                judged = str(error)
+            try:
+                with open_engine(folder, config.engine, group):
+                    loaded = ""
+            except UnusableModel as error:
+                loaded = str(error)
+            said.append((judged, loaded))
+    return said
+
+
+def test_every_tensor_is_looked_at_by_some_rank(workplace: Workplace, tmp_path: Path) -> None:
+    """NaN and infinity in the first, a middle or the last value of every tensor: all ranks name it, none hangs."""
+    shards = sorted(workplace.model.glob("model-*.safetensors"))
+    places = [(shard, name) for shard in shards for name in sorted(load_file(shard))]
+    folders, expected = [], []
+    for number, (shard, name) in enumerate(places):
+        folder = Path(shutil.copytree(workplace.model, tmp_path / str(number)))
+        tensors = load_file(shard)
+        values, value = tensors[name].view(-1), ("nan", "inf", "-inf")[number % 3]
+        values[(0, len(values) // 2, -1)[number // 3 % 3]] = float(value)
+        save_file(tensors, folder / shard.name, metadata={"format": "pt"})
+        folders.append(folder)
+        expected.append(
+            f"{name} in {str(folder / shard.name)!r} holds {'values that are' if value == 'nan' else 'inf'}"
+        )
+    for told in run_on_ranks(2, judge_on_rank, folders, workplace.overrides("ranks")):
+        for (judged, loaded), named in zip(told, expected, strict=True):
+            assert named in judged and named in loaded
+    assert len(folders) == 20
