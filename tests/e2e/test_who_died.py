@@ -26,7 +26,8 @@ class Local:
         self.folder = workplace.folder / name
         long = ["prune.rounds=1", "recover.tokens=1600000", "recover.objective=cross_entropy"]
         self.launcher = start([*workplace.overrides(name), *long, "launch=local", "launch.processes=2"])
-        wait_until(lambda: self.record.get("stage") == "round_01/recover", self.launcher, SECONDS)
+        metrics = self.folder / "metrics.jsonl"  # a step is done: there is something to save
+        wait_until(lambda: metrics.is_file() and '"recover/loss"' in metrics.read_text(), self.launcher, SECONDS)
         (self.controller,) = psutil.Process(self.launcher.pid).children()
         ranks = {int(each.environ()["SUBMITIT_LOCAL_GLOBALID"]): each for each in self.controller.children()}
         self.ranks = [ranks[rank] for rank in sorted(ranks)]
