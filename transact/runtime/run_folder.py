@@ -178,8 +178,7 @@ class RunFolder:
         known = listed(self.record)
         for path in paths:
             name = self._name(path)
-            parts = [self.path.joinpath(*Path(name).parts[:count]) for count in range(1, len(Path(name).parts))]
-            link = next((each for each in parts if each.is_symlink()), None)
+            link = self._link_on_the_way(path)
             if link is not None:
                 raise ValueError(
                     f"{str(link)!r} is a link, through which nothing is written: put a folder in its place"
@@ -193,6 +192,12 @@ class RunFolder:
         self.record["made"] = sorted({*self.record.get("made", []), *map(self._name, paths)})
         self._write()
 
+    def _link_on_the_way(self, path: Path) -> Path | None:
+        """Of the folders between the run's and this name the first that is a link."""
+        parts = path.relative_to(self.path).parts
+        folders = (self.path.joinpath(*parts[:count]) for count in range(1, len(parts)))
+        return next((each for each in folders if each.is_symlink()), None)
+
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
 
@@ -203,6 +208,8 @@ class RunFolder:
         Raises:
             OSError: of the file system.
         """
+        if self._link_on_the_way(path) is not None:
+            return
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             return
