@@ -312,6 +312,7 @@ def test_a_process_killed_while_it_claims_leaves_nothing_in_the_way(tmp_path: Pa
         "layout": LAYOUT,
         "state": "submitted",
         "error": None,
+        "stage": None,
         "restarts": 0,
         "stages": {},
     }

@@ -224,9 +224,9 @@ def claim(folder: Path, state: str, name: str = RECORD) -> None:
         ValueError: something else has been put there meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    first = {"layout": LAYOUT} | (
-        {"state": state, "error": None, "restarts": 0, "stages": {}} if name == RECORD else {}
-    )
+    first: dict[str, Any] = {"layout": LAYOUT}
+    if name == RECORD:  # all that a watcher looks at
+        first |= {"state": state, "error": None, "stage": None, "restarts": 0, "stages": {}}
     if os.path.lexists(folder / name):
         if _entries(folder) == [name] and is_unclaimed(folder):  # a process was killed right here
             write_json(folder / name, first)
