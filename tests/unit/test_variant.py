@@ -34,7 +34,7 @@ def composed(folder: Path, *settings: str, variant: str | None = None) -> RunCon
     """As the command makes it: a variant has its folder below the run's."""
     place = folder if variant is None else folder / "variants" / variant
     given = [] if variant is None else [f"recover.variant={variant}"]
-    return compose_config(["name=run", f"output_dir={place}", *given, *settings])
+    return compose_config(["name=run", f"output_dir={place}", "data.sequence_length=256", *given, *settings])
 
 
 def written(folder: Path, *settings: str, finished: int | None = None) -> RunConfig:
