@@ -13,6 +13,11 @@ from torch import Tensor
 
 from transact.geometry import Geometry
 
+# Sums of one layer, in the order in which the model computes what they are of.
+QUERIES_AND_KEYS = ("query_share", "key_share", "query", "key", "token_product", "logit_variance")
+FORWARD = (*QUERIES_AND_KEYS, "attention_output", "intermediate")
+BACKWARD = ("taylor_channels", "taylor_values", "taylor_pairs")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ActivationStatistics:
@@ -106,12 +111,18 @@ class ActivationStatistics:
         return cls(num_tokens=int(tensors["num_tokens"].item()), **sums)
 
     def broken_layer(self) -> tuple[int, str] | None:
-        """The first layer with a sum that is not finite, and which; None where all are."""
-        sums = {name: tensor for name, tensor in self.to_tensors().items() if name != "num_tokens"}
-        for layer in range(len(self.query)):
-            for name, tensor in sums.items():
-                if not tensor[layer].isfinite().all():
-                    return layer, name
+        """Where the first sum that is not finite was computed: its layer, and its name; None where all are.
+
+        In the order of computation: whatever follows is broken too. All gradients come after the last layer's
+        activations.
+        """
+        layers = range(len(self.query))
+        for names, order in ((FORWARD, layers), (BACKWARD, reversed(layers))):
+            sums = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+            for layer in order:
+                for name, tensor in sums.items():
+                    if not tensor[layer].isfinite().all():
+                        return layer, name
         return None
 
 

@@ -14,7 +14,7 @@ from transact.files import publish, temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_statistics
-from transact.prune.statistics import ActivationStatistics
+from transact.prune.statistics import BACKWARD, ActivationStatistics
 from transact.runtime.engine import open_engine
 from transact.runtime.process import ProcessGroup
 from transact.stages.job import Job
@@ -87,11 +87,18 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
     broken = statistics.broken_layer()
     if broken is not None:
-        raise ValueError(
-            f"{checkpoint}: activations of layer {broken[0]} are infinite or not numbers ({broken[1]}) on the "
-            "calibration text: the weights are damaged, or engine.dtype is too narrow for them"
-        )
+        raise ValueError(f"{checkpoint}: {broken_words(*broken)}")
     return statistics
+
+
+def broken_words(layer: int, name: str) -> str:
+    """What `ActivationStatistics.broken_layer` found, for the user."""
+    what = "gradients" if name in BACKWARD else "activations"
+    module = "MLP" if name in ("intermediate", "taylor_channels") else "attention"
+    return (
+        f"{what} of layer {layer} are infinite or not numbers ({name}) on the calibration text, before any other in its "
+        f"{module}: the weights are damaged, or engine.dtype is too narrow for them"
+    )
 
 
 def calibrate(job: Job, texts: Texts, checkpoint: Path, output: Path) -> None:

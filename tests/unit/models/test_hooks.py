@@ -174,6 +174,51 @@ def test_infinite_activations_name_their_layer(model: Any, geometry: Geometry) -
     assert collector.statistics(24).broken_layer() == (1, "intermediate")
 
 
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize(
+    ("norm", "names"), [("input_layernorm", {"query", "key"}), ("post_attention_layernorm", {"intermediate"})]
+)
+@pytest.mark.parametrize("extra", [frozenset(), TAYLOR, frozenset({"token_product", "logit_variance"})])
+def test_an_overflow_names_the_layer_where_it_begins(
+    layer: int, norm: str, names: set[str], extra: frozenset[str]
+) -> None:
+    """Weights are finite; all later layers, and all gradients, are broken too."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=80,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    getattr(model.model.layers[layer], norm).weight.fill_(3e38)
+    batch = tokens(1)
+    with collect_statistics(model, read_geometry(config.to_dict()), extra) as collector:
+        output = model(batch, labels=batch)
+        if extra & TAYLOR:
+            output.loss.backward()
+    statistics = collector.statistics(24)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not statistics.intermediate[3].isfinite().any() and not statistics.query[3].isfinite().any()
+    if extra & TAYLOR:
+        assert not statistics.taylor_pairs[0].isfinite().all()  # type: ignore[index]
+    broken = statistics.broken_layer()
+    assert broken is not None and broken[0] == layer and broken[1] in names
+
+
+def test_broken_gradients_behind_sound_activations_name_the_layer_where_the_backward_meets_them(
+    model: LlamaForCausalLM, geometry: Geometry
+) -> None:
+    statistics = ActivationStatistics.zeros(geometry, TAYLOR)
+    for sums in (statistics.taylor_pairs, statistics.taylor_channels):
+        assert sums is not None
+        sums.fill_(torch.nan)
+    assert statistics.broken_layer() == (geometry.num_layers - 1, "taylor_channels")
+
+
 def test_hooks_go_away_even_after_an_error(model: LlamaForCausalLM, geometry: Geometry) -> None:
     assert count_hooks(model) == 0
     with pytest.raises(RuntimeError), collect_statistics(model, geometry):
