@@ -88,7 +88,7 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     if warning is not None:
         job.say(f"warning: {warning}")
     dense = job.path("round_00", "evaluation.json")
-    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, texts, parent, dense), is_result=True)
+    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, prepared, dense), is_result=True)
     checkpoint, rounds = prune_rounds(job, prepared)
     return finish(job, texts, checkpoint, parent, rounds)
 
@@ -116,10 +116,11 @@ def cut_round(
     return rounds, slice_round(job, prepared, rounds[index], checkpoint, measured)
 
 
-def evaluate_dense(job: Job, texts: Texts, parent: Path, output: Path) -> None:
+def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
     """The same in all points of a sweep."""
-    identity = evaluation_identity(texts, parent)
-    shared(job, "evaluation", identity, output, lambda: evaluate(job, texts, {"dense": parent}, output))
+    texts, dense = prepared.texts, {"dense": prepared.parent}
+    identity = evaluation_identity(texts, prepared.record["files"])
+    shared(job, "evaluation", identity, output, lambda: evaluate(job, texts, dense, output))
     report(job, output, round_number=0, tokens=0)
 
 
@@ -133,7 +134,8 @@ def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
         if checkpoint != prepared.parent:
             return work()
-        return shared(job, kind, calibration_identity(job, texts, checkpoint), output, work)
+        files, geometry = prepared.record["files"], geometry_of(checkpoint)
+        return shared(job, kind, calibration_identity(job.config, texts, files, geometry), output, work)
 
     statistics = job.path(name, "statistics.safetensors")
     job.stage(

@@ -19,7 +19,6 @@ ALLOWED = {
     "texts.py:remove_leftovers": "rank 0 alone",
     "tasks.py:check_evaluation": "before the ranks meet; what one refuses all refuse",
     "sharing.py:_code_digest": "of this package",
-    "sharing.py:model_identity": "of the parent, which is there before the run; a part of a name that rank 0 looks up",
 }
 
 

@@ -96,7 +96,7 @@ def broken_words(layer: int, name: str) -> str:
     what = "gradients" if name in BACKWARD else "activations"
     module = "MLP" if name in ("intermediate", "taylor_channels") else "attention"
     return (
-        f"{what} of layer {layer} are infinite or not numbers ({name}) on the calibration text, before any other in its "
+        f"{what} of layer {layer} are infinite or not numbers ({name}) on the calibration text, first of all in its "
         f"{module}: the weights are damaged, or engine.dtype is too narrow for them"
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transact.config import RunConfig
 from transact.files import (
     DamagedFile,
     copy_finished,
@@ -22,7 +23,8 @@ from transact.files import (
     verify_file,
     write_json,
 )
-from transact.models.folder import geometry_of
+from transact.geometry import Geometry
+from transact.models.identity import Identity
 from transact.runtime.file_lock import held_by_one_run
 from transact.stages.calibrate import extra_statistics
 from transact.stages.job import Job
@@ -108,23 +110,18 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def model_identity(folder: Path) -> dict[str, Any]:
-    """A model folder as it is now."""
-    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
-    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    return {"model": str(folder.resolve()), "files": files, "geometry": geometry_of(folder).to_dict()}
+def evaluation_identity(texts: Texts, parent: Identity) -> dict[str, Any]:
+    """parent: the files of its record, which are the same wherever it lies."""
+    return {"parent": parent, "text": texts.evaluation.name, "sequences": texts.evaluation.num_sequences}
 
 
-def evaluation_identity(texts: Texts, parent: Path) -> dict[str, Any]:
-    return model_identity(parent) | {"text": texts.evaluation.name, "sequences": texts.evaluation.num_sequences}
-
-
-def calibration_identity(job: Job, texts: Texts, parent: Path) -> dict[str, Any]:
-    config = job.config
-    return model_identity(parent) | {
+def calibration_identity(config: RunConfig, texts: Texts, parent: Identity, geometry: Geometry) -> dict[str, Any]:
+    """parent: as in `evaluation_identity`. geometry: of the parent."""
+    return {
+        "parent": parent,
         "text": texts.train.name,
         "seed": config.seed,
         "first": config.recover.validation_sequences,
         "sequences": config.prune.calibration_sequences,
-        "extra": sorted(extra_statistics(config.prune.method, geometry_of(parent))),
+        "extra": sorted(extra_statistics(config.prune.method, geometry)),
     }

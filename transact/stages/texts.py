@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from transact.data.token_store import (
 )
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
+from transact.models.stock_check import quiet
 from transact.outline import Round, reserved_sequences, text_sequences
 from transact.runtime.file_lock import exclusive
 from transact.stages.job import Job
@@ -56,7 +56,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _errors_only("transformers"):  # it suggests packages to install, over many lines
+        with quiet("transformers"):  # it suggests packages to install, over many lines
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -67,17 +67,6 @@ def load_tokenizer(folder: Path) -> Any:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-@contextmanager
-def _errors_only(library: str) -> Iterator[None]:
-    logger = logging.getLogger(library)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def prepare_texts(job: Job, model_folder: Path, rounds: list[Round]) -> Texts:

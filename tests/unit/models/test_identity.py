@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace
+from transact.config import RunConfig
+from transact.data.order import SequenceOrder
+from transact.data.token_store import TokenStore, write_token_store
+from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files
 from transact.models.weight_check import not_finite
+from transact.stages.sharing import calibration_identity, evaluation_identity
+from transact.stages.texts import Texts, load_tokenizer
 
 
 def identity_of(folder: Path, *, in_full: bool = False) -> Identity:
@@ -64,22 +71,58 @@ def change_a_setting(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (train, "model-00003-of-00005.safetensors has another content"),
-        (rename_a_tensor, "model-00001-of-00005.safetensors has another content"),
-        (lengthen, "model-00002-of-00005.safetensors had"),
-        (drop_the_tokenizer_settings, "tokenizer_config.json is gone"),
-        (add_a_chat_template, "chat_template.jinja was not there"),
-        (change_a_setting, "config.json"),
-    ],
-)
+CHANGES = [
+    (train, "model-00003-of-00005.safetensors has another content"),
+    (rename_a_tensor, "model-00001-of-00005.safetensors has another content"),
+    (lengthen, "model-00002-of-00005.safetensors had"),
+    (drop_the_tokenizer_settings, "tokenizer_config.json is gone"),
+    (add_a_chat_template, "chat_template.jinja was not there"),
+    (change_a_setting, "config.json"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES)
 def test_another_model_is_told(workplace: Workplace, model: Path, change: Callable[[Path], None], named: str) -> None:
     before = identity_of(workplace.model)
     change(model)
     told = difference(before, identity_of(model))
     assert told is not None and named in told
+
+
+@pytest.fixture
+def texts(workplace: Workplace, tmp_path: Path) -> Texts:
+    tokenizer = load_tokenizer(workplace.model)
+    write_token_store(tmp_path / "t", [workplace.train.read_text()], tokenizer, sequence_length=16, max_sequences=50)
+    store = TokenStore(tmp_path / "t")
+    return Texts(
+        train=store, order=SequenceOrder(num_sequences=store.num_sequences, num_reserved=0, seed=0), evaluation=store
+    )
+
+
+def shared_names(folder: Path, texts: Texts) -> list[str]:
+    """By what the points of a sweep find results of this parent."""
+    files, geometry = identity_of(folder), geometry_of(folder)
+    evaluation = evaluation_identity(texts, files)
+    calibration = calibration_identity(RunConfig(), texts, files, geometry)
+    return [json.dumps(each, sort_keys=True) for each in (evaluation, calibration)]
+
+
+def test_a_sweep_shares_results_of_a_parent_that_was_moved(workplace: Workplace, model: Path, texts: Texts) -> None:
+    for path in model.iterdir():
+        os.utime(path, (1, 1))
+    assert shared_names(model, texts) == shared_names(workplace.model, texts)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in CHANGES if change is not rename_a_tensor])
+def test_a_sweep_shares_nothing_of_a_parent_that_was_replaced(
+    model: Path, texts: Texts, change: Callable[[Path], None]
+) -> None:
+    """Its place and the times of its files are as they were."""
+    before, times = shared_names(model, texts), {path: path.stat().st_mtime_ns for path in model.iterdir()}
+    change(model)
+    for path in model.iterdir():
+        os.utime(path, ns=(times.get(path, 1), times.get(path, 1)))
+    assert not set(before) & set(shared_names(model, texts))
 
 
 def test_a_single_byte_between_the_samples_is_told_by_the_whole_digest_alone(tmp_path: Path) -> None:
