@@ -269,7 +269,7 @@ def test_a_log_that_lost_what_finished_stages_wrote_is_one_line(tmp_path: Path, 
     log = run.path / "metrics.jsonl"
     log.write_text('{"time": 1, "step": 1}\n' * 3)
     run.stages["export"]["metrics_position"] = log.stat().st_size
-    run.end("done")
+    write_json(run.record_path, run.record)
     check_metrics(run.path)
     content = {"torn": '{"time"', "middle": '{"time": 1}\n{"t\n' * 9, "shorter": '{"time": 1}\n'}
     if damage == "a folder":

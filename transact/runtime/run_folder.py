@@ -26,7 +26,7 @@ PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra
 # What is written into folders of weights, of matrices and of training checkpoints; and under a name that is free for it
 # beside the records. Other files in them are somebody's, and stay.
 OWN_FILES = re.compile(
-    r"(model|layer|state)(_|-|\.)[\w.-]*|(config|generation_config|manifest|vocab|added_tokens|special_tokens_map)\.json"
+    r"((model|state)(-\d{5}-of-\d{5})?|layer_\d{5})\.safetensors|model\.safetensors\.index\.json|(config|generation_config|manifest|vocab|added_tokens|special_tokens_map)\.json"
     r"|tokenizer(_config)?\.(json|model)|merges\.txt|chat_template\.jinja|README\.md"
     r"|(LICEN[SC]E|NOTICE|USE_POLICY).*|[\w.-]+\.(json|md)\.tmp"
 )
