@@ -21,7 +21,7 @@ from transact.runtime.process import ProcessGroup
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
-LIKE_A_GUESS = 0.02  # nats around the loss of a uniform guess: weights that are zero or were never trained
+LIKE_A_GUESS = 0.01  # nats around the loss of a uniform guess: weights that are zero or were never trained
 NONSENSE = 2.0  # times the loss of a uniform guess
 PERPLEXITY_OVERFLOW = 700.0  # exp of more nats than this is not a float
 
