@@ -113,11 +113,12 @@ def remove_store(folder: Path) -> None:
     Raises:
         ValueError: something else is in the folder.
     """
-    if not folder.is_dir() and not folder.is_symlink():
+    if not os.path.lexists(folder):
         return
-    foreign = (
-        ["a link"] if folder.is_symlink() else [repr(each.name) for each in os.scandir(folder) if not _is_ours(each)]
-    )
+    if folder.is_symlink() or not folder.is_dir():
+        foreign = ["a link" if folder.is_symlink() else "a file"]
+    else:
+        foreign = [repr(each.name) for each in os.scandir(folder) if not _is_ours(each)]
     if foreign:
         raise ValueError(
             f"data.token_store: {str(folder)!r} is no token store: it is or holds {foreign[0]}; move it away"
@@ -128,7 +129,8 @@ def remove_store(folder: Path) -> None:
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    return entry.name in FILE_NAMES and entry.is_file(follow_symlinks=False)
+    """A link of that name too: removing it leaves what it leads to."""
+    return entry.name in FILE_NAMES and (entry.is_symlink() or entry.is_file())
 
 
 def store_folder(root: Path, identity: dict[str, Any]) -> Path:
