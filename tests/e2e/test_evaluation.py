@@ -45,6 +45,7 @@ def test_both_models_are_evaluated_on_every_text_and_task(run: Path) -> None:
     for result in found.values():
         assert result["tasks"].keys() == SHOTS.keys()
         assert result["texts"]["seen"]["tokens"] == 8 * 63
+        assert result["texts"]["seen"]["documents_trained_on"] > 0  # it is a part of the training text
     dense, pruned = (found[role]["texts"]["seen"]["perplexity"] for role in ("dense", "pruned"))
     assert dense > pruned > 1  # the dense model is random, the pruned one was trained a little
 

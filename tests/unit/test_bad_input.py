@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -165,8 +166,23 @@ def test_text_file(name: str, content: bytes, named: str, refused: Callable[...,
     assert named in message
 
 
-def test_text_that_is_trained_on_is_not_held_out(refused: Callable[..., str], workplace: Workplace) -> None:
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("link.txt", lambda source, target: target.symlink_to(source)),
+        ("hard_link.md", os.link),
+        ("copy.md", shutil.copyfile),
+    ],
+)
+def test_text_that_is_trained_on_is_not_held_out(
+    name: str, put: Callable[[Path, Path], object], refused: Callable[..., str], workplace: Workplace, tmp_path: Path
+) -> None:
     assert "is trained on too (data.train.files)" in refused(f"data.evaluation.files=[{workplace.train}]")
+    other = tmp_path / name
+    put(workplace.train, other)
+    for files in (f"[{other}]", f"[{workplace.heldout},{other}]", f"['{tmp_path}/*']"):
+        said = refused(f"data.evaluation.files={files}")
+        assert f"{str(other)!r} is trained on too as {str(workplace.train)!r} (data.train.files)" in said
 
 
 def test_a_text_by_name_is_held_out_too(refused: Callable[..., str]) -> None:

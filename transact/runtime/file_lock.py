@@ -36,9 +36,11 @@ def exclusive(path: Path, *, wait: bool = True, remove: bool = False) -> Iterato
             held = _flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not held or _is_still(path, file.fileno()):
                 break  # else somebody removed it meanwhile: the lock is on a file that nobody else will find
-        yield held
-        if held and remove:
-            path.unlink(missing_ok=True)
+        try:
+            yield held
+        finally:
+            if held and remove:
+                path.unlink(missing_ok=True)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

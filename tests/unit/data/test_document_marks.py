@@ -96,7 +96,12 @@ def test_the_toy_ends_documents_as_it_was_trained() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "begin", "end"),
-    [("both", "<|im_start|>", "<|im_end|>"), ("begin", "<|im_start|>", ""), ("end", "", "<|im_end|>"), ("none", "", "")],
+    [
+        ("both", "<|im_start|>", "<|im_end|>"),
+        ("begin", "<|im_start|>", ""),
+        ("end", "", "<|im_end|>"),
+        ("none", "", ""),
+    ],
 )
 def test_a_choice_is_taken_as_it_is(choice: str, begin: str, end: str) -> None:
     tokenizer = OWN["SmolLM2 instruct"][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import train_tokenizer
 from transact.data import token_store
-from transact.data.token_store import TokenStore, store_folder, tokenizer_digest, write_token_store
+from transact.data.token_store import (
+    FILE_NAMES,
+    TokenStore,
+    document_hash,
+    remove_store,
+    store_damage,
+    store_folder,
+    tokenizer_digest,
+    write_token_store,
+)
 from transact.stages.texts import load_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "import os, sys\n" * 30, "", "print('naïve €')\n" * 10]
@@ -130,3 +139,126 @@ def test_what_a_tokenizer_was_trained_with_does_not_cut_documents(tokenizer: Any
     store = TokenStore(tmp_path / "s")
     tokens = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
     assert tokens == [*expected, tokenizer.eos_token_id]
+
+
+def changed(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def become_link(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    other = path.with_name("..") / "elsewhere.bin"
+    other.write_bytes(content[::-1])
+    path.symlink_to(other)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut by two bytes": lambda path: changed(path, lambda content: content[:-2]),
+    "cut in half": lambda path: changed(path, lambda content: content[: len(content) // 2]),
+    "a byte longer": lambda path: changed(path, lambda content: content + b"\0"),
+    "twice": lambda path: changed(path, lambda content: content * 2),
+    "zeros": lambda path: changed(path, lambda content: bytes(len(content))),
+    "brackets": lambda path: path.write_bytes(b"[" * 100_000),
+    "missing": lambda path: path.unlink(),
+    "a folder": become_folder,
+    "a link to something else": become_link,
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+STORED = [name for name in FILE_NAMES if not name.endswith(".tmp")]
+
+
+def write(folder: Path, tokenizer: Any) -> Path:
+    write_token_store(folder, TEXTS, tokenizer, sequence_length=16, max_sequences=1000)
+    return folder
+
+
+def test_every_flipped_bit_is_found(tokenizer: Any, tmp_path: Path) -> None:
+    """A bit of every byte of every file."""
+    folder = write(tmp_path / "s", tokenizer)
+    sound = store_damage(folder)
+    for path in (folder / name for name in STORED):
+        content = path.read_bytes()
+        for place in range(len(content)):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            assert store_damage(folder), f"{path.name}, byte {place}"
+        path.write_bytes(content)
+    assert sound is None and store_damage(folder) is None
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_of_a_file_is_found(name: str, damage: str, tokenizer: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", tokenizer)
+    DAMAGES[damage](folder / name)
+    problem = store_damage(folder)
+    assert problem and "\n" not in problem
+
+
+def test_only_what_a_store_is_made_of_is_removed(tokenizer: Any, tmp_path: Path) -> None:
+    """Files of a user, folders, and links in the place of a store; what a link inside a store leads to stays."""
+    folder, precious = write(tmp_path / "s", tokenizer), tmp_path / "precious"
+    precious.write_text("mine")
+    for foreign in ("x.tmp", "notes.txt", ".hidden"):
+        (folder / foreign).write_text("mine")
+        with pytest.raises(ValueError, match=rf"^data\.token_store: .* holds '{foreign}'; move it away$"):
+            remove_store(folder)
+        assert (folder / foreign).read_text() == "mine" and store_damage(folder) is None
+        (folder / foreign).unlink()
+    (folder / "kept").mkdir()
+    with pytest.raises(ValueError, match="holds 'kept'"):
+        remove_store(folder)
+    (folder / "kept").rmdir()
+
+    (tmp_path / "link").symlink_to(folder)
+    for place, what in ((tmp_path / "link", "a link"), (precious, "a file")):
+        with pytest.raises(ValueError, match=f"is or holds {what}; move it away"):
+            write(place, tokenizer)
+    assert store_damage(tmp_path / "link") is None and precious.read_text() == "mine"
+
+    (folder / "tokens.bin").unlink()
+    (folder / "tokens.bin").symlink_to(precious)
+    write(folder, tokenizer)
+    assert store_damage(folder) is None and precious.read_text() == "mine"
+
+
+DOCUMENTS = [f"document {number} speaks of {'naïve words ' * number}" for number in range(12)]
+
+
+@pytest.mark.parametrize("shared", [0, 1, 5, 6])
+def test_held_out_documents_are_left_out_and_counted(shared: int, tokenizer: Any, tmp_path: Path) -> None:
+    """Up to a half of them, and white space around them makes no other document of them."""
+    held_out = {document_hash(each) for each in DOCUMENTS[:shared]} | {*range(12 - shared)}
+    text = [f"\n {DOCUMENTS[0]}\t", *DOCUMENTS[1:], DOCUMENTS[0]]
+    for name, documents in (("all", text), ("fewer", DOCUMENTS[shared:] + DOCUMENTS[: 1 if shared == 0 else 0])):
+        write_token_store(
+            tmp_path / name, documents, tokenizer, sequence_length=1, max_sequences=10**6, without=held_out
+        )
+    both = [TokenStore(tmp_path / name) for name in ("all", "fewer")]
+    assert both[0].index["documents_left_out"] == shared and both[1].index["documents_left_out"] == 0
+    assert not both[0].documents() & held_out
+    if shared:
+        assert both[0].sha256 == both[1].sha256
+
+
+def test_a_text_with_most_of_the_held_out_documents_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    held_out = {document_hash(each) for each in DOCUMENTS[:7]} | {*range(5)}
+    with pytest.raises(ValueError, match=r"^data\.train holds 7 of the 12 documents of data\.evaluation word for word"):
+        write_token_store(
+            tmp_path / "s",
+            DOCUMENTS,
+            tokenizer,
+            sequence_length=1,
+            max_sequences=10**6,
+            without=held_out,
+            name="data.train",
+        )
+    assert not (tmp_path / "s").exists()
