@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
@@ -55,6 +56,22 @@ def refuse(reason: object, *, always: bool = False) -> int:
     if always or speaks():
         print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
     return REFUSED
+
+
+def leave_at_interrupt() -> None:
+    """Until the work listens to signals itself, Ctrl-C ends this process with a line: nothing is there to be saved.
+
+    Where it is ignored, as in the background of a shell, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def interrupted(*_: object) -> NoReturn:
+    """End the process after Ctrl-C, whatever it is at: an exception might be caught on its way by what is imported."""
+    if speaks():
+        os.write(2, b"stopped by SIGINT; the same command goes on with what is finished, or begins\n")
+    os._exit(FAILED)
 
 
 def leave(code: int) -> NoReturn:

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 from pathlib import Path
+
+from transact.exit_codes import DONE, interrupted, leave, leave_at_interrupt, refuse, worst
+
+if __name__ == "__main__":
+    leave_at_interrupt()  # the imports below take a while
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +29,6 @@ from transact.checks import require
 from transact.command_line import run_command
 from transact.config import VARIANTS, RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
-from transact.exit_codes import DONE, leave, refuse, worst
 from transact.request import check_arguments, check_composed
 from transact.runtime.launcher import check_launcher, environment_world_size
 from transact.tracking.wandb_environment import fill_from_environment
@@ -41,6 +46,7 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
     if config.launch.kind == "slurm":
         from transact.launching.cluster import run_on_slurm
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it says what becomes of a job that it waits for
         return run_on_slurm(config, is_sweep=is_sweep)
     if config.launch.kind == "local" and environment_world_size() > 1:
         return refuse("launch=local starts the processes itself: call it without torchrun, or with launch=inline")
@@ -209,4 +215,7 @@ def hydra_message(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    try:
+        leave(main())
+    except KeyboardInterrupt:
+        interrupted()

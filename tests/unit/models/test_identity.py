@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace
-from transact.config import RunConfig
+from transact.configuring import compose_config
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore, write_token_store
 from transact.models.folder import geometry_of
@@ -103,7 +103,7 @@ def shared_names(folder: Path, texts: Texts) -> list[str]:
     """By what the points of a sweep find results of this parent."""
     files, geometry = identity_of(folder), geometry_of(folder)
     evaluation = evaluation_identity(texts, files)
-    calibration = calibration_identity(RunConfig(), texts, files, geometry)
+    calibration = calibration_identity(compose_config(["name=any"]), texts, files, geometry)
     return [json.dumps(each, sort_keys=True) for each in (evaluation, calibration)]
 
 
