@@ -25,7 +25,7 @@ from transact.stages.parent import Record, began_with, judge_folder, judge_weigh
 from transact.stages.plan import plan, read_plan
 from transact.stages.recover import recover
 from transact.stages.recovery_checkpoints import clear_checkpoints
-from transact.stages.sharing import Work, calibration_identity, evaluation_identity, shared
+from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split, trial_folder
 from transact.stages.summary import gguf_path, summarise, write_result
@@ -197,6 +197,9 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
     )
     if job.group.is_main and grams.is_dir():
         job.folder.remove(grams)
+    if job.config.share_dir is not None:
+        share_dir = Path(job.config.share_dir)
+        job.group.on_main(lambda: remove_shared_grams(share_dir))
     return sliced
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from transact.exit_codes import DONE, interrupted, leave, leave_at_interrupt, refuse, worst
@@ -124,6 +125,7 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
     Raises:
         Exception: the first that a point ended with, after the last point.
     """
+    note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "plan"])
     codes: list[int] = []
     failures: list[Exception] = []
     for config, is_sweep in configs:
@@ -134,6 +136,15 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
     if failures:
         raise failures[0]
     return worst(codes)
+
+
+def note_sweep(points: list[RunConfig]) -> None:
+    """Write down the points of a sweep: what they share is kept until none of them needs it."""
+    from transact.runtime.run_record import note_points
+
+    if points and points[0].share_dir is not None:
+        with suppress(ValueError, OSError):  # the first point meets the same, and says it
+            note_points(points[0].share_dir, [Path(each.output_dir).name for each in points])
 
 
 def show_help(name: str | None) -> int:

@@ -48,6 +48,7 @@ def test_points_share_their_beginning_and_are_not_submitted_twice(slurm: Slurm, 
     earlier, later = point(sweep, "0.3"), point(sweep, "0.4")
     assert seconds_of(later, *SHARED_STAGES) < 0.5 * seconds_of(earlier, *SHARED_STAGES)
     assert read_json(earlier / "round_00" / "evaluation.json") == read_json(later / "round_00" / "evaluation.json")
+    assert [path for path in (sweep / "shared").glob("gram-*") if path.is_dir()] == []  # large, and of no use any more
     assert "done" in status(slurm, sweep) and str(later.name) in status(slurm, sweep)
 
     third = transact(slurm, request)

@@ -72,3 +72,35 @@ def test_a_dead_rank_ends_the_job(workplace: Workplace) -> None:
     assert read(folder / "run.json")["state"] == "failed"
     assert read(folder / "run.json")["error"].startswith("rank 1 died in round_01/recover")
     assert "error: rank 1 died in round_01/recover" in output
+
+
+def test_the_tokens_may_move_but_another_text_is_refused(workplace: Workplace) -> None:
+    """The store has another path, then the text has another content, then it is tokenised anew with the old one."""
+    folder, text = workplace.folder / "moved_tokens", workplace.folder / "moving.txt"
+    text.write_text(workplace.train.read_text())
+    stores = [workplace.folder / f"moving_tokens_{number}" for number in range(3)]
+    small = ["prune.rounds=1", "recover.tokens=4096", "eval.efficiency.measured=false", f"data.train.files=[{text}]"]
+    overrides = [*workplace.overrides(folder.name), *small]
+    kill_after_stage([*overrides, f"data.token_store={stores[0]}"], folder, "round_01/calibrate")
+    begun = read(folder / "run.json")["texts"]
+
+    sound = text.read_text()
+    text.write_text(sound.replace("import", "export"))
+    os.rename(stores[0], stores[1])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = transact([*overrides, f"data.token_store={stores[1]}"])
+    assert refused.returncode == 2, refused.stderr
+    assert "data.train: the text is another one than this run began with" in refused.stderr.splitlines()[-1]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    text.write_text(sound)
+    kill_after_stage([*overrides, f"data.token_store={stores[1]}"], folder, "round_01/plan")
+    assert len(list(stores[1].glob("*/index.json"))) == 4  # one of each text, and one more of the file of another time
+    os.rename(stores[1], stores[2])
+    ended = transact([*overrides, f"data.token_store={stores[2]}"])
+    assert ended.returncode == 0, ended.stderr
+    assert "tokenise" not in ended.stdout + ended.stderr
+    after = read(folder / "run.json")["texts"]
+    assert {name: each["sha256"] for name, each in after.items()} == {
+        name: each["sha256"] for name, each in begun.items()
+    }

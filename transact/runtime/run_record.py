@@ -144,7 +144,9 @@ RULES: dict[str, tuple[Callable[[dict[str, Any]], bool], ...]] = {
         _has_run,
     ),
     JOB_RECORD: (lambda record: isinstance(record.get("job"), str) and record["job"].isdecimal(),),
-    SWEEP_RECORD: (),
+    SWEEP_RECORD: (
+        lambda record: isinstance(record.get("points", []), list) and all(map(is_inside, record.get("points", []))),
+    ),
 }
 
 
@@ -270,6 +272,19 @@ def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
     if share_dir is not None:
         claim(Path(share_dir).parent, state, SWEEP_RECORD)
     claim(folder, state)
+
+
+def note_points(share_dir: str, names: list[str]) -> None:
+    """Write down which points a sweep has before the first of them starts, besides those of earlier commands.
+
+    Raises:
+        ValueError, OSError: as `claim`; or the record is damaged.
+    """
+    sweep = Path(share_dir).parent
+    claim(sweep, "starting", SWEEP_RECORD)
+    record = read_record(sweep, SWEEP_RECORD) or {}
+    known = record.get("points", [])
+    write_json(sweep / SWEEP_RECORD, record | {"points": sorted({*known, *names})})
 
 
 def check_run_folder(given: str, share_dir: str | None) -> None:

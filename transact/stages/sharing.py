@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from transact.files import (
 )
 from transact.geometry import Geometry
 from transact.models.identity import Identity
-from transact.runtime.file_lock import held_by_one_run
+from transact.runtime.file_lock import exclusive, held_by_one_run
+from transact.runtime.run_record import RECORD, SWEEP_RECORD, read_record
 from transact.stages.calibrate import extra_statistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 DIGESTS = "digests.json"  # beside a shared result: file name (empty where it is a file itself) -> size, SHA-256
+SLICED = "round_01/slice"  # the first stage after which nothing that is shared is needed
+SHARED_GRAM = re.compile(r"gram-[0-9a-f]{20}")
+GRAM_FILE = re.compile(r"layer_[0-9]{5}\.safetensors")
 PACKAGE = Path(__file__).resolve().parents[1]
 Work = Callable[[], dict[str, Any] | None]
 
@@ -90,6 +95,39 @@ def share(output: Path, finished: Path) -> None:
     }
     write_json(finished.with_name(DIGESTS), digests)
     copy_finished(output, finished)
+
+
+def remove_shared_grams(share_dir: Path) -> None:
+    """Remove the Gram matrices that points of a sweep share, once every point is sliced: they are large.
+
+    Of a sweep whose points are not written down, and where anything else is among the files, nothing is removed. A
+    point that must be sliced again computes its own.
+    """
+    try:
+        if not _all_sliced(share_dir.parent):
+            return
+        for folder in sorted(share_dir.glob("gram-*")):
+            if SHARED_GRAM.fullmatch(folder.name) and _holds_grams_alone(folder):
+                with exclusive(folder.with_suffix(".lock"), wait=False) as held:
+                    if held:
+                        remove_flat(folder / "gram")
+                        remove_flat(folder)
+    except (ValueError, OSError):  # records that are damaged, files that another point removes at this time
+        return
+
+
+def _all_sliced(sweep: Path) -> bool:
+    listed = (read_record(sweep, SWEEP_RECORD) or {}).get("points", [])
+    present = [path.name for path in sweep.iterdir() if (path / RECORD).exists()]
+    records = [read_record(sweep / name) or {} for name in {*listed, *present}]
+    return bool(listed) and all(SLICED in record.get("stages", {}) for record in records)
+
+
+def _holds_grams_alone(folder: Path) -> bool:
+    grams = folder / "gram"
+    if folder.is_symlink() or grams.is_symlink() or {path.name for path in folder.iterdir()} != {grams.name, DIGESTS}:
+        return False
+    return all(GRAM_FILE.fullmatch(path.name) and path.is_file() for path in grams.iterdir())
 
 
 def _common_identity(job: Job) -> dict[str, Any]:
