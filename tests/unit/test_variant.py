@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import REPOSITORY
 from transact.config import RunConfig
 from transact.configuring import compose_config, to_yaml
 from transact.files import write_json, write_text
+from transact.forecast.contents import forecast
+from transact.forecast.text import text
 from transact.geometry import Geometry
 from transact.outline import stage_names
 from transact.preflight import check_same_run
@@ -26,6 +29,7 @@ PARENT = Geometry(
     tied_embeddings=True,
 )
 ROUNDS = ["prune.rounds=3", "prune.split=equal", "recover.learning_rate=1e-3"]
+DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 STAGE = {"files": {}, "seconds": 1.0, "metrics_position": 0}
 BEFORE_FIRST = ["round_00/evaluate", "round_01/calibrate", "round_01/plan", "round_01/slice"]
 
@@ -135,3 +139,38 @@ def test_who_asks_for_another_recovery_of_a_run_hears_how(tmp_path: Path, change
 def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"recover\.variant"):
         compose_config(["name=run", f"recover.variant='{name}'"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "next_stage", "most"),
+    [
+        ("recover.learning_rate=1e-4", "round_01/recover", 1.0),
+        ("recover.learning_rates=[1e-3,1e-3,1e-4]", "round_03/recover", 0.6),
+    ],
+)
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_its_plan_counts_what_is_left_to_do(
+    tmp_path: Path, setting: str, next_stage: str, most: float, is_begun: bool
+) -> None:
+    model = [f"model.path={DEMO_PARENT}", *ROUNDS, "plan.accelerator=h100"]
+    first = written(tmp_path, *model)
+    whole = forecast(first)
+    config = composed(tmp_path, *model, setting, "mode=plan", variant="v")
+    if is_begun:
+        cut = find_cut(composed(tmp_path, *model, setting, variant="v"), PARENT)
+        record = {"layout": LAYOUT, "run_id": "beef", "state": "done", "restarts": 0, "stages": {}}
+        write_json(tmp_path / "variants/v/run.json", record | {"cut": {"stages": list(cut.stages)}})
+        (tmp_path / "config.yaml").unlink()  # its own record says what it took over
+    plan = forecast(config)
+    assert plan["stages"][0] == next_stage and plan["taken_over"] + plan["stages"] == stage_names(first)
+    assert whole["taken_over"] == [] and whole["stages"] == stage_names(first)
+    assert all(plan["flops"][kind] <= whole["flops"][kind] for kind in plan["flops"])
+    share = sum(plan["flops"].values()) / sum(whole["flops"].values())
+    assert 0 < share < most
+    assert plan["duration"]["hours"]["all"] == pytest.approx(share * whole["duration"]["hours"]["all"], abs=1e-5)
+    assert "taken over from the run whose cut" in text(plan) and "taken over" not in text(whole)
+
+
+def test_a_plan_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run whose cut"):
+        forecast(composed(tmp_path, f"model.path={DEMO_PARENT}", *ROUNDS, "mode=plan", variant="v"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
@@ -24,6 +26,8 @@ from transact.outline import (
     tokens_per_batch,
 )
 from transact.preflight import check_settings, with_sequence_length
+from transact.runtime.run_record import read_record
+from transact.stages.variant import find_cut
 
 FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -41,13 +45,15 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     rounds = pruning_rounds(config, parent)
     ends = final_geometries(config, parent)
     known = accelerator(config)
+    taken = _taken_over(config, parent)
     return {
         "name": config.name,
         "model": config.model.path,
         "is_model_at_hand": is_at_hand(config.model),
         "ranks": ranks,
         "accelerator": None if known is None else known.name,
-        "stages": stage_names(config),
+        "stages": [each for each in stage_names(config) if each not in taken],
+        "taken_over": taken,
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
         "split_candidates": _candidates(config, parent),
@@ -62,9 +68,24 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "calibration": _calibration(config, parent, ranks),
         "memory": _memory(config, parent, rounds, ranks),
         "disk_bytes": disk_bytes(config, parent, rounds),
-        "flops": work(config, parent, rounds),
-        "duration": duration(config, parent, rounds),
+        "flops": work(config, parent, rounds, taken),
+        "duration": duration(config, parent, rounds, taken),
     }
+
+
+def _taken_over(config: RunConfig, parent: Geometry) -> list[str]:
+    """Stages of a variant that are there already, and the passes over Gram matrices before the cut.
+
+    Raises:
+        ValueError: the variant's cut is not there, or is another one.
+    """
+    if config.recover.variant is None:
+        return []
+    asked = replace(config, mode="prune")
+    record = read_record(Path(config.output_dir)) or {}
+    stages = record["cut"]["stages"] if "cut" in record else list(find_cut(asked, parent).stages)
+    cut = [each.rpartition("/")[0] for each in stages if each.endswith("/slice")]
+    return [each for each in stage_names(asked) if each in stages or each in {f"{name}/gram" for name in cut}]
 
 
 def _model(config: RunConfig, geometry: Geometry, parent: Geometry) -> dict[str, Any]:

@@ -20,6 +20,7 @@ SECONDS_PER_HOUR, MINUTES_PER_HOUR = 3600, 60
 def text(plan: dict[str, Any]) -> str:
     lines = [
         *_dimension_lines(plan),
+        *_taken_lines(plan["taken_over"]),
         *_split_lines(plan),
         *_warning_lines(plan["warnings"]),
         *_text_lines(plan["text"]),
@@ -64,6 +65,15 @@ def _dimension_lines(plan: dict[str, Any]) -> list[str]:
     steps = sum(each["steps"] for each in rounds)
     counted = f"{steps:,} step{'' if steps == 1 else 's'} of {plan['tokens_per_batch']:,}"
     return [*lines, f"recovery: {plan['tokens']:,} tokens, {counted}"]
+
+
+def _taken_lines(taken: list[str]) -> list[str]:
+    if not taken:
+        return []
+    return _wrapped(
+        f"taken over from the run whose cut this recovers, and not done again: {', '.join(taken)}; work and time are "
+        "those of what is left, memory and disk those of the whole run"
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
