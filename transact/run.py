@@ -125,7 +125,6 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
     Raises:
         Exception: the first that a point ended with, after the last point.
     """
-    note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "plan"])
     codes: list[int] = []
     failures: list[Exception] = []
     for config, is_sweep in configs:
@@ -133,17 +132,19 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
             codes.append(run(config, is_sweep=is_sweep))
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(error)
+        note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "plan"])
     if failures:
         raise failures[0]
     return worst(codes)
 
 
 def note_sweep(points: list[RunConfig]) -> None:
-    """Write down the points of a sweep: what they share is kept until none of them needs it."""
+    """Write down the points of a sweep once one of them has begun, and not before: a request that is refused writes
+    nothing. What they share is kept until none of them needs it."""
     from transact.runtime.run_record import note_points
 
     if points and points[0].share_dir is not None:
-        with suppress(ValueError, OSError):  # the first point meets the same, and says it
+        with suppress(ValueError, OSError):  # the points meet the same, and say it
             note_points(points[0].share_dir, [Path(each.output_dir).name for each in points])
 
 

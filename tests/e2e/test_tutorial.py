@@ -58,6 +58,7 @@ def test_the_tutorial_leaves_what_it_promises(said: list[str]) -> None:
 def test_a_sweep_runs_each_point_in_processes_of_its_own(said: list[str]) -> None:
     sweep = Path(said[0]) / "outputs" / "trade_off"
     results = [read_json(path) for path in sweep.glob("*/result.json")]
+    assert [path for path in (sweep / "shared").glob("gram-*") if path.is_dir()] == []  # large, and of no use any more
     reached = {result["remove_fraction"]["asked"]: result["remove_fraction"]["reached"] for result in results}
     assert reached == {0.2: pytest.approx(0.2, abs=0.02), 0.4: pytest.approx(0.4, abs=0.02)}
     processes = [path.name.split("_")[0] for path in sweep.glob("*/logs/*_0_log.out")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transact.runtime.file_lock import exclusive
-from transact.runtime.run_record import SWEEP_RECORD, note_points
+from transact.runtime.run_record import SWEEP_RECORD, claim, note_points
 from transact.stages.sharing import remove_shared_grams
 
 POINTS = ("fraction=0.1", "fraction=0.2", "fraction=0.3")
@@ -20,6 +20,9 @@ SLICED = {"round_01/slice": {"files": {}, "seconds": 1.0, "finished": 1.0, "metr
 def sweep(tmp_path: Path) -> Path:
     """Of three points that are all sliced: one is done, one failed later, one goes on."""
     folder = tmp_path / "sweep"
+    note_points(str(folder / "shared"), list(POINTS))
+    assert not folder.exists()  # nobody began it
+    claim(folder, "starting", SWEEP_RECORD)
     note_points(str(folder / "shared"), list(POINTS))
     for name, state in zip(POINTS, ("done", "failed", "running"), strict=True):
         write_point(folder / name, state=state)

@@ -275,16 +275,18 @@ def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
 
 
 def note_points(share_dir: str, names: list[str]) -> None:
-    """Write down which points a sweep has before the first of them starts, besides those of earlier commands.
+    """Write down which points a sweep has, besides those of earlier commands. Nothing if no point claimed its folder.
 
     Raises:
-        ValueError, OSError: as `claim`; or the record is damaged.
+        DamagedFile, OSError: the record cannot be read or written.
     """
     sweep = Path(share_dir).parent
-    claim(sweep, "starting", SWEEP_RECORD)
-    record = read_record(sweep, SWEEP_RECORD) or {}
-    known = record.get("points", [])
-    write_json(sweep / SWEEP_RECORD, record | {"points": sorted({*known, *names})})
+    record = read_record(sweep, SWEEP_RECORD)
+    if record is None:
+        return
+    points = sorted({*record.get("points", []), *names})
+    if points != record.get("points"):
+        write_json(sweep / SWEEP_RECORD, record | {"points": points})
 
 
 def check_run_folder(given: str, share_dir: str | None) -> None:
