@@ -23,7 +23,7 @@ def test_a_terminal_shows_the_stages_and_the_loop_while_the_job_runs(sent: str) 
     assert "▸ recover" in shown
     assert "tokens/s" in shown
     assert re.search(r"about \d+:\d\d left in all", shown)
-    assert "loss " in shown
+    assert "divergence " in shown
 
 
 def test_the_terminal_is_given_back(sent: str) -> None:
