@@ -76,7 +76,7 @@ def test_a_single_round_takes_over_the_plan_of_its_split(workplace: Workplace) -
     assert f"measure splits  candidates={count}/{count}  100%" in said
 
 
-def test_damaged_weights_name_the_layer(workplace: Workplace, tmp_path: Path) -> None:
+def test_damaged_weights_are_named_before_any_work(workplace: Workplace, tmp_path: Path) -> None:
     model = tmp_path / "damaged"
     shutil.copytree(workplace.model, model)
     damaged = "model.layers.1.mlp.up_proj.weight"
@@ -85,9 +85,9 @@ def test_damaged_weights_name_the_layer(workplace: Workplace, tmp_path: Path) ->
     weights[damaged][3] = float("nan")
     save_file(weights, shard, metadata={"format": "pt"})
     done = transact([*workplace.overrides("damaged"), *ONE_ROUND, f"model.path={model}"])
-    assert done.returncode == 1
-    assert "activations of layer 1 are infinite or not numbers (intermediate)" in done.stderr
-    assert "layer 1" in read(workplace.folder / "damaged" / "run.json")["error"]
+    assert done.returncode == 2
+    assert f"{damaged} in '{shard}' holds values that are not numbers (NaN)" in done.stderr
+    assert not (workplace.folder / "damaged").exists()
 
 
 def test_less_calibration_text_than_channels(workplace: Workplace) -> None:
