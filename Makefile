@@ -17,7 +17,7 @@ PYTHON_RUN ?= $(VENV)/bin/python
 SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-gguf test-report check bench bench-quality bench-faults bench-efficiency \
+.PHONY: help demo test test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
 	bench-memory ablations gpu-check docs clean
 
 help: ## list the commands
@@ -51,10 +51,12 @@ test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
 
-check: $(SETUP) ## ruff, mypy and the unit tests
+lint: $(SETUP) ## ruff and mypy
 	$(PYTHON_RUN) -m ruff check .
 	$(PYTHON_RUN) -m ruff format --check .
 	$(PYTHON_RUN) -m mypy transact benchmarks
+
+check: lint ## ruff, mypy and the unit tests
 	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
 bench: $(SETUP) ## throughput, calibration overhead and the cost of saving, written to benchmarks/results
