@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,15 @@ def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], obj
         on_read: called after every few megabytes (a watchdog waits for a sign of life).
     """
     try:
-        if not path.is_file():
-            return "is no file" if path.exists() else "is missing"
-        size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return "is no file"
+        size = about.st_size
         if size != recorded["size"]:
             return f"has {size} of {recorded['size']} bytes"
         digest = file_digest(path, on_read)
+    except FileNotFoundError:
+        return "is missing"
     except OSError as error:  # blocks that the disk cannot give back
         return f"cannot be read: {error.strerror}"
     return None if digest == recorded["sha256"] else "has another SHA-256 than when it was written"

@@ -18,6 +18,7 @@ from tests.support.ranks import run_on_ranks
 from tests.support.tasks import QUESTIONS, SHOTS, write_tasks
 from tests.support.tiny import TINY
 from transact.config import EngineConfig
+from transact.data.document_marks import document_marks
 from transact.data.token_store import TokenStore, write_token_store
 
 lm_eval = pytest.importorskip("lm_eval", reason="the tasks need transact[eval]")
@@ -129,7 +130,8 @@ def loss_of(model: Path, folder: Path, text: str, dtype: str) -> tuple[float, in
 
     tokenizer = load_tokenizer(model)
     count = len(tokenizer(text)["input_ids"])
-    write_token_store(folder, [text], tokenizer, sequence_length=1 + count, max_sequences=1)
+    marks = document_marks(tokenizer, "begin")  # as lm-eval puts one before a text
+    write_token_store(folder, [text], tokenizer, sequence_length=1 + count, max_sequences=1, marks=marks)
     config = EngineConfig(device="cpu", micro_batch_sequences=1, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
         return mean_loss(engine, TokenStore(folder), torch.arange(1), 1, group), count
