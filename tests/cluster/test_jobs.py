@@ -60,7 +60,7 @@ def test_warned_of_the_time_limit_it_saves_is_queued_again_and_ends_the_same(
     slurm: Slurm, workplace: Workplace, undisturbed: Path
 ) -> None:
     """No checkpoint but the one that the signal asks for; while the job lives, nobody else may have its folder."""
-    limit = ["launch.timeout_minutes=5", "launch.signal_delay_seconds=240"]
+    limit = ["launch.timeout_minutes=5", "launch.signal_delay_seconds=210"]
     run = submit(slurm, workplace, "cluster_warned", LONG, "engine.checkpoint_every.minutes=null", *limit)
     again = transact(slurm, [*overrides(workplace, "cluster_warned"), LONG])
     assert again.returncode == 2
