@@ -46,6 +46,7 @@ from transact.runtime.launcher import environment_rank
 from transact.runtime.process import ProcessGroup, process_group
 from transact.runtime.run_folder import RunFolder
 from transact.stages.job import Job
+from transact.stages.parent import recognise
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Lines, Silent
@@ -140,7 +141,8 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
     with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
         view = Lines(config.track.progress_seconds) if group.is_main else Silent()
         job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker, view=view)
-        result = prune(job, Prepared(parent=parent, record={}, rounds=rounds, texts=texts))
+        record = recognise(job, parent, commit=None, recorded=None)
+        result = prune(job, Prepared(parent=parent, record=record, rounds=rounds, texts=texts))
     return measured(job, result) if group.is_main else {}
 
 
