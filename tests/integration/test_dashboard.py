@@ -1,4 +1,4 @@
-"""The workspaces that are sent to W&B are those of the golden file, and are updated rather than made again."""
+"""W&B is sent the workspaces that are defined, which are updated rather than made again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from transact.dashboard.__main__ import main
-
-GOLDEN = Path(__file__).with_name("workspaces.json")
+from transact.dashboard.definitions import RUNS, SWEEPS, Curves, Definition, Points
 
 
 class Server(ThreadingHTTPServer):
@@ -67,17 +66,44 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_show_prints_the_golden_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "--entity", "someone"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(GOLDEN.read_text())
-
-
 def test_a_second_push_updates_what_the_first_made(server: Server) -> None:
     for _ in range(2):
         assert main(["push", "--entity", "someone", "--project", "pruning"]) == 0
     assert server.inserted == ["nw-transactruns-v", "nw-transactsweeps-v"]
     assert [view["displayName"] for view in server.views.values()] == ["transact runs", "transact sweeps"]
-    assert "recover/loss" in server.views["nw-transactruns-v"]["spec"]
+
+
+def test_the_server_is_sent_every_panel_of_the_definitions(server: Server) -> None:
+    assert main(["push", "--entity", "someone", "--project", "pruning"]) == 0
+    sent = [sent_panels(view["spec"]) for view in server.views.values()]
+    assert sent == [defined_panels(each) for each in (RUNS, SWEEPS)]
+
+
+def sent_panels(spec: str) -> list[tuple[str, str, list[str], str | None, bool]]:
+    """Section, title, figures, axis, and whether it is logarithmic, of each panel in its order."""
+    found, places = [], set()
+    for section in json.loads(spec)["section"]["panelBankConfig"]["sections"]:
+        for panel in section["panels"]:
+            config, layout = panel["config"], panel["layout"]
+            names = config.get("metrics") or config.get("mediaKeys") or [config["yAxis"]]
+            axis, logarithmic = config.get("xAxis"), config.get("yLogScale", False)
+            found.append((section["name"], config["chartTitle"], names, axis, logarithmic))
+            places.add((section["name"], layout["x"], layout["y"]))
+    assert len(places) == len(found), "two panels at the same place"
+    return found
+
+
+def defined_panels(definition: Definition) -> list[tuple[str, str, list[str], str | None, bool]]:
+    found: list[tuple[str, str, list[str], str | None, bool]] = []
+    for section in definition.sections:
+        for panel in section.panels:
+            if isinstance(panel, Points):
+                found.append((section.name, panel.title, [f"summary:{panel.y}"], f"summary:{panel.x}", False))
+            elif isinstance(panel, Curves):
+                found.append((section.name, panel.title, list(panel.names), panel.axis, panel.is_logarithmic))
+            else:
+                found.append((section.name, panel.title, list(panel.names), None, False))
+    return found
 
 
 def test_a_request_without_entity_or_key_is_refused(

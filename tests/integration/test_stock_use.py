@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.exported import masked_parent, random_plan, write_exported
 from tests.support.optional import TRANSFORMERS_4, installed, run_with
 
-SCRIPT = Path(__file__).parents[2] / "support" / "stock_use.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "stock_use.py"
 TOLERANCE = 1e-4  # float32
 # bfloat16 has 8 bits, and logits of the random models are below 8: a handful of roundings of 2^-8.
 BFLOAT16_TOLERANCE = 0.15
