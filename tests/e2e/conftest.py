@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, transact, transact_as_users_do
+from tests.support.commands import Workplace, transact
 from tests.support.terminal import transact_in_terminal
 
 RANKS = (1, 2, 4)
@@ -53,7 +53,7 @@ def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
             ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
         else:
             overrides.append("engine.micro_batch_sequences=2")
-            ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])
+            ended = transact(overrides, ranks=ranks, umask=UMASKS[ranks])
         assert ended.returncode == 0, ended.stdout + ended.stderr
         runs[ranks] = ChainRun(workplace.folder / name, tokens, ended)
     return runs

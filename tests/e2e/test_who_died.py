@@ -29,8 +29,8 @@ class Local:
         metrics = self.folder / "metrics.jsonl"  # a step is done: there is something to save
         wait_until(lambda: metrics.is_file() and '"recover/loss"' in metrics.read_text(), self.launcher, SECONDS)
         (self.controller,) = psutil.Process(self.launcher.pid).children()
-        ranks = {int(each.environ()["SUBMITIT_LOCAL_GLOBALID"]): each for each in self.controller.children()}
-        self.ranks = [ranks[rank] for rank in sorted(ranks)]
+        self.ranks = sorted(self.controller.children(), key=lambda each: each.pid)  # in which order they are started
+        assert len(self.ranks) == 2
 
     @property
     def record(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tests.support.commands import REPOSITORY, command, environment
+from tests.support.commands import REPOSITORY, environment
+from tests.support.warm import WarmProcess
 from transact.tracking.metrics import read_metrics
 
 
-def start(overrides: list[str], *, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
-    """The real command, not waited for. options: of Popen; both streams come as one unless they say otherwise."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(
-        command(overrides, ranks), cwd=REPOSITORY, env=environment(), text=True, **(streams | options)
-    )
+def start(overrides: list[str], *, ranks: int = 1, **options: Any) -> WarmProcess:
+    """The command, not waited for, in processes that have its imports already. options: of WarmProcess."""
+    return WarmProcess(overrides, ranks=ranks, cwd=REPOSITORY, environment=environment(), **options)
 
 
-def wait_until(is_time: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(is_time: Callable[[], Any], process: WarmProcess, seconds: float = 120) -> None:
     """Wait for a moment in a job's life.
 
     Raises:

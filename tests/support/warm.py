@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any, TextIO
 
 from tests.support.ports import free_port
 
@@ -34,49 +36,247 @@ def warm_context() -> ForkServerContext:
     return context
 
 
+class WarmProcess:
+    """The command, in a process that forks its ranks as torchrun would start them; used like a Popen of text.
+
+    Args:
+        streams: what becomes of stdout and stderr: PIPE, DEVNULL, or STDOUT for the second.
+    """
+
+    def __init__(
+        self,
+        overrides: list[str],
+        *,
+        ranks: int,
+        cwd: Path,
+        environment: dict[str, str],
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.STDOUT,
+        start_new_session: bool = False,
+        umask: int = -1,
+    ) -> None:
+        ends: list[Connection | None] = []
+        self.stdout, self.stderr = (_pipe(each, ends) for each in (stdout, stderr))
+        if stderr == subprocess.STDOUT:
+            ends[1] = ends[0]
+        self.args = overrides
+        self._process: Any = warm_context().Process(
+            target=_command, args=(overrides, ranks, cwd, environment, ends, start_new_session, umask)
+        )
+        self._process.start()
+        for end in ends:
+            if end is not None and not end.closed:
+                end.close()
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """
+        Raises:
+            subprocess.TimeoutExpired: it does not end in time.
+        """
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What is left of stdout and stderr, once all who hold them have ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it does not end in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        streams = [stream for stream in (self.stdout, self.stderr) if stream is not None]
+        readers = [_Reader(stream) for stream in streams]
+        for reader in readers:
+            reader.thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self.wait(None if deadline is None else max(1.0, deadline - time.monotonic()))
+        said = {id(reader.stream): "".join(reader.read) for reader in readers}
+        return said.get(id(self.stdout), ""), said.get(id(self.stderr), "")
+
+
+class _Reader:
+    """Reads a stream to its end, in a thread: of two streams neither may wait for the other."""
+
+    def __init__(self, stream: TextIO) -> None:
+        import threading
+
+        self.stream, self.read = stream, list[str]()
+        self.thread = threading.Thread(target=lambda: self.read.extend(stream), daemon=True)
+        self.thread.start()
+
+
+def _pipe(kind: int, ends: list[Connection | None]) -> TextIO | None:
+    """Our end of a stream; the other is added to `ends`."""
+    if kind != subprocess.PIPE:
+        ends.append(None)
+        return None
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    ends.append(theirs)
+    stream = os.fdopen(os.dup(ours.fileno()), encoding="utf-8")
+    ours.close()
+    return stream
+
+
 def run_warm(
-    overrides: list[str], *, ranks: int, cwd: Path, environment: dict[str, str], seconds: float
+    overrides: list[str], *, ranks: int, cwd: Path, environment: dict[str, str], seconds: float, umask: int = -1
 ) -> subprocess.CompletedProcess[str]:
-    """The command in processes of its own, one for each rank, as torchrun would start them.
+    """The command to its end.
 
     Raises:
         subprocess.TimeoutExpired: it does not end in time.
     """
-    with tempfile.TemporaryDirectory() as name:
-        outputs = [Path(name, "stdout"), Path(name, "stderr")]
-        group = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-        group["MASTER_PORT"] = str(free_port())
-        processes = []
-        for rank in range(ranks):
-            place = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            arguments = (overrides, cwd, environment | place, outputs)
-            processes.append(warm_context().Process(target=_command, args=arguments))
-            processes[-1].start()
-        deadline = time.monotonic() + seconds
-        try:
-            for process in processes:
-                process.join(max(0.0, deadline - time.monotonic()))
-            codes = [process.exitcode for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        stdout, stderr = (path.read_text() for path in outputs)
-    if None in codes:
-        raise subprocess.TimeoutExpired(overrides, seconds, stdout, stderr)
-    code = max((each for each in codes if each is not None), key=abs)
+    process = WarmProcess(overrides, ranks=ranks, cwd=cwd, environment=environment, stderr=subprocess.PIPE, umask=umask)
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    code = process.wait(10)
     return subprocess.CompletedProcess(overrides, code, stdout, stderr)
 
 
-def _command(overrides: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
-    for descriptor, path in enumerate(outputs, start=1):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(file, descriptor)
+def _command(
+    overrides: list[str],
+    ranks: int,
+    cwd: Path,
+    environment: dict[str, str],
+    ends: list[Connection | None],
+    start_new_session: bool,
+    umask: int,
+) -> None:
+    for descriptor, end in enumerate(ends, start=1):
+        if end is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+        else:
+            os.dup2(end.fileno(), descriptor)
+    for end in ends:
+        if end is not None and not end.closed:
+            end.close()
+    if start_new_session:
+        os.setsid()
+    if umask >= 0:
+        os.umask(umask)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["transact.run", *overrides]
+    if ranks > 1:
+        _fork_ranks(ranks)
+    subprocess.Popen = ForkedModule  # type: ignore[misc]
     from transact.exit_codes import leave
     from transact.run import main
 
     leave(main())
+
+
+def _fork_ranks(ranks: int) -> None:
+    """Returns in each rank alone; the process that was here waits for them, and ends as the worst of them does."""
+    group = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= group | {"MASTER_PORT": str(free_port())}
+    pids = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    os._exit(max(codes, key=abs) & 0xFF)
+
+
+class ForkedModule(subprocess.Popen):  # type: ignore[type-arg]
+    """`python -m MODULE`, started as a fork of this process, which has its imports; anything else as ever.
+
+    It is a child with a process of its own in every respect but its command line and its first environment, as
+    /proc shows them.
+    """
+
+    def __init__(self, args: Any, **options: Any) -> None:
+        is_module = isinstance(args, list) and args[:1] == [sys.executable] and "-m" in args
+        self._module: list[str] = args[args.index("-m") + 1 :] if is_module else []
+        super().__init__(args, **options)
+
+    def _execute_child(  # type: ignore[no-untyped-def]
+        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, *rest
+    ):  # fmt: skip
+        pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+        if not self._module:
+            before = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell)
+            super()._execute_child(*before, *pipes, restore_signals, gid, gids, uid, umask, *rest)  # type: ignore[misc]
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            new_session = bool(rest[0])
+            _become_module(self._module, (p2cread, c2pwrite, errwrite), pass_fds, cwd, env, new_session, umask)
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+def _become_module(
+    module: list[str], streams: tuple[int, ...], pass_fds: Any, cwd: Any, env: Any, new_session: bool, umask: int
+) -> None:
+    """What exec would have done, and then what `python -m` does; never returns."""
+    import atexit
+    import runpy
+    import signal
+    import traceback
+
+    code = 1
+    try:
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for descriptor, theirs in enumerate(streams):
+            if theirs not in (-1, descriptor):
+                os.dup2(theirs, descriptor)
+        kept = {0, 1, 2, *pass_fds}
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in kept:
+                with suppress(OSError):
+                    os.close(int(name))
+        if new_session:
+            os.setsid()
+        if umask >= 0:
+            os.umask(umask)
+        if env is not None:
+            os.environ.clear()
+            os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in env.items()})
+        if cwd is not None:
+            os.chdir(cwd)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+        sys.argv = list(module)
+        sys.modules.pop(module[0], None)  # it runs anew, as the main module
+        try:
+            runpy.run_module(module[0], run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:  # noqa: BLE001 - as an interpreter would end
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
