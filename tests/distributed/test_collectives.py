@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as distributed
 
 from tests.support.commands import REPOSITORY
 from transact.runtime import process
@@ -57,20 +60,18 @@ def test_torch_is_called_in_one_place() -> None:
 
 def test_every_collective_tells_the_watchdog_before_and_after() -> None:
     told: list[str] = []
-    exchange = ProcessGroup._exchange
 
-    def noted(collective: Any, *given: Any, **named: Any) -> None:
-        told.append("collective")
-        collective(*given, **named)
+    def noted(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            told.append("collective")
+            return collective(*given, **named)
 
-    def watched(self: ProcessGroup, collective: Any, *given: Any, **named: Any) -> None:
-        exchange(self, noted, collective, *given, **named)
+        return call
 
-    with (
-        process_group("cpu", 1) as group,
-        patch.object(ProcessGroup, "_exchange", watched),
-        patch.object(Watchdog, "progress", lambda self: told.append("progress")),
-    ):
+    with process_group("cpu", 1) as group, ExitStack() as patched:
+        for name in ("all_reduce", "reduce", "broadcast_object_list", "all_gather_object"):
+            patched.enter_context(patch.object(distributed, name, noted(getattr(distributed, name))))
+        patched.enter_context(patch.object(Watchdog, "progress", lambda self: told.append("progress")))
         for name, arguments in CALLS.items():
             told.clear()
             getattr(group, name)(*arguments)

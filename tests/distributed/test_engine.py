@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -54,14 +56,18 @@ def rank_share(model: Path) -> dict[str, Any]:
     from transact.runtime.engine import open_engine
     from transact.runtime.process import process_group
 
-    with process_group("cpu", 5) as group, open_engine(model, engine_config(), group, training=training()) as engine:
+    with (
+        process_group("cpu", 5) as group,
+        deepspeed_optimizers() as optimizers,
+        open_engine(model, engine_config(), group, training=training()) as engine,
+    ):
+        (optimizer,) = optimizers
         for _ in range(2):
             loss = engine.loss(some_tokens(group.rank))
             engine.backward(loss)
-            gradients = sum(each.numel() for each in _gradient_parts(engine))
+            gradients = sum(part.numel() for parts in optimizer.averaged_gradients.values() for part in parts)
             engine.step(1e-3)
         parameters = list(engine.module.parameters())
-        optimizer = engine._wrapped.optimizer
         return {
             "whole": sum(parameter.ds_numel for parameter in parameters),
             "outside": sum(parameter.numel() for parameter in parameters),
@@ -76,9 +82,21 @@ def rank_share(model: Path) -> dict[str, Any]:
         }
 
 
-def _gradient_parts(engine: Any) -> list[torch.Tensor]:
-    averaged = engine._wrapped.optimizer.averaged_gradients
-    return [gradient for gradients in averaged.values() for gradient in gradients]
+@contextmanager
+def deepspeed_optimizers() -> Iterator[list[Any]]:
+    """The optimizers of the engines that are opened inside, as `deepspeed.initialize` returns them."""
+    import deepspeed
+
+    made: list[Any] = []
+    initialize = deepspeed.initialize
+
+    def noted(*given: Any, **named: Any) -> Any:
+        found = initialize(*given, **named)
+        made.append(found[1])
+        return found
+
+    with patch.object(deepspeed, "initialize", noted):
+        yield made
 
 
 def test_weights_gradients_and_optimizer_are_partitioned(workplace: Workplace) -> None:
@@ -96,14 +114,14 @@ def four_rounds(model: Path) -> dict[str, Any]:
     from transact.runtime.process import process_group
 
     alive, resident = [], []
-    with process_group("cpu", 5) as group:
+    with process_group("cpu", 5) as group, deepspeed_optimizers() as optimizers:
         for _ in range(4):
             with open_engine(model, engine_config(), group, training=training()) as engine:
                 for _ in range(2):
                     engine.backward(engine.loss(some_tokens(group.rank)))
                     engine.step(1e-3)
                 watched = [weakref.ref(parameter) for parameter in engine.module.parameters()]
-                watched += [weakref.ref(engine.module), weakref.ref(engine._wrapped.optimizer)]
+                watched += [weakref.ref(engine.module), weakref.ref(optimizers.pop())]
             del engine
             gc.collect()
             alive.append(sum(reference() is not None for reference in watched))

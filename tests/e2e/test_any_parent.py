@@ -19,11 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
+from tests.support.judged import at_the_work, up_to_the_work
 from tests.support.ranks import run_on_ranks
-from transact.config import RunConfig
 from transact.exit_codes import DONE, REFUSED
-from transact.runtime.interruption import Interruption
-from transact.runtime.rendezvous import Refused
+from transact.runtime import process
 from transact.worker import work
 
 Damage = Callable[[Path], None]
@@ -191,18 +190,12 @@ HARMLESS = [
 ]
 
 
-def up_to_the_work(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
-    if refusal is not None:
-        raise Refused(refusal)
-    return DONE
-
-
 @pytest.fixture
 def judged(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[[Damage], tuple[int, str]]:
     """How a run on a damaged copy of the model ends, up to where its work would begin: exit code and what was said."""
-    monkeypatch.setattr("transact.worker._run", up_to_the_work)
+    monkeypatch.setattr(process, "process_group", at_the_work)
     config = compose_config(workplace.overrides("any_parent"))
 
     def judge(damage: Damage) -> tuple[int, str]:
@@ -212,7 +205,8 @@ def judged(
         damage(model)
         capfd.readouterr()
         before = sorted(tmp_path.rglob("*"))
-        code = work(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(model))))
+        changed = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(model)))
+        code = up_to_the_work(lambda: work(changed))
         assert sorted(tmp_path.rglob("*")) == before
         assert not (workplace.folder / "any_parent").exists()
         return code, capfd.readouterr().err

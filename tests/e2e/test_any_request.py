@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace, transact, transact_as_users_do
+from tests.support.judged import at_the_work, up_to_the_work
 from transact.config import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
 from transact.configuring import to_dictionary, typed_config
@@ -30,8 +31,7 @@ from transact.exit_codes import DONE, one_line
 from transact.forecast.contents import forecast
 from transact.preflight import check
 from transact.run import main
-from transact.runtime.interruption import Interruption
-from transact.runtime.rendezvous import Refused
+from transact.runtime import process
 from transact.worker import work
 
 
@@ -117,24 +117,18 @@ DIMENSIONS = {
 }
 
 
-def up_to_the_work(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
-    if refusal is not None:
-        raise Refused(refusal)
-    return DONE
-
-
 @pytest.fixture
 def judged(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[[Callable[[], int]], int]:
     """Checks how a request ends in this process, up to the point where work would begin. Returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transact.worker._run", up_to_the_work)
+    monkeypatch.setattr(process, "process_group", at_the_work)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     def judge(request: Callable[[], int]) -> int:
         before = sorted(workplace.folder.rglob("*"))
-        code = request()
+        code = up_to_the_work(request)
         output = capsys.readouterr()
         assert sorted(workplace.folder.rglob("*")) == before
         assert not list(tmp_path.glob("outputs"))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from transact.attempt import _why
+import pytest
+
+from transact import attempt
 from transact.exit_codes import DONE, FAILED, REFUSED, worst
 from transact.runtime.run_record import LAYOUT
 from transact.runtime.verdict import how_it_ended
@@ -25,7 +29,39 @@ def test_what_an_earlier_attempt_left_does_not_say_how_this_one_ended(tmp_path: 
     assert how_it_ended(tmp_path / "nothing", since=0) is None
 
 
-def test_a_job_is_not_queued_again_for_training_that_came_to_nothing() -> None:
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, Any], int], tuple[str | None, str]]:
+    """How the batch script of SLURM job 7 counts an end, and the reason that it writes down."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(attempt, "own_job", lambda: ("7", 0))
+    monkeypatch.setattr(attempt, "is_running_still", lambda *_: True)
+    monkeypatch.setattr(attempt, "ask", lambda *words, **_: asked.append(words))
+
+    def count(record: dict[str, Any], code: int) -> tuple[str | None, str]:
+        begun = {"layout": LAYOUT, "attempt": {"job": "7", "restart": 0, "since": 0.0, "ended": False}}
+        (tmp_path / "run.json").write_text(json.dumps(begun | record))
+        asked.clear()
+        assert attempt.end(tmp_path, code, dict.fromkeys(attempt.KINDS, 9), signal_delay=0.0) == code
+        left = json.loads((tmp_path / "run.json").read_text())
+        counts = left.get("interruptions", {})
+        kinds = [kind for kind in attempt.KINDS if counts.get(kind)]
+        assert asked == [("scontrol", "requeue", "7")] * len(kinds)
+        return (kinds[0], counts["last"]) if kinds else (None, left["error"])
+
+    return count
+
+
+Counted = Callable[[dict[str, Any], int], tuple[str | None, str]]
+
+
+def test_a_job_is_not_queued_again_for_training_that_came_to_nothing(counted: Counted) -> None:
     """A rank that failed may fare better the next time; what diverged would diverge again."""
-    assert _why({"state": "diverged", "error": "round 1, step 5"}, "7", FAILED, 0.0) == (None, "round 1, step 5")
-    assert _why({"state": "failed", "error": "rank 1 died"}, "7", FAILED, 0.0) == ("failures", "rank 1 died")
+    assert counted({"state": "diverged", "error": "round 1, step 5"}, FAILED) == (None, "round 1, step 5")
+    assert counted({"state": "failed", "error": "rank 1 died"}, FAILED) == ("failures", "rank 1 died")
+
+
+def test_the_batch_script_says_what_killed_a_rank(counted: Counted) -> None:
+    died = "rank 1 died in round_01/recover: no sign of life for 20 s"
+    assert counted({"state": "failed", "error": died}, 137) == ("failures", f"{died}: a rank was killed by SIGKILL")
+    assert counted({"state": "running"}, 139) == ("failures", "a rank was killed by SIGSEGV")
+    assert counted({"state": "failed", "error": died}, FAILED) == ("failures", died)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from transact.attempt import _why
-from transact.exit_codes import FAILED
 from transact.files import read_json
 from transact.runtime.rank_failed import RankFailed
 from transact.runtime.run_folder import RunFolder
@@ -100,13 +98,3 @@ def test_an_earlier_attempt_and_no_record_are_let_be(tmp_path: Path) -> None:
         name_the_dead(folder, time.time() + 60, [RankEnd(rank=0, code=KILL)])
     assert read_json(tmp_path / "run.json")["state"] == "running"
     assert os.listdir(tmp_path) == ["run.json"]  # and no lock is left
-
-
-def test_the_batch_script_says_what_killed_a_rank() -> None:
-    died = "rank 1 died in round_01/recover: no sign of life for 20 s"
-    assert _why({"state": "failed", "error": died}, "7", 137, 0.0) == (
-        "failures",
-        f"{died}: a rank was killed by SIGKILL",
-    )
-    assert _why({"state": "running"}, "7", 139, 0.0) == ("failures", "a rank was killed by SIGSEGV")
-    assert _why({"state": "failed", "error": died}, "7", FAILED, 0.0) == ("failures", died)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -84,7 +85,8 @@ def test_marks_are_what_the_tokenizer_was_made_with(name: str, tmp_path: Path) -
     assert (f"{begin!r} before" in described, f"{end!r} after" in described) == (bool(begin), bool(end))
 
     write_token_store(tmp_path / "s", ["a b", "b"], tokenizer, sequence_length=1, max_sequences=99, marks=marks)
-    stored = TokenStore(tmp_path / "s")._tokens.flatten().tolist()
+    store = TokenStore(tmp_path / "s")
+    stored = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
     a, b = (tokenizer.convert_tokens_to_ids(each) for each in "ab")
     assert stored == [*marks.begin, a, b, *marks.end, *marks.begin, b, *marks.end]
 

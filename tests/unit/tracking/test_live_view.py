@@ -15,14 +15,22 @@ from transact.tracking.view import Lines, Status
 from transact.tracking.view_events import ViewEvents, replay
 
 STAGES = ["round_00/evaluate", "round_01/calibrate", "round_01/recover", "round_02/recover", "export"]
-SHOWS_CURSOR = "\x1b[?25h"
+SHOWS_CURSOR, ERASES_LINE = "\x1b[?25h", "\x1b[2K"
 
 
 class FakeTerminal(io.StringIO):
+    """refuses: a text that it fails to show, as one that is gone does."""
+
     encoding = "utf-8"
+    refuses = "\0"
 
     def isatty(self) -> bool:
         return True
+
+    def write(self, text: str) -> int:
+        if self.refuses in text:
+            raise OSError("the terminal is gone")
+        return super().write(text)
 
 
 @pytest.fixture(autouse=True)
@@ -53,26 +61,22 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def drawn(view: LiveView, width: int = 120) -> str:
-    """One frame, as text."""
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width, force_terminal=True)
-    with console.capture() as capture:
-        console.print(view._drawn())
-    return plain(capture.get())
+def last_frame(view: LiveView, stream: FakeTerminal) -> str:
+    """What stood there when the view was closed, as text."""
+    view.close()
+    frames = [plain(each) for each in stream.getvalue().split(ERASES_LINE)]
+    return next(each for each in reversed(frames) if each.strip())
 
 
 def test_a_frame_shows_stages_bar_loss_pace_and_time_left() -> None:
-    view = open_screen(FakeTerminal())
+    stream = FakeTerminal()
+    view = open_screen(stream)
     view.plan(STAGES)
     view.finish("round_00/evaluate")
     view.begin("round_01/recover", job_left=100.0)
     view.opened(replace(status(), job_left=75.2))
-    frame = drawn(view)
-    view.close()
 
-    lines = [line.rstrip() for line in frame.splitlines()]
+    lines = [line.rstrip() for line in last_frame(view, stream).splitlines()]
     assert re.fullmatch(r"half  0:0\d  about 1:1[45] left in all", lines[0])
     assert lines[1:5] == [
         "round 00 ✓ evaluate",
@@ -86,13 +90,14 @@ def test_a_frame_shows_stages_bar_loss_pace_and_time_left() -> None:
     assert lines[8] == "loss 3.119"
 
 
-def test_it_fits_a_narrow_terminal() -> None:
-    view = open_screen(FakeTerminal())
+def test_it_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = FakeTerminal()
+    view = open_screen(stream)
     view.plan(STAGES)
     view.begin("round_01/recover")
     view.opened(status())
-    frame = drawn(view, width=40)
-    view.close()
+    frame = last_frame(view, stream)
     assert max(map(len, frame.splitlines())) <= 40
     assert "25%" in frame
 
@@ -118,14 +123,10 @@ def test_a_long_path_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
     assert message in plain(stream.getvalue())
 
 
-def test_a_screen_that_fails_leaves_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_screen_that_fails_leaves_lines(capsys: pytest.CaptureFixture[str]) -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise OSError("the terminal is gone")
-
-    monkeypatch.setattr(view._console, "print", fail)
+    stream.refuses = "calibrated"
     view.say("calibrated")
     view.opened(status())
     view.closed(status(1000))
@@ -133,11 +134,11 @@ def test_a_screen_that_fails_leaves_lines(monkeypatch: pytest.MonkeyPatch, capsy
     assert plain(stream.getvalue()).endswith(status(1000).line() + "\n")
 
 
-def test_a_frame_that_cannot_be_drawn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    view = open_screen(FakeTerminal())
-    monkeypatch.setattr(view, "_draw", lambda: 1 / 0)
-    assert "half (no picture: ZeroDivisionError)" in drawn(view)
-    view.close()
+def test_a_frame_that_cannot_be_drawn_says_so() -> None:
+    stream = FakeTerminal()
+    view = open_screen(stream)
+    view.opened(replace(status(), figures={"loss": None}))  # type: ignore[dict-item]
+    assert "half (no picture: TypeError)" in last_frame(view, stream)
 
 
 def test_a_log_file_and_a_dumb_terminal_get_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +156,14 @@ def test_the_launcher_shows_what_rank_0_does(tmp_path: Path, capfd: pytest.Captu
     rank.advanced(status())
     assert capfd.readouterr().err == f"round_01/recover  stage=3/5\n{status().line()}\n"  # its log has lines
 
-    view = open_screen(FakeTerminal())
+    stream = FakeTerminal()
+    view = open_screen(stream)
     for line in path.read_text().splitlines():
         replay(view, line)
     replay(view, '{"event": "adv')  # not whole yet
-    assert "▸ recover" in drawn(view)
-    assert "250/1,000 tokens" in drawn(view)
-    view.close()
+    frame = last_frame(view, stream)
+    assert "▸ recover" in frame
+    assert "250/1,000 tokens" in frame
 
 
 def test_events_that_cannot_be_written_are_let_be() -> None:

@@ -1,11 +1,13 @@
 """The tracker writes the truth first; W&B may fail as it likes."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from transact.tracking import wandb_library
 from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 from transact.tracking.wandb_run import WandbRun
@@ -15,6 +17,7 @@ class FakeWandb:
     """Stands in for the object that `wandb.init` returns."""
 
     def __init__(self, fails_at_row: int | None = None) -> None:
+        self.dir = "/runs/wandb/offline-run-1/files"
         self.rows: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.exit_codes: list[int] = []
@@ -29,13 +32,23 @@ class FakeWandb:
         self.exit_codes.append(exit_code)
 
 
-def started(fake: FakeWandb) -> WandbRun:
-    run = WandbRun()
-    run._run, run.mode = fake, "offline"
-    return run
+Started = Callable[[FakeWandb], WandbRun]
 
 
-def test_a_record_goes_to_both(tmp_path: Path) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
+    def start(fake: FakeWandb) -> WandbRun:
+        monkeypatch.setattr(wandb_library, "initialise", lambda *_: fake)
+        run = WandbRun()
+        names: dict[str, Any] = {"project": "p", "entity": None, "group": None, "tags": [], "name": "n", "config": {}}
+        run.start("offline", **names, run_id="one", folder=tmp_path)
+        assert run.mode == "offline"
+        return run
+
+    return start
+
+
+def test_a_record_goes_to_both(started: Started, tmp_path: Path) -> None:
     fake = FakeWandb()
     path = tmp_path / "metrics.jsonl"
     with Tracker(MetricsLog(path), started(fake)) as tracker:
@@ -48,7 +61,9 @@ def test_a_record_goes_to_both(tmp_path: Path) -> None:
     assert read_metrics(path)[0].items() >= {"step": 1, "tokens": 64, "round": 2}.items()
 
 
-def test_a_failing_wandb_is_one_warning_and_the_log_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_wandb_is_one_warning_and_the_log_goes_on(
+    started: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = FakeWandb(fails_at_row=2)
     run = started(fake)
     path = tmp_path / "metrics.jsonl"
@@ -64,7 +79,7 @@ def test_a_failing_wandb_is_one_warning_and_the_log_goes_on(tmp_path: Path, capl
     assert "\n" not in warning
 
 
-def test_an_exception_ends_with_exit_code_1(tmp_path: Path) -> None:
+def test_an_exception_ends_with_exit_code_1(started: Started, tmp_path: Path) -> None:
     fake = FakeWandb()
     with pytest.raises(KeyError), Tracker(MetricsLog(tmp_path / "log"), started(fake)) as tracker:
         raise KeyError
