@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.quality import Trial, partial_name, run_all
 from benchmarks.workload import RESULTS, num_cores, write_result
-from transact.exit_codes import DONE, leave
+from transact.errors import DONE, leave
 from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of

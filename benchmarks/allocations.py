@@ -1,7 +1,7 @@
 """What PyTorch's CPU allocator hands out while some work is done, from the profiler's own record of it.
 
-transact.efficiency.allocation counts the tensors that operators return, and names no more; here what the kernels take
-and give back inside counts too.
+transact.evaluation.efficiency.allocation counts the tensors that operators return, and names no more; here what the
+kernels take and give back inside counts too.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ import torch
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, wait, working_folder, write_result
 from transact.config import DTYPES, EngineConfig
-from transact.exit_codes import leave
+from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.engine import Engine, open_engine
+from transact.errors import leave
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
-from transact.runtime.engine import Engine, open_engine
-from transact.runtime.process import ProcessGroup, process_group
 
 TARGET = 1.10  # with hooks / without
 

@@ -10,16 +10,16 @@ import torch
 from benchmarks.random_models import load_stock_model, write_random_model
 from benchmarks.workload import random_texts, run_config
 from transact.config import ArchitectureConfig, EngineConfig
+from transact.distributed.process import ProcessGroup
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
-from transact.outline import pruning_rounds
 from transact.prune.criteria import Evidence, score
 from transact.prune.plan import PrunePlan
 from transact.prune.planning import make_plan
 from transact.prune.statistics import ActivationStatistics
-from transact.runtime.process import ProcessGroup
-from transact.runtime.run_folder import RunFolder
+from transact.rounds import pruning_rounds
+from transact.runs.run_folder import RunFolder
 from transact.stages.calibrate import collect
 from transact.stages.job import Job
 from transact.stages.texts import Texts

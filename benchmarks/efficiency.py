@@ -25,16 +25,16 @@ from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
 from transact.config import EfficiencyConfig
-from transact.efficiency.measure import PARENT, measure
-from transact.efficiency.presets import PRESETS
-from transact.exit_codes import DONE, leave
+from transact.engine.checkpoints import stored_config
+from transact.errors import DONE, leave
+from transact.evaluation.efficiency.measure import PARENT, measure
+from transact.evaluation.efficiency.presets import PRESETS
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
 from transact.models.rotary import kept_pairs_settings
 from transact.prune.budget import solve_geometry
 from transact.prune.candidates import Multiples
-from transact.runtime.checkpoints import stored_config
 
 REMOVED = (0.5, 0.8)
 SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions

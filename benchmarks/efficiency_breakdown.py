@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from transact.efficiency.generation import decode, prefill, random_prompt
-from transact.efficiency.loading import load
-from transact.efficiency.measure import PARENT
+from transact.evaluation.efficiency.generation import decode, prefill, random_prompt
+from transact.evaluation.efficiency.loading import load
+from transact.evaluation.efficiency.measure import PARENT
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 

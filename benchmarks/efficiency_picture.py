@@ -17,7 +17,11 @@ SALT = "transact"  # of the identifiers in the file, which would be random other
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """The same figures make the same file. measured: what `transact.efficiency.measure` returns, for one batch size."""
+    """The same figures make the same file.
+
+    Args:
+        measured: what `transact.evaluation.efficiency.measure` returns, for one batch size.
+    """
     clock = measured["settings"]["clock"]
     rows = measured["latency"]
     roles = list(measured["models"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.efficiency_breakdown import KINDS
-from transact.efficiency.measure import PARENT
+from transact.evaluation.efficiency.measure import PARENT
 
 MIB = 1024**2
 COLUMNS = (

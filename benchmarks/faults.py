@@ -27,9 +27,9 @@ import psutil
 from safetensors.torch import load_file
 
 from benchmarks.workload import RESULTS, write_result
-from transact.exit_codes import DONE, leave
+from transact.errors import DONE, leave
 from transact.files import TEMPORARY_SUFFIX, read_json
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 RANKS = 2
 SAVING = ": saving"  # behind the name of a recovery: while one of its checkpoints is written

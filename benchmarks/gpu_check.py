@@ -35,19 +35,19 @@ from benchmarks.workload import (
     working_folder,
     write_result,
 )
-from transact.chain import Prepared, prune
 from transact.config import CheckpointEveryConfig, EngineConfig, RunConfig
-from transact.exit_codes import leave
+from transact.distributed.environment import environment_rank
+from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.memory import estimate_memory
+from transact.errors import leave
 from transact.geometry import Geometry
-from transact.memory import estimate_memory
 from transact.models.llama import read_geometry
-from transact.outline import pruning_rounds
-from transact.runtime.launcher import environment_rank
-from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.run_folder import RunFolder
+from transact.rounds import pruning_rounds
+from transact.runs.metrics import MetricsLog, read_metrics
+from transact.runs.run_folder import RunFolder
+from transact.stages.chain import Prepared, prune
 from transact.stages.job import Job
 from transact.stages.parent import recognise
-from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Lines, Silent
 

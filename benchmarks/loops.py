@@ -16,16 +16,16 @@ import torch
 from benchmarks.random_models import load_stock_model
 from benchmarks.workload import wait
 from transact.config import RunConfig
-from transact.outline import Round, tokens_per_batch
-from transact.runtime.deepspeed_library import import_deepspeed
-from transact.runtime.deepspeed_settings import TrainingSettings, deepspeed_settings
-from transact.runtime.engine import open_engine
-from transact.runtime.sharded_weights import optimizer_groups
+from transact.engine.deepspeed_library import import_deepspeed
+from transact.engine.deepspeed_settings import TrainingSettings, deepspeed_settings
+from transact.engine.engine import open_engine
+from transact.engine.sharded_weights import optimizer_groups
+from transact.rounds import Round, tokens_per_batch
+from transact.runs.metrics import MetricsLog, read_metrics
 from transact.stages.job import Job
-from transact.stages.recover import Recovery, own_batch
-from transact.stages.recovery_checkpoints import Position
+from transact.stages.recover.checkpoints import Position
+from transact.stages.recover.loop import Recovery, own_batch
 from transact.stages.texts import Texts
-from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 
 WARM_UP_STEPS = 2  # of every turn, not counted: DeepSpeed traces the model anew after a validation

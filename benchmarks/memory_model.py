@@ -21,16 +21,16 @@ from benchmarks.random_models import write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
 from transact.config import ArchitectureConfig, RunConfig
 from transact.configuring import compose_config
-from transact.exit_codes import DONE, leave
+from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.engine import Engine, open_engine
+from transact.engine.memory import estimate_memory
+from transact.errors import DONE, leave
 from transact.files import read_json, write_text
-from transact.memory import estimate_memory
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_statistics
-from transact.runtime.deepspeed_settings import TrainingSettings
-from transact.runtime.engine import Engine, open_engine
-from transact.runtime.process import ProcessGroup, process_group
 from transact.stages.calibrate import extra_statistics
-from transact.stages.teacher import Teacher
+from transact.stages.recover.teacher import Teacher
 
 TARGET = 0.1
 STEPS, MICRO_BATCHES = 2, 2

@@ -17,9 +17,9 @@ import torch
 from benchmarks.quality import Settings, Trial, group_of_one, opened, trial_config, write_descriptions
 from benchmarks.quality_methods import ONE_SHOT
 from benchmarks.workload import RESULTS, environment, num_cores, write_result
-from transact.chain import cut_round
-from transact.exit_codes import DONE, leave
+from transact.errors import DONE, leave
 from transact.prune.greedy_obs import BLOCK, greedy_obs
+from transact.stages.chain import cut_round
 
 WIDTHS = (4096, 11008)
 HIDDEN_SIZE = 4096

@@ -27,15 +27,15 @@ import torch
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
 from benchmarks.workload import RESULTS, num_cores, write_result
-from transact.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.config import RunConfig, TextConfig
 from transact.configuring import compose_config
-from transact.exit_codes import DONE, leave
+from transact.distributed.process import ProcessGroup, process_group
+from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
-from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.run_folder import RunFolder, package_versions
+from transact.runs.run_folder import RunFolder, package_versions
+from transact.stages.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job
 from transact.stages.texts import Texts, prepare_texts

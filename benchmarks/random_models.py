@@ -12,8 +12,8 @@ import yaml
 
 from benchmarks.workload import REPOSITORY
 from transact.config import ArchitectureConfig
-from transact.runtime.checkpoints import layer_groups, write_checkpoint
-from transact.runtime.process import ProcessGroup
+from transact.distributed.process import ProcessGroup
+from transact.engine.checkpoints import layer_groups, write_checkpoint
 
 INITIAL_DEVIATION = 0.02
 ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale

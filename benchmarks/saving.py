@@ -19,12 +19,12 @@ import torch
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
 from transact.config import CheckpointEveryConfig, EngineConfig
-from transact.exit_codes import DONE, leave
+from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.engine import open_engine
+from transact.engine.training_checkpoints import checkpoint_folders, load_training, save_training
+from transact.errors import DONE, leave
 from transact.models.llama import read_geometry
-from transact.runtime.deepspeed_settings import TrainingSettings
-from transact.runtime.engine import open_engine
-from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.training_checkpoints import checkpoint_folders, load_training, save_training
 
 TARGET = 0.05
 

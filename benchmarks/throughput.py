@@ -19,12 +19,12 @@ from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
 from transact.config import DTYPES, EngineConfig, RunConfig
-from transact.exit_codes import leave
+from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.deepspeed_settings import TrainingSettings
+from transact.errors import leave
 from transact.models.llama import read_geometry
-from transact.outline import pretraining_round, tokens_per_batch
-from transact.runtime.deepspeed_settings import TrainingSettings
-from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.run_folder import RunFolder
+from transact.rounds import pretraining_round, tokens_per_batch
+from transact.runs.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.tracker import Tracker
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from transact.exit_codes import DONE, leave
+from transact.errors import DONE, leave
 from transact.files import read_json
 from transact.models.rotary import context_limit
 

@@ -32,10 +32,10 @@ from transact.config import (
 )
 from transact.data.order import SequenceOrder
 from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
+from transact.distributed.process import ProcessGroup
 from transact.files import write_json
-from transact.outline import reserved_sequences
-from transact.runtime.process import ProcessGroup
-from transact.runtime.run_folder import package_versions
+from transact.rounds import reserved_sequences
+from transact.runs.run_folder import package_versions
 from transact.stages.texts import Texts
 
 REPOSITORY = Path(__file__).resolve().parents[1]

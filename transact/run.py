@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from transact.exit_codes import DONE, interrupted, leave, leave_at_interrupt, refuse, worst
+from transact.errors import DONE, interrupted, leave, leave_at_interrupt, refuse, worst
 
 if __name__ == "__main__":
     leave_at_interrupt()  # the imports below take a while
@@ -30,8 +30,8 @@ from transact.checks import require
 from transact.command_line import run_command
 from transact.config import VARIANTS, RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
+from transact.distributed.environment import check_launcher, environment_world_size
 from transact.request import check_arguments, check_composed
-from transact.runtime.launcher import check_launcher, environment_world_size
 from transact.tracking.wandb_environment import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
@@ -41,21 +41,21 @@ SWEEP_FLAGS = ("-m", "--multirun")
 def run(config: RunConfig, *, is_sweep: bool) -> int:
     """Do what the configuration asks for. Returns the exit code."""
     if config.mode == "plan":
-        from transact.forecast.show import show_plan
+        from transact.estimate.show import show_plan
 
         return show_plan(config)
     if config.launch.kind == "slurm":
-        from transact.launching.cluster import run_on_slurm
+        from transact.launch.cluster import run_on_slurm
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it says what becomes of a job that it waits for
         return run_on_slurm(config, is_sweep=is_sweep)
     if config.launch.kind == "local" and environment_world_size() > 1:
         return refuse("launch=local starts the processes itself: call it without torchrun, or with launch=inline")
     if config.launch.kind == "local" or is_sweep:
-        from transact.launching.local import run_locally
+        from transact.launch.local import run_locally
 
         return run_locally(config)
-    from transact.worker import work
+    from transact.launch.worker import work
 
     return work(config)
 
@@ -141,7 +141,7 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
 def note_sweep(points: list[RunConfig]) -> None:
     """Write down the points of a sweep once one of them has begun, and not before: a request that is refused writes
     nothing. What they share is kept until none of them needs it."""
-    from transact.runtime.run_record import note_points
+    from transact.runs.run_record import note_points
 
     if points and points[0].share_dir is not None:
         with suppress(ValueError, OSError):  # the points meet the same, and say it
@@ -193,7 +193,7 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
     alone = not is_sweep or config.recover.variant is None
     require("recover.variant", config.recover.variant, alone, "one at a time, without -m, to the command of a run")
     if is_sweep and config.mode != "plan":
-        from transact.preflight import check
+        from transact.stages.preflight import check
 
         launch = config.launch
         check(config, launch.num_ranks if launch.kind == "slurm" else launch.processes)

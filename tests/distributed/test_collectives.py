@@ -14,9 +14,9 @@ import torch
 import torch.distributed as distributed
 
 from tests.support.commands import REPOSITORY
-from transact.runtime import process
-from transact.runtime.process import ProcessGroup, process_group
-from transact.runtime.watchdog import Watchdog
+from transact.distributed import process
+from transact.distributed.process import ProcessGroup, process_group
+from transact.distributed.watchdog import Watchdog
 
 # Method -> arguments. A new collective is one more entry, or the first test fails.
 CALLS: dict[str, tuple[Any, ...]] = {

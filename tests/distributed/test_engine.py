@@ -28,7 +28,7 @@ def engine_config(**changes: Any) -> Any:
 
 
 def training() -> Any:
-    from transact.runtime.deepspeed_settings import TrainingSettings
+    from transact.engine.deepspeed_settings import TrainingSettings
 
     return TrainingSettings(
         gradient_accumulation_steps=1, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95), gradient_clipping=1.0
@@ -39,7 +39,7 @@ def each_engine(
     group: Any, model: Path, configurations: list[tuple[int, str]]
 ) -> Iterator[tuple[tuple[int, str], Any]]:
     """(stage, dtype) and a training engine of it, one after the other."""
-    from transact.runtime.engine import open_engine
+    from transact.engine.engine import open_engine
 
     for stage, dtype in configurations:
         config = engine_config(zero_stage=stage, dtype=dtype)
@@ -53,8 +53,8 @@ def some_tokens(rank: int, vocab_size: int = 512, length: int = 32) -> torch.Ten
 
 def rank_share(model: Path) -> dict[str, Any]:
     """After two training steps: elements that this rank holds of weights, gradients and optimizer states."""
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
 
     with (
         process_group("cpu", 5) as group,
@@ -110,8 +110,8 @@ def test_weights_gradients_and_optimizer_are_partitioned(workplace: Workplace) -
 
 def four_rounds(model: Path) -> dict[str, Any]:
     """Open, take two steps, close, four times over; what is alive afterwards."""
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
 
     alive, resident = [], []
     with process_group("cpu", 5) as group, deepspeed_optimizers() as optimizers:
@@ -183,10 +183,10 @@ LARGE = {
 
 def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
     """Peak bytes of this rank while it loads a model for inference, and while it slices it."""
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
     from transact.files import read_json
     from transact.models.llama import read_geometry
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
     from transact.stages.slice import slice_checkpoint
 
     source = read_geometry(read_json(model / "config.json"))
@@ -223,7 +223,7 @@ CONFIGURATIONS = [(stage, dtype) for stage in range(4) for dtype in ("float32", 
 
 def exactness(model: Path) -> dict[str, Any]:
     """For every stage and dtype: weights as loaded, the loss, and weights after damage was undone."""
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     found = {}
     with process_group("cpu", 5) as group:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.memory_model import TARGET, Case, measure
 from tests.support.ranks import run_on_ranks
-from transact.runtime.process import ProcessGroup, process_group
+from transact.distributed.process import ProcessGroup, process_group
 
 CASES = (
     Case(size="wide"),  # warms up what is made once

@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str, Any]) -> Any:
     from benchmarks.workload import run_config
     from transact.config import EngineConfig, MethodConfig
-    from transact.runtime.run_folder import RunFolder
+    from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.tracking.tracker import Tracker
 
@@ -48,12 +48,12 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
 
 def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     """For every method: the plan, and the weights of the sliced model."""
-    from transact.chain import geometry_of
+    from transact.distributed.process import process_group
     from transact.files import read_json
-    from transact.outline import pruning_rounds
-    from transact.runtime.process import process_group
-    from transact.runtime.tensor_files import CheckpointReader
+    from transact.models.tensor_files import CheckpointReader
+    from transact.rounds import pruning_rounds
     from transact.stages.calibrate import calibrate
+    from transact.stages.chain import geometry_of
     from transact.stages.gram import collect_gram_files
     from transact.stages.plan import collect_evidence, decide, greedy_channels
     from transact.stages.slice import cut_checkpoint
@@ -124,10 +124,10 @@ def test_first_layer_of_sequential_equals_parallel(cuts: dict[int, dict[str, Any
 def distilled(model: Path, chunk_elements: int) -> dict[str, Any]:
     """Two training steps of a damaged model towards the whole one; the losses, and a weight afterwards."""
     from transact.config import EngineConfig
+    from transact.distributed.process import process_group
+    from transact.engine.deepspeed_settings import TrainingSettings
+    from transact.engine.engine import open_engine
     from transact.models.loss_head import Teaching
-    from transact.runtime.deepspeed_settings import TrainingSettings
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
 
     settings = TrainingSettings(
         gradient_accumulation_steps=1, learning_rate=1e-2, weight_decay=0.0, betas=(0.9, 0.95), gradient_clipping=0.0

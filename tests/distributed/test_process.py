@@ -12,7 +12,7 @@ from tests.support.ranks import run_on_ranks
 
 
 def outcomes() -> list[str]:
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     def slow() -> int:
         time.sleep(2.5)
@@ -44,7 +44,7 @@ def test_long_work_on_rank_0_outlasts_the_timeout_and_errors_reach_every_rank() 
 def wait_for_a_dead_rank() -> float:
     import os
 
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     with process_group("cpu", 1) as group:
         group.barrier()
@@ -71,8 +71,8 @@ def test_a_dead_rank_is_noticed_while_rank_0_works() -> None:
 def refusals() -> list[str]:
     import os
 
-    from transact.runtime.process import process_group
-    from transact.runtime.rendezvous import Refused
+    from transact.distributed.process import process_group
+    from transact.distributed.rendezvous import Refused
 
     try:
         with process_group("cpu", 1, refusal="no such folder" if os.environ["RANK"] == "1" else None):
@@ -92,8 +92,8 @@ def ask_to_stop_while_waiting(world_size: str) -> float:
     import signal
     import threading
 
-    from transact.runtime.interruption import Interruption, Stopped
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.distributed.signals import Interruption, Stopped
 
     os.environ["WORLD_SIZE"] = world_size
     interruption = Interruption()
@@ -122,8 +122,8 @@ def heed_every_signal() -> list[str]:
     import os
     from dataclasses import replace
 
-    from transact.runtime.interruption import SIGNALS, Interruption, Stopped
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.distributed.signals import SIGNALS, Interruption, Stopped
 
     heard = []
     with process_group("cpu", 1) as group:
@@ -151,8 +151,8 @@ def wait_in_a_collective() -> None:
     import os
     import threading
 
-    from transact.runtime.interruption import Interruption
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.distributed.signals import Interruption
 
     interruption = Interruption()
     interruption.listen()
@@ -174,7 +174,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_from_a_collective() -> None:
 def deep_in_a_stage_that_heeds_nothing() -> None:
     import os
 
-    from transact.runtime.interruption import Interruption
+    from transact.distributed.signals import Interruption
 
     Interruption(leave_seconds=1.0).listen()
     os.kill(os.getpid(), signal.SIGUSR2)

@@ -48,9 +48,9 @@ def model(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def metrics_of(
     model: Path, tasks: Path, zero_stage: int, shots: dict[str, int] = SHOTS, dtype: str = "float32"
 ) -> dict[str, dict[str, float]]:
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
     from transact.evaluation.harness import load_tasks, run_tasks
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
     from transact.stages.texts import load_tokenizer
 
     config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2, dtype=dtype)
@@ -81,9 +81,9 @@ def test_every_kind_of_task_is_answered(alone: dict[str, dict[str, float]]) -> N
 
 def prompts_of_two_models(model: Path, tasks: Path) -> list[list[str]]:
     """What a first and a second model are asked in one go, as parent and pruned model are."""
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
     from transact.evaluation.harness import SharedModel, load_tasks, run_tasks
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
     from transact.stages.texts import load_tokenizer
 
     asked: list[list[str]] = []
@@ -123,8 +123,8 @@ def test_ranks_that_share_the_work_find_the_same(
 
 def loss_of(model: Path, folder: Path, text: str, dtype: str) -> tuple[float, int]:
     """Ours: of a text as one sequence."""
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
     from transact.stages.evaluate import mean_loss
     from transact.stages.texts import load_tokenizer
 

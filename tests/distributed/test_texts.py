@@ -34,8 +34,8 @@ def config_of(workplace: Workplace, folder: Path, train: list[str] = WORDS) -> R
 def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = False) -> list[tuple[str, list[str]]]:
     """Open the training text once and then after each of `before`, on a real rank. Returns the store's folder, or the
     refusal, and what was said, of each time."""
-    from transact.runtime.process import process_group
-    from transact.runtime.run_folder import RunFolder
+    from transact.distributed.process import process_group
+    from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.stages.texts import open_store
     from transact.tracking.tracker import Tracker

@@ -42,8 +42,8 @@ def checkpoint_of(folder: Path, configuration: tuple[int, str]) -> Path:
 
 def undisturbed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
     """Saves on the way, and goes on: configuration -> losses, final weights, best weights."""
-    from transact.runtime.process import process_group
-    from transact.runtime.training_checkpoints import save_training
+    from transact.distributed.process import process_group
+    from transact.engine.training_checkpoints import save_training
 
     found = {}
     with process_group("cpu", 5) as group:
@@ -60,8 +60,8 @@ def undisturbed(model: Path, folder: Path, configurations: list[tuple[int, str]]
 
 def resumed(model: Path, folder: Path, configurations: list[tuple[int, str]]) -> dict[Any, Any]:
     """Starts from the checkpoint, in an engine of its own: configuration -> losses, final weights, best weights."""
-    from transact.runtime.process import process_group
-    from transact.runtime.training_checkpoints import damage, load_training
+    from transact.distributed.process import process_group
+    from transact.engine.training_checkpoints import damage, load_training
 
     found = {}
     with process_group("cpu", 5) as group:
@@ -107,7 +107,7 @@ def test_another_number_of_ranks_goes_on_alike(
 
 def broken_gradients(model: Path) -> dict[Any, Any]:
     """A loss of one rank is not a number: configuration -> what `step` said, and whether weights stayed."""
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     found = {}
     with process_group("cpu", 5) as group:
@@ -133,8 +133,8 @@ def test_a_gradient_that_is_no_number_changes_nothing(workplace: Workplace) -> N
 
 
 def damaged(folder: Path) -> str | None:
-    from transact.runtime.process import process_group
-    from transact.runtime.training_checkpoints import damage
+    from transact.distributed.process import process_group
+    from transact.engine.training_checkpoints import damage
 
     with process_group("cpu", 5) as group:
         return damage(folder, group)

@@ -35,7 +35,7 @@ def run(function: Any, rank: int, port: str, folder: Path) -> None:
 
 
 def hang(rank: int, folder: Path) -> None:
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     with process_group("cpu", timeout_minutes=0.1) as group:
         group.watchdog.stage = "round_01/recover"
@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_ends_the_job_with_everybodys_stack(tmp_path: Path) ->
 
 def wait_for_ever(rank: int, folder: Path) -> None:
     """Without a collective that would notice: only the watchdogs can."""
-    from transact.runtime.process import process_group
+    from transact.distributed.process import process_group
 
     with process_group("cpu", timeout_minutes=30) as group:
         group.watchdog.stage = "round_01/plan"
@@ -103,7 +103,7 @@ def test_a_lost_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_m
 
 def fail_before_joining(rank: int, folder: Path) -> None:
     """As with a GPU that is broken: the rank has come, and never joins the group."""
-    from transact.runtime import process
+    from transact.distributed import process
 
     def broken(requested: str, local_rank: int) -> None:
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered")

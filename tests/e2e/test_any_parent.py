@@ -21,9 +21,9 @@ from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
 from tests.support.judged import at_the_work, up_to_the_work
 from tests.support.ranks import run_on_ranks
-from transact.exit_codes import DONE, REFUSED
-from transact.runtime import process
-from transact.worker import work
+from transact.distributed import process
+from transact.errors import DONE, REFUSED
+from transact.launch.worker import work
 
 Damage = Callable[[Path], None]
 FIRST = "model-00001-of-00005.safetensors"
@@ -231,10 +231,10 @@ def test_what_does_no_harm_is_accepted(judged: Callable[[Damage], tuple[int, str
 
 def judge_on_rank(folders: list[Path], overrides: list[str]) -> list[tuple[str, str]]:
     """What this rank says of each folder before the work, and when it loads it."""
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
     from transact.models.weight_check import UnusableModel
-    from transact.runtime.engine import open_engine
-    from transact.runtime.process import process_group
-    from transact.runtime.run_folder import RunFolder
+    from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.stages.parent import judge_weights
     from transact.tracking.tracker import Tracker

@@ -27,12 +27,12 @@ from tests.support.judged import at_the_work, up_to_the_work
 from transact.config import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
 from transact.configuring import to_dictionary, typed_config
-from transact.exit_codes import DONE, one_line
-from transact.forecast.contents import forecast
-from transact.preflight import check
+from transact.distributed import process
+from transact.errors import DONE, one_line
+from transact.estimate.contents import forecast
+from transact.launch.worker import work
 from transact.run import main
-from transact.runtime import process
-from transact.worker import work
+from transact.stages.preflight import check
 
 
 def examples(count: int) -> settings:

@@ -15,9 +15,9 @@ from tests.e2e.conftest import RANKS, ChainRun
 from tests.support.commands import Workplace
 from tests.support.wandb_files import records, series
 from transact.configuring import typed_config
-from transact.dashboard.definitions import RUNS, SWEEPS
-from transact.forecast.contents import forecast
-from transact.tracking.metrics import read_metrics
+from transact.estimate.contents import forecast
+from transact.runs.metrics import read_metrics
+from transact.tracking.dashboard.definitions import RUNS, SWEEPS
 
 
 def read(path: Path) -> Any:

@@ -6,7 +6,7 @@ import json
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import checkpoints
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 TOKENS_PER_STEP = 8 * 64
 

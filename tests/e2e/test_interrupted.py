@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Workplace, environment
-from transact.runtime.interruption import SAME_KEY_SECONDS, STOPPING
+from transact.distributed.signals import SAME_KEY_SECONDS, STOPPING
 
 # The import after which the signal is sent: the command's own, Hydra's composition, checks, the work's.
 MOMENTS = [
@@ -21,8 +21,8 @@ MOMENTS = [
     "hydra.core.plugins",
     "transact.configuring",
     "hydra._internal.hydra",
-    "transact.worker",
-    "transact.preflight",
+    "transact.launch.worker",
+    "transact.stages.preflight",
 ]
 
 
@@ -55,7 +55,7 @@ def test_before_the_work_it_ends_with_one_line(workplace: Workplace, tmp_path: P
 
 def test_ignored_in_the_background_of_a_shell_it_stays_ignored(tmp_path: Path) -> None:
     script = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import transact.exit_codes as codes; "
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import transact.errors as codes; "
         "codes.leave_at_interrupt(); signal.raise_signal(signal.SIGINT); print('goes on')"
     )
     out, err = started(["-c", script], tmp_path).communicate(timeout=60)
@@ -67,10 +67,10 @@ import sys
 import time
 from pathlib import Path
 from transact.configuring import compose_config
-from transact.outcome import outcome_recorded
-from transact.runtime.interruption import Interruption
-from transact.runtime.process import process_group
-from transact.runtime.run_folder import RunFolder
+from transact.launch.outcome import outcome_recorded
+from transact.distributed.signals import Interruption
+from transact.distributed.process import process_group
+from transact.runs.run_folder import RunFolder
 
 config = compose_config(["name=run", f"output_dir={sys.argv[1]}"])
 folder, interruption = RunFolder(Path(config.output_dir)), Interruption()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import Workplace, transact
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 
 def read(path: Path) -> Any:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from transact.distributed.rendezvous import LOOPBACK, meet
+from transact.distributed.signals import Interruption
 from transact.files import read_json
-from transact.launching import executors
-from transact.runtime.interruption import Interruption
-from transact.runtime.rendezvous import LOOPBACK, meet
-from transact.runtime.run_folder import RunFolder
+from transact.launch import executors
+from transact.runs.run_folder import RunFolder
 
 
 def test_a_port_in_use_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

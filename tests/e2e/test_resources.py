@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, start, wait_until
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 TOKENS_PER_STEP = 8 * 64
 

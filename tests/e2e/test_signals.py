@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.commands import Workplace
 from tests.support.runs import start, wait_until
+from transact.distributed.signals import STOPPING
 from transact.files import read_json
-from transact.runtime.interruption import STOPPING
 
 # Stage -> what makes it last for minutes.
 STAGES = {

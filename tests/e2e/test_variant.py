@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
-from transact.report.run_files import read_run
-from transact.report.writing import write_pages
-from transact.runtime.run_folder import run_folders
-from transact.status import statuses
+from transact.launch.status import statuses
+from transact.runs.run_folder import run_folders
+from transact.tracking.report.run_files import read_run
+from transact.tracking.report.writing import write_pages
 
 TOKENS_PER_STEP = 8 * 64
 OTHER = [f"recover.tokens={24 * TOKENS_PER_STEP}", "recover.learning_rate=1e-3", "recover.min_warmup_steps=2"]

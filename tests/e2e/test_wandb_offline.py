@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from tests.e2e.conftest import OF_WANDB
 from tests.support.wandb_files import records, series, wait_until_written
+from transact.runs.metrics import MetricsLog, read_metrics
 from transact.tracking import wandb_library
-from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 from transact.tracking.wandb_environment import fill_from_environment
 from transact.tracking.wandb_mode import choose_mode

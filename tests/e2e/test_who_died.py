@@ -44,7 +44,7 @@ class Local:
         return output
 
     def status(self) -> str:
-        command = [sys.executable, "-m", "transact.status", str(self.folder)]
+        command = [sys.executable, "-m", "transact", "status", str(self.folder)]
         return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
 
 

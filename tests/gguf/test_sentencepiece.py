@@ -13,8 +13,8 @@ from tests.support.optional import llama_cpp, run_with
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
-from transact.exporting.folder import write_export
-from transact.exporting.gguf_file import write_gguf
+from transact.export.folder import write_export
+from transact.export.gguf_file import write_gguf
 
 pytestmark = [
     pytest.mark.llama_cpp,

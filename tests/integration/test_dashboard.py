@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from transact.dashboard.__main__ import main
-from transact.dashboard.definitions import RUNS, SWEEPS, Curves, Definition, Points
+from transact.tracking.dashboard.__main__ import main
+from transact.tracking.dashboard.definitions import RUNS, SWEEPS, Curves, Definition, Points
 
 
 class Server(ThreadingHTTPServer):

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
 from tests.unit.report.test_pages import words_of
-from transact.report import keeper
-from transact.report.keeper import PageKeeper
+from transact.tracking.report import keeper
+from transact.tracking.report.keeper import PageKeeper
 
 READS_AND_WAITS = """
 import sys, time

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.browser import chromium, missing_browser
 from tests.support.report_folders import LLAMA_7B, MadeUpRun, write_run
-from transact.report.writing import write_pages
+from transact.tracking.report.writing import write_pages
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 from tests.support.browser import opened
 from tests.support.commands import REPOSITORY
 from tests.support.report_folders import SMALL, MadeUpRun, write_run
-from transact.report.writing import write_pages, write_run_page
+from transact.tracking.report.writing import write_pages, write_run_page
 
 SCREENSHOTS = REPOSITORY / "outputs" / "report_screenshots"
 MOST_BYTES = 3_000_000

@@ -14,7 +14,7 @@ from typing import Any
 from tests.support.commands import REPOSITORY, Workplace, command, environment
 from tests.support.slurm import Slurm, wait_for
 from transact.files import read_json
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 STEPS = 64
 TOKENS_PER_STEP = 8 * 64
@@ -87,8 +87,8 @@ def transact(slurm: Slurm, arguments: list[str], seconds: float = SECONDS) -> su
 
 
 def status(slurm: Slurm, folder: Path) -> str:
-    """What `python -m transact.status` prints."""
-    command_line = [sys.executable, "-m", "transact.status", str(folder)]
+    """What `python -m transact status` prints."""
+    command_line = [sys.executable, "-m", "transact", "status", str(folder)]
     return subprocess.run(
         command_line, env=cluster_environment(slurm), capture_output=True, text=True, check=True, timeout=60
     ).stdout

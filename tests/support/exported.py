@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
-from transact.exporting.folder import write_export
+from transact.engine.checkpoints import copy_companions, layer_groups
+from transact.export.folder import write_export
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
@@ -18,7 +19,6 @@ from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced
 from transact.prune.criteria import Evidence, Scores, score
 from transact.prune.plan import PrunePlan
 from transact.prune.planning import make_plan
-from transact.runtime.checkpoints import copy_companions, layer_groups
 
 
 def random_plan(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from transact.exit_codes import DONE
-from transact.runtime.rendezvous import Refused
+from transact.distributed.rendezvous import Refused
+from transact.errors import DONE
 
 
 class ReachedTheWork(BaseException):
@@ -14,7 +14,7 @@ class ReachedTheWork(BaseException):
 
 
 def at_the_work(device: str, timeout_minutes: float, interruption: Any, refusal: str | None) -> NoReturn:
-    """In the place of `transact.runtime.process.process_group`, in which the ranks tell each other what they refuse."""
+    """In the place of `process_group`, in which the ranks tell each other what they refuse."""
     if refusal is not None:
         raise Refused(refusal)
     raise ReachedTheWork

@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from transact.geometry import Geometry
-from transact.runtime.run_record import LAYOUT
+from transact.runs.run_record import LAYOUT
 
 LLAMA_7B = Geometry(
     hidden_size=4096,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.commands import REPOSITORY, environment
 from tests.support.warm import WarmProcess
-from transact.tracking.metrics import read_metrics
+from transact.runs.metrics import read_metrics
 
 
 def start(overrides: list[str], *, ranks: int = 1, **options: Any) -> WarmProcess:

@@ -20,10 +20,10 @@ from tests.support.ports import free_port
 PRELOADED = [
     "tests.support.offline",
     "transact.run",
-    "transact.worker",
-    "transact.chain",
-    "transact.runtime.engine",
-    "transact.launching.executors",
+    "transact.launch.worker",
+    "transact.stages.chain",
+    "transact.engine.engine",
+    "transact.launch.executors",
     "tests.support.heavy",
 ]
 
@@ -179,7 +179,7 @@ def _command(
     if ranks > 1:
         _fork_ranks(ranks)
     subprocess.Popen = ForkedModule  # type: ignore[misc]
-    from transact.exit_codes import leave
+    from transact.errors import leave
     from transact.run import main
 
     leave(main())

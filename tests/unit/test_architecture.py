@@ -16,28 +16,23 @@ from tests.support.commands import REPOSITORY
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
     {""},  # transact/__init__.py
-    {"checks", "geometry", "files", "exit_codes", "accelerators", "command_line"},
-    {"config"},
-    {"configuring", "request", "places"},
-    {"settings", "prune", "data", "tracking"},
-    {"models", "outline", "memory"},
-    {"runtime", "workload"},
-    {"exporting", "efficiency", "evaluation", "report"},
+    {"geometry", "files", "errors", "checks", "accelerators", "command_line"},
+    {"config", "prune", "distributed"},
+    {"configuring", "request", "runs", "data", "models", "rounds"},
+    {"settings", "tracking", "engine"},
+    {"evaluation", "export"},
     {"stages"},
-    {"chain", "preflight", "last_words"},
-    {"forecast", "failures"},
-    {"outcome"},
-    {"worker"},
-    {"launching"},
-    {"run", "attempt", "status", "dashboard"},
+    {"estimate"},
+    {"launch"},
+    {"run", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
-    "deepspeed": "transact.runtime.deepspeed_library",
+    "deepspeed": "transact.engine.deepspeed_library",
     "wandb": "transact.tracking.wandb_library",
-    "submitit": "transact.launching.executors",
-    "wandb_workspaces": "transact.dashboard.workspaces",
+    "submitit": "transact.launch.executors",
+    "wandb_workspaces": "transact.tracking.dashboard.workspaces",
     "lm_eval": "transact.evaluation.harness",
 }
 DISTRIBUTIONS = {
@@ -145,7 +140,7 @@ def test_violations_are_found(tmp_path: Path) -> None:
     package = tmp_path / "transact"
     sources = {
         "prune/deep.py": "import torch.nn\nfrom transact import geometry\ndef f():\n    import transact.stages.job",
-        "data/aside.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..prune.deep import f",
+        "distributed/aside.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..prune.deep import f",
         "stages/job.py": "from deepspeed.utils import groups\nimport transact.run\nfrom transact import config",
         "prune/other.py": "import numpy, math\nfrom . import deep",
         "geometry.py": "",
@@ -157,7 +152,7 @@ def test_violations_are_found(tmp_path: Path) -> None:
         (package / name).write_text(source, encoding="utf-8")
     imports = read_imports(package)
     assert upward_arrows(imports) == [
-        "transact.data.aside -> transact.prune.deep",
+        "transact.distributed.aside -> transact.prune.deep",
         "transact.prune.deep -> transact.stages.job",
         "transact.stages.job -> transact.run",
     ]

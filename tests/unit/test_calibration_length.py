@@ -7,10 +7,10 @@ import re
 import pytest
 
 from transact.configuring import compose_config
-from transact.forecast.contents import forecast
-from transact.forecast.text import text
+from transact.estimate.contents import forecast
+from transact.estimate.text import text
 from transact.geometry import Geometry
-from transact.outline import TOKENS_PER_CHANNEL, calibration_warning
+from transact.rounds import TOKENS_PER_CHANNEL, calibration_warning
 
 
 def geometry(channels: int, heads: int = 4, head_dim: int = 16) -> Geometry:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from transact.config import CheckpointEveryConfig
-from transact.stages import recovery_checkpoints
-from transact.stages.recovery_checkpoints import CheckpointClock
+from transact.stages.recover import checkpoints as recovery_checkpoints
+from transact.stages.recover.checkpoints import CheckpointClock
 
 
 @pytest.fixture

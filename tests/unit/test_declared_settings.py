@@ -12,7 +12,7 @@ import pytest
 from transact.config import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
 from transact.configuring import compose_config, to_dictionary, typed_config
-from transact.exit_codes import one_line
+from transact.errors import one_line
 
 FIELDS = {name: (allowed_in(declared), hint) for name, declared, hint in all_fields(RunConfig)}
 NUMBERS = [name for name, (_, hint) in FIELDS.items() if scalar_types(hint) & {int, float}]

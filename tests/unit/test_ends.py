@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from transact import attempt
-from transact.exit_codes import DONE, FAILED, REFUSED, worst
-from transact.runtime.run_record import LAYOUT
-from transact.runtime.verdict import how_it_ended
+from transact.errors import DONE, FAILED, REFUSED, worst
+from transact.launch import attempt
+from transact.runs.run_record import LAYOUT
+from transact.runs.verdict import how_it_ended
 
 
 def test_a_failure_outweighs_a_refusal_wherever_several_ends_become_one() -> None:

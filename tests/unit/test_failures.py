@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from tests.support.commands import Workplace
 from transact.config import RunConfig
 from transact.configuring import compose_config
-from transact.failures import REMEDIES, explain, is_lost_rank
-from transact.memory import MemoryEstimate
-from transact.runtime.rank_failed import RankFailed
+from transact.engine.memory import MemoryEstimate
+from transact.errors import RankFailed
+from transact.launch.failures import REMEDIES, explain, is_lost_rank
 
 
 @pytest.fixture

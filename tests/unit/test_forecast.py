@@ -13,9 +13,9 @@ import pytest
 from tests.support.commands import REPOSITORY, Workplace
 from transact.accelerators import BY_NAME
 from transact.configuring import compose_config
-from transact.forecast.contents import forecast
-from transact.forecast.disk import gguf_bytes
-from transact.forecast.text import in_words, text
+from transact.estimate.contents import forecast
+from transact.estimate.disk import gguf_bytes
+from transact.estimate.text import in_words, text
 from transact.geometry import Geometry
 from transact.run import main
 

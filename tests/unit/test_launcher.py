@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transact.runtime.launcher import (
+from transact.distributed.environment import (
     OF_SLURM,
     OF_TORCHRUN,
     adopt_launcher,
@@ -145,7 +145,7 @@ def test_first_host(nodes: str, first: str) -> None:
 
 def test_the_copy_that_a_job_runs_has_the_task_files(tmp_path: Path) -> None:
     """They are package data; the demo's weights and conf/ are not needed there."""
-    from transact.launching.cluster import snapshot
+    from transact.launch.cluster import snapshot
     from transact.stages.tasks import OWN_TASKS
 
     package = snapshot(tmp_path) / "transact"

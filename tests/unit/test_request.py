@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from transact.places import check_folder, make_folder
 from transact.request import check_arguments
 from transact.run import main
+from transact.stages.places import check_folder, make_folder
 
 
 @pytest.mark.parametrize(

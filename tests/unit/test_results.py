@@ -14,8 +14,8 @@ from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.memory_model import Case, architecture, memory_markdown
 from benchmarks.quality_table import quality_table
 from tests.support.commands import REPOSITORY
+from transact.engine.memory import estimate_memory
 from transact.files import read_json
-from transact.memory import estimate_memory
 from transact.models.llama import read_geometry
 
 RESULTS = REPOSITORY / "benchmarks" / "results"

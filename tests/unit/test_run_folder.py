@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transact.files import read_json, write_text
-from transact.runtime.run_folder import RunFolder
+from transact.runs.run_folder import RunFolder
 
 STAGES = ("recover", "tasks", "export")
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transact.files import DamagedFile, fresh_temporary_folder, publish, read_json, write_json, write_text
-from transact.report.__main__ import main as report_main
-from transact.runtime.run_folder import RunFolder
-from transact.runtime.run_record import (
+from transact.launch.status import main as status_main
+from transact.runs.run_folder import RunFolder
+from transact.runs.run_record import (
     LAYOUT,
     check_metrics,
     check_run_folder,
@@ -24,7 +24,7 @@ from transact.runtime.run_record import (
     read_config,
     read_record,
 )
-from transact.status import main as status_main
+from transact.tracking.report.__main__ import main as report_main
 
 STAGES = ("round_01/slice", "round_01/recover", "export")
 OUTPUTS = {"round_01/slice": "round_01/sliced", "round_01/recover": "round_01/recovered", "export": "export"}

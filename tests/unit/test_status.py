@@ -1,4 +1,4 @@
-"""What `python -m transact.status` makes of the files of runs. Those of jobs on SLURM: tests/cluster."""
+"""What `python -m transact status` makes of the files of runs. Those of jobs on SLURM: tests/cluster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from transact.runtime.run_record import LAYOUT
-from transact.status import main
-from transact.tracking.metrics import MetricsLog
+from transact.launch.status import main
+from transact.runs.metrics import MetricsLog
+from transact.runs.run_record import LAYOUT
 
 
 def write_run(folder: Path, rows: list[dict[str, Any]], **record: Any) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from transact.runtime.file_lock import exclusive
-from transact.runtime.run_record import SWEEP_RECORD, claim, note_points
+from transact.distributed.file_lock import exclusive
+from transact.runs.run_record import SWEEP_RECORD, claim, note_points
 from transact.stages.sharing import remove_shared_grams
 
 POINTS = ("fraction=0.1", "fraction=0.2", "fraction=0.3")

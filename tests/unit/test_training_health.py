@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from transact.stages.training_health import FEWEST, WINDOW, TrainingHealth
+from transact.stages.recover.health import FEWEST, WINDOW, TrainingHealth
 
 
 def test_a_falling_curve_is_healthy() -> None:

@@ -9,13 +9,13 @@ import pytest
 from tests.support.commands import REPOSITORY
 from transact.config import RunConfig
 from transact.configuring import compose_config, to_yaml
+from transact.estimate.contents import forecast
+from transact.estimate.text import text
 from transact.files import write_json, write_text
-from transact.forecast.contents import forecast
-from transact.forecast.text import text
 from transact.geometry import Geometry
-from transact.outline import stage_names
-from transact.preflight import check_same_run
-from transact.runtime.run_record import LAYOUT
+from transact.rounds import stage_names
+from transact.runs.run_record import LAYOUT
+from transact.stages.preflight import check_same_run
 from transact.stages.variant import find_cut, kept_stages
 
 PARENT = Geometry(

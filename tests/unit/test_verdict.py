@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from transact.errors import RankFailed
 from transact.files import read_json
-from transact.runtime.rank_failed import RankFailed
-from transact.runtime.run_folder import RunFolder
-from transact.runtime.verdict import RankEnd, end_attempt, ended_otherwise, name_the_dead
+from transact.runs.run_folder import RunFolder
+from transact.runs.verdict import RankEnd, end_attempt, ended_otherwise, name_the_dead
 
 KILL, TERM = -signal.SIGKILL, -signal.SIGTERM
 

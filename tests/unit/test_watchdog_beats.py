@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.distributed import PrefixStore, TCPStore
 
-from transact.runtime.watchdog import VERDICT, Watchdog
+from transact.distributed.watchdog import VERDICT, Watchdog
 
 
 def test_what_is_reported_just_before_the_end_is_not_lost() -> None:

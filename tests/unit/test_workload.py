@@ -9,8 +9,8 @@ import pytest
 from transact.configuring import compose_config
 from transact.geometry import Geometry
 from transact.models.folder import declared_geometry
-from transact.outline import pruning_rounds, stage_names
-from transact.workload import elimination_share, stage_flops
+from transact.rounds import pruning_rounds, stage_names
+from transact.stages.workload import elimination_share, stage_flops
 
 REQUESTS: list[list[str]] = [
     [],

@@ -1,8 +1,8 @@
 """The typed configuration of a run. Hydra composes YAML into it; the rest of the code sees only these.
 
 A file per group of settings, as in conf/. Checks that need nothing but the values are in `__post_init__`; checks that
-need the model folder, the text or the number of ranks are in `transact.preflight`. Every message names the field, the
-value given and what is allowed.
+need the model folder, the text or the number of ranks are in `transact.stages.preflight`. Every message names the
+field, the value given and what is allowed.
 """
 
 from transact.config.data import DataConfig, TextConfig

@@ -15,9 +15,9 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from transact.distributed.process import ProcessGroup
 from transact.evaluation.in_step import in_step
 from transact.models.rotary import context_limit
-from transact.runtime.process import ProcessGroup
 from transact.tracking.progress import Progress
 from transact.tracking.view import Silent
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from transact.runtime.process import ProcessGroup
+from transact.distributed.process import ProcessGroup
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from transact.exit_codes import DONE, leave
+from transact.errors import DONE, leave
 from transact.files import write_text
 from transact.settings.catalogue import settings
 from transact.settings.pages import default_text, pages

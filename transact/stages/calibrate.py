@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from transact.config import MethodConfig
 from transact.data.order import micro_batches
+from transact.distributed.process import ProcessGroup
+from transact.engine.engine import open_engine
 from transact.files import publish, temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_statistics
 from transact.prune.statistics import BACKWARD, ActivationStatistics
-from transact.runtime.engine import open_engine
-from transact.runtime.process import ProcessGroup
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

@@ -11,13 +11,13 @@ import torch
 
 from transact.data.order import micro_batches
 from transact.data.token_store import TokenStore
+from transact.distributed.process import ProcessGroup
+from transact.engine.engine import Engine, open_engine
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.weight_check import UnusableModel
-from transact.outline import tokens_per_batch
-from transact.runtime.engine import Engine, open_engine
-from transact.runtime.process import ProcessGroup
+from transact.rounds import tokens_per_batch
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from transact.exporting.folder import write_export
-from transact.exporting.gguf_request import possible_gguf_types
-from transact.exporting.licence import copy_licence, has_chat_template, read_licence
-from transact.exporting.model_card import model_card
-from transact.exporting.shapes import float16_rows
+from transact.engine.engine import open_engine
+from transact.export.folder import write_export
+from transact.export.gguf_request import possible_gguf_types
+from transact.export.licence import copy_licence, has_chat_template, read_licence
+from transact.export.model_card import model_card
+from transact.export.shapes import float16_rows
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
-from transact.runtime.engine import open_engine
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

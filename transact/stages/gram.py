@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from transact.engine.engine import open_engine
+from transact.engine.memory import gram_passes
 from transact.files import fresh_temporary_folder, publish, temporary_name
-from transact.memory import gram_passes
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams
+from transact.models.tensor_files import write_shard
 from transact.prune.gram import LayerGram
-from transact.runtime.engine import open_engine
-from transact.runtime.tensor_files import write_shard
 from transact.stages.calibrate import run_calibration
 from transact.stages.job import Job
 from transact.stages.texts import Texts

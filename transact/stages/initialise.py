@@ -10,8 +10,8 @@ import torch
 
 from transact.config import RunConfig
 from transact.data.text import documents
+from transact.engine.checkpoints import stored_config
 from transact.files import fresh_temporary_folder, publish, write_json
-from transact.runtime.checkpoints import stored_config
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_DOCUMENTS = 20_000

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.distributed.process import ProcessGroup
 from transact.files import DIGEST_BLOCK_BYTES, damage_of
 from transact.geometry import Geometry
-from transact.outline import Round, stage_names
-from transact.runtime.process import ProcessGroup
-from transact.runtime.run_folder import RunFolder
+from transact.rounds import Round, stage_names
+from transact.runs.run_folder import RunFolder
+from transact.stages.workload import stage_flops
 from transact.tracking.progress import Progress
 from transact.tracking.time_left import JobClock
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
-from transact.workload import stage_flops
 
 CHECKED_SILENTLY_BYTES = 2_000_000_000  # which are read in seconds
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist

@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from transact.engine.checkpoints import layer_groups
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
-from transact.outline import Round, tokens_per_batch
+from transact.models.tensor_files import CheckpointReader
 from transact.prune.activation_maps import activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import elimination_path
 from transact.prune.plan import PrunePlan
 from transact.prune.planning import make_plan
-from transact.runtime.checkpoints import layer_groups
-from transact.runtime.tensor_files import CheckpointReader
+from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_statistics
 from transact.stages.gram import read_gram
 from transact.stages.job import Job

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from transact.data.order import micro_batches
+from transact.engine.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
 from transact.files import read_json
 from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
 from transact.models.single_layer import SingleLayer
+from transact.models.tensor_files import CheckpointReader
 from transact.prune.gram import LayerGram, gram
 from transact.prune.plan import PrunePlan
 from transact.prune.refit import refit_shifted
 from transact.prune.slicing import channel_indices, cut_attention, cut_layer
-from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
-from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.calibrate import calibration_positions
 from transact.stages.job import Job
 from transact.stages.texts import Texts

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config import RunConfig
+from transact.distributed.file_lock import exclusive, held_by_one_run
 from transact.files import (
     DamagedFile,
     copy_finished,
@@ -26,8 +27,7 @@ from transact.files import (
 )
 from transact.geometry import Geometry
 from transact.models.identity import Identity
-from transact.runtime.file_lock import exclusive, held_by_one_run
-from transact.runtime.run_record import RECORD, SWEEP_RECORD, read_record
+from transact.runs.run_record import RECORD, SWEEP_RECORD, read_record
 from transact.stages.calibrate import extra_statistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts

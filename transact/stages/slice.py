@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transact.distributed.process import ProcessGroup
+from transact.engine.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
+from transact.models.tensor_files import CheckpointReader
 from transact.prune.plan import PrunePlan
-from transact.runtime.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
-from transact.runtime.process import ProcessGroup
-from transact.runtime.tensor_files import CheckpointReader
 from transact.stages.gram import read_gram
 from transact.stages.job import Job
 from transact.stages.sequential import slice_sequentially

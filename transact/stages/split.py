@@ -10,18 +10,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transact.engine.engine import open_engine
 from transact.files import read_json, remove_flat, temporary_name, write_json
 from transact.models.folder import geometry_of
-from transact.outline import split_candidates
 from transact.prune.plan import PrunePlan
-from transact.runtime.engine import open_engine
+from transact.rounds import split_candidates
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
 from transact.stages.plan import collect_evidence, decide, greedy_channels
-from transact.stages.recover import validation_loss
+from transact.stages.recover.loop import validation_loss
 from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
-from transact.workload import elimination_share
+from transact.stages.workload import elimination_share
 
 
 def trial_folder(output: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.files import read_json, write_json
-from transact.outline import Round
+from transact.rounds import Round
 from transact.stages.job import Job
 
 MODEL_FIELDS = (

@@ -12,8 +12,8 @@ import torch
 
 from transact.config import EvalConfig
 from transact.data.text import check_text
+from transact.engine.engine import open_engine
 from transact.files import write_json
-from transact.runtime.engine import open_engine
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts, load_tokenizer, trained_on

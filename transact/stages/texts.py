@@ -24,11 +24,11 @@ from transact.data.token_store import (
     tokenizer_digest,
     write_token_store,
 )
+from transact.distributed.file_lock import exclusive
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
 from transact.models.stock_check import quiet
-from transact.outline import Round, reserved_sequences, text_sequences
-from transact.runtime.file_lock import exclusive
+from transact.rounds import Round, reserved_sequences, text_sequences
 from transact.stages.job import Job
 
 LOCK_SUFFIX = ".lock"

@@ -11,9 +11,9 @@ from transact.config import RecoverConfig, RunConfig
 from transact.configuring import differences, to_dictionary, typed_config
 from transact.files import copy_finished, damage_of, publish, temporary_name
 from transact.geometry import Geometry
-from transact.outline import Round, pruning_rounds, stage_names, text_sequences
-from transact.runtime.run_folder import RunFolder
-from transact.runtime.run_record import read_config, read_record
+from transact.rounds import Round, pruning_rounds, stage_names, text_sequences
+from transact.runs.run_folder import RunFolder
+from transact.runs.run_record import read_config, read_record
 
 METRICS = "metrics.jsonl"
 # What the rounds say for themselves, and what no result depends on.

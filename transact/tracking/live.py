@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transact.exit_codes import printable
+from transact.errors import printable
 from transact.tracking.view import Lines, Status, View, duration, figure
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from transact.exit_codes import printable
+from transact.errors import printable
 from transact.tracking.scores import COUNTS, score_text
 
 WIDTH = 100

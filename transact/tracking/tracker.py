@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy
 
+from transact.runs.metrics import MetricsLog
 from transact.tracking.heat_map import heat_map
-from transact.tracking.metrics import MetricsLog
 from transact.tracking.wandb_run import WandbRun
 
 Metrics = Mapping[str, float | str]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from transact.exit_codes import printable
+from transact.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

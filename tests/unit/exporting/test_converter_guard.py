@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
 from tests.support.tiny import TINY
-from transact.exporting.converter_guard import GUARD_NAME, guard_tensors
+from transact.engine.checkpoints import layer_groups, stored_names
+from transact.export.converter_guard import GUARD_NAME, guard_tensors
 from transact.files import read_json
 from transact.models.folder import check_files
 from transact.models.rotary import inverse_frequencies
-from transact.runtime.checkpoints import layer_groups, stored_names
-from transact.runtime.tensor_files import CheckpointReader
+from transact.models.tensor_files import CheckpointReader
 
 MLX_LM_SKIPS, TRANSFORMERS_SKIPS = "self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"  # names with this in them
 CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")  # names that end so

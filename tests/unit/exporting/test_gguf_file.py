@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
-from transact.exporting.gguf_file import write_gguf
-from transact.exporting.gguf_request import check_gguf, possible_gguf_types
-from transact.exporting.gguf_tokenizer import check_tokenizer, pre_tokenizer_name
-from transact.exporting.shapes import float16_rows
+from transact.export.gguf_file import write_gguf
+from transact.export.gguf_request import check_gguf, possible_gguf_types
+from transact.export.gguf_tokenizer import check_tokenizer, pre_tokenizer_name
+from transact.export.shapes import float16_rows
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.rotary import inverse_frequencies

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from transact.exporting.shapes import shape_warnings
+from transact.export.shapes import shape_warnings
 from transact.geometry import Geometry
 from transact.run import main
 

@@ -14,18 +14,18 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from tests.support.exported import masked_parent, random_plan, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
 from transact.config import MethodConfig
-from transact.exporting.folder import write_export
+from transact.engine.checkpoints import layer_groups
+from transact.export.folder import write_export
 from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
 from transact.models.shards import check_shards
-from transact.preflight import check_method
 from transact.prune.gram import LayerGram
 from transact.prune.slicing import cut_layer
 from transact.prune.statistics import ActivationStatistics
-from transact.runtime.checkpoints import layer_groups
+from transact.stages.preflight import check_method
 
 TOLERANCE = 1e-4
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.support.exported import zero_cut_units
+from transact.engine.checkpoints import layer_groups
 from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock
 from transact.prune.criteria import Scores
 from transact.prune.plan import PrunePlan
 from transact.prune.planning import make_plan
-from transact.runtime.checkpoints import layer_groups
 
 TOLERANCE = 1e-4
 LLAMA3 = {

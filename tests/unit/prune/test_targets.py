@@ -11,8 +11,8 @@ import pytest
 from transact.config import PruneConfig
 from transact.config.prune import TARGETS, MethodConfig, MultipleConfig
 from transact.geometry import Geometry
-from transact.outline import geometries, split_candidates
 from transact.prune.targets import RUNTIMES, multiples_for
+from transact.rounds import geometries, split_candidates
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
 # 1B and 3B, Llama 2 7B and 70B, Llama 3 8B, Phi's heads of 80 and 96, the demo parent, and the smallest of the tests.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
-from transact.report.blocks import Note
-from transact.report.efficiency import decode_seconds, decode_setting, efficiency_section
-from transact.report.evaluation import mean_score, task_score
-from transact.report.run_files import read_run
+from transact.tracking.report.blocks import Note
+from transact.tracking.report.efficiency import decode_seconds, decode_setting, efficiency_section
+from transact.tracking.report.evaluation import mean_score, task_score
+from transact.tracking.report.run_files import read_run
 
 
 def test_the_preferred_metric_stands_for_a_task() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transact.tracking.metrics import MetricsLog, read_metrics
+from transact.runs.metrics import MetricsLog, read_metrics
 
 
 def append_loss(log: MetricsLog, step: int, loss: float = 3.0) -> None:

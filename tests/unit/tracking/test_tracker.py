@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from transact.runs.metrics import MetricsLog, read_metrics
 from transact.tracking import wandb_library
-from transact.tracking.metrics import MetricsLog, read_metrics
 from transact.tracking.tracker import Tracker
 from transact.tracking.wandb_run import WandbRun
 

@@ -1,0 +1,52 @@
+"""The command `transact`, or `python -m transact`: run a job, look at one, measure a model."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from transact import __version__
+from transact.errors import DONE, leave, refuse
+
+# Command -> the module whose `main` it is, and what it does. Each module is imported only when it is asked for.
+COMMANDS = {
+    "run": ("transact.run", "prune a model: the same as python -m transact.run"),
+    "status": ("transact.launch.status", "say how a run or a sweep stands"),
+    "report": ("transact.tracking.report.__main__", "write a run's or a sweep's page: one HTML file"),
+    "efficiency": ("transact.evaluation.efficiency.__main__", "measure latency and memory of a model, beside another"),
+    "dashboard": ("transact.tracking.dashboard.__main__", "make the project's pages at Weights & Biases"),
+}
+USAGE = "\n".join(
+    [
+        "usage: transact COMMAND ...; transact COMMAND --help says more",
+        "",
+        *(f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items()),
+        "",
+        "  --version   print the version",
+    ]
+)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(USAGE)
+        return DONE
+    if name == "--version":
+        print(f"transact {__version__}")
+        return DONE
+    if name not in COMMANDS:
+        return refuse(f"{name!r} is no command: it must be one of {', '.join(COMMANDS)}")
+    sys.argv = [f"transact {name}", *arguments]
+    code: int = importlib.import_module(COMMANDS[name][0]).main()
+    return code
+
+
+def entry() -> None:
+    """Where the console script begins."""
+    leave(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,278 @@
+"""The process group: which rank this is, and the few collectives that the stages use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+from transact.distributed.background import DONE, RUNNING, Background
+from transact.distributed.devices import rank_device, share_cores
+from transact.distributed.environment import environment_local_rank, environment_rank, environment_world_size
+from transact.distributed.job_token import job_token
+from transact.distributed.rendezvous import complete_environment, meet, own_part
+from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.watchdog import Watchdog
+from transact.errors import RankFailed
+
+Result = TypeVar("Result")
+
+GRACE = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessGroup:
+    """One rank's view of the running job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    interruption: Interruption
+    watchdog: Watchdog
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def _exchange(self, collective: Callable[..., Any], *given: Any, is_progress: bool = True, **named: Any) -> None:
+        """Call a collective of torch; every one goes through here, so that the watchdog hears of it before and after.
+
+        is_progress: False where the main thread of rank 0 only keeps the others company: its work is judged elsewhere.
+        """
+        if is_progress:
+            self.watchdog.progress()
+        collective(*given, **named)
+        if is_progress:
+            self.watchdog.progress()
+
+    def barrier(self) -> None:
+        # An all-reduce of a CPU tensor: gloo, on every machine, whatever the GPUs are doing.
+        self.sum(torch.zeros(1))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All-reduce SUM in place; the device of the tensor chooses gloo or NCCL."""
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.SUM)
+        return tensor
+
+    def sum_to(self, rank: int, tensor: torch.Tensor) -> None:
+        """Reduce SUM: in place on `rank`; elsewhere the tensor is of no use afterwards."""
+        self._exchange(distributed.reduce, tensor, dst=rank, op=distributed.ReduceOp.SUM)
+
+    def maxima(self, *values: float) -> list[float]:
+        """Of each value, the largest of all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
+        return [float(value) for value in tensor.tolist()]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's plain Python value, on every rank."""
+        box = [value]
+        self._exchange(distributed.broadcast_object_list, box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
+        tensor = torch.tensor(flags, dtype=torch.uint8)
+        self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in tensor.tolist()]
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this rank is; the others may not know yet."""
+        return self.interruption.asked_by is not None
+
+    def stop_if_asked(self) -> None:
+        """Collective, between two pieces of work that need not be saved.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop.
+        """
+        if self.any(self.is_asked_to_stop)[0]:
+            self.stop()
+
+    def turn(self) -> None:
+        """One piece of work is done: the watchdog hears of it, and all ranks stop if any was asked to.
+
+        Collective in the main thread: every rank calls it equally often, whatever its share of the work is. In a
+        thread of `on_main`, which looks after signals itself, and while `interruption.deferred()` it only reports.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop.
+        """
+        self.watchdog.progress()
+        if threading.current_thread() is threading.main_thread() and not self.interruption.is_deferred:
+            self.stop_if_asked()
+
+    def stop(self) -> NoReturn:
+        """Leave; all ranks call this, once they have agreed."""
+        names = [name for name in self.gather(self.interruption.asked_by) if name]
+        self.watchdog.end()  # from here on a rank that is gone has only left
+        with suppress(RuntimeError):
+            self.barrier()
+        raise Stopped(f"stopped by {names[0]}" if names else "stopped")
+
+    def shared_out(self, count: int) -> range:
+        """This rank's numbers when 0 to count - 1 are dealt out in turn."""
+        return range(self.rank, count, self.world_size)
+
+    def turns(self, count: int) -> Iterator[int | None]:
+        """The same, equally often on every rank: None in a last turn that has no number for this one."""
+        for first in range(0, count, self.world_size):
+            yield first + self.rank if first + self.rank < count else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's plain Python value, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        self._exchange(distributed.all_gather_object, values, value)
+        return values
+
+    def everywhere(self, work: Callable[[], Result]) -> list[Result]:
+        """Run work that may fail (it writes files, say) on every rank; all results, in the order of ranks.
+
+        Raises:
+            Exception: the work's own, on the ranks where it failed.
+            ValueError: on the others, once all have ended, when it was one.
+            RankFailed: on the others, when it was anything else.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as own:  # noqa: BLE001 - raised again once the other ranks know
+            error = own
+        refused = isinstance(error, ValueError)
+        message = None if error is None else str(error) if refused else f"{type(error).__name__}: {error}"
+        outcomes = self.gather((result, message, refused))
+        if error is not None:
+            raise error
+        for rank, (_, message, refused) in enumerate(outcomes):
+            if message is not None:
+                raise _error_of(rank, message, refused=refused)
+        return [value for value, _, _ in outcomes]
+
+    def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
+        """Run work on rank 0 while the others wait; its result on every rank.
+
+        The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
+        timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
+
+        Args:
+            may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
+                It may then take as long as it likes; other work is taken to hang like everything else.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop meanwhile.
+            ValueError: on every rank, when the work raised one on rank 0.
+            RankFailed: on the other ranks, when the work failed on rank 0 (which raises its own error).
+        """
+        outcome = Background(work) if self.is_main else None
+        pause = 0.005
+        while True:
+            both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
+            # Of work that may not be left rank 0's watchdog is the judge.
+            waits = may_be_left or not self.is_main
+            self._exchange(distributed.all_reduce, both, op=distributed.ReduceOp.MAX, is_progress=waits)
+            state, asked = both.tolist()
+            if state != RUNNING:
+                break
+            if asked:
+                self.stop()
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        if outcome is not None:
+            outcome.thread.join()
+        if state == DONE:
+            return self.broadcast(outcome.result if outcome else None)
+        error = outcome.error if outcome else None
+        refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
+        if error is not None:
+            raise error
+        raise _error_of(0, message, refused=refused)
+
+
+def _error_of(rank: int, message: str, *, refused: bool) -> Exception:
+    """What the others raise when the work failed on one rank. refused: with a ValueError, which is the user's."""
+    return ValueError(message) if refused else RankFailed(f"rank {rank} failed: {message}")
+
+
+@contextmanager
+def process_group(
+    device: str, timeout_minutes: float, interruption: Interruption | None = None, refusal: str | None = None
+) -> Iterator[ProcessGroup]:
+    """Join the group that the launcher described in RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+    Without these variables the group is this one process. On a GPU machine CPU tensors travel over
+    gloo and GPU tensors over NCCL. A rank that fails leaves without a barrier: its peers see the
+    broken connection at once instead of waiting for the timeout.
+
+    Args:
+        timeout_minutes: without progress, after which a rank counts as hanging.
+        refusal: why this rank, having looked at the request, cannot meet it; None if it can.
+
+    Raises:
+        Refused: on every rank, before anything else, when one of them refuses.
+        Stopped: this rank was asked to stop while it waited for the others.
+        TimeoutError: some ranks never came.
+    """
+    rank, world_size, local_rank = environment_rank(), environment_world_size(), environment_local_rank()
+    complete_environment()
+    interruption = interruption or Interruption()
+    store = meet(rank, world_size, interruption, refusal)
+    watchdog = Watchdog(
+        own_part(store.clone(), "watchdog"), rank, world_size, 60 * timeout_minutes, job_token(world_size)
+    )
+    watchdog.when_asked = interruption.hear
+    interruption.tell_others = watchdog.ask
+    watchdog.start()
+    try:
+        group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
+    except Exception as error:
+        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+        watchdog.end()
+        raise
+    yield group
+    group.barrier()
+    watchdog.end()
+    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
+    distributed.destroy_process_group()
+
+
+def _join(
+    device: str,
+    store: Any,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    watchdog: Watchdog,
+    interruption: Interruption,
+) -> ProcessGroup:
+    chosen = rank_device(device, local_rank)
+    first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
+    if first != chosen.type:
+        raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
+    share_cores()
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        store=own_part(store, "group"),
+        rank=rank,
+        world_size=world_size,
+        # Longer than the watchdog's patience, which knows more about what hangs.
+        timeout=watchdog.patience + GRACE,
+    )
+    group = ProcessGroup(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=chosen,
+        interruption=interruption,
+        watchdog=watchdog,
+    )
+    group.barrier()
+    return group

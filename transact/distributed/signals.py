@@ -1,0 +1,139 @@
+"""Signals that ask the job to stop: acknowledged at once, heeded by all ranks together at the next safe point."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from transact.distributed.environment import PARENTS
+from transact.errors import FAILED, speaks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
+# A terminal and a launcher that passes it on both deliver one Ctrl-C.
+SAME_KEY_SECONDS = 1.0
+STOPPING = "stopping after this step; once more leaves at once"
+LEAVE_SECONDS = 5.0  # to say so and write it down, after a second signal
+ORPHAN_SECONDS = 120.0  # to save and leave, once nobody is there who would end this process
+
+
+class Stopped(Exception):
+    """The job was asked to stop, and did so with everything saved."""
+
+
+def say(message: str) -> None:
+    print(message, file=sys.__stderr__, flush=True)  # the present one may be caught, as that of lm-eval's bars is
+
+
+class Interruption:
+    """What this rank was asked. Once asked it stays asked.
+
+    Attributes: asked_by: the signal's name, or why else. say: shows the user a line. tell_others: told what was asked,
+    so that rank 0 can acknowledge what only another rank has heard. left: told of a second signal, before the process
+    ends.
+
+    Args:
+        leave_seconds: after a warning (SIGUSR1 or SIGUSR2), when the process ends whatever it is at: a stage that
+            heeds nothing would be killed with the job, and a job that is killed is not queued again. None: never.
+        is_cluster: whether a cluster sends signals: it repeats SIGTERM before it kills, while this rank may still save.
+    """
+
+    def __init__(self, leave_seconds: float | None = None, *, is_cluster: bool = False) -> None:
+        self._leave_seconds = leave_seconds
+        self._is_cluster = is_cluster
+        self._first: dict[str, float] = {}  # signal -> when it came
+        self._deferred = 0
+        self.asked_by: str | None = None
+        self.tell_others: Callable[[str], None] = lambda name: None
+        self.say: Callable[[str], None] = say
+        self.left: Callable[[str], None] = self.say_left
+
+    @property
+    def is_deferred(self) -> bool:
+        return self._deferred > 0
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, `ProcessGroup.turn` stops nobody: the work looks itself, and saves before it stops."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+
+    def listen(self) -> None:
+        """Take over the signals of this process; from its main thread.
+
+        Python runs handlers in the main thread alone, which may be deep inside a collective: so a thread reads the
+        numbers that arrive from a pipe, into which the interpreter writes them at once.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
+        parents = [int(each) for each in os.environ.get(PARENTS, "").split()]
+        if parents:
+            threading.Thread(target=self._outlive, args=(parents,), name="parents", daemon=True).start()
+
+    def hear(self, name: str) -> None:
+        """Be asked, here or by way of another rank."""
+        if self.asked_by is None:
+            self.asked_by = name
+            if speaks():
+                self.say(f"{name}: {STOPPING}")
+            self.tell_others(name)
+
+    def say_left(self, name: str) -> None:
+        if speaks():
+            self.say(f"left at once, after a second {name}; what was finished stays")
+
+    def _read(self, reader: int) -> None:
+        while True:
+            for number in os.read(reader, 64):
+                if number in SIGNALS:
+                    self._receive(signal.Signals(number).name, time.monotonic())
+
+    def _receive(self, name: str, now: float) -> None:
+        code = 128 + signal.Signals[name].value
+        if self.asked_by is None and name in WARNINGS and self._leave_seconds is not None:
+            _leave_after(self._leave_seconds, code)
+        self.hear(name)
+        is_second = now - self._first.setdefault(name, now) > SAME_KEY_SECONDS
+        if is_second and (name == "SIGINT" or not self._is_cluster):
+            _leave_after(LEAVE_SECONDS, FAILED)
+            try:
+                self.left(name)
+            finally:
+                os._exit(FAILED)
+
+    def _outlive(self, parents: list[int]) -> None:
+        """Stop when one of these processes ends: nobody would end this one, or tell how it did."""
+        number = wait_for_end(parents)
+        _leave_after(ORPHAN_SECONDS, FAILED)
+        self.hear(f"the end of process {number}, which had started it")
+
+
+def wait_for_end(processes: list[int]) -> int:
+    """Wait until one of some processes, which need not be children, has ended. Returns its number."""
+    descriptors: dict[int, int] = {}
+    for number in processes:
+        try:
+            descriptors[os.pidfd_open(number)] = number
+        except ProcessLookupError:
+            return number
+    ready, _, _ = select.select(list(descriptors), [], [])
+    return descriptors[ready[0]]
+
+
+def _leave_after(seconds: float, code: int) -> None:
+    last_resort = threading.Timer(seconds, os._exit, [code])
+    last_resort.daemon = True
+    last_resort.start()

@@ -1,0 +1,124 @@
+"""Writing checkpoint folders: a shard per layer, each written by one rank, published when all are there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.distributed.process import ProcessGroup
+from transact.engine.engine import Engine
+from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
+from transact.models.families import family_of
+from transact.models.llama import layer_of
+from transact.models.model_files import COMPANION_FILES, own_file
+from transact.models.tensor_files import CheckpointReader, write_index, write_shard
+
+Tensors = dict[str, torch.Tensor]
+
+
+def stored_names(reader: CheckpointReader, config: dict[str, Any]) -> list[str]:
+    """Parameters of a folder, in the order of layers; a tied output layer is not stored twice."""
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+
+    def order(name: str) -> tuple[int, str]:
+        layer = layer_of(name)
+        return (-1 if layer is None else layer), name
+
+    return sorted(set(reader.files) - tied, key=order)
+
+
+def layer_groups(names: Iterable[str]) -> list[list[str]]:
+    """Names that are handled together: a layer's, or a single tensor outside the layers."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer = layer_of(name)
+        groups.setdefault(name if layer is None else f"layer {layer}", []).append(name)
+    return list(groups.values())
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    for name in COMPANION_FILES:
+        if file := own_file(source, name):
+            shutil.copyfile(file, target / name)
+
+
+def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json for weights stored in `dtype`, under the key of transformers 4 and that of 5."""
+    return config | {
+        "architectures": [family_of(config).architecture],
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+
+
+def write_checkpoint(
+    output: Path,
+    group: ProcessGroup,
+    shards: list[Callable[[], Tensors]],
+    *,
+    every_rank_reads: bool,
+    config: dict[str, Any],
+    companions: Path,
+    dtype: str,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Write a checkpoint folder, one shard at a time, the shards dealt out to the ranks.
+
+    Args:
+        shards: A function per shard that returns its tensors.
+        every_rank_reads: Whether reading a shard is collective (its owner alone writes it).
+        companions: The folder to take tokenizer files from.
+        done: Called for each shard, on every rank equally often.
+
+    Returns:
+        Shard name -> {"size": bytes, "sha256"}, on every rank.
+    """
+    if group.is_main:
+        fresh_temporary_folder(output)
+    group.barrier()
+    temporary = temporary_name(output)
+    written, files = {}, {}
+    for number, read in enumerate(shards):
+        mine = number % group.world_size == group.rank
+        tensors = read() if mine or every_rank_reads else {}
+        if mine:
+            name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+            written[name] = write_shard(temporary / name, tensors, getattr(torch, dtype))
+            files.update(dict.fromkeys(tensors, name))
+        del tensors
+        group.turn()
+        done()
+    digests: dict[str, Any] = {}
+    all_files: dict[str, str] = {}
+    for their_digests, their_files in group.gather((written, files)):
+        digests |= their_digests
+        all_files |= their_files
+    if group.is_main:
+        write_index(temporary, all_files, sum(entry["size"] for entry in digests.values()))
+        write_json(temporary / "config.json", stored_config(config, dtype))
+        copy_companions(companions, temporary)
+        publish(temporary, output)
+    group.barrier()
+    return digests
+
+
+def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str) -> dict[str, Any]:
+    """Write an engine's weights, gathering a layer at a time; configuration and tokenizer come from `source`."""
+    parameters = dict(engine.named_parameters())
+
+    def reader(names: list[str]) -> Callable[[], Tensors]:
+        return lambda: {name: engine.full_weight(parameters[name]) for name in names}
+
+    return write_checkpoint(
+        output,
+        group,
+        [reader(names) for names in layer_groups(parameters)],
+        every_rank_reads=True,
+        config=read_json(source / "config.json"),
+        companions=source,
+        dtype=dtype,
+    )

@@ -1,0 +1,98 @@
+"""From a checkpoint folder's config.json to a model, and to DeepSpeed's engine around it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transact.config import EngineConfig
+from transact.distributed.process import ProcessGroup
+from transact.engine.deepspeed_library import import_deepspeed
+from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.sharded_weights import is_partitioned, optimizer_groups, own_part
+from transact.engine.training_state import unsharded_masters
+from transact.files import read_json
+from transact.models.loss_head import LossHead
+from transact.models.own_frequencies import attach_own_frequencies
+from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
+from transact.models.stock import stock_class
+from transact.models.tensor_files import CheckpointReader
+
+
+def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
+    """The model without its weights: every parameter is allocated, or its own part of it, and not initialised."""
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
+
+    described = read_json(folder / "config.json")
+    model_class, model_config = stock_class(described, config.attention)
+    with contextlib.ExitStack() as contexts:
+        contexts.enter_context(no_init_weights())
+        if partitioning is not None:
+            # The rotary frequencies are made with arange, whose dtype zero.Init would change to bfloat16.
+            contexts.enter_context(prevent_arange_dtype_change())
+            contexts.enter_context(_partitioned_construction(partitioning))
+        model = model_class(model_config)
+        model.lm_head = LossHead(model_config.hidden_size, model_config.vocab_size)
+    if partitioning is None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
+    model.to(group.device)
+    model.tie_weights()  # no construction ties the output layer to the embedding here
+    if OWN_FREQUENCIES in described:
+        attach_own_frequencies(model, head_frequencies(described))
+    return model
+
+
+def _partitioned_construction(settings: dict[str, Any]) -> Any:
+    """zero.Init that partitions each parameter as it is made, without broadcasting values nobody needs."""
+    context = import_deepspeed().zero.Init(config_dict_or_path=settings)
+
+    def partition_at_once(parameter: Any) -> None:
+        context._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+
+    context._zero_init_param = partition_at_once
+    return context
+
+
+def load_masters(wrapped: Any, reader: CheckpointReader) -> None:
+    """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
+    utils, unsharded = import_deepspeed().utils, unsharded_masters(wrapped)
+    for name, parameter in wrapped.module.named_parameters():
+        if is_partitioned(parameter):
+            utils.safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
+        elif parameter in unsharded:
+            unsharded[parameter].data.copy_(reader.tensor(name))
+        else:
+            utils.safe_set_full_fp32_param(parameter, reader.tensor(name).float())
+
+
+def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """DeepSpeed casts the whole module in bfloat16 mode; rotary frequencies must stay float32."""
+    for name, buffer in model.named_buffers():
+        if buffer.dtype != buffers[name].dtype:
+            owner_name, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner_name), attribute, buffers[name].to(buffer.device))
+
+
+def wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: TrainingSettings | None) -> Any:
+    """DeepSpeed's engine around a loaded model."""
+    model.train(training is not None)
+    model.requires_grad_(training is not None)
+    if training is not None and config.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with contextlib.redirect_stdout(io.StringIO()):
+        wrapped = import_deepspeed().initialize(
+            model=model,
+            model_parameters=None if training is None else optimizer_groups(model, training.weight_decay),
+            config=settings,
+        )[0]
+    _restore_buffers(model, buffers)
+    return wrapped

@@ -1,0 +1,245 @@
+"""The sharded model.
+
+With ZeRO stage 3 a parameter exists in parts, one per rank, from construction on; it is whole on a rank
+only while the layer that owns it computes. Stages 0 to 2 keep whole weights and split less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from transact.config import EngineConfig
+from transact.distributed.process import ProcessGroup
+from transact.engine.construction import build, load_masters, wrap
+from transact.engine.deepspeed_library import import_deepspeed
+from transact.engine.deepspeed_settings import TrainingSettings, deepspeed_settings
+from transact.engine.sharded_weights import is_partitioned, load_weights
+from transact.engine.training_state import Fragment, adam_steps, fragments, set_adam_steps, unsharded_masters
+from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
+from transact.models.tensor_files import CheckpointReader
+from transact.models.weight_check import UnusableModel
+
+
+class Engine:
+    """A LLaMA spread over the ranks. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(self, wrapped: Any, group: ProcessGroup, zero_stage: int, *, trains: bool) -> None:
+        self._wrapped = wrapped
+        self._trains = trains
+        self._group = group
+        self._zero_stage = zero_stage
+
+    @property
+    def module(self) -> nn.Module:
+        return self._wrapped.module
+
+    @property
+    def is_partitioned(self) -> bool:
+        return self._zero_stage == 3
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every rank holds all of the optimizer."""
+        return self._zero_stage == 0
+
+    def loss(self, tokens: torch.Tensor, teaching: Teaching | None = None) -> torch.Tensor:
+        """Mean loss of predicting the next token, in nats. tokens: (sequences, length). teaching: for distillation."""
+        tokens = tokens.to(self._group.device)
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens), teaching=teaching)):
+            return self._wrapped(input_ids=tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def final_hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the output layer reads: (sequences, length, hidden_size), on the device."""
+        with self._head.passing_hidden():
+            return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits
+
+    @property
+    def _head(self) -> LossHead:
+        return self._wrapped.module.lm_head
+
+    def differentiate(self, tokens: torch.Tensor) -> None:
+        """A forward and a backward through an engine for inference, whose frozen weights get no gradients.
+
+        For hooks on activations: something before the first layer must require gradients.
+        """
+        tokens = tokens.to(self._group.device)
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens))):
+            # Around DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
+            torch.autograd.backward(self.module(input_ids=tokens, use_cache=False).logits)
+
+    def hidden_forward(self, tokens: torch.Tensor) -> None:
+        """A forward for its activations only: the output layer sees a single position."""
+        self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False, logits_to_keep=1)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(sequences, length) -> (sequences, length, vocab_size), on the CPU in float32."""
+        return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits.float().cpu()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._wrapped.backward(loss)
+
+    def step(self, learning_rate: float) -> bool:
+        """One micro-batch is done; on the last of a batch the weights change.
+
+        Returns:
+            False where they did not, because a gradient of the batch is infinite or not a number.
+        """
+        for parameters in self._wrapped.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        completes_batch = self._wrapped.is_gradient_accumulation_boundary()
+        if completes_batch and isinstance(self._wrapped.optimizer, torch.optim.Optimizer):
+            return self._step_of_plain_optimizer()
+        self._wrapped.step()
+        return not completes_batch or self._wrapped.was_step_applied()
+
+    def _step_of_plain_optimizer(self) -> bool:
+        """At stage 0 in float32, where DeepSpeed itself would step with any gradient."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        broken = any(not bool(gradient.isfinite().all()) for gradient in gradients)
+        # What torch's GradScaler tells an optimizer: a fused one then leaves weights, moments and its count alone.
+        self._wrapped.optimizer.found_inf = torch.tensor(float(broken), device=self._group.device)
+        self._wrapped.step()
+        del self._wrapped.optimizer.found_inf
+        return not broken
+
+    def gradient_norm(self) -> float | None:
+        """Before clipping, of the last batch; None where DeepSpeed keeps none (stage 0 in float32)."""
+        norm = self._wrapped.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.named_parameters()
+
+    def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A parameter gathered from all ranks: the float32 master where there is one."""
+        if self._trains:
+            whole = import_deepspeed().utils.safe_get_full_fp32_param(parameter)
+            master = unsharded_masters(self._wrapped).get(parameter, whole)
+            if master is not None:
+                return master.detach()
+        if not self.is_partitioned:
+            return parameter.detach()
+        with import_deepspeed().zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def output_weight(self) -> torch.Tensor:
+        """The output layer's weight, whole on every rank, on the device: (vocab_size, hidden_size)."""
+        return self.full_weight(cast(nn.Parameter, self._head.weight)).clone()
+
+    def fragments(self) -> dict[str, Fragment]:
+        """Parameter name -> what this rank holds of its master weight and of Adam's moments."""
+        return fragments(self._wrapped)
+
+    @property
+    def adam_steps(self) -> int:
+        return adam_steps(self._wrapped)
+
+    @adam_steps.setter
+    def adam_steps(self, steps: int) -> None:
+        set_adam_steps(self._wrapped, steps)
+
+    @torch.no_grad()
+    def refresh_weights(self, read: Callable[[str, int], torch.Tensor]) -> None:
+        """After the masters have changed: the weights that forwards read.
+
+        read: gives the first elements of a flattened parameter, by its name and their number. Called where this rank
+        computes with more of it than it owns.
+        """
+        owned = self.fragments()
+        for name, parameter in self.named_parameters():
+            if not is_partitioned(parameter):
+                parameter.copy_(read(name, parameter.numel()).view_as(parameter))
+            elif name in owned:
+                weight = owned[name].weight
+                cast(Any, parameter).ds_tensor[: weight.numel()].copy_(weight)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the float32 master weights, copied to the CPU."""
+        return {name: each.weight.to("cpu", copy=True) for name, each in self.fragments().items()}
+
+    @torch.no_grad()
+    def restore(self, snapshot: dict[str, torch.Tensor]) -> None:
+        """Put a snapshot back into the master weights, from which weights are saved."""
+        for name, fragment in self.fragments().items():
+            fragment.weight.copy_(snapshot[name])
+
+    def close(self) -> None:
+        """Free everything. DeepSpeed's own `destroy` leaves references that pin the model."""
+        parameter_offload = import_deepspeed().runtime.zero.parameter_offload
+        module = self._wrapped.module
+        self._wrapped.destroy()
+        parameter_offload.FWD_MODULE_STACK[:] = [
+            entry for entry in parameter_offload.FWD_MODULE_STACK if entry is not module
+        ]
+        self._wrapped = None
+        del module
+        _clear_deepspeed_caches()
+        gc.collect()
+        _return_memory_to_system()
+
+
+def _clear_deepspeed_caches() -> None:
+    """`lru_cache`s on methods of the parameter coordinator hold its `self`, and through it every weight."""
+    wrapper = functools._lru_cache_wrapper
+    for value in gc.get_objects():
+        if isinstance(value, wrapper) and (value.__module__ or "").startswith("deepspeed.runtime.zero"):
+            value.cache_clear()
+
+
+def _return_memory_to_system() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def open_engine(
+    folder: Path,
+    config: EngineConfig,
+    group: ProcessGroup,
+    *,
+    training: TrainingSettings | None = None,
+    round_weights_to: torch.dtype | None = None,
+) -> Iterator[Engine]:
+    """Load a checkpoint folder into a sharded model; closed at the end of the block.
+
+    Args:
+        training: None for inference.
+        round_weights_to: Load the weights as if they had been stored in this dtype.
+    """
+    engine = _open(folder, config, group, training, round_weights_to)
+    # Not in a `finally`: after an error other ranks may be gone, and closing, being collective, would wait for them.
+    yield engine
+    engine.close()
+
+
+def _open(
+    folder: Path,
+    config: EngineConfig,
+    group: ProcessGroup,
+    training: TrainingSettings | None,
+    rounding: torch.dtype | None,
+) -> Engine:
+    stage = config.zero_stage if training is not None or config.zero_stage == 3 else 0
+    settings = deepspeed_settings(config, stage, training)
+    model = build(folder, config, group, settings if stage == 3 else None)
+    with CheckpointReader(folder) as reader:
+        for problem in group.gather(load_weights(model, reader, rounding)):  # one for all: nobody waits for the others
+            if problem is not None:
+                raise UnusableModel(problem)
+        wrapped = wrap(model, config, settings, training)
+        if training is not None and config.dtype != "float32":
+            load_masters(wrapped, reader)
+    return Engine(wrapped, group, stage, trains=training is not None)

@@ -1,0 +1,297 @@
+"""How many bytes a rank needs at its worst moment, in closed form: a sum over what holds them, each with its formula.
+
+P parameters, N ranks, b bytes of the computation's dtype (4 or 2). ZeRO stage 1 divides the optimizer by the ranks,
+stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al., arXiv 1910.02054). What DeepSpeed 0.19 adds to
+that was found by measuring, and is said where it is. Held against what ranks really allocate by
+`benchmarks.memory_model`; allocators and libraries add to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+from transact.config import LOGIT_CHUNK_ELEMENTS, EngineConfig, MethodConfig, RunConfig
+from transact.geometry import Geometry
+
+GIB = 1024**3
+FLOAT32_BYTES = 4
+FLOAT64_BYTES = 8
+
+
+def gram_bytes(geometry: Geometry) -> int:
+    """Bytes of one layer's Gram matrices while they are summed, in float64."""
+    width = geometry.num_attention_heads * geometry.head_dim
+    return (width**2 + geometry.intermediate_size**2) * FLOAT64_BYTES
+
+
+def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
+    """Layers whose Gram matrices are summed in the same pass over the calibration text, for each pass.
+
+    As many at a time as fit into `gram_gib`, one at least, in passes of nearly equal size.
+    """
+    at_a_time = max(1, int(gram_gib * GIB / gram_bytes(geometry)))
+    passes = math.ceil(geometry.num_layers / at_a_time)
+    bounds = [round(geometry.num_layers * turn / passes) for turn in range(passes + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
+    """Gram matrices that one rank sums at the same time; 0 where the method needs none."""
+    if not method.needs_gram():
+        return 0
+    return max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
+
+
+def gram_disk_bytes(geometry: Geometry) -> int:
+    """Of all layers, as files: they are summed in float64 and written in float32."""
+    return geometry.num_layers * gram_bytes(geometry) * FLOAT32_BYTES // FLOAT64_BYTES
+
+
+def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
+    """Hidden states that sequential calibration keeps in CPU memory of one rank: of the dense and of the cut model."""
+    tokens = config.prune.calibration_sequences * config.data.sequence_length
+    return 2 * tokens * geometry.hidden_size * FLOAT32_BYTES / ranks
+
+
+STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
+ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
+BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
+# Whole weights that DeepSpeed keeps at a time at stage 3, and fetches ahead: its defaults, in elements.
+MAX_LIVE_ELEMENTS = 1_000_000_000
+PREFETCH_ELEMENTS = 50_000_000
+WHOLE_BUCKET_ELEMENTS = 500_000_000  # of stage 0
+IN_FLIGHT = 0.35  # measured, of gradients that are being reduced: flat buffers beside them, of which some linger
+LAYERS_IN_FLIGHT = 0.5  # measured, of weights that are being fetched
+# Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
+# has those of the teacher, and the products of both, beside them.
+LOGIT_COPIES = {"cross_entropy": 3, "distillation": 7, "mixed": 7}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one rank at its worst moment, by what they hold.
+
+    Attributes:
+        weights: of the model, in the computation's dtype.
+        gathered: whole weights of the layers at work, and those on their way (stage 3).
+        gradients: of a global batch, while it is being summed.
+        optimizer: Adam's moments, and float32 masters where DeepSpeed keeps them.
+        communication: buckets that gradients are reduced in, and what of them is on its way.
+        activations: that the backward needs, or of the layer at work.
+        loading: float32 weights while a bfloat16 model is made, in the machine's memory; on CPUs alone.
+        logits: of a chunk of tokens, and what the loss makes of them.
+        update: what the optimizer's step holds beside the above, where that moment is worse than the backward.
+        gram: Gram matrices in calibration.
+        teacher: the dense parent in distillation.
+    """
+
+    weights: float = 0.0
+    gathered: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    communication: float = 0.0
+    activations: float = 0.0
+    loading: float = 0.0
+    logits: float = 0.0
+    update: float = 0.0
+    gram: float = 0.0
+    teacher: float = 0.0
+
+    def parts(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+
+def estimate_memory(
+    geometry: Geometry, config: RunConfig, ranks: int, kind: str, *, parent: Geometry | None = None
+) -> MemoryEstimate:
+    """The peak of one rank, in bytes.
+
+    Args:
+        kind: of stage: "evaluate", "calibrate", "gram" or "recover".
+        parent: the dense model, which distillation holds besides.
+    """
+    assert kind in STAGE_KINDS, kind
+    if kind == "recover":
+        return _training(geometry, config, ranks, parent)
+    if kind == "calibrate" and config.prune.method.needs_gradients():
+        return _differentiating(geometry, config, ranks)
+    gram = gram_peak_bytes(geometry, config.prune.method) if kind == "gram" else 0
+    return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
+
+
+def _forward(
+    geometry: Geometry, config: RunConfig, ranks: int, *, gram: int = 0, is_watched: bool = False
+) -> MemoryEstimate:
+    width = BYTES_BY_DTYPE[config.engine.dtype]
+    per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
+    at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
+    return _without_optimizer(geometry, config, ranks, at_work)
+
+
+def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_work: dict[str, float]) -> MemoryEstimate:
+    """There DeepSpeed has no stages 1 and 2: weights are whole."""
+    engine = config.engine
+    width = BYTES_BY_DTYPE[engine.dtype]
+    is_shared = engine.zero_stage == 3 and ranks > 1
+    on_cpu = engine.device != "cuda" and config.plan.accelerator is None
+    is_made_whole = width == 2 and on_cpu and not is_shared
+    loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
+    return MemoryEstimate(
+        weights=geometry.parameters() * width / (ranks if is_shared else 1),
+        gathered=_fetched_elements(geometry) * width if is_shared else 0,
+        **_larger(at_work, loading),
+    )
+
+
+def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
+    """A backward through frozen weights, with all its activations: hooks look at them, so none is computed again."""
+    engine = replace(config.engine, activation_checkpointing=False)
+    stored, gradients = _activation_bytes(geometry, engine, _tokens(config))
+    logits = _logit_bytes(config, geometry, "cross_entropy")
+    at_work = {"activations": stored + max(logits, gradients) - logits, "logits": logits}
+    return _without_optimizer(geometry, config, ranks, at_work)
+
+
+def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry | None) -> MemoryEstimate:
+    engine = config.engine
+    width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
+    parameters = geometry.parameters()
+    stored, recomputed = _activation_bytes(geometry, engine, _tokens(config))
+    logits = _logit_bytes(config, geometry, config.recover.objective)
+    throughout = {
+        "weights": parameters * width / (ranks if stage == 3 else 1),
+        "optimizer": _optimizer_bytes(parameters, engine, ranks),
+        "communication": _communication_bytes(geometry, engine, ranks),
+        "teacher": 0.0 if parent is None else _teacher_bytes(parent, config, ranks),
+    }
+    backward = {
+        "gathered": _gathered_bytes(geometry, engine, ranks),
+        # Layers are differentiated after the logits are gone.
+        "activations": stored + max(logits, recomputed) - logits,
+        "logits": logits,
+    }
+    # At stage 3 the gradients' part is there all the time.
+    (throughout if stage == 3 else backward)["gradients"] = parameters * width / (ranks if stage >= 2 else 1)
+    return MemoryEstimate(**throughout, **_larger(backward, {"update": _update_bytes(parameters, engine, ranks)}))
+
+
+def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Of two moments that do not coincide, the one that needs more."""
+    return other if sum(other.values()) > sum(usual.values()) else usual
+
+
+def _tokens(config: RunConfig) -> int:
+    return config.engine.micro_batch_sequences * config.data.sequence_length
+
+
+def _optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
+    """8 P for the moments; 4 P for masters, which DeepSpeed keeps in float32 too once it shards (stages 1 to 3)."""
+    masters = engine.dtype != "float32" or engine.zero_stage > 0
+    states = ADAM_MOMENTS + masters
+    return parameters * states * FLOAT32_BYTES / (ranks if engine.zero_stage >= 1 else 1)
+
+
+def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
+    """Measured: gradients once more in float32 and flat. At stage 0 in bfloat16 the first step is the worst, where
+    moments and masters are made."""
+    width = BYTES_BY_DTYPE[engine.dtype]
+    if engine.zero_stage == 0:
+        return parameters * (10.0 if width == 2 else 5.0)
+    if engine.zero_stage == 3:
+        return parameters * (6.0 if width == 2 else 4.0) / ranks
+    return parameters * 8.0 / ranks
+
+
+def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+    """b times the bucket that gradients are reduced in; stages 1 and 2 hold the largest parameter's beside it, stage 2
+    a part of its gradients twice, and stage 0 reduces them all at once."""
+    width, parameters = BYTES_BY_DTYPE[engine.dtype], geometry.parameters()
+    if engine.zero_stage == 3:
+        return engine.reduce_bucket_elements * width
+    if engine.zero_stage == 0:
+        return IN_FLIGHT * min(parameters, WHOLE_BUCKET_ELEMENTS) * width if ranks > 1 else 0
+    twice = IN_FLIGHT * parameters / ranks if engine.zero_stage == 2 else 0
+    bucket = min(engine.reduce_bucket_elements, parameters) + geometry.vocab_size * geometry.hidden_size
+    return (twice + (bucket if ranks > 1 else 0)) * width
+
+
+def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+    """Stage 3 in training: DeepSpeed lets go of a layer only when 10^9 elements more are whole."""
+    if engine.zero_stage != 3 or ranks == 1:
+        return 0
+    live = min(geometry.parameters(), MAX_LIVE_ELEMENTS)
+    # Measured: where the backward fetches a layer again for its activations, less of them lingers at the worst moment.
+    share = LAYERS_IN_FLIGHT if engine.activation_checkpointing else LAYERS_IN_FLIGHT * (0.5 + math.log2(ranks))
+    embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
+    return (live + _in_flight(geometry, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
+
+
+def _in_flight(geometry: Geometry, share: float = LAYERS_IN_FLIGHT) -> float:
+    """Elements of layers that are being fetched: flat buffers beside the weights. share: of all layers at most."""
+    return share * min(geometry.transitional_parameters(), PREFETCH_ELEMENTS)
+
+
+def _fetched_elements(geometry: Geometry) -> float:
+    """Stage 3 in inference: a layer is let go of after its use; what is fetched ahead is whole, and in flight."""
+    layer = geometry.transitional_parameters() / geometry.num_layers
+    ahead = min(geometry.parameters(), PREFETCH_ELEMENTS)
+    return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry)
+
+
+def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float:
+    """The output layer works on a chunk at a time; distillation makes the teacher's logits beside it."""
+    elements = min(_tokens(config) * geometry.vocab_size, LOGIT_CHUNK_ELEMENTS)
+    return elements * FLOAT32_BYTES * LOGIT_COPIES[objective]
+
+
+def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
+    """The dense parent: sharded weights and those on their way, its output layer whole, its final hidden states."""
+    if config.recover.objective == "cross_entropy":
+        return 0
+    engine = config.engine
+    is_sharded = engine.zero_stage == 3
+    elements = parent.parameters() / (ranks if is_sharded else 1)
+    elements += (parent.vocab_size + _tokens(config)) * parent.hidden_size
+    if is_sharded and ranks > 1:
+        elements += _in_flight(parent)
+    return elements * BYTES_BY_DTYPE[engine.dtype]
+
+
+def _forward_bytes(geometry: Geometry, width: int) -> float:
+    """Of one token, in the layer at work: measured in the MLP, gate, its activation and up beside the hidden states."""
+    return (3 * geometry.intermediate_size + 7 * geometry.hidden_size) * width
+
+
+def _watched_bytes(geometry: Geometry, width: int) -> float:
+    """Of one token, where a hook sums the squares of the MLP's channels: they, their squares in float32, and of
+    bfloat16 ones a float32 copy."""
+    copies = FLOAT32_BYTES * (2 if width == 2 else 1)
+    return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
+
+
+def _layer_bytes(geometry: Geometry, dtype: str) -> float:
+    """Of one token, in one layer, for its backward: inputs of norms and projections, q, k, v and attention output,
+    gate, up and their product; in bfloat16 a norm keeps its input in float32."""
+    heads = 2 * (geometry.num_attention_heads + geometry.num_key_value_heads)
+    elements = 6 * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
+    width = BYTES_BY_DTYPE[dtype]
+    return elements * width + (FLOAT32_BYTES * geometry.hidden_size if width == 2 else 0)
+
+
+def _activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> tuple[float, float]:
+    """What is kept for the backward, and what the backward of one layer makes beside it.
+
+    With checkpointing a hidden state per layer is kept, and one layer at a time computed again.
+    """
+    width = BYTES_BY_DTYPE[engine.dtype]
+    one_layer = _layer_bytes(geometry, engine.dtype)
+    end = 3 * geometry.hidden_size * width  # around the last norm
+    gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
+    if engine.activation_checkpointing:
+        return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
+    return tokens * (geometry.num_layers * one_layer + end), tokens * gradients

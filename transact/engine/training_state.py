@@ -1,0 +1,127 @@
+"""What a training engine would lose with its process: float32 weights and Adam's moments, range by range.
+
+Whatever the ZeRO stage, a rank's share is a contiguous range of each flattened parameter. Ranges are all that a
+checkpoint stores, so that any number of ranks, at any stage, can read what another number wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from transact.engine.deepspeed_library import import_deepspeed
+from transact.engine.sharded_weights import is_partitioned
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = ("weight", *MOMENTS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fragment:
+    """This rank's range of one flattened parameter, all float32 views of (elements,) into the optimizer's memory.
+
+    Attributes:
+        start: position of the first element in the flattened parameter.
+        weight: the master weight.
+        exp_avg: Adam's mean of gradients.
+        exp_avg_sq: Adam's mean of squared gradients.
+    """
+
+    start: int
+    weight: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.weight.numel()
+
+
+def fragments(wrapped: Any) -> dict[str, Fragment]:
+    """Parameter name -> this rank's fragment, for the parameters of which it owns anything.
+
+    At stage 0 every rank owns everything.
+    """
+    _create_moments(wrapped)
+    masters = unsharded_masters(wrapped)
+    found = {name: _fragment(wrapped, parameter, masters) for name, parameter in wrapped.module.named_parameters()}
+    return {name: fragment for name, fragment in found.items() if fragment is not None}
+
+
+def adam_steps(wrapped: Any) -> int:
+    """Updates that Adam has made; its bias correction depends on them."""
+    _create_moments(wrapped)
+    (steps,) = {int(state["step"]) for state in _inner(wrapped).state.values()}
+    return steps
+
+
+def set_adam_steps(wrapped: Any, steps: int) -> None:
+    for state in _inner(wrapped).state.values():
+        state["step"].fill_(steps)
+
+
+def unsharded_masters(wrapped: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """Parameter -> float32 master, in the one mode whose masters DeepSpeed's own access knows nothing of:
+    stage 0 in bfloat16."""
+    optimizer = wrapped.optimizer
+    groups = zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=False)
+    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+
+
+def _inner(wrapped: Any) -> Any:
+    """The plain torch optimizer inside DeepSpeed's."""
+    return getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)
+
+
+def _create_moments(wrapped: Any) -> None:
+    """Adam makes its states in its first step only; a checkpoint is loaded before that."""
+    state = _inner(wrapped).state
+    for master in _masters(wrapped):
+        if not state.get(master):
+            zero = torch.zeros((), dtype=torch.float32, device=master.device)
+            state[master] = {"step": zero, **{name: torch.zeros_like(master) for name in MOMENTS}}
+
+
+def _masters(wrapped: Any) -> Iterator[torch.Tensor]:
+    """The tensors that Adam steps: flat partitions, or whole parameters at stage 0."""
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3, stages 1 and 2
+        if hasattr(wrapped.optimizer, name):
+            yield from getattr(wrapped.optimizer, name)
+            return
+    yield from unsharded_masters(wrapped).values() or wrapped.module.parameters()
+
+
+def _fragment(wrapped: Any, parameter: Any, masters: dict[nn.Parameter, torch.Tensor]) -> Fragment | None:
+    if is_partitioned(parameter):
+        return _stage_3_fragment(parameter)
+    if hasattr(parameter, "_hp_mapping"):
+        return _stage_1_or_2_fragment(wrapped, parameter)
+    master = masters.get(parameter, parameter)
+    moments = {name: _inner(wrapped).state[master][name].view(-1) for name in MOMENTS}
+    return Fragment(start=0, weight=master.detach().view(-1), **moments)
+
+
+def _stage_3_fragment(parameter: Any) -> Fragment | None:
+    utils = import_deepspeed().utils
+    length = parameter.ds_tensor.numel()
+    start = length * parameter.ds_zero_partition_rank
+    count = min(length, parameter.ds_numel - start)  # the rest of the last parts is padding
+    if count <= 0:
+        return None
+    moments = {name: utils.safe_get_local_optimizer_state(parameter, name)[:count] for name in MOMENTS}
+    return Fragment(start=start, weight=utils.safe_get_local_fp32_param(parameter).detach()[:count], **moments)
+
+
+def _stage_1_or_2_fragment(wrapped: Any, parameter: Any) -> Fragment | None:
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    flat = wrapped.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    here = mapping.hp_fragment_address
+    state = _inner(wrapped).state[flat]
+    moments = {name: state[name].narrow(0, here.start, here.numel) for name in MOMENTS}
+    return Fragment(start=mapping.lp_fragment_address.start, weight=mapping.hp_fragment.detach(), **moments)

@@ -1,0 +1,111 @@
+"""Hours and costs: tokens and FLOPs over a throughput that was given, or over an assumed share of a peak."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from transact.config import RunConfig
+from transact.estimate.machines import accelerator, num_ranks
+from transact.files import read_json
+from transact.geometry import Geometry
+from transact.rounds import Round
+from transact.stages.workload import stage_flops
+
+SECONDS_PER_HOUR = 3600.0
+
+
+KINDS = {
+    "calibrate": ("calibrate", "gram"),
+    "split": ("split",),
+    "cut": ("plan", "slice"),
+    "recover": ("recover",),
+    "evaluate": ("evaluate", "tasks"),
+}  # what is told apart -> the stages that it is made of
+
+
+def work(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> dict[str, float]:
+    """FLOPs by kind of stage. What is read and written is not counted, nor are tasks and the efficiency's measuring.
+
+    taken: stages that another run has done.
+    """
+    stages = {name: each for name, each in stage_flops(config, parent, rounds).items() if name not in taken}
+    found = {
+        kind: sum(flops for name, flops in stages.items() if name.rpartition("/")[2] in members)
+        for kind, members in KINDS.items()
+    }
+    return {kind: flops for kind, flops in found.items() if flops}
+
+
+def duration(
+    config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """ "hours" by kind of stage and in all, "not_counted", "cost", and "basis", which says what they rest on; None
+    without one. taken: as in `work`."""
+    rate = flops_per_second(config, parent)
+    if rate is None:
+        return None
+    speed, basis = rate
+    ranks = num_ranks(config)
+    hours = {kind: flops / speed / SECONDS_PER_HOUR for kind, flops in work(config, parent, rounds, taken).items()}
+    hours["all"] = sum(hours.values())
+    price = config.plan.price_per_gpu_hour
+    return {
+        "hours": {kind: round(each, 6) for kind, each in hours.items()},
+        "basis": basis,
+        "not_counted": not_counted(config),
+        "gpu_hours": round(hours["all"] * ranks, 6),
+        "cost": None if price is None else round(hours["all"] * ranks * price, 2),
+    }
+
+
+def not_counted(config: RunConfig) -> list[str]:
+    """Parts of the run that take time which is not foretold, whatever they compute."""
+    parts = ["reading and writing files"]
+    if config.eval.tasks:
+        parts.append("eval.tasks")
+    if config.eval.efficiency.measured:
+        minutes = config.eval.efficiency.max_minutes
+        parts.append(f"efficiency (at most {minutes:g} minute{'' if minutes == 1 else 's'})")
+    return parts
+
+
+def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] | None:
+    """Of all ranks, and what the figure rests on."""
+    ranks = num_ranks(config)
+    if config.plan.tokens_per_second is not None:
+        teacher = None if config.recover.objective == "cross_entropy" else parent
+        per_token = parent.training_flops_per_token(config.data.sequence_length, teacher)
+        given = config.plan.tokens_per_second
+        return given * per_token, f"plan.tokens_per_second={given:g} for the uncut model, and FLOPs in proportion"
+    if config.plan.throughput_file is not None:
+        return _measured(Path(config.plan.throughput_file), ranks)
+    known = accelerator(config)
+    if known is None:
+        return None
+    basis = (
+        f"plan.mfu={config.plan.mfu:g}, an assumption, of {known.peak_flops / 1e12:g} TFLOP/s ({known.name}, dense "
+        f"bfloat16), {ranks} of them"
+    )
+    if config.engine.dtype == "float32":
+        basis += "; float32 reaches a fraction of that"
+    return config.plan.mfu * known.peak_flops * ranks, basis
+
+
+def _measured(path: Path, ranks: int) -> tuple[float, str]:
+    """From benchmarks.throughput: cross-entropy steps of an uncut model.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        found = read_json(path)
+        geometry = Geometry.from_dict(found["geometry"])
+        per_token = geometry.training_flops_per_token(found["sequence_length"])
+        speed = found["tokens_per_s"]["ours"] * per_token / found["world_size"] * ranks
+        return speed, f"{path}, measured on {found['world_size']} rank(s), in proportion to FLOPs and ranks"
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        message = f"plan.throughput_file={str(path)!r} is no results file of benchmarks.throughput ({why})"
+        raise ValueError(message) from None

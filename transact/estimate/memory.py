@@ -1,0 +1,167 @@
+"""Memory of a rank at every moment that may be the worst, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from transact.config import EngineConfig, RunConfig
+from transact.engine.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
+from transact.geometry import Geometry
+from transact.rounds import Round
+from transact.stages.preflight import check_ranks
+
+MOST_RANKS = 1024
+
+
+def memory_moments(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> list[dict[str, Any]]:
+    """A row per moment: "stage", "bytes" by component, "total_bytes". A round without tokens trains nothing."""
+    first = rounds[0]
+    rows = [_row(f"{first.folder_name}/{kind}", config, parent, ranks, parent) for kind in _calibrations(config)]
+    rows += [_row(f"{each.folder_name}/recover", config, each.geometry, ranks, parent) for each in _trained(rounds)]
+    return rows
+
+
+def other_checkpointing(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, Any] | None:
+    """The first recovery with activation checkpointing if the run has none, and without if it has."""
+    other = not config.engine.activation_checkpointing
+    otherwise = replace(config, engine=replace(config.engine, activation_checkpointing=other))
+    for each in _trained(rounds):
+        return _row(f"{each.folder_name}/recover", otherwise, each.geometry, ranks, parent)
+    return None
+
+
+def _trained(rounds: list[Round]) -> list[Round]:
+    return [each for each in rounds if each.tokens]
+
+
+def _calibrations(config: RunConfig) -> list[str]:
+    """Stages of the first round, the largest, before the cut."""
+    return ["calibrate", "gram"] if config.prune.method.needs_gram() else ["calibrate"]
+
+
+def _row(stage: str, config: RunConfig, geometry: Geometry, ranks: int, parent: Geometry) -> dict[str, Any]:
+    kind = stage.rpartition("/")[2]
+    estimate = estimate_memory(geometry, config, ranks, kind, parent=parent)
+    return {
+        "stage": stage,
+        "activation_checkpointing": config.engine.activation_checkpointing if kind == "recover" else None,
+        "bytes": {name: round(size) for name, size in estimate.parts().items() if size},
+        "total_bytes": round(estimate.total()),
+    }
+
+
+def host_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, int]:
+    """Of a rank, in the machine's memory besides: the best weights seen in a recovery while better ones replace them,
+    and the hidden states of sequential calibration."""
+    found = {}
+    for each in _trained(rounds)[:1]:
+        found["best_weights"] = 2 * round(each.geometry.parameters() * FLOAT32_BYTES / ranks)
+    if config.prune.method.refit == "sequential":
+        found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
+    return found
+
+
+def peak_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> float:
+    """The worst moment of the job as it is configured."""
+    moments = [estimate_memory(parent, config, ranks, kind) for kind in _calibrations(config)]
+    moments += [estimate_memory(each.geometry, config, ranks, "recover", parent=parent) for each in _trained(rounds)]
+    return max(moment.total() for moment in moments)
+
+
+def remedies(
+    config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int, limit_gib: float
+) -> list[dict[str, Any]]:
+    """Changes that make the job fit and that the run takes: each setting alone, what costs least first, and more ranks
+    alone. If neither does, settings and ranks together, as few of both as it takes."""
+
+    def peak_gib(changed: RunConfig, count: int) -> float:
+        return peak_bytes(changed, parent, rounds, count) / GIB
+
+    def fits(changed: RunConfig, count: int) -> bool:
+        return _takes(changed, count) and peak_gib(changed, count) <= limit_gib
+
+    def are_enough(count: int, chosen: list[NamedChange]) -> bool:
+        return fits(_with(config, chosen), count)
+
+    changes = _changes(config.engine)
+    found = [
+        {"change": name, "peak_gib": round(peak_gib(changed, ranks), 2)}
+        for name, change in changes
+        if (changed := change(config)) != config and fits(changed, ranks)
+    ]
+    counts = [2**power for power in range(1, 11) if ranks < 2**power <= MOST_RANKS]
+    enough = next((count for count in counts if fits(config, count)), None)
+    if enough is not None:
+        found.append({"change": f"{enough} ranks", "peak_gib": round(peak_gib(config, enough), 2)})
+    if found:
+        return found
+    for count in [ranks, *counts]:
+        needed = _needed(changes, partial(are_enough, count))
+        if needed:
+            names = [name for name, _ in needed] + ([f"{count} ranks"] if count > ranks else [])
+            return [{"change": " ".join(names), "peak_gib": round(peak_gib(_with(config, needed), count), 2)}]
+    return []
+
+
+def _needed(changes: list[NamedChange], is_enough: Callable[[list[NamedChange]], bool]) -> list[NamedChange]:
+    """What is left when everything that can be done without, dearest first, is taken away; empty if all is too little.
+
+    Of two values of one setting the later one, which goes further, counts.
+    """
+    if not is_enough(changes):
+        return []
+    needed = list(changes)
+    for each in reversed(changes):
+        without = [other for other in needed if other is not each]
+        if is_enough(without):
+            needed = without
+    return needed
+
+
+def _with(config: RunConfig, changes: list[NamedChange]) -> RunConfig:
+    for _, change in changes:
+        config = change(config)
+    return config
+
+
+def _takes(config: RunConfig, ranks: int) -> bool:
+    """Whether the run would start so."""
+    try:
+        check_ranks(config, ranks)
+    except ValueError:
+        return False
+    return True
+
+
+Change = Callable[[RunConfig], RunConfig]
+NamedChange = tuple[str, Change]
+
+
+def _changes(engine: EngineConfig) -> list[NamedChange]:
+    """What takes less memory, from what costs little to what costs more: the setting as it is given, and its effect."""
+    half = max(1, engine.micro_batch_sequences // 2)
+    return [
+        ("engine.activation_checkpointing=true", _engine_with(activation_checkpointing=True)),
+        ("engine.zero_stage=3", _engine_with(zero_stage=3)),
+        (f"engine.micro_batch_sequences={half}", _engine_with(micro_batch_sequences=half)),
+        ("engine.micro_batch_sequences=1", _engine_with(micro_batch_sequences=1)),
+        ("engine.dtype=bfloat16", _engine_with(dtype="bfloat16")),
+        ("prune.method.gram_gib=1", _with_little_gram),
+        ("recover.objective=cross_entropy", _without_teacher),
+    ]
+
+
+def _engine_with(**settings: Any) -> Change:
+    return lambda config: replace(config, engine=replace(config.engine, **settings))
+
+
+def _with_little_gram(config: RunConfig) -> RunConfig:
+    method = replace(config.prune.method, gram_gib=min(1.0, config.prune.method.gram_gib))
+    return replace(config, prune=replace(config.prune, method=method))
+
+
+def _without_teacher(config: RunConfig) -> RunConfig:
+    return replace(config, recover=replace(config.recover, objective="cross_entropy"))

@@ -1,0 +1,226 @@
+"""plan.txt: the forecast for a person."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from transact.engine.memory import GIB
+
+MAX_WARNINGS = 5
+MAX_MOMENTS = 3
+WIDTH = 110  # characters of a line that is no row of a table
+HARD_SPACE = "\0"
+MIB = 1024**2
+SECONDS_PER_HOUR, MINUTES_PER_HOUR = 3600, 60
+
+
+def text(plan: dict[str, Any]) -> str:
+    lines = [
+        *_dimension_lines(plan),
+        *_taken_lines(plan["taken_over"]),
+        *_split_lines(plan),
+        *_warning_lines(plan["warnings"]),
+        *_text_lines(plan["text"]),
+        *_calibration_lines(plan["calibration"], plan["dense"]["geometry"]["num_layers"]),
+        *_memory_lines(plan["memory"], plan),
+        *_disk_lines(plan["disk_bytes"]),
+        *_duration_lines(plan["duration"], plan),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(line: str) -> list[str]:
+    """A long line goes on below itself, further in; a figure stays with its unit."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    whole = re.sub(r"(?<=\d) (?=[GMK]iB|minutes|seconds|hours|/ )|(?<= /) (?=\d)", HARD_SPACE, line)
+    lines = textwrap.wrap(whole, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [each.replace(HARD_SPACE, " ") for each in lines]
+
+
+def _dimension_lines(plan: dict[str, Any]) -> list[str]:
+    rounds = plan["rounds"]
+    lines = [f"{plan['name']}: {plan['model']}, {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'}"]
+    if not plan["is_model_at_hand"]:
+        lines += _wrapped(
+            "the model is no folder here: these are the dimensions that are declared, or those of the hub"
+        )
+    trains = plan["tokens"] > 0
+    headings = ["", "heads/KV", "head_dim", "intermediate", "parameters", "removed", "of layers", "KV bytes/token"]
+    headings += ["FLOPs/token", *(["tokens", "steps", "peak rate"] if trains else [])]
+    rows = [_row("dense", plan["dense"]) + ([""] * 3 if trains else [])]
+    for each in rounds:
+        recovery = [f"{each['tokens']:,}", f"{each['steps']:,}", f"{each['learning_rate']:.1e}"]
+        rows.append(_row(f"round {each['round']}", each) + (recovery if trains else []))
+    lines += _table([headings, *rows])
+    last = rounds[-1]
+    lines += _wrapped(
+        f"removed: {last['removed_fraction']:.1%} of all parameters, which is "
+        f"{last['removed_fraction_of_layers']:.1%} of the layers' (embeddings and norms are not cut)"
+    )
+    if not trains:
+        return [*lines, "recovery: none (recover.tokens=0)"]
+    steps = sum(each["steps"] for each in rounds)
+    counted = f"{steps:,} step{'' if steps == 1 else 's'} of {plan['tokens_per_batch']:,}"
+    return [*lines, f"recovery: {plan['tokens']:,} tokens, {counted}"]
+
+
+def _taken_lines(taken: list[str]) -> list[str]:
+    if not taken:
+        return []
+    return _wrapped(
+        f"taken over from the run whose cut this recovers, and not done again: {', '.join(taken)}; work and time are "
+        "those of what is left, memory and disk those of the whole run"
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _row(name: str, model: dict[str, Any]) -> list[str]:
+    geometry = model["geometry"]
+    return [
+        name,
+        _heads(geometry),
+        str(geometry["head_dim"]),
+        f"{geometry['intermediate_size']:,}",
+        f"{model['parameters']:,}",
+        *(_share(model[name]) for name in ("removed_fraction", "removed_fraction_of_layers")),
+        f"{model['kv_bytes_per_token']:,}",
+        f"{model['flops_per_token']:.2e}",
+    ]
+
+
+def _share(removed: float) -> str:
+    return f"{removed:.1%}" if removed else "-"
+
+
+def _heads(geometry: dict[str, Any]) -> str:
+    return f"{geometry['num_attention_heads']}/{geometry['num_key_value_heads']}"
+
+
+def _split_lines(plan: dict[str, Any]) -> list[str]:
+    """What the run will try before it knows the dimensions above."""
+    found = plan["split_candidates"]
+    if not found:
+        return []
+    cuts_heads = len({_heads(each) for each in found}) > 1
+    names = ", ".join(
+        f"{_heads(each) if cuts_heads else each['head_dim']} / {each['intermediate_size']:,}" for each in found
+    )
+    return [
+        *_wrapped(
+            f"split: auto; the dimensions above are those of equal shares. The run measures {len(found)} splits "
+            "between attention and MLP on the validation text, and takes the best:"
+        ),
+        *_wrapped(f"  ({'heads/KV' if cuts_heads else 'head_dim'} / intermediate): {names}"),
+    ]
+
+
+def _warning_lines(warnings: list[str]) -> list[str]:
+    shown = [line for each in warnings[:MAX_WARNINGS] for line in _wrapped(f"warning: {each}")]
+    more = len(warnings) - MAX_WARNINGS
+    return [*shown, f"warning: {more} more of the kind, all of them in plan.json"] if more > 0 else shown
+
+
+def _text_lines(found: dict[str, Any]) -> list[str]:
+    longest = found["longest_sequence"]
+    limit = "" if longest is None else f" (data.sequence_length; the model takes up to {longest:,})"
+    tokens = ", ".join(f"{count:,} for {what}" for what, count in found["tokens"].items() if what != "held out")
+    return _wrapped(
+        f"text: sequences of {found['sequence_length']:,} tokens{limit}: {tokens}; {found['tokens']['held out']:,} "
+        "held-out ones for perplexity"
+    )
+
+
+def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str]:
+    sequences, passes = calibration["sequences"], calibration["gram_passes"]
+    lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
+    if passes:
+        turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
+        lines += _wrapped(
+            f"gram matrices: {turns} over {sequences} sequences, at most {max(passes)} of {num_layers} layers at a "
+            f"time: {_size(calibration['gram_bytes_per_rank'])} a rank; "
+            f"{_size(calibration['gram_bytes_on_disk'])} on the disk until the round is sliced"
+        )
+    if "hidden_state_bytes_per_rank" in calibration:
+        stream = _size(calibration["hidden_state_bytes_per_rank"])
+        lines.append(f"sequential calibration: three runs of every layer, {stream} of hidden states a rank")
+    return lines
+
+
+def _memory_lines(memory: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    ranks = "1 rank" if plan["ranks"] == 1 else f"{plan['ranks']} ranks"
+    lines = [f"memory per rank on {ranks}, ZeRO stage {memory['zero_stage']}, estimated:"]
+    here, otherwise = memory["moments"], memory["other_checkpointing"]
+    lines += [line for each in here[:MAX_MOMENTS] for line in _moment_lines(each)]
+    if len(here) > MAX_MOMENTS:
+        lines.append("  later rounds need less")
+    if otherwise is not None:
+        how = "with" if otherwise["activation_checkpointing"] else "without"
+        total = _size(otherwise["total_bytes"])
+        lines.append(f"  {how} engine.activation_checkpointing, {otherwise['stage']}: {total}")
+    host = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in memory["host_bytes"].items())
+    if host:
+        lines.append(f"  besides, in the machine's memory, a rank: {host}")
+    if memory["fits"] is None:
+        return [*lines, "whether it fits: say what a rank runs on, plan.accelerator=h100 or plan.memory_gib=80"]
+    verdict = "fits" if memory["fits"] else "does NOT fit"
+    lines.append(f"{verdict}: {memory['peak_gib']:.2f} of {memory['limit_gib']:g} GiB")
+    if not memory["fits"]:
+        helps = [f"  {each['change']}: {each['peak_gib']:.2f} GiB" for each in memory["would_fit_with"]]
+        lines += ["what would make it fit:", *helps] if helps else ["nothing that was tried makes it fit"]
+    return lines
+
+
+def _moment_lines(moment: dict[str, Any]) -> list[str]:
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in moment["bytes"].items())
+    return _wrapped(f"  {moment['stage']:19} {_size(moment['total_bytes']):>10} ({parts})")
+
+
+def _disk_lines(disk: dict[str, int]) -> list[str]:
+    kept = ("sliced_and_recovered", "export", "gguf", "token_store", "statistics")
+    parts = ", ".join(f"{name.replace('_', ' ')} {_size(disk[name])}" for name in kept if disk[name])
+    passing = {"training checkpoints": disk["training_checkpoints"], "gram matrices": disk["gram"]}
+    meanwhile = " and ".join(f"{name} {_size(size)}" for name, size in passing.items() if size)
+    most = f"; at most {_size(disk['peak'])} meanwhile ({meanwhile})" if meanwhile else ""
+    return _wrapped(f"disk: {_size(disk['end'])} at the end ({parts}){most}")
+
+
+def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> list[str]:
+    work = plan["flops"]
+    shares = ", ".join(f"{kind} {flops / sum(work.values()):.0%}" for kind, flops in work.items())
+    lines = _wrapped(f"work: {sum(work.values()):.2e} FLOPs ({shares})")
+    if duration is None:
+        return [*lines, "time: not known here; give plan.tokens_per_second, or plan.accelerator and plan.mfu"]
+    hours = duration["hours"]
+    parts = ", ".join(f"{kind} {in_words(each)}" for kind, each in hours.items() if kind != "all")
+    unit = "GPU" if plan["accelerator"] else "rank"
+    lines += _wrapped(f"time: about {in_words(hours['all'])} ({parts}), {duration['gpu_hours']:.3g} {unit} hours")
+    lines += _wrapped(f"  from {duration['basis']}")
+    if "split" in hours or "cut" in hours:
+        lines.append("  split and cut: factorisations are weighted as they were measured on CPU cores")
+    lines += _wrapped(f"  not counted: {', '.join(duration['not_counted'])}")
+    if duration["cost"] is not None:
+        lines.append(f"cost: about {duration['cost']:,.2f} (plan.price_per_gpu_hour)")
+    return lines
+
+
+def in_words(hours: float) -> str:
+    """Of a size that says something: 0.004 -> "14 seconds", 0.4 -> "24 minutes", 4.1 -> "4.1 hours"."""
+    if hours >= 2:
+        return f"{hours:,.1f} hours"
+    if hours * MINUTES_PER_HOUR >= 2:
+        return f"{hours * MINUTES_PER_HOUR:.0f} minutes"
+    seconds = round(hours * SECONDS_PER_HOUR)
+    return f"{seconds} second{'' if seconds == 1 else 's'}" if seconds else "under a second"
+
+
+def _size(size: float) -> str:
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size / MIB:.0f} MiB" if size >= MIB else f"{max(1, round(size / 1024))} KiB"

@@ -1,0 +1,196 @@
+"""Time a model and its parent in turn, in one process, and relate what was reached to what the removed work allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.config import EfficiencyConfig
+from transact.evaluation.efficiency.allocation import peak_bytes
+from transact.evaluation.efficiency.comparison import Turn, medians, speed_ups
+from transact.evaluation.efficiency.generation import Clock, generate, random_prompt
+from transact.evaluation.efficiency.loading import floor_geometry, floor_model, load
+from transact.geometry import Geometry
+from transact.models.folder import geometry_of
+from transact.models.shards import shard_names
+
+PARENT = "parent"  # the role that others are compared with
+FLOOR = "floor"
+WARM_UP_TOKENS = 3
+
+Turns = dict[str, list[dict[int, dict[str, Any]]]]  # role -> a turn each -> new tokens -> phase -> seconds
+
+
+def measure(
+    folders: Mapping[str, Path],
+    config: EfficiencyConfig,
+    *,
+    dtype: str,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, Any]:
+    """What running each model costs.
+
+    Args:
+        folders: by role; where there is a "parent", the others are compared with it.
+        dtype: of weights and computation, the same for all.
+        progress: told the number of tokens that were made.
+
+    Returns:
+        "models": role -> counts, "settings", and "latency": a row for each batch size, prompt length and number of
+        new tokens, with the turns that there was time for. "left_out": what there was no time for; "not_measured":
+        the reason where that is everything.
+    """
+    geometries = {role: geometry_of(folder) for role, folder in folders.items()}
+    models = {role: load(folder, dtype, device) for role, folder in folders.items()}
+    models[FLOOR] = floor_model(next(iter(models.values())))
+    clock = Clock(device=device, threads=config.threads)
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    patience = Patience(60 * config.max_minutes)
+    with _threads(config.threads, device):
+        for batch_size in config.batch_sizes:
+            for prompt_tokens in config.prompt_tokens:
+                vocabulary = min(geometry.vocab_size for geometry in geometries.values())
+                prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
+                step_seconds = _warm_up(models, prompt, clock)
+                what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
+                number = patience.turns(config.turns, step_seconds * max(config.new_tokens))
+                if number < config.turns:
+                    left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
+                if number == 0:
+                    progress(config.turns * len(models) * max(config.new_tokens))
+                    continue
+                turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
+                progress((config.turns - number) * len(models) * max(config.new_tokens))
+                rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
+    return {
+        "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
+        "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
+        "latency": rows,
+        "left_out": left_out,
+        "not_measured": None
+        if rows
+        else f"one turn takes longer than eval.efficiency.max_minutes={config.max_minutes:g}",
+    }
+
+
+class Patience:
+    """What can still be done in a limited time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def turns(self, wanted: int, seconds_per_turn: float) -> int:
+        """As many as there is time for, at most as many as are wanted."""
+        left = self._until - time.monotonic()
+        return max(0, min(wanted, int(left / seconds_per_turn)))
+
+
+def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> float:
+    """Seconds of a decoding step of every model together: what a turn will take is foreseen with it."""
+    seconds = 0.0
+    for model in models.values():
+        begin = time.monotonic()
+        generate(model, prompt, [WARM_UP_TOKENS], clock.read)
+        seconds += (time.monotonic() - begin) / WARM_UP_TOKENS
+    return seconds
+
+
+def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
+    """What dimensions and files say without running anything. KV bytes for a cache in this dtype."""
+    return {
+        "parameters": geometry.parameters(),
+        "file_bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
+        "kv_bytes_per_token": geometry.kv_bytes_per_token(getattr(torch, dtype).itemsize),
+        "geometry": geometry.to_dict(),
+    }
+
+
+def tokens_to_make(config: EfficiencyConfig, models: int) -> int:
+    """The sum of what `progress` is told."""
+    settings = len(config.batch_sizes) * len(config.prompt_tokens)
+    return settings * config.turns * (models + 1) * max(config.new_tokens)
+
+
+@contextmanager
+def _threads(threads: int, device: torch.device) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _take_turns(
+    models: Mapping[str, Any],
+    prompt: torch.Tensor,
+    number: int,
+    marks: list[int],
+    clock: Clock,
+    progress: Callable[[int], None],
+) -> Turns:
+    """Every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates.
+
+    marks: numbers of new tokens, ascending.
+    """
+    turns: Turns = {role: [] for role in models}
+    for turn in range(number):
+        for role in list(models)[:: -1 if turn % 2 else 1]:
+            turns[role].append(generate(models[role], prompt, marks, clock.read))
+            progress(marks[-1])
+    return turns
+
+
+def _row(
+    new_tokens: int,
+    prompt: torch.Tensor,
+    turns: Turns,
+    models: Mapping[str, Any],
+    geometries: Mapping[str, Geometry],
+    clock: Clock,
+) -> dict[str, Any]:
+    batch_size, prompt_tokens = prompt.shape
+    here: dict[str, Sequence[Turn]] = {role: [turn[new_tokens] for turn in each] for role, each in turns.items()}
+    found: dict[str, Any] = {}
+    for role, model in models.items():
+        geometry = geometries.get(role) or floor_geometry(next(iter(geometries.values())))
+        found[role] = medians(here[role])
+        found[role]["prefill"]["flops"] = batch_size * geometry.prefill_flops(prompt_tokens)
+        context = prompt_tokens + new_tokens // 2  # of the step in the middle
+        found[role]["decode"]["flops"] = batch_size * geometry.flops_per_token(context)
+        found[role]["decode"]["bytes"] = geometry.decode_bytes(context, batch_size, model.dtype.itemsize)
+        found[role]["peak_bytes"] = peak_bytes(model, prompt, new_tokens)
+    row = {
+        "batch_size": batch_size,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "turns": len(next(iter(turns.values()))),
+        "models": found,
+    }
+    if PARENT in found:
+        row["speed_ups"] = {
+            role: _speed_ups({"parent": PARENT, "child": role, "floor": FLOOR}, here, found, clock)
+            for role in geometries
+            if role != PARENT
+        }
+    return row
+
+
+def _speed_ups(
+    roles: Mapping[str, str], turns: Mapping[str, Sequence[Turn]], found: Mapping[str, Any], clock: Clock
+) -> dict[str, Any]:
+    """FLOPs bound prefill, bytes decode."""
+    work = {
+        phase: {name: found[role][phase][unit] for name, role in roles.items()}
+        for phase, unit in (("prefill", "flops"), ("decode", "bytes"))
+    }
+    return speed_ups({name: turns[role] for name, role in roles.items()}, work, clock.basis)

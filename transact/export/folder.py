@@ -1,0 +1,65 @@
+"""Write the final checkpoint as a stock Hugging Face folder: few shards, one dtype, tokenizer, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from transact.engine.checkpoints import copy_companions, stored_config
+from transact.export.converter_guard import guard_tensors
+from transact.files import read_json, write_json, write_text
+from transact.models.llama import is_stock
+from transact.models.model_files import SINGLE_NAME
+from transact.models.rotary import stated_settings
+from transact.models.tensor_files import CheckpointReader, write_index, write_shard
+
+SHARD_BYTES = 4_000_000_000
+
+
+def plan_shards(reader: CheckpointReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
+    """Tensor names of each shard, in the order of the source, none above `limit` bytes unless one tensor is."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in reader.files:
+        size = torch.Size(reader.shape(name)).numel() * bytes_per_element
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def write_export(source: Path, target: Path, dtype: str, model_card: str) -> None:
+    """Fill the folder `target`, which must exist; one shard is in memory at a time."""
+    torch_dtype = getattr(torch, dtype)
+    config = read_json(source / "config.json")
+    if is_stock(config):
+        config |= stated_settings(config)
+    guard = guard_tensors(config)
+    with CheckpointReader(source) as reader:
+        shards = plan_shards(reader, torch_dtype.itemsize)
+        files: dict[str, str] = {}
+        total = 0
+        for number, names in enumerate(shards, start=1):
+            file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors = {name: reader.tensor(name).to(torch_dtype) for name in names}
+            if number == 1:
+                tensors |= guard
+            total += write_shard(target / file, tensors, None)["size"]
+            files.update(dict.fromkeys(tensors, file))
+    if len(shards) > 1:
+        write_index(target, files, total)
+    write_json(target / "config.json", stored_config(config, dtype))
+    copy_companions(source, target)
+    _name_old_tokenizer_class(target / "tokenizer_config.json")
+    write_text(target / "README.md", model_card)
+
+
+def _name_old_tokenizer_class(path: Path) -> None:
+    """Transformers 5 writes a class that 4 does not know; both know the name that 4 writes for the same class."""
+    if path.is_file():
+        config = read_json(path)
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -1,0 +1,180 @@
+"""Submit a run to SLURM: what can be known to be wrong is refused, then one job is queued, which sees to itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from transact.config import LaunchConfig, RunConfig
+from transact.configuring import PACKAGE, to_dictionary
+from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
+from transact.errors import DONE, FAILED, one_line, refuse
+from transact.files import write_json
+from transact.launch.executors import log_path, submit_to_slurm
+from transact.launch.following import follow
+from transact.launch.shared_folders import check_shared
+from transact.runs.run_folder import COPIED_REVISION, git_revision
+from transact.runs.run_record import JOB_RECORD, LAYOUT, claim_run, read_config, read_record
+from transact.tracking.view import Lines
+
+POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
+
+
+def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
+    """Submit, say how to go on, and follow the job where that is wanted. Returns the exit code."""
+    from transact.stages.preflight import check
+
+    folder = Path(config.output_dir).absolute()
+    config.output_dir = str(folder)
+    try:
+        require_slurm()
+        check_request(config.launch, folder)
+        check(config, config.launch.num_ranks)
+        if is_sweep and _needs_nothing(config, folder):
+            return DONE
+        _refuse_live(folder)
+        after = _to_wait_for(config.launch, folder.parent) if is_sweep else None
+        job = _submit(config, folder, after)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    log = log_path(folder / "logs", job, 0)
+    print(
+        f"submitted: job {job}\n  folder  {folder}\n  follow  tail -F {log}\n          "
+        f"python -m transact status {folder}\n  cancel  scancel {job}",
+        flush=True,
+    )
+    return _wait(job, folder, log) if config.launch.wait else DONE
+
+
+def check_request(launch: LaunchConfig, folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the cluster has no such partition, or not as many nodes, or they do not see the folder.
+    """
+    partitions: dict[str, int] = {}
+    default = None
+    for line in ask("sinfo", "-a", "-h", "-o", "%P|%D").splitlines():
+        name, _, nodes = line.partition("|")
+        default = name.rstrip("*") if name.endswith("*") else default
+        partitions[name.rstrip("*")] = partitions.get(name.rstrip("*"), 0) + int(nodes)
+    if launch.partition is None and default is None:
+        return  # a plug-in of the cluster chooses
+    chosen = (launch.partition or default or "").split(",")  # SLURM takes whichever of several is free first
+    for name in chosen:
+        if name not in partitions:
+            shown = ", ".join(sorted(partitions))
+            raise ValueError(f"launch.partition={launch.partition!r} is not allowed: it must be one of {shown}")
+    largest = max(partitions[name] for name in chosen)
+    if launch.nodes > largest:
+        raise ValueError(f"launch.nodes={launch.nodes} is not allowed: partition {','.join(chosen)} has {largest}")
+    if not launch.shared_folder:
+        hosts = set(ask("sinfo", "-h", "-N", "-p", ",".join(chosen), "-o", "%n").split())
+        check_shared(folder, hosts)
+
+
+def live_job(folder: Path) -> str | None:
+    """The job that waits or runs for this folder, submitted from here or by hand."""
+    submitted, begun = read_record(folder, JOB_RECORD) or {}, read_record(folder) or {}
+    jobs = (submitted.get("job"), begun.get("attempt", {}).get("job"))
+    found = live_jobs(job for job in jobs if job is not None)
+    return found[0] if found else None
+
+
+def _refuse_live(folder: Path) -> None:
+    live = live_job(folder)
+    if live is not None:
+        raise ValueError(
+            f"output_dir={str(folder)!r} has a live job already ({live}): wait, `scancel {live}`, or choose another "
+            "name="
+        )
+
+
+def _needs_nothing(config: RunConfig, folder: Path) -> bool:
+    """Whether a point of a sweep is at work or finished; says so."""
+    live = live_job(folder)
+    if live is not None:
+        print(f"{folder.name}: job {live} is at it already", flush=True)
+    elif is_finished(folder) and _was_asked_this(config, folder):
+        print(f"{folder.name}: finished already", flush=True)
+    else:
+        return False
+    return True
+
+
+def _was_asked_this(config: RunConfig, folder: Path) -> bool:
+    """Whether the finished run measured and exported what is asked for now: more may be asked of it."""
+    before, now = read_config(folder) or {}, to_dictionary(config)
+    return all(before.get(section) == now[section] for section in ("eval", "export"))
+
+
+def is_finished(folder: Path) -> bool:
+    return (read_record(folder) or {}).get("state") == "done"
+
+
+def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
+    """The job that must end first, so that no more than `launch.max_running` points of the sweep run at a time.
+
+    Every job waits for the one that is so many places before it, which makes as many lanes.
+    """
+    if launch.max_running is None:
+        return None
+    records = [read_record(path.parent, JOB_RECORD) for path in sweep.glob(f"*/{JOB_RECORD}")]
+    live = live_jobs(sorted((record["job"] for record in records if record is not None), key=int))
+    return live[-launch.max_running] if len(live) >= launch.max_running else None
+
+
+def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
+    """Returns the job's id. A job that SLURM refuses leaves nothing behind."""
+    from transact.distributed.file_lock import exclusive
+
+    is_new = not folder.exists()
+    claim_run(folder, config.share_dir, "submitted")
+    with exclusive(folder / "submit.lock"):
+        _refuse_live(folder)  # somebody may have been faster
+        code = snapshot(folder)
+        (folder / "logs").mkdir(exist_ok=True)
+        try:
+            job = submit_to_slurm(config, folder / "logs", code, after)
+        except SlurmError:
+            shutil.rmtree(folder if is_new and not (folder / JOB_RECORD).exists() else code)
+            raise
+        write_json(folder / JOB_RECORD, {"layout": LAYOUT, "job": job, "submitted": time.time(), "code": str(code)})
+    return job
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy the package: a job that is queued again runs what was submitted. Returns the folder to import from."""
+    code = folder / "code" / time.strftime("%Y%m%d-%H%M%S")
+    package = code / PACKAGE.name
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "demo_parent", "conf"))
+    (package / COPIED_REVISION.name).write_text(git_revision() or "", encoding="utf-8")
+    return code
+
+
+def _wait(job: str, folder: Path, log: Path) -> int:
+    asked, over = float("-inf"), False
+
+    def is_over() -> bool:
+        nonlocal asked, over
+        if time.monotonic() - asked > POLL_SECONDS:
+            asked, over = time.monotonic(), not live_jobs([job])
+        return over
+
+    try:
+        follow(log, is_over, Lines(POLL_SECONDS))
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; scancel {job} ends it", flush=True)
+        return FAILED
+    except SlurmError as error:
+        print(f"error: {error}; job {job} goes on", flush=True)
+        return FAILED
+    return DONE if is_finished(folder) else _tell_failure(job, folder)
+
+
+def _tell_failure(job: str, folder: Path) -> int:
+    record = read_record(folder) or {}
+    state = job_states([job]).get(job, "gone")
+    reason = one_line(record.get("error") or "it left no reason")
+    print(f"error: job {job} is {state}: {reason}; logs in {folder / 'logs'}")
+    return FAILED

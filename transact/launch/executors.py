@@ -1,0 +1,309 @@
+"""The only file that imports submitit: what it runs in each process, and how it is told to start them.
+
+python -m transact.launch.executors FOLDER      controls the ranks of launch=local; started by it alone
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from submitit import LocalExecutor
+from submitit.local.local import Controller, LocalJob
+
+from transact.config import LaunchConfig, RunConfig
+from transact.configuring import to_dictionary, typed_config
+from transact.distributed.environment import JOB_TOKEN, LAUNCHER, LOOPBACK, PARENTS, forget_launcher, free_port
+from transact.distributed.job_token import new_token
+from transact.distributed.signals import SIGNALS
+from transact.distributed.slurm import SlurmError
+from transact.errors import FAILED, leave
+from transact.runs.verdict import RankEnd, name_the_dead
+
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where its controller is: sbatch needs them
+# The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
+SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
+POLL_SECONDS = 0.05
+STRAGGLER_SECONDS = 90.0  # that ranks go on after another has left; before they have met, nobody tells them
+KILL_SECONDS = 30.0  # to heed SIGTERM after that: a suspended process never does
+
+
+class LocalTask:
+    """What each process of launch=local runs. It travels as a pickle, so it holds plain data only."""
+
+    def __init__(self, config: dict[str, Any], port: int) -> None:
+        self.config = config
+        self.port = port
+
+    def __call__(self) -> int:
+        """Returns the exit code of `transact.launch.worker.work`."""
+        from submitit.helpers import TorchDistributedEnvironment
+
+        _listen_as_usual()
+        os.environ[PARENTS] = f"{os.getppid()} {os.environ.get(LAUNCHER, '')}"
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        from transact.launch.worker import work
+
+        os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines
+        os.environ["MASTER_PORT"] = str(self.port)  # submitit's comes from the job's number, whether it is free or not
+        return work(typed_config(self.config))
+
+
+class SlurmTask:
+    """What each process of launch=slurm runs."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def __call__(self) -> None:
+        """Ends the process with the exit code of `transact.launch.worker.work`, which the batch script decides upon."""
+        _listen_as_usual()
+        from transact.launch.worker import work
+
+        leave(work(typed_config(self.config)))
+
+
+def _listen_as_usual() -> None:
+    """submitit makes its tasks deaf to SIGTERM and queues the job again on SIGUSR2, on rank 0 alone."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def log_path(folder: Path, job: str, rank: int) -> Path:
+    return folder / f"{job}_{rank}_log.out"
+
+
+def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
+    """Start `launch.processes` processes here. Returns submitit's job.
+
+    They are deaf to Ctrl-C until `work` listens, since submitit's own answer to it is to kill the ranks within a
+    second; where nobody waits for them, also to the end of the terminal.
+    """
+    executor = _Executor(folder=logs)
+    executor.update_parameters(
+        tasks_per_node=config.launch.processes,
+        timeout_min=config.launch.timeout_minutes,
+        gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
+        stderr_to_stdout=True,
+    )
+    task = LocalTask(to_dictionary(config.without_setup()), free_port())
+    forget_launcher()
+    with _deaf_to(signal.SIGINT), _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid())}):
+        if config.launch.wait:
+            return executor.submit(task)
+        del os.environ[LAUNCHER]
+        with _deaf_to(signal.SIGHUP), _silent_children():
+            return executor.submit(task)
+
+
+class _Executor(LocalExecutor):  # type: ignore[misc]
+    """Starts a controller that remembers how each rank ended."""
+
+    def _submit_command(self, command: str) -> Any:
+        count = self.parameters["tasks_per_node"]
+        variables = {
+            "NTASKS": count,
+            "COMMAND": command,
+            "TIMEOUT_S": int(60 * self.parameters["timeout_min"]),
+            "SIGNAL_DELAY_S": 30,
+            "NODEID": 0,
+            "JOB_NUM_NODES": 1,
+            "WITH_SHELL": "",
+        }
+        environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in variables.items()}
+        environment |= {"SUBMITIT_STDERR_TO_STDOUT": "1", "SUBMITIT_EXECUTOR": "local"}
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(self.parameters["gpus_per_node"])))
+        arguments = [sys.executable, "-m", "transact.launch.executors", str(self.folder)]
+        process = subprocess.Popen(arguments, env=os.environ | environment)
+        return LocalJob(self.folder, job_id=str(process.pid), process=process, tasks=list(range(count)))
+
+
+class RankController(Controller):  # type: ignore[misc]
+    """The parent of the ranks: alone it knows how each of them ended, and it ends those that no longer can."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: str | None = None
+        self._began = time.time()
+
+    def _forward_signal(self, number: Any, *frame: Any) -> None:
+        if number == signal.SIGTERM and frame:  # from outside
+            self.asked = self.asked or "SIGTERM"
+        super()._forward_signal(number, *frame)
+
+    def wait(self, freq: int = 24) -> Any:
+        """Returns the exit codes of the ranks, once all have ended; by then run.json names the one that died."""
+        ends: dict[int, RankEnd] = {}
+        limit = time.monotonic() + self.timeout_s
+        asked_to_leave = killed = None
+        while len(ends) < len(self.tasks):
+            now = time.monotonic()
+            for rank, task in enumerate(self.tasks):
+                if rank not in ends and (code := task.poll()) is not None:
+                    ends[rank] = RankEnd(rank=rank, code=code, by_us=asked_to_leave is not None)
+                    limit = min(limit, now + STRAGGLER_SECONDS)
+            if asked_to_leave is None and now > limit:
+                asked_to_leave = now
+                self._forward_signal(signal.SIGTERM)
+            if asked_to_leave is not None and killed is None and now > asked_to_leave + KILL_SECONDS:
+                killed = now
+                self._forward_signal(signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        name_the_dead(self.folder.parent, self._began, list(ends.values()), self.asked)
+        return [ends[rank].code for rank in sorted(ends)]
+
+
+@contextmanager
+def _variables(given: dict[str, str]) -> Iterator[None]:
+    """Of the environment, for what is started inside."""
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _deaf_to(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started inside inherit it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def _silent_children() -> Iterator[None]:
+    """Processes that are started inside do not hold our output open, for which a pipe would wait."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def local_exit_code(job: Any, rank: int, processes: int) -> int:
+    """How a rank of a job that is over ended; one that was killed counts as failed."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    try:
+        return int(job.task(rank).result() if processes > 1 else job.result())
+    except (FailedJobError, UncompletedJobError):
+        return FAILED
+
+
+def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None) -> str:
+    """Returns the job's id.
+
+    Args:
+        code: the folder that holds the package to run.
+        after: a job that must have ended before this one starts.
+
+    Raises:
+        SlurmError: SLURM refuses the job; says why.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    launch = config.launch
+    cpus = {} if launch.cpus_per_task is None else {"cpus_per_task": launch.cpus_per_task}
+    executor = SlurmExecutor(folder=logs, python=launch.python)
+    executor.update_parameters(
+        job_name=f"{config.name} {config.point_name}".strip(),
+        time=launch.timeout_minutes,
+        nodes=launch.nodes,
+        ntasks_per_node=launch.ranks_per_node,
+        signal_delay_s=launch.signal_delay_seconds,
+        stderr_to_stdout=True,
+        wckey=None,
+        dependency=None if after is None else f"afterany:{after}",
+        setup=setup_lines(launch, Path(config.output_dir), code),
+        # srun has not taken this one over from sbatch since SLURM 22.05.
+        srun_args=[*SRUN_OPTIONS, *(f"--cpus-per-task={count}" for count in cpus.values()), *launch.srun_options],
+        additional_parameters=_sbatch_options(launch),
+        **cpus,
+    )
+    # sbatch hands the environment on, and heeds its own variables before our request.
+    ours = [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_")) and name not in OF_THE_CLUSTER]
+    for name in ours:
+        del os.environ[name]
+    forget_launcher()
+    os.environ[JOB_TOKEN] = new_token()
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
+            return str(executor.submit(SlurmTask(to_dictionary(config.without_setup()))).job_id)
+    except FailedJobError as error:
+        raise SlurmError(f"SLURM refuses the job: {_reason(error)}") from None
+
+
+def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
+    named = {
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "mem": launch.memory,
+        "constraint": launch.constraint,
+        "gpus-per-node": launch.gpus_per_node or None,
+    }
+    # A flag has no value: {exclusive: true}.
+    options = {name: True if value.lower() == "true" else value for name, value in launch.options.items()}
+    return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | options
+
+
+def _reason(error: Exception) -> str:
+    """What sbatch said, without submitit's frame around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line.partition("error:")[2].strip() for line in lines if "sbatch: error:" in line]
+    return "; ".join(said) or " ".join(line for line in lines if line)
+
+
+def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
+    """The batch script before srun, and beside the code what the user wants there."""
+    limits = f"--max-timeouts={launch.max_timeouts} --max-preemptions={launch.max_preemptions} "
+    limits += f"--max-failures={launch.max_failures} --signal-delay={launch.signal_delay_seconds}"
+    attempt = f"{shlex.quote(sys.executable)} -m transact.launch.attempt"
+    at_end = f"code=$?; {attempt} end {shlex.quote(str(folder))} $code {limits}; exit $code"
+    return [
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # no package of the folder that we happen to be in",
+        *_own_setup(launch, code),
+        f"{attempt} begin {shlex.quote(str(folder))} {limits} || exit",
+        "trap : TERM  # while the ranks save",
+        f"trap {shlex.quote(at_end)} EXIT",
+    ]
+
+
+def _own_setup(launch: LaunchConfig, code: Path) -> list[str]:
+    """The user's lines may hold keys: they are read from a file of the user alone, and no script has them.
+
+    The batch script is kept by submitit for all to read, and by SLURM's controller.
+    """
+    if not launch.setup:
+        return []
+    path = code / "setup.sh"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in launch.setup))
+    quoted = shlex.quote(str(path))
+    return [f"test -r {quoted} || {{ echo error: {quoted} is not there >&2; exit 1; }}", f". {quoted}"]
+
+
+if __name__ == "__main__":
+    RankController(Path(sys.argv[1])).run()

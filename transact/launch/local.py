@@ -1,0 +1,149 @@
+"""Start the ranks of a job as processes of this machine, and follow them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transact.config import RunConfig
+from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS, STOPPING
+from transact.errors import DONE, FAILED, refuse, worst
+from transact.launch.executors import local_exit_code, log_path, submit_locally
+from transact.launch.following import follow, view_events_for_ranks
+from transact.launch.last_words import how_to_go_on, last_words
+from transact.runs.run_record import claim_run
+from transact.runs.verdict import how_it_ended
+from transact.tracking.live import open_view
+from transact.tracking.view import View
+
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+
+
+def run_locally(config: RunConfig) -> int:
+    """Run `launch.processes` ranks here, show what rank 0 says, return the exit code of the job."""
+    from transact.stages.preflight import check
+
+    try:
+        check(config, config.launch.processes)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    folder, since = Path(config.output_dir), time.time()
+    try:
+        claim_run(folder, config.share_dir, "starting")  # before there are logs in it
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    with view_events_for_ranks(config.launch.wait) as events:
+        job = submit_locally(config, folder / "logs", _visible_gpus())
+        logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
+        if not config.launch.wait:
+            _say_how_to_go_on(job, logs)
+            return DONE
+        title = f"{config.name} {config.point_name}".strip()  # the lines of rank 0 name a sweep's point themselves
+        with closing(open_view(config.track.progress_seconds, title)) as view:
+            requests, ranks = _Requests(job, view), _Ranks(job)
+
+            def is_over() -> bool:
+                requests.acknowledge()
+                return ranks.are_over()
+
+            with requests.passed_on():
+                follow(logs[0], is_over, view, events, requests.is_news)
+    return _exit_code(config, job, logs, since, requests.asked)
+
+
+class _Requests:
+    """Signals to stop: acknowledged here, and passed on to the ranks, which save first; then the job ends by itself.
+
+    By way of the process that controls them, which passes on SIGTERM alone. A second one goes the same way, and the
+    ranks leave at once.
+    """
+
+    def __init__(self, job: Any, view: View) -> None:
+        self._job, self._view = job, view
+        self.asked: list[str] = []
+        self._told = 0
+
+    @contextmanager
+    def passed_on(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(signal.Signals(number).name)  # told by `acknowledge`: the view may be writing just now
+        with suppress(ProcessLookupError):
+            os.kill(int(self._job.job_id), signal.SIGTERM)
+
+    def acknowledge(self) -> None:
+        if self._told < len(self.asked) and self._told == 0:
+            self._view.say(f"{self.asked[0]}: {STOPPING}")
+        self._told = len(self.asked)
+
+    def is_news(self, line: str) -> bool:
+        """Whether a line of rank 0 says more than what was acknowledged here."""
+        return not self.asked or not line.endswith(STOPPING)
+
+
+class _Ranks:
+    """Whether all processes of a job have ended: those of the ranks too when the one that controls them was killed."""
+
+    def __init__(self, job: Any) -> None:
+        self._job = job
+        self._deadline: float | None = None
+        _adopt_orphans()
+
+    def are_over(self) -> bool:
+        if not self._job.done():
+            return False
+        self._deadline = self._deadline or time.monotonic() + ORPHAN_SECONDS + LEAVE_SECONDS
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return True
+        return time.monotonic() > self._deadline
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what a process started here leaves behind when it is killed; on Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _say_how_to_go_on(job: Any, logs: list[Path]) -> None:
+    print(f"started: process {job.job_id}\n  follow  tail -f {logs[0]}\n  stop    kill {job.job_id}", flush=True)
+
+
+def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, asked: list[str]) -> int:
+    """The worst of the ranks. Says what ended them, unless rank 0 has: once, and the command that goes on."""
+    folder = Path(config.output_dir)
+    codes = [local_exit_code(job, rank, len(logs)) for rank in range(len(logs))]
+    ended = how_it_ended(folder, since)
+    if ended is not None and ended[0] == "stopped":
+        return worst([*codes, FAILED])
+    if FAILED in codes and asked:
+        print("\n".join([f"stopped by {asked[0]}", *how_to_go_on(config)]), file=sys.stderr, flush=True)
+        return FAILED
+    for rank, log in enumerate(logs):
+        if codes[rank] == FAILED:
+            print(f"rank {rank} failed; its log: {log}", file=sys.stderr, flush=True)
+    if ended is not None and ended[0] != "done":
+        print(last_words(ended[1], config), file=sys.stderr, flush=True)
+    return worst(codes)

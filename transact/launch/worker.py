@@ -1,0 +1,235 @@
+"""One rank of a job: checks the request, joins the process group, runs the chain, reports how it ended."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transact.config import RunConfig
+from transact.configuring import to_dictionary, to_yaml
+from transact.distributed.environment import adopt_launcher, environment_rank, environment_world_size
+from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.slurm import EARLY_SECONDS, own_job
+from transact.errors import DONE, FAILED, one_line, printable, refuse
+from transact.files import write_text
+from transact.launch.last_words import how_to_go_on, last_words
+from transact.launch.outcome import JobFailed, code_of_stop, outcome_recorded
+from transact.stages.places import make_folder
+from transact.stages.preflight import check
+
+if TYPE_CHECKING:
+    from transact.runs.run_folder import RunFolder
+    from transact.stages.chain import Prepared
+    from transact.stages.variant import Cut
+    from transact.tracking.tracker import Tracker
+    from transact.tracking.view import View
+
+
+LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
+SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
+SHORTEST_NOTICE_SECONDS = 30.0
+
+
+def work(config: RunConfig) -> int:
+    """Run as the rank that the environment says. Returns the exit code."""
+    try:
+        adopt_launcher()
+    except ValueError as error:
+        return refuse(error, always=True)
+    interruption = Interruption(_leave_seconds(config), is_cluster=own_job() is not None)
+    interruption.listen()
+    from transact.distributed.devices import check_device
+    from transact.distributed.rendezvous import Refused
+
+    is_main = environment_rank() == 0
+    _set_up_logging(is_main)
+    refusal = None
+    try:
+        config = check(config, environment_world_size())
+        check_device(config.engine.device)
+    except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
+        refusal = str(error)
+    try:
+        return _run(config, interruption, refusal)
+    except Refused as refused:
+        return refuse(refused)
+    except Stopped as stopped:
+        if is_main:
+            said = f"{stopped}; the same command goes on from here"
+            print("\n".join([said, *how_to_go_on(config)]), file=sys.stderr, flush=True)
+        return code_of_stop(interruption)
+    except JobFailed as failure:
+        if failure.is_refusal:
+            return refuse(failure)
+        if failure.shows_traceback:
+            traceback.print_exception(failure.__cause__)
+        if failure.is_told:
+            print(last_words(str(failure), config), file=sys.stderr, flush=True)
+    except Exception as error:  # noqa: BLE001 - before there was a job to speak of
+        traceback.print_exc()
+        reason = one_line(f"{type(error).__name__}: {error}")
+        print(f"error on rank {environment_rank()}: {reason}", file=sys.stderr, flush=True)
+    return FAILED
+
+
+def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
+    from transact.distributed.file_lock import run_lock
+    from transact.distributed.process import process_group
+    from transact.runs.run_folder import RunFolder
+    from transact.runs.run_record import claim_run
+    from transact.stages.chain import prepare, run_chain
+    from transact.stages.job import Job
+    from transact.stages.variant import take_over
+    from transact.tracking.report.keeper import PageKeeper
+    from transact.tracking.result_table import result_table
+    from transact.tracking.tracker import Tracker
+
+    folder = RunFolder(Path(config.output_dir))
+    pages = PageKeeper(
+        folder.path,
+        is_point=config.share_dir is not None,
+        variant_of=config.variant_of,
+        seconds=config.track.report_seconds,
+    )
+    with (
+        process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
+        # Lock and tracker, which may take its time to close, outlive the report of a failure.
+        ExitStack() as held,
+        closing(_view(config, group.is_main)) as view,
+        outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=pages.finish),
+    ):
+        if group.is_main:
+            interruption.say = view.say
+        job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
+        try:
+            prepared = prepare(job)
+            cut = group.on_main(lambda: _cut(config, prepared), may_be_left=True)
+            group.on_main(lambda: make_folder("output_dir", config.output_dir))
+            group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
+            job.check_seen("output_dir", folder.path)
+            held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
+        except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
+            view.close()
+            return refuse(error)
+        if group.is_main:
+            folder.open(group.world_size)
+            if prepared is not None:
+                folder.note(parent=prepared.record)
+            write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))
+            if cut is not None:
+                stages = ", ".join(take_over(folder, cut))
+                job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
+            pages.start()
+        folder.attempt = group.broadcast(folder.attempt)
+        tracker = held.enter_context(_tracker(config, folder, group.is_main))
+        result = run_chain(replace(job, tracker=tracker), prepared)
+        if group.is_main:
+            folder.end("done")
+            pages.finish()
+            view.close()
+            result_table(result, point=config.point_name)
+            _say_where(folder.path, result)
+            if tracker.whereabouts is not None:
+                print(f"W&B: {tracker.whereabouts}", flush=True)
+        group.barrier()  # the lock covers every rank's last act
+    return DONE
+
+
+def _cut(config: RunConfig, prepared: Prepared | None) -> Cut | None:
+    """What a variant takes over before its first stage, read and found whole."""
+    from transact.models.folder import geometry_of
+    from transact.stages.variant import check_cut, find_cut, has_cut
+
+    if config.recover.variant is None or prepared is None or has_cut(config):
+        return None
+    cut = find_cut(config, geometry_of(prepared.parent))
+    check_cut(cut)
+    return cut
+
+
+def _say_where(folder: Path, result: dict[str, Any]) -> None:
+    for what, name in (("exported model", "export"), ("result", "result.json"), ("report", "report.html")):
+        if (folder / name).exists():
+            print(f"{what}: {folder / name}", flush=True)
+    if "gguf" in result:
+        print(f"for llama.cpp: {folder / result['gguf']['file']} ({result['gguf']['bytes'] / 1e6:,.1f} MB)", flush=True)
+
+
+def _view(config: RunConfig, is_main: bool) -> View:
+    """On a terminal, here or that of the launcher, a live view; else lines."""
+    from transact.tracking.live import open_view
+    from transact.tracking.view import Silent
+    from transact.tracking.view_events import ViewEvents, events_file
+
+    if not is_main:
+        return Silent()
+    events = events_file()
+    if events is not None:
+        return ViewEvents(config.track.progress_seconds, events, config.point_name)
+    return open_view(config.track.progress_seconds, config.name, label=config.point_name)
+
+
+def _leave_seconds(config: RunConfig) -> float | None:
+    """Before SLURM's time limit, in a stage that does not heed the warning."""
+    if own_job() is None:
+        return None
+    return max(SHORTEST_NOTICE_SECONDS, config.launch.signal_delay_seconds - EARLY_SECONDS)
+
+
+def _lock_patience() -> float:
+    return LOCK_PATIENCE_SECONDS if own_job() is None else SLURM_LOCK_PATIENCE_SECONDS
+
+
+@contextmanager
+def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
+    """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
+    from transact.runs.metrics import MetricsLog
+    from transact.tracking.tags import run_tags
+    from transact.tracking.tracker import Tracker
+    from transact.tracking.wandb_environment import DEFAULT_PROJECT
+    from transact.tracking.wandb_run import WandbRun
+
+    if not is_main:
+        yield Tracker(None, None)
+        return
+    mirror = WandbRun()
+    mirror.start(
+        config.track.mode,
+        project=config.track.project or DEFAULT_PROJECT,
+        entity=config.track.entity,
+        group=config.track.group,
+        notes=config.track.notes,
+        tags=run_tags(config),
+        name=" ".join(filter(None, [config.track.run_name or config.name, config.point_name])),
+        run_id=folder.record["run_id"],
+        config=to_dictionary(config.without_setup()),
+        folder=folder.path,
+    )
+    with Tracker(MetricsLog(folder.path / "metrics.jsonl"), mirror) as tracker:
+        yield tracker
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages hold names from files: none of them acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _set_up_logging(is_main: bool) -> None:
+    """Our own lines only: a handler on the root logger would repeat those of every library."""
+    logger = logging.getLogger("transact")
+    logger.propagate = False
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logger.handlers = [handler]
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

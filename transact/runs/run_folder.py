@@ -1,0 +1,378 @@
+"""The folder of a run: which stages are finished, with which files, and where metrics stood; and where runs are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transact.config import VARIANTS
+from transact.errors import RankFailed
+from transact.files import TEMPORARY_SUFFIX, file_digest, temporary_name, write_json
+from transact.runs.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
+from transact.runs.verdict import end_attempt, ended_otherwise
+
+COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
+PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
+# What is written into folders of weights, of matrices and of training checkpoints; and under a name that is free for it
+# beside the records. Other files in them are somebody's, and stay.
+OWN_FILES = re.compile(
+    r"((model|state)(-\d{5}-of-\d{5})?|layer_\d{5})\.safetensors|model\.safetensors\.index\.json|(config|generation_config|manifest|vocab|added_tokens|special_tokens_map)\.json"
+    r"|tokenizer(_config)?\.(json|model)|merges\.txt|chat_template\.jinja|README\.md"
+    r"|(LICEN[SC]E|NOTICE|USE_POLICY).*|[\w.-]+\.(json|md)\.tmp"
+)
+OWN_TEMPORARY = re.compile(
+    r"(run|job|result|evaluation|efficiency|plan)\.json\.tmp|(config\.yaml|plan\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
+)
+CHECKPOINTS = "checkpoints"
+OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout that this code runs from, or was copied from; None in an installed package."""
+    if COPIED_REVISION.is_file():
+        return COPIED_REVISION.read_text(encoding="utf-8").strip() or None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it holds a run, or a job that will make one."""
+    return os.path.lexists(folder / RECORD) or os.path.lexists(folder / JOB_RECORD)
+
+
+def point_folders(sweep: Path) -> list[Path]:
+    """The runs right below a folder, by name: 9 comes before 10."""
+    return sorted((path for path in sweep.glob("*") if is_run(path)), key=lambda path: _natural(path.name))
+
+
+def _natural(name: str) -> list[Any]:
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(1, float(part), "") if turn % 2 else (0, 0.0, part) for turn, part in enumerate(parts)]
+
+
+def variant_folders(folder: Path) -> list[Path]:
+    """The further recoveries of the cut of the run in this folder, by name."""
+    return point_folders(folder / VARIANTS)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself and its variants if it holds a run, else the points of the sweep in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [folder, *variant_folders(folder)] if is_run(folder) else point_folders(folder)
+    if not found:
+        raise ValueError(f"{str(folder)!r} holds no run: neither {RECORD} nor {JOB_RECORD} is in it or right below it")
+    return found
+
+
+class RunFolder:
+    """`run.json` and the stages it lists. Rank 0 changes it; another one writes the end when rank 0 is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / RECORD
+        self.record: dict[str, Any] = {}
+        self.attempt: float | None = None  # when this one started: on every rank, once rank 0 has told
+        self._writing = threading.Lock()
+        self._others: set[Path] = set()  # files of somebody else where the stage at work writes
+
+    def open(self, world_size: int) -> None:
+        """Begin or continue: counts a restart when the folder already holds a run that did not come to its end. (More
+        may be asked of a finished one.) What an attempt that was killed left half-written is removed.
+
+        Raises:
+            DamagedFile: the record cannot be read.
+        """
+        self.record = read_record(self.path) or {"layout": LAYOUT}
+        self.remove_leftovers()
+        if not (self.path / METRICS).exists():  # moved away because it was damaged: it begins anew
+            for entry in self._entries:
+                entry["metrics_position"] = 0
+        if "run_id" in self.record:
+            was_done = self.record["state"] == "done" or self.record.get("attempt", {}).get("done", False)
+            self.record["restarts"] += not was_done
+        else:  # new, or a job of SLURM has only counted its attempts so far
+            self.record |= {"run_id": secrets.token_hex(8), "restarts": 0, "stages": {}}
+        self.record |= {
+            "state": "running",
+            "error": None,
+            "stage": None,
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+            "world_size": world_size,
+            "starts": [*self.record.get("starts", []), time.time()],  # unix seconds of every attempt
+        }
+        self._write()
+        self.attempt = self.record["starts"][-1]
+
+    def _write(self) -> None:
+        with self._writing:  # the watchdog's thread records a failure
+            ended = ended_otherwise(self.path, self.attempt)
+            if ended is not None:  # a rank that was suspended finds the others gone
+                raise RankFailed(ended)
+            write_json(self.record_path, self.record)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the record."""
+        self.record |= facts
+        self._write()
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        return self.record.setdefault("stages", {})
+
+    def is_finished(self, stage: str, settings: dict[str, Any] | None = None) -> bool:
+        """Whether the stage is listed, with these settings if any are given, and not known to be damaged. Its files are
+        looked at when somebody is about to read them: `recorded`."""
+        entry = self.stages.get(stage)
+        if entry is not None and settings is not None and entry.get("settings") != settings:
+            return False
+        return entry is not None and "damaged" not in entry
+
+    def recorded(self, *paths: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Finished files at or below these paths: name -> stage, and the size and SHA-256 that it had."""
+        wanted = [self._name(path) for path in paths if path.is_relative_to(self.path)]
+        return {
+            name: (stage, file)
+            for stage, entry in self.stages.items()
+            for name, file in entry["files"].items()
+            if any(name == each or name.startswith(f"{each}/") for each in wanted)
+        }
+
+    def mark_damaged(self, stage: str, problem: str) -> None:
+        """It is no longer finished; those after it are, until it turns out other than it was."""
+        self.stages[stage]["damaged"] = problem
+        self._write()
+
+    def announce(self, *paths: Path) -> None:
+        """List names before anything is made under them, so that after any end it is known what is this run's.
+
+        Raises:
+            ValueError: somebody else has put something there, or the way there leads through a link.
+        """
+        known = listed(self.record)
+        for path in paths:
+            name = self._name(path)
+            link = self._link_on_the_way(path)
+            if link is not None:
+                raise ValueError(
+                    f"{str(link)!r} is a link, through which nothing is written: put a folder in its place"
+                )
+            is_known = name in known or any(each.startswith(f"{name}/") for each in known)
+            if os.path.lexists(path) and not is_known:
+                raise ValueError(
+                    f"{str(path)!r} was not made by this run, which has to write there: move it away, and the same "
+                    "command goes on"
+                )
+        self.record["made"] = sorted({*self.record.get("made", []), *map(self._name, paths)})
+        self._write()
+
+    def _link_on_the_way(self, path: Path) -> Path | None:
+        """Of the folders between the run's and this name the first that is a link."""
+        parts = path.relative_to(self.path).parts
+        folders = (self.path.joinpath(*parts[:count]) for count in range(1, len(parts)))
+        return next((each for each in folders if each.is_symlink()), None)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def remove(self, path: Path) -> None:
+        """Remove an output of this run, as far as this run made it: what else is in a folder stays, and so does what a
+        link leads to.
+
+        Raises:
+            OSError: of the file system.
+        """
+        if self._link_on_the_way(path) is not None:
+            return
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        prefix = f"{self._name(path)}/"
+        recorded = {name for name in listed(self.record) if name.startswith(prefix)}
+        if recorded:  # it was finished
+            _remove_folder(path, lambda file: self._name(file) in recorded)
+        else:
+            _remove_folder(path, lambda file: OWN_FILES.fullmatch(file.name) is not None)
+
+    def remove_checkpoints(self) -> None:
+        """Of the recovery; what else is in their folder stays."""
+        folder = self.path / CHECKPOINTS
+        if folder.is_symlink() or not folder.is_dir() or CHECKPOINTS not in listed(self.record):
+            return
+        for each in sorted(folder.iterdir()):
+            if OWN_CHECKPOINT.fullmatch(each.name):
+                self.remove(each)
+        _remove_folder(folder, lambda file: False)
+        self._forget_what_is_gone()
+        self._write()
+
+    def remove_leftovers(self) -> None:
+        """What an attempt that was killed left half-written: of names that it listed before, and no others."""
+        made = self.record.get("made", [])
+        for name in made:
+            if name.endswith(TEMPORARY_SUFFIX):
+                self.remove(self.path / name)
+        for each in self.path.iterdir():
+            if OWN_TEMPORARY.fullmatch(each.name) and (each.is_symlink() or each.is_file()):
+                each.unlink()
+        if CHECKPOINTS in made and not (self.path / CHECKPOINTS).is_symlink():
+            for each in (self.path / CHECKPOINTS).glob(f"*{TEMPORARY_SUFFIX}"):
+                if OWN_CHECKPOINT.fullmatch(each.name):
+                    self.remove(each)
+        self._forget_what_is_gone()
+
+    def _forget_what_is_gone(self) -> None:
+        """A name that is free again may be taken by somebody else; those of finished files stand in their stages."""
+        finished = {name for entry in self._entries for name in entry["files"]}
+        finished |= {parent.as_posix() for name in finished for parent in PurePosixPath(name).parents}
+        made = self.record.get("made", [])
+        self.record["made"] = [each for each in made if each not in finished and os.path.lexists(self.path / each)]
+
+    def begin(
+        self, stage: str, outputs: Sequence[Path] = (), scratch: Sequence[Path] = (), order: Sequence[str] = ()
+    ) -> bool:
+        """Work on a stage begins; what was made of an earlier output of it is no longer finished.
+
+        Args:
+            outputs: files and folders that it makes.
+            scratch: what it makes besides for its own use, and what it keeps from one attempt to the next.
+            order: of the run's stages, where more may be asked of a finished run, so that an earlier one was finished
+                later.
+
+        Returns:
+            Whether it is made again in the middle of the run because it is damaged: those after it stay for the time
+            being.
+
+        Raises:
+            ValueError: something that is not this run's is in the way.
+        """
+        names = list(self.stages)  # in the order in which they were finished
+        is_repair = "damaged" in self.stages.get(stage, {}) and bool(names[names.index(stage) + 1 :])
+        self.announce(*outputs, *map(temporary_name, outputs), *scratch)
+        for output in outputs:
+            if output.is_dir() or output.is_symlink():
+                self.remove(output)
+        for temporary in (*map(temporary_name, outputs), *scratch):
+            if temporary.suffix == TEMPORARY_SUFFIX and os.path.lexists(temporary):
+                self.remove(temporary)
+                if os.path.lexists(temporary):
+                    raise ValueError(f"{str(temporary)!r} holds files that this run did not make: move them away")
+        self._others = {path for output in outputs if output.is_dir() for path in _files(output)}
+        if not is_repair:
+            place = order.index(stage) if stage in order else 0
+            gone = names[names.index(stage) :] if stage in names else []
+            self._drop({*gone, *order[place + 1 :]} & set(names) - set(order[:place]))
+        self.record["stage"] = stage
+        self._write()
+        return is_repair
+
+    def _drop(self, stages: Iterable[str]) -> None:
+        """They are finished no more; their files stay this run's."""
+        files = [name for stage in stages for name in self.stages.pop(stage)["files"]]
+        self.record["made"] = sorted({*self.record.get("made", []), *files})
+
+    def finish(
+        self,
+        stage: str,
+        outputs: Sequence[Path],
+        seconds: float,
+        metrics_position: int,
+        digests: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+        reads: Sequence[str] = (),
+    ) -> bool:
+        """List a stage as finished.
+
+        Args:
+            digests: those that its writer computed already (name -> size, sha256).
+            settings: as in `is_finished`.
+            reads: stages whose output it read.
+
+        Returns:
+            Whether it counts: one that was made again in the middle, with another outcome than before that others have
+            read, is finished no more, and neither are those after it.
+        """
+        paths = [path for output in outputs for path in _files(output) if path not in self._others]
+        files = {self._name(path): self._describe(path, digests) for path in paths}
+        before = self.stages.get(stage)
+        entry: dict[str, Any] = {"finished": time.time(), "seconds": seconds, "metrics_position": metrics_position}
+        if before is not None:  # in the middle of the run, with nothing logged
+            names = list(self.stages)
+            if not _is_same(before["files"], files) and any(stage in each.get("reads", []) for each in self._entries):
+                self._drop(names[names.index(stage) :])
+                self._write()
+                return False
+            entry = {name: before[name] for name in entry}
+        self.stages[stage] = entry | {"files": files, "reads": list(reads)}
+        if settings is not None:
+            self.stages[stage]["settings"] = settings
+        self._forget_what_is_gone()
+        self._write()
+        return True
+
+    @property
+    def _entries(self) -> Iterable[dict[str, Any]]:
+        return self.stages.values()
+
+    def _describe(self, path: Path, digests: dict[str, Any]) -> dict[str, Any]:
+        return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+    def metrics_position(self) -> int:
+        """Bytes of metrics.jsonl that belong to finished stages."""
+        return max((entry["metrics_position"] for entry in self.stages.values()), default=0)
+
+    def end(self, state: str, error: str | None = None) -> bool:
+        """Record how this attempt ended. Any rank may; the first verdict counts. Returns whether this was it."""
+        with self._writing:
+            is_first = end_attempt(self.path, self.attempt, state, error)
+            if is_first:
+                self.record |= {"state": state, "error": error}
+            return is_first
+
+
+def _files(output: Path) -> list[Path]:
+    """Of an output, whether it is a file or a folder."""
+    if not output.is_dir():
+        return [output] if output.exists() else []
+    return sorted(path for path in output.rglob("*") if path.is_file())
+
+
+def _is_same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """But for the model card, which nobody computes with and which tells how long it took."""
+    one, other = ({name: each for name, each in files.items() if not name.endswith(".md")} for files in (before, after))
+    return one == other
+
+
+def _remove_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
+    """The files in it that are ours, and the folder if that leaves it empty. Never goes deeper, and follows no link."""
+    for path in folder.iterdir():
+        if is_own(path) and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    with suppress(OSError):  # somebody else's files are in it
+        folder.rmdir()

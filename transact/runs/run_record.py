@@ -1,0 +1,306 @@
+"""The records of a run folder: read with suspicion, made before anything else, and asked whose a folder is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from transact.files import DamagedFile, flush_to_disk, read_json, write_json
+from transact.runs.metrics import read_metrics
+
+RECORD = "run.json"
+JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+SWEEP_RECORD = "sweep.json"
+PLAN = "plan.json"  # of mode=plan
+LAYOUT = 1  # of a run folder; another one is refused instead of being half understood
+WAY_OUT = "nothing was changed: restore the file from a copy, or choose another name="
+ELSEWHERE = "choose another name= or output_dir="
+MAX_SHOWN = 3
+
+ROUND = re.compile(r"round_\d\d")
+# What a run writes into its folder. It lists these in the record before it makes them:
+OWN_NAMES = re.compile(
+    r"(round_\d\d/)?(evaluation|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
+    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(plan|split)\.json)"
+)
+# These are its own from the moment that the folder is:
+OWN_FROM_THE_START = re.compile(
+    r"(run|job|sweep)\.json|plan\.(json|txt)|config\.yaml|metrics\.jsonl|report\.(html|lock)"
+    r"|(run|attempt|submit)\.lock|logs|stacks|code|wandb|shared"
+)
+FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both
+
+
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
+    """run.json, or job.json, of a run's folder; None where there is none.
+
+    Raises:
+        DamagedFile: it cannot be read, or is of another layout; one line that says what to do.
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return None
+    try:
+        record = read_json(path)
+    except DamagedFile as damaged:
+        raise DamagedFile(path, f"{damaged.problem}; {WAY_OUT}") from None
+    except OSError as error:  # a folder, a loop of links, a file of somebody else
+        raise DamagedFile(path, f"cannot be read ({error.strerror}); {WAY_OUT}") from None
+    if isinstance(record, dict) and record.get("layout") != LAYOUT:
+        found = record.get("layout", "none")
+        raise DamagedFile(
+            path,
+            f"is of another layout of run folders ({found}, this version of transact writes {LAYOUT}), or not of "
+            f"transact: go on with the version that wrote it, or {ELSEWHERE}",
+        )
+    if not isinstance(record, dict) or not all(is_valid(record) for is_valid in RULES[name]):
+        raise DamagedFile(path, f"is not what transact wrote; {WAY_OUT}")
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """config.yaml of a run's folder; None where there is none.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        return None
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read ({error.strerror}); {WAY_OUT}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise DamagedFile(path, f"is not YAML; {WAY_OUT}") from None
+    if not isinstance(found, dict) or type(_tokens(found)) is not int:
+        raise DamagedFile(path, f"is not what transact wrote (it has {path.stat().st_size} bytes); {WAY_OUT}")
+    return found
+
+
+def _tokens(config: dict[str, Any]) -> Any:
+    recover = config.get("recover")
+    return recover.get("tokens") if isinstance(recover, dict) else None
+
+
+def is_inside(name: object) -> bool:
+    """Whether it names something below the run's folder, and nothing beside it."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    parts = PurePosixPath(name).parts
+    return not name.startswith("/") and ".." not in parts and PurePosixPath(name).as_posix() == name != "."
+
+
+def _is_stage(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("files"), dict)
+        and isinstance(entry.get("seconds"), int | float)
+        and type(entry.get("metrics_position")) is int
+        and all(is_inside(name) and _is_file(file) for name, file in entry["files"].items())
+    )
+
+
+def _is_file(entry: Any) -> bool:
+    return isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
+
+
+def _has_stages(record: dict[str, Any]) -> bool:
+    stages = record.get("stages", {})
+    return isinstance(stages, dict) and all(_is_stage(entry) for entry in stages.values())
+
+
+def _has_attempt(record: dict[str, Any]) -> bool:
+    attempt = record.get("attempt")
+    return attempt is None or (isinstance(attempt, dict) and isinstance(attempt.get("job"), str))
+
+
+def _has_run(record: dict[str, Any]) -> bool:
+    """What `RunFolder.open` writes is there together, or not yet."""
+    if "run_id" not in record:
+        return True
+    counts = type(record.get("restarts")) is int and isinstance(record.get("starts", []), list)
+    return counts and isinstance(record["run_id"], str) and isinstance(record.get("stages"), dict)
+
+
+STATES = ("submitted", "starting", "running", "stopped", "failed", "diverged", "done")
+RULES: dict[str, tuple[Callable[[dict[str, Any]], bool], ...]] = {
+    RECORD: (
+        lambda record: record.get("state") in STATES,
+        lambda record: isinstance(record.get("made", []), list) and all(map(is_inside, record.get("made", []))),
+        lambda record: isinstance(record.get("interruptions", {}), dict),
+        lambda record: isinstance(record.get("stage"), str | None),
+        _has_stages,
+        _has_attempt,
+        _has_run,
+    ),
+    JOB_RECORD: (lambda record: isinstance(record.get("job"), str) and record["job"].isdecimal(),),
+    SWEEP_RECORD: (
+        lambda record: isinstance(record.get("points", []), list) and all(map(is_inside, record.get("points", []))),
+    ),
+}
+
+
+def check_folder(given: str, *, of_sweep: bool = False) -> None:
+    """The folder may be used: it is new, empty or one of ours, and no link leads out of it.
+
+    Args:
+        given: output_dir.
+        of_sweep: it will hold runs, and is no run itself.
+
+    Raises:
+        ValueError: one line.
+    """
+    where, folder = f"output_dir={given!r}", Path(given)
+    if not given.strip():
+        raise ValueError(f"{where} names no folder: {ELSEWHERE}")
+    if not folder.is_dir():
+        return
+    names = _entries(folder)
+    if is_unclaimed(folder):
+        return
+    record = read_record(folder, SWEEP_RECORD if of_sweep else RECORD)
+    if record is None and (of_sweep or read_record(folder, JOB_RECORD) is None):
+        shown = ", ".join(map(repr, names[:MAX_SHOWN])) + (" and more" if len(names) > MAX_SHOWN else "")
+        what = "sweep" if of_sweep else "run"
+        raise ValueError(f"{where} is not empty and holds no {what} of transact ({shown}): {ELSEWHERE}")
+    _check_names(where, folder, names, record or {})
+
+
+def _check_names(where: str, folder: Path, names: Iterable[str], record: dict[str, Any]) -> None:
+    """What stands where the run writes is of the right kind, and this run's."""
+    files = {name for entry in record.get("stages", {}).values() for name in entry["files"]}
+    made = files | set(record.get("made", []))
+    made |= {parent.as_posix() for name in made for parent in PurePosixPath(name).parents}
+    inside = [f"{name}/{each}" for name in names if ROUND.fullmatch(name) for each in _entries_if_folder(folder / name)]
+    for name in [*names, *inside]:
+        is_listed_first, path = OWN_NAMES.fullmatch(name), folder / name
+        if not is_listed_first and not OWN_FROM_THE_START.fullmatch(name):
+            continue
+        problem = None
+        if path.is_symlink() and "/" not in name:  # deeper ones are replaced
+            problem = "is a link, and a run writes through none: put what it leads to in its place"
+        elif is_listed_first and name not in made:
+            problem = "was not made by this run, which would write there: move it away"
+        elif (name in files or FILES.fullmatch(name)) and path.is_dir() and not path.is_symlink() and _entries(path):
+            problem = "is a folder, where a run has a file: move it away"
+        if problem is not None:
+            raise ValueError(f"{where}: {name!r} in it {problem}, or {ELSEWHERE}")
+
+
+def _entries_if_folder(path: Path) -> list[str]:
+    return _entries(path) if path.is_dir() and not path.is_symlink() else []
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def is_unclaimed(folder: Path) -> bool:
+    """Whether nothing is in it but what mode=plan wrote, or a record that a killed process did not come to write."""
+    names = _entries(folder)
+    if not names or (len(names) == 1 and names[0] in RULES and (folder / names[0]).lstat().st_size == 0):
+        return True
+    if not set(names) <= {PLAN, "plan.txt"}:
+        return False
+    try:
+        plan = read_json(folder / PLAN)
+    except (DamagedFile, OSError):
+        return False
+    return isinstance(plan, dict) and plan.get("layout") == LAYOUT
+
+
+def claim(folder: Path, state: str, name: str = RECORD) -> None:
+    """Make the folder a run's, before anything else is written into it; nothing where it is one.
+
+    Raises:
+        ValueError: something else has been put there meanwhile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    first: dict[str, Any] = {"layout": LAYOUT}
+    if name == RECORD:  # all that a watcher looks at
+        first |= {"state": state, "error": None, "stage": None, "restarts": 0, "stages": {}}
+    if os.path.lexists(folder / name):
+        if _entries(folder) == [name] and is_unclaimed(folder):  # a process was killed right here
+            write_json(folder / name, first)
+        return
+    if not is_unclaimed(folder) and (name == SWEEP_RECORD or read_record(folder, JOB_RECORD) is None):
+        raise ValueError(f"{str(folder)!r} is not empty and holds no {name} of transact: {ELSEWHERE}")
+    with suppress(FileExistsError), (folder / name).open("x", encoding="utf-8") as file:  # two may come at once
+        file.write(json.dumps(first, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    flush_to_disk(folder)
+
+
+def check_metrics(folder: Path) -> None:
+    """What finished stages logged is still there.
+
+    Raises:
+        DamagedFile: it is not.
+    """
+    path, stages = folder / METRICS, (read_record(folder) or {}).get("stages", {})
+    logged = max((entry["metrics_position"] for entry in stages.values()), default=0)
+    if not logged or not os.path.lexists(path):
+        return
+    way_out = "restore it from a copy, or move it away: the log then begins anew"
+    try:
+        size = path.stat().st_size
+        read_metrics(path)
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition(": ")[2]
+        raise DamagedFile(path, f"cannot be read ({reason}): {way_out}") from None
+    if size < logged:
+        raise DamagedFile(path, f"has {size} of the {logged} bytes that finished stages logged: {way_out}")
+
+
+def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
+    """Make the folder a run's, and the one above it a sweep's if it is a point of one.
+
+    Raises:
+        ValueError, OSError: as `claim`.
+    """
+    if share_dir is not None:
+        claim(Path(share_dir).parent, state, SWEEP_RECORD)
+    claim(folder, state)
+
+
+def note_points(share_dir: str, names: list[str]) -> None:
+    """Write down which points a sweep has, besides those of earlier commands. Nothing if no point claimed its folder.
+
+    Raises:
+        DamagedFile, OSError: the record cannot be read or written.
+    """
+    sweep = Path(share_dir).parent
+    record = read_record(sweep, SWEEP_RECORD)
+    if record is None:
+        return
+    points = sorted({*record.get("points", []), *names})
+    if points != record.get("points"):
+        write_json(sweep / SWEEP_RECORD, record | {"points": points})
+
+
+def check_run_folder(given: str, share_dir: str | None) -> None:
+    """The same of what `claim_run` would claim; writes nothing.
+
+    Raises:
+        ValueError: one line.
+    """
+    if share_dir is not None:
+        check_folder(os.path.dirname(share_dir) or ".", of_sweep=True)
+    check_folder(given)
+
+
+def listed(record: dict[str, Any]) -> set[str]:
+    """Names, relative to the run's folder, of all that the run has made or was about to make."""
+    finished = {name for entry in record.get("stages", {}).values() for name in entry["files"]}
+    return finished | set(record.get("made", []))

@@ -1,0 +1,338 @@
+"""The chain of stages: what one rank does from the first evaluation to the exported model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transact.files import temporary_name
+from transact.models.folder import download, geometry_of, is_local
+from transact.prune.plan import PrunePlan
+from transact.rounds import Round, calibration_warning, pretraining_round, pruning_rounds
+from transact.runs.run_folder import CHECKPOINTS
+from transact.stages.calibrate import calibrate
+from transact.stages.efficiency import measure_efficiency
+from transact.stages.evaluate import evaluate, report
+from transact.stages.export import export
+from transact.stages.export_gguf import export_gguf
+from transact.stages.gram import collect_gram_files
+from transact.stages.initialise import initialise
+from transact.stages.job import Job, StageUndone
+from transact.stages.maps import FILE_NAME as MAPS
+from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
+from transact.stages.plan import plan, read_plan
+from transact.stages.recover.checkpoints import clear_checkpoints
+from transact.stages.recover.loop import recover
+from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
+from transact.stages.slice import slice_stage
+from transact.stages.split import choose_split, read_split, trial_folder
+from transact.stages.summary import gguf_path, summarise, write_result
+from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
+from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
+
+MOST_REPAIRS = 3  # of one stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What `mode=prune` has at hand before its first stage."""
+
+    parent: Path
+    record: Record  # of the parent, for run.json
+    rounds: list[Round]
+    texts: Texts
+
+
+def prepare(job: Job) -> Prepared | None:
+    """Download, solve and tokenise, before anything is written to the run folder.
+
+    Raises:
+        ValueError: the request cannot be met.
+    """
+    if job.config.mode == "pretrain":
+        return None  # the tokenizer does not exist yet
+    parent, record = fetch(job)
+    rounds = pruning_rounds(job.config, geometry_of(parent))
+    prepare_tasks(job)
+    texts = prepare_texts(job, parent, rounds)
+    texts = replace(texts, further=open_further_texts(job, parent, texts.train))
+    return Prepared(parent=parent, record=record, rounds=rounds, texts=texts)
+
+
+def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
+    """Returns what result.json holds. Where a file of a finished stage is damaged, from that stage on again.
+
+    Raises:
+        RuntimeError: the files of a stage are damaged again and again.
+    """
+    undone: Counter[str] = Counter()
+    while True:
+        try:
+            return pretrain(job) if prepared is None else prune(job, prepared)
+        except StageUndone as again:
+            undone[again.stage] += 1
+            if undone[again.stage] > MOST_REPAIRS:
+                raise RuntimeError(
+                    f"{again.stage} was done {MOST_REPAIRS} times, and its files do not stay as they are written: the "
+                    "disk or the file system is failing"
+                ) from None
+
+
+def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
+    parent, texts = prepared.parent, prepared.texts
+    record_texts(job, texts)
+    job.announce(prepared.rounds, geometry_of(parent))
+    warning = calibration_warning(job.config, geometry_of(parent))
+    if warning is not None:
+        job.say(f"warning: {warning}")
+    dense = job.path("round_00", "evaluation.json")
+    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, prepared, dense), is_result=True)
+    checkpoint, rounds = prune_rounds(job, prepared)
+    return finish(job, texts, checkpoint, parent, rounds)
+
+
+def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, list[Round]]:
+    """All turns of the chain. Returns the last checkpoint's folder, and the rounds as they were done."""
+    rounds, checkpoint = prepared.rounds, prepared.parent
+    for index in range(len(rounds)):
+        rounds, sliced = cut_round(job, prepared, rounds, index, checkpoint)
+        checkpoint = recover_round(job, prepared, rounds[index], sliced)
+    return checkpoint, rounds
+
+
+def cut_round(
+    job: Job, prepared: Prepared, rounds: list[Round], index: int, checkpoint: Path
+) -> tuple[list[Round], Path]:
+    """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
+    and the sliced checkpoint's folder."""
+    calibrate_round(job, prepared, rounds[index].folder_name, checkpoint)
+    measured = None
+    if index == 0 and job.config.prune.split == "auto":
+        measured = measure_split(job, prepared.texts, prepared.parent)
+        rounds = pruning_rounds(job.config, measured.source, measured.target)
+        job.announce(rounds, measured.source)
+    return rounds, slice_round(job, prepared, rounds[index], checkpoint, measured)
+
+
+def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
+    """The same in all points of a sweep."""
+    texts, dense = prepared.texts, {"dense": prepared.parent}
+    identity = evaluation_identity(texts, prepared.record["files"])
+    shared(job, "evaluation", identity, output, lambda: evaluate(job, texts, dense, output))
+    report(job, output, round_number=0, tokens=0)
+
+
+def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -> None:
+    """The statistics of a round, and the Gram matrices if the method looks at them.
+
+    Those of the parent are the same in all points of a sweep.
+    """
+    texts = prepared.texts
+
+    def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
+        if checkpoint != prepared.parent:
+            return work()
+        files, geometry = prepared.record["files"], geometry_of(checkpoint)
+        return shared(job, kind, calibration_identity(job.config, texts, files, geometry), output, work)
+
+    statistics = job.path(name, "statistics.safetensors")
+    job.stage(
+        f"{name}/calibrate",
+        statistics,
+        lambda: make("statistics", statistics, lambda: calibrate(job, texts, checkpoint, statistics)),
+        reads=[checkpoint],
+    )
+    # They are gone once the checkpoint is sliced, and nobody needs them then.
+    if job.config.prune.method.needs_gram() and not job.is_finished(f"{name}/slice"):
+        grams = job.path(name, "gram")
+        job.stage(
+            f"{name}/gram",
+            grams,
+            lambda: make("gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams)),
+            reads=[checkpoint],
+        )
+
+
+def measure_split(job: Job, texts: Texts, parent: Path) -> PrunePlan:
+    """The plan that cuts the parent in one go to the split between attention and MLP that measured best."""
+    name = "round_01"
+    statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
+    trial = trial_folder(output)
+    job.stage(
+        f"{name}/split",
+        output,
+        lambda: choose_split(job, texts, parent, statistics, grams, output),
+        reads=[statistics, grams],
+        scratch=[trial, temporary_name(trial)],
+    )
+    job.verify(output)
+    return read_split(output)
+
+
+def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: PrunePlan | None = None) -> Path:
+    """After calibration: decide and cut. Returns the sliced checkpoint's folder.
+
+    measured: the plan of `measure_split`.
+    """
+    name = each.folder_name
+    statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
+
+    planned, whole = job.path(name, "plan.json"), geometry_of(prepared.parent)
+    job.stage(
+        f"{name}/plan",
+        planned,
+        lambda: plan(job, each, whole, checkpoint, statistics, grams, planned, measured=measured),
+        reads=[checkpoint, statistics, grams],
+        also=[job.path(name, MAPS)],
+    )
+
+    sliced = job.path(name, "sliced")
+    job.stage(
+        f"{name}/slice",
+        sliced,
+        lambda: slice_stage(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
+        reads=[checkpoint, planned, grams],
+    )
+    if job.group.is_main and grams.is_dir():
+        job.folder.remove(grams)
+    if job.config.share_dir is not None:
+        share_dir = Path(job.config.share_dir)
+        job.group.on_main(lambda: remove_shared_grams(share_dir))
+    return sliced
+
+
+def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
+    """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder, the sliced one's where the
+    round has no tokens."""
+    name, config, texts = each.folder_name, job.config, prepared.texts
+    checkpoints = {"sliced": sliced}
+    if each.tokens:
+        recovered = checkpoints["recovered"] = job.path(name, "recovered")
+        job.stage(
+            f"{name}/recover",
+            recovered,
+            lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
+            reads=[sliced],
+            scratch=[job.path(CHECKPOINTS)],
+            goes_on=True,
+        )
+        clear_checkpoints(job)
+
+    evaluation = job.path(name, "evaluation.json")
+    tokens = each.first_sequence * config.data.sequence_length + each.tokens
+    evaluate_stage(job, texts, checkpoints, evaluation, round_number=each.number, tokens=tokens)
+    return checkpoints["recovered" if each.tokens else "sliced"]
+
+
+def evaluate_stage(
+    job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path, *, round_number: int, tokens: int
+) -> None:
+    """The evaluation of a round's own checkpoints. tokens: of recovery up to here."""
+
+    def measure() -> None:
+        evaluate(job, texts, checkpoints, output)
+        report(job, output, round_number=round_number, tokens=tokens)
+
+    name = f"round_{round_number:02d}/evaluate"
+    job.stage(name, output, measure, reads=list(checkpoints.values()), is_result=True)
+
+
+def pretrain(job: Job) -> dict[str, Any]:
+    """Recovery from a random start."""
+    start = job.path("round_00", "initial")
+
+    def make_start() -> None:
+        job.group.on_main(lambda: initialise(job.config, start))
+
+    job.stage("round_00/initialise", start, make_start)
+    job.verify(start)
+    each = pretraining_round(job.config, geometry_of(start))
+    job.announce([each], geometry_of(start))
+    texts = prepare_texts(job, start, [each])
+    record_texts(job, texts)
+    trained = job.path(each.folder_name, "recovered")
+    job.stage(
+        f"{each.folder_name}/recover",
+        trained,
+        lambda: recover(job, texts, each, None, start, trained),
+        reads=[start],
+        scratch=[job.path(CHECKPOINTS)],
+        goes_on=True,
+    )
+    clear_checkpoints(job)
+
+    dense = job.path("round_00", "evaluation.json")
+    evaluate_stage(job, texts, {"dense": trained}, dense, round_number=0, tokens=each.tokens)
+    return finish(job, texts, trained, start, [])
+
+
+def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
+    """Export the last checkpoint and write result.json."""
+    if rounds and job.config.eval.has_more():
+        compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
+        settings = settings_of_tasks(job.config.eval)
+        job.stage(
+            "tasks",
+            compared,
+            lambda: evaluate_side_by_side(job, texts, both, compared),
+            reads=[checkpoint],
+            is_result=True,
+            settings=settings,
+        )
+    output = job.path("export")
+    summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
+    job.stage(
+        "export",
+        output,
+        lambda: export(job, texts, checkpoint, parent, summary, output),
+        reads=[checkpoint],
+        is_result=True,
+    )
+    if job.config.export.gguf != "none":
+        gguf = gguf_path(job)
+        job.stage(
+            f"gguf_{job.config.export.gguf}",
+            gguf,
+            lambda: export_gguf(job, output, gguf),
+            reads=[output],
+            is_result=True,
+        )
+    if rounds and job.config.eval.efficiency.measured:
+        measured = job.path("efficiency.json")
+        settings = asdict(job.config.eval.efficiency)
+        job.stage(
+            "efficiency",
+            measured,
+            lambda: measure_efficiency(job, parent, output, measured),
+            reads=[output],
+            is_result=True,
+            settings=settings,
+        )
+    if job.group.is_main:
+        summary = write_result(job, rounds)
+    return job.group.broadcast(summary)
+
+
+def fetch(job: Job) -> tuple[Path, Record]:
+    """The parent's folder, and its record for run.json: rank 0 downloads it if it is on the hub, then every rank finds
+    it. What a name without a revision means there is asked once in the life of a run.
+
+    Raises:
+        ValueError: it is not to be had, not complete, or another one than the run began with.
+    """
+    asked = job.config.model
+
+    def complete() -> str | None:
+        folder = download(pinned(asked, began_with(job)), from_cache=False)
+        judge_folder(job.config, folder)
+        return None if is_local(asked.path or "") else folder.name  # of a snapshot: its commit
+
+    commit = job.group.on_main(complete, may_be_left=True)
+    model = replace(asked, revision=commit)
+    folder = Path(job.group.everywhere(lambda: str(download(model, from_cache=True)))[job.group.rank])
+    recorded = job.group.on_main(lambda: began_with(job))
+    if recorded is None:
+        judge_weights(job, folder)
+    return folder, recognise(job, folder, commit, recorded)

@@ -1,0 +1,214 @@
+"""Everything that can be known to be wrong before the work starts. Reads little, writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
+from transact.configuring import differences, to_dictionary
+from transact.data.text import check_text, is_same_content, text_files
+from transact.distributed.environment import environment_rank
+from transact.export.gguf_request import check_gguf
+from transact.files import DamagedFile
+from transact.models.families import family_of
+from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
+from transact.models.llama import read_geometry
+from transact.rounds import pruning_rounds
+from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
+from transact.stages.parent import judge_folder, pinned, recorded_parent
+from transact.stages.places import check_places
+from transact.stages.tasks import check_evaluation
+from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
+
+MAX_SHOWN_DIFFERENCES = 6
+LONGEST_BY_DEFAULT = 4096  # tokens of a sequence
+LONGEST_MEASURED = 4096  # tokens, whatever the model was made for: rotary positions have no end
+
+
+def check(config: RunConfig, world_size: int) -> RunConfig:
+    """Check a request as far as possible without loading weights. Returns it with the length of sequences worked out.
+
+    Raises:
+        ValueError: one line: the field, the value given, what is allowed.
+    """
+    check_places(config)
+    check_run_folder(config.output_dir, config.share_dir)
+    check_metrics(Path(config.output_dir))
+    if config.mode == "prune":
+        model_config = read_model_config(pinned(config.model, recorded_parent(Path(config.output_dir))))
+        check_architecture(config.model, model_config)
+        if is_local(config.model.path or ""):
+            check_files(Path(config.model.path or ""))
+            if environment_rank() == 0:  # which speaks for the others, and reads for them
+                judge_folder(config, Path(config.model.path or ""))
+    else:
+        assert config.model.architecture is not None
+        model_config = config.model.architecture.to_model_config()
+    config = with_sequence_length(config, model_config)
+    check_same_run(config)
+    check_settings(config, model_config, world_size)
+    if config.recover.variant is not None and not has_cut(config):
+        find_cut(config, read_geometry(model_config))
+    check_text(config.data.train, "data.train")
+    check_text(config.data.evaluation, "data.evaluation")
+    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
+        check_held_out(config.data)
+    check_evaluation(config.eval)
+    check_hub_texts(config)
+    return config
+
+
+def check_hub_texts(config: RunConfig) -> None:
+    """Read the first document of every text that is on the hub, on rank 0, before anything large is downloaded.
+
+    Where the hub is out of reach nothing is said: the text may be tokenised already, and whoever needs it finds out.
+
+    Raises:
+        ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
+    """
+    from huggingface_hub import is_offline_mode
+
+    from transact.data.hub_text import HubUnavailable, check_hub_text
+
+    texts = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
+    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
+    on_hub = {field: text for field, text in texts.items() if text.source == "hub"}
+    if not on_hub or environment_rank() != 0 or is_offline_mode() or not is_hub_reachable():
+        return
+    for field, text in on_hub.items():
+        try:
+            check_hub_text(text, field)
+        except HubUnavailable as error:
+            if not error.is_absent:
+                raise
+
+
+def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> RunConfig:
+    """With data.sequence_length as a number of tokens, where it is left to the model."""
+    if config.data.sequence_length:
+        return config
+    limits = (model_config.get("max_position_embeddings"), family_of(model_config).window(model_config))
+    length = min([LONGEST_BY_DEFAULT, *(limit for limit in limits if limit is not None)])
+    return replace(config, data=replace(config.data, sequence_length=length))
+
+
+def check_held_out(data: DataConfig) -> None:
+    """No text is trained on and evaluated on, as far as names and a look at files say. Documents are compared later."""
+    if data.train.source == "files" and data.evaluation.source == "files":
+        trained: dict[int, list[Path]] = {}
+        for path in text_files(data.train, "data.train"):
+            trained.setdefault(path.stat().st_size, []).append(path)
+        for path in text_files(data.evaluation, "data.evaluation"):
+            for other in trained.get(path.stat().st_size, []):
+                if is_same_content(path, other):
+                    also = "" if other == path else f" as {str(other)!r}"
+                    raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too{also} (data.train.files)")
+    elif _name(data.train) == _name(data.evaluation):
+        raise ValueError("data.evaluation is the text of data.train: nothing of it is held out")
+
+
+def _name(text: TextConfig) -> tuple[str | None, ...]:
+    if text.source == "hub":
+        return text.source, text.hub_id, text.hub_config, text.split
+    return text.source, text.part
+
+
+def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> None:
+    """What follows from the settings and the model's config.json alone: a plan is refused for it as well."""
+    check_sequence_length(config, model_config)
+    check_ranks(config, world_size)
+    if config.mode != "pretrain":
+        check_method(config.prune.method, model_config)
+        # The dimensions of every round exist, and each recovers at least one batch or none at all.
+        pruning_rounds(config, read_geometry(model_config))
+    check_gguf(config, model_config)
+
+
+def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:
+    longest = model_config.get("max_position_embeddings")
+    length = config.data.sequence_length
+    if longest is not None and length > longest:
+        raise ValueError(f"data.sequence_length={length} is not allowed: the model takes at most {longest} tokens")
+    window = family_of(model_config).window(model_config)
+    if window is not None and length > window:
+        raise ValueError(
+            f"data.sequence_length={length} is not allowed: the model attends to at most {window} tokens "
+            "(sliding_window), and pruning works on whole sequences"
+        )
+    measured = config.eval.efficiency
+    tokens = max(measured.prompt_tokens) + max(measured.new_tokens)
+    most = max(LONGEST_MEASURED, longest or 0)
+    if measured.measured and tokens > most:
+        raise ValueError(
+            f"eval.efficiency.prompt_tokens={measured.prompt_tokens!r} and new_tokens={measured.new_tokens!r} are not "
+            f"allowed: together they may have {most:,} tokens with this model"
+        )
+
+
+def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
+    """The family can take the method's cut.
+
+    Raises:
+        ValueError: names the setting and the family.
+    """
+    family = family_of(model_config)
+    if method.pair_scope != "model" and not family.has_own_frequencies:
+        raise ValueError(
+            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for model_type {family.model_type}: it "
+            "must be model"
+        )
+    window = family.window(model_config)
+    if method.pair_scope != "model" and window is not None:
+        raise ValueError(
+            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for a model with a sliding window "
+            f"({window}): what loads such a result has none; it must be model"
+        )
+    if method.attention == "shared_dims" and family.query_key_norm:
+        raise ValueError(
+            f"prune.method.attention={method.attention!r} is not allowed for model_type {family.model_type}: the heads "
+            "share a norm of queries and keys, so they must keep the same dims; it must be pairs or heads"
+        )
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The global batch divides into the ranks' micro-batches, and no rank is left without a sequence."""
+    for field, count in (
+        ("recover.batch_sequences", config.recover.batch_sequences),
+        ("recover.validation_sequences", config.recover.validation_sequences),
+        ("prune.calibration_sequences", config.prune.calibration_sequences),
+        ("data.evaluation_sequences", config.data.evaluation_sequences),
+    ):
+        if count < world_size:
+            raise ValueError(f"{field}={count} is not allowed: {world_size} ranks need at least one sequence each")
+    batch, micro_batch = config.recover.batch_sequences, config.engine.micro_batch_sequences
+    if batch % (micro_batch * world_size):
+        raise ValueError(
+            f"recover.batch_sequences={batch} is not allowed: it must be a multiple of engine.micro_batch_sequences "
+            f"({micro_batch}) times the number of ranks ({world_size})"
+        )
+
+
+def check_same_run(config: RunConfig) -> None:
+    """The folder is new, or holds a run of the same configuration."""
+    folder = Path(config.output_dir)
+    before = read_config(folder)
+    if before is None:
+        if (read_record(folder) or {}).get("stages"):
+            raise DamagedFile(folder / "config.yaml", f"is missing, though stages of the run are finished; {WAY_OUT}")
+        return
+    changed = differences(before, to_dictionary(config))
+    if recorded_parent(folder) is not None:  # which tells the same model by its content, wherever it lies
+        changed = [each for each in changed if not each.startswith(("model.path: ", "model.revision: "))]
+    if changed:
+        again = ""
+        if config.recover.variant is None and config.mode == "prune" and all(map(changes_recovery_alone, changed)):
+            again = "add recover.variant=A_NAME, which recovers the same cut in this way beside that result; or "
+        shown = "; ".join(changed[:MAX_SHOWN_DIFFERENCES])
+        more = f"; and {len(changed) - MAX_SHOWN_DIFFERENCES} more" if len(changed) > MAX_SHOWN_DIFFERENCES else ""
+        raise ValueError(
+            f"output_dir={config.output_dir!r} holds a run of another configuration ({shown}{more}): "
+            f"{again}choose another {'name=' if config.recover.variant is None else 'recover.variant='}, or remove the "
+            "folder"
+        )

@@ -1,0 +1,105 @@
+"""Where a recovery stands, saved now and then: a job that dies goes on from its newest sound checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transact.config import CheckpointEveryConfig
+from transact.engine.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
+from transact.files import read_json
+from transact.rounds import Round
+from transact.runs.run_folder import CHECKPOINTS
+from transact.stages.job import Job
+from transact.stages.recover.health import TrainingHealth
+
+LARGEST_SHARE = 1 / 20  # of the time, for saves that are due by the clock
+
+
+@dataclass(kw_only=True, slots=True)
+class Position:
+    """Where one round's recovery stands.
+
+    Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
+    learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
+    the lowest one, met after best_step steps.
+    """
+
+    step: int = 0
+    start_loss: float
+    best_loss: float
+    best_step: int = 0
+    health: TrainingHealth = field(default_factory=TrainingHealth)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def at_start(cls, loss: float) -> Position:
+        """loss: validation loss, in nats per token."""
+        return cls(start_loss=loss, best_loss=loss)
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> Position:
+        health = TrainingHealth(**manifest["health"])
+        return cls(health=health, **{name: manifest[name] for name in ("step", "start_loss", "best_loss", "best_step")})
+
+
+class CheckpointClock:
+    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one.
+
+    Where saves are slow the minutes are stretched, so that they never cost more than a twentieth of the time.
+    """
+
+    def __init__(self, every: CheckpointEveryConfig) -> None:
+        self._every = every
+        self._tokens = 0
+        self._since = time.monotonic()
+        self._fewest_seconds = 0.0
+
+    def is_due(self, tokens: int) -> bool:
+        """Called once a step. tokens: of the step."""
+        self._tokens += tokens
+        minutes, limit = self._every.minutes, self._every.tokens
+        by_time = minutes is not None and time.monotonic() - self._since >= max(60 * minutes, self._fewest_seconds)
+        return by_time or (limit is not None and self._tokens >= limit)
+
+    def restart(self, save_seconds: float) -> None:
+        """save_seconds: that the checkpoint took which is now complete."""
+        self._tokens, self._since = 0, time.monotonic()
+        self._fewest_seconds = save_seconds * (1 / LARGEST_SHARE - 1)
+
+
+def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
+    return job.path(CHECKPOINTS, f"{round_.folder_name}_step_{step:08d}")
+
+
+def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
+    """This round's newest checkpoint that is sound, and its manifest. Collective.
+
+    Damaged ones are named and set aside until the recovery ends: they would count among the few that are kept.
+    """
+
+    def names() -> list[str]:
+        folders = checkpoint_folders(job.path(CHECKPOINTS))
+        return [folder.name for folder in folders if folder.name.startswith(round_.folder_name)]
+
+    for name in job.group.on_main(names):
+        folder = job.path(CHECKPOINTS, name)
+        problem = damage(folder, job.group)
+        if problem is None:
+            manifest = read_json(folder / MANIFEST)
+            job.say(f"goes on from checkpoint {name}")
+            return folder, manifest
+        job.say(f"checkpoint {name} is damaged ({problem}): not used, and set aside")
+        if job.group.is_main:
+            set_aside(folder)
+    return None
+
+
+def clear_checkpoints(job: Job) -> None:
+    """After a recovery: the recovered folder holds what was worth keeping."""
+    if job.group.is_main:
+        job.folder.remove_checkpoints()

@@ -1,0 +1,277 @@
+"""Recover: continued pretraining of a checkpoint folder, sharded by ZeRO. Never ends worse than it began."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transact.data.order import SequenceOrder
+from transact.distributed.process import ProcessGroup
+from transact.engine.checkpoints import save_engine
+from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.engine import Engine, open_engine
+from transact.engine.training_checkpoints import load_training, save_training
+from transact.errors import RankFailed
+from transact.rounds import Round
+from transact.stages.evaluate import mean_loss, perplexity_of
+from transact.stages.job import Job
+from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
+from transact.stages.recover.health import Alert, Diverged, rise
+from transact.stages.recover.learning_rate import learning_rate_at
+from transact.stages.recover.pace_watch import PaceWatch
+from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
+from transact.stages.recover.teacher import Teacher, open_teacher
+from transact.stages.texts import Texts
+
+# What the loss that is trained is: its perplexity is one of a cross-entropy alone.
+LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
+
+
+class Recovery:
+    """One round's training loop on one rank.
+
+    position: where it begins; of a new recovery, with the validation loss of the weights as they are. best: this
+    rank's part of the best weights so far. teacher: what the weights are distilled from, if anything.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        texts: Texts,
+        round_: Round,
+        engine: Engine,
+        position: Position,
+        best: dict[str, torch.Tensor],
+        teacher: Teacher | None,
+    ) -> None:
+        self.job = job
+        self.texts = texts
+        self.round = round_
+        self.engine = engine
+        self.teacher = teacher
+        self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
+        self.num_steps = round_.tokens // self.tokens_per_batch
+        self.first_step = round_.first_sequence // job.config.recover.batch_sequences
+        self.position, self.best = position, best
+        self.loss_name = LOSS_NAMES[job.config.recover.objective]
+        self.clock = CheckpointClock(job.config.engine.checkpoint_every)
+        self.pace_watch = PaceWatch()
+        self.pace = Pace(
+            tokens=self.tokens_per_batch,
+            world_size=job.group.world_size,
+            flops_per_token=round_.geometry.training_flops_per_token(
+                job.config.data.sequence_length, teacher.geometry if teacher else None
+            ),
+            peak_flops=peak_flops_of(job.group.device),
+        )
+
+    def run(self) -> None:
+        """Train to the end of the budget, then go back to the best weights seen, the first ones included.
+
+        Raises:
+            Stopped: on every rank, once a checkpoint is saved, when any was asked to stop.
+            Diverged: on every rank.
+        """
+        validation_steps = self._validation_steps()
+        if self.position.step == 0:
+            rate, tokens = self.round.learning_rate, self.num_steps * self.tokens_per_batch
+            self.job.say(f"round {self.round.number}: recovers with {tokens:,} tokens, peak learning rate {rate:.1e}")
+            self._log_validation(self.position.best_loss, 0)
+        with self.job.progress(
+            f"recover round {self.round.number}",
+            self.num_steps * self.tokens_per_batch,
+            completed=self.position.step * self.tokens_per_batch,
+        ) as bar:
+            for step in range(self.position.step, self.num_steps):
+                loss = self._train_step(step)
+                bar.advance(self.tokens_per_batch, **{self.loss_name: loss})
+                if step + 1 in validation_steps:
+                    self._validate(step + 1)
+                self.position.step = step + 1
+                self._save_if_due()
+        best_step = self.position.best_step
+        if best_step < self.num_steps:
+            self.job.say(f"round {self.round.number}: keeps the weights of step {best_step} of {self.num_steps}")
+            self.engine.restore(self.best)
+
+    def _save_if_due(self) -> None:
+        """A checkpoint after this step, if the time has come or the job must stop."""
+        group = self.job.group
+        # Between steps that were skipped nothing is worth saving: the newest checkpoint stays the last good one.
+        is_well = self.position.health.skipped_in_a_row == 0
+        due, asked = group.any(self.clock.is_due(self.tokens_per_batch) and is_well, group.is_asked_to_stop)
+        if not (due or asked) or self.position.step == self.num_steps:
+            return
+        begin = time.perf_counter()
+        step, best_step = self.position.step, self.position.best_step
+        try:
+            save_training(
+                self.engine,
+                checkpoint_path(self.job, self.round, step),
+                group,
+                best=self.best if 0 < best_step < step else None,
+                position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
+            )
+        except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
+            if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):  # else a rank is lost
+                self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
+            raise
+        seconds = time.perf_counter() - begin
+        self._log({"perf/checkpoint_s": seconds}, step)
+        self.clock.restart(seconds)
+        if asked:
+            self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
+            group.stop()
+
+    def _validation_steps(self) -> set[int]:
+        count = self.job.config.recover.validations
+        return {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
+
+    def _validate(self, step: int) -> None:
+        loss = validation_loss(self.job, self.texts, self.engine)
+        self._log_validation(loss, step)
+        alert = rise(perplexity_of(self.position.start_loss), perplexity_of(loss), self.round.learning_rate)
+        if alert is not None:
+            self._alert(alert, step)
+        if loss < self.position.best_loss:
+            self.position.best_loss, self.position.best_step = loss, step
+            self.best = self.engine.snapshot()
+
+    def _log_validation(self, loss: float, step: int) -> None:
+        perplexity = perplexity_of(loss)
+        self.job.say(
+            f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity {perplexity:.2f}"
+        )
+        figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
+        self._log(figures | memory_figures(self.job.group), step)
+
+    def _train_step(self, step: int) -> float:
+        """One global batch. Returns its mean loss over all ranks, in nats per token."""
+        config = self.job.config.recover
+        rate = learning_rate_at(
+            step,
+            self.num_steps,
+            peak=self.round.learning_rate,
+            warmup_fraction=config.warmup_fraction,
+            min_warmup_steps=config.min_warmup_steps,
+            final_fraction=config.final_learning_rate_fraction,
+            decay=config.decay,
+        )
+        begin = time.perf_counter()
+        batch = own_batch(
+            self.texts.order,
+            self.round.first_sequence + step * config.batch_sequences,
+            config.batch_sequences,
+            self.job.config.engine.micro_batch_sequences,
+            self.job.group,
+        )
+        total = torch.zeros((), device=self.job.group.device)
+        data_seconds = 0.0
+        for positions in batch:
+            reading = time.perf_counter()
+            tokens = self.texts.train.sequences(positions)
+            data_seconds += time.perf_counter() - reading
+            teaching = self.teacher.teach(tokens) if self.teacher else None
+            loss = self.engine.loss(tokens, teaching)
+            self.engine.backward(loss)
+            applied = self.engine.step(rate)
+            total += loss.detach()
+            self.job.group.watchdog.progress()
+        mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
+        seconds = time.perf_counter() - begin
+        figures = {"recover/loss": mean, f"recover/{self.loss_name}": mean, "recover/lr": rate}
+        if self.loss_name == "cross_entropy":
+            figures["recover/perplexity"] = perplexity_of(mean)
+        norm = self.engine.gradient_norm()
+        if norm is not None:
+            figures["recover/grad_norm"] = norm
+        figures |= self.pace.figures(seconds, data_seconds)
+        news = self._observe(mean, applied, figures)
+        self._log(figures, step + 1)
+        for alert in (news, self.pace_watch.observe(seconds)):
+            if alert is not None:
+                self._alert(alert, step + 1)
+        self._check_health(step + 1)
+        return mean
+
+    def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> Alert | None:
+        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did."""
+        health = self.position.health
+        news = health.observe(loss, applied)
+        figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
+        return news
+
+    def _check_health(self, step: int) -> None:
+        health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
+        if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
+            raise Diverged(
+                f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "
+                "number (recover.max_skipped_steps). The last good checkpoint is kept; a lower recover.learning_rate "
+                "or recover.gradient_clipping, in a run of another name, is what usually helps"
+            )
+
+    def _alert(self, alert: Alert, step: int) -> None:
+        self.job.alert(alert.kind, alert.text, **self._axes(step))
+
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        self.job.tracker.log(figures, **self._axes(step))
+
+    def _axes(self, step: int) -> dict[str, int]:
+        total_step = self.first_step + step
+        return {"step": total_step, "tokens": total_step * self.tokens_per_batch, "round": self.round.number}
+
+
+def validation_loss(job: Job, texts: Texts, engine: Engine) -> float:
+    """On the part of the training text that is reserved for it; nats per token."""
+    positions = texts.order.reserved(0, job.config.recover.validation_sequences)
+    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group)
+
+
+def own_batch(
+    order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
+) -> list[torch.Tensor]:
+    """This rank's micro-batches, as positions in the store, of the global batch that begins at sequence `first`."""
+    positions = order.trainable(first, batch_sequences)
+    micro_batches = torch.split(positions, micro_batch)
+    return list(micro_batches[group.rank :: group.world_size])
+
+
+def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
+    """Train `source` on the round's tokens and write the best weights seen to `output`.
+
+    parent: the dense model, for distillation; None where there is none.
+    """
+    config = job.config
+    settings = TrainingSettings(
+        gradient_accumulation_steps=config.recover.batch_sequences
+        // (config.engine.micro_batch_sequences * job.group.world_size),
+        learning_rate=round_.learning_rate,
+        weight_decay=config.recover.weight_decay,
+        betas=(config.recover.beta1, config.recover.beta2),
+        gradient_clipping=config.recover.gradient_clipping,
+    )
+    found = newest_checkpoint(job, round_)
+    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source))
+    job.forget_metrics(found[1]["metrics_position"] if found else None)
+    with (
+        open_teacher(job, parent) as teacher,
+        open_engine(source, config.engine, job.group, training=settings) as engine,
+    ):
+        best = engine.snapshot()
+        if found:
+            saved = load_training(engine, found[0], job.group)
+            if position.best_step > 0:
+                best = saved or engine.snapshot()
+        with job.group.interruption.deferred():  # it saves before it stops, and what is trained is written down
+            Recovery(job, texts, round_, engine, position, best, teacher).run()
+            return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
+
+
+def _start_loss(job: Job, texts: Texts, source: Path) -> float:
+    """In an engine of its own: DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first
+    forward has no backward, which costs an eighth of the speed."""
+    with open_engine(source, job.config.engine, job.group) as engine:
+        return validation_loss(job, texts, engine)

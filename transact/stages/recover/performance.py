@@ -1,0 +1,59 @@
+"""How fast training goes and what it takes: figures for the log."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+import torch
+
+from transact.accelerators import model_flops_utilisation, reported_as
+from transact.distributed.process import ProcessGroup
+from transact.engine.memory import GIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What turns the seconds of a step into figures.
+
+    Attributes:
+        tokens: of a step, over all ranks.
+        world_size: ranks; one GPU each, where there are GPUs.
+        flops_per_token: that a step needs: of the student forward and backward, and of the teacher forward.
+        peak_flops: of one rank's accelerator, per second; None on a CPU and on one whose peak is not known.
+    """
+
+    tokens: int
+    world_size: int
+    flops_per_token: int
+    peak_flops: float | None
+
+    def figures(self, step_seconds: float, data_seconds: float) -> dict[str, float]:
+        """Of one step. data_seconds: of it, spent on reading text."""
+        rate = self.tokens / step_seconds
+        figures = {
+            "perf/tokens_per_s": rate,
+            "perf/tokens_per_s_per_gpu": rate / self.world_size,
+            "perf/step_s": step_seconds,
+            "perf/data_s": data_seconds,
+        }
+        if self.peak_flops is not None:
+            figures["perf/mfu"] = model_flops_utilisation(self.flops_per_token, rate / self.world_size, self.peak_flops)
+        return figures
+
+
+def peak_flops_of(device: torch.device) -> float | None:
+    """bfloat16 FLOPs per second that the device can do at best; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    accelerator = reported_as(torch.cuda.get_device_name(device))
+    return None if accelerator is None else accelerator.peak_flops
+
+
+def memory_figures(group: ProcessGroup) -> dict[str, float]:
+    """Collective. Peaks since the process began, in GiB, of the rank that has the largest."""
+    peaks = {"mem/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
+    if group.device.type == "cuda":
+        peaks["mem/allocated_peak_gib"] = torch.cuda.max_memory_allocated(group.device) / GIB
+        peaks["mem/reserved_peak_gib"] = torch.cuda.max_memory_reserved(group.device) / GIB
+    return dict(zip(peaks, group.maxima(*peaks.values()), strict=True))

@@ -1,0 +1,144 @@
+"""How much work every stage of a run is, in FLOPs, from dimensions alone: estimates and the time left rest on it.
+
+Products of a forward and a backward are counted exactly. Factorisations and eliminations, whose FLOPs take longer, are
+counted with the weights below; reading and writing files is not counted.
+"""
+
+from __future__ import annotations
+
+from transact.config import RunConfig
+from transact.engine.memory import gram_passes
+from transact.geometry import Geometry
+from transact.rounds import Round, split_candidates, stage_names
+
+# What a FLOP of these takes beside one of a forward; from one run of a model of 135M parameters on two busy CPU cores.
+GRAM_WEIGHT = 2.0  # float64 sums
+ELIMINATION_WEIGHT = 4.5
+REFIT_WEIGHT = 4.0
+
+
+def stage_flops(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, float]:
+    """By the names of `stage_names`, in their order; 0 where the work is not known beforehand (tasks)."""
+    found = dict.fromkeys(stage_names(config), 0.0)
+    context = config.data.sequence_length
+    evaluated = config.data.evaluation_sequences * context
+    found["round_00/evaluate"] = evaluated * float(parent.flops_per_token(context))
+    before = parent
+    for each in rounds:
+        for kind, flops in _round_flops(config, parent, before, each).items():
+            if f"{each.folder_name}/{kind}" in found:
+                found[f"{each.folder_name}/{kind}"] = flops
+        before = each.geometry
+    if "tasks" in found:
+        texts = len(config.eval.texts) * config.eval.text_sequences * context
+        found["tasks"] = texts * float(parent.flops_per_token(context) + before.flops_per_token(context))
+    if "efficiency" in found:
+        found["efficiency"] = _efficiency_flops(config, parent, before)
+    found["export"] = 2 * 512.0 * before.flops_per_token(context)  # as the check of the export does
+    return found
+
+
+def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Round) -> dict[str, float]:
+    context, method = config.data.sequence_length, config.prune.method
+    calibrated = config.prune.calibration_sequences * context
+    # Weights are frozen: a backward is the work of one forward.
+    passes = 2 if method.needs_gradients() else 1
+    after = each.geometry
+    teacher = None if config.recover.objective == "cross_entropy" or config.mode == "pretrain" else parent
+    return {
+        "calibrate": passes * calibrated * float(before.flops_per_token(context)),
+        "gram": _gram_flops(config, before),
+        "split": _split_flops(config, parent) if each.number == 1 else 0.0,
+        "plan": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
+        "slice": _cut_flops(config, before, after),
+        "recover": _recover_flops(config, each, teacher),
+        "evaluate": _evaluations(each) * config.data.evaluation_sequences * context * after.flops_per_token(context),
+    }
+
+
+def _is_measured_split(config: RunConfig, each: Round) -> bool:
+    """Its plan is taken over from the split."""
+    return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
+
+
+def _evaluations(each: Round) -> int:
+    """Sliced and recovered; without a recovery both are the same model."""
+    return 2 if each.tokens else 1
+
+
+def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> float:
+    if not each.tokens:
+        return 0.0
+    context = config.data.sequence_length
+    validated = (config.recover.validations + 1) * config.recover.validation_sequences * context
+    forward = each.geometry.flops_per_token(context)
+    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + validated * forward)
+
+
+def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
+    context, method = config.data.sequence_length, config.prune.method
+    if not method.needs_gram():
+        return 0.0
+    calibrated = config.prune.calibration_sequences * context
+    passes = len(gram_passes(geometry, method.gram_gib))
+    width = geometry.num_attention_heads * geometry.head_dim
+    sums = 2 * geometry.num_layers * (width**2 + geometry.intermediate_size**2)
+    return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
+
+
+def elimination_share(config: RunConfig, parent: Geometry) -> float:
+    """Of the work of a split, what the choice of channels is that comes first."""
+    candidates = split_candidates(config.prune, parent)
+    return _elimination_flops(config, parent, candidates) / _split_flops(config, parent)
+
+
+def _split_flops(config: RunConfig, parent: Geometry) -> float:
+    """One elimination serves all candidates; each is cut and measured on the validation text."""
+    if config.prune.split != "auto":
+        return 0.0
+    candidates, context = split_candidates(config.prune, parent), config.data.sequence_length
+    validated = config.recover.validation_sequences * context
+    each = (_cut_flops(config, parent, one) + validated * one.flops_per_token(context) for one in candidates)
+    return _elimination_flops(config, parent, candidates) + sum(each)
+
+
+def _elimination_flops(config: RunConfig, geometry: Geometry, targets: list[Geometry]) -> float:
+    """Greedy choice of MLP channels, down to the smallest target: the inverse, then an update a block of channels."""
+    channels = geometry.intermediate_size
+    kept = min(each.intermediate_size for each in targets)
+    if config.prune.method.channels != "obs" or kept == channels:
+        return 0.0
+    updates = 2 * (channels**3 - kept**3) / 3 + geometry.hidden_size * (channels**2 - kept**2)
+    return ELIMINATION_WEIGHT * geometry.num_layers * (2 * channels**3 + updates)
+
+
+def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
+    """The refit: a factorisation of what is kept, and its products with the dense Gram matrix and weights."""
+    method = config.prune.method
+    if method.refit == "none":
+        return 0.0
+    flops = 0.0
+    for whole, kept in (
+        (before.num_attention_heads * before.head_dim, after.num_attention_heads * after.head_dim),
+        (before.intermediate_size, after.intermediate_size),
+    ):
+        flops += kept**3 + 2 * whole * before.hidden_size * kept + 2 * kept**2 * before.hidden_size
+    streams = 0.0
+    if method.refit == "sequential":  # three runs of every layer of either model
+        tokens = config.prune.calibration_sequences * config.data.sequence_length
+        context = config.data.sequence_length
+        streams = 3.0 * tokens * (before.flops_per_token(context) + after.flops_per_token(context))
+    return REFIT_WEIGHT * before.num_layers * flops + streams
+
+
+def _efficiency_flops(config: RunConfig, parent: Geometry, pruned: Geometry) -> float:
+    """Every turn of both models; a token by itself costs its weights' reading, taken for ten of a prompt."""
+    asked = config.eval.efficiency
+    tokens = sum(
+        batch * (prompt + 10 * new)
+        for batch in asked.batch_sizes
+        for prompt in asked.prompt_tokens
+        for new in asked.new_tokens
+    )
+    context = max(asked.prompt_tokens)
+    return float(asked.turns * tokens * (parent.flops_per_token(context) + pruned.flops_per_token(context)))

@@ -1,0 +1,76 @@
+"""report.html of a run, or of a sweep and of every run in it, from their files alone.
+
+python -m transact report FOLDER [--watch]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from transact.checks import require
+from transact.errors import DONE, FAILED, leave, refuse
+from transact.runs.run_folder import run_folders
+from transact.runs.run_record import RECORD, read_config, read_record
+from transact.tracking.report.run_files import LIVE_STATES, read_values
+from transact.tracking.report.writing import write_pages
+
+SECONDS = 30.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="transact report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
+    parser.add_argument("--watch", action="store_true", help="write it again and again, until all runs have ended")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"between two times (default: {SECONDS:g})")
+    given = parser.parse_args()
+    try:
+        require("--seconds", given.seconds, given.seconds > 0, "more than 0")
+        check_records(given.folder)
+        is_last = not (given.watch and is_live(given.folder))  # asked first: what is written then has the end in it
+        print(write_pages(given.folder)[-1], flush=True)
+    except ValueError as error:
+        return refuse(error)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    return DONE if is_last else watch(given.folder, given.seconds)
+
+
+def check_records(folder: Path) -> None:
+    """A page shows what it can of damaged files; what the run is and how it stands must be readable.
+
+    Raises:
+        DamagedFile: one is not, of the run or of a point of the sweep.
+    """
+    for each in run_folders(folder):
+        read_record(each)
+        read_config(each)
+
+
+def watch(folder: Path, seconds: float) -> int:
+    """Write the pages again until no run is going on, or Ctrl-C. A write that fails is tried again."""
+    is_last = False
+    with suppress(KeyboardInterrupt):
+        while not is_last:
+            time.sleep(seconds)
+            is_last = not is_live(folder)
+            try:
+                write_pages(folder)
+            except OSError as error:
+                is_last = False
+                print(f"error: {error}", file=sys.stderr, flush=True)
+    return DONE
+
+
+def is_live(folder: Path) -> bool:
+    return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in run_folders(folder))
+
+
+if __name__ == "__main__":
+    leave(main())

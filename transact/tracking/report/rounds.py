@@ -1,0 +1,160 @@
+"""What every round cut, and what it cost in perplexity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transact.tracking.report.blocks import Block, Chart, Named, Section, Table
+from transact.tracking.report.drawing import COLOURS, axis, bars, line
+from transact.tracking.report.metric_rows import figure
+from transact.tracking.report.run_files import RunFiles, Values, values_in
+from transact.tracking.report.words import MISSING, number, share, short
+
+LARGEST_LOSS = 700.0  # nats whose exponential is a float
+DIMENSIONS = {
+    "head_dim": "head_dim",
+    "num_attention_heads": "query heads",
+    "num_key_value_heads": "key-value heads",
+    "intermediate_size": "intermediate_size",
+}
+
+
+def models(run: RunFiles) -> list[tuple[str, Values]]:
+    """The parent and the model after every round that is planned so far: name and what is known of it.
+
+    Beside dimensions: "parameters", "kv_bytes_per_token", "sliced", "recovered" and "perplexity": that of the model
+    which the round ends with, sliced only where there is no recovery.
+    """
+    parent = values_in(run.dense, "geometry") or next((values_in(each.plan, "source") for each in run.rounds), {})
+    dense = run.dense.get("perplexity")
+    found = [("parent", parent | _counts(run.dense) | {"recovered": dense, "perplexity": dense})] if parent else []
+    for each in run.rounds:
+        geometry = values_in(each.plan, "target")
+        sliced, recovered = (values_in(each.evaluation, role) for role in ("sliced", "recovered"))
+        logged = {name: value for row in run.rows if row.get("round") == each.number for name, value in row.items()}
+        counts = {name: logged.get(f"prune/{name}") for name in ("parameters", "kv_bytes_per_token")}
+        end = recovered or sliced
+        known = geometry | counts | _counts(end) | {"perplexity": end.get("perplexity")}
+        known |= {"sliced": sliced.get("perplexity"), "recovered": recovered.get("perplexity")}
+        if geometry:
+            found.append((f"round {each.number}", known))
+    return found
+
+
+def _counts(evaluation: Values) -> Values:
+    return {name: evaluation[name] for name in ("parameters", "kv_bytes_per_token") if name in evaluation}
+
+
+def rounds_section(run: RunFiles) -> Section | None:
+    found = models(run)
+    if len(found) < 2:
+        return None
+    blocks: list[Block] = [Named(title="Dimensions and perplexity", table=_table(found)), _dimensions(found)]
+    chart = _perplexities(found)
+    splits = _splits(run.split)
+    blocks += [each for each in (chart, splits) if each is not None]
+    return Section(name="rounds", title="Rounds", blocks=blocks)
+
+
+def _splits(split: Values) -> Named | None:
+    """Every way to share the cut between attention and MLP that was measured."""
+    candidates = split.get("candidates")
+    rows: list[list[str]] = []
+    for each in candidates if isinstance(candidates, list) else []:
+        geometry = values_in(each, "geometry") if isinstance(each, dict) else {}
+        loss = figure(each.get("loss")) if geometry else None
+        if geometry:
+            rows.append(
+                [
+                    "chosen" if geometry == split.get("chosen") else "",
+                    *(number(geometry.get(name)) for name in DIMENSIONS),
+                    short(each.get("parameters")),
+                    number(None if loss is None or loss > LARGEST_LOSS else math.exp(loss)),
+                ]
+            )
+    if not rows:
+        return None
+    headings = ["", *DIMENSIONS.values(), "parameters", "perplexity on validation text"]
+    return Named(title="Splits between attention and MLP that were measured", table=Table(headings=headings, rows=rows))
+
+
+def _table(found: list[tuple[str, Values]]) -> Table:
+    parent = found[0][1]
+    changing = [name for name in DIMENSIONS if any(each.get(name) != parent.get(name) for _, each in found)]
+    rows = [
+        [
+            label,
+            *(number(each.get(name)) for name in changing),
+            short(each.get("parameters")),
+            share(each.get("parameters"), parent.get("parameters")),
+            number(each.get("kv_bytes_per_token")),
+            number(each.get("sliced")),
+            number(each.get("recovered")),
+        ]
+        for label, each in found
+    ]
+    counted = ["parameters", "of parent", "KV bytes/token", "perplexity sliced", "recovered"]
+    return Table(headings=["", *(DIMENSIONS[name] for name in changing), *counted], rows=rows)
+
+
+def _dimensions(found: list[tuple[str, Values]]) -> Chart:
+    parent = found[0][1]
+    wanted = {**DIMENSIONS, "parameters": "parameters", "kv_bytes_per_token": "KV bytes"}
+    shares = {
+        name: [_share(each.get(name), parent.get(name)) for _, each in found]
+        for name in wanted
+        if any(each.get(name) != parent.get(name) for _, each in found)
+    }
+    labels = [label for label, _ in found]
+    traces = [
+        bars(wanted[name], _ticks(labels), values, COLOURS[turn % len(COLOURS)])
+        for turn, (name, values) in enumerate(shares.items())
+    ]
+    y_axis = axis("share of the parent's", tickformat=".0%", range=[0, 1.05])
+    layout = {"xaxis": axis("round", type="category"), "yaxis": y_axis, "barmode": "group"}
+    last = ", ".join(f"{wanted[name]} {values[-1]:.1%}" for name, values in shares.items() if values[-1] is not None)
+    rows = [
+        [label, *(MISSING if values[turn] is None else f"{values[turn]:.1%}" for values in shares.values())]
+        for turn, label in enumerate(labels)
+    ]
+    return Chart(
+        name="dimensions",
+        title="Dimensions, as shares of the parent's",
+        summary=f"Dimensions after every round as shares of the parent's. After {labels[-1]}: {last}.",
+        views={"": {"data": traces, "layout": layout}},
+        table=Table(headings=["", *(wanted[name] for name in shares)], rows=rows),
+    )
+
+
+def _share(part: Any, whole: Any) -> float | None:
+    above, below = figure(part), figure(whole)
+    return None if above is None or not below else round(above / below, 5)
+
+
+def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
+    labels = [label for label, _ in found]
+    kinds = {"sliced": "sliced", "recovered": "recovered (parent: as it is)"}
+    values = {kind: [figure(each.get(kind)) for _, each in found] for kind in kinds}
+    if not any(value is not None for value in values["sliced"]):
+        return None
+    traces = [
+        line(label, [], colour) | {"x": _ticks(labels), "y": values[kind], "mode": "lines+markers"}
+        for (kind, label), colour in zip(kinds.items(), (COLOURS[1], COLOURS[0]), strict=False)
+    ]
+    layout = {"xaxis": axis("round", type="category"), "yaxis": axis("perplexity on held-out text", type="log")}
+    last = next(turn for turn in reversed(range(len(labels))) if values["sliced"][turn] is not None)
+    told = ", ".join(f"{number(values[kind][last])} {kind}" for kind in kinds if values[kind][last] is not None)
+    rows = [[label, *(number(values[kind][turn]) for kind in kinds)] for turn, label in enumerate(labels)]
+    return Chart(
+        name="perplexity-by-round",
+        title="Perplexity by round",
+        summary=f"Perplexity on held-out text. Parent: {number(values['recovered'][0])}. {labels[last]}: {told}.",
+        views={"": {"data": traces, "layout": layout}},
+        table=Table(headings=["", "sliced", "recovered"], rows=rows),
+    )
+
+
+def _ticks(labels: list[str]) -> list[str]:
+    """Short ones, for a phone: parent, 1, 2 and so on."""
+    return [label.removeprefix("round ") for label in labels]

@@ -1,0 +1,167 @@
+"""The page of one run, from what its folder holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transact.tracking.report.blocks import Block, Code, Named, Note, Page, Section, Table
+from transact.tracking.report.channels import channels_section
+from transact.tracking.report.efficiency import efficiency_section
+from transact.tracking.report.evaluation import evaluation_section
+from transact.tracking.report.metric_rows import Row, figure
+from transact.tracking.report.rounds import models, rounds_section
+from transact.tracking.report.run_files import LIVE_STATES, RunFiles, Values, values_in
+from transact.tracking.report.speed import latest_speed, speed_section
+from transact.tracking.report.training import training_section
+from transact.tracking.report.variants import variants_section
+from transact.tracking.report.words import MISSING, duration, moment, number, share, short
+
+SILENT_SECONDS = 900.0  # without a sign of life, after which a run that calls itself running is doubted
+MOST_ALERTS = 100
+
+
+def run_page(run: RunFiles) -> Page:
+    sections = [
+        _alerts(run.rows),
+        training_section(run),
+        rounds_section(run),
+        variants_section(run),
+        channels_section(run),
+        evaluation_section(run),
+        efficiency_section(run),
+        speed_section(run),
+        _configuration(run),
+    ]
+    return Page(
+        title=f"{run.name}, from {run.parent_name}" if run.parent_name else run.name,
+        state=run.state,
+        lines=_lines(run),
+        tiles=_tiles(run),
+        sections=[section for section in sections if section is not None],
+        is_live=run.state in LIVE_STATES,
+    )
+
+
+def _lines(run: RunFiles) -> list[str]:
+    lines = []
+    cut = values_in(run.record, "cut")
+    if cut:
+        lines.append(f"A further recovery of the cut of {cut.get('run')}.")
+    stage, error = run.record.get("stage"), run.record.get("error")
+    if run.state == "running" and stage:
+        lines.append(f"At work on {stage}.")
+    if error:
+        lines.append(f"{run.state.capitalize()}: {error}")
+    elif run.state not in ("running", "done") and stage:
+        lines.append(f"It had come to {stage}.")
+    silent = None if run.last_sign is None else time.time() - run.last_sign
+    if run.state == "running" and silent is not None and silent > SILENT_SECONDS:
+        lines.append(f"No sign of life for {duration(silent)}: it may have been killed.")
+    return lines
+
+
+def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
+    found = models(run)
+    parent = found[0][1] if found else {}
+    last = found[-1][1] if len(found) > 1 else {}
+    tiles = []
+    if parent:
+        tiles += [
+            _tile("parameters", parent.get("parameters"), last.get("parameters"), short),
+            _tile("KV bytes per token", parent.get("kv_bytes_per_token"), last.get("kv_bytes_per_token"), short),
+            _perplexity_tile(found),
+        ]
+    tokens, total = _tokens(run)
+    if tokens is not None:
+        speed = latest_speed(run.rows)
+        remark = f"of {short(total)}" + (f", {speed} tokens/s" if speed else "")
+        tiles.append(("tokens of recovery", short(tokens), remark))
+    seconds = [entry.get("seconds") for entry in values_in(run.record, "stages").values() if isinstance(entry, dict)]
+    known = [value for each in seconds if (value := figure(each)) is not None]
+    if known:
+        restarts = run.record.get("restarts")
+        ranks = run.record.get("world_size")
+        told = f"{ranks} rank{'' if ranks == 1 else 's'}, {restarts} restart{'' if restarts == 1 else 's'}"
+        tiles.append(("time of finished stages", duration(sum(known)), told))
+    return tiles
+
+
+def _tile(label: str, before: Any, after: Any, words: Any) -> tuple[str, str, str]:
+    if figure(after) is None:
+        return label, words(before), "of the parent"
+    return label, words(after), f"{share(after, before)} of the parent's {words(before)}"
+
+
+def _perplexity_tile(found: Sequence[tuple[str, Values]]) -> tuple[str, str, str]:
+    parent = found[0][1].get("perplexity")
+    measured = [
+        (label, each.get("perplexity")) for label, each in found[1:] if figure(each.get("perplexity")) is not None
+    ]
+    if not measured:
+        return "perplexity", number(parent), "of the parent, on held-out text"
+    label, value = measured[-1]
+    return "perplexity", number(value), f"after {label}; the parent's is {number(parent)}"
+
+
+def _tokens(run: RunFiles) -> tuple[float | None, float | None]:
+    """Done, and asked for."""
+    done = [value for row in run.rows if (value := figure(row.get("tokens"))) is not None]
+    return max(done, default=None), figure(values_in(run.config, "recover").get("tokens"))
+
+
+def _alerts(rows: Sequence[Row]) -> Section | None:
+    """Lines of metrics.jsonl that say what went wrong, in words."""
+    found = [row for row in rows if any(name == "alert" or name.startswith("alert/") for name in row)]
+    if not found:
+        return None
+    cells = [[_time(row), f"round {row.get('round')}", short(row.get("tokens")), _alert_text(row)] for row in found]
+    shown = cells[-MOST_ALERTS:]
+    note = f"The latest {len(shown)} of {len(cells)}." if len(shown) < len(cells) else ""
+    table = Table(headings=["time", "round", "tokens", "what happened"], rows=shown, note=note)
+    return Section(name="alerts", title="Alerts", blocks=[Named(title="Alerts", table=table)])
+
+
+def _time(row: Row) -> str:
+    seconds = figure(row.get("time"))
+    return MISSING if seconds is None else moment(seconds)
+
+
+def _alert_text(row: Row) -> str:
+    return ": ".join(str(value) for name, value in row.items() if name == "alert" or name.startswith("alert/"))
+
+
+def _configuration(run: RunFiles) -> Section:
+    blocks: list[Block] = []
+    commands = {
+        "The command, from the same checkout": run.config.get("command"),
+        "The command of the whole sweep": run.config.get("sweep_command"),
+    }
+    blocks += [Code(title=title, text=str(text)) for title, text in commands.items() if text]
+    revision = run.record.get("git_revision")
+    if revision:
+        blocks.append(Note(text=f"Revision {revision}."))
+    if run.config_text:
+        blocks.append(Code(title="config.yaml", text=run.config_text, is_folded=True))
+    versions = values_in(run.record, "versions")
+    if versions:
+        rows = [[name, str(version)] for name, version in versions.items()]
+        blocks.append(Named(title="Versions", table=Table(headings=["package", "version"], rows=rows)))
+    places = _places(run)
+    if places:
+        table = Table(
+            headings=["what", "in the run's folder"], rows=[list(each) for each in places.items()], links=places
+        )
+        blocks.append(Named(title="Files", table=table))
+    return Section(name="configuration", title="How to get it again", blocks=blocks)
+
+
+def _places(run: RunFiles) -> dict[str, str]:
+    names = {
+        "the exported model": "export",
+        "the summary": "result.json",
+        "every figure over time": "metrics.jsonl",
+        "stages, digests, restarts": "run.json",
+    }
+    return {what: name for what, name in names.items() if (run.path / name).exists()}

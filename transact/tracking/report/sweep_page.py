@@ -1,0 +1,169 @@
+"""The page of a sweep: what every point keeps, against what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import quote
+
+from transact.tracking.report.blocks import Block, Chart, Code, Figure, Named, Page, Section, Table
+from transact.tracking.report.drawing import COLOURS, MUTED, axis, plain
+from transact.tracking.report.rounds import DIMENSIONS
+from transact.tracking.report.run_files import LIVE_STATES
+from transact.tracking.report.sweep_files import REPORT, SweepFiles, SweepPoint
+from transact.tracking.report.words import MISSING, number, share, short
+
+Value = Callable[[SweepPoint], float | None]
+
+
+def _milliseconds(point: SweepPoint) -> float | None:
+    return None if point.decode_seconds is None else 1000 * point.decode_seconds
+
+
+COSTS: dict[str, tuple[str, Value]] = {
+    "parameters": ("parameters", lambda point: point.parameters),
+    "kv": ("KV-cache bytes per token", lambda point: point.kv_bytes),
+    "latency": ("milliseconds of a decoding step", _milliseconds),
+}
+QUALITIES: dict[str, tuple[str, Value]] = {
+    "perplexity": ("perplexity", lambda point: point.perplexity),
+    "tasks": ("mean score of the tasks", lambda point: point.score),
+}
+
+
+def sweep_page(sweep: SweepFiles) -> Page:
+    states = [point.state for point in sweep.points]
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    blocks: list[Block] = [Named(title="Points", table=_table(sweep))]
+    sections = [Section(name="points", title="Points", blocks=blocks)]
+    for quality in QUALITIES:
+        charts = [chart for cost in COSTS if (chart := _trade_off(sweep, quality, cost)) is not None]
+        if charts:
+            sections.append(Section(name=f"{quality}-trade-off", title=_heading(quality), blocks=charts))
+    if sweep.command:
+        command = Code(title="The command, from the same checkout", text=sweep.command)
+        sections.append(Section(name="command", title="How to get it again", blocks=[command]))
+    return Page(
+        title=sweep.name,
+        state=_state(counts),
+        lines=[
+            *([f"Made from {sweep.parent_name}."] if sweep.parent_name else []),
+            f"A sweep of {len(states)} points: " + ", ".join(f"{count} {state}" for state, count in counts.items()),
+        ],
+        tiles=_tiles(sweep),
+        sections=sections,
+        is_live=any(state in LIVE_STATES for state in states),
+    )
+
+
+def _heading(quality: str) -> str:
+    return f"{QUALITIES[quality][0].capitalize()}, against what a model costs"
+
+
+def _state(counts: dict[str, int]) -> str:
+    for state in ("running", "submitted", "failed", "diverged", "stopped"):
+        if counts.get(state):
+            return "running" if state == "submitted" else state
+    return "done" if counts else "empty"
+
+
+def _tiles(sweep: SweepFiles) -> list[tuple[str, str, str]]:
+    parent = sweep.parent
+    if parent is None:
+        return []
+    return [
+        ("parent: parameters", short(parent.parameters), ""),
+        ("parent: KV bytes per token", short(parent.kv_bytes), ""),
+        ("parent: perplexity", number(parent.perplexity), "on held-out text"),
+    ]
+
+
+def _table(sweep: SweepFiles) -> Table:
+    parent = sweep.parent
+    settings = {point.decode_setting for point in sweep.points if point.decode_setting}
+    where = f" ({' / '.join(sorted(settings))})" if settings else ""
+    shown = [parent, *sweep.points] if parent else sweep.points
+    changing = [name for name in DIMENSIONS if len({number(each.dimensions[name]) for each in shown} - {MISSING}) > 1]
+    dimensions = [DIMENSIONS[name] for name in changing]
+    headings = [
+        "point",
+        "state",
+        *dimensions,
+        "parameters",
+        "of parent",
+        "KV bytes/token",
+        "perplexity",
+        f"decode, ms{where}",
+    ]
+    rows = []
+    for point in shown:
+        cells = [
+            point.folder or "parent",
+            _standing(point),
+            *(number(point.dimensions[name]) for name in changing),
+            short(point.parameters),
+            share(point.parameters, parent.parameters if parent else None),
+            number(None if point.kv_bytes is None else int(point.kv_bytes)),
+            number(point.perplexity),
+            number(_milliseconds(point)),
+        ]
+        rows.append([*cells, number(point.score)] if sweep.has_tasks else cells)
+    if sweep.has_tasks:
+        headings.append("mean score of tasks")
+    links = {point.folder: f"{quote(point.folder)}/{REPORT}" for point in sweep.points if point.has_page}
+    return Table(headings=headings, rows=rows, links=links)
+
+
+def _standing(point: SweepPoint) -> str:
+    if point.error:
+        return f"{point.state}: {point.error}"
+    return f"{point.state}, {point.stage}" if point.stage else point.state or MISSING
+
+
+def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
+    """A line for each setting besides the fraction that is removed, and the parent."""
+    (y_title, worth), (x_title, price) = QUALITIES[quality], COSTS[cost]
+    groups: dict[str, list[tuple[float, float, str]]] = {}
+    for point in sweep.points:
+        x, y = price(point), worth(point)
+        if x is not None and y is not None:
+            groups.setdefault(point.label, []).append((x, y, point.folder))
+    if not groups:
+        return None
+    traces = [_line(name or "pruned", sorted(each), turn) for turn, (name, each) in enumerate(groups.items())]
+    rows = [[folder, number(x), number(y)] for each in groups.values() for x, y, folder in sorted(each)]
+    dense = (price(sweep.parent), worth(sweep.parent)) if sweep.parent else (None, None)
+    if dense[0] is not None and dense[1] is not None:
+        traces.append(_parent(dense[0], dense[1]))
+        rows.append(["parent", number(dense[0]), number(dense[1])])
+    scale = {"type": "log"} if quality == "perplexity" else {}
+    layout = {"xaxis": axis(x_title, rangemode="tozero"), "yaxis": axis(y_title, **scale)}
+    told = "; ".join(f"{name}: {x} {x_title}, {y_title} {y}" for name, x, y in rows)
+    return Chart(
+        name=f"{quality}-{cost}",
+        title=f"{y_title.capitalize()} and {x_title}",
+        summary=f"{y_title} against {x_title}. {told}.",
+        views={"": {"data": traces, "layout": layout}},
+        table=Table(headings=["point", x_title, y_title], rows=rows),
+        height=340,
+    )
+
+
+def _line(name: str, points: list[tuple[float, float, str]], turn: int) -> Figure:
+    colour = COLOURS[turn % len(COLOURS)]
+    dash = ("solid", "dash", "dot", "dashdot")[turn // len(COLOURS) % 4]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plain(name),
+        "x": [x for x, _, _ in points],
+        "y": [y for _, y, _ in points],
+        "text": [plain(folder) for _, _, folder in points],
+        "hovertemplate": "%{text}<br>%{x:.4s}, %{y:.4g}<extra></extra>",
+        "line": {"color": colour, "width": 2, "dash": dash},
+        "marker": {"color": colour, "size": 9},
+    }
+
+
+def _parent(x: float, y: float) -> Figure:
+    marker = {"color": MUTED, "size": 12, "symbol": "diamond"}
+    return {"type": "scatter", "mode": "markers", "name": "parent", "x": [x], "y": [y], "marker": marker}

@@ -1,0 +1,123 @@
+"""Recovery: loss, perplexity, learning rate and gradient norm over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transact.tracking.report.blocks import Block, Chart, Figure, Note, Section, Table
+from transact.tracking.report.drawing import COLOURS, by_round, dots, line, over_tokens, round_marks
+from transact.tracking.report.metric_rows import Point, Row, broken, even_sample
+from transact.tracking.report.run_files import RunFiles, values_in
+from transact.tracking.report.words import number, short
+
+LOSS = "recover/loss"
+VALIDATION_LOSS = "recover/validation_cross_entropy"
+PERPLEXITY = "recover/perplexity"
+VALIDATION_PERPLEXITY = "recover/validation_perplexity"
+LEARNING_RATE = "recover/lr"
+GRADIENT_NORM = "recover/grad_norm"
+SLICED = "eval/perplexity_sliced"
+RECOVERED = "eval/perplexity_recovered"
+DENSE = "eval/perplexity_dense"
+
+TABLE_ROWS = 40
+Parts = dict[int, list[Point]]
+
+
+def training_section(run: RunFiles) -> Section | None:
+    marks = round_marks(run.rows, run.record.get("starts") or [])
+    blocks: list[Block] = [*_warnings(run.rows)]
+    blocks += [chart for chart in (_loss(run, marks), _perplexity(run, marks), *_steps(run.rows, marks)) if chart]
+    return Section(name="recovery", title="Recovery", blocks=blocks) if blocks else None
+
+
+def objective(run: RunFiles) -> str:
+    return str(values_in(run.config, "recover").get("objective") or "cross_entropy")
+
+
+def _warnings(rows: Sequence[Row]) -> list[Note]:
+    count = broken(rows, LOSS, GRADIENT_NORM)
+    text = f"{count} steps had a loss or gradient that is infinite or not a number: they are not drawn."
+    return [Note(text=text, is_warning=True)] if count else []
+
+
+def _loss(run: RunFiles, marks: Figure) -> Chart | None:
+    parts = by_round(run.rows, LOSS)
+    if not parts:
+        return None
+    named: dict[str, Parts] = {"training": parts}
+    if objective(run) == "cross_entropy":
+        named["validation"] = by_round(run.rows, VALIDATION_LOSS)
+    words = {
+        "distillation": "Loss: divergence from the parent",
+        "mixed": "Loss: cross-entropy mixed with the divergence from the parent",
+    }
+    return line_chart("loss", words.get(objective(run), "Loss"), "nats per token", named, marks)
+
+
+def _perplexity(run: RunFiles, marks: Figure) -> Chart | None:
+    named = {"validation": by_round(run.rows, VALIDATION_PERPLEXITY)}
+    if objective(run) == "cross_entropy":
+        named = {"training": by_round(run.rows, PERPLEXITY), **named}
+    chart = line_chart("perplexity", "Perplexity", "perplexity", named, marks, type="log")
+    measured = {"held-out, sliced": SLICED, "held-out, recovered": RECOVERED, "held-out, parent": DENSE}
+    symbols = ("triangle-up", "circle", "diamond")
+    traces = []
+    for (name, metric), symbol, colour in zip(measured.items(), symbols, COLOURS[2:], strict=False):
+        points = [point for part in by_round(run.rows, metric).values() for point in part]
+        traces += [dots(name, points, colour, symbol)] if points else []
+    if chart is None or not traces:
+        return chart
+    (figure,) = chart.views.values()
+    figure["data"] += traces
+    return chart
+
+
+def _steps(rows: Sequence[Row], marks: Figure) -> list[Chart]:
+    charts = (
+        ("learning-rate", "Learning rate", "learning rate", LEARNING_RATE),
+        ("gradient-norm", "Gradient norm", "norm before clipping", GRADIENT_NORM),
+    )
+    found = (
+        line_chart(name, title, y_title, {title: by_round(rows, metric)}, marks)
+        for name, title, y_title, metric in charts
+    )
+    return [chart for chart in found if chart is not None]
+
+
+def line_chart(
+    name: str, title: str, y_title: str, named: Mapping[str, Parts], marks: Figure, **y_axis: Any
+) -> Chart | None:
+    """Lines over tokens, one a name, each in parts a round. None where there is no point at all."""
+    named = {label: parts for label, parts in named.items() if parts}
+    if not named:
+        return None
+    traces = [line(label, parts, COLOURS[turn % len(COLOURS)]) for turn, (label, parts) in enumerate(named.items())]
+    return Chart(
+        name=name,
+        title=title,
+        summary=f"{title} over tokens. " + " ".join(_told(label, parts) for label, parts in named.items()),
+        views={"": over_tokens(traces, y_title, marks, **y_axis)},
+        table=_table(named),
+    )
+
+
+def _told(label: str, parts: Parts) -> str:
+    points = [point for part in parts.values() for point in part]
+    lowest = min(value for _, value in points)
+    first, last = points[0][1], points[-1][1]
+    return f"{label}: {number(first)} at first, {number(last)} at last, {number(lowest)} at the lowest."
+
+
+def _table(named: Mapping[str, Parts]) -> Table:
+    rows = [
+        (turn, tokens, label, value)
+        for label, parts in named.items()
+        for turn, part in parts.items()
+        for tokens, value in part
+    ]
+    shown = even_sample(sorted(rows), TABLE_ROWS)
+    note = f"{len(shown)} of {len(rows)} points; all of them are in metrics.jsonl." if len(shown) < len(rows) else ""
+    cells = [[f"round {turn}", short(tokens), label, number(value)] for turn, tokens, label, value in shown]
+    return Table(headings=["round", "tokens", "series", "value"], rows=cells, note=note)
