@@ -10,17 +10,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.support.commands import Workplace
-from tests.support.tiny import train_tokenizer, write_model, write_text_files
+from tests.support.commands import Workplace, make_workplace
 
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("workplace")
-    train, heldout = write_text_files(folder / "text")
-    model = write_model(folder / "model", shards=True)
-    train_tokenizer(train).save_pretrained(model)
-    return Workplace(folder=folder, model=model, train=train, heldout=heldout)
+    return make_workplace(tmp_path_factory.mktemp("workplace"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, transact
+from tests.support.commands import Workplace, make_workplace, transact
+from tests.support.once import made_once
 from tests.support.terminal import transact_in_terminal
 
 RANKS = (1, 2, 4)
@@ -38,30 +40,61 @@ class ChainRun:
     ended: subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="session")
-def chain_commands(workplace: Workplace) -> dict[int, ChainRun]:
-    """The same job on 1, 2 and 4 ranks; the one on 2 goes through launch=local, in a terminal, with secrets and
-    another job's address in its environment."""
-    runs = {}
-    for ranks in RANKS:
-        name, tokens = f"ranks_{ranks}", workplace.folder / f"ranks_{ranks}_tokens"
-        overrides = [*workplace.overrides(name), f"data.token_store={tokens}"]
-        if ranks == 1:
-            ended = transact(overrides)
-        elif ranks == 2:
-            overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
-            ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
-        else:
-            overrides.append("engine.micro_batch_sequences=2")
-            ended = transact(overrides, ranks=ranks, umask=UMASKS[ranks])
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        runs[ranks] = ChainRun(workplace.folder / name, tokens, ended)
-    return runs
+class ChainRuns(Mapping[int, ChainRun]):
+    """The same job on 1, 2 and 4 ranks, each made when it is first asked for; the one on 2 goes through launch=local,
+    in a terminal, with secrets and another job's address in its environment."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.factory = factory
+
+    def __getitem__(self, ranks: int) -> ChainRun:
+        folder, said = made_once(self.factory, f"chain_{ranks}", lambda folder: _run_chain(folder, ranks))
+        ended = subprocess.CompletedProcess([], 0, said["stdout"], said["stderr"])
+        return ChainRun(folder / f"ranks_{ranks}", folder / f"ranks_{ranks}_tokens", ended)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(RANKS)
+
+    def __len__(self) -> int:
+        return len(RANKS)
+
+
+def _run_chain(folder: Path, ranks: int) -> dict[str, str]:
+    workplace, name = make_workplace(folder), f"ranks_{ranks}"
+    overrides = [*workplace.overrides(name), f"data.token_store={folder}/{name}_tokens"]
+    if ranks == 1:
+        ended = transact(overrides)
+    elif ranks == 2:
+        overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
+        ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
+    else:
+        ended = transact([*overrides, "engine.micro_batch_sequences=2"], ranks=ranks, umask=UMASKS[ranks])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return {"stdout": ended.stdout, "stderr": ended.stderr}
 
 
 @pytest.fixture(scope="session")
-def chain_runs(chain_commands: dict[int, ChainRun]) -> dict[int, Path]:
-    return {ranks: run.folder for ranks, run in chain_commands.items()}
+def chain_commands(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, ChainRun]:
+    return ChainRuns(tmp_path_factory)
+
+
+class Folders(Mapping[int, Path]):
+    def __init__(self, runs: Mapping[int, ChainRun]) -> None:
+        self.runs = runs
+
+    def __getitem__(self, ranks: int) -> Path:
+        return self.runs[ranks].folder
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+
+@pytest.fixture(scope="session")
+def chain_runs(chain_commands: Mapping[int, ChainRun]) -> Mapping[int, Path]:
+    return Folders(chain_commands)
 
 
 def bfloat16_overrides(workplace: Workplace, name: str) -> list[str]:
@@ -71,7 +104,11 @@ def bfloat16_overrides(workplace: Workplace, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def bfloat16_run(workplace: Workplace) -> Path:
-    ended = transact(bfloat16_overrides(workplace, "bfloat16"))
+def bfloat16_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, _ = made_once(tmp_path_factory, "chain_bfloat16", _run_in_bfloat16)
+    return folder / "bfloat16"
+
+
+def _run_in_bfloat16(folder: Path) -> None:
+    ended = transact(bfloat16_overrides(make_workplace(folder), "bfloat16"))
     assert ended.returncode == 0, ended.stderr
-    return workplace.folder / "bfloat16"

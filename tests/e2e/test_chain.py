@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_result_has_the_promised_fields(chain_runs: dict[int, Path]) -> None:
+def test_result_has_the_promised_fields(chain_runs: Mapping[int, Path]) -> None:
     result = read(chain_runs[2] / "result.json")
     assert result["name"] == "ranks_2"
     assert result["world_size"] == 2
@@ -48,7 +49,7 @@ def test_result_has_the_promised_fields(chain_runs: dict[int, Path]) -> None:
     }
 
 
-def test_the_result_says_what_the_model_costs_to_run(chain_runs: dict[int, Path]) -> None:
+def test_the_result_says_what_the_model_costs_to_run(chain_runs: Mapping[int, Path]) -> None:
     result = read(chain_runs[2] / "result.json")
     (row,) = result["efficiency"]["latency"]
     assert row["models"]["pruned"]["decode"]["bytes"] < row["models"]["parent"]["decode"]["bytes"]
@@ -58,7 +59,7 @@ def test_the_result_says_what_the_model_costs_to_run(chain_runs: dict[int, Path]
     assert any("efficiency/decode_speed_up" in json.dumps(each) for each in figures)
 
 
-def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: dict[int, Path]) -> None:
+def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: Mapping[int, Path]) -> None:
     folder = chain_runs[2]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     expected = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "report.html", "round_00/evaluation.json"}
@@ -73,7 +74,7 @@ def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: dict[int
     assert not [name for name in names if ".tmp" in name or "gram" in name]  # large, and of no use any more
 
 
-def test_number_of_ranks_changes_nothing_but_noise(chain_runs: dict[int, Path]) -> None:
+def test_number_of_ranks_changes_nothing_but_noise(chain_runs: Mapping[int, Path]) -> None:
     for name in ("round_01", "round_02"):
         plans = [read(chain_runs[ranks] / name / "plan.json") for ranks in RANKS]
         assert plans[0] == plans[1] == plans[2]
@@ -83,12 +84,12 @@ def test_number_of_ranks_changes_nothing_but_noise(chain_runs: dict[int, Path]) 
         assert max(perplexities) <= 1.005 * min(perplexities)
 
 
-def test_recovery_helps_in_every_round(chain_runs: dict[int, Path]) -> None:
+def test_recovery_helps_in_every_round(chain_runs: Mapping[int, Path]) -> None:
     for each in read(chain_runs[1] / "result.json")["rounds"]:
         assert each["perplexity_recovered"] < 0.98 * each["perplexity_sliced"]
 
 
-def test_plain_transformers_measures_the_same_perplexity(chain_runs: dict[int, Path], workplace: Workplace) -> None:
+def test_plain_transformers_measures_the_same_perplexity(chain_runs: Mapping[int, Path], workplace: Workplace) -> None:
     """The oracle of our evaluation: no engine, no ranks, no token store."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -102,7 +103,7 @@ def test_plain_transformers_measures_the_same_perplexity(chain_runs: dict[int, P
         assert math.exp(loss) == pytest.approx(read(chain_runs[2] / "result.json")[role]["perplexity"], rel=1e-4)
 
 
-def test_exported_model_generates_with_its_cache(chain_runs: dict[int, Path]) -> None:
+def test_exported_model_generates_with_its_cache(chain_runs: Mapping[int, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(chain_runs[2] / "export").eval()
@@ -112,7 +113,7 @@ def test_exported_model_generates_with_its_cache(chain_runs: dict[int, Path]) ->
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
 
 
-def test_metrics_have_every_step_once_and_rounds_follow_on(chain_runs: dict[int, Path]) -> None:
+def test_metrics_have_every_step_once_and_rounds_follow_on(chain_runs: Mapping[int, Path]) -> None:
     rows = read_metrics(chain_runs[4] / "metrics.jsonl")
     steps = [row["step"] for row in rows if "recover/loss" in row]
     assert steps == list(range(1, 33))
@@ -120,7 +121,7 @@ def test_metrics_have_every_step_once_and_rounds_follow_on(chain_runs: dict[int,
     assert {row["round"] for row in rows if "eval/perplexity_recovered" in row} == {1, 2}
 
 
-def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: dict[int, Path]) -> None:
+def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: Mapping[int, Path]) -> None:
     """Read back from the file of rank 0, the only rank that writes one."""
     (folder,) = (chain_runs[2] / "wandb").glob("offline-run-*")
     rows = [record["item"] for record in records(folder, "history")]
@@ -136,7 +137,7 @@ def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: dict[int, Path
     assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 33)]
 
 
-def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: dict[int, Path]) -> None:
+def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: Mapping[int, Path]) -> None:
     (folder,) = (chain_runs[2] / "wandb").glob("offline-run-*")
     logged = {name for kind in ("history", "summary") for each in records(folder, kind) for name in _names(each)}
     with_gpus = {"perf/mfu", "mem/allocated_peak_gib", "mem/reserved_peak_gib"}
@@ -150,7 +151,7 @@ def _names(record: dict[str, Any]) -> set[str]:
     return {name.partition("._type")[0] for name in {**record.get("item", {}), **record.get("update", {})}}
 
 
-def test_the_plan_foretold_dimensions_and_disk(chain_commands: dict[int, ChainRun]) -> None:
+def test_the_plan_foretold_dimensions_and_disk(chain_commands: Mapping[int, ChainRun]) -> None:
     """mode=plan with the run's own settings, beside what the run has left."""
     run = chain_commands[1]
     config = typed_config(yaml.safe_load((run.folder / "config.yaml").read_text()))
@@ -171,7 +172,7 @@ def size_of(folder: Path, *patterns: str) -> int:
     return sum(path.stat().st_size for pattern in patterns for path in folder.glob(pattern))
 
 
-def test_the_page_tells_how_the_run_ended(chain_runs: dict[int, Path]) -> None:
+def test_the_page_tells_how_the_run_ended(chain_runs: Mapping[int, Path]) -> None:
     page = (chain_runs[2] / "report.html").read_text(encoding="utf-8")
     assert ">done<" in page
     assert "python -m transact.run" in page

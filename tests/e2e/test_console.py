@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,7 +13,7 @@ from transact.files import read_json
 
 
 @pytest.fixture(scope="module")
-def sent(chain_commands: dict[int, ChainRun]) -> str:
+def sent(chain_commands: Mapping[int, ChainRun]) -> str:
     """All that the terminal was sent by the run on two ranks through launch=local."""
     return chain_commands[2].ended.stdout
 
@@ -30,7 +31,7 @@ def test_the_terminal_is_given_back(sent: str) -> None:
     assert sent.rindex(SHOWS_CURSOR) > sent.rindex(HIDES_CURSOR)
 
 
-def test_the_end_is_the_table_and_the_paths(sent: str, chain_commands: dict[int, ChainRun]) -> None:
+def test_the_end_is_the_table_and_the_paths(sent: str, chain_commands: Mapping[int, ChainRun]) -> None:
     folder = chain_commands[2].folder
     lines = [line.rstrip() for line in without_escapes(sent).splitlines()]
     table = next(index for index, line in enumerate(lines) if "of the parameters removed, 40.0% asked" in line)
@@ -40,14 +41,14 @@ def test_the_end_is_the_table_and_the_paths(sent: str, chain_commands: dict[int,
     assert f"result: {folder}/result.json" in end
 
 
-def test_logs_have_no_escape_codes(chain_commands: dict[int, ChainRun]) -> None:
+def test_logs_have_no_escape_codes(chain_commands: Mapping[int, ChainRun]) -> None:
     run = chain_commands[2]
     (log,) = (run.folder / "logs").glob("*_0_log.out")
     assert "\x1b" not in log.read_text() + chain_commands[1].ended.stdout + chain_commands[1].ended.stderr
     assert "recover round 2  tokens=" in log.read_text()
 
 
-def test_the_stages_are_those_that_the_view_announces(chain_commands: dict[int, ChainRun]) -> None:
+def test_the_stages_are_those_that_the_view_announces(chain_commands: Mapping[int, ChainRun]) -> None:
     from transact.configuring import typed_config
     from transact.rounds import stage_names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def everything(run: ChainRun) -> list[Path]:
     return roots + [path for root in roots for path in root.rglob("*") if not path.is_symlink()]
 
 
-def test_no_secret_of_the_environment_is_written_or_printed(chain_commands: dict[int, ChainRun]) -> None:
+def test_no_secret_of_the_environment_is_written_or_printed(chain_commands: Mapping[int, ChainRun]) -> None:
     run = chain_commands[2]
     (offline,) = (run.folder / "wandb").glob("offline-run-*")
     written = {str(path): path.read_bytes() for path in everything(run) if path.is_file()}
@@ -31,7 +32,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(chain_commands: dict
 
 
 @pytest.mark.parametrize("ranks", UMASKS)
-def test_files_have_the_mode_that_the_user_asked_for(chain_commands: dict[int, ChainRun], ranks: int) -> None:
+def test_files_have_the_mode_that_the_user_asked_for(chain_commands: Mapping[int, ChainRun], ranks: int) -> None:
     """Temporary files that were renamed too, and the text's, the logs', the lock and W&B's, but those that W&B keeps
     for the owner alone until they are uploaded."""
     others = {}

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(
-    workplace: Workplace, small_disk: Path, chain_runs: dict[int, Path]
+    workplace: Workplace, small_disk: Path, chain_runs: Mapping[int, Path]
 ) -> None:
     folder = small_disk / "run"
     arguments = [*workplace.overrides("full_disk"), f"output_dir={folder}"]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def kill_after_stage(overrides: list[str], folder: Path, stage: str) -> None:
 
 
 def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
-    workplace: Workplace, chain_runs: dict[int, Path]
+    workplace: Workplace, chain_runs: Mapping[int, Path]
 ) -> None:
     folder = workplace.folder / "killed"
     overrides = workplace.overrides("killed")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -247,7 +248,9 @@ def test_a_killed_process_loses_two_seconds_at_most(tmp_path: Path) -> None:
     assert records(folder, "exit") == []
 
 
-def test_variables_of_the_environment_count_where_the_configuration_says_nothing(chain_runs: dict[int, Path]) -> None:
+def test_variables_of_the_environment_count_where_the_configuration_says_nothing(
+    chain_runs: Mapping[int, Path],
+) -> None:
     """Of a whole run, whose ranks were started by launch=local."""
     (folder,) = offline_folders(chain_runs[2])
     (run, *_) = records(folder, "run")

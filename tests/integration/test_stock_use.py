@@ -43,35 +43,45 @@ class Exported:
     oracle: Any
 
 
-@pytest.fixture(scope="module", params=CUTS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder, cut = tmp_path_factory.mktemp("exported"), CUTS[request.param]
-    export = write_exported(folder, cut, rope_parameters=LLAMA3)
-    parent = folder / "parent"
-    return Exported(folder=export, oracle=masked_parent(parent, random_plan(parent, intermediate_size=96, **cut)))
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    found = {}
+    for name, cut in CUTS.items():
+        folder = tmp_path_factory.mktemp("exported")
+        export = write_exported(folder, cut, rope_parameters=LLAMA3)
+        parent = folder / "parent"
+        oracle = masked_parent(parent, random_plan(parent, intermediate_size=96, **cut))
+        found[name] = Exported(folder=export, oracle=oracle)
+    return found
 
 
 @pytest.mark.parametrize("library", ["newest", "4.x"])
-def test_stock_transformers_compute_the_masked_parent(exported: Exported, tmp_path: Path, library: str) -> None:
+def test_stock_transformers_compute_the_masked_parent(
+    exported: dict[str, Exported], tmp_path: Path, library: str
+) -> None:
     """Both attention implementations and dtypes, with and without a cache, beyond the original context, silently."""
     folder = installed("transformers-4.57.6", TRANSFORMERS_4) if library == "4.x" else None
-    said = run_with(folder, SCRIPT, str(exported.folder), str(tmp_path / "logits.safetensors"))
+    places = {name: tmp_path / f"{number}.safetensors" for number, name in enumerate(exported)}
+    said = run_with(folder, SCRIPT, *(str(path) for name in CUTS for path in (exported[name].folder, places[name])))
     # The last line: generating makes transformers import DeepSpeed, which talks.
-    seen: dict[str, Any] = json.loads(said.splitlines()[-1])
-    assert seen["version"].startswith("4.57" if folder else "5.")
-    assert seen["warnings"] == []
-    oracle = exported.oracle
+    for name, seen in zip(CUTS, json.loads(said.splitlines()[-1]), strict=True):
+        assert seen["version"].startswith("4.57" if folder else "5."), name
+        assert seen["warnings"] == [], name
+        assert_is_the_masked_parent(exported[name].oracle, seen, load_file(places[name]), name)
+
+
+def assert_is_the_masked_parent(oracle: Any, seen: dict[str, Any], found: dict[str, torch.Tensor], name: str) -> None:
     tokens = torch.tensor([seen["tokens"]])
     with torch.no_grad():
         expected = oracle(tokens).logits
-    for name, logits in load_file(tmp_path / "logits.safetensors").items():
-        tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else TOLERANCE
-        assert float((logits - expected).abs().max()) < tolerance, name
+    for way, logits in found.items():
+        tolerance = BFLOAT16_TOLERANCE if "bfloat16" in way else TOLERANCE
+        assert float((logits - expected).abs().max()) < tolerance, (name, way)
     sequence = torch.tensor([seen["generated"]["sdpa"]])
-    assert seen["generated"]["eager"] == seen["generated"]["sdpa"] and sequence.shape[1] > 128
+    assert seen["generated"]["eager"] == seen["generated"]["sdpa"] and sequence.shape[1] > 128, name
     with torch.no_grad():
         greedy = oracle(sequence).logits[0, 4:-1].argmax(dim=-1)
-    assert greedy.tolist() == sequence[0, 5:].tolist()
+    assert greedy.tolist() == sequence[0, 5:].tolist(), name
 
 
 def test_an_adapter_trains_on_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from tests.support.warm import run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,6 +49,14 @@ class Workplace:
             "engine.micro_batch_sequences=4",
             "track.mode=disabled",
         ]
+
+
+def make_workplace(folder: Path) -> Workplace:
+    """The same model and text wherever it is made."""
+    train, heldout = write_text_files(folder / "text")
+    model = write_model(folder / "model", shards=True)
+    train_tokenizer(train).save_pretrained(model)
+    return Workplace(folder=folder, model=model, train=train, heldout=heldout)
 
 
 def environment() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Use an exported folder as anybody would, with whatever transformers is on the path, and print what was seen.
+"""Use exported folders as anybody would, with whatever transformers is on the path, and print what was seen.
 
-    python stock_use.py FOLDER OUTPUT
+    python stock_use.py FOLDER OUTPUT [FOLDER OUTPUT ...]
 
-Imports nothing of transact. OUTPUT gets the logits as safetensors; standard output one JSON object.
+Imports nothing of transact. OUTPUT gets the logits as safetensors; the last line of standard output is a JSON list
+with an object for each folder.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def _watch_warnings() -> None:
     logging.getLogger("transformers").addHandler(_Seen(logging.WARNING))
 
 
-def main(folder: Path, output: Path) -> None:
+def use(folder: Path, output: Path) -> dict[str, Any]:
     import torch
     import transformers
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _watch_warnings()
+    SEEN.clear()
     tokens = torch.randint(0, 512, (1, LENGTH), generator=torch.Generator().manual_seed(1))
     prompt = tokens[:, :5]
     logits: dict[str, Any] = {}
@@ -66,18 +67,18 @@ def main(folder: Path, output: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     save_file({name: value.contiguous() for name, value in logits.items()}, output)
-    print(
-        json.dumps(
-            {
-                "version": transformers.__version__,
-                "class": type(model).__name__,
-                "warnings": SEEN,
-                "generated": generated,
-                "tokens": tokens[0].tolist(),
-            }
-        )
-    )
+    return {
+        "version": transformers.__version__,
+        "class": type(model).__name__,
+        "warnings": list(SEEN),
+        "generated": generated,
+        "tokens": tokens[0].tolist(),
+    }
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    import transformers  # noqa: F401 - before its warnings are watched
+
+    _watch_warnings()
+    paths = [Path(each) for each in sys.argv[1:]]
+    print(json.dumps([use(folder, output) for folder, output in zip(paths[::2], paths[1::2], strict=True)]))

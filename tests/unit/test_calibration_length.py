@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from transact.configuring import compose_config
+from tests.support.configs import composed
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.geometry import Geometry
@@ -30,8 +30,9 @@ def geometry(channels: int, heads: int = 4, head_dim: int = 16) -> Geometry:
 @pytest.mark.parametrize("sequences", [1, 2, 16, 128, 512])
 @pytest.mark.parametrize("length", [64, 256, 4096])
 def test_it_is_told_when_there_are_fewer_than_some_tokens_a_channel(channels: int, sequences: int, length: int) -> None:
-    settings = [f"prune.calibration_sequences={sequences}", f"data.sequence_length={length}", "name=x"]
-    warning = calibration_warning(compose_config(settings), geometry(channels))
+    config = composed("name=x")
+    config.prune.calibration_sequences, config.data.sequence_length = sequences, length
+    warning = calibration_warning(config, geometry(channels))
     widest = max(channels, 64)
     assert (warning is None) == (sequences * length >= TOKENS_PER_CHANNEL * widest)
     if warning is None:
@@ -39,16 +40,16 @@ def test_it_is_told_when_there_are_fewer_than_some_tokens_a_channel(channels: in
     assert f"{sequences * length:,} calibration tokens" in warning and f"{widest:,} channels" in warning
     enough = re.search(r"prune\.calibration_sequences=(\d+)", warning)
     assert enough is not None
-    again = compose_config([f"prune.calibration_sequences={enough[1]}", *settings[1:]])
-    assert calibration_warning(again, geometry(channels)) is None
+    config.prune.calibration_sequences = int(enough[1])
+    assert calibration_warning(config, geometry(channels)) is None
 
 
 def test_a_choice_that_fits_nothing_needs_less() -> None:
-    settings = ["name=x", "prune/method=magnitude", "prune.calibration_sequences=1"]
-    assert calibration_warning(compose_config(settings), geometry(640)) is None
+    config = composed("name=x", "prune/method=magnitude", "prune.calibration_sequences=1")
+    assert calibration_warning(config, geometry(640)) is None
 
 
 def test_the_plan_tells_it() -> None:
-    few = ["name=x", "prune.calibration_sequences=1"]
-    assert "warning: 256 calibration tokens are few for 640 channels" in text(forecast(compose_config(few)))
-    assert "calibration tokens are few" not in text(forecast(compose_config(["name=x"])))
+    few = composed("name=x", "prune.calibration_sequences=1")
+    assert "warning: 256 calibration tokens are few for 640 channels" in text(forecast(few))
+    assert "calibration tokens are few" not in text(forecast(composed("name=x")))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import REPOSITORY, Workplace, transact
+from tests.support.commands import REPOSITORY, Workplace
 from transact.run import main
 from transact.stages.texts import load_tokenizer
 
@@ -193,17 +193,3 @@ def test_a_damaged_tokenizer(name: str, content: bytes, model: Path) -> None:
     (model / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"^model\.path: no tokenizer in '.*': \S[^\n]*$"):
         load_tokenizer(model)
-
-
-def test_the_command_refuses_a_pickled_tokenizer_in_one_line(
-    workplace: Workplace, model: Path, payload: bytes, marker: Path
-) -> None:
-    """Known only once the work has begun, and refused all the same, with nothing written."""
-    (model / "tokenizer.json").rename(model / "not_read.json")
-    (model / "tokenizer.model").write_bytes(payload)
-    ended = transact([*workplace.overrides("pickled_tokenizer"), f"model.path={model}"])
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: model.path: no tokenizer in '{model}'")
-    assert not marker.exists()
-    assert not (workplace.folder / "pickled_tokenizer").exists()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support import configs
 from tests.support.commands import REPOSITORY
 from transact.config import RunConfig
 from transact.configuring import compose_config, to_yaml
@@ -38,7 +40,8 @@ def composed(folder: Path, *settings: str, variant: str | None = None) -> RunCon
     """As the command makes it: a variant has its folder below the run's."""
     place = folder if variant is None else folder / "variants" / variant
     given = [] if variant is None else [f"recover.variant={variant}"]
-    return compose_config(["name=run", f"output_dir={place}", "data.sequence_length=256", *given, *settings])
+    config = configs.composed("name=run", "data.sequence_length=256", *given, *settings)
+    return replace(config, output_dir=str(place))
 
 
 def written(folder: Path, *settings: str, finished: int | None = None) -> RunConfig:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, transact
-from tests.support.ranks import run_on_ranks
+from tests.support.commands import Workplace
 from transact.config import TextConfig
 from transact.data.text import check_text, documents
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work: what follows it is met in the middle of tokenising.
@@ -98,48 +95,3 @@ def test_nothing_but_empty_documents_is_too_little_text(workplace: Workplace, tm
     tokenizer = load_tokenizer(workplace.model)
     with pytest.raises(ValueError, match=r"data\.train has 0 tokens, fewer than one sequence of 16"):
         write_token_store(tmp_path / "s", read(path), tokenizer, sequence_length=16, max_sequences=5, name="data.train")
-
-
-@pytest.mark.parametrize("content", [SOUND_JSON + b'{"text": 5}\n', SOUND_JSON + b'{"text": "caf\xe9"}\n'])
-def test_the_command_refuses_what_it_meets_late(content: bytes, workplace: Workplace, tmp_path: Path) -> None:
-    path = tmp_path / "late.jsonl"
-    path.write_bytes(content)
-    ended = transact([*workplace.overrides("late"), f"data.train.files=[{path}]", "recover.tokens=10000000"])
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith(f"error: data.train.files: '{path}'")
-    assert "Traceback" not in ended.stderr
-    assert not (workplace.folder / "late").exists()
-
-
-LONG_CHARACTERS, MORE_BYTES = 100_000_000, 1_500_000_000
-
-
-def prose(characters: int) -> str:
-    return "some words of prose " * (characters // 20)
-
-
-def word(characters: int) -> str:
-    return "a" * characters
-
-
-def tokenise_with_little_memory(path: Path, model: Path, output: Path) -> int:
-    """Returns the number of sequences."""
-    tokenizer = load_tokenizer(model)
-    config = TextConfig(source="files", files=[str(path)])
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MORE_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    check_text(config, "data.train")
-    write_token_store(output, documents(config, "data.train"), tokenizer, sequence_length=64, max_sequences=20_000)
-    return TokenStore(output).num_sequences
-
-
-@pytest.mark.parametrize(("name", "text"), [("long.txt", prose), ("long.jsonl", word)])
-def test_a_line_of_100_megabytes(name: str, text: Callable[[int], str], workplace: Workplace, tmp_path: Path) -> None:
-    """Tokenised whole, it would take 16 GB."""
-    path = tmp_path / name
-    line = text(LONG_CHARACTERS)
-    path.write_text(line if path.suffix == ".txt" else f'{{"text": "{line}"}}\n')
-    del line
-    (sequences,) = run_on_ranks(1, tokenise_with_little_memory, path, workplace.model, tmp_path / "store")
-    assert sequences > 1000
