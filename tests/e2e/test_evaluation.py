@@ -80,6 +80,7 @@ def test_more_may_be_asked_of_a_finished_run(run: Path, workplace: Workplace) ->
     ("changes", "told"),
     [
         (["eval.tasks.which_word=9"], "eval.tasks.which_word=9 is not allowed: there are 4 examples to show"),
+        (["+eval.tasks.no_such_task=0"], "eval.tasks: 'no_such_task' is a task neither of lm-eval nor of"),
         (["+eval.texts.other={source: hub, hub_id: nobody/nothing}"], "eval.texts.other"),
     ],
 )
@@ -90,4 +91,6 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert told in refused.stderr
     assert refused.stderr.count("error:") == 1
+    if "eval.tasks" in told:
+        assert "check weights" not in refused.stderr  # nor is a parent fetched and read for it
     assert not (workplace.folder / "refused").exists()

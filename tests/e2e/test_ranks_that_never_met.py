@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from transact.distributed import rendezvous
 from transact.distributed.rendezvous import LOOPBACK, meet
 from transact.distributed.signals import Interruption
 from transact.files import read_json
@@ -31,6 +32,19 @@ def test_a_port_in_use_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor() as ranks:
         list(ranks.map(lambda rank: meet(rank, 2, Interruption(), None), range(2)))
     assert 0.9 < time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("ranks_here", ["2", "1"])
+def test_a_port_that_somebody_keeps_is_refused(ranks_here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one machine, where we listen ourselves, and on several, where torch does."""
+    monkeypatch.setattr(rendezvous, "PORT_SECONDS", 0.2)
+    with socket.create_server((LOOPBACK, 0)) as other:
+        port = str(other.getsockname()[1])
+        given = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": ranks_here}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(rendezvous.Refused, match=f"MASTER_PORT={port} is not allowed: another process has it"):
+            rendezvous.meet(0, 2, Interruption(), None)
 
 
 def test_ranks_that_go_on_after_another_has_left_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

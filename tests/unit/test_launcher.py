@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from transact.distributed import environment
 from transact.distributed.environment import (
     OF_SLURM,
     OF_TORCHRUN,
@@ -128,6 +130,16 @@ def test_variables_that_contradict_each_other_are_refused(environ: dict[str, str
     with pytest.raises(ValueError, match=named):
         check_launcher(environ)
     assert environ == before
+
+
+def test_an_address_that_no_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "ADDRESS_SECONDS", 0.0)
+    for address in ("http://127.0.0.1", "127.0.0.1:29500", "two words", "a" * 300, "\x1b[2J"):
+        with pytest.raises(ValueError, match=r"MASTER_ADDR.* is not allowed: no machine has this name"):
+            check_launcher(WHOLE | {"MASTER_ADDR": address})
+        check_launcher({"WORLD_SIZE": "1", "MASTER_ADDR": address})  # nobody is looked for
+    for address in ("localhost", "::1", socket.gethostname()):
+        check_launcher(WHOLE | {"MASTER_ADDR": address})
 
 
 @pytest.mark.parametrize("environ", [{}, WHOLE, STEP, {"WORLD_SIZE": "1"}, {"RANK": "abc", "MASTER_PORT": "0"}])

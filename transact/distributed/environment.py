@@ -6,6 +6,7 @@ import os
 import random
 import re
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 LOOPBACK = "127.0.0.1"
@@ -15,6 +16,7 @@ PARENTS = "TRANSACT_PARENTS"  # numbers of the processes that started this one, 
 JOB_TOKEN = "TRANSACT_JOB_TOKEN"  # a secret of the ranks of a job
 INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR", LAUNCHER, PARENTS, JOB_TOKEN)
 MOST = 10**6
+ADDRESS_SECONDS = 5.0  # for a machine's name to be known to the resolver
 OF_TORCHRUN = {
     "RANK": (0, MOST),
     "WORLD_SIZE": (1, MOST),
@@ -86,8 +88,34 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
-    """As `adopt_launcher`, without changing anything."""
-    adopt_launcher(dict(environ))
+    """As `adopt_launcher`, without changing anything, and the address that is given for rank 0 is known here.
+
+    Raises:
+        ValueError: as `adopt_launcher`; or there is no such machine, for which the ranks would wait.
+    """
+    adopted = dict(environ)
+    adopt_launcher(adopted)
+    if int(adopted.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in environ:  # SLURM's own nodes are there
+        _check_address(environ["MASTER_ADDR"])
+
+
+def _check_address(address: str) -> None:
+    """A name server that is out of reach says nothing about the name."""
+    deadline = time.monotonic() + ADDRESS_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_NONAME and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            if error.errno != socket.EAI_NONAME:
+                return
+        except UnicodeError:
+            pass  # no name could look like this
+        else:
+            return
+        raise ValueError(f"the environment's MASTER_ADDR={address!r} is not allowed: no machine has this name")
 
 
 def _check_numbers(environ: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[a
 from transact.distributed.background import RUNNING, Background
 from transact.distributed.environment import LOOPBACK, free_port
 from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.slurm import own_job
 
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 PORT_SECONDS = 30.0
@@ -69,6 +70,9 @@ def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | 
         opening.thread.join(POLL_SECONDS)
         _heed(interruption)
     if opening.error is not None:
+        if _is_port_taken(opening.error) and own_job() is None:  # SLURM's next attempt takes another by itself
+            taken = f"the environment's MASTER_PORT={os.environ['MASTER_PORT']} is not allowed: another process has it"
+            raise Refused(taken) from None
         raise opening.error
     start = own_part(opening.result, "start")
     if refusal is not None:
@@ -85,6 +89,10 @@ def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | 
         _leave_together(start, rank, world_size)
         raise Refused(message)
     return opening.result
+
+
+def _is_port_taken(error: BaseException) -> bool:
+    return getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in str(error)  # torch's has no number
 
 
 def _heed(interruption: Interruption) -> None:

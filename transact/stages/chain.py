@@ -53,9 +53,9 @@ def prepare(job: Job) -> Prepared | None:
     """
     if job.config.mode == "pretrain":
         return None  # the tokenizer does not exist yet
+    prepare_tasks(job)  # small beside the parent, and a name that is wrong is known before that is fetched and read
     parent, record = fetch(job)
     rounds = pruning_rounds(job.config, geometry_of(parent))
-    prepare_tasks(job)
     texts = prepare_texts(job, parent, rounds)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
     return Prepared(parent=parent, record=record, rounds=rounds, texts=texts)
