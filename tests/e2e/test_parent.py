@@ -114,6 +114,19 @@ def test_a_parent_that_knows_nothing_ends_before_any_training(
     assert record["error"] in line
 
 
+def test_a_parent_whose_activations_overflow_ends_before_any_cut(workplace: Workplace, tmp_path: Path) -> None:
+    """Finite weights and a finite perplexity: only the calibration shows it, which blames no rank for it."""
+    model = Path(shutil.copytree(workplace.model, tmp_path / "model"))
+    scaled("model.layers.1.self_attn.k_proj.weight", 1e30)(model)
+    ended = transact([*workplace.overrides("overflowing"), f"model.path={model}"])
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert f"round_01/calibrate: {model}: activations of layer 1 are infinite or not numbers (key)" in line
+    assert "Traceback" not in ended.stderr
+    record = json.loads((workplace.folder / "overflowing" / "run.json").read_text())
+    assert (record["state"], list(record["stages"])) == ("failed", ["round_00/evaluate"])
+
+
 def test_an_output_layer_that_is_stored_and_tied(workplace: Workplace, tmp_path: Path) -> None:
     """Transformers 4 computes another model of it than 5: the user says which."""
     model = Path(shutil.copytree(workplace.model, tmp_path / "model"))

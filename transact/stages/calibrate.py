@@ -16,6 +16,7 @@ from transact.files import publish, temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_statistics
+from transact.models.weight_check import UnusableModel
 from transact.prune.statistics import BACKWARD, ActivationStatistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts
@@ -73,7 +74,7 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
     """Run the calibration sequences through a checkpoint; the same statistics on every rank.
 
     Raises:
-        ValueError: an activation is infinite or not a number; names the layer.
+        UnusableModel: an activation is infinite or not a number; names the layer.
     """
     geometry = geometry_of(checkpoint)
     extra = extra_statistics(job.config.prune.method, geometry)
@@ -87,7 +88,7 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
     broken = statistics.broken_layer()
     if broken is not None:
-        raise ValueError(f"{checkpoint}: {broken_words(*broken)}")
+        raise UnusableModel(f"{checkpoint}: {broken_words(*broken)}")
     return statistics
 
 
