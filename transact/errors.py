@@ -85,6 +85,7 @@ def leave(code: int) -> NoReturn:
     ("terminate called without an active exception"), and finished work is reported as failed.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who started us
+            stream.flush()
     os._exit(code)

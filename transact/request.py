@@ -30,23 +30,38 @@ def check_arguments(arguments: list[str]) -> bool:
 
     Raises:
         ValueError: one line: what is not taken, and what to use.
-        hydra.errors.HydraException: a word is no override.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     given = _parser().parse_args(arguments)
     if given.experimental_rerun is not None:
         raise ValueError("--experimental-rerun reads a pickle: give the settings themselves")
     if any(getattr(given, name) for name in INFORMATION):
         return False
     points = 1
-    for override in OverridesParser.create().parse_overrides(given.overrides):
+    for override in map(_parsed, given.overrides):
         key = override.key_or_group.replace("/", ".")
         _check_key(key, override)
         points *= _num_values(override)
     if not 1 <= points <= MOST_POINTS:
         raise ValueError(f"a sweep of {points:,} points is not allowed: it takes 1 to {MOST_POINTS:,}")
     return True
+
+
+def _parsed(word: str) -> Any:
+    """By Hydra's grammar, which takes few characters without quotes, and none of them for a home folder."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        key, equals, value = word.partition("=")
+        if not equals:
+            way_out = "it must be KEY=VALUE; --help lists the keys"
+        elif value.strip("'\"[").startswith("~"):
+            way_out = "no shell puts the home folder for this ~: write $HOME"
+        else:
+            way_out = f"other characters than letters, digits and /-._: need quotes of their own: {key}='\"VALUE\"'"
+        raise ValueError(f"{word!r} cannot be read ({str(error).splitlines()[0]}): {way_out}") from None
 
 
 def _check_key(key: str, override: Any) -> None:

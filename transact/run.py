@@ -80,6 +80,10 @@ def main() -> int:
     """Returns the exit code; a wrong request ends with one line."""
     if sys.argv[1:2] in (["--help"], ["-h"]):
         return show_help(sys.argv[2] if len(sys.argv) > 2 else None)
+    try:
+        os.getcwd()
+    except OSError:
+        return refuse("the current folder has been removed: change to another", always=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
     # Hydra takes flags at the front alone.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS)

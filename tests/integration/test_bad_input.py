@@ -125,6 +125,18 @@ def test_a_sweep_that_is_refused_leaves_nothing(refused: Callable[..., str], tmp
     assert not list(tmp_path.rglob("multirun.yaml"))
 
 
+@pytest.mark.parametrize("store", ["run", "run/tokens", "run/a/../b", "other/../run/b", "link/tokens"])
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_a_token_store_in_the_folder_of_a_run(
+    store: str, sweep: tuple[str, ...], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """It is written first, and the run would then find a folder that is not empty and not its own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    told = refused(f"output_dir={tmp_path}/run", f"data.token_store={tmp_path}/{store}", *sweep)
+    assert f"data.token_store='{tmp_path}/{store}' is not allowed: it lies in '{tmp_path}/run'" in told
+
+
 def test_all_points_of_a_sweep_are_looked_at_before_the_first_starts(refused: Callable[..., str]) -> None:
     told = refused("hydra.mode=MULTIRUN", "prune.remove_fraction=0.3,0.9")  # what -m stands for
     assert told.startswith("error: prune.remove_fraction=0.9: prune.remove_fraction=0.9 cannot be reached")

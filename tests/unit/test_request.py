@@ -49,9 +49,42 @@ def test_hydras_own_ways_are_refused(argument: str, instead: str) -> None:
     assert instead in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "way_out"),
+    [
+        ("demo", "it must be KEY=VALUE; --help lists the keys"),
+        ("eval.texts.a/b={source: files}", "need quotes of their own: eval.texts.a/b='\"VALUE\"'"),
+        ("output_dir=~/runs/x", "write $HOME"),
+        ("data.train.files=[~/text/*.jsonl]", "write $HOME"),
+        ("data.train.files=[/text/a(1).txt]", "need quotes of their own"),
+        ("name=Größe", "name='\"VALUE\"'"),
+        ("name=a=b", "need quotes of their own"),
+        ('name="open', "need quotes of their own"),
+        ("name=${open", "need quotes of their own"),
+    ],
+)
+def test_what_hydras_grammar_does_not_take_is_named_with_a_way_out(word: str, way_out: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        check_arguments(["seed=1", word])
+    assert str(caught.value).startswith(f"{word!r} cannot be read") and way_out in str(caught.value)
+    assert "http" not in str(caught.value) and "Exception" not in str(caught.value)
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info"], ["--hydra-help"], ["-sc", "install=bash"]])
 def test_information_is_no_run(arguments: list[str]) -> None:
     assert not check_arguments(arguments)
+
+
+def test_a_current_folder_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "argv", ["transact", "name=x"])
+    assert main() == 2
+    assert capsys.readouterr().err == "error: the current folder has been removed: change to another\n"
+    os.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,13 @@ def test_no_folder_is_refused(given: str) -> None:
         check_run_folder(given, None)
 
 
+def test_a_way_round_through_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    """It would be made on the way, and the other one then be found."""
+    write_text(tmp_path / "mine" / "x", "mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        check_run_folder(f"{tmp_path}/new/../mine", None)
+
+
 def test_a_sweep_claims_its_folder_too(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     for _ in range(2):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,44 +174,56 @@ def write_token_store(
         progress: Told the number of tokens written after every batch.
 
     Raises:
-        ValueError: the text does not fill one sequence, or holds most of the held-out documents.
+        ValueError: the text does not fill one sequence, or holds most of the held-out documents; nothing is left of it.
     """
     dtype = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
     wanted = sequence_length * max_sequences
-    remove_store(folder)
-    remove_store(temporary_name(folder))
-    temporary = fresh_temporary_folder(folder)
     written, largest, rest = 0, 0, numpy.empty(0, dtype=dtype)
     used: set[int] = set()
     left_out: set[int] = set()
-    with (temporary / TOKENS_NAME).open("wb") as file:
-        for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, marks):
-            kept = batch.tokens[: wanted - written]
-            used.update(each for each, start in batch.documents if start < len(kept))
-            rest = numpy.concatenate([rest, numpy.asarray(kept, dtype=dtype)])
-            whole, rest = numpy.split(rest, [len(rest) // sequence_length * sequence_length])
-            file.write(whole.data)  # `tofile` does not say that the disk is full
-            largest = max(largest, int(whole.max(initial=0)))
-            written += len(kept)
-            progress(len(kept))
-            if written == wanted:
-                break
-    num_sequences = written // sequence_length
-    if num_sequences == 0:
-        raise ValueError(f"{name} has {written} tokens, fewer than one sequence of {sequence_length}")
-    (temporary / DOCUMENTS_NAME).write_bytes(numpy.asarray(sorted(used), dtype=numpy.uint64).data)
-    write_index(
-        temporary,
-        {
-            "num_sequences": num_sequences,
-            "sequence_length": sequence_length,
-            "dtype": numpy.dtype(dtype).name,
-            "is_whole_text": written < wanted,
-            "largest_token": largest,
-            "documents": len(used),
-            "documents_left_out": len(left_out),
-        },
-    )
+    with _made_whole(folder) as temporary:
+        with (temporary / TOKENS_NAME).open("wb") as file:
+            for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, marks):
+                kept = batch.tokens[: wanted - written]
+                used.update(each for each, start in batch.documents if start < len(kept))
+                rest = numpy.concatenate([rest, numpy.asarray(kept, dtype=dtype)])
+                whole, rest = numpy.split(rest, [len(rest) // sequence_length * sequence_length])
+                file.write(whole.data)  # `tofile` does not say that the disk is full
+                largest = max(largest, int(whole.max(initial=0)))
+                written += len(kept)
+                progress(len(kept))
+                if written == wanted:
+                    break
+        num_sequences = written // sequence_length
+        if num_sequences == 0:
+            raise ValueError(f"{name} has {written} tokens, fewer than one sequence of {sequence_length}")
+        (temporary / DOCUMENTS_NAME).write_bytes(numpy.asarray(sorted(used), dtype=numpy.uint64).data)
+        write_index(
+            temporary,
+            {
+                "num_sequences": num_sequences,
+                "sequence_length": sequence_length,
+                "dtype": numpy.dtype(dtype).name,
+                "is_whole_text": written < wanted,
+                "largest_token": largest,
+                "documents": len(used),
+                "documents_left_out": len(left_out),
+            },
+        )
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the store; nothing of it is left where that fails: it would begin anew."""
+    remove_store(folder)
+    remove_store(temporary_name(folder))
+    temporary = fresh_temporary_folder(folder)
+    try:
+        yield temporary
+    except BaseException:
+        with suppress(OSError):
+            remove_store(temporary)
+        raise
     publish(temporary, folder)
 
 

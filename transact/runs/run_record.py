@@ -160,9 +160,10 @@ def check_folder(given: str, *, of_sweep: bool = False) -> None:
     Raises:
         ValueError: one line.
     """
-    where, folder = f"output_dir={given!r}", Path(given)
+    where = f"output_dir={given!r}"
     if not given.strip():
         raise ValueError(f"{where} names no folder: {ELSEWHERE}")
+    folder = Path(os.path.realpath(given))  # "new/../mine" is mine, also before there is a new
     if not folder.is_dir():
         return
     names = _entries(folder)

@@ -27,9 +27,21 @@ def check_places(config: RunConfig) -> None:
     check_folder("data.token_store", config.data.token_store)
     if config.share_dir is not None:
         check_folder("share_dir", config.share_dir)
+    _check_apart(config)
     if config.launch.kind != "inline" and "%" in os.path.abspath(config.output_dir):
         raise ValueError(
             f"output_dir={config.output_dir!r} is not allowed: submitit and SLURM read % in a path as a format"
+        )
+
+
+def _check_apart(config: RunConfig) -> None:
+    """The store is written first: in a run's folder, or a sweep's, it would be taken for somebody else's files."""
+    store = Path(os.path.realpath(config.data.token_store))
+    run = config.output_dir if config.share_dir is None else os.path.dirname(config.share_dir)
+    if store.is_relative_to(os.path.realpath(run)):
+        raise ValueError(
+            f"data.token_store={config.data.token_store!r} is not allowed: it lies in {run!r}, which holds what the "
+            "run makes and nothing else; name a folder beside it"
         )
 
 
