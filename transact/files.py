@@ -173,6 +173,19 @@ def file_digest(path: Path, on_read: Callable[[], object] = lambda: None) -> str
     return digest.hexdigest()
 
 
+def size_damage_of(path: Path, recorded: Mapping[str, Any]) -> str | None:
+    """The part of `damage_of` that reads nothing."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(about.st_mode):
+        return "is no file"
+    return None if about.st_size == recorded["size"] else f"has {about.st_size} of {recorded['size']} bytes"
+
+
 def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> str | None:
     """What is wrong with a finished file, in words; None if it is as it was recorded.
 
@@ -180,16 +193,11 @@ def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], obj
         recorded: its "size" in bytes and its "sha256".
         on_read: called after every few megabytes (a watchdog waits for a sign of life).
     """
+    problem = size_damage_of(path, recorded)
+    if problem is not None:
+        return problem
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            return "is no file"
-        size = about.st_size
-        if size != recorded["size"]:
-            return f"has {size} of {recorded['size']} bytes"
         digest = file_digest(path, on_read)
-    except FileNotFoundError:
-        return "is missing"
     except OSError as error:  # blocks that the disk cannot give back
         return f"cannot be read: {error.strerror}"
     return None if digest == recorded["sha256"] else "has another SHA-256 than when it was written"

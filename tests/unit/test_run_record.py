@@ -179,6 +179,32 @@ def test_no_link_is_followed(tmp_path: Path, name: str) -> None:
     assert contents(elsewhere) == before
 
 
+@pytest.mark.parametrize(
+    ("killed_in", "place", "name"),
+    [
+        ("round_01/slice", "round_01/sliced.tmp", "README.md"),
+        ("round_01/slice", "round_01/sliced.tmp", "manifest.json"),
+        ("round_01/recover", "round_01/recovered.tmp", "LICENSE"),
+        ("round_01/recover", "checkpoints/round_01_step_00000004", "config.json"),
+        ("round_01/recover", "checkpoints/round_01_step_00000004", "README.md"),
+        ("export", "export.tmp", "layer_00001.safetensors"),
+        ("export", "export.tmp", "vocabulary.json.tmp"),
+    ],
+)
+def test_what_no_writer_of_a_folder_makes_is_somebodys(tmp_path: Path, killed_in: str, place: str, name: str) -> None:
+    """Put into the folder of an attempt that was killed, under a name that a run has in other folders."""
+    start(tmp_path, killed_in=killed_in)
+    theirs = tmp_path / place / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_bytes(b"mine")
+    if place.endswith(".tmp"):
+        with pytest.raises(ValueError, match="did not make: move them away"):
+            start(tmp_path)
+    else:
+        start(tmp_path)
+    assert theirs.read_bytes() == b"mine"
+
+
 def test_a_link_in_place_of_an_output_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     (tmp_path / "moved").mkdir()

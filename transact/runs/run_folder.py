@@ -23,12 +23,21 @@ from transact.runs.verdict import end_attempt, ended_otherwise
 
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
-# What is written into folders of weights, of matrices and of training checkpoints; and under a name that is free for it
-# beside the records. Other files in them are somebody's, and stay.
-OWN_FILES = re.compile(
-    r"((model|state)(-\d{5}-of-\d{5})?|layer_\d{5})\.safetensors|model\.safetensors\.index\.json|(config|generation_config|manifest|vocab|added_tokens|special_tokens_map)\.json"
-    r"|tokenizer(_config)?\.(json|model)|merges\.txt|chat_template\.jinja|README\.md"
-    r"|(LICEN[SC]E|NOTICE|USE_POLICY).*|[\w.-]+\.(json|md)\.tmp"
+# What is written into a folder of each kind, by its name; other files in it are somebody's, and stay. An attempt that
+# was killed cannot tell more of them.
+_MODEL = (
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.tmp)?|(generation_)?config\.json(\.tmp)?"
+    r"|(vocab|added_tokens|special_tokens_map)\.json|tokenizer(_config)?\.json(\.tmp)?|tokenizer\.model|merges\.txt"
+    r"|chat_template\.jinja"
+)
+_EXPORT = rf"{_MODEL}|README\.md(\.tmp)?|(LICEN[SC]E|NOTICE|USE_POLICY).*"
+_GRAM = r"layer_\d{5}\.safetensors"
+_CHECKPOINT = r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?"
+OWN_FILES = (
+    (re.compile(r"export(\.tmp)?"), re.compile(_EXPORT)),
+    (re.compile(r"gram(\.tmp)?"), re.compile(_GRAM)),
+    (re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
+    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(\.tmp)*"), re.compile(_MODEL)),
 )
 OWN_TEMPORARY = re.compile(
     r"(run|job|result|evaluation|efficiency|plan)\.json\.tmp|(config\.yaml|plan\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
@@ -161,7 +170,7 @@ class RunFolder:
             name: (stage, file)
             for stage, entry in self.stages.items()
             for name, file in entry["files"].items()
-            if any(name == each or name.startswith(f"{each}/") for each in wanted)
+            if any(each == "." or name == each or name.startswith(f"{each}/") for each in wanted)
         }
 
     def mark_damaged(self, stage: str, problem: str) -> None:
@@ -218,7 +227,8 @@ class RunFolder:
         if recorded:  # it was finished
             _remove_folder(path, lambda file: self._name(file) in recorded)
         else:
-            _remove_folder(path, lambda file: OWN_FILES.fullmatch(file.name) is not None)
+            own = next((files for folders, files in OWN_FILES if folders.fullmatch(path.name)), None)
+            _remove_folder(path, lambda file: own is not None and own.fullmatch(file.name) is not None)
 
     def remove_checkpoints(self) -> None:
         """Of the recovery; what else is in their folder stays."""

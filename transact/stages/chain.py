@@ -310,6 +310,7 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[
             is_result=True,
             settings=settings,
         )
+    job.warn_of_damage()
     if job.group.is_main:
         summary = write_result(job, rounds)
     return job.group.broadcast(summary)

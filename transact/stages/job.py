@@ -12,7 +12,7 @@ from typing import Any
 
 from transact.config import RunConfig
 from transact.distributed.process import ProcessGroup
-from transact.files import DIGEST_BLOCK_BYTES, damage_of
+from transact.files import DIGEST_BLOCK_BYTES, damage_of, size_damage_of
 from transact.geometry import Geometry
 from transact.rounds import Round, stage_names
 from transact.runs.run_folder import RunFolder
@@ -23,6 +23,8 @@ from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
 
 CHECKED_SILENTLY_BYTES = 2_000_000_000  # which are read in seconds
+COMPARED_IN_FULL_BYTES = 16_000_000  # of a file that nobody is about to read; of a larger one the size alone
+SHOWN_FILES = 3
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
@@ -154,6 +156,30 @@ class Job:
         if self.group.is_main:
             self.folder.mark_damaged(stage, f"{name} {problem}")
         return stage
+
+    def warn_of_damage(self) -> None:
+        """Collective. Tell of files of finished stages that nothing reads any more and that are not as they were.
+
+        None is made again: that may cost a day, and the result does not need it.
+        """
+        recorded = self.group.broadcast(self.folder.recorded(self.folder.path) if self.group.is_main else None)
+        names = sorted(name for name, (stage, _) in recorded.items() if not stage.endswith("/gram"))  # those are gone
+        own = self.group.shared_out(len(names))
+
+        def check() -> list[str]:
+            alive, problems = self.group.watchdog.progress, []
+            for name in (names[number] for number in own):
+                file, path = recorded[name][1], self.path(name)
+                is_small = file["size"] <= COMPARED_IN_FULL_BYTES
+                problem = damage_of(path, file, alive) if is_small else size_damage_of(path, file)
+                problems += [f"{name} {problem}"] if problem else []
+            return problems
+
+        problems = sorted(each for found in self.group.everywhere(check) for each in found)
+        if problems:
+            more = len(problems) - SHOWN_FILES
+            shown = "; ".join(problems[:SHOWN_FILES]) + (f"; and {more} more" if more > 0 else "")
+            self.say(f"warning: files of finished stages are not as they were, which the result needs no more: {shown}")
 
     def stage(
         self,

@@ -208,7 +208,8 @@ def check_same_run(config: RunConfig) -> None:
         shown = "; ".join(changed[:MAX_SHOWN_DIFFERENCES])
         more = f"; and {len(changed) - MAX_SHOWN_DIFFERENCES} more" if len(changed) > MAX_SHOWN_DIFFERENCES else ""
         raise ValueError(
-            f"output_dir={config.output_dir!r} holds a run of another configuration ({shown}{more}): "
+            f"output_dir={config.output_dir!r} holds a run of another configuration by its config.yaml "
+            f"({shown}{more}): "
             f"{again}choose another {'name=' if config.recover.variant is None else 'recover.variant='}, or remove the "
             "folder"
         )
