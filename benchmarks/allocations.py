@@ -1,6 +1,6 @@
 """What PyTorch's CPU allocator hands out while some work is done, from the profiler's own record of it.
 
-transact.evaluation.efficiency.allocation counts the tensors that operators return, and names no more; here what the
+transact.evaluation.efficiency.generation counts the tensors that operators return, and names no more; here what the
 kernels take and give back inside counts too.
 """
 

@@ -15,8 +15,7 @@ from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
 from transact.prune.criteria import Evidence, score
-from transact.prune.plan import PrunePlan
-from transact.prune.planning import make_plan
+from transact.prune.selection import PrunePlan, make_plan
 from transact.prune.statistics import ActivationStatistics
 from transact.rounds import pruning_rounds
 from transact.runs.run_folder import RunFolder

@@ -27,14 +27,13 @@ from benchmarks.workload import RESULTS, machine, write_result
 from transact.config import EfficiencyConfig
 from transact.engine.checkpoints import stored_config
 from transact.errors import DONE, leave
+from transact.evaluation.efficiency.command import PRESETS
 from transact.evaluation.efficiency.measure import PARENT, measure
-from transact.evaluation.efficiency.presets import PRESETS
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
 from transact.models.rotary import kept_pairs_settings
-from transact.prune.budget import solve_geometry
-from transact.prune.candidates import Multiples
+from transact.prune.search_space import Multiples, solve_geometry
 
 REMOVED = (0.5, 0.8)
 SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions

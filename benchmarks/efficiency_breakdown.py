@@ -11,8 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from transact.evaluation.efficiency.generation import decode, prefill, random_prompt
-from transact.evaluation.efficiency.loading import load
-from transact.evaluation.efficiency.measure import PARENT
+from transact.evaluation.efficiency.measure import PARENT, load
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 

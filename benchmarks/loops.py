@@ -16,10 +16,9 @@ import torch
 from benchmarks.random_models import load_stock_model
 from benchmarks.workload import wait
 from transact.config import RunConfig
-from transact.engine.deepspeed_library import import_deepspeed
-from transact.engine.deepspeed_settings import TrainingSettings, deepspeed_settings
+from transact.engine.deepspeed_setup import TrainingSettings, deepspeed_settings, import_deepspeed
 from transact.engine.engine import open_engine
-from transact.engine.sharded_weights import optimizer_groups
+from transact.engine.sharded_state import optimizer_groups
 from transact.rounds import Round, tokens_per_batch
 from transact.runs.metrics import MetricsLog, read_metrics
 from transact.stages.job import Job

@@ -22,7 +22,7 @@ from benchmarks.workload import RESULTS, environment, relaunch, working_folder, 
 from transact.config import ArchitectureConfig, RunConfig
 from transact.configuring import compose_config
 from transact.distributed.process import ProcessGroup, process_group
-from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import estimate_memory
 from transact.errors import DONE, leave

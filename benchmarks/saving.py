@@ -20,7 +20,7 @@ from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
 from transact.config import CheckpointEveryConfig, EngineConfig
 from transact.distributed.process import ProcessGroup, process_group
-from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import open_engine
 from transact.engine.training_checkpoints import checkpoint_folders, load_training, save_training
 from transact.errors import DONE, leave

@@ -20,7 +20,7 @@ from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
 from transact.config import DTYPES, EngineConfig, RunConfig
 from transact.distributed.process import ProcessGroup, process_group
-from transact.engine.deepspeed_settings import TrainingSettings
+from transact.engine.deepspeed_setup import TrainingSettings
 from transact.errors import leave
 from transact.models.llama import read_geometry
 from transact.rounds import pretraining_round, tokens_per_batch

@@ -13,7 +13,7 @@ COMMANDS = {
     "run": ("transact.run", "prune a model: the same as python -m transact.run"),
     "status": ("transact.launch.status", "say how a run or a sweep stands"),
     "report": ("transact.tracking.report.__main__", "write a run's or a sweep's page: one HTML file"),
-    "efficiency": ("transact.evaluation.efficiency.__main__", "measure latency and memory of a model, beside another"),
+    "efficiency": ("transact.evaluation.efficiency.command", "measure latency and memory of a model, beside another"),
     "dashboard": ("transact.tracking.dashboard.__main__", "make the project's pages at Weights & Biases"),
 }
 USAGE = "\n".join(

@@ -9,7 +9,7 @@ from transact.config import RESERVED_SPREAD, PruneConfig, RecoverConfig, RunConf
 from transact.geometry import Geometry
 
 if TYPE_CHECKING:
-    from transact.prune.candidates import Multiples
+    from transact.prune.search_space import Multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +43,8 @@ def geometries(
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.prune.budget import explicit_geometry, removed_fraction, solve_rounds
     from transact.prune.schedule import removed_fractions
+    from transact.prune.search_space import explicit_geometry, removed_fraction, solve_rounds
 
     total = config.remove_fraction
     if total is None:
@@ -63,7 +63,7 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.prune.budget import splits
+    from transact.prune.search_space import splits
 
     assert config.remove_fraction is not None
     found = splits(parent, config.remove_fraction, _multiples(config, parent), heads=_cuts_heads(config))
@@ -88,7 +88,7 @@ def final_geometries(config: RunConfig, parent: Geometry) -> list[Geometry]:
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """The split with this head_dim."""
-    from transact.prune.budget import splits
+    from transact.prune.search_space import splits
 
     assert config.remove_fraction is not None
     found = splits(parent, config.remove_fraction, _multiples(config, parent))

@@ -41,7 +41,7 @@ SWEEP_FLAGS = ("-m", "--multirun")
 def run(config: RunConfig, *, is_sweep: bool) -> int:
     """Do what the configuration asks for. Returns the exit code."""
     if config.mode == "plan":
-        from transact.estimate.show import show_plan
+        from transact.estimate.contents import show_plan
 
         return show_plan(config)
     if config.launch.kind == "slurm":

@@ -28,7 +28,7 @@ def engine_config(**changes: Any) -> Any:
 
 
 def training() -> Any:
-    from transact.engine.deepspeed_settings import TrainingSettings
+    from transact.engine.deepspeed_setup import TrainingSettings
 
     return TrainingSettings(
         gradient_accumulation_steps=1, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95), gradient_clipping=1.0

@@ -125,7 +125,7 @@ def distilled(model: Path, chunk_elements: int) -> dict[str, Any]:
     """Two training steps of a damaged model towards the whole one; the losses, and a weight afterwards."""
     from transact.config import EngineConfig
     from transact.distributed.process import process_group
-    from transact.engine.deepspeed_settings import TrainingSettings
+    from transact.engine.deepspeed_setup import TrainingSettings
     from transact.engine.engine import open_engine
     from transact.models.loss_head import Teaching
 

@@ -50,7 +50,7 @@ def metrics_of(
 ) -> dict[str, dict[str, float]]:
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
-    from transact.evaluation.harness import load_tasks, run_tasks
+    from transact.evaluation.tasks import load_tasks, run_tasks
     from transact.stages.texts import load_tokenizer
 
     config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2, dtype=dtype)
@@ -83,7 +83,7 @@ def prompts_of_two_models(model: Path, tasks: Path) -> list[list[str]]:
     """What a first and a second model are asked in one go, as parent and pruned model are."""
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
-    from transact.evaluation.harness import SharedModel, load_tasks, run_tasks
+    from transact.evaluation.tasks import SharedModel, load_tasks, run_tasks
     from transact.stages.texts import load_tokenizer
 
     asked: list[list[str]] = []
@@ -151,7 +151,7 @@ def test_our_perplexity_is_that_of_lm_eval(
 
 
 def test_an_unknown_task_and_missing_data_are_refused_by_name(tasks: Path, tmp_path: Path) -> None:
-    from transact.evaluation.harness import load_tasks
+    from transact.evaluation.tasks import load_tasks
 
     folder = tmp_path / "broken"
     shutil.copytree(tasks, folder)
@@ -163,7 +163,7 @@ def test_an_unknown_task_and_missing_data_are_refused_by_name(tasks: Path, tmp_p
 
 def test_the_logiqa_of_transact_reads_rows_as_the_hub_has_them(tmp_path: Path) -> None:
     """Its data is on the hub; here the same columns come from a file."""
-    from transact.evaluation.harness import load_tasks
+    from transact.evaluation.tasks import load_tasks
 
     own = REPOSITORY / "transact" / "assets" / "tasks" / "transact_logiqa.yaml"
     row: dict[str, Any] = {

@@ -233,7 +233,7 @@ def judge_on_rank(folders: list[Path], overrides: list[str]) -> list[tuple[str, 
     """What this rank says of each folder before the work, and when it loads it."""
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
-    from transact.models.weight_check import UnusableModel
+    from transact.models.identity import UnusableModel
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.stages.parent import judge_weights

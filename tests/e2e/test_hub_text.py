@@ -30,7 +30,7 @@ configs:
 READ = """
 import json, sys
 from transact.config import TextConfig
-from transact.data.hub_text import check_hub_text, hub_documents
+from transact.data.text import check_hub_text, hub_documents
 from transact.data.local_files import LeftOut
 for asked in json.loads(sys.argv[1]):
     text, left_out = TextConfig(source="hub", hub_id="ours/parquet") , LeftOut()

@@ -21,7 +21,7 @@ from tests.support.optional import llama_cpp, run_with
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import write_export
-from transact.export.gguf_file import write_gguf
+from transact.export.gguf import write_gguf
 from transact.files import read_json
 from transact.models.rotary import rope_settings
 
@@ -127,7 +127,7 @@ def test_every_family(tmp_path: Path, family: str) -> None:
 
 def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path) -> None:
     """What llama.cpp's own converter would write: the comparison sees it."""
-    import transact.export.gguf_file as gguf_file
+    import transact.export.gguf as gguf_file
 
     sequences = tokens_of(exported, textwrap, sequences=1)
     logits, greedy = transformers_say(exported, sequences)

@@ -14,7 +14,7 @@ from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import write_export
-from transact.export.gguf_file import write_gguf
+from transact.export.gguf import write_gguf
 
 pytestmark = [
     pytest.mark.llama_cpp,

@@ -20,8 +20,7 @@ from tests.support.optional import llama_cpp, run_with, stock_converter
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
-from transact.export.converter_guard import GUARD_NAME
-from transact.export.folder import write_export
+from transact.export.folder import GUARD_NAME, write_export
 
 pytestmark = [
     pytest.mark.llama_cpp,

@@ -19,7 +19,7 @@ STATEMENTS = {
         "rich",
         "torch",
     },
-    "import transact.evaluation.efficiency.__main__": {"torch"},
+    "import transact.evaluation.efficiency.command": {"torch"},
 }
 
 

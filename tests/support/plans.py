@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from transact.geometry import Geometry
-from transact.prune.plan import PrunePlan
+from transact.prune.selection import PrunePlan
 
 
 def hand_plan(

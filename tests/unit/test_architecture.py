@@ -29,11 +29,11 @@ LAYERS = (
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
 ONLY_IMPORTERS = {
-    "deepspeed": "transact.engine.deepspeed_library",
+    "deepspeed": "transact.engine.deepspeed_setup",
     "wandb": "transact.tracking.wandb_library",
     "submitit": "transact.launch.executors",
     "wandb_workspaces": "transact.tracking.dashboard.workspaces",
-    "lm_eval": "transact.evaluation.harness",
+    "lm_eval": "transact.evaluation.tasks",
 }
 DISTRIBUTIONS = {
     "hydra": "hydra-core",

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from transact.distributed.devices import rank_device
+from transact.distributed.process import rank_device
 
 
 @pytest.mark.parametrize(

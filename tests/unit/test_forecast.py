@@ -13,8 +13,7 @@ import pytest
 from tests.support.commands import REPOSITORY, Workplace
 from transact.accelerators import BY_NAME
 from transact.configuring import compose_config
-from transact.estimate.contents import forecast
-from transact.estimate.disk import gguf_bytes
+from transact.estimate.contents import forecast, gguf_bytes
 from transact.estimate.text import in_words, text
 from transact.geometry import Geometry
 from transact.run import main

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from transact.distributed import job_token as module
-from transact.distributed.job_token import job_token, sign, signed_text
+from transact.distributed import rendezvous as module
+from transact.distributed.rendezvous import job_token, sign, signed_text
 from transact.distributed.watchdog import ASKED, VERDICT, Watchdog
 
 FORGED = ['{"rank": 0, "kind": "dead", "message": "forged"}', "", " ", "\x00", "é" * 9]

@@ -1,17 +1,188 @@
-"""Documents from local files, a hub dataset or this Python's library, as a stream of strings."""
+"""Documents to train and evaluate on: from local files, a data set of the Hub, or Python's standard library."""
 
 from __future__ import annotations
 
 import codecs
 import glob
-from collections.abc import Iterator
+import hashlib
+import itertools
+import sysconfig
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.config import TextConfig
-from transact.data.hub_text import hub_documents
 from transact.data.local_files import READERS, LeftOut, NoText, Source, has_words, shuffled_documents, text_of_line
-from transact.data.python_stdlib import stdlib_documents, stdlib_identity
+
+_checked: set[tuple[str | None, ...]] = set()  # the points of a sweep ask for the same
+SEED = 0  # of the order of a dataset's files: the same on every machine
+
+
+class HubUnavailable(ValueError):
+    """The hub, or the dataset on it, cannot be had. is_absent: the hub does not answer, which says nothing of it."""
+
+    def __init__(self, message: str, *, is_absent: bool) -> None:
+        super().__init__(message)
+        self.is_absent = is_absent
+
+
+def hub_documents(text: TextConfig, field: str, left_out: LeftOut) -> Iterator[str]:
+    """Every document once; the files of the dataset in an order of their own, each from its beginning on.
+
+    Raises:
+        HubUnavailable: there is no such dataset, configuration, split or revision, or it cannot be read.
+        ValueError: a document is something else than text.
+    """
+    # A document of each of ten files in turn. Files alone are shuffled: a buffer would tear apart what follows on.
+    dataset = _dataset(text, field).shuffle(seed=SEED, buffer_size=1)
+    for number, value in enumerate(_values(dataset, text, field), start=1):
+        if has_words(value):
+            yield value
+        else:
+            left_out.add(f"document {number:,} of {text.hub_id}".__str__)
+
+
+def check_hub_text(text: TextConfig, field: str) -> None:
+    """Ask the hub for the dataset and read its first document: a few requests, no more than a part of one file.
+
+    Raises:
+        HubUnavailable, ValueError: as `hub_documents`; the dataset has no such field.
+    """
+    name = (text.hub_id, text.hub_config, text.hub_revision, text.split, text.text_field)
+    if name not in _checked:
+        next(_values(_dataset(text, field), text, field), None)
+        _checked.add(name)
+
+
+def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
+    rows = iter(dataset)
+    for number in itertools.count(1):
+        try:
+            row = next(rows, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the network, damaged files: the library fails in every way
+            raise _unavailable(text, field, error, f" after {number - 1:,} documents") from None
+        if row is None:
+            return
+        if number == 1 and text.text_field not in row:
+            names = ", ".join(map(repr, row))
+            raise ValueError(f"{field}.text_field={text.text_field!r} is not in {text.hub_id!r}, which has: {names}")
+        value = row.get(text.text_field)
+        if value is not None and not isinstance(value, str):
+            kind = type(value).__name__
+            raise ValueError(
+                f"{field}.text_field={text.text_field!r}: document {number:,} of {text.hub_id!r} holds a {kind}, it "
+                "must be text"
+            )
+        yield value
+
+
+def _dataset(text: TextConfig, field: str) -> Any:
+    import datasets
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it tells of errors besides raising them
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            f"hf://datasets/{text.hub_id}",  # never a folder here that is called so
+            text.hub_config,
+            split=text.split,
+            revision=text.hub_revision,
+            streaming=True,
+        )
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unavailable(text, field, error) from None
+
+
+def _unavailable(text: TextConfig, field: str, error: Exception, when: str = "") -> HubUnavailable:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if "scripts are no longer supported" in reason:
+        reason = "it is a script, and scripts are not run: choose a dataset of parquet, JSON or text files"
+    described = f"{field}.hub_id={text.hub_id!r}"
+    if text.hub_config is not None:
+        described += f" (hub_config={text.hub_config!r})"
+    absent = isinstance(error, ConnectionError) or type(error).__name__ in (
+        "OfflineModeIsEnabled",
+        "LocalEntryNotFoundError",
+    )
+    return HubUnavailable(f"{described} cannot be read from the hub{when}: {reason}", is_absent=absent)
+
+
+HELD_OUT_ONE_IN = 16
+SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__", "encodings")
+OPTIONAL_FOLDERS = ("test", "tests", "idle_test")
+
+
+def stdlib_folder() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def is_held_out(name: str) -> bool:
+    if any(part in OPTIONAL_FOLDERS for part in Path(name).parts):
+        return False
+    return _digest(name) % HELD_OUT_ONE_IN == 0
+
+
+def source_files() -> list[Path]:
+    """Every .py file of the library, sorted by name, without the tables of character encodings."""
+    root = stdlib_folder()
+    return sorted(
+        path
+        for path in root.rglob("*.py")
+        if not any(part in SKIPPED_FOLDERS for part in path.relative_to(root).parts)
+        and path.name != "topics.py"  # the documentation: read as documents below
+    )
+
+
+def documentation() -> dict[str, str]:
+    """Topic -> text of the language reference that `help()` shows."""
+    from pydoc_data.topics import topics
+
+    return topics
+
+
+def stdlib_documents(part: str) -> Iterator[str]:
+    """The documents of "train" or "heldout"; a held-out document that also stands in the other is left out."""
+    if part == "train":
+        yield from _documents(held_out=False)
+        return
+    trained = set(_documents(held_out=False))
+    yield from (text for text in _documents(held_out=True) if text not in trained)
+
+
+def _documents(*, held_out: bool) -> Iterator[str]:
+    """In an order that mixes all subjects: whoever reads the beginning alone, reads a sample of the whole."""
+    root = stdlib_folder()
+    readers: dict[str, Callable[[], str]] = {
+        path.relative_to(root).as_posix(): partial(_read, path) for path in source_files()
+    }
+    readers |= {f"topic:{topic}": partial(str, text) for topic, text in documentation().items()}
+    for name in sorted(readers, key=_digest):
+        if is_held_out(name) == held_out:
+            text = readers[name]()
+            if text:
+                yield text
+
+
+def _read(path: Path) -> str:
+    """The text of a source file; nothing for the few test files that are not UTF-8 on purpose."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def stdlib_identity() -> list[list[object]]:
+    """What the text depends on: file names and their sizes in bytes."""
+    root = stdlib_folder()
+    return [[path.relative_to(root).as_posix(), path.stat().st_size] for path in source_files()]
+
 
 SNIFFED_BYTES = 65_536
 SHOWN_FIELDS = 20

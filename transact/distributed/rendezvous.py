@@ -1,20 +1,110 @@
-"""How ranks find each other: what the launcher says in the environment, and the store where they meet."""
+"""How ranks find each other, and tell their own messages from a stranger's."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import os
+import secrets
 import socket
+import threading
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from transact.distributed.background import RUNNING, Background
-from transact.distributed.environment import LOOPBACK, free_port
+from transact.distributed.environment import JOB_TOKEN, LOOPBACK, free_port
 from transact.distributed.signals import Interruption, Stopped
 from transact.distributed.slurm import own_job
+
+RUNNING, DONE, FAILED = 0, 1, 2
+
+
+class Background:
+    """Starts at once; goes on, and holds nobody up, when it is left."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.state = RUNNING
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        try:
+            self.result = work()
+            self.state = DONE
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self.error = error
+            self.state = FAILED
+
+
+SECRET = Path("~/.cache/transact/secret")
+SECRET_BYTES = 32
+
+
+def new_token() -> str:
+    return secrets.token_hex(SECRET_BYTES)
+
+
+def job_token(world_size: int, environ: Mapping[str, str] = os.environ) -> bytes:
+    """The launcher's, where it has set one; a random one for a single process; on one machine one that follows from a
+    secret file of this user. Empty for ranks on several machines that were started without: they share no secret."""
+    given = environ.get(JOB_TOKEN)
+    if given:  # another one for every attempt of torchrun, whose store outlives them
+        return _code(given.encode(), environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if world_size == 1:
+        return new_token().encode()
+    if environ.get("LOCAL_WORLD_SIZE") != str(world_size):
+        return b""
+    meeting = " ".join(environ.get(name, "0") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+    secret = _user_secret(SECRET.expanduser())
+    return _code(secret, meeting) if secret else b""
+
+
+def sign(token: bytes, key: str, text: str) -> str:
+    return f"{_code(token, f'{key} {text}').decode()} {text}"
+
+
+def signed_text(token: bytes, key: str, signed: bytes) -> str | None:
+    """What was signed for this key; None if it was not, or with another token."""
+    code, _, text = signed.decode(errors="replace").partition(" ")
+    return text if hmac.compare_digest(code.encode(), _code(token, f"{key} {text}")) else None
+
+
+def _code(token: bytes, text: str) -> bytes:
+    return hmac.new(token, text.encode(errors="replace"), hashlib.sha256).hexdigest().encode()
+
+
+def _user_secret(path: Path) -> bytes:
+    """Made by the first rank that looks; empty where there is no home to keep it in, or where others can read it."""
+    with suppress(OSError, RuntimeError):
+        if not path.exists():
+            _make_secret(path)
+        about = path.stat()
+        if about.st_uid == os.getuid() and not about.st_mode & 0o077:
+            return path.read_bytes()
+    return b""
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, secrets.token_bytes(SECRET_BYTES))
+        os.fsync(descriptor)
+        with suppress(FileExistsError):  # another rank was faster: its secret counts
+            os.link(temporary, path)
+    finally:
+        os.close(descriptor)
+        temporary.unlink()
+
 
 START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
 PORT_SECONDS = 30.0

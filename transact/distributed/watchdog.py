@@ -20,8 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from transact.distributed.background import Background
-from transact.distributed.job_token import sign, signed_text
+from transact.distributed.rendezvous import Background, sign, signed_text
 from transact.errors import FAILED, one_line
 
 BEAT_SECONDS = 1.0

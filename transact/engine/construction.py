@@ -12,10 +12,8 @@ from torch import nn
 
 from transact.config import EngineConfig
 from transact.distributed.process import ProcessGroup
-from transact.engine.deepspeed_library import import_deepspeed
-from transact.engine.deepspeed_settings import TrainingSettings
-from transact.engine.sharded_weights import is_partitioned, optimizer_groups, own_part
-from transact.engine.training_state import unsharded_masters
+from transact.engine.deepspeed_setup import TrainingSettings, import_deepspeed
+from transact.engine.sharded_state import is_partitioned, optimizer_groups, own_part, unsharded_masters
 from transact.files import read_json
 from transact.models.loss_head import LossHead
 from transact.models.own_frequencies import attach_own_frequencies

@@ -19,13 +19,19 @@ from torch import nn
 from transact.config import EngineConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.construction import build, load_masters, wrap
-from transact.engine.deepspeed_library import import_deepspeed
-from transact.engine.deepspeed_settings import TrainingSettings, deepspeed_settings
-from transact.engine.sharded_weights import is_partitioned, load_weights
-from transact.engine.training_state import Fragment, adam_steps, fragments, set_adam_steps, unsharded_masters
+from transact.engine.deepspeed_setup import TrainingSettings, deepspeed_settings, import_deepspeed
+from transact.engine.sharded_state import (
+    Fragment,
+    adam_steps,
+    fragments,
+    is_partitioned,
+    load_weights,
+    set_adam_steps,
+    unsharded_masters,
+)
+from transact.models.identity import UnusableModel
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
 from transact.models.tensor_files import CheckpointReader
-from transact.models.weight_check import UnusableModel
 
 
 class Engine:

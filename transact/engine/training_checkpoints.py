@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import Engine
-from transact.engine.training_state import KINDS, Fragment
+from transact.engine.sharded_state import KINDS, Fragment
 from transact.files import (
     TEMPORARY_SUFFIX,
     damage_of,

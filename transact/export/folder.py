@@ -1,18 +1,30 @@
-"""Write the final checkpoint as a stock Hugging Face folder: few shards, one dtype, tokenizer, model card."""
+"""Write the final model as a folder that stock software loads, and say to converters which it must not be given to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from transact.engine.checkpoints import copy_companions, stored_config
-from transact.export.converter_guard import guard_tensors
 from transact.files import read_json, write_json, write_text
 from transact.models.llama import is_stock
-from transact.models.model_files import SINGLE_NAME
-from transact.models.rotary import stated_settings
+from transact.models.model_files import DERIVED, SINGLE_NAME
+from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
 from transact.models.tensor_files import CheckpointReader, write_index, write_shard
+
+# The converter skips names that *end* with DERIVED. It is no weight of layer 0, and our own readers leave it out.
+GUARD_NAME = f"model.layers.0.self_attn.{DERIVED}_of_kept_pairs"
+
+
+def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensor by its name where config.json states factors, else nothing: radians per position, float32."""
+    if rope_settings(config)["rope_type"] != "longrope":
+        return {}
+    return {GUARD_NAME: inverse_frequencies(config).float()}
+
 
 SHARD_BYTES = 4_000_000_000
 

@@ -23,7 +23,7 @@ from submitit.local.local import Controller, LocalJob
 from transact.config import LaunchConfig, RunConfig
 from transact.configuring import to_dictionary, typed_config
 from transact.distributed.environment import JOB_TOKEN, LAUNCHER, LOOPBACK, PARENTS, forget_launcher, free_port
-from transact.distributed.job_token import new_token
+from transact.distributed.rendezvous import new_token
 from transact.distributed.signals import SIGNALS
 from transact.distributed.slurm import SlurmError
 from transact.errors import FAILED, leave

@@ -18,7 +18,7 @@ from transact.distributed.watchdog import SILENCE_SECONDS
 from transact.errors import FAILED
 from transact.launch.failures import explain, is_lost_rank
 from transact.launch.last_words import last_words
-from transact.models.weight_check import UnusableModel
+from transact.models.identity import UnusableModel
 from transact.stages.recover.health import Diverged
 
 if TYPE_CHECKING:

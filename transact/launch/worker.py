@@ -44,7 +44,7 @@ def work(config: RunConfig) -> int:
         return refuse(error, always=True)
     interruption = Interruption(_leave_seconds(config), is_cluster=own_job() is not None)
     interruption.listen()
-    from transact.distributed.devices import check_device
+    from transact.distributed.process import check_device
     from transact.distributed.rendezvous import Refused
 
     is_main = environment_rank() == 0

@@ -21,10 +21,11 @@ from transact.models.model_files import (
     SECOND_COPIES,
     TOKENIZER_FILES,
     check_names,
+    check_shards,
     own_file,
     read_object,
+    stored_dtype,
 )
-from transact.models.shards import check_shards, stored_dtype
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_SECONDS = 10

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from transact.prune.gram import LayerGram
+    from transact.prune.refit import LayerGram
     from transact.prune.statistics import ActivationStatistics
 
 TAYLOR = frozenset({"taylor_pairs", "taylor_values", "taylor_channels"})
@@ -65,7 +65,7 @@ class Collector:
         """The Gram matrices of one layer, where they were summed; they are forgotten here. No sums: zeros."""
         import torch
 
-        from transact.prune.gram import LayerGram
+        from transact.prune.refit import LayerGram
 
         width = self._geometry.num_attention_heads * self._geometry.head_dim
         sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
@@ -124,7 +124,7 @@ def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterat
 
 def attach_grams(collector: Collector, layer: int, block: Any) -> list[RemovableHandle]:
     """Hook the inputs of one decoder layer's output projections."""
-    from transact.prune.gram import gram
+    from transact.prune.refit import gram
 
     return [
         block.self_attn.o_proj.register_forward_pre_hook(_before(collector, "attention_output", layer, gram)),
@@ -223,7 +223,7 @@ def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attenti
 
 def _attach_gradients(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
     """Gates on the units of one layer: their gradients are summed when the loss is differentiated."""
-    from transact.prune import taylor
+    from transact.prune import pair_scores as taylor
 
     def watch(kind: str, activation: Tensor, score_of: Callable[[Tensor], Tensor]) -> None:
         def on_gradient(gradient: Tensor) -> None:

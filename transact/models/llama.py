@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
-from transact.models.families import STOCK_TYPES, family_of
-from transact.models.families.llama import TRANSACT_LLAMA
-from transact.models.families.mistral import MISTRAL
+from transact.models.families import MISTRAL, STOCK_TYPES, TRANSACT_LLAMA, family_of
 from transact.models.rotary import (
     DEFAULT_MAX_POSITION_EMBEDDINGS,
     OWN_FREQUENCIES,
@@ -26,8 +24,8 @@ from transact.models.rotary import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from transact.prune.gram import LayerGram
-    from transact.prune.plan import PrunePlan
+    from transact.prune.refit import LayerGram
+    from transact.prune.selection import PrunePlan
     from transact.prune.weights import LayerWeights
 
 NORM_EPSILON = 1e-12, 1e-2  # models have 1e-6 or 1e-5

@@ -1,17 +1,80 @@
-"""The transformers classes that compute a checkpoint folder's model."""
+"""Stock transformers' classes: made without weights, asked whether they take a folder, loaded from one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transact.files import read_json
-from transact.models.families import family_of
-from transact.models.families.llama import LLAMA
-from transact.models.llama import is_stock
+from transact.models.families import LLAMA, family_of
+from transact.models.llama import check_special_tokens, is_stock
+from transact.models.model_files import CONFIG, GENERATION_CONFIG, own_file, read_object
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import head_frequencies
+
+
+def check_stock(folder: Path, attention: str = "sdpa") -> None:
+    """Configuration and model classes take config.json, and generation takes generation_config.json.
+
+    Raises:
+        ValueError: names the file, and what transformers says of it.
+    """
+    config = read_object(folder / CONFIG)
+    with quiet("transformers"):
+        with _refused(f"{CONFIG}: transformers makes no model of it"):
+            _make_without_weights(config, attention)
+            _make_as_users_do(folder)
+        path = own_file(folder, GENERATION_CONFIG)
+        if path is None:
+            return
+        with _refused(f"{GENERATION_CONFIG}: transformers does not take it"):
+            from transformers import GenerationConfig
+
+            check_special_tokens(read_object(path), GENERATION_CONFIG, config["vocab_size"])
+            GenerationConfig.from_pretrained(folder)
+
+
+def _make_without_weights(config: dict[str, Any], attention: str) -> None:
+    import torch
+
+    model_class, model_config = stock_class(config, attention)
+    with torch.device("meta"):
+        model_class(model_config)
+    if not model_config.return_dict:
+        raise ValueError("return_dict is false; supported: true")
+
+
+def _make_as_users_do(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a foreign configuration fails in every way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{what} ({reason})") from None
+
+
+@contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Errors alone are logged."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:

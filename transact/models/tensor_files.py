@@ -16,8 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from transact.files import file_digest, flush_to_disk, read_json, write_json
-from transact.models.model_files import INDEX_NAME, SINGLE_NAME
-from transact.models.shards import DERIVED
+from transact.models.model_files import DERIVED, INDEX_NAME, SINGLE_NAME
 
 
 def weight_map(folder: Path) -> dict[str, str]:

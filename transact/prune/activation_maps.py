@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transact.prune.plan import PrunePlan
+from transact.prune.selection import PrunePlan
 from transact.prune.statistics import ActivationStatistics
 
 

@@ -1,8 +1,4 @@
-"""How much a rotary pair contributes to attention logits, token by token; summed over tokens, float64.
-
-Pair i of a query head meets pair i of its key-value head; the part of the logit between positions t and
-s is the dot product of the two rotated plane vectors. Results: (num_attention_heads, head_dim // 2).
-"""
+"""What each rotary pair, and each unit by first-order Taylor expansion, is worth to the attention that holds it."""
 
 from __future__ import annotations
 
@@ -72,3 +68,29 @@ def _rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometr
 def _expand(per_key_value_head: Tensor, geometry: Geometry) -> Tensor:
     """Repeat for the query heads of each group."""
     return per_key_value_head.repeat_interleave(geometry.queries_per_key_value_head, dim=2)
+
+
+def gate_gradients(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over tokens of a * dL/da: (sequences, length, C) twice -> (sequences, C) float64."""
+    return (activation.detach().float() * gradient.float()).sum(dim=1).double()
+
+
+def taylor_pairs(gates: Tensor, geometry: Geometry) -> Tensor:
+    """From the gates of q_proj's output to rotary pairs: (sequences, heads * d) -> (key-value heads, d // 2).
+
+    A pair of a key-value head meets the pairs of all its query heads, so they are gated together. A gate
+    on the keys' side would give the same: the logit is a product of both.
+    """
+    shape = (len(gates), geometry.num_key_value_heads, geometry.queries_per_key_value_head, 2, geometry.head_dim // 2)
+    return gates.view(shape).sum(dim=(2, 3)).abs().sum(dim=0)
+
+
+def taylor_values(gates: Tensor, geometry: Geometry) -> Tensor:
+    """From the gates of o_proj's input to value dims: (sequences, heads * d) -> (key-value heads, d)."""
+    shape = (len(gates), geometry.num_key_value_heads, geometry.queries_per_key_value_head, geometry.head_dim)
+    return gates.view(shape).sum(dim=2).abs().sum(dim=0)
+
+
+def taylor_channels(gates: Tensor) -> Tensor:
+    """From the gates of down_proj's input: (sequences, C) -> (C,)."""
+    return gates.abs().sum(dim=0)

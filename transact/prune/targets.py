@@ -1,9 +1,4 @@
-"""Dimensions that suit the software which will serve a model: `prune.target`.
-
-What each takes was seen running, or read where that is said. Two families have a limit of their own: vLLM and mlx-lm
-(read) compute the heads' size of a Qwen2 from the hidden size, so that its attention cannot be cut at all, and
-llama.cpp's Qwen3 takes no rotary factors, so that its heads can lose pairs in progression only.
-"""
+"""What the runtimes that serve a model take: its dimensions' multiples, and what they make slow or refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +7,42 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from transact.geometry import Geometry
-from transact.prune.candidates import Multiples
+from transact.prune.search_space import Multiples
+
+
+def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:
+    """Each dimension that is cut, and how many weights the rows have whose length it decides."""
+    width = geometry.num_attention_heads * geometry.head_dim
+    channels = geometry.intermediate_size
+    return {"head_dim": (geometry.head_dim, width), "intermediate_size": (channels, channels)}
+
+
+def float16_rows(geometry: Geometry) -> dict[str, int]:
+    """Projections that llama.cpp's quantised types leave in float16, and how long their rows are."""
+    rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
+    return {name: row for name, row in rows.items() if row % Q4_BLOCK}
+
+
+def shape_warnings(geometry: Geometry) -> list[str]:
+    """One line for each dimension that will cost speed or a format, with what to ask for instead."""
+    head_dim, channels = geometry.head_dim, geometry.intermediate_size
+    lines = []
+    if head_dim % FLASH_ATTENTION_MULTIPLE:
+        lines.append(f"head_dim {head_dim}: FlashAttention takes multiples of {FLASH_ATTENTION_MULTIPLE} only")
+    elif head_dim not in ATTENTION_HEAD_DIMS:
+        lines.append(
+            f"head_dim {head_dim}: attention kernels are made for {', '.join(map(str, ATTENTION_HEAD_DIMS))}; others "
+            "are padded on GPUs, and vLLM does not take them on CPUs"
+        )
+    if channels % TILE:
+        lines.append(f"intermediate_size {channels}: no multiple of {TILE}; matrix kernels do up to twice the work")
+    for name, (size, row) in cut_rows(geometry).items():
+        if row % Q4_BLOCK:
+            lines.append(f"{name} {size}: rows of {row} weights stay f16 in llama.cpp's q4_0 and q8_0 ({Q4_BLOCK})")
+        elif row % K_QUANT_BLOCK:
+            lines.append(f"{name} {size}: rows of {row} weights have no K-quants in llama.cpp ({K_QUANT_BLOCK})")
+    return lines
+
 
 FLASH_ATTENTION_MULTIPLE = 8
 # Those of vLLM 0.32 on CPU, all that it takes there; on GPUs attention kernels are made for these sizes.

@@ -16,7 +16,7 @@ from transact.files import publish, temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_statistics
-from transact.models.weight_check import UnusableModel
+from transact.models.identity import UnusableModel
 from transact.prune.statistics import BACKWARD, ActivationStatistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts

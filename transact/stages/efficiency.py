@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from transact.evaluation.efficiency.loading import available_bytes
-from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
+from transact.evaluation.efficiency.measure import PARENT, available_bytes, describe, measure, tokens_to_make
 from transact.files import read_json, write_json
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock

@@ -16,7 +16,7 @@ from transact.engine.engine import Engine, open_engine
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
-from transact.models.weight_check import UnusableModel
+from transact.models.identity import UnusableModel
 from transact.rounds import tokens_per_batch
 from transact.stages.job import Job
 from transact.stages.texts import Texts

@@ -10,15 +10,14 @@ import torch
 
 from transact.engine.engine import open_engine
 from transact.export.folder import write_export
-from transact.export.gguf_request import possible_gguf_types
-from transact.export.licence import copy_licence, has_chat_template, read_licence
-from transact.export.model_card import model_card
-from transact.export.shapes import float16_rows
+from transact.export.gguf import possible_gguf_types
+from transact.export.model_card import copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
+from transact.prune.targets import float16_rows
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transact.export.gguf_file import write_gguf
+from transact.export.gguf import write_gguf
 from transact.files import publish, temporary_name
 from transact.prune.targets import Q4_BLOCK
 from transact.stages.job import Job

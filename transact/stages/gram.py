@@ -19,7 +19,7 @@ from transact.files import fresh_temporary_folder, publish, temporary_name
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams
 from transact.models.tensor_files import write_shard
-from transact.prune.gram import LayerGram
+from transact.prune.refit import LayerGram
 from transact.stages.calibrate import run_calibration
 from transact.stages.job import Job
 from transact.stages.texts import Texts

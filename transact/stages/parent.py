@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from transact.config import ModelConfig, RunConfig
-from transact.export.gguf_request import check_gguf_tokenizer
+from transact.export.gguf import check_gguf_tokenizer
 from transact.files import DamagedFile, read_json
 from transact.models.folder import check_files, geometry_of, hub_id, is_local
-from transact.models.identity import Identity, difference, identify, identity_files
+from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.models.model_files import CONFIG
-from transact.models.stock_check import check_stock
+from transact.models.stock import check_stock
 from transact.models.tensor_files import CheckpointReader
-from transact.models.weight_check import not_finite
 from transact.runs.run_record import RECORD, WAY_OUT, read_record
 from transact.stages.job import Job
 from transact.stages.texts import load_tokenizer

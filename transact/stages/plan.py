@@ -19,8 +19,7 @@ from transact.models.tensor_files import CheckpointReader
 from transact.prune.activation_maps import activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import elimination_path
-from transact.prune.plan import PrunePlan
-from transact.prune.planning import make_plan
+from transact.prune.selection import PrunePlan, make_plan
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_statistics
 from transact.stages.gram import read_gram

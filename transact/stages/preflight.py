@@ -10,7 +10,7 @@ from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
 from transact.configuring import differences, to_dictionary
 from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
-from transact.export.gguf_request import check_gguf
+from transact.export.gguf import check_gguf
 from transact.files import DamagedFile
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
@@ -70,7 +70,7 @@ def check_hub_texts(config: RunConfig) -> None:
     """
     from huggingface_hub import is_offline_mode
 
-    from transact.data.hub_text import HubUnavailable, check_hub_text
+    from transact.data.text import HubUnavailable, check_hub_text
 
     texts = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
     texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}

@@ -1,14 +1,8 @@
-"""Slice with sequential calibration: every layer is fitted to what the layers before it, already cut, give it.
-
-Two streams of hidden states run through the layers side by side, the dense checkpoint's and the cut model's. The
-output projections of the cut layer learn to give, from the cut model's activations, what the dense layer gives
-from its own: earlier errors are made up for instead of piling up. It costs three runs of either layer on the
-calibration text where the parallel refit costs one, and the hidden states of both streams in memory.
-"""
+"""Calibrate and cut layer after layer, each on what the layers before it, already cut, give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transact.data.order import micro_batches
 from transact.engine.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
 from transact.files import read_json
 from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
-from transact.models.single_layer import SingleLayer
+from transact.models.own_frequencies import attach_own_frequencies
+from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
+from transact.models.stock import stock_class
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.gram import LayerGram, gram
-from transact.prune.plan import PrunePlan
-from transact.prune.refit import refit_shifted
+from transact.prune.refit import LayerGram, gram, refit_shifted
+from transact.prune.selection import PrunePlan
 from transact.prune.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
 from transact.stages.job import Job
@@ -136,3 +131,40 @@ def _inputs_of(module: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+class SingleLayer(nn.Module):
+    """A stock decoder layer with its rotary embedding: (batch, length, hidden_size) -> the same, causal."""
+
+    def __init__(self, config: Mapping[str, Any], layer: int) -> None:
+        """Random weights; load them with `load_layer`."""
+        super().__init__()
+        # The embedding is of no use here, so it is made as small as it can be.
+        small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None}
+        if config.get("layer_types"):
+            small["layer_types"] = [config["layer_types"][layer]]
+        frequencies = head_frequencies(config)[layer : layer + 1] if OWN_FREQUENCIES in config else None
+        # sdpa is causal without a mask; eager attention would look ahead.
+        model_class, model_config = stock_class(small, "sdpa")
+        model = model_class(model_config)
+        if frequencies is not None:
+            attach_own_frequencies(model, frequencies)
+        self.block: Any = model.model.layers[0]
+        self.rotary: Any = model.model.rotary_emb
+        self.eval().requires_grad_(False)
+
+    def load_layer(self, tensors: Mapping[str, Tensor], layer: int) -> None:
+        """Take the weights of one layer, by their names in the whole model."""
+        prefix = f"model.layers.{layer}."
+        self.block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        output = self.block(
+            hidden,
+            attention_mask=None,
+            position_ids=positions,
+            position_embeddings=self.rotary(hidden, positions),
+            use_cache=False,
+        )
+        return output[0] if isinstance(output, tuple) else output

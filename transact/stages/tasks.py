@@ -42,7 +42,7 @@ def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
     """Raises ValueError: a task is unknown, or its data is not to be had."""
     if not config.tasks:
         return {}
-    from transact.evaluation.harness import load_tasks
+    from transact.evaluation.tasks import load_tasks
 
     return load_tasks(config.tasks, [OWN_TASKS, *map(Path, config.task_folders)])
 
@@ -58,7 +58,7 @@ def prepare_tasks(job: Job) -> None:
         return
 
     def load() -> None:
-        from transact.evaluation.harness import check_tasks
+        from transact.evaluation.tasks import check_tasks
 
         check_tasks(loaded_tasks(config), config.tasks)
 
@@ -141,7 +141,7 @@ def _evaluate(
                 measured[name]["documents_trained_on"] = shared
             job.say(f"{role}: {name}: perplexity {measured[name]['perplexity']:.2f}")
         if tasks:
-            from transact.evaluation.harness import run_tasks
+            from transact.evaluation.tasks import run_tasks
 
             found = run_tasks(
                 tasks,

@@ -27,7 +27,7 @@ from transact.data.token_store import (
 from transact.distributed.file_lock import exclusive
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
-from transact.models.stock_check import quiet
+from transact.models.stock import quiet
 from transact.rounds import Round, reserved_sequences, text_sequences
 from transact.stages.job import Job
 

@@ -13,13 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.tiny import TINY
 from transact.config import EfficiencyConfig
-from transact.evaluation.efficiency.__main__ import main, parse, requested
-from transact.evaluation.efficiency.allocation import allocated_peak, peak_bytes, weight_bytes
-from transact.evaluation.efficiency.comparison import Seconds, speed_ups
-from transact.evaluation.efficiency.generation import generate, random_prompt
-from transact.evaluation.efficiency.loading import floor_geometry, floor_model
-from transact.evaluation.efficiency.measure import Patience, describe, measure
-from transact.evaluation.efficiency.table import turns_text
+from transact.evaluation.efficiency.command import main, parse, requested, turns_text
+from transact.evaluation.efficiency.generation import (
+    Seconds,
+    allocated_peak,
+    generate,
+    peak_bytes,
+    random_prompt,
+    speed_ups,
+    weight_bytes,
+)
+from transact.evaluation.efficiency.measure import Patience, describe, floor_geometry, floor_model, measure
 from transact.models.folder import geometry_of
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.support.exported import write_exported
 from tests.support.tiny import TINY
 from transact.engine.checkpoints import layer_groups, stored_names
-from transact.export.converter_guard import GUARD_NAME, guard_tensors
+from transact.export.folder import GUARD_NAME, guard_tensors
 from transact.files import read_json
 from transact.models.folder import check_files
 from transact.models.rotary import inverse_frequencies

@@ -11,13 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
-from transact.export.gguf_file import write_gguf
-from transact.export.gguf_request import check_gguf, possible_gguf_types
-from transact.export.gguf_tokenizer import check_tokenizer, pre_tokenizer_name
-from transact.export.shapes import float16_rows
+from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_types, pre_tokenizer_name, write_gguf
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.rotary import inverse_frequencies
+from transact.prune.targets import float16_rows
 
 gguf = pytest.importorskip("gguf")
 

@@ -11,8 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.support.cards import composed, summary
-from transact.export.licence import copy_licence, has_chat_template, read_licence
-from transact.export.model_card import model_card
+from transact.export.model_card import copy_licence, has_chat_template, model_card, read_licence
 
 TYPES = ["f16", "q8_0"]
 NO_LICENCE = read_licence(Path("/nonexistent"))

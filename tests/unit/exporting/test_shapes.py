@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from transact.export.shapes import shape_warnings
 from transact.geometry import Geometry
+from transact.prune.targets import shape_warnings
 from transact.run import main
 
 GOOD = Geometry(

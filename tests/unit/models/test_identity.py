@@ -18,8 +18,7 @@ from transact.configuring import compose_config
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore, write_token_store
 from transact.models.folder import geometry_of
-from transact.models.identity import Identity, difference, identify, identity_files
-from transact.models.weight_check import not_finite
+from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.stages.sharing import calibration_identity, evaluation_identity
 from transact.stages.texts import Texts, load_tokenizer
 

@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from transact.engine.checkpoints import copy_companions
-from transact.export.licence import copy_licence, read_licence
-from transact.models.model_files import check_names, own_file, read_object
-from transact.models.shards import read_header, stored_dtype, stored_tensors
+from transact.export.model_card import copy_licence, read_licence
+from transact.models.model_files import check_names, own_file, read_header, read_object, stored_dtype, stored_tensors
 
 
 def cached_snapshot(folder: Path) -> Path:

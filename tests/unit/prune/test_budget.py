@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from transact.geometry import Geometry
-from transact.prune.budget import (
+from transact.prune.schedule import SCHEDULES, removed_fractions
+from transact.prune.search_space import (
+    Multiples,
     explicit_geometry,
     removed_fraction,
     solve_geometry,
     solve_rounds,
 )
-from transact.prune.candidates import Multiples
-from transact.prune.schedule import SCHEDULES, removed_fractions
 
 LLAMA_7B = Geometry(
     hidden_size=4096,

@@ -9,8 +9,7 @@ import torch
 
 from transact.geometry import Geometry
 from transact.prune.criteria import Scores
-from transact.prune.plan import PrunePlan
-from transact.prune.planning import best_heads, best_indices, make_plan
+from transact.prune.selection import PrunePlan, best_heads, best_indices, make_plan
 
 SOURCE = Geometry(
     hidden_size=8,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transact.prune.gram import damped, damping, gram
-from transact.prune.refit import refit, refit_shifted
+from transact.prune.refit import damped, damping, gram, refit, refit_shifted
 
 
 def correlated(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:

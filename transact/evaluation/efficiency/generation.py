@@ -1,15 +1,92 @@
-"""Generate with a KV cache, and look at the clock: prefill and decode of one batch."""
+"""Time and measure one model's prefill and decode, beside another's in turns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from transact.evaluation.efficiency.comparison import Seconds
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seconds:
+    """What one piece of work took. processor: of the thread that computes, or of the process if there are several."""
+
+    processor: float
+    wall: float
+
+    @classmethod
+    def between(cls, start: tuple[float, float], end: tuple[float, float], pieces: int = 1) -> Seconds:
+        return cls(processor=(end[0] - start[0]) / pieces, wall=(end[1] - start[1]) / pieces)
+
+
+Turn = Mapping[str, Seconds]  # phase -> what it took
+PHASES = ("prefill", "decode", "whole")  # decode: of one step; whole: the latency of prefill and all steps
+
+
+def medians(turns: Sequence[Turn]) -> dict[str, Any]:
+    """Seconds of each phase by both clocks."""
+    return {
+        phase: {
+            "processor_seconds": median(turn[phase].processor for turn in turns),
+            "wall_seconds": median(turn[phase].wall for turn in turns),
+        }
+        for phase in PHASES
+    }
+
+
+def speed_ups(
+    turns: Mapping[str, Sequence[Turn]], work: Mapping[str, Mapping[str, float]], clock: str
+) -> dict[str, dict[str, Any]]:
+    """Per phase: how many times as fast the child is; medians of the ratios within one turn.
+
+    Args:
+        turns: of "parent", "child" and "floor", a model with all of the work that no cut removes and no other.
+        work: phase -> FLOPs or bytes of the same three.
+        clock: "processor" or "wall": what counts.
+
+    Returns:
+        phase -> speed_up and wall_speed_up. Where the work is given, also `allowed`, the ratio of the parent's work to
+        the child's, and `possible`, the same if the floor's share of the time stays; and which part of each the
+        speed-up is: `reached`, `reached_of_possible` (None where the parent is no slower than the floor).
+    """
+    result = {}
+    for phase in PHASES:
+        seconds = {role: [each[phase] for each in found] for role, found in turns.items()}
+        entry: dict[str, Any] = {"speed_up": _ratio(seconds, clock), "wall_speed_up": _ratio(seconds, "wall")}
+        if phase in work:
+            allowed = work[phase]["parent"] / work[phase]["child"]
+            possible = _possible(
+                {role: median(getattr(each, clock) for each in seconds[role]) for role in seconds}, work[phase]
+            )
+            entry |= {
+                "allowed": allowed,
+                "reached": entry["speed_up"] / allowed,
+                "possible": possible,
+                "reached_of_possible": None if possible is None else entry["speed_up"] / possible,
+            }
+        result[phase] = entry
+    return result
+
+
+def _ratio(seconds: Mapping[str, Sequence[Seconds]], clock: str) -> float:
+    pairs = zip(seconds["parent"], seconds["child"], strict=True)
+    return median(getattr(parent, clock) / getattr(child, clock) for parent, child in pairs)
+
+
+def _possible(seconds: Mapping[str, float], work: Mapping[str, float]) -> float | None:
+    """The parent's time beyond the floor shrinks with the work beyond the floor, and the floor's time stays."""
+    beyond = seconds["parent"] - seconds["floor"]
+    if beyond <= 0:
+        return None
+    kept = (work["child"] - work["floor"]) / (work["parent"] - work["floor"])
+    return seconds["parent"] / (seconds["floor"] + beyond * kept)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +160,77 @@ def random_prompt(vocab_size: int, sequences: int, length: int, device: torch.de
     """The same tokens for every model: (sequences, length)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocab_size, (sequences, length), generator=generator).to(device)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Parameters and buffers, tied ones once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def peak_bytes(model: Any, prompt: torch.Tensor, new_tokens: int) -> int:
+    """Weights, KV cache and activations at the worst moment of generating `new_tokens` after a prompt.
+
+    Of tensors alone: Python, the libraries and what kernels allocate inside come on top. The worst moment is in the
+    prefill, or in the last step, when the KV cache is longest; one prefill of the whole length makes that cache here.
+    """
+    in_prefill = allocated_peak(lambda: prefill(model, prompt))
+    length = prompt.shape[1] + new_tokens - 2
+    output = prefill(model, prompt.repeat(1, -(-length // prompt.shape[1]))[:, :length])
+    cache = [part for layer in output.past_key_values.layers for part in (layer.keys, layer.values)]
+    in_decode = sum(map(_storage_bytes, cache)) + allocated_peak(lambda: decode(model, output))
+    return weight_bytes(model) + max(in_prefill, in_decode)
+
+
+def allocated_peak(work: Callable[[], Any]) -> int:
+    """Bytes of tensors that `work` has made, at the worst moment, less those it has freed by then."""
+    with _Allocations() as allocations:
+        work()
+    return allocations.peak
+
+
+def _storage_bytes(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the life of every storage that an operator returns.
+
+    A storage is alive as long as C++ holds it, a view or the graph of autograd for example: its Python object may be
+    gone long before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._made: dict[StorageWeakRef, int] = {}
+        self._met: dict[StorageWeakRef, int] = {}  # as an argument: they were there before
+        self._freed = 0  # of those
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._see((args, kwargs), made=False)
+        result = func(*args, **(kwargs or {}))
+        self._see(result, made=True)
+        return result
+
+    def _see(self, values: Any, *, made: bool) -> None:
+        is_new = False
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            if reference not in self._made and reference not in self._met:
+                (self._made if made else self._met)[reference] = tensor.untyped_storage().nbytes()
+                is_new = True
+        if is_new:
+            self._forget_dead()
+            self.peak = max(self.peak, sum(self._made.values()) - self._freed)
+
+    def _forget_dead(self) -> None:
+        self._made = {reference: size for reference, size in self._made.items() if not _is_dead(reference)}
+        for reference in [reference for reference in self._met if _is_dead(reference)]:
+            self._freed += self._met.pop(reference)
+
+
+def _is_dead(reference: StorageWeakRef) -> bool:
+    return bool(reference.expired())  # type: ignore[no-untyped-call]

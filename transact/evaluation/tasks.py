@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness. The only file that imports lm_eval, which is an optional extra (transact[eval])."""
+"""Run lm-eval tasks on a model that is sharded over ranks, which all take every step together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,38 @@ import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch import nn
 
 from transact.distributed.process import ProcessGroup
-from transact.evaluation.in_step import in_step
 from transact.models.rotary import context_limit
 from transact.tracking.progress import Progress
 from transact.tracking.view import Silent
+
+
+@contextmanager
+def in_step(module: nn.Module, group: ProcessGroup, fill: Callable[[], object]) -> Iterator[None]:
+    """Inside, every rank runs as many forwards of `module` as it has to; all leave together.
+
+    Before a forward the ranks tell one another who has one; a rank that has none left takes part with `fill`, a
+    forward whose result nobody wants. Not for code that exchanges anything between its forwards.
+
+    Raises:
+        Stopped: on every rank, before the next forward, when any was asked to stop.
+    """
+
+    def agree(has_one: bool) -> bool:
+        some, asked = group.any(has_one, group.is_asked_to_stop)
+        if asked:
+            group.stop()
+        return some
+
+    # Before those hooks that gather weights.
+    hook = module.register_forward_pre_hook(lambda *_: agree(True) and None, prepend=True)
+    yield  # not in a `try`: after an error the others learn from the broken connection, and would wait here
+    hook.remove()
+    while agree(False):
+        fill()
+
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 WHOLE_FILTER = "none"  # lm-eval's name for answers that are taken as they come

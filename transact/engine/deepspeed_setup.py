@@ -1,11 +1,31 @@
-"""The dictionary that configures DeepSpeed."""
+"""The door to DeepSpeed: its import, and the settings that a run gives it."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from transact.config import EngineConfig
+
+
+@functools.cache
+def import_deepspeed() -> Any:
+    """DeepSpeed without its noise, and without the extension that it would compile for 26 seconds."""
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+        import deepspeed.ops
+        import deepspeed.runtime.zero.parameter_offload
+        import deepspeed.utils
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,4 @@
-"""What tells one family of LLaMA-like decoders from another.
-
-All of them share the layout that the rest of transact works on: pre-norm layers, rotary embedding by halves,
-grouped-query attention, a gated MLP without biases. A new one that shares it too is a file in `families/` and a line
-in its table.
-"""
+"""The families that are supported, and where each differs from LLaMA."""
 
 from __future__ import annotations
 
@@ -62,3 +57,79 @@ def refuse_if_true(config: Config, *names: str) -> None:
     for name in names:
         if config.get(name):
             raise ValueError(f"{name} is {config[name]}; supported: False")
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    configuration="LlamaConfig",
+    heads_divide_hidden_size=True,
+    has_own_frequencies=True,
+    required=(),
+    check=refuse_biases,
+)
+# A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
+TRANSACT_LLAMA = Family(
+    model_type="transact_llama",
+    architecture="TransactLlamaForCausalLM",
+    configuration="LlamaConfig",
+    has_own_frequencies=True,
+    required=(),
+)
+
+
+STOCK_WINDOW = 4096  # where config.json is silent; null is no window
+
+
+def mistral_window(config: Config) -> int | None:
+    return config.get("sliding_window", STOCK_WINDOW)
+
+
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    configuration="MistralConfig",
+    has_own_frequencies=True,
+    window=mistral_window,
+    check=refuse_biases,
+)
+
+
+def qwen_window(config: Config) -> int | None:
+    """Of the layers that have one; off by default, whatever `sliding_window` says."""
+    return config.get("sliding_window", STOCK_WINDOW) if config.get("use_sliding_window") else None
+
+
+QWEN2 = Family(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    configuration="Qwen2Config",
+    query_key_value_bias=True,
+    window=qwen_window,
+)
+
+
+def refuse_attention_bias(config: Config) -> None:
+    refuse_if_true(config, "attention_bias")
+
+
+QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    configuration="Qwen3Config",
+    query_key_norm=True,
+    required=("head_dim", "num_key_value_heads", "max_position_embeddings"),
+    window=qwen_window,
+    check=refuse_attention_bias,
+    gguf_architecture="qwen3",
+)
+
+
+STOCK_FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
+FAMILIES = {family.model_type: family for family in (*STOCK_FAMILIES, TRANSACT_LLAMA)}
+STOCK_TYPES = tuple(family.model_type for family in STOCK_FAMILIES)
+
+
+def family_of(config: Config) -> Family:
+    """The family of a config.json that was checked before; LLaMA where it does not say."""
+    return FAMILIES[config.get("model_type", LLAMA.model_type)]

@@ -1,0 +1,198 @@
+"""python -m transact efficiency FOLDER [--against PARENT]: what a model costs to run, and what its parent does.
+
+Prints a table, or JSON with --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transact.checks import require_choice
+from transact.config import DEVICES, DTYPES, EfficiencyConfig
+from transact.config.setting import check_values
+from transact.errors import DONE, REFUSED, leave, refuse
+
+# Settings of EfficiencyConfig.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    # The grid of TransAct's latency figure (arXiv 2407.05690), from 64+64 tokens to 256+768.
+    "paper": {"prompt_tokens": [64, 128, 256], "new_tokens": [64, 128, 256, 512, 768]},
+}
+
+
+MIB = 1024**2
+GIGA = 1e9
+CLOCKS = {"processor": "processor time of one thread", "wall": "wall time"}
+
+
+def efficiency_table(result: Mapping[str, Any]) -> str:
+    """result: what `measure` returns."""
+    settings = result["settings"]
+    clock = settings["clock"]
+    title = (
+        f"{settings['dtype']} on {settings['device']}, {CLOCKS[clock]}, medians of {turns_text(result['latency'])}; "
+        "decode: one step"
+    )
+    latency = result["latency"]
+    counts = _counts(result["models"], settings["dtype"])
+    parts = [_aligned(counts), _aligned(_work(latency)), title, _aligned(_latencies(latency, clock))]
+    if any("speed_ups" in row for row in result["latency"]):
+        parts.append(
+            "allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it; in brackets "
+            "the share\nof what is possible when the floor stays, which is the time of the model with next to nothing "
+            "left inside attention\nand MLP."
+        )
+    return "\n\n".join(parts)
+
+
+def turns_text(latency: Sequence[Mapping[str, Any]]) -> str:
+    """latency: rows of `measure`, of which some may have had time for fewer turns than others."""
+    fewest, most = (pick((row["turns"] for row in latency), default=0) for pick in (min, max))
+    return f"{most} turns" if fewest == most else f"{fewest} to {most} turns"
+
+
+def _work(latency: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What dimensions alone say: FLOPs, and the weights and the cache that a decoding step reads."""
+    rows = [["batch", "tokens", "", "prefill GFLOPs", "decode GFLOPs", "decode MiB read"]]
+    for row in latency:
+        for role, model in row["models"].items():
+            prefill, decode = model["prefill"], model["decode"]
+            giga = [f"{each['flops'] / GIGA:,.3f}" for each in (prefill, decode)]
+            rows.append([*_setting(row), role, *giga, f"{decode['bytes'] / MIB:,.1f}"])
+    return rows
+
+
+def _setting(row: Mapping[str, Any]) -> list[str]:
+    return [str(row["batch_size"]), f"{row['prompt_tokens']}+{row['new_tokens']}"]
+
+
+def _counts(models: Mapping[str, Any], dtype: str) -> list[list[str]]:
+    rows = [["", "parameters", "weight files", f"KV bytes/token in {dtype}"]]
+    for role, model in models.items():
+        file_size = f"{model['file_bytes'] / MIB:,.1f} MiB"
+        rows.append([role, f"{model['parameters']:,}", file_size, f"{model['kv_bytes_per_token']:,}"])
+    return rows
+
+
+def _latencies(latency: Sequence[Mapping[str, Any]], clock: str) -> list[list[str]]:
+    rows = [["batch", "tokens", "", "prefill ms", "decode ms", "whole s", "peak MiB", *_SPEED_UP_COLUMNS]]
+    for row in latency:
+        for role, model in row["models"].items():
+            rows.append(
+                [
+                    *_setting(row),
+                    role,
+                    *(f"{1000 * model[phase][f'{clock}_seconds']:.2f}" for phase in ("prefill", "decode")),
+                    f"{model['whole'][f'{clock}_seconds']:.3f}",
+                    f"{model['peak_bytes'] / MIB:,.1f}",
+                    *_speed_up_cells(row.get("speed_ups", {}).get(role)),
+                ]
+            )
+    return rows
+
+
+_SPEED_UP_COLUMNS = ["prefill", "allowed", "reached", "decode", "allowed", "reached", "whole"]
+
+
+def _speed_up_cells(entry: Mapping[str, Any] | None) -> list[str]:
+    if entry is None:
+        return [""] * len(_SPEED_UP_COLUMNS)
+    cells = []
+    for phase in ("prefill", "decode"):
+        each = entry[phase]
+        beyond = each["reached_of_possible"]
+        bracket = "" if beyond is None else f" ({beyond:.2f})"
+        cells += [f"{each['speed_up']:.2f}x", f"{each['allowed']:.2f}x", f"{each['reached']:.2f}{bracket}"]
+    return [*cells, f"{entry['whole']['speed_up']:.2f}x"]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Text columns to the left, numbers to the right; empty columns at the end are left out."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    has_content = [any(cell for cell in column) for column in zip(*rows[1:], strict=True)]
+    last = max(index for index, each in enumerate(has_content) if each) + 1
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row[:last], widths[:last], strict=True)) for row in rows
+    )
+
+
+PATIENT_MINUTES = 1e6  # who asks for it on the command line can also end it
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+        sys.exit(REFUSED)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="transact efficiency", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="an exported model, or any folder of a supported family")
+    parser.add_argument("--against", type=Path, metavar="PARENT", help="the model to compare it with")
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="lengths; single ones below win over it")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+")
+    parser.add_argument("--new-tokens", type=int, nargs="+")
+    parser.add_argument("--batch-sizes", type=int, nargs="+")
+    parser.add_argument("--turns", type=int, help="measurements of each model, of which the medians count")
+    parser.add_argument("--threads", type=int, help="on a CPU (default: 1, timed by processor time)")
+    parser.add_argument("--dtype", default="stored", help=f"{', '.join(DTYPES)}, or stored: that of FOLDER's weights")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there as well")
+    return parser.parse_args(arguments)
+
+
+def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
+    """The preset with what the command line says instead.
+
+    Raises:
+        ValueError: a number is not allowed.
+    """
+    names = ("prompt_tokens", "new_tokens", "batch_sizes", "turns", "threads")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    require_choice("--dtype", arguments.dtype, ("stored", *DTYPES))
+    try:
+        check_values(EfficiencyConfig, given, "--")
+    except ValueError as error:
+        raise ValueError(str(error).replace("_", "-")) from None
+    return EfficiencyConfig(**(PRESETS[arguments.preset] | {"max_minutes": PATIENT_MINUTES} | given))
+
+
+def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
+    """Raises ValueError: a folder is no complete model, or the device is not there."""
+    from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
+    from transact.models.folder import dtype_of
+
+    folders = {} if arguments.against is None else {PARENT: arguments.against}
+    folders |= {"model": arguments.folder}
+    for folder in folders.values():
+        check_folder(folder)
+    device = choose_device(arguments.device)
+    dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
+    return measure(folders, config, dtype=dtype, device=device)
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Returns the exit code; a wrong request ends with one line."""
+    from transact.files import write_json
+
+    arguments = parse(command_line)
+    try:
+        if arguments.output is not None and not arguments.output.parent.is_dir():
+            raise ValueError(f"--output={str(arguments.output)!r}: there is no such folder")
+        result = work(arguments, requested(arguments))
+    except ValueError as error:
+        return refuse(error)
+    if arguments.output is not None:
+        write_json(arguments.output, result)
+    print(json.dumps(result, indent=2) if arguments.json else efficiency_table(result))
+    return DONE
+
+
+if __name__ == "__main__":
+    leave(main())
