@@ -51,12 +51,14 @@ test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
 
-lint: $(SETUP) ## ruff and mypy
+lint: $(SETUP) ## ruff, mypy, and whether documents point at what there is and tell what was measured
 	$(PYTHON_RUN) -m ruff check .
 	$(PYTHON_RUN) -m ruff format --check .
 	$(PYTHON_RUN) -m mypy transact benchmarks
+	$(PYTHON_RUN) .ci/check_links.py
+	$(PYTHON_RUN) -m benchmarks.published --check
 
-check: lint ## ruff, mypy and the unit tests
+check: lint ## the same, and the unit tests: a minute or two
 	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
 bench: $(SETUP) ## throughput, calibration overhead and the cost of saving, written to benchmarks/results
@@ -82,8 +84,9 @@ ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a p
 gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check
 
-docs: $(SETUP) ## write docs/config anew from the settings
+docs: $(SETUP) ## write docs/config anew from the settings, and tables from benchmarks/results
 	$(PYTHON_RUN) -m transact.settings --write docs/config
+	$(PYTHON_RUN) -m benchmarks.published
 
 clean: ## remove the virtual environment; outputs/ stays
 	rm -rf $(VENV)

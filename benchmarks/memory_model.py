@@ -10,6 +10,8 @@ stay in the results file.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,19 +60,17 @@ class Case:
     method: str = "norms"  # no Gram matrices: their bytes follow from their shapes
 
     def config(self) -> RunConfig:
-        return compose_config(
-            [
-                "name=memory",
-                f"engine.zero_stage={self.zero_stage}",
-                f"engine.dtype={self.dtype}",
-                f"engine.micro_batch_sequences={self.sequences}",
-                f"engine.activation_checkpointing={str(self.checkpointing).lower()}",
-                "engine.reduce_bucket_elements=500000",
-                f"data.sequence_length={self.sequence_length}",
-                f"recover.objective={self.objective}",
-                f"prune/method={self.method}",
-            ]
-        )
+        config = copy.deepcopy(_composed(self.method))
+        config.engine.zero_stage, config.engine.dtype = self.zero_stage, self.dtype
+        config.engine.micro_batch_sequences = self.sequences
+        config.engine.activation_checkpointing = self.checkpointing
+        config.data.sequence_length, config.recover.objective = self.sequence_length, self.objective
+        return config
+
+
+@functools.cache
+def _composed(method: str) -> RunConfig:
+    return compose_config(["name=memory", "engine.reduce_bucket_elements=500000", f"prune/method={method}"])
 
 
 def architecture(size: str) -> ArchitectureConfig:
