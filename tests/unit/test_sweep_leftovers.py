@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from transact.distributed.file_lock import exclusive
+from transact.files import write_text
 from transact.runs.run_record import SWEEP_RECORD, claim, note_points
-from transact.stages.sharing import remove_shared_grams
+from transact.stages.sharing import remove_shared_grams, share, take
 
 POINTS = ("fraction=0.1", "fraction=0.2", "fraction=0.3")
 SLICED = {"round_01/slice": {"files": {}, "seconds": 1.0, "finished": 1.0, "metrics_position": 0}}
@@ -121,3 +122,17 @@ def test_a_point_that_takes_them_over_just_now_is_not_disturbed(sweep: Path) -> 
         assert len(list((folder / "gram").iterdir())) == 3
     remove_shared_grams(sweep / "shared")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "layer_1.safetensors", "mine/layer_00000.safetensors"])
+def test_a_shared_result_with_files_of_somebody_is_neither_taken_over_nor_replaced(tmp_path: Path, name: str) -> None:
+    made, shared = tmp_path / "made" / "gram", tmp_path / "shared" / "gram"
+    write_text(made / "layer_00000.safetensors", "matrix")
+    share(made, shared)
+    assert take(shared, tmp_path / "first" / "gram") is None
+    write_text(shared / name, "mine")
+    problem = take(shared, tmp_path / "second" / "gram")
+    assert problem is not None and repr(str(shared / name.split("/")[0])) in problem
+    assert not (tmp_path / "second").exists()
+    share(made, shared)
+    assert (shared / name).read_text() == "mine"

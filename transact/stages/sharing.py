@@ -78,6 +78,8 @@ def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: N
     try:
         for name, entry in read_json(finished.with_name(DIGESTS)).items():
             verify_file(finished / name, entry, on_read)
+        if foreign := _foreign(finished):
+            return f"{str(finished / foreign)!r} was not made by a run"
     except (DamagedFile, OSError, AttributeError, KeyError, TypeError) as error:
         return str(error)
     copy_finished(finished, output)
@@ -85,7 +87,10 @@ def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: N
 
 
 def share(output: Path, finished: Path) -> None:
-    """Put a result where the other points of the sweep find it, in place of a damaged one."""
+    """Put a result where the other points of the sweep find it, in place of a damaged one. Nothing where somebody has
+    put files of his own there: each point then makes its own."""
+    if _foreign(finished):
+        return
     if os.path.lexists(finished):
         remove_flat(finished)
     files = sorted(output.iterdir()) if output.is_dir() else [output]
@@ -95,6 +100,14 @@ def share(output: Path, finished: Path) -> None:
     }
     write_json(finished.with_name(DIGESTS), digests)
     copy_finished(output, finished)
+
+
+def _foreign(finished: Path) -> str | None:
+    """A name in a shared folder that no run writes there."""
+    if finished.is_symlink() or not finished.is_dir():
+        return None
+    ours = (path.name for path in finished.iterdir() if GRAM_FILE.fullmatch(path.name) and path.is_file())
+    return next(iter(sorted({path.name for path in finished.iterdir()} - set(ours))), None)
 
 
 def remove_shared_grams(share_dir: Path) -> None:
