@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.configs import compose_config
 from transact.config import RunConfig
-from transact.configuring import compose_config
 
 
 def summary(**changes: int) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 
+from transact import configuring
 from transact.config import RunConfig
-from transact.configuring import compose_config
 
 
-def composed(*overrides: str) -> RunConfig:
+def compose_config(overrides: Sequence[str]) -> RunConfig:
     """A copy: whoever changes it changes nobody else's."""
-    return copy.deepcopy(_composed(overrides))
+    return copy.deepcopy(_composed(tuple(overrides)))
 
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return compose_config(list(overrides))
+    return configuring.compose_config(list(overrides))

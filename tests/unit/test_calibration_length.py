@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.configs import composed
+from tests.support.configs import compose_config
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.geometry import Geometry
@@ -30,7 +30,7 @@ def geometry(channels: int, heads: int = 4, head_dim: int = 16) -> Geometry:
 @pytest.mark.parametrize("sequences", [1, 2, 16, 128, 512])
 @pytest.mark.parametrize("length", [64, 256, 4096])
 def test_it_is_told_when_there_are_fewer_than_some_tokens_a_channel(channels: int, sequences: int, length: int) -> None:
-    config = composed("name=x")
+    config = compose_config(["name=x"])
     config.prune.calibration_sequences, config.data.sequence_length = sequences, length
     warning = calibration_warning(config, geometry(channels))
     widest = max(channels, 64)
@@ -45,11 +45,11 @@ def test_it_is_told_when_there_are_fewer_than_some_tokens_a_channel(channels: in
 
 
 def test_a_choice_that_fits_nothing_needs_less() -> None:
-    config = composed("name=x", "prune/method=magnitude", "prune.calibration_sequences=1")
+    config = compose_config(["name=x", "prune/method=magnitude", "prune.calibration_sequences=1"])
     assert calibration_warning(config, geometry(640)) is None
 
 
 def test_the_plan_tells_it() -> None:
-    few = composed("name=x", "prune.calibration_sequences=1")
+    few = compose_config(["name=x", "prune.calibration_sequences=1"])
     assert "warning: 256 calibration tokens are few for 640 channels" in text(forecast(few))
-    assert "calibration tokens are few" not in text(forecast(composed("name=x")))
+    assert "calibration tokens are few" not in text(forecast(compose_config(["name=x"])))

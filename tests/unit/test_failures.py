@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from tests.support.commands import Workplace
+from tests.support.configs import compose_config
 from transact.config import RunConfig
-from transact.configuring import compose_config
 from transact.engine.memory import MemoryEstimate
 from transact.errors import RankFailed
 from transact.launch.failures import REMEDIES, explain, is_lost_rank

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import configs
 from tests.support.commands import REPOSITORY
+from tests.support.configs import compose_config
 from transact.config import RunConfig
-from transact.configuring import compose_config, to_yaml
+from transact.configuring import to_yaml
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.files import write_json, write_text
@@ -40,7 +40,7 @@ def composed(folder: Path, *settings: str, variant: str | None = None) -> RunCon
     """As the command makes it: a variant has its folder below the run's."""
     place = folder if variant is None else folder / "variants" / variant
     given = [] if variant is None else [f"recover.variant={variant}"]
-    config = configs.composed("name=run", "data.sequence_length=256", *given, *settings)
+    config = compose_config(["name=run", "data.sequence_length=256", *given, *settings])
     return replace(config, output_dir=str(place))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from transact.configuring import compose_config
+from tests.support.configs import compose_config
 from transact.geometry import Geometry
 from transact.models.folder import declared_geometry
 from transact.rounds import pruning_rounds, stage_names

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace
-from transact.configuring import compose_config
+from tests.support.configs import compose_config
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore, write_token_store
 from transact.models.folder import geometry_of
