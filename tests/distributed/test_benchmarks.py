@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.support.commands import REPOSITORY, environment
+from tests.support.warm import run_warm
 
 # Packages that a GPU machine may lack. A None in sys.modules makes an import fail as if it were not installed.
 ABSENT = ("hydra", "omegaconf", "datasets", "pyarrow", "wandb", "submitit", "accelerate", "rich")
@@ -19,7 +20,13 @@ START_WITHOUT = "import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})
 RUN_MODULE = "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
 
 
-def run(command: list[str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m`, without waiting for its imports."""
+    return run_warm(list(arguments), module=module, cwd=REPOSITORY, environment=environment(), seconds=240)
+
+
+def run_cold(command: list[str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """In an interpreter of its own."""
     return subprocess.run(
         [sys.executable, *command],
         cwd=REPOSITORY,
@@ -41,7 +48,7 @@ def result_of(process: subprocess.CompletedProcess[str], path: Path) -> dict[str
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    process = run(["-m", "benchmarks.gpu_check", "--output", str(output)])
+    process = run("benchmarks.gpu_check", "--output", str(output))
     assert process.returncode == 0, process.stderr
     assert "there is no GPU" in process.stdout
     assert not output.exists()
@@ -51,7 +58,7 @@ def test_gpu_check_needs_none_of_the_packages_for_configuration_and_tracking(tmp
     output = tmp_path / "result.json"
     argv = ["gpu_check", "--device=cpu", "--size=tiny", f"--folder={tmp_path}", f"--output={output}"]
     code = START_WITHOUT.format(absent=ABSENT, argv=argv) + RUN_MODULE.format(module="benchmarks.gpu_check")
-    result = result_of(run(["-c", code]), output)
+    result = result_of(run_cold(["-c", code]), output)
     assert result["same_units_as_cpu"]["float32"] == 1.0
     assert result["perplexity"]["recovered"] <= result["perplexity"]["sliced"]
     assert {"round_01/slice", "round_01/recover", "export"} <= result["stages"].keys()
@@ -62,7 +69,7 @@ def test_gpu_check_needs_none_of_the_packages_for_configuration_and_tracking(tmp
 def test_gpu_check_runs_under_torchrun(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks.gpu_check"]
-    result = result_of(run([*launcher, "--device=cpu", "--size=tiny", f"--output={output}"]), output)
+    result = result_of(run_cold([*launcher, "--device=cpu", "--size=tiny", f"--output={output}"]), output)
     assert result["world_size"] == 2
     assert result["same_units_as_cpu"]["float32"] == 1.0
 
@@ -71,7 +78,7 @@ def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--size=tiny", "--steps=2", "--repetitions=1", "--sequence-length=32", "--micro-batch-sequences=2"]
     more = ["--accumulation=2", "--processes=2", "--device=cpu", f"--output={output}"]
-    result = result_of(run(["-m", "benchmarks.throughput", *small, *more]), output)
+    result = result_of(run("benchmarks.throughput", *small, *more), output)
     assert result["world_size"] == 2
     assert result["tokens_per_s"].keys() == {"ours", "bare_deepspeed", "plain_pytorch"}
     assert min(result["tokens_per_s"].values()) > 0
@@ -79,7 +86,7 @@ def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
 
 def test_saving(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    process = run(["-m", "benchmarks.saving", "--sizes", "tiny", "--repetitions=1", f"--output={output}"])
+    process = run("benchmarks.saving", "--sizes", "tiny", "--repetitions=1", f"--output={output}")
     figures = result_of(process, output)["sizes"]["tiny"]
     # Four float32 for each parameter: the weight, Adam's two moments, the best weight.
     assert figures["bytes"] == pytest.approx(16 * figures["parameters"], rel=0.2)
@@ -88,7 +95,7 @@ def test_saving(tmp_path: Path) -> None:
 def test_calibration_overhead(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]
-    result = result_of(run(["-m", "benchmarks.calibration_overhead", *small]), output)
+    result = result_of(run("benchmarks.calibration_overhead", *small), output)
     assert result["sizes"]["tiny"]["ratio"] > 0
 
 
@@ -97,7 +104,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
     sizes = ["--tokens=8192", "--evaluation-sequences=16", "--calibration-sequences=16", "--seeds", "0"]
     fractions = ["--fractions", "0.5", "--recovered-fractions", "0.5"]
     methods = ["--one-shot", "default, equal split", "paper_heads", "--recovered", "default, equal split"]
-    process = run(["-m", "benchmarks.quality", *sizes, *fractions, *methods, f"--output={output}"], seconds=240)
+    process = run("benchmarks.quality", *sizes, *fractions, *methods, f"--output={output}")
     result = result_of(process, output)
     assert set(result["parent"]) == {"python_heldout", "package_descriptions"}
     assert len(result["rows"]) == 3 * 2
@@ -118,7 +125,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "ablations.json"
     sizes = ["--tokens=2048", "--evaluation-sequences=8", "--smallest"]
-    result = result_of(run(["-m", "benchmarks.ablations", *sizes, f"--output={output}"], seconds=240), output)
+    result = result_of(run("benchmarks.ablations", *sizes, f"--output={output}"), output)
     assert len(result["rows"]) == 4 * 2
     assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".svg").read_text().count("<path") > 8
@@ -127,7 +134,7 @@ def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
 def test_method_cost_runs(tmp_path: Path) -> None:
     output = tmp_path / "cost.json"
     sizes = ["--widths", "256", "--hidden-size", "64", "--repetitions", "1", "--calibration-sequences", "8"]
-    result = result_of(run(["-m", "benchmarks.method_cost", *sizes, f"--output={output}"], seconds=240), output)
+    result = result_of(run("benchmarks.method_cost", *sizes, f"--output={output}"), output)
     assert result["greedy_obs"][0]["seconds"] > 0
     assert result["sequential_over_parallel"] > 0
 
@@ -135,7 +142,7 @@ def test_method_cost_runs(tmp_path: Path) -> None:
 def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
     output = tmp_path / "rotary_pairs.json"
     sizes = ["--head-dims", "16", "--tokens=2048", "--calibration-sequences=4", "--evaluation-sequences=2"]
-    result = result_of(run(["-m", "benchmarks.rotary_pairs", *sizes, f"--output={output}"], seconds=240), output)
+    result = result_of(run("benchmarks.rotary_pairs", *sizes, f"--output={output}"), output)
     rows = [row for row in result["rows"] if row["text"] == "python_heldout"]
     assert [row["method"] for row in rows] == ["free", "progression"]
     for row in rows:
@@ -147,7 +154,7 @@ def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
 def test_efficiency_measures_every_model_and_draws(tmp_path: Path) -> None:
     output = tmp_path / "efficiency.json"
     options = ["--sizes", "demo", "--pictured", "demo", "--smallest", "--output", str(output)]
-    result = result_of(run(["-m", "benchmarks.efficiency", *options], seconds=240), output)
+    result = result_of(run("benchmarks.efficiency", *options), output)
     (measured,) = result["sizes"]
     assert measured["models"].keys() == {"parent", "50% removed", "80% removed"}
     parameters = [model["parameters"] for model in measured["models"].values()]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tests.support.ports import free_port
 
@@ -37,7 +42,7 @@ def warm_context() -> ForkServerContext:
 
 
 class WarmProcess:
-    """The command, in a process that forks its ranks as torchrun would start them; used like a Popen of text.
+    """`python -m MODULE`, in a process that forks its ranks as torchrun would start them; used like a Popen of text.
 
     Args:
         streams: what becomes of stdout and stderr: PIPE, DEVNULL, or STDOUT for the second.
@@ -45,11 +50,12 @@ class WarmProcess:
 
     def __init__(
         self,
-        overrides: list[str],
+        arguments: list[str],
         *,
-        ranks: int,
         cwd: Path,
         environment: dict[str, str],
+        module: str = "transact.run",
+        ranks: int = 1,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.STDOUT,
         start_new_session: bool = False,
@@ -59,9 +65,9 @@ class WarmProcess:
         self.stdout, self.stderr = (_pipe(each, ends) for each in (stdout, stderr))
         if stderr == subprocess.STDOUT:
             ends[1] = ends[0]
-        self.args = overrides
+        self.args = [module, *arguments]
         self._process: Any = warm_context().Process(
-            target=_command, args=(overrides, ranks, cwd, environment, ends, start_new_session, umask)
+            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session, umask)
         )
         self._process.start()
         for end in ends:
@@ -114,8 +120,6 @@ class _Reader:
     """Reads a stream to its end, in a thread: of two streams neither may wait for the other."""
 
     def __init__(self, stream: TextIO) -> None:
-        import threading
-
         self.stream, self.read = stream, list[str]()
         self.thread = threading.Thread(target=lambda: self.read.extend(stream), daemon=True)
         self.thread.start()
@@ -134,24 +138,24 @@ def _pipe(kind: int, ends: list[Connection | None]) -> TextIO | None:
 
 
 def run_warm(
-    overrides: list[str], *, ranks: int, cwd: Path, environment: dict[str, str], seconds: float, umask: int = -1
+    arguments: list[str], *, cwd: Path, environment: dict[str, str], seconds: float, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """The command to its end.
+    """A command to its end. options: of WarmProcess.
 
     Raises:
         subprocess.TimeoutExpired: it does not end in time.
     """
-    process = WarmProcess(overrides, ranks=ranks, cwd=cwd, environment=environment, stderr=subprocess.PIPE, umask=umask)
+    process = WarmProcess(arguments, cwd=cwd, environment=environment, stderr=subprocess.PIPE, **options)
     try:
         stdout, stderr = process.communicate(timeout=seconds)
     finally:
         process.kill()
     code = process.wait(10)
-    return subprocess.CompletedProcess(overrides, code, stdout, stderr)
+    return subprocess.CompletedProcess(process.args, code, stdout, stderr)
 
 
-def _command(
-    overrides: list[str],
+def _begin(
+    module: list[str],
     ranks: int,
     cwd: Path,
     environment: dict[str, str],
@@ -175,14 +179,12 @@ def _command(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv = ["transact.run", *overrides]
     if ranks > 1:
         _fork_ranks(ranks)
-    subprocess.Popen = ForkedModule  # type: ignore[misc]
-    from transact.errors import leave
-    from transact.run import main
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    leave(main())
+    subprocess.Popen = subprocess_handler.Popen = ForkedModule  # type: ignore[misc]
+    _run_as_main(module)
 
 
 def _fork_ranks(ranks: int) -> None:
@@ -235,12 +237,6 @@ def _become_module(
     module: list[str], streams: tuple[int, ...], pass_fds: Any, cwd: Any, env: Any, new_session: bool, umask: int
 ) -> None:
     """What exec would have done, and then what `python -m` does; never returns."""
-    import atexit
-    import runpy
-    import signal
-    import traceback
-
-    code = 1
     try:
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
@@ -265,13 +261,25 @@ def _become_module(
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+        _run_as_main(module)
+    except BaseException:  # noqa: BLE001 - nothing of this process may go on
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _run_as_main(module: list[str]) -> NoReturn:
+    """What `python -m` does with a module and its arguments."""
+    code = 1
+    try:
         sys.argv = list(module)
         sys.modules.pop(module[0], None)  # it runs anew, as the main module
-        try:
-            runpy.run_module(module[0], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        runpy.run_module(module[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - as an interpreter would end
         traceback.print_exc()
     finally:
