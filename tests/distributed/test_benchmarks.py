@@ -104,7 +104,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
     sizes = ["--tokens=8192", "--evaluation-sequences=16", "--calibration-sequences=16", "--seeds", "0"]
     fractions = ["--fractions", "0.5", "--recovered-fractions", "0.5"]
     methods = ["--one-shot", "default, equal split", "paper_heads", "--recovered", "default, equal split"]
-    process = run("benchmarks.quality", *sizes, *fractions, *methods, f"--output={output}")
+    process = run("benchmarks.quality", "--jobs=1", *sizes, *fractions, *methods, f"--output={output}")
     result = result_of(process, output)
     assert set(result["parent"]) == {"python_heldout", "package_descriptions"}
     assert len(result["rows"]) == 3 * 2
@@ -125,7 +125,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "ablations.json"
     sizes = ["--tokens=2048", "--evaluation-sequences=8", "--smallest"]
-    result = result_of(run("benchmarks.ablations", *sizes, f"--output={output}"), output)
+    result = result_of(run("benchmarks.ablations", "--jobs=1", *sizes, f"--output={output}"), output)
     assert len(result["rows"]) == 4 * 2
     assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".svg").read_text().count("<path") > 8
@@ -142,7 +142,7 @@ def test_method_cost_runs(tmp_path: Path) -> None:
 def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
     output = tmp_path / "rotary_pairs.json"
     sizes = ["--head-dims", "16", "--tokens=2048", "--calibration-sequences=4", "--evaluation-sequences=2"]
-    result = result_of(run("benchmarks.rotary_pairs", *sizes, f"--output={output}"), output)
+    result = result_of(run("benchmarks.rotary_pairs", "--jobs=1", *sizes, f"--output={output}"), output)
     rows = [row for row in result["rows"] if row["text"] == "python_heldout"]
     assert [row["method"] for row in rows] == ["free", "progression"]
     for row in rows:

@@ -55,26 +55,6 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_dead_rank_ends_the_job(workplace: Workplace) -> None:
-    """kill -9 of one rank of two: the other one stops, and the command says so instead of hanging."""
-    overrides = [*workplace.overrides("dead_rank"), "launch=local", "launch.processes=2", "recover.tokens=1600000"]
-    overrides += ["prune.rounds=1", "recover.objective=cross_entropy"]
-    folder = workplace.folder / "dead_rank"
-    process = start(overrides)
-    record = folder / "run.json"
-    wait_until(lambda: record.is_file() and read(record).get("stage") == "round_01/recover", process)
-    (log,) = (folder / "logs").glob("*_1_log.out")
-    controller = log.name.split("_")[0]
-    children = subprocess.run(["pgrep", "-P", controller], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "rank 1 failed" in output
-    assert read(folder / "run.json")["state"] == "failed"
-    assert read(folder / "run.json")["error"].startswith("rank 1 died in round_01/recover")
-    assert "error: rank 1 died in round_01/recover" in output
-
-
 def test_the_tokens_may_move_but_another_text_is_refused(workplace: Workplace) -> None:
     """The store has another path, then the text has another content, then it is tokenised anew with the old one."""
     folder, text = workplace.folder / "moved_tokens", workplace.folder / "moving.txt"
