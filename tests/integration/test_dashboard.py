@@ -79,6 +79,15 @@ def test_the_server_is_sent_every_panel_of_the_definitions(server: Server) -> No
     assert sent == [defined_panels(each) for each in (RUNS, SWEEPS)]
 
 
+def test_show_prints_what_would_be_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--entity", "someone"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [view["displayName"] for view in shown] == ["transact runs", "transact sweeps"]
+    assert [sent_panels(json.dumps(view["spec"])) for view in shown] == [
+        defined_panels(each) for each in (RUNS, SWEEPS)
+    ]
+
+
 def sent_panels(spec: str) -> list[tuple[str, str, list[str], str | None, bool]]:
     """Section, title, figures, axis, and whether it is logarithmic, of each panel in its order."""
     found, places = [], set()

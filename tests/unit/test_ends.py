@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +65,3 @@ def test_the_batch_script_says_what_killed_a_rank(counted: Counted) -> None:
     assert counted({"state": "failed", "error": died}, 137) == ("failures", f"{died}: a rank was killed by SIGKILL")
     assert counted({"state": "running"}, 139) == ("failures", "a rank was killed by SIGSEGV")
     assert counted({"state": "failed", "error": died}, FAILED) == ("failures", died)
-
-
-def test_a_process_without_a_standard_output_ends_with_its_own_code() -> None:
-    """As under a service manager or `>&-`: Python has no stream there."""
-    code = "from transact.errors import leave; leave(7)"
-    shell = 'exec "$0" -c "$1" >&- 2>&-'
-    assert subprocess.run(["sh", "-c", shell, sys.executable, code], check=False).returncode == 7
