@@ -1,4 +1,4 @@
-"""Whether tests keep to what the code shows, and unit tests to their own process; exit code 1 and a line for each if not.
+"""Whether tests use public names alone, and unit tests start no process; exit code 1 and a line for each if not.
 
 python .ci/check_tests.py
 """

@@ -26,12 +26,12 @@ from transact.engine.memory import estimate_memory
 from transact.files import read_json, write_text
 from transact.models.llama import read_geometry
 
-# Result -> its table, as a file beside it.
+# Table, a file beside the results -> what it is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "quality.md": ("quality.json", quality_table),
-    "efficiency.md": ("efficiency.json", efficiency_markdown),
-    "efficiency_breakdown.md": ("efficiency.json", breakdown_markdown),
-    "memory.md": ("memory.json", memory_markdown),
+    "quality": ("quality.json", quality_table),
+    "efficiency": ("efficiency.json", efficiency_markdown),
+    "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
+    "memory": ("memory.json", memory_markdown),
 }
 # Each seed of both is needed; a baseline at these shares is to be this much worse at least.
 BASELINES = ("norms", "paper_heads", "paper_dims", "taylor", "magnitude", "random")
@@ -77,15 +77,15 @@ def current_tables() -> dict[str, str]:
 def wrong_tables() -> Iterator[str]:
     tables = current_tables()
     for name, table in tables.items():
-        if (RESULTS / name).read_text(encoding="utf-8") != table:
-            yield f"benchmarks/results/{name} is not made of {TABLES[name][0]}"
+        if (RESULTS / f"{name}.md").read_text(encoding="utf-8") != table:
+            yield f"benchmarks/results: the table {name} is not made of {TABLES[name][0]}"
         for block in blocks(table):
             shown = [path for path in documents() if block.splitlines()[0] in path.read_text(encoding="utf-8")]
             if not shown:
                 yield f"no document shows the table {block.splitlines()[0]!r}"
             for path in shown:
                 if block not in path.read_text(encoding="utf-8"):
-                    yield f"{path.relative_to(REPOSITORY)} shows another table than benchmarks/results/{name}"
+                    yield f"{path.relative_to(REPOSITORY)} shows another table {name} than benchmarks/results"
 
 
 def wrong_picture() -> Iterator[str]:
@@ -213,7 +213,7 @@ def main() -> None:
         sys.exit("\n".join(problems()) or 0)
     tables = current_tables()
     for name, table in tables.items():
-        write_text(RESULTS / name, table)
+        write_text(RESULTS / f"{name}.md", table)
     for path in documents():
         text = written(path, [block for table in tables.values() for block in blocks(table)])
         if text != path.read_text(encoding="utf-8"):
