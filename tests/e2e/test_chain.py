@@ -116,7 +116,7 @@ def test_exported_model_generates_with_its_cache(chain_runs: Mapping[int, Path])
 def test_metrics_have_every_step_once_and_rounds_follow_on(chain_runs: Mapping[int, Path]) -> None:
     rows = read_metrics(chain_runs[4] / "metrics.jsonl")
     steps = [row["step"] for row in rows if "recover/loss" in row]
-    assert steps == list(range(1, 17))
+    assert steps == list(range(1, 33))
     assert {row["round"] for row in rows if "prune/head_dim" in row} == {1, 2}
     assert {row["round"] for row in rows if "eval/perplexity_recovered" in row} == {1, 2}
 
@@ -134,7 +134,7 @@ def test_wandb_has_rounds_dimensions_and_perplexities(chain_runs: Mapping[int, P
     ):
         assert series(rows, "prune/round", name) == list(zip([1, 2], expected, strict=True)), name
     losses = series(rows, "tokens", "recover/loss")
-    assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 17)]
+    assert [tokens for tokens, _ in losses] == [512 * step for step in range(1, 33)]
 
 
 def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: Mapping[int, Path]) -> None:

@@ -13,7 +13,12 @@ from tests.support.tiny import train_tokenizer
 from tests.support.tiny_families import STOCK_CLASSES, write_family_model
 from transact.files import read_json
 
-SHORT = ["prune.rounds=1", "recover.tokens=8192", "prune.multiple.intermediate_size=32"]
+SHORT = [
+    "eval.efficiency.measured=false",
+    "prune.rounds=1",
+    "recover.tokens=8192",
+    "prune.multiple.intermediate_size=32",
+]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     for stage, entry in first.items():
         assert record["stages"][stage] == entry, f"{stage} was done again"
     assert_same_export(folder, chain_runs[1])
-    assert recovery_steps(folder) == list(range(1, 17))
+    assert recovery_steps(folder) == list(range(1, 33))
     assert not list(folder.rglob("*.tmp"))
 
     # A finished run is recognised, and another configuration in its folder is refused with the difference.

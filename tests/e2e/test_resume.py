@@ -23,6 +23,7 @@ def overrides(workplace: Workplace, name: str) -> list[str]:
     """One round of enough steps to be hit in the middle; validations before and after the checkpoints."""
     changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
     changed.append("engine.micro_batch_sequences=2")  # for up to four ranks
+    changed += ["data.evaluation_sequences=8", "eval.efficiency.measured=false"]
     return [*workplace.overrides(name), *changed, f"engine.checkpoint_every.tokens={4 * TOKENS_PER_STEP}"]
 
 

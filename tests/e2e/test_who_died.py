@@ -24,7 +24,12 @@ class Local:
 
     def __init__(self, workplace: Workplace, name: str) -> None:
         self.folder = workplace.folder / name
-        long = ["prune.rounds=1", "recover.tokens=1600000", "recover.objective=cross_entropy"]
+        long = [
+            "prune.rounds=1",
+            "recover.tokens=1600000",
+            "recover.objective=cross_entropy",
+            "data.evaluation_sequences=8",
+        ]
         self.launcher = start([*workplace.overrides(name), *long, "launch=local", "launch.processes=2"])
         metrics = self.folder / "metrics.jsonl"  # a step is done: there is something to save
         wait_until(lambda: metrics.is_file() and '"recover/loss"' in metrics.read_text(), self.launcher, SECONDS)

@@ -41,7 +41,7 @@ class Workplace:
             "prune.rounds=2",
             "prune.calibration_sequences=16",
             "prune.multiple.head_dim=4",
-            "recover.tokens=8192",
+            "recover.tokens=16384",
             "recover.batch_sequences=8",
             "recover.learning_rate=2e-3",
             "recover.validation_sequences=8",
