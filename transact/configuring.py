@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from transact.config import FREE_SECTIONS, FREE_SETTINGS, RunConfig
-from transact.config.setting import check_values, dataclass_in, fields_of, is_dictionary, is_optional, short
+from transact.config.setting import (
+    check_values,
+    dataclass_in,
+    defaults_of,
+    fields_of,
+    is_dictionary,
+    is_optional,
+    short,
+)
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -23,8 +31,14 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
-def register_resolvers() -> None:
-    """`${assets:name}` is a folder that ships with transact; `${scratch_folder:}` one that is gone with the process."""
+def register() -> None:
+    """Tell Hydra what conf/ builds on: `schema` (every setting with its default) and two resolvers.
+
+    `${assets:name}` is a folder that ships with transact; `${scratch_folder:}` one that is gone with the process.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=defaults_of(RunConfig), provider="transact.config")
     OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
     OmegaConf.register_new_resolver("scratch_folder", lambda: _scratch_folder().name, replace=True)
 
@@ -44,7 +58,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
     """
     from hydra import compose, initialize_config_dir
 
-    register_resolvers()
+    register()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("config", overrides=overrides)
     return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
@@ -56,7 +70,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: one line that names the field, the value and what is allowed.
     """
-    register_resolvers()
+    register()
     given = OmegaConf.to_container(composed) if isinstance(composed, DictConfig) else composed
     assert isinstance(given, dict)
     _check_groups(RunConfig, given)

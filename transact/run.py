@@ -29,7 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from transact.checks import require
 from transact.command_line import run_command
 from transact.config import VARIANTS, RunConfig
-from transact.configuring import UnknownSetting, conf_folder, register_resolvers, typed_config
+from transact.configuring import UnknownSetting, conf_folder, register, typed_config
 from transact.distributed.environment import check_launcher, environment_world_size
 from transact.request import check_arguments, check_composed
 from transact.tracking.wandb_environment import fill_from_environment
@@ -87,7 +87,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
     # Hydra takes flags at the front alone.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS)
-    register_resolvers()
+    register()
     requests: list[tuple[DictConfig, bool]] = []  # composed, and whether it is a point of a sweep
     failures: list[Exception] = []
 

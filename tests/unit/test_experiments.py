@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from transact.config import EngineConfig, PruneConfig, RecoverConfig
-from transact.configuring import conf_folder, register_resolvers
 from transact.run import main
 
 LARGE = {
@@ -33,19 +29,6 @@ ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
 
 def test_the_list_is_complete() -> None:
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == {*LARGE, *ABLATIONS, "demo", "demo_parent"}
-
-
-@pytest.mark.parametrize(
-    ("section", "config"), [("recover", RecoverConfig), ("engine", EngineConfig), ("prune", PruneConfig)]
-)
-@pytest.mark.parametrize("group", ["demo", "billion_tokens", "paper"])
-def test_every_setting_stands_in_the_yaml_so_that_the_command_line_can_change_it(
-    section: str, config: type, group: str
-) -> None:
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = compose("config", overrides=["+experiment=demo", f"recover={group}"])
-    assert {field.name for field in fields(config)} <= composed[section].keys()
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -92,14 +75,3 @@ def test_without_the_weights_one_line_and_exit_code_2(
     assert message.count("\n") == 1
     assert "meta-llama/Llama-2-7b-hf" in message
     assert not list(tmp_path.iterdir())
-
-
-def test_what_prune_files_say_is_what_the_dataclass_says() -> None:
-    """Besides what tells the two apart: a share with a measured split, or dimensions."""
-    register_resolvers()
-    defaults = {field.name: field.default for field in fields(PruneConfig)}
-    for group, own in (("fraction", {"remove_fraction", "split"}), ("explicit", set())):
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = compose("config", overrides=[f"prune={group}"])["prune"]
-        compared = composed.keys() - own - {"method", "multiple"}
-        assert {name: composed[name] for name in compared} == {name: defaults[name] for name in compared}

@@ -28,7 +28,7 @@ def test_every_setting_is_described_and_null_explained() -> None:
 
 def test_defaults_are_the_composed_ones() -> None:
     defaults = {each.path: each.default for each in settings()}
-    assert defaults["recover.objective"] == "distillation"  # conf/recover/demo.yaml; the dataclass says cross_entropy
+    assert defaults["recover.objective"] == "distillation"
     assert defaults["output_dir"] == "outputs/NAME"
     assert next(each for each in settings() if each.path == "name").is_required
 

@@ -50,9 +50,9 @@ class DataConfig:
     sequence_length: int = setting(0, at_least=0, at_most=2**20)
     """Tokens of a sequence, 2 or more, in training, calibration and evaluation alike. 0: as many as the model takes, at
     most 4096."""
-    evaluation_sequences: int = setting(at_least=1, at_most=10**7)
+    evaluation_sequences: int = setting(256, at_least=1, at_most=10**7)
     """Sequences of the held-out text, at most as many as it has."""
-    token_store: str = setting(longest=LONGEST_PATH)
+    token_store: str = setting("outputs/token_store", longest=LONGEST_PATH)
     """A folder for tokenised text, shared by all runs: the same text is tokenised once. It may be moved: what counts is
     the content."""
     document_marks: str = setting("auto", choices=DOCUMENT_MARKS)

@@ -36,7 +36,7 @@ class EngineConfig:
     """"auto" (CUDA where there is a GPU), "cpu" or "cuda"."""
     attention: str = setting("sdpa", choices=ATTENTION_KINDS)
     """"sdpa" or "eager": the attention implementation of transformers."""
-    micro_batch_sequences: int = setting(at_least=1, at_most=2**16)
+    micro_batch_sequences: int = setting(8, at_least=1, at_most=2**16)
     """Sequences of a forward on each rank; bounds the memory of activations."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward instead of keeping them: less memory, more work."""

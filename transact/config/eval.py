@@ -40,7 +40,7 @@ class EvalConfig:
     text_sequences: int = setting(256, at_least=1, at_most=10**7)
     """Sequences of data.sequence_length tokens from each of those texts, at most."""
     tasks: dict[str, int] = setting(factory=dict, at_least=0, at_most=1000, entries=(0, 100), keys=TASK_NAME)
-    """Tasks of lm-eval, by name, with the number of examples in the prompt."""
+    """Tasks of lm-eval, by name, with the number of examples in the prompt. They need pip install 'transact[eval]'."""
     task_folders: list[str] = setting(factory=list, longest=LONGEST_PATH, entries=(0, 100))
     """Folders with YAML files of tasks, which come before lm-eval's own."""
     task_limit: int | None = setting(None, at_least=1, at_most=10**9)

@@ -23,7 +23,8 @@ class LaunchConfig:
     timeout_minutes: int = setting(10_080, at_least=1, at_most=525_600)
     """Minutes that the job may take; with SLURM its time limit, after which it is queued again."""
     wait: bool = True
-    """Whether the command follows the job to its end; false: it submits and returns."""
+    """Whether the command follows the job to its end (in a sweep: one point after another); false: it starts the
+    job, says how to follow and stop it, and returns."""
     nodes: int = setting(1, at_least=1, at_most=100_000)
     """Nodes of the SLURM job."""
     tasks_per_node: int = setting(1, at_least=1, at_most=1024)
@@ -41,23 +42,24 @@ class LaunchConfig:
     memory: str | None = setting(None)
     """Memory per node, as sbatch takes it: 200G; 0 is all of a node. null: what the cluster gives."""
     constraint: str | None = setting(None)
-    """Features that a node must have, as sbatch takes them. null: none."""
+    """Features that a node must have, as sbatch takes them: "a100&nvlink". null: none."""
     signal_delay_seconds: int = setting(300, at_least=0, at_most=65_535)
-    """Seconds before the time limit at which the job is told to save."""
+    """Seconds before the time limit at which the job is told to save: the time to finish a step and write."""
     max_timeouts: int = setting(100, at_least=0, at_most=10**6)
     """Time limits that one job may meet, each followed by another start."""
     max_preemptions: int = setting(100, at_least=0, at_most=10**6)
-    """Times that SLURM may take the nodes from one job."""
+    """Times that SLURM may take the nodes from one job: preemption, scontrol requeue, a node that broke down."""
     max_failures: int = setting(3, at_least=0, at_most=10**6)
     """Times that a rank of one job may die or fail."""
     max_running: int | None = setting(None, at_least=1, at_most=10**6)
     """Points of a sweep that may run at a time. null: all."""
     options: dict[str, str] = setting(factory=dict, entries=(0, 100), keys=OPTION)
-    """Further options of sbatch, without the dashes."""
+    """Further options of sbatch, without the dashes: {reservation: my_reservation, exclude: node013}."""
     setup: list[str] = setting(factory=list, longest=10_000, is_secret=True)
-    """Lines of shell before the ranks start. They are left out of every record of the run."""
+    """Lines of shell before the ranks start: [module load cuda/12.8, source /my/venv/bin/activate]. They are left
+    out of every record of the run."""
     srun_options: list[str] = setting(factory=list, entries=(0, 100))
-    """Further options of srun."""
+    """Further options of srun: [--container-image=/images/transact.sqsh, --container-mounts=/data]."""
     python: str | None = setting(None, longest=LONGEST_PATH)
     """The interpreter of the ranks, in a container for example. null: the one that submits."""
     shared_folder: bool = False

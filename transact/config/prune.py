@@ -84,7 +84,7 @@ class MethodConfig:
 class PruneConfig:
     """How much is cut, in how many rounds, and how."""
 
-    remove_fraction: float | None = setting(None, above=0, below=1)
+    remove_fraction: float | None = setting(0.5, above=0, below=1)
     """Share of all parameters of the parent to remove, embeddings counted. null: the dimensions are
     given."""
     head_dim: int | None = setting(None, at_least=2, at_most=2**12)
@@ -92,12 +92,13 @@ class PruneConfig:
     or stays."""
     intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
     """Channels of the MLP at the end, without remove_fraction. null: it follows from the fraction, or stays."""
-    split: str = setting("equal", choices=SPLITS)
+    split: str = setting("auto", choices=SPLITS)
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures, at most."""
     rounds: int = setting(1, at_least=1, at_most=1000)
-    """Turns of calibrate, plan, slice, recover, evaluate."""
+    """Turns of calibrate, plan, slice, recover, evaluate. More than one did not help at the same total of tokens
+    (benchmarks/results/quality.md)."""
     rotary_pairs: str = setting("free", choices=ROTARY_CHOICES)
     """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right."""
     schedule: str = setting("linear", choices=SCHEDULE_KINDS)

@@ -18,11 +18,11 @@ LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is comp
 class RecoverConfig:
     """Continued pretraining after each cut."""
 
-    tokens: int = setting(at_least=0, at_most=10**15)
+    tokens: int = setting(524_288, at_least=0, at_most=10**15)
     """Tokens of training over all rounds; 0: none."""
     token_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
     """Relative number of tokens of each round. null: equal."""
-    batch_sequences: int = setting(at_least=1, at_most=2**24)
+    batch_sequences: int = setting(16, at_least=1, at_most=2**24)
     """Sequences of an optimizer step over all ranks, the same on any number of them."""
     learning_rate: float | None = setting(None, above=0, at_most=HIGHEST_RATE)
     """Peak learning rate. null: it follows from the parent's size and from the share that is cut."""
@@ -55,7 +55,7 @@ class RecoverConfig:
     )
     """Name of a further recovery of the cut that the run in this folder has made: variants/NAME in it, beside the first
     result. null: the run itself."""
-    objective: str = setting("cross_entropy", choices=OBJECTIVES)
+    objective: str = setting("distillation", choices=OBJECTIVES)
     """"cross_entropy", "distillation" (towards the parent's distribution) or "mixed"."""
     distillation_weight: float = setting(0.5, above=0, below=1)
     """Share of distillation in the mixed objective."""

@@ -33,7 +33,7 @@ class RunConfig:
         words=r"a folder's name without spaces, / \ %, no dot first",
     )
     """The run's name, and its folder's unless output_dir says otherwise."""
-    output_dir: str = setting(longest=LONGEST_PATH)
+    output_dir: str = setting("outputs/${name}", longest=LONGEST_PATH)
     """The run's folder."""
     share_dir: str | None = setting(None, longest=LONGEST_PATH)
     """Where the points of a sweep share what is the same for all of them; set by the sweep. null: not part of one."""

@@ -189,6 +189,23 @@ def fields_of(kind: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     return tuple((declared, hints[declared.name]) for declared in dataclasses.fields(kind))
 
 
+def defaults_of(kind: type) -> dict[str, Any]:
+    """Every setting with its default as plain values, those inside it included; `???` where it must be given.
+
+    Plain rather than typed, so that `check_values` and not Hydra refuses what is wrong, with what is allowed.
+    """
+    return {declared.name: _default_of(declared, hint) for declared, hint in fields_of(kind)}
+
+
+def _default_of(declared: dataclasses.Field[Any], hint: Any) -> Any:
+    inner = None if is_dictionary(hint) else dataclass_in(hint)
+    if declared.default is not MISSING:
+        return declared.default
+    if inner is not None:
+        return defaults_of(inner)
+    return MISSING_IN_YAML if declared.default_factory is MISSING else declared.default_factory()
+
+
 def all_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """(dotted name, field, type) of every setting, those inside it included; `*` stands for a key of one's own."""
     for declared, hint in fields_of(kind):
