@@ -1,4 +1,4 @@
-"""The memory model of `mode=plan` against what ranks really allocate.
+"""The memory model of `mode=estimate` against what ranks really allocate.
 
     python -m benchmarks.memory_model --processes 2
 

@@ -73,6 +73,8 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     register()
     given = OmegaConf.to_container(composed) if isinstance(composed, DictConfig) else composed
     assert isinstance(given, dict)
+    if given.get("mode") == "plan":
+        raise ValueError("mode='plan' is not allowed: use mode=estimate, which says what would be done and needed")
     _check_groups(RunConfig, given)
     check_values(RunConfig, given)  # before anything is converted: a number may be too large for that
     try:

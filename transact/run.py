@@ -40,10 +40,10 @@ SWEEP_FLAGS = ("-m", "--multirun")
 
 def run(config: RunConfig, *, is_sweep: bool) -> int:
     """Do what the configuration asks for. Returns the exit code."""
-    if config.mode == "plan":
-        from transact.estimate.contents import show_plan
+    if config.mode == "estimate":
+        from transact.estimate.contents import show_estimate
 
-        return show_plan(config)
+        return show_estimate(config)
     if config.launch.kind == "slurm":
         from transact.launch.cluster import run_on_slurm
 
@@ -136,7 +136,7 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
             codes.append(run(config, is_sweep=is_sweep))
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(error)
-        note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "plan"])
+        note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
     if failures:
         raise failures[0]
     return worst(codes)
@@ -196,7 +196,7 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
     config = typed_config(composed)
     alone = not is_sweep or config.recover.variant is None
     require("recover.variant", config.recover.variant, alone, "one at a time, without -m, to the command of a run")
-    if is_sweep and config.mode != "plan":
+    if is_sweep and config.mode != "estimate":
         from transact.stages.preflight import check
 
         launch = config.launch

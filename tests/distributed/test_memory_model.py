@@ -1,4 +1,4 @@
-"""The memory that mode=plan announces is what ranks allocate, within a tenth."""
+"""The memory that mode=estimate announces is what ranks allocate, within a tenth."""
 
 from __future__ import annotations
 

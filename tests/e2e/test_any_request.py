@@ -187,7 +187,7 @@ def ends(name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def sound() -> dict[str, Any]:
-    return to_dictionary(compose_config(["name=ends", "prune.split=equal", "plan.accelerator=h100"]))
+    return to_dictionary(compose_config(["name=ends", "prune.split=equal", "estimate.accelerator=h100"]))
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -200,7 +200,10 @@ def test_the_ends_of_every_range_cost_nothing(
     for value in ends(name):
         config = copy.deepcopy(sound)
         if name.startswith("model.architecture."):
-            config["mode"], config["model"] = "plan", config["model"] | {"path": "no/where", "architecture": DIMENSIONS}
+            config["mode"], config["model"] = (
+                "estimate",
+                config["model"] | {"path": "no/where", "architecture": DIMENSIONS},
+            )
             config["model"]["architecture"] = dict(DIMENSIONS)
         *groups, last = name.split(".")
         place = functools.reduce(lambda inside, group: inside[group], groups, config)
@@ -223,7 +226,7 @@ def test_the_ends_of_every_range_cost_nothing(
 
 PROCESSES: list[tuple[dict[str, str], list[str], str]] = [
     ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, [], "below WORLD_SIZE=2"),
-    ({"WORLD_SIZE": "abc"}, ["mode=plan"], "WORLD_SIZE='abc'"),
+    ({"WORLD_SIZE": "abc"}, ["mode=estimate"], "WORLD_SIZE='abc'"),
     ({}, ["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=local"),
     ({}, ["name='a\x1b[2J\rb'"], "name='a\\x1b[2J\\rb' is not allowed"),
     ({}, ["-m", "prune.rounds=range(1,1000000000)"], "a sweep of 999,999,999 points"),

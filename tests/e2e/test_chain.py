@@ -152,7 +152,7 @@ def _names(record: dict[str, Any]) -> set[str]:
 
 
 def test_the_plan_foretold_dimensions_and_disk(chain_commands: Mapping[int, ChainRun]) -> None:
-    """mode=plan with the run's own settings, beside what the run has left."""
+    """mode=estimate with the run's own settings, beside what the run has left."""
     run = chain_commands[1]
     config = typed_config(yaml.safe_load((run.folder / "config.yaml").read_text()))
     plan = forecast(config)

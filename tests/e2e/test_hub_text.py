@@ -93,7 +93,7 @@ def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> N
         assert "\n" not in told
 
 
-@pytest.mark.parametrize("mode", ["prune", "plan"])
+@pytest.mark.parametrize("mode", ["prune", "estimate"])
 def test_a_script_is_refused_before_anything_is_downloaded(
     mode: str, hub: tuple[dict[str, str], list[str]], workplace: Workplace, tmp_path: Path
 ) -> None:

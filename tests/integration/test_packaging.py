@@ -96,7 +96,7 @@ def test_unpacked_wheel_reads_its_own_configuration(unpacked: Path, tmp_path: Pa
     (unpacked / "transact/conf/experiment/only_in_the_wheel.yaml").write_text(experiment, encoding="utf-8")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(SMALL_LLAMA), encoding="utf-8")
-    overrides = ["+experiment=only_in_the_wheel", "mode=plan", "model.path=model"]
+    overrides = ["+experiment=only_in_the_wheel", "mode=estimate", "model.path=model"]
     plan = run_python("-m", "transact.run", *overrides, cwd=tmp_path, path=unpacked)
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout.startswith("only_in_the_wheel: model, 2 rounds")

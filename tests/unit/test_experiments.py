@@ -36,7 +36,7 @@ def test_ablations_compose(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
+    assert run(monkeypatch, f"+experiment={name}", "mode=estimate") == 0
     assert "head_dim" in capsys.readouterr().out
 
 
@@ -46,7 +46,7 @@ def test_parts_are_compared_at_equal_parameters(
     monkeypatch.chdir(tmp_path)
     removed = []
     for name in ("attention_only", "mlp_only", "both"):
-        run(monkeypatch, f"+experiment=ablation_{name}", "mode=plan")
+        run(monkeypatch, f"+experiment=ablation_{name}", "mode=estimate")
         last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 1"))
         removed.append(int(last.split()[5].replace(",", "")))
     assert max(removed) - min(removed) < 0.002 * max(removed)
@@ -55,14 +55,14 @@ def test_parts_are_compared_at_equal_parameters(
 @pytest.mark.parametrize("name", LARGE)
 def test_plan(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, f"+experiment={name}", "mode=plan") == 0
+    assert run(monkeypatch, f"+experiment={name}", "mode=estimate") == 0
     last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 8"))
     removed = float(last.split()[6].rstrip("%")) / 100
     if LARGE[name] is None:
         assert "1,294,209,024" in last
     else:
         assert removed == pytest.approx(LARGE[name], abs=0.005)
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"plan.json", "plan.txt"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"estimate.json", "estimate.txt"}
 
 
 def test_without_the_weights_one_line_and_exit_code_2(

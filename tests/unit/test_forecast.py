@@ -1,4 +1,4 @@
-"""mode=plan: what it writes, refuses, and says about memory, time and disk."""
+"""mode=estimate: what it writes, refuses, and says about memory, time and disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transact.geometry import Geometry
 from transact.run import main
 
 GIB = 1024**3
-LARGE = ["+experiment=llama7b_50pct", "plan.num_ranks=8"]
+LARGE = ["+experiment=llama7b_50pct", "estimate.num_ranks=8"]
 
 
 def plan(*overrides: str) -> dict[str, Any]:
@@ -30,26 +30,32 @@ def test_the_command_prints_and_writes_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    arguments = [*LARGE, "mode=plan", f"output_dir={folder}", "plan.accelerator=h100", "plan.price_per_gpu_hour=2"]
+    arguments = [
+        *LARGE,
+        "mode=estimate",
+        f"output_dir={folder}",
+        "estimate.accelerator=h100",
+        "estimate.price_per_gpu_hour=2",
+    ]
     monkeypatch.setattr(sys, "argv", ["transact", *arguments])
     assert main() == 0
     said = capsys.readouterr().out
-    assert (folder / "plan.txt").read_text() in said
-    assert {path.name for path in folder.iterdir()} == {"plan.txt", "plan.json"}
-    assert json.loads((folder / "plan.json").read_text())["memory"]["fits"] is True
-    for part in ("KV bytes/token", "optimizer", "fits: ", "disk: ", "plan.mfu=0.4, an assumption", "cost: about"):
+    assert (folder / "estimate.txt").read_text() in said
+    assert {path.name for path in folder.iterdir()} == {"estimate.txt", "estimate.json"}
+    assert json.loads((folder / "estimate.json").read_text())["memory"]["fits"] is True
+    for part in ("KV bytes/token", "optimizer", "fits: ", "disk: ", "estimate.mfu=0.4, an assumption", "cost: about"):
         assert part in said
 
 
 def test_what_would_make_it_fit_does() -> None:
     """Each remedy, given as a setting, makes a plan that fits, with the peak that was promised."""
-    tight = ["plan.memory_gib=18", "engine.activation_checkpointing=false"]
+    tight = ["estimate.memory_gib=18", "engine.activation_checkpointing=false"]
     memory = plan(*tight)["memory"]
     assert memory["fits"] is False
     assert memory["would_fit_with"]
     for each in memory["would_fit_with"]:
         settings = each["change"].split()
-        ranks = [f"plan.num_ranks={settings[-2]}"] if settings[-1] == "ranks" else []
+        ranks = [f"estimate.num_ranks={settings[-2]}"] if settings[-1] == "ranks" else []
         again = plan(*tight, *(settings[:-2] if ranks else settings), *ranks)["memory"]
         assert again["fits"] is True, each
         assert again["peak_gib"] == pytest.approx(each["peak_gib"], abs=0.01)
@@ -57,28 +63,33 @@ def test_what_would_make_it_fit_does() -> None:
 
 def test_machines_come_before_quality() -> None:
     """What fits on more ranks is not bought with another objective, nor with settings that it does not take."""
-    large = ("+experiment=llama70b_50pct", "plan.accelerator=h100")
+    large = ("+experiment=llama70b_50pct", "estimate.accelerator=h100")
     alone = [
-        each["change"] for each in forecast(compose_config([*large, "plan.num_ranks=8"]))["memory"]["would_fit_with"]
+        each["change"]
+        for each in forecast(compose_config([*large, "estimate.num_ranks=8"]))["memory"]["would_fit_with"]
     ]
     assert "32 ranks" in alone
     assert not any("cross_entropy" in each and "ranks" in each for each in alone)
-    together = plan("plan.num_ranks=1", "plan.memory_gib=11", "recover.batch_sequences=16")["memory"]["would_fit_with"]
+    together = plan("estimate.num_ranks=1", "estimate.memory_gib=11", "recover.batch_sequences=16")["memory"][
+        "would_fit_with"
+    ]
     for each in together:
         settings = each["change"].split()
         for left_out in settings[:-2] if settings[-1] == "ranks" else settings:
             fewer = [setting for setting in settings[:-2] if setting != left_out]
-            again = plan(f"plan.num_ranks={settings[-2]}", "plan.memory_gib=11", "recover.batch_sequences=16", *fewer)
+            again = plan(
+                f"estimate.num_ranks={settings[-2]}", "estimate.memory_gib=11", "recover.batch_sequences=16", *fewer
+            )
             assert again["memory"]["fits"] is False, left_out
 
 
 def test_what_the_run_refuses_is_not_planned() -> None:
     """Nor recommended: 16 sequences divide into no more than 16 ranks."""
     with pytest.raises(ValueError, match="128 ranks need at least one sequence each"):
-        plan("plan.num_ranks=128")
+        plan("estimate.num_ranks=128")
     with pytest.raises(ValueError, match=r"data\.sequence_length=8192 is not allowed: the model takes at most 4096"):
         plan("data.sequence_length=8192")
-    few = ["recover.batch_sequences=16", "engine.micro_batch_sequences=1", "plan.memory_gib=8"]
+    few = ["recover.batch_sequences=16", "engine.micro_batch_sequences=1", "estimate.memory_gib=8"]
     assert not any("32 ranks" in each["change"] for each in plan(*few)["memory"]["would_fit_with"])
 
 
@@ -116,11 +127,11 @@ def test_embeddings_of_q4_0_are_q8_0() -> None:
 
 
 def test_nothing_fits_into_nothing() -> None:
-    assert plan("plan.memory_gib=0.01")["memory"]["would_fit_with"] == []
+    assert plan("estimate.memory_gib=0.01")["memory"]["would_fit_with"] == []
 
 
 def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
-    found = plan("eval=paper", "plan.accelerator=a100_80gb", "plan.mfu=0.5", "plan.price_per_gpu_hour=3")
+    found = plan("eval=paper", "estimate.accelerator=a100_80gb", "estimate.mfu=0.5", "estimate.price_per_gpu_hour=3")
     teacher = Geometry.from_dict(found["dense"]["geometry"]).flops_per_token(4096)
     forwards = [Geometry.from_dict(each["geometry"]).flops_per_token(4096) for each in found["rounds"]]
     flops = sum(
@@ -136,21 +147,21 @@ def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
 
 def test_a_throughput_that_was_measured_counts_instead() -> None:
     """Of a model of its own size, in proportion to FLOPs: a run without a cut would take tokens over throughput."""
-    given = plan("plan.tokens_per_second=10000")["duration"]
+    given = plan("estimate.tokens_per_second=10000")["duration"]
     assert given["hours"]["recover"] < 999_817_216 / 10_000 / 3600
-    measured = plan(f"plan.throughput_file={REPOSITORY}/benchmarks/results/throughput.json")["duration"]
+    measured = plan(f"estimate.throughput_file={REPOSITORY}/benchmarks/results/throughput.json")["duration"]
     assert "measured on 2 rank(s)" in measured["basis"]
     assert measured["hours"]["recover"] > 1000 * given["hours"]["recover"]
-    with pytest.raises(ValueError, match=r"plan\.throughput_file=.* is no results file"):
-        plan("plan.throughput_file=/nowhere.json")
+    with pytest.raises(ValueError, match=r"estimate\.throughput_file=.* is no results file"):
+        plan("estimate.throughput_file=/nowhere.json")
 
 
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("plan.accelerator=h900", r"plan\.accelerator='h900' is not allowed: it must be one of b200"),
-        ("plan.mfu=2", r"plan\.mfu=2(\.0)? is not allowed"),
-        ("plan.memory_gib=0", r"plan\.memory_gib=0(\.0)? is not allowed"),
+        ("estimate.accelerator=h900", r"estimate\.accelerator='h900' is not allowed: it must be one of b200"),
+        ("estimate.mfu=2", r"estimate\.mfu=2(\.0)? is not allowed"),
+        ("estimate.memory_gib=0", r"estimate\.memory_gib=0(\.0)? is not allowed"),
     ],
 )
 def test_wrong_assumptions_are_refused(setting: str, told: str) -> None:
@@ -158,7 +169,7 @@ def test_wrong_assumptions_are_refused(setting: str, told: str) -> None:
         compose_config([*LARGE, setting])
 
 
-SMALL = ["name=small", "prune.rounds=1", "plan.tokens_per_second=500"]
+SMALL = ["name=small", "prune.rounds=1", "estimate.tokens_per_second=500"]
 
 
 def small(*overrides: str) -> tuple[dict[str, Any], str]:
@@ -185,7 +196,7 @@ def test_at_most_five_warnings_and_none_about_what_the_parent_has() -> None:
             found, said = small(f"prune.remove_fraction={fraction}", *request)
             warned = [line for line in said.splitlines() if line.startswith("warning: ")]
             assert len(warned) <= 6 and len([line for line in warned if "more of the kind" not in line]) <= 5
-            assert len(found["warnings"]) <= 5 or "more of the kind, all of them in plan.json" in warned[-1]
+            assert len(found["warnings"]) <= 5 or "more of the kind, all of them in estimate.json" in warned[-1]
             assert not [
                 line for line in found["warnings"] if line.startswith(("head_dim 32:", "intermediate_size 640:"))
             ]
@@ -231,7 +242,7 @@ def test_a_recovery_of_a_few_steps_is_warned_of() -> None:
 
 
 def test_no_line_but_those_of_the_table_is_longer_than_a_page() -> None:
-    for request in ([], ["recover.tokens=0"], ["plan.accelerator=h100", "plan.tokens_per_second=null"]):
+    for request in ([], ["recover.tokens=0"], ["estimate.accelerator=h100", "estimate.tokens_per_second=null"]):
         lines = small(*request, "prune.split=auto")[1].splitlines()
         start = next(number for number, line in enumerate(lines) if "heads/KV" in line)
         assert max(len(line) for line in lines[:start] + lines[start + 3 :]) <= 110

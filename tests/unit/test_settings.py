@@ -53,6 +53,15 @@ def test_help_names_experiments_groups_and_settings(
     assert "prune.method.ridge" in capsys.readouterr().out
 
 
+def test_the_old_name_of_the_estimate_leads_to_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "name=x", "mode=plan") == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "use mode=estimate" in told
+
+
 def test_a_misspelt_name_is_met_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

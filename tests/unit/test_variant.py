@@ -155,10 +155,10 @@ def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
 def test_its_plan_counts_what_is_left_to_do(
     tmp_path: Path, setting: str, next_stage: str, most: float, is_begun: bool
 ) -> None:
-    model = [f"model.path={DEMO_PARENT}", *ROUNDS, "plan.accelerator=h100"]
+    model = [f"model.path={DEMO_PARENT}", *ROUNDS, "estimate.accelerator=h100"]
     first = written(tmp_path, *model)
     whole = forecast(first)
-    config = composed(tmp_path, *model, setting, "mode=plan", variant="v")
+    config = composed(tmp_path, *model, setting, "mode=estimate", variant="v")
     if is_begun:
         cut = find_cut(composed(tmp_path, *model, setting, variant="v"), PARENT)
         record = {"layout": LAYOUT, "run_id": "beef", "state": "done", "restarts": 0, "stages": {}}
@@ -176,4 +176,4 @@ def test_its_plan_counts_what_is_left_to_do(
 
 def test_a_plan_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run whose cut"):
-        forecast(composed(tmp_path, f"model.path={DEMO_PARENT}", *ROUNDS, "mode=plan", variant="v"))
+        forecast(composed(tmp_path, f"model.path={DEMO_PARENT}", *ROUNDS, "mode=estimate", variant="v"))

@@ -7,11 +7,11 @@ field, the value given and what is allowed.
 
 from transact.config.data import DataConfig, TextConfig
 from transact.config.engine import DEVICES, CheckpointEveryConfig, EngineConfig
+from transact.config.estimate import EstimateConfig
 from transact.config.eval import EfficiencyConfig, EvalConfig
 from transact.config.export import ExportConfig
 from transact.config.launch import LaunchConfig
 from transact.config.model import DTYPES, ArchitectureConfig, ModelConfig
-from transact.config.plan import PlanConfig
 from transact.config.prune import ROTARY_CHOICES, MethodConfig, MultipleConfig, PruneConfig
 from transact.config.recover import LOGIT_CHUNK_ELEMENTS, RESERVED_SPREAD, VARIANTS, RecoverConfig
 from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
@@ -31,13 +31,13 @@ __all__ = [
     "DataConfig",
     "EfficiencyConfig",
     "EngineConfig",
+    "EstimateConfig",
     "EvalConfig",
     "ExportConfig",
     "LaunchConfig",
     "MethodConfig",
     "ModelConfig",
     "MultipleConfig",
-    "PlanConfig",
     "PruneConfig",
     "RecoverConfig",
     "RunConfig",

@@ -15,7 +15,7 @@ EXPORT_DTYPES = ("parent", *DTYPES)
 class ArchitectureConfig:
     """The dimensions of a LLaMA, under the names of its config.json.
 
-    `mode=plan` uses them where the weights are not at hand; `mode=pretrain` starts a model of them.
+    `mode=estimate` uses them where the weights are not at hand; `mode=pretrain` starts a model of them.
     """
 
     hidden_size: int = setting(at_least=1, at_most=2**17)
@@ -63,5 +63,5 @@ class ModelConfig:
     allow_non_stock: bool = False
     """Accept a result that no stock class of transformers loads, for choices that need one."""
     architecture: ArchitectureConfig | None = None
-    """Dimensions of the model: mode=plan uses them where the weights are not at hand, mode=pretrain starts a model of
-    them. null: read from the weights' folder."""
+    """Dimensions of the model: mode=estimate uses them where the weights are not at hand, mode=pretrain starts a model
+    of them. null: read from the weights' folder."""

@@ -8,17 +8,17 @@ from pathlib import Path
 from transact.checks import require, require_one_per_round
 from transact.config.data import DataConfig
 from transact.config.engine import EngineConfig
+from transact.config.estimate import EstimateConfig
 from transact.config.eval import EvalConfig
 from transact.config.export import ExportConfig
 from transact.config.launch import LaunchConfig
 from transact.config.model import ModelConfig
-from transact.config.plan import PlanConfig
 from transact.config.prune import PruneConfig
 from transact.config.recover import RecoverConfig
 from transact.config.setting import LONGEST_PATH, setting
 from transact.config.track import TrackConfig
 
-MODES = ("prune", "pretrain", "plan")
+MODES = ("prune", "pretrain", "estimate")
 LONGEST_NAME = 100  # characters: of a folder, which takes 255 bytes, beside what others add to it
 LONGEST_COMMAND = 2**20
 
@@ -38,7 +38,7 @@ class RunConfig:
     share_dir: str | None = setting(None, longest=LONGEST_PATH)
     """Where the points of a sweep share what is the same for all of them; set by the sweep. null: not part of one."""
     mode: str = setting("prune", choices=MODES)
-    """"prune", "pretrain" (train from random weights) or "plan" (say what would be done and needed)."""
+    """"prune", "pretrain" (train from random weights) or "estimate" (say what would be done and needed)."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1)
     """Of the order of the text, of random weights and of random scores."""
     model: ModelConfig
@@ -59,8 +59,8 @@ class RunConfig:
     """What is written besides the folder for transformers."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """What is measured of the parent and of the final model."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
-    """What mode=plan assumes of the machines."""
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    """What mode=estimate assumes of the machines."""
     command: str | None = setting(None, longest=LONGEST_COMMAND)
     """The line that goes on with this run; set by the command itself. null: not started by one."""
     sweep_command: str | None = setting(None, longest=LONGEST_COMMAND)
@@ -109,7 +109,7 @@ class RunConfig:
 # What a finished stage does not depend on: changing these in an existing run folder is no conflict. Of eval, the stages
 # that depend on it keep in run.json what they were made with, and are made again where that has changed. How the work
 # is spread over memory and ranks changes the order of sums alone; a run that ran out of memory must be able to go on.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "plan", "command", "sweep_command")
+FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "estimate", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.activation_checkpointing",
     "engine.micro_batch_sequences",

@@ -138,7 +138,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
     is_shared = engine.zero_stage == 3 and ranks > 1
-    on_cpu = engine.device != "cuda" and config.plan.accelerator is None
+    on_cpu = engine.device != "cuda" and config.estimate.accelerator is None
     is_made_whole = width == 2 and on_cpu and not is_shared
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
     return MemoryEstimate(

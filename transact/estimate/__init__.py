@@ -1,1 +1,1 @@
-"""`mode=plan`: what a run would do and need, from dimensions alone; no weights are loaded."""
+"""`mode=estimate`: what a run would do and need, from dimensions alone; no weights are loaded."""

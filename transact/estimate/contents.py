@@ -1,4 +1,4 @@
-"""plan.json: everything that is forecast, as plain values."""
+"""estimate.json: everything that is forecast, as plain values."""
 
 from __future__ import annotations
 
@@ -258,9 +258,9 @@ def _memory(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int
     }
 
 
-def show_plan(config: RunConfig) -> int:
-    """On rank 0: writes plan.json and plan.txt, and nothing else; a run in the same folder takes no notice of them.
-    Returns the exit code."""
+def show_estimate(config: RunConfig) -> int:
+    """On rank 0: writes estimate.json and estimate.txt, and nothing else; a run in the same folder takes no notice of
+    them. Returns the exit code."""
     if not speaks():
         return DONE
     try:
@@ -270,9 +270,9 @@ def show_plan(config: RunConfig) -> int:
         check_hub_texts(config)
         said = text(plan)
         folder = Path(config.output_dir)
-        write_json(folder / "plan.json", {"layout": LAYOUT} | plan)
-        write_text(folder / "plan.txt", said)
+        write_json(folder / "estimate.json", {"layout": LAYOUT} | plan)
+        write_text(folder / "estimate.txt", said)
     except (ValueError, OSError) as error:
         return refuse(error)
-    print(f"{printable(said)}written: {folder / 'plan.txt'}, {folder / 'plan.json'}")
+    print(f"{printable(said)}written: {folder / 'estimate.txt'}, {folder / 'estimate.json'}")
     return DONE

@@ -16,18 +16,18 @@ from transact.stages.workload import stage_flops
 
 
 def num_ranks(config: RunConfig) -> int:
-    """plan.num_ranks; else those of the launch settings, or of torchrun's environment."""
-    return config.plan.num_ranks or max(config.launch.num_ranks, environment_world_size())
+    """estimate.num_ranks; else those of the launch settings, or of torchrun's environment."""
+    return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
 def accelerator(config: RunConfig) -> Accelerator | None:
-    return None if config.plan.accelerator is None else BY_NAME[config.plan.accelerator]
+    return None if config.estimate.accelerator is None else BY_NAME[config.estimate.accelerator]
 
 
 def memory_limit_gib(config: RunConfig) -> float | None:
     """GiB of a rank; None where nothing was said."""
     known = accelerator(config)
-    return config.plan.memory_gib or (known.memory_gib if known else None)
+    return config.estimate.memory_gib or (known.memory_gib if known else None)
 
 
 SECONDS_PER_HOUR = 3600.0
@@ -67,7 +67,7 @@ def duration(
     ranks = num_ranks(config)
     hours = {kind: flops / speed / SECONDS_PER_HOUR for kind, flops in work(config, parent, rounds, taken).items()}
     hours["all"] = sum(hours.values())
-    price = config.plan.price_per_gpu_hour
+    price = config.estimate.price_per_gpu_hour
     return {
         "hours": {kind: round(each, 6) for kind, each in hours.items()},
         "basis": basis,
@@ -91,23 +91,23 @@ def not_counted(config: RunConfig) -> list[str]:
 def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] | None:
     """Of all ranks, and what the figure rests on."""
     ranks = num_ranks(config)
-    if config.plan.tokens_per_second is not None:
+    if config.estimate.tokens_per_second is not None:
         teacher = None if config.recover.objective == "cross_entropy" else parent
         per_token = parent.training_flops_per_token(config.data.sequence_length, teacher)
-        given = config.plan.tokens_per_second
-        return given * per_token, f"plan.tokens_per_second={given:g} for the uncut model, and FLOPs in proportion"
-    if config.plan.throughput_file is not None:
-        return _measured(Path(config.plan.throughput_file), ranks)
+        given = config.estimate.tokens_per_second
+        return given * per_token, f"estimate.tokens_per_second={given:g} for the uncut model, and FLOPs in proportion"
+    if config.estimate.throughput_file is not None:
+        return _measured(Path(config.estimate.throughput_file), ranks)
     known = accelerator(config)
     if known is None:
         return None
     basis = (
-        f"plan.mfu={config.plan.mfu:g}, an assumption, of {known.peak_flops / 1e12:g} TFLOP/s ({known.name}, dense "
-        f"bfloat16), {ranks} of them"
+        f"estimate.mfu={config.estimate.mfu:g}, an assumption, of {known.peak_flops / 1e12:g} TFLOP/s ({known.name}, "
+        f"dense bfloat16), {ranks} of them"
     )
     if config.engine.dtype == "float32":
         basis += "; float32 reaches a fraction of that"
-    return config.plan.mfu * known.peak_flops * ranks, basis
+    return config.estimate.mfu * known.peak_flops * ranks, basis
 
 
 def _measured(path: Path, ranks: int) -> tuple[float, str]:
@@ -124,5 +124,5 @@ def _measured(path: Path, ranks: int) -> tuple[float, str]:
         return speed, f"{path}, measured on {found['world_size']} rank(s), in proportion to FLOPs and ranks"
     except (OSError, KeyError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
-        message = f"plan.throughput_file={str(path)!r} is no results file of benchmarks.throughput ({why})"
+        message = f"estimate.throughput_file={str(path)!r} is no results file of benchmarks.throughput ({why})"
         raise ValueError(message) from None

@@ -1,4 +1,4 @@
-"""plan.txt: the forecast for a person."""
+"""estimate.txt: the forecast for a person."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _split_lines(plan: dict[str, Any]) -> list[str]:
 def _warning_lines(warnings: list[str]) -> list[str]:
     shown = [line for each in warnings[:MAX_WARNINGS] for line in _wrapped(f"warning: {each}")]
     more = len(warnings) - MAX_WARNINGS
-    return [*shown, f"warning: {more} more of the kind, all of them in plan.json"] if more > 0 else shown
+    return [*shown, f"warning: {more} more of the kind, all of them in estimate.json"] if more > 0 else shown
 
 
 def _text_lines(found: dict[str, Any]) -> list[str]:
@@ -168,7 +168,7 @@ def _memory_lines(memory: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     if host:
         lines.append(f"  besides, in the machine's memory, a rank: {host}")
     if memory["fits"] is None:
-        return [*lines, "whether it fits: say what a rank runs on, plan.accelerator=h100 or plan.memory_gib=80"]
+        return [*lines, "whether it fits: say what a rank runs on, estimate.accelerator=h100 or estimate.memory_gib=80"]
     verdict = "fits" if memory["fits"] else "does NOT fit"
     lines.append(f"{verdict}: {memory['peak_gib']:.2f} of {memory['limit_gib']:g} GiB")
     if not memory["fits"]:
@@ -196,7 +196,10 @@ def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> li
     shares = ", ".join(f"{kind} {flops / sum(work.values()):.0%}" for kind, flops in work.items())
     lines = _wrapped(f"work: {sum(work.values()):.2e} FLOPs ({shares})")
     if duration is None:
-        return [*lines, "time: not known here; give plan.tokens_per_second, or plan.accelerator and plan.mfu"]
+        return [
+            *lines,
+            "time: not known here; give estimate.tokens_per_second, or estimate.accelerator and estimate.mfu",
+        ]
     hours = duration["hours"]
     parts = ", ".join(f"{kind} {in_words(each)}" for kind, each in hours.items() if kind != "all")
     unit = "GPU" if plan["accelerator"] else "rank"
@@ -206,7 +209,7 @@ def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> li
         lines.append("  split and cut: factorisations are weighted as they were measured on CPU cores")
     lines += _wrapped(f"  not counted: {', '.join(duration['not_counted'])}")
     if duration["cost"] is not None:
-        lines.append(f"cost: about {duration['cost']:,.2f} (plan.price_per_gpu_hour)")
+        lines.append(f"cost: about {duration['cost']:,.2f} (estimate.price_per_gpu_hour)")
     return lines
 
 

@@ -130,18 +130,18 @@ def _is_no_memory(error: BaseException) -> bool:
 
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
-    """The largest consumer by the estimate of `mode=plan`, where there is one of the stage."""
+    """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
     name, _, kind = stage.partition("/")
     if kind not in STAGE_KINDS:
         helps = OTHER_REMEDIES.get(kind or name, "more memory for each rank")
-        return f"out of memory, in a stage that mode=plan has no estimate of; what helps: {helps}"
+        return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
     geometry = _geometry_in(name, kind, config, parent)
     parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
-        f"{(REMEDIES if kind == 'recover' else FORWARD_REMEDIES)[largest]}. mode=plan shows all of them"
+        f"{(REMEDIES if kind == 'recover' else FORWARD_REMEDIES)[largest]}. mode=estimate shows all of them"
     )
 
 

@@ -20,7 +20,7 @@ JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SWEEP_RECORD = "sweep.json"
-PLAN = "plan.json"  # of mode=plan
+ESTIMATE = "estimate.json"  # of mode=estimate
 LAYOUT = 1  # of a run folder; another one is refused instead of being half understood
 WAY_OUT = "nothing was changed: restore the file from a copy, or choose another name="
 ELSEWHERE = "choose another name= or output_dir="
@@ -207,14 +207,15 @@ def _entries(folder: Path) -> list[str]:
 
 
 def is_unclaimed(folder: Path) -> bool:
-    """Whether nothing is in it but what mode=plan wrote, or a record that a killed process did not come to write."""
+    """Whether nothing is in it but what mode=estimate wrote, or a record that a killed process did not come to
+    write."""
     names = _entries(folder)
     if not names or (len(names) == 1 and names[0] in RULES and (folder / names[0]).lstat().st_size == 0):
         return True
-    if not set(names) <= {PLAN, "plan.txt"}:
+    if not set(names) <= {ESTIMATE, "estimate.txt"}:
         return False
     try:
-        plan = read_json(folder / PLAN)
+        plan = read_json(folder / ESTIMATE)
     except (DamagedFile, OSError):
         return False
     return isinstance(plan, dict) and plan.get("layout") == LAYOUT

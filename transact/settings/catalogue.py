@@ -17,7 +17,7 @@ from transact.config import RunConfig
 from transact.config.setting import allowed_in, dataclass_in, fields_of, is_dictionary
 from transact.configuring import compose_config, conf_folder
 
-GROUPS = ("model", "data", "prune", "recover", "engine", "eval", "export", "launch", "track", "plan")
+GROUPS = ("model", "data", "prune", "recover", "engine", "eval", "export", "launch", "track", "estimate")
 RUN = "run"  # the page of what belongs to no group
 EXPERIMENT = "experiment"
 

@@ -16,7 +16,7 @@ Prunes a LLaMA-like model: calibrate, plan, slice, recover, evaluate, in rounds;
   python -m transact.run +experiment=NAME [group=choice ...] [group.setting=value ...]
 
 Often used:
-  mode=plan                             says what would be done and needed; loads no weights
+  mode=estimate                         says what would be done and needed; loads no weights
   model.path=FOLDER                     your own checkpoint
   prune.remove_fraction=0.5             how much to remove, of all parameters
   launch=local launch.processes=2       ranks on this machine; under torchrun or srun: none of it

@@ -17,7 +17,7 @@ TITLES = {
     "eval": "eval: what is measured of the parent and the final model",
     "export": "export: what is written besides the folder for transformers",
     "launch": "launch: where the processes come from",
-    "plan": "plan: what mode=plan assumes of the machines",
+    "estimate": "estimate: what mode=estimate assumes of the machines",
     "track": "track: where figures go besides metrics.jsonl",
 }
 

@@ -51,7 +51,7 @@ def test_names_dimension_and_reason(values: dict[str, int], words: list[str]) ->
 def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = f"output_dir={folder}/run"
-        monkeypatch.setattr(sys, "argv", ["transact", "+experiment=llama7b_50pct", "mode=plan", place, *arguments])
+        monkeypatch.setattr(sys, "argv", ["transact", "+experiment=llama7b_50pct", "mode=estimate", place, *arguments])
         return main()
 
 
