@@ -49,7 +49,7 @@ test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests 
 	$(PYTHON_RUN) -m pytest -m llama_cpp
 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
-	$(PYTHON_RUN) -m pytest --numprocesses 2 --dist load -m gauntlet tests/cluster
+	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster
 
 lint: $(SETUP) ## ruff, mypy, and whether documents point at what there is and tell what was measured
 	$(PYTHON_RUN) -m ruff check .

@@ -31,6 +31,7 @@ SYSTEM_PATH = "/usr/sbin:/sbin"  # where the daemons are
 
 CONFIGURATION = """\
 ClusterName=transact
+FirstJobId={ports[0]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
