@@ -5,6 +5,7 @@ python .ci/check_links.py
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -37,5 +38,18 @@ def broken() -> list[str]:
     ]
 
 
+def wrong_layers() -> list[str]:
+    """docs/architecture.md draws the layers that the test holds the imports to."""
+    tree = ast.parse((REPOSITORY / "tests/unit/test_architecture.py").read_text(encoding="utf-8"))
+    (layers,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS"
+    )
+    drawn = "".join(f"    {' '.join(sorted(rooms))}\n" for rooms in layers if rooms != {""})
+    shown = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    return [] if f"\n\n{drawn}\n" in shown else [f"docs/architecture.md: the layers are now\n{drawn}"]
+
+
 if __name__ == "__main__":
-    sys.exit("\n".join(broken()) or 0)
+    sys.exit("\n".join(broken() + wrong_layers()) or 0)

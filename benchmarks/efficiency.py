@@ -3,9 +3,9 @@ speed-up that the removed FLOPs and bytes allow.
 
     python -m benchmarks.efficiency
 
-On the dimensions of the demo parent and of a LLaMA of 315 million parameters. The weights are random: how long a
-forward takes depends on dimensions alone. Writes the figures, the README's table and a picture of latencies on the
-grid of lengths of the paper's.
+On the dimensions of the demo parent and of a LLaMA of 315 million parameters. The weights are random: how
+long a forward takes depends on dimensions alone. Writes the figures, the table of docs/results.md and a picture of
+latencies on the paper's grid of lengths.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.memory_model import Case, architecture, memory_markdown
-from benchmarks.quality_table import quality_table
+from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
 from transact.files import read_json, write_text
@@ -29,6 +29,7 @@ from transact.models.llama import read_geometry
 # Table, a file beside the results -> what it is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "quality": ("quality.json", quality_table),
+    "quality_summary": ("quality.json", quality_summary),
     "efficiency": ("efficiency.json", efficiency_markdown),
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),
@@ -176,6 +177,9 @@ def told() -> Iterator[str]:
     seconds = {row["channels"]: row["seconds"] for row in cost["greedy_obs"]}
     yield f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008"
     yield f"{cost['sequential_over_parallel']:.1f} times"
+    large = next(each for each in read_json(RESULTS / "efficiency.json")["sizes"] if each["size"] != "demo")
+    half = large["latency"][0]["speed_ups"]["50% removed"]
+    yield f"prefills {half['prefill']['speed_up']:.2f} and decodes {half['decode']['speed_up']:.2f} times as fast"
     faults, saving = (read_json(RESULTS / f"{name}.json") for name in ("faults", "saving"))
     during = sum(count for place, count in faults["by_stage"].items() if place.endswith(": saving"))
     noticed = faults["seconds_to_notice"]["all"]
