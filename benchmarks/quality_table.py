@@ -31,18 +31,18 @@ SUMMARY = {
     "default": "`default`, what a run does unless told otherwise",
     "norms": "activation norms alone",
     "paper_heads": "TransAct's released code (eight shots where it recovers)",
-    "magnitude": "weight magnitude",
     "random": "random",
 }
 SUMMARY_RECOVERED = {"paper_heads": "paper recipe"}  # where the recipe has another name once it trains
 
 
 def quality_summary(result: dict[str, Any]) -> str:
-    """The README's table: perplexity on held-out Python with half of the transitional parameters removed, means over seeds."""
+    """The README's table: perplexity on held-out Python at half of the transitional parameters."""
     rows = [row for row in result["rows"] if row["fraction"] == 0.5 and row["text"] == "python_heldout"]
     trained = next(row["tokens"] for row in rows if row["tokens"] > 0)
     lines = [
-        f"| half of the transitional parameters removed | right after the cut | after recovery on {trained:,} tokens | KV cache |",
+        "| half of the transitional parameters removed | right after the cut "
+        f"| after recovery on {trained:,} tokens | KV cache |",
         "|---|---|---|---|",
         "| nothing removed | " + f"{result['parent']['python_heldout']:.2f} | | 100% |",
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.commands import REPOSITORY
 from transact.geometry import Geometry
-from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score
+from transact.prune.criteria import CHANNEL_CRITERIA, Evidence, Scores, head_scores, magnitude_scores, score
 from transact.prune.statistics import ActivationStatistics
 from transact.prune.weights import LayerWeights
 
@@ -104,3 +106,13 @@ def test_magnitude_by_hand() -> None:
     assert found.pairs.tolist() == [[0, 6]]
     assert found.values.tolist() == [[0, 0, 35, 0]]
     assert found.channels.tolist() == [0, 24]
+
+
+def test_the_documented_example_is_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/extending.md: shares of the squares 49 and 1, 4 and 81."""
+    document = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- criterion -->\n```python\n(.*?)```", document, re.DOTALL)
+    monkeypatch.setitem(CHANNEL_CRITERIA, "energy_share", CHANNEL_CRITERIA["norm"])  # undone at the end
+    exec(block, {})
+    expected = torch.tensor([[49 / 50, 1 / 50], [4 / 85, 81 / 85]], dtype=torch.float64)
+    torch.testing.assert_close(scores(channels="energy_share").channels, expected)
