@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, make_workplace, transact
+from tests.support.commands import Workplace, make_workplace, transact, transact_as_users_do
 from tests.support.once import made_once
 from tests.support.terminal import transact_in_terminal
 
@@ -68,7 +68,8 @@ def _run_chain(folder: Path, ranks: int) -> dict[str, str]:
         overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
         ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
     else:
-        ended = transact([*overrides, "engine.micro_batch_sequences=2"], ranks=ranks, umask=UMASKS[ranks])
+        overrides.append("engine.micro_batch_sequences=2")
+        ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])  # which is read when it is imported
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {"stdout": ended.stdout, "stderr": ended.stderr}
 

@@ -73,21 +73,22 @@ def command(overrides: list[str], ranks: int = 1) -> list[str]:
 
 
 def transact(
-    overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240, umask: int = -1
+    overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """The command to its end, in processes that have its imports already; `command` is for the ones that have not."""
     place = cwd or REPOSITORY
-    return run_warm(overrides, ranks=ranks, cwd=place, environment=environment(), seconds=seconds, umask=umask)
+    return run_warm(overrides, ranks=ranks, cwd=place, environment=environment(), seconds=seconds)
 
 
 def transact_as_users_do(
-    overrides: list[str], *, ranks: int = 1, variables: dict[str, str] | None = None
+    overrides: list[str], *, ranks: int = 1, variables: dict[str, str] | None = None, umask: int = -1
 ) -> subprocess.CompletedProcess[str]:
     """The command to its end, typed into a shell: a new interpreter, and torchrun for more ranks than one."""
     return subprocess.run(
         command(overrides, ranks),
         cwd=REPOSITORY,
         env=environment() | (variables or {}),
+        umask=umask,
         capture_output=True,
         text=True,
         timeout=240,
