@@ -50,8 +50,8 @@ def test_one_command_runs_a_copy_of_the_code_on_two_nodes(undisturbed: Path) -> 
     assert record["world_size"] == 2
     assert record["restarts"] == 0
     job = read_json(undisturbed / "job.json")
-    assert (Path(job["code"]) / "transact" / "worker.py").read_bytes() == (
-        REPOSITORY / "transact" / "worker.py"
+    assert (Path(job["code"]) / "transact" / "launch" / "worker.py").read_bytes() == (
+        REPOSITORY / "transact" / "launch" / "worker.py"
     ).read_bytes()
     assert f"export PYTHONPATH={job['code']}" in next((undisturbed / "logs").glob("*.sh")).read_text()
 
