@@ -171,9 +171,27 @@ def test_its_plan_counts_what_is_left_to_do(
     share = sum(plan["flops"].values()) / sum(whole["flops"].values())
     assert 0 < share < most
     assert plan["duration"]["hours"]["all"] == pytest.approx(share * whole["duration"]["hours"]["all"], abs=1e-5)
+    moments = [each["stage"] for each in plan["memory"]["moments"]]
+    assert moments[0] == next_stage and set(moments) <= set(plan["stages"])
+    assert plan["memory"]["peak_gib"] <= whole["memory"]["peak_gib"]
+    sizes = {f"round_{each['round']:02d}": each["parameters"] for each in whole["rounds"]}
+    done = [each.partition("/")[0] for each in plan["taken_over"] if each.endswith(("/slice", "/recover"))]
+    kept, all_of_it = (found["disk_bytes"]["sliced_and_recovered"] for found in (plan, whole))
+    assert kept / all_of_it == pytest.approx(1 - sum(sizes[name] for name in done) / (2 * sum(sizes.values())))
+    assert plan["disk_bytes"]["peak"] < whole["disk_bytes"]["peak"]
     assert "taken over from the run whose cut" in text(plan) and "taken over" not in text(whole)
 
 
 def test_a_plan_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run whose cut"):
         forecast(composed(tmp_path, f"model.path={DEMO_PARENT}", *ROUNDS, "mode=estimate", variant="v"))
+
+
+def test_a_plan_of_a_variant_that_trains_nothing_is_of_its_evaluation(tmp_path: Path) -> None:
+    """Neither a calibration nor a recovery is left to do."""
+    model = [f"model.path={DEMO_PARENT}", "prune.rounds=1", "prune.split=equal"]
+    written(tmp_path, *model)
+    plan = forecast(composed(tmp_path, *model, "recover.tokens=0", "mode=estimate", variant="v"))
+    assert [each["stage"] for each in plan["memory"]["moments"]] == ["round_01/evaluate"]
+    assert plan["calibration"]["sequences"] == 0 and "calibration:" not in text(plan)
+    assert plan["disk_bytes"]["sliced_and_recovered"] == 0 and plan["disk_bytes"]["export"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,16 @@ from transact.engine.memory import (
 )
 from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, memory_limit_gib, num_ranks, work
-from transact.estimate.memory import host_bytes, memory_moments, other_checkpointing, peak_bytes, remedies
+from transact.estimate.memory import (
+    Moments,
+    calibrated,
+    host_bytes,
+    memory_moments,
+    moments,
+    other_checkpointing,
+    peak_bytes,
+    remedies,
+)
 from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
@@ -46,13 +56,16 @@ BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
 
 
-def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, int]:
+def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> dict[str, int]:
     """By what it is; "end": all that stays; "peak": with what is there for a while. Text is counted once, the parent's
-    own folder is not."""
+    own folder is not, nor are the files of stages that are taken over, which are links to those of another run."""
     stored = BYTES_BY_DTYPE[config.model.dtype]
+    before = [geometry for _, geometry in calibrated(parent, rounds, taken)]
+    trained = [each.geometry for each in rounds if each.tokens and f"{each.folder_name}/recover" not in taken]
+    sliced = [each.geometry for each in rounds if f"{each.folder_name}/slice" not in taken]
     parts = {
-        "sliced_and_recovered": sum((2 if each.tokens else 1) * each.geometry.parameters() * stored for each in rounds),
-        "statistics": sum(_statistics_bytes(each) for each in _calibrated(parent, rounds)),
+        "sliced_and_recovered": sum(each.parameters() * stored for each in [*sliced, *trained]),
+        "statistics": sum(map(_statistics_bytes, before)),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
         "token_store": _token_bytes(config, parent, rounds),
@@ -62,8 +75,7 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict
     end = sum(parts.values())
     grams = [0]
     if config.prune.method.needs_gram():
-        grams = [gram_disk_bytes(each) for each in _calibrated(parent, rounds)]
-    trained = [each.geometry for each in rounds if each.tokens]
+        grams += [gram_disk_bytes(each) for each in before]
     checkpoints = [0, *(CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.parameters() for each in trained)]
     return {
         **parts,
@@ -81,10 +93,6 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
     quantised = geometry.parameters() - tables - in_float16
     bits = quantised * BITS_PER_WEIGHT[kind] + in_float16 * 16 + tables * BITS_OF_EMBEDDINGS[kind]
     return round(bits / 8)
-
-
-def _calibrated(parent: Geometry, rounds: list[Round]) -> list[Geometry]:
-    return [parent, *(each.geometry for each in rounds[:-1])]
 
 
 def _statistics_bytes(geometry: Geometry) -> int:
@@ -148,9 +156,9 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "text": _text(config, described, rounds),
         "tokens": sum(each.tokens for each in rounds),
         "tokens_per_batch": tokens_per_batch(config),
-        "calibration": _calibration(config, parent, ranks),
-        "memory": _memory(config, parent, rounds, ranks),
-        "disk_bytes": disk_bytes(config, parent, rounds),
+        "calibration": _calibration(config, calibrated(parent, rounds, taken), ranks),
+        "memory": _memory(config, parent, moments(config, parent, rounds, taken), ranks),
+        "disk_bytes": disk_bytes(config, parent, rounds, taken),
         "flops": work(config, parent, rounds, taken),
         "duration": duration(config, parent, rounds, taken),
     }
@@ -228,29 +236,31 @@ def _text(config: RunConfig, described: dict[str, Any], rounds: list[Round]) -> 
     }
 
 
-def _calibration(config: RunConfig, parent: Geometry, ranks: int) -> dict[str, Any]:
-    """Of the first, largest round."""
-    method = config.prune.method
+def _calibration(config: RunConfig, rounds: list[tuple[str, Geometry]], ranks: int) -> dict[str, Any]:
+    """Of the first round that is calibrated, the largest. rounds: as from `calibrated`."""
+    if not rounds:
+        return {"sequences": 0, "gram_passes": []}
+    method, geometry = config.prune.method, rounds[0][1]
     found: dict[str, Any] = {"sequences": config.prune.calibration_sequences, "gram_passes": []}
     if method.needs_gram():
-        found["gram_passes"] = [len(layers) for layers in gram_passes(parent, method.gram_gib)]
-        found["gram_bytes_per_rank"] = gram_peak_bytes(parent, method)
-        found["gram_bytes_on_disk"] = gram_disk_bytes(parent)
+        found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, method.gram_gib)]
+        found["gram_bytes_per_rank"] = gram_peak_bytes(geometry, method)
+        found["gram_bytes_on_disk"] = gram_disk_bytes(geometry)
     if method.refit == "sequential":
-        found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(parent, config, ranks))
+        found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(geometry, config, ranks))
     return found
 
 
-def _memory(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, Any]:
+def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, Any]:
     limit = memory_limit_gib(config)
-    peak = peak_bytes(config, parent, rounds, ranks) / GIB
+    peak = peak_bytes(config, parent, stages, ranks) / GIB
     fits = None if limit is None else peak <= limit
-    helps = remedies(config, parent, rounds, ranks, limit) if limit is not None and not fits else []
+    helps = remedies(config, parent, stages, ranks, limit) if limit is not None and not fits else []
     return {
         "zero_stage": config.engine.zero_stage,
-        "moments": memory_moments(config, parent, rounds, ranks),
-        "other_checkpointing": other_checkpointing(config, parent, rounds, ranks),
-        "host_bytes": host_bytes(config, parent, rounds, ranks),
+        "moments": memory_moments(config, parent, stages, ranks),
+        "other_checkpointing": other_checkpointing(config, parent, stages, ranks),
+        "host_bytes": host_bytes(config, parent, stages, ranks),
         "peak_gib": round(peak, 3),
         "limit_gib": limit,
         "fits": fits,

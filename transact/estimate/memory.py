@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,34 +16,55 @@ from transact.stages.preflight import check_ranks
 MOST_RANKS = 1024
 
 
-def memory_moments(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> list[dict[str, Any]]:
-    """A row per moment: "stage", "bytes" by component, "total_bytes". A round without tokens trains nothing."""
-    first = rounds[0]
-    rows = [_row(f"{first.folder_name}/{kind}", config, parent, ranks, parent) for kind in _calibrations(config)]
-    rows += [_row(f"{each.folder_name}/recover", config, each.geometry, ranks, parent) for each in _trained(rounds)]
-    return rows
+Moments = list[tuple[str, Geometry]]  # stages that may be the worst, and the model that each has at work
 
 
-def other_checkpointing(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, Any] | None:
+def moments(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> Moments:
+    """The first calibration, the largest, and every recovery; an evaluation where neither is left to do. A round
+    without tokens trains nothing.
+
+    taken: stages that another run has done.
+    """
+    trained = [(f"{each.folder_name}/recover", each.geometry) for each in rounds if each.tokens]
+    found = [(stage, geometry) for stage, geometry in trained if stage not in taken]
+    for name, geometry in calibrated(parent, rounds, taken)[:1]:
+        kinds = ["calibrate", "gram"] if config.prune.method.needs_gram() else ["calibrate"]
+        found = [*((f"{name}/{kind}", geometry) for kind in kinds), *found]
+    in_order = sorted(found, key=lambda each: each[0].partition("/")[0])
+    return in_order or [(f"{rounds[-1].folder_name}/evaluate", rounds[-1].geometry)]
+
+
+def calibrated(parent: Geometry, rounds: list[Round], taken: Collection[str]) -> list[tuple[str, Geometry]]:
+    """Names of the rounds that are calibrated, and the model before each."""
+    before = [parent, *(each.geometry for each in rounds[:-1])]
+    pairs = [(each.folder_name, geometry) for each, geometry in zip(rounds, before, strict=True)]
+    return [(name, geometry) for name, geometry in pairs if f"{name}/calibrate" not in taken]
+
+
+def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> list[dict[str, Any]]:
+    """A row per moment: "stage", "bytes" by component, "total_bytes"."""
+    return [_row(stage, config, geometry, ranks, parent) for stage, geometry in stages]
+
+
+def other_checkpointing(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, Any] | None:
     """The first recovery with activation checkpointing if the run has none, and without if it has."""
     other = not config.engine.activation_checkpointing
     otherwise = replace(config, engine=replace(config.engine, activation_checkpointing=other))
-    for each in _trained(rounds):
-        return _row(f"{each.folder_name}/recover", otherwise, each.geometry, ranks, parent)
+    for stage, geometry in _trained(stages):
+        return _row(stage, otherwise, geometry, ranks, parent)
     return None
 
 
-def _trained(rounds: list[Round]) -> list[Round]:
-    return [each for each in rounds if each.tokens]
+def _trained(stages: Moments) -> Moments:
+    return [(stage, geometry) for stage, geometry in stages if _kind(stage) == "recover"]
 
 
-def _calibrations(config: RunConfig) -> list[str]:
-    """Stages of the first round, the largest, before the cut."""
-    return ["calibrate", "gram"] if config.prune.method.needs_gram() else ["calibrate"]
+def _kind(stage: str) -> str:
+    return stage.rpartition("/")[2]
 
 
 def _row(stage: str, config: RunConfig, geometry: Geometry, ranks: int, parent: Geometry) -> dict[str, Any]:
-    kind = stage.rpartition("/")[2]
+    kind = _kind(stage)
     estimate = estimate_memory(geometry, config, ranks, kind, parent=parent)
     return {
         "stage": stage,
@@ -53,32 +74,30 @@ def _row(stage: str, config: RunConfig, geometry: Geometry, ranks: int, parent: 
     }
 
 
-def host_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> dict[str, int]:
+def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, int]:
     """Of a rank, in the machine's memory besides: the best weights seen in a recovery while better ones replace them,
     and the hidden states of sequential calibration."""
     found = {}
-    for each in _trained(rounds)[:1]:
-        found["best_weights"] = 2 * round(each.geometry.parameters() * FLOAT32_BYTES / ranks)
-    if config.prune.method.refit == "sequential":
+    for _, geometry in _trained(stages)[:1]:
+        found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
+    if config.prune.method.refit == "sequential" and any(_kind(stage) == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found
 
 
-def peak_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int) -> float:
+def peak_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> float:
     """The worst moment of the job as it is configured."""
-    moments = [estimate_memory(parent, config, ranks, kind) for kind in _calibrations(config)]
-    moments += [estimate_memory(each.geometry, config, ranks, "recover", parent=parent) for each in _trained(rounds)]
-    return max(moment.total() for moment in moments)
+    return max(estimate_memory(each, config, ranks, _kind(stage), parent=parent).total() for stage, each in stages)
 
 
 def remedies(
-    config: RunConfig, parent: Geometry, rounds: list[Round], ranks: int, limit_gib: float
+    config: RunConfig, parent: Geometry, stages: Moments, ranks: int, limit_gib: float
 ) -> list[dict[str, Any]]:
     """Changes that make the job fit and that the run takes: each setting alone, what costs least first, and more ranks
     alone. If neither does, settings and ranks together, as few of both as it takes."""
 
     def peak_gib(changed: RunConfig, count: int) -> float:
-        return peak_bytes(changed, parent, rounds, count) / GIB
+        return peak_bytes(changed, parent, stages, count) / GIB
 
     def fits(changed: RunConfig, count: int) -> bool:
         return _takes(changed, count) and peak_gib(changed, count) <= limit_gib

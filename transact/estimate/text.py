@@ -71,8 +71,8 @@ def _taken_lines(taken: list[str]) -> list[str]:
     if not taken:
         return []
     return _wrapped(
-        f"taken over from the run whose cut this recovers, and not done again: {', '.join(taken)}; work and time are "
-        "those of what is left, memory and disk those of the whole run"
+        f"taken over from the run whose cut this recovers, and not done again: {', '.join(taken)}; what follows is of "
+        "what is left to do"
     )
 
 
@@ -139,6 +139,8 @@ def _text_lines(found: dict[str, Any]) -> list[str]:
 
 def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str]:
     sequences, passes = calibration["sequences"], calibration["gram_passes"]
+    if not sequences:
+        return []
     lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
     if passes:
         turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +246,9 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 FACTORS = "rope_freqs.weight"
 
 
-def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
+def write_gguf(
+    folder: Path, target: Path, kind: str, name: str, advance: Callable[[int], object] = lambda weights: None
+) -> list[str]:
     """Write the model in `folder` to the file `target`; one tensor is in memory at a time.
 
     Args:
@@ -253,6 +256,7 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
         target: the file.
         kind: "f16", "q8_0" or "q4_0".
         name: of the model, for its metadata.
+        advance: told the number of weights of each tensor that is written.
 
     Returns:
         Weights that are float16 though another type was asked for: their rows do not divide into its blocks.
@@ -276,8 +280,9 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for source, (_, kind_of_tensor) in layout.items():
+        for source, (shape, kind_of_tensor) in layout.items():
             writer.write_tensor_data(_data(reader, config, source, kind_of_tensor))
+            advance(math.prod(shape))
     writer.close()
     return [source for source, (_, stored) in layout.items() if stored == "F16" and kind != "f16"]
 

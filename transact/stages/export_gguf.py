@@ -6,17 +6,19 @@ from pathlib import Path
 
 from transact.export.gguf import write_gguf
 from transact.files import publish, temporary_name
+from transact.models.folder import geometry_of
 from transact.prune.targets import Q4_BLOCK
 from transact.stages.job import Job
 
 
 def export_gguf(job: Job, folder: Path, output: Path) -> None:
     """Write the file; rank 0 alone works, a tensor at a time."""
-    kind = job.config.export.gguf
+    kind, geometry = job.config.export.gguf, geometry_of(folder)
 
     def write() -> list[str]:
         temporary = temporary_name(output)
-        in_float16 = write_gguf(folder, temporary, kind, job.config.name)
+        with job.progress("gguf", geometry.parameters(), unit="weights") as bar:
+            in_float16 = write_gguf(folder, temporary, kind, job.config.name, bar.advance)
         publish(temporary, output)
         return in_float16
 

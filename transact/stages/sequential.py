@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -30,20 +30,20 @@ from transact.stages.texts import Texts
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def slice_sequentially(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path) -> dict[str, Any]:
-    """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests."""
+def slice_sequentially(
+    job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, done: Callable[[], object]
+) -> dict[str, Any]:
+    """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests. done:
+    as in `slice_checkpoint`."""
     config = read_json(source / "config.json")
     smaller = sliced_config(config, plan)
-    with CheckpointReader(source) as reader, job.progress("slice", plan.source.num_layers, unit="layers") as bar:
+    with CheckpointReader(source) as reader:
         streams = _Streams(job, texts, reader, plan)
 
         def cut(names: list[str]) -> Tensors:
             tensors = {name: reader.tensor(name).float() for name in names}
             layer = layer_of(names[0])
-            if layer is None:
-                return tensors
-            bar.advance(1)
-            return streams.cut_layer(layer, tensors, config, smaller)
+            return tensors if layer is None else streams.cut_layer(layer, tensors, config, smaller)
 
         return write_checkpoint(
             output,
@@ -53,6 +53,7 @@ def slice_sequentially(job: Job, texts: Texts, source: Path, plan: PrunePlan, ou
             config=smaller,
             companions=source,
             dtype=job.config.model.dtype,
+            done=done,
         )
 
 
@@ -66,6 +67,7 @@ class _Streams:
         turns = micro_batches(
             len(positions), job.config.engine.micro_batch_sequences, job.group.rank, job.group.world_size
         )
+        self.num_turns = len(turns)
         embedding = reader.tensor(EMBEDDING).float()
         # On the CPU: they are the larger, the longer the text. Micro-batches visit the device one by one.
         self.dense = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
@@ -92,14 +94,21 @@ class _Streams:
             refitted = refit_shifted(getattr(weights, field), cross, own, transform, self.ridge)
             fitted = replace(fitted, **{field: refitted})
         cut.load_layer(replace_projections(tensors, fitted), layer)
-        self.dense = [dense(hidden.to(device)).cpu() for hidden in self.dense]
-        self.cut = [cut(hidden.to(device)).cpu() for hidden in self.cut]
+        self.dense = [dense(hidden.to(device)).cpu() for (hidden,) in self._in_step(self.dense)]
+        self.cut = [cut(hidden.to(device)).cpu() for (hidden,) in self._in_step(self.cut)]
         return replace_projections(tensors, fitted)
+
+    def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Micro-batches of streams side by side. Ranks take equally many turns, and the job may stop after each."""
+        for number in range(self.num_turns):
+            if number < len(streams[0]):
+                yield tuple(stream[number] for stream in streams)
+            self.job.group.turn()
 
     def _dense_gram(self, dense: SingleLayer) -> LayerGram:
         """For the value basis, which looks at the attention output alone."""
         total = self._zeros(dense.block.self_attn.o_proj.in_features, dense.block.self_attn.o_proj.in_features)
-        for hidden in self.dense:
+        for (hidden,) in self._in_step(self.dense):
             with _inputs_of(dense.block.self_attn.o_proj) as seen:
                 dense(hidden.to(total.device))
             total += gram(seen[0])
@@ -110,7 +119,7 @@ class _Streams:
         dense_module, cut_module = (each.block.get_submodule(projection) for each in (dense, cut))
         cross = self._zeros(dense_module.in_features, cut_module.in_features)
         own = self._zeros(cut_module.in_features, cut_module.in_features)
-        for left, right in zip(self.dense, self.cut, strict=True):
+        for left, right in self._in_step(self.dense, self.cut):
             with _inputs_of(dense_module) as x, _inputs_of(cut_module) as y:
                 dense(left.to(own.device))
                 cut(right.to(own.device))

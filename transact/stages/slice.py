@@ -61,8 +61,6 @@ def slice_checkpoint(
 
 def slice_stage(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, grams: Path) -> dict[str, Any]:
     """`cut_checkpoint` with a bar of its own."""
-    if job.config.prune.method.refit == "sequential":
-        return cut_checkpoint(job, texts, source, plan, output, grams)
     with CheckpointReader(source) as reader:
         count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
     with job.progress("slice", count, unit="parts") as bar:
@@ -82,7 +80,7 @@ def cut_checkpoint(
     `slice_checkpoint`."""
     method = job.config.prune.method
     if method.refit == "sequential":
-        return slice_sequentially(job, texts, source, plan, output)
+        return slice_sequentially(job, texts, source, plan, output, done)
     # By the method, not by what a rank's file system shows: a rank with an old view would slice without the refit.
     needs_gram = method.needs_gram()
     if needs_gram:

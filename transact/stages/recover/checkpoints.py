@@ -24,13 +24,14 @@ class Position:
 
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
     learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
-    the lowest one, met after best_step steps.
+    the lowest one, met after best_step steps. validated_step: the step of the last validation that came to its end.
     """
 
     step: int = 0
     start_loss: float
     best_loss: float
     best_step: int = 0
+    validated_step: int = 0
     health: TrainingHealth = field(default_factory=TrainingHealth)
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +45,8 @@ class Position:
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
-        return cls(health=health, **{name: manifest[name] for name in ("step", "start_loss", "best_loss", "best_step")})
+        names = ("step", "start_loss", "best_loss", "best_step", "validated_step")
+        return cls(health=health, **{name: manifest[name] for name in names})
 
 
 class CheckpointClock:

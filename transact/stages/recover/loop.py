@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +29,10 @@ from transact.stages.texts import Texts
 
 # What the loss that is trained is: its perplexity is one of a cross-entropy alone.
 LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
+
+
+class _Asked(Exception):
+    """On every rank: a validation is left unfinished, since one of them was asked to stop."""
 
 
 class Recovery:
@@ -55,7 +60,10 @@ class Recovery:
         self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
+        count = job.config.recover.validations
+        self.validation_steps = {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
         self.position, self.best = position, best
+        self.saved_step = position.step
         self.loss_name = LOSS_NAMES[job.config.recover.objective]
         self.clock = CheckpointClock(job.config.engine.checkpoint_every)
         self.pace_watch = PaceWatch()
@@ -75,7 +83,6 @@ class Recovery:
             Stopped: on every rank, once a checkpoint is saved, when any was asked to stop.
             Diverged: on every rank.
         """
-        validation_steps = self._validation_steps()
         if self.position.step == 0:
             rate, tokens = self.round.learning_rate, self.num_steps * self.tokens_per_batch
             self.job.say(f"round {self.round.number}: recovers with {tokens:,} tokens, peak learning rate {rate:.1e}")
@@ -85,12 +92,12 @@ class Recovery:
             self.num_steps * self.tokens_per_batch,
             completed=self.position.step * self.tokens_per_batch,
         ) as bar:
+            self._validate_if_due()  # where the job stopped while it did
             for step in range(self.position.step, self.num_steps):
                 loss = self._train_step(step)
                 bar.advance(self.tokens_per_batch, **{self.loss_name: loss})
-                if step + 1 in validation_steps:
-                    self._validate(step + 1)
                 self.position.step = step + 1
+                self._validate_if_due()
                 self._save_if_due()
         best_step = self.position.best_step
         if best_step < self.num_steps:
@@ -103,15 +110,28 @@ class Recovery:
         # Between steps that were skipped nothing is worth saving: the newest checkpoint stays the last good one.
         is_well = self.position.health.skipped_in_a_row == 0
         due, asked = group.any(self.clock.is_due(self.tokens_per_batch) and is_well, group.is_asked_to_stop)
-        if not (due or asked) or self.position.step == self.num_steps:
+        if self.position.step == self.num_steps:
             return
+        if asked:
+            self._save_and_stop()
+        if due:
+            self._save()
+
+    def _save_and_stop(self) -> NoReturn:
+        step = self.position.step
+        if step > self.saved_step:
+            self._save()
+            self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
+        self.job.group.stop()
+
+    def _save(self) -> None:
         begin = time.perf_counter()
         step, best_step = self.position.step, self.position.best_step
         try:
             save_training(
                 self.engine,
                 checkpoint_path(self.job, self.round, step),
-                group,
+                self.job.group,
                 best=self.best if 0 < best_step < step else None,
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
@@ -122,16 +142,30 @@ class Recovery:
         seconds = time.perf_counter() - begin
         self._log({"perf/checkpoint_s": seconds}, step)
         self.clock.restart(seconds)
-        if asked:
-            self.job.say(f"round {self.round.number}: saved after step {step} of {self.num_steps}")
-            group.stop()
+        self.saved_step = step
 
-    def _validation_steps(self) -> set[int]:
-        count = self.job.config.recover.validations
-        return {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
+    def _validate_if_due(self) -> None:
+        """Measure the weights of this step, if that is due and not done yet.
 
-    def _validate(self, step: int) -> None:
-        loss = validation_loss(self.job, self.texts, self.engine)
+        When the job must stop meanwhile it saves before, and the validation is done when the job goes on: what comes
+        out of it decides which weights are the best.
+
+        Raises:
+            Stopped: on every rank.
+        """
+        step, group = self.position.step, self.job.group
+        if step not in self.validation_steps or step <= self.position.validated_step:
+            return
+
+        def look(tokens: int) -> None:
+            if group.any(group.is_asked_to_stop)[0]:
+                raise _Asked
+
+        try:
+            loss = validation_loss(self.job, self.texts, self.engine, look)
+        except _Asked:
+            self._save_and_stop()
+        self.position.validated_step = step
         self._log_validation(loss, step)
         alert = rise(perplexity_of(self.position.start_loss), perplexity_of(loss), self.round.learning_rate)
         if alert is not None:
@@ -224,10 +258,12 @@ class Recovery:
         return {"step": total_step, "tokens": total_step * self.tokens_per_batch, "round": self.round.number}
 
 
-def validation_loss(job: Job, texts: Texts, engine: Engine) -> float:
-    """On the part of the training text that is reserved for it; nats per token."""
+def validation_loss(
+    job: Job, texts: Texts, engine: Engine, advance: Callable[[int], object] = lambda tokens: None
+) -> float:
+    """On the part of the training text that is reserved for it; nats per token. advance: as in `mean_loss`."""
     positions = texts.order.reserved(0, job.config.recover.validation_sequences)
-    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group)
+    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group, advance)
 
 
 def own_batch(
@@ -273,5 +309,9 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
 def _start_loss(job: Job, texts: Texts, source: Path) -> float:
     """In an engine of its own: DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first
     forward has no backward, which costs an eighth of the speed."""
-    with open_engine(source, job.config.engine, job.group) as engine:
-        return validation_loss(job, texts, engine)
+    size = job.config.recover.validation_sequences * texts.train.sequence_length
+    with (
+        open_engine(source, job.config.engine, job.group) as engine,
+        job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar,
+    ):
+        return validation_loss(job, texts, engine, bar.advance)
