@@ -19,7 +19,7 @@ from tests.support.cluster_jobs import (
 )
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.runs import assert_same_export, recovery_steps
-from tests.support.slurm import Slurm
+from tests.support.slurm import Slurm, wait_for
 from transact.files import read_json
 
 STEPS = 240  # a quick machine needs some seconds for them, in which there is something to be done
@@ -50,17 +50,20 @@ def test_one_command_runs_a_copy_of_the_code_on_two_nodes(undisturbed: Path) -> 
     assert record["world_size"] == 2
     assert record["restarts"] == 0
     job = read_json(undisturbed / "job.json")
-    assert (Path(job["code"]) / "transact" / "launch" / "worker.py").read_bytes() == (
-        REPOSITORY / "transact" / "launch" / "worker.py"
-    ).read_bytes()
+    worker = Path("transact", "launch", "worker.py")
+    assert (Path(job["code"]) / worker).read_bytes() == (REPOSITORY / worker).read_bytes()
     assert f"export PYTHONPATH={job['code']}" in next((undisturbed / "logs").glob("*.sh")).read_text()
 
 
 def test_warned_of_the_time_limit_it_saves_is_queued_again_and_ends_the_same(
     slurm: Slurm, workplace: Workplace, undisturbed: Path
 ) -> None:
-    """No checkpoint but the one that the signal asks for; while the job lives, nobody else may have its folder."""
-    limit = ["launch.timeout_minutes=5", "launch.signal_delay_seconds=210"]
+    """No checkpoint but the one that the signal asks for; while the job lives, nobody else may have its folder.
+
+    The limit is far away until the job trains, and again before it is started anew: it is warned once, however slow the
+    machine is. The signal does not wait for SLURM, which looks at limits twice a minute, when a quick one is done.
+    """
+    limit = ["launch.timeout_minutes=60", "launch.signal_delay_seconds=300"]
     run = submit(slurm, workplace, "cluster_warned", LONG, "engine.checkpoint_every.minutes=null", *limit)
     again = transact(slurm, [*overrides(workplace, "cluster_warned"), LONG])
     assert again.returncode == 2
@@ -73,7 +76,11 @@ def test_warned_of_the_time_limit_it_saves_is_queued_again_and_ends_the_same(
     )
     assert f"/{STEPS * TOKENS_PER_STEP:,} " in shown
     assert f"{run.job} RUNNING" in shown
-    slurm.run("scancel", "--signal=USR2", run.job)
+    with slurm.drained():
+        slurm.run("scontrol", "update", f"JobId={run.job}", "EndTime=now+4minutes")
+        slurm.run("scancel", "--signal=USR2", run.job)
+        wait_for(lambda: slurm.restarts(run.job) == 1, SECONDS, "the job is queued again")
+        slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     run.wait_until_over()
     assert slurm.restarts(run.job) == 1
     assert run.counts() == (1, 0, 0)

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,6 +182,16 @@ class Slurm:
             return set(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split())
         except AssertionError:  # the controller is not there yet
             return set()
+
+    @contextlib.contextmanager
+    def drained(self) -> Iterator[None]:
+        """Inside, what runs goes on, and nothing is started."""
+        names = f"NodeName={','.join(self.nodes)}"
+        self.run("scontrol", "update", names, "State=DRAIN", "Reason=test")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", names, "State=RESUME")
 
     def job_state(self, job: str) -> str:
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
