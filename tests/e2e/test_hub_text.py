@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.commands import REPOSITORY, Workplace, environment
-from tests.support.hub import hub_of
+from tests.support.hub import serving
 
 CARD = b"""---
 configs:
@@ -62,9 +62,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, st
         },
         "ours/script": {"script.py": b"open('executed', 'w')\n", "README.md": b"# A dataset of old\n"},
     }
-    with hub_of(datasets) as (address, requests):
-        variables = environment() | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
-        yield variables | {"HF_HUB_OFFLINE": "0"}, requests
+    with serving() as hub:
+        for name, files in datasets.items():
+            hub.add("datasets", name, files)
+        yield environment() | hub.variables(tmp_path_factory.mktemp("hub")), hub.asked
 
 
 def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> None:

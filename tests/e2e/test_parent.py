@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Workplace, transact, transact_as_users_do
-from tests.support.model_hub import serving
+from tests.support.hub import serving
 from tests.support.tiny import write_model
 
 SHORT = ["prune.rounds=1", "recover.tokens=0", "data.evaluation_sequences=8"]
@@ -68,15 +68,15 @@ def test_a_name_on_the_hub_is_resolved_once(workplace: Workplace, tmp_path: Path
     """Its branch moves between two attempts: the second, on more ranks, stays with the first one's commit."""
     overrides = [*workplace.overrides("of_the_hub"), *SHORT, "model.path=owner/tiny"]
     run = workplace.folder / "of_the_hub"
-    with serving("owner/tiny") as hub:
+    with serving() as hub:
         variables = hub.variables(tmp_path / "cache")
-        first_commit = hub.add(workplace.model)
+        first_commit = hub.add("models", "owner/tiny", workplace.model)
         ended = transact_as_users_do(overrides, variables=variables)
         assert ended.returncode == 0, ended.stderr
         recorded = parent_in(run)
         assert (recorded["hub_id"], recorded["commit"]) == ("owner/tiny", first_commit)
 
-        second_commit = hub.add(other_weights(workplace.model, tmp_path / "second", seed=2))
+        second_commit = hub.add("models", "owner/tiny", other_weights(workplace.model, tmp_path / "second", seed=2))
         hub.asked.clear()
         ended = transact_as_users_do(overrides, ranks=2, variables=variables)
         assert ended.returncode == 0, ended.stderr

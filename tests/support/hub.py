@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: the part of its HTTP API that `datasets` reads a dataset with."""
+"""A stand-in for the Hugging Face hub: the part of its HTTP API that models and datasets are read with."""
 
 from __future__ import annotations
 
@@ -8,102 +8,73 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-Datasets = Mapping[str, Mapping[str, bytes]]  # id -> file -> content
-
-
-@contextmanager
-def hub_of(datasets: Datasets) -> Iterator[tuple[str, list[str]]]:
-    """Serve these datasets. Yields the address and the list of requests, which grows."""
-    requests: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.answer(body)
-
-        def answer(self, body: bytes = b"") -> None:
-            path = unquote(urlsplit(self.path).path).strip("/")
-            requests.append(f"{self.command} {path}")
-            parts = path.split("/")
-            if parts[:2] == ["api", "datasets"]:
-                self.describe("/".join(parts[2:4]), parts[4:], body)
-            elif parts[:1] == ["datasets"] and parts[3:4] == ["resolve"]:
-                self.send_file("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
-            else:
-                self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-        def describe(self, name: str, rest: list[str], body: bytes) -> None:
-            files = datasets.get(name)
-            if files is None:
-                self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            elif rest[:1] == ["tree"]:
-                self.send_json(_children(files, "/".join(rest[2:]), recursive="recursive=true" in self.path.lower()))
-            elif rest[:1] == ["paths-info"]:
-                asked = body.decode()
-                self.send_json([_entry(path, content) for path, content in files.items() if path in unquote(asked)])
-            else:
-                siblings = [{"rfilename": path} for path in files]
-                self.send_json({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
-
-        def send_file(self, name: str, revision: str, path: str) -> None:
-            content = datasets.get(name, {}).get(path)
-            if name not in datasets:
-                self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            elif revision not in ("main", COMMIT):
-                self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            elif content is None:
-                self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-            else:
-                self.send_range(content)
-
-        def send_range(self, content: bytes) -> None:
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_digest(content)}"', "Accept-Ranges": "bytes"}
-            asked = self.headers.get("Range")
-            if asked is None:
-                self.send(200, content, headers)
-                return
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(int(last or len(content) - 1), len(content) - 1) + 1
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            self.send(206, content[start:stop], headers)
-
-        def send_json(self, value: Any) -> None:
-            self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-        def send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for key, value in ({"Content-Length": str(len(content))} | dict(headers)).items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", requests
-    finally:
-        server.shutdown()
-        server.server_close()
+Files = Mapping[str, bytes]  # path -> content
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, content
 
 
-def _children(files: Mapping[str, bytes], folder: str, *, recursive: bool) -> list[dict[str, Any]]:
+class Hub:
+    """Repositories of "models" and "datasets", with commits and a branch main, which may move.
+
+    Attributes:
+        address: of the server.
+        asked: methods and paths of all requests.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.asked: list[str] = []
+        self._commits: dict[tuple[str, str], dict[str, Files]] = {}  # kind, name -> commit -> files; main is the last
+
+    def add(self, kind: str, name: str, files: Files | Path) -> str:
+        """A new commit, which the branch points to. Returns its name."""
+        if isinstance(files, Path):
+            files = {path.name: path.read_bytes() for path in files.iterdir()}
+        commit = _digest("".join(path + _digest(files[path]) for path in sorted(files)).encode())
+        self._commits.setdefault((kind, name), {})[commit] = files
+        return commit
+
+    def variables(self, cache: Path) -> dict[str, str]:
+        """The environment of a command that uses this hub."""
+        settings = {"HF_ENDPOINT": self.address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        return settings | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def answer(self, path: str, asked: Mapping[str, list[str]]) -> Answer:
+        """asked: the fields of query and form."""
+        parts = path.split("/")
+        if parts[0] == "api":
+            kind, *parts = parts[1:]
+        else:
+            kind = parts.pop(0) if parts[0] == "datasets" else "models"
+        name, (what, revision, *inner) = "/".join(parts[:2]), parts[2:] or ["revision", "main"]
+        commits = self._commits.get((kind, name))
+        if commits is None:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        commit = next(reversed(commits)) if revision == "main" else revision
+        if commit not in commits:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        files, place = commits[commit], "/".join(inner)
+        if what == "resolve":
+            headers = {"X-Repo-Commit": commit}
+            if place not in files:
+                return 404, headers | {"X-Error-Code": "EntryNotFound"}, b""
+            return 200, headers | {"ETag": f'"{_digest(files[place])}"', "Accept-Ranges": "bytes"}, files[place]
+        if what == "tree":
+            return _json(_children(files, place, recursive="true" in asked.get("recursive", ["false"])[0].lower()))
+        if what == "paths-info":
+            return _json([_entry(each, files[each]) for each in asked.get("paths", []) if each in files])
+        siblings = [{"rfilename": each} for each in files]
+        return _json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+
+
+def _json(value: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _children(files: Files, folder: str, *, recursive: bool) -> list[dict[str, Any]]:
     prefix = f"{folder}/" if folder else ""
     inside = {path: content for path, content in files.items() if path.startswith(prefix)}
     if recursive:
@@ -122,3 +93,50 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
+
+
+def _part(answer: Answer, asked: str | None) -> Answer:
+    """The range of bytes that was asked for, if one was."""
+    status, headers, content = answer
+    if status != 200 or asked is None:
+        return answer
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last or len(content) - 1), len(content) - 1) + 1
+    return 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}, content[start:stop]
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """An empty hub, until the block ends."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            path = unquote(address.path).strip("/")
+            hub.asked.append(f"{self.command} {path}")
+            form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            answer = hub.answer(path, parse_qs(address.query) | parse_qs(form))
+            status, headers, content = _part(answer, self.headers.get("Range"))
+            self.send_response(status)
+            for each in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(*each)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_HEAD = do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
