@@ -12,7 +12,7 @@ from transact.errors import DONE, leave, refuse
 COMMANDS = {
     "run": ("transact.run", "prune a model: the same as python -m transact.run"),
     "status": ("transact.launch.status", "say how a run or a sweep stands"),
-    "report": ("transact.tracking.report.__main__", "write a run's or a sweep's page: one HTML file"),
+    "report": ("transact.tracking.report.command", "write a run's or a sweep's page: one HTML file"),
     "efficiency": ("transact.evaluation.efficiency.command", "measure latency and memory of a model, beside another"),
     "dashboard": ("transact.tracking.dashboard.__main__", "make the project's pages at Weights & Biases"),
 }

@@ -32,7 +32,7 @@ from transact.config import VARIANTS, RunConfig
 from transact.configuring import UnknownSetting, conf_folder, register, typed_config
 from transact.distributed.environment import check_launcher, environment_world_size
 from transact.request import check_arguments, check_composed
-from transact.tracking.wandb_environment import fill_from_environment
+from transact.tracking.wandb_mode import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
 SWEEP_FLAGS = ("-m", "--multirun")

@@ -52,10 +52,9 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     from transact.files import read_json
     from transact.models.tensor_files import CheckpointReader
     from transact.rounds import pruning_rounds
-    from transact.stages.calibrate import calibrate
+    from transact.stages.calibrate import calibrate, collect_gram_files
     from transact.stages.chain import geometry_of
-    from transact.stages.gram import collect_gram_files
-    from transact.stages.plan import collect_evidence, decide, greedy_channels
+    from transact.stages.select import collect_evidence, decide, greedy_channels
     from transact.stages.slice import cut_checkpoint
     from transact.stages.texts import prepare_texts
 

@@ -20,8 +20,7 @@ from tests.support.wandb_files import records, series, wait_until_written
 from transact.runs.metrics import MetricsLog, read_metrics
 from transact.tracking import wandb_library
 from transact.tracking.tracker import Tracker
-from transact.tracking.wandb_environment import fill_from_environment
-from transact.tracking.wandb_mode import choose_mode
+from transact.tracking.wandb_mode import choose_mode, fill_from_environment
 from transact.tracking.wandb_run import WandbRun
 
 FAKE_KEY = "f00d" * 10

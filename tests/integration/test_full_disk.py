@@ -11,7 +11,7 @@ import pytest
 from tests.support.commands import Workplace
 from tests.support.configs import compose_config
 from transact.config import RunConfig
-from transact.launch.failures import explain
+from transact.launch.outcome import explain
 
 
 @pytest.fixture

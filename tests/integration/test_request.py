@@ -10,7 +10,7 @@ import pytest
 
 from transact.request import check_arguments
 from transact.run import main
-from transact.stages.places import check_folder, make_folder
+from transact.stages.preflight import check_folder, make_folder
 
 
 @pytest.mark.parametrize(

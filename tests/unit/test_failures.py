@@ -14,7 +14,7 @@ from tests.support.configs import compose_config
 from transact.config import RunConfig
 from transact.engine.memory import MemoryEstimate
 from transact.errors import RankFailed
-from transact.launch.failures import REMEDIES, explain, is_lost_rank
+from transact.launch.outcome import REMEDIES, explain, is_lost_rank
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from transact.config import RecoverConfig
 from transact.prune.schedule import LARGEST_RATE, peak_learning_rate
 from transact.stages.recover.health import rise
-from transact.stages.recover.learning_rate import learning_rate_at, warmup_steps
+from transact.stages.recover.loop import learning_rate_at, warmup_steps
 
 SIZES = [10**exponent * digit for exponent in range(5, 12) for digit in (1, 2, 5)]
 SHARES = [0.02, 0.1, 0.25, 0.3, 0.5, 0.7, 0.95, 1.0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transact.stages.recover.pace_watch import FEWEST_BEFORE, RECENT, PaceWatch
+from transact.stages.recover.health import FEWEST_BEFORE, RECENT, PaceWatch
 
 
 def test_half_of_the_usual_pace_is_told_once() -> None:

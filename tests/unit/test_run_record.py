@@ -24,7 +24,7 @@ from transact.runs.run_record import (
     read_config,
     read_record,
 )
-from transact.tracking.report.__main__ import main as report_main
+from transact.tracking.report.command import main as report_main
 
 STAGES = ("round_01/slice", "round_01/recover", "export")
 OUTPUTS = {"round_01/slice": "round_01/sliced", "round_01/recover": "round_01/recovered", "export": "export"}

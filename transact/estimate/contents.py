@@ -46,8 +46,7 @@ from transact.rounds import (
     tokens_per_batch,
 )
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
-from transact.stages.places import check_places
-from transact.stages.preflight import check_hub_texts, check_settings, with_sequence_length
+from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_sequence_length
 from transact.stages.variant import find_cut
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from transact.tracking.live import is_terminal
-from transact.tracking.view import View
-from transact.tracking.view_events import VARIABLE, replay
+from transact.tracking.view import VARIABLE, View, replay
 
 POLL_SECONDS = 0.2
 SUBMITIT_LINE = "submitit "

@@ -18,7 +18,7 @@ from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS,
 from transact.errors import DONE, FAILED, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally
 from transact.launch.following import follow, view_events_for_ranks
-from transact.launch.last_words import how_to_go_on, last_words
+from transact.launch.outcome import how_to_go_on, last_words
 from transact.runs.run_record import claim_run
 from transact.runs.verdict import how_it_ended
 from transact.tracking.live import open_view

@@ -18,10 +18,8 @@ from transact.distributed.signals import Interruption, Stopped
 from transact.distributed.slurm import EARLY_SECONDS, own_job
 from transact.errors import DONE, FAILED, one_line, printable, refuse
 from transact.files import write_text
-from transact.launch.last_words import how_to_go_on, last_words
-from transact.launch.outcome import JobFailed, code_of_stop, outcome_recorded
-from transact.stages.places import make_folder
-from transact.stages.preflight import check
+from transact.launch.outcome import JobFailed, code_of_stop, how_to_go_on, last_words, outcome_recorded
+from transact.stages.preflight import check, make_folder
 
 if TYPE_CHECKING:
     from transact.runs.run_folder import RunFolder
@@ -164,8 +162,7 @@ def _say_where(folder: Path, result: dict[str, Any]) -> None:
 def _view(config: RunConfig, is_main: bool) -> View:
     """On a terminal, here or that of the launcher, a live view; else lines."""
     from transact.tracking.live import open_view
-    from transact.tracking.view import Silent
-    from transact.tracking.view_events import ViewEvents, events_file
+    from transact.tracking.view import Silent, ViewEvents, events_file
 
     if not is_main:
         return Silent()
@@ -190,9 +187,8 @@ def _lock_patience() -> float:
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
     from transact.runs.metrics import MetricsLog
-    from transact.tracking.tags import run_tags
     from transact.tracking.tracker import Tracker
-    from transact.tracking.wandb_environment import DEFAULT_PROJECT
+    from transact.tracking.wandb_mode import DEFAULT_PROJECT, run_tags
     from transact.tracking.wandb_run import WandbRun
 
     if not is_main:

@@ -12,19 +12,17 @@ from transact.models.folder import download, geometry_of, is_local
 from transact.prune.selection import PrunePlan
 from transact.rounds import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.runs.run_folder import CHECKPOINTS
-from transact.stages.calibrate import calibrate
+from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.evaluate import evaluate, report
-from transact.stages.export import export
-from transact.stages.export_gguf import export_gguf
-from transact.stages.gram import collect_gram_files
+from transact.stages.export import export, export_gguf
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
-from transact.stages.maps import FILE_NAME as MAPS
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
-from transact.stages.plan import plan, read_plan
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
+from transact.stages.select import FILE_NAME as MAPS
+from transact.stages.select import plan, read_plan
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split, trial_folder

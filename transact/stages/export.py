@@ -1,4 +1,4 @@
-"""Export: the final model as a stock folder, which stock code must load to the same logits before it counts."""
+"""Export: a stock folder, which stock code must load to the same logits before it counts, and a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from transact.engine.engine import open_engine
 from transact.export.folder import write_export
-from transact.export.gguf import possible_gguf_types
+from transact.export.gguf import possible_gguf_types, write_gguf
 from transact.export.model_card import copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
-from transact.prune.targets import float16_rows
+from transact.prune.targets import Q4_BLOCK, float16_rows
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
@@ -109,3 +109,23 @@ def _load(folder: Path, stock: bool) -> Any:
 def _relative_difference(model: Any, tokens: torch.Tensor, ours: torch.Tensor) -> float:
     theirs = model(input_ids=tokens, use_cache=False).logits
     return float((theirs - ours).abs().max() / max(1.0, float(ours.abs().max())))
+
+
+def export_gguf(job: Job, folder: Path, output: Path) -> None:
+    """Write the file; rank 0 alone works, a tensor at a time."""
+    kind, geometry = job.config.export.gguf, geometry_of(folder)
+
+    def write() -> list[str]:
+        temporary = temporary_name(output)
+        with job.progress("gguf", geometry.parameters(), unit="weights") as bar:
+            in_float16 = write_gguf(folder, temporary, kind, job.config.name, bar.advance)
+        publish(temporary, output)
+        return in_float16
+
+    in_float16 = job.group.on_main(write, may_be_left=True)  # hours, of a large model
+    job.say(f"gguf: {output}")
+    if in_float16:
+        job.say(
+            f"gguf: {len(in_float16)} weights are f16 instead of {kind}, such as {in_float16[0]}: their rows do not "
+            f"divide into blocks of {Q4_BLOCK}; prune.target=llama_cpp, in a new run, cuts to dimensions that do"
+        )

@@ -17,8 +17,7 @@ from transact.geometry import Geometry
 from transact.rounds import Round, stage_names
 from transact.runs.run_folder import RunFolder
 from transact.stages.workload import stage_flops
-from transact.tracking.progress import Progress
-from transact.tracking.time_left import JobClock
+from transact.tracking.progress import JobClock, Progress
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
 

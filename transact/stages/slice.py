@@ -17,7 +17,7 @@ from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.tensor_files import CheckpointReader
 from transact.prune.selection import PrunePlan
-from transact.stages.gram import read_gram
+from transact.stages.calibrate import read_gram
 from transact.stages.job import Job
 from transact.stages.sequential import slice_sequentially
 from transact.stages.texts import Texts

@@ -17,8 +17,8 @@ from transact.prune.selection import PrunePlan
 from transact.rounds import split_candidates
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
-from transact.stages.plan import collect_evidence, decide, greedy_channels
 from transact.stages.recover.loop import validation_loss
+from transact.stages.select import collect_evidence, decide, greedy_channels
 from transact.stages.slice import cut_checkpoint
 from transact.stages.texts import Texts
 from transact.stages.workload import elimination_share

@@ -18,7 +18,7 @@ from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts, load_tokenizer, trained_on
 from transact.tracking.progress import Progress
-from transact.tracking.scores import COUNTS, score_text
+from transact.tracking.result_table import COUNTS, score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 

@@ -1,15 +1,19 @@
-"""Whether W&B goes online.
+"""Whether W&B goes online, and under which names and tags a run is found there."""
 
-Decided before `wandb.init`: without a key it raises, and with a key but no network it blocks for as long as it may.
-"""
+from __future__ import annotations
 
 import netrc
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+from transact.config import RunConfig, TrackConfig
+from transact.config.setting import check_values
 
 MODES = ("auto", "online", "offline", "disabled")
 PROBE_SECONDS = 2.0
@@ -89,3 +93,53 @@ def _probe_address(environ: Mapping[str, str]) -> tuple[str, int]:
     direct = any(f".{server.hostname}".endswith(f".{name.lstrip('.')}") for name in excluded)
     target = urlsplit(proxy) if proxy and not direct else server
     return target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
+
+
+DEFAULT_PROJECT = "transact"
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "run_name": "WANDB_NAME",
+    "notes": "WANDB_NOTES",
+    "tags": "WANDB_TAGS",
+}
+
+
+def fill_from_environment(track: Any, environ: Mapping[str, str] = os.environ) -> None:
+    """Set what is null or empty in the composed section `track`, so that the run's own record holds it too.
+
+    Raises:
+        ValueError: a variable holds what the setting does not take.
+    """
+    for name, variable in VARIABLES.items():
+        given = environ.get(variable, "").strip()
+        if not given or track.get(name):
+            continue
+        value = [tag.strip() for tag in given.split(",") if tag.strip()] if name == "tags" else " ".join(given.split())
+        check_values(TrackConfig, {name: value}, f"the environment's {variable}: track.")
+        track[name] = value
+    track.project = track.get("project") or DEFAULT_PROJECT
+
+
+LONGEST = 64  # characters that W&B takes
+BETWEEN_SETTINGS = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
+
+
+def run_tags(config: RunConfig) -> list[str]:
+    """The user's own, then what the run does; of a point of a sweep also the settings that are swept over."""
+    tags = [*config.track.tags, config.mode]
+    if config.model.path:
+        tags.append(f"model={Path(config.model.path).name}")
+    if config.mode == "prune" and config.prune.remove_fraction is not None:
+        tags.append(f"remove_fraction={config.prune.remove_fraction:g}")
+    if config.recover.variant is not None:
+        tags.append(f"variant={config.recover.variant}")
+    if config.share_dir is not None:
+        tags += ["sweep", *(part for part in point_settings(Path(config.output_dir).name) if "=" in part)]
+    return list(dict.fromkeys(tag[:LONGEST] for tag in tags))
+
+
+def point_settings(folder: str) -> list[str]:
+    """What the name of a point's folder says: the settings that are swept over."""
+    return BETWEEN_SETTINGS.split(folder)

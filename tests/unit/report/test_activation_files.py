@@ -10,9 +10,8 @@ from safetensors.numpy import save_file
 
 from tests.support.report_folders import LLAMA_7B, SMALL, activation_maps
 from transact.prune.activation_maps import ActivationMap as TorchMap
-from transact.tracking.report.activation_files import KINDS, read_activation_maps
 from transact.tracking.report.channels import columns_of, heat_map
-from transact.tracking.report.run_files import RoundFiles
+from transact.tracking.report.run_files import KINDS, RoundFiles, read_activation_maps
 
 
 def test_kept_energy_and_redundancy_are_those_of_the_maps(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transact.tracking.report.metric_rows import broken, even_sample, read_rows, series, thinned, tokens_at
+from transact.tracking.report.run_files import broken, even_sample, read_rows, series, thinned, tokens_at
 
 
 def test_what_is_no_row_is_left_out(tmp_path: Path) -> None:

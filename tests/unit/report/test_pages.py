@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
-from transact.tracking.report.__main__ import is_live, main
-from transact.tracking.report.html_page import PLOTLY
-from transact.tracking.report.writing import write_pages, write_run_page, write_sweep_page
+from transact.tracking.report.command import is_live, main
+from transact.tracking.report.writing import PLOTLY, write_pages, write_run_page, write_sweep_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&%{y}"
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
-from transact.tracking.report.blocks import Note
-from transact.tracking.report.efficiency import decode_seconds, decode_setting, efficiency_section
-from transact.tracking.report.evaluation import mean_score, task_score
+from transact.tracking.report.drawing import Note
+from transact.tracking.report.results import decode_seconds, decode_setting, efficiency_section, mean_score, task_score
 from transact.tracking.report.run_files import read_run
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from transact.tracking.live import LiveView, open_view
-from transact.tracking.view import Lines, Status
-from transact.tracking.view_events import ViewEvents, replay
+from transact.tracking.view import Lines, Status, ViewEvents, replay
 
 STAGES = ["round_00/evaluate", "round_01/calibrate", "round_01/recover", "round_02/recover", "export"]
 SHOWS_CURSOR, ERASES_LINE = "\x1b[?25h", "\x1b[2K"

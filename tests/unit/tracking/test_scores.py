@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from transact.tracking.scores import score_text, standard_error
+from transact.tracking.result_table import score_text, standard_error
 
 
 @pytest.mark.parametrize("answers", [[0, 1], [1, 1, 0, 1, 0], [1] * 30 + [0] * 70, [1, 1, 1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transact.tracking.time_left import JobClock
+from transact.tracking.progress import JobClock
 from transact.tracking.view import Status
 
 WORK = {"round_01/recover": 100.0, "round_01/evaluate": 10.0, "round_02/recover": 50.0, "export": 5.0}

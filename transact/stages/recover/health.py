@@ -1,8 +1,9 @@
-"""Whether training goes well: steps without effect, and losses that jump. Plain arithmetic, no tensors."""
+"""Notice early that a recovery goes wrong: losses that are no numbers, validation that rises, slow steps."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -64,3 +65,30 @@ def rise(start: float, now: float, learning_rate: float) -> Alert | None:
         return None
     told = f"perplexity {now:.2f} is above the {start:.2f} that recovery began with (peak learning rate"
     return Alert("validation", f"{told} {learning_rate:.1e}); the best weights seen are kept")
+
+
+RECENT = 8  # steps, of which the median must be slow
+FEWEST_BEFORE = 24
+MOST_BEFORE = 256
+SLOWER = 2.0  # times
+
+
+class PaceWatch:
+    """Compares the newest steps of this attempt with those before them."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=MOST_BEFORE + RECENT)
+
+    def observe(self, step_seconds: float) -> Alert | None:
+        """Count one step. After an alert the new pace is the usual one: it is told once."""
+        self._seconds.append(step_seconds)
+        if len(self._seconds) < FEWEST_BEFORE + RECENT:
+            return None
+        times = list(self._seconds)
+        recent, usual = median(times[-RECENT:]), median(times[:-RECENT])
+        if recent <= SLOWER * usual:
+            return None
+        self._seconds.clear()
+        return Alert(
+            "slow", f"a step takes {recent:.2f} s, it took {usual:.2f} s: throughput fell to {usual / recent:.0%}"
+        )

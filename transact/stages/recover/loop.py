@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,7 @@ from transact.rounds import Round
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
-from transact.stages.recover.health import Alert, Diverged, rise
-from transact.stages.recover.learning_rate import learning_rate_at
-from transact.stages.recover.pace_watch import PaceWatch
+from transact.stages.recover.health import Alert, Diverged, PaceWatch, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recover.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
@@ -315,3 +314,27 @@ def _start_loss(job: Job, texts: Texts, source: Path) -> float:
         job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar,
     ):
         return validation_loss(job, texts, engine, bar.advance)
+
+
+def learning_rate_at(
+    step: int,
+    num_steps: int,
+    *,
+    peak: float,
+    warmup_fraction: float,
+    min_warmup_steps: int,
+    final_fraction: float,
+    decay: str = "cosine",
+) -> float:
+    """Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it. step: from 0."""
+    warmup = warmup_steps(num_steps, warmup_fraction, min_warmup_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (final_fraction + (1 - final_fraction) * remaining)
+
+
+def warmup_steps(num_steps: int, fraction: float, fewest: int) -> int:
+    """Return the steps of the warm-up: a share of the round's, `fewest` at least, but those at most for half of it."""
+    return max(math.ceil(fraction * num_steps), min(fewest, num_steps // 2))

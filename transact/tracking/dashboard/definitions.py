@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transact.tracking.report.activation_files import KINDS
+from transact.tracking.report.run_files import KINDS
 
 
 @dataclass(frozen=True, slots=True)

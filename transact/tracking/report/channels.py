@@ -7,11 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transact.tracking.report.activation_files import KINDS, ActivationMap, Array
-from transact.tracking.report.blocks import Block, Chart, Figure, Section, Table
-from transact.tracking.report.drawing import COLOURS, axis, layer_axis, line
-from transact.tracking.report.run_files import RoundFiles, RunFiles
-from transact.tracking.report.words import MISSING, number
+from transact.tracking.report.drawing import (
+    COLOURS,
+    MISSING,
+    Block,
+    Chart,
+    Figure,
+    Section,
+    Table,
+    axis,
+    layer_axis,
+    line,
+    number,
+)
+from transact.tracking.report.run_files import KINDS, ActivationMap, Array, RoundFiles, RunFiles
 
 CELLS = 450_000  # of all heat maps together, a byte each: what keeps the page below 3 MB
 MOST_COLUMNS, FEWEST_COLUMNS = 256, 16

@@ -1,14 +1,177 @@
-"""Pieces of figures: lines, bars, axes, marks of rounds and restarts. Plain dictionaries, as plotly.js takes them."""
+"""What a page is made of: sections, tables and text, figures in words, and charts as plotly.js takes them."""
 
 from __future__ import annotations
 
 import html
+import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from transact.tracking.report.blocks import Figure
-from transact.tracking.report.metric_rows import LONGEST_SERIES, Point, Row, figure, series, thinned, tokens_at
-from transact.tracking.report.words import significant
+from transact.tracking.report.run_files import LONGEST_SERIES, Point, Row, figure, series, thinned, tokens_at
+
+MISSING = "-"
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def number(value: Any) -> str:
+    """All digits of a whole number, four of another one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    found = figure(value)
+    if found is None:
+        return value if isinstance(value, str) else MISSING
+    if found == 0 or 1e-3 <= abs(found) < 1e6:
+        digits = max(0, 3 - math.floor(math.log10(abs(found)))) if found else 0
+        return f"{found:,.{digits}f}"
+    return f"{found:.3e}"
+
+
+def short(value: Any) -> str:
+    """6.74B, 524k."""
+    found = figure(value)
+    if found is None:
+        return MISSING
+    for size, unit in UNITS:
+        if abs(found) >= size:
+            return f"{found / size:.3g}{unit}"
+    return f"{found:.4g}"
+
+
+def size(value: Any) -> str:
+    found = figure(value)
+    if found is None:
+        return MISSING
+    for unit, name in BYTE_UNITS:
+        if abs(found) >= unit:
+            return f"{found / unit:.4g} {name}"
+    return f"{found:.0f} bytes"
+
+
+def share(part: Any, whole: Any) -> str:
+    """In per cent."""
+    above, below = figure(part), figure(whole)
+    return MISSING if above is None or not below else f"{above / below:.1%}"
+
+
+def duration(seconds: Any) -> str:
+    found = figure(seconds)
+    if found is None:
+        return MISSING
+    if found < 60:
+        return f"{found:.3g} s"
+    minutes = round(found / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(seconds: float) -> str:
+    """Unix seconds as date and time of this machine."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def significant(value: float, digits: int = 5) -> float:
+    """Fewer digits: a page has many figures."""
+    return float(f"{value:.{digits}g}")
+
+
+Figure = dict[str, Any]  # "data" and "layout", as plotly.js takes them; a colour may be a variable of the page's style
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """
+    Attributes:
+        rows: of as many cells as there are headings; the first cell names the row.
+        links: a row's name -> where it leads.
+        note: what is left out, if anything.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    links: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """
+    Attributes:
+        name: in the page's addresses; letters, digits and dashes.
+        summary: what the chart shows, in words, for those who do not see it.
+        views: label -> figure; where there are several, the reader chooses, and the last one is shown first.
+        table: the figures behind it.
+        height: of the drawing, in pixels.
+        is_wide: takes the whole width of the page.
+    """
+
+    name: str
+    title: str
+    summary: str
+    views: dict[str, Figure]
+    table: Table
+    height: int = 300
+    is_wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """A table that stands by itself."""
+
+    title: str
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """Text to read or copy as it is. is_folded: shown when it is asked for."""
+
+    title: str
+    text: str
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """A sentence. is_warning: something is wrong."""
+
+    text: str
+    is_warning: bool = False
+
+
+Block = Chart | Named | Code | Note
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """name: in the page's addresses."""
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """
+    Attributes:
+        state: one word for what the run is doing: running, done, failed, ...
+        lines: below the title.
+        tiles: the figures to see first: what it is, value, and a remark.
+        is_live: the page will be written again; it offers to be loaded again.
+    """
+
+    title: str
+    state: str
+    lines: Sequence[str]
+    tiles: Sequence[tuple[str, str, str]]
+    sections: Sequence[Section]
+    is_live: bool
+
 
 COLOURS = tuple(f"--series-{number}" for number in range(1, 7))
 MUTED, WARNING = "--muted", "--warning"

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from transact.files import TEMPORARY_SUFFIX
-from transact.tracking.report.sweep_files import REPORT
+from transact.tracking.report.sweep_page import REPORT
 from transact.tracking.report.writing import write_run_page, write_sweep_page
 
 logger = logging.getLogger(__name__)

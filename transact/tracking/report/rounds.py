@@ -1,15 +1,27 @@
-"""What every round cut, and what it cost in perplexity."""
+"""What every round cut and what it cost in perplexity, and the recoveries of one cut beside each other."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from transact.tracking.report.blocks import Block, Chart, Named, Section, Table
-from transact.tracking.report.drawing import COLOURS, axis, bars, line
-from transact.tracking.report.metric_rows import figure
-from transact.tracking.report.run_files import RunFiles, Values, values_in
-from transact.tracking.report.words import MISSING, number, share, short
+from transact.config import VARIANTS
+from transact.tracking.report.drawing import (
+    COLOURS,
+    MISSING,
+    Block,
+    Chart,
+    Named,
+    Section,
+    Table,
+    axis,
+    bars,
+    line,
+    number,
+    share,
+    short,
+)
+from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 
 LARGEST_LOSS = 700.0  # nats whose exponential is a float
 DIMENSIONS = {
@@ -158,3 +170,42 @@ def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
 def _ticks(labels: list[str]) -> list[str]:
     """Short ones, for a phone: parent, 1, 2 and so on."""
     return [label.removeprefix("round ") for label in labels]
+
+
+OWN = "this run"
+
+
+def variants_section(run: RunFiles) -> Section | None:
+    if not run.variants:
+        return None
+    names = list(dict.fromkeys(name for each in run.variants for name in _changed(run, each)))
+    shown = [name for name in names if name not in ("tokens", "variant")]
+    rows = [_row(OWN, run, shown), *(_row(each.path.name, each, shown) for each in run.variants)]
+    headings = ["recovery", "state", "tokens", "peak learning rate", *shown, "perplexity recovered"]
+    links = {each.path.name: f"{VARIANTS}/{each.path.name}/report.html" for each in run.variants}
+    table = Table(headings=headings, rows=rows, links=links)
+    title = "Recoveries of this cut"
+    return Section(name="variants", title=title, blocks=[Named(title=title, table=table)])
+
+
+def _changed(run: RunFiles, variant: RunFiles) -> list[str]:
+    """Settings of recovery in which they differ."""
+    before, after = _recover(run), _recover(variant)
+    return [name for name in after if before.get(name) != after[name]]
+
+
+def _recover(run: RunFiles) -> Values:
+    return values_in(run.config, "recover")
+
+
+def _row(name: str, run: RunFiles, shown: list[str]) -> list[str]:
+    rates = [each.get("learning_rate") for each in run.result.get("rounds") or [] if isinstance(each, dict)]
+    found = models(run)
+    recovered = found[-1][1].get("recovered") if len(found) > 1 else None
+    cells = [_cell(_recover(run).get(each)) for each in shown]
+    peaks = ", ".join(number(each) for each in rates) or MISSING
+    return [name, run.state, short(_recover(run).get("tokens")), peaks, *cells, number(recovered)]
+
+
+def _cell(value: Any) -> str:
+    return MISSING if value is None else number(value) if isinstance(value, int | float) else str(value)

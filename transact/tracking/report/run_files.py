@@ -3,17 +3,172 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 from transact.runs.run_folder import variant_folders
 from transact.runs.run_record import RECORD
-from transact.tracking.report.activation_files import ActivationMap, read_activation_maps
-from transact.tracking.report.metric_rows import Row, read_rows
+
+Array = npt.NDArray[Any]
+
+KINDS = {
+    "query": "Queries: rotary pairs, head by head",
+    "key": "Keys: rotary pairs, head by head",
+    "attention_output": "Attention output: dims, head by head",
+    "intermediate": "MLP: intermediate channels",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ActivationMap:
+    """One kind of channels.
+
+    Attributes:
+        norms: (layers, channels) root of the mean square over tokens.
+        kept: (layers, channels) bool; None where the cut is made in another basis than the channels'.
+    """
+
+    norms: Array
+    kept: Array | None
+
+    def kept_energy(self) -> Array | None:
+        """(layers,) share of the squares that is in kept channels; 1 for a layer without any."""
+        if self.kept is None:
+            return None
+        squares = np.square(self.norms)
+        total = squares.sum(axis=1)
+        kept = (squares * self.kept).sum(axis=1)
+        return np.where(total > 0, kept / np.where(total > 0, total, 1), 1.0)
+
+    def redundancy(self) -> Array:
+        """(layers,) 1 - participation ratio / channels: 0 where all channels carry the same energy, near 1 where few
+        carry all. The participation ratio is (sum of squares)^2 / (sum of fourth powers)."""
+        squares = np.square(self.norms)
+        fourth = np.square(squares).sum(axis=1)
+        participating = np.square(squares.sum(axis=1)) / np.where(fourth > 0, fourth, 1)
+        return 1 - participating / squares.shape[1]
+
+    def binned(self, columns: int) -> tuple[Array, Array | None]:
+        """Norms and share of kept channels, (layers, at most `columns`): neighbours share a column."""
+        channels = self.norms.shape[1]
+        size = -(-channels // columns)
+        starts = np.arange(0, channels, size)
+        counts = np.diff(np.append(starts, channels))
+        squares = np.add.reduceat(np.square(self.norms), starts, axis=1) / counts
+        kept = None if self.kept is None else np.add.reduceat(self.kept.astype(np.float64), starts, axis=1) / counts
+        return np.sqrt(squares), kept
+
+
+def read_activation_maps(path: Path) -> dict[str, ActivationMap]:
+    """By kind; empty where the file is not there, or not (yet) readable."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError):
+        return {}
+    maps = {kind: _map(tensors, kind) for kind in KINDS}
+    return {kind: each for kind, each in maps.items() if each is not None}
+
+
+def _map(tensors: dict[str, Array], kind: str) -> ActivationMap | None:
+    norms, kept = tensors.get(f"{kind}.norms"), tensors.get(f"{kind}.kept")
+    if norms is None or norms.ndim != 2 or norms.size == 0:
+        return None
+    if kept is not None and kept.shape != norms.shape:
+        kept = None
+    norms = np.nan_to_num(norms.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return ActivationMap(norms=norms, kept=None if kept is None else kept.astype(bool))
+
+
+Row = dict[str, Any]
+Point = tuple[float, float]
+
+NON_FINITE = ("nan", "inf", "-inf")
+LONGEST_SERIES = 1200  # points that a chart draws; a screen has no more
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every line that is a JSON object, oldest first. A missing file has none; what is torn or alien is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    return [row for line in lines if (row := _row(line)) is not None]
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def figure(value: Any) -> float | None:
+    """A finite number; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def series(rows: Iterable[Row], name: str, *, axis: str = "tokens") -> list[Point]:
+    """(axis, value) of a metric, in order of the axis. Of rows with the same axis value, which a repeated step leaves,
+    the last counts."""
+    found: dict[float, float] = {}
+    for row in rows:
+        place, value = figure(row.get(axis)), figure(row.get(name))
+        if place is not None and value is not None:
+            found[place] = value
+    return sorted(found.items())
+
+
+def names_below(rows: Iterable[Row], prefix: str) -> list[str]:
+    """The metrics of a group, as "mem/" or "calibrate/", in the order in which they came."""
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
+
+
+def broken(rows: Iterable[Row], *names: str) -> int:
+    """How many rows have one of these metrics, and it is infinite or not a number."""
+    return sum(any(row.get(name) in NON_FINITE for name in names) for row in rows)
+
+
+def thinned(points: Sequence[Point], longest: int = LONGEST_SERIES) -> list[Point]:
+    """At most about `longest` points: of every stretch the lowest and the highest, so that no spike is lost."""
+    if len(points) <= longest:
+        return list(points)
+    size = math.ceil(2 * len(points) / longest)
+    kept: list[Point] = [points[0]]
+    for start in range(0, len(points), size):
+        stretch = [(value, place) for place, value in points[start : start + size]]
+        ends = sorted({min(stretch), max(stretch)}, key=itemgetter(1))
+        kept += [(place, value) for value, place in ends]
+    kept.append(points[-1])
+    return list(dict.fromkeys(kept))
+
+
+def even_sample(points: Sequence[Any], longest: int) -> list[Any]:
+    """At most `longest` of them, evenly spread, the first and the last among them."""
+    if len(points) <= longest:
+        return list(points)
+    return [points[round(turn * (len(points) - 1) / (longest - 1))] for turn in range(longest)]
+
+
+def tokens_at(rows: Iterable[Row], time: float) -> float:
+    """The tokens that had been trained on at a moment (unix seconds), by what is left in the log."""
+    before = (row for row in rows if (figure(row.get("time")) or math.inf) <= time)
+    return max((figure(row.get("tokens")) or 0.0 for row in before), default=0.0)
+
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"

@@ -6,17 +6,26 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from transact.tracking.report.blocks import Block, Code, Named, Note, Page, Section, Table
 from transact.tracking.report.channels import channels_section
-from transact.tracking.report.efficiency import efficiency_section
-from transact.tracking.report.evaluation import evaluation_section
-from transact.tracking.report.metric_rows import Row, figure
-from transact.tracking.report.rounds import models, rounds_section
-from transact.tracking.report.run_files import LIVE_STATES, RunFiles, Values, values_in
-from transact.tracking.report.speed import latest_speed, speed_section
-from transact.tracking.report.training import training_section
-from transact.tracking.report.variants import variants_section
-from transact.tracking.report.words import MISSING, duration, moment, number, share, short
+from transact.tracking.report.drawing import (
+    MISSING,
+    Block,
+    Code,
+    Named,
+    Note,
+    Page,
+    Section,
+    Table,
+    duration,
+    moment,
+    number,
+    share,
+    short,
+)
+from transact.tracking.report.results import efficiency_section, evaluation_section
+from transact.tracking.report.rounds import models, rounds_section, variants_section
+from transact.tracking.report.run_files import LIVE_STATES, Row, RunFiles, Values, figure, values_in
+from transact.tracking.report.training import latest_speed, speed_section, training_section
 
 SILENT_SECONDS = 900.0  # without a sign of life, after which a run that calls itself running is doubted
 MOST_ALERTS = 100

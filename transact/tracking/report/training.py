@@ -1,15 +1,42 @@
-"""Recovery: loss, perplexity, learning rate and gradient norm over tokens."""
+"""Recovery over its tokens: loss, perplexity, learning rate; throughput, memory, and the seconds of every stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from transact.tracking.report.blocks import Block, Chart, Figure, Note, Section, Table
-from transact.tracking.report.drawing import COLOURS, by_round, dots, line, over_tokens, round_marks
-from transact.tracking.report.metric_rows import Point, Row, broken, even_sample
-from transact.tracking.report.run_files import RunFiles, values_in
-from transact.tracking.report.words import number, short
+from transact.tracking.report.drawing import (
+    COLOURS,
+    Block,
+    Chart,
+    Figure,
+    Named,
+    Note,
+    Section,
+    Table,
+    axis,
+    bars,
+    by_round,
+    dots,
+    duration,
+    line,
+    number,
+    over_tokens,
+    round_marks,
+    short,
+)
+from transact.tracking.report.run_files import (
+    Point,
+    Row,
+    RunFiles,
+    Values,
+    broken,
+    even_sample,
+    figure,
+    names_below,
+    values_in,
+)
 
 LOSS = "recover/loss"
 VALIDATION_LOSS = "recover/validation_cross_entropy"
@@ -121,3 +148,75 @@ def _table(named: Mapping[str, Parts]) -> Table:
     note = f"{len(shown)} of {len(rows)} points; all of them are in metrics.jsonl." if len(shown) < len(rows) else ""
     cells = [[f"round {turn}", short(tokens), label, number(value)] for turn, tokens, label, value in shown]
     return Table(headings=["round", "tokens", "series", "value"], rows=cells, note=note)
+
+
+FIGURES = {
+    "perf/tokens_per_s": "tokens/s",
+    "perf/tokens_per_s_per_gpu": "tokens/s per rank",  # of which each has one GPU, if any
+    "perf/mfu": "MFU",
+    "perf/step_s": "step, seconds",
+    "perf/data_s": "of it waiting for data, seconds",
+    "perf/checkpoint_s": "a checkpoint, seconds",
+}
+
+
+def speed_section(run: RunFiles) -> Section | None:
+    marks = round_marks(run.rows, run.record.get("starts") or [])
+    charts = [
+        line_chart(
+            "throughput", "Throughput", "tokens/s", {"tokens/s": by_round(run.rows, "perf/tokens_per_s")}, marks
+        ),
+        line_chart("mfu", "Model FLOPs utilisation", "MFU", {"MFU": by_round(run.rows, "perf/mfu")}, marks),
+        _memory(run.rows, marks),
+        _stages(values_in(run.record, "stages")),
+    ]
+    blocks: list[Block] = [chart for chart in charts if chart is not None]
+    table = _stages_table(run.rows)
+    if table.rows:
+        blocks.insert(0, Named(title="Steps of recovery", table=table))
+    return Section(name="speed", title="Throughput, memory and time", blocks=blocks) if blocks else None
+
+
+def _stages_table(rows: Sequence[Row]) -> Table:
+    found = []
+    for name, label in FIGURES.items():
+        values = [value for row in rows if (value := figure(row.get(name))) is not None]
+        if values:
+            found.append([label, *(number(each) for each in (median(values), min(values), max(values), values[-1]))])
+    return Table(headings=["", "median", "lowest", "highest", "latest"], rows=found)
+
+
+def _memory(rows: Sequence[Row], marks: Figure) -> Chart | None:
+    """Whatever is recorded below mem/, in GiB."""
+    named = {
+        name.removeprefix("mem/").removesuffix("_gib").replace("_", " "): by_round(rows, name)
+        for name in names_below(rows, "mem/")
+    }
+    return line_chart("memory", "Memory, the most of all ranks", "GiB", named, marks, rangemode="tozero")
+
+
+def _stages(stages: Values) -> Chart | None:
+    seconds = {name: figure(entry.get("seconds")) for name, entry in stages.items() if isinstance(entry, dict)}
+    known = {name: value for name, value in seconds.items() if value is not None}
+    if not known:
+        return None
+    labels, values = list(known), list(known.values())
+    trace = bars("seconds", labels, values, COLOURS[0])
+    trace |= {"x": trace["y"], "y": trace["x"], "orientation": "h"}
+    layout = {"xaxis": axis("seconds", type="linear"), "yaxis": axis("", autorange="reversed", automargin=True)}
+    longest = max(known, key=lambda name: known[name])
+    return Chart(
+        name="stages",
+        title="Time of every finished stage",
+        summary=f"{duration(sum(values))} in {len(known)} finished stages. The longest is {longest}: "
+        f"{duration(known[longest])}.",
+        views={"": {"data": [trace], "layout": layout | {"showlegend": False}}},
+        table=Table(headings=["stage", "time"], rows=[[name, duration(value)] for name, value in known.items()]),
+        height=max(220, 90 + 20 * len(known)),
+        is_wide=True,
+    )
+
+
+def latest_speed(rows: Sequence[Row]) -> str:
+    values = [value for row in rows if (value := figure(row.get("perf/tokens_per_s"))) is not None]
+    return short(median(values[-20:])) if values else ""

@@ -1,4 +1,4 @@
-"""Plan: which units stay. Layers are judged by the ranks in turn; the plan is the same on every rank."""
+"""Select: which units stay. Layers are judged by the ranks in turn; the outcome is the same on every rank."""
 
 from __future__ import annotations
 
@@ -8,23 +8,49 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from transact.engine.checkpoints import layer_groups
-from transact.files import read_json, write_json
+from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.activation_maps import activation_maps
+from transact.prune.activation_maps import ActivationMap, activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import elimination_path
 from transact.prune.selection import PrunePlan, make_plan
 from transact.rounds import Round, tokens_per_batch
-from transact.stages.calibrate import read_statistics
-from transact.stages.gram import read_gram
+from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job
-from transact.stages.maps import FILE_NAME, map_figures, write_maps
+
+FILE_NAME = "activation_maps.safetensors"
+
+
+def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
+    """`<kind>.norms` (layers, channels) float32, `<kind>.kept` (layers, channels) uint8 where it is known."""
+    tensors = {f"{kind}.norms": each.norms.float() for kind, each in maps.items()}
+    tensors |= {f"{kind}.kept": each.kept.to(torch.uint8) for kind, each in maps.items() if each.kept is not None}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary_name(path))
+    publish(temporary_name(path), path)
+
+
+def map_figures(maps: dict[str, ActivationMap]) -> dict[str, float]:
+    """`calibrate/...`: norms over all channels of all layers, and the mean share of a layer's squares that is kept.
+
+    Kinds differ in scale, so each has its own; without a kind's name stands the MLP's, where most channels are.
+    """
+    figures: dict[str, float] = {}
+    for kind, each in maps.items():
+        ending = "" if kind == "intermediate" else f"_{kind}"
+        figures[f"calibrate/norm_mean{ending}"] = float(each.norms.mean())
+        figures[f"calibrate/norm_max{ending}"] = float(each.norms.max())
+        kept = each.kept_energy()
+        if kept is not None:
+            figures[f"calibrate/kept_energy{ending}"] = float(kept.mean())
+    return figures
+
 
 Result = TypeVar("Result")
 Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are kept: (width,)
