@@ -109,7 +109,7 @@ def test_ranks_that_torchrun_started_start_none_themselves(
     assert "call it without torchrun" in refused("launch=local", "launch.processes=2")
 
 
-@pytest.mark.parametrize("setting", ["data.train.hub_revision=abc", "eval.texts.notes={source: files}"])
+@pytest.mark.parametrize("setting", ["model.architecture.rope_theta=5e5", "eval.texts.notes={source: files}"])
 def test_a_setting_that_only_a_plus_adds(setting: str, refused: Callable[..., str]) -> None:
     assert f"write it with a plus, +{setting.partition('=')[0]}=..." in refused(setting)
 
