@@ -1,4 +1,4 @@
-"""launch=local: what happens to ranks when another one left before all had met."""
+"""launch=local: what ranks are given, and what happens to them when one leaves early or the time is over."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.support.commands import Workplace
+from tests.support.slurm import wait_for
+from transact.configuring import compose_config
 from transact.distributed import rendezvous
 from transact.distributed.rendezvous import LOOPBACK, meet
 from transact.distributed.signals import Interruption
@@ -47,23 +51,56 @@ def test_a_port_that_somebody_keeps_is_refused(ranks_here: str, monkeypatch: pyt
             rendezvous.meet(0, 2, Interruption(), None)
 
 
+def controlled(script: str, limit_seconds: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes of two ranks that are a shell script each."""
+    command = shlex.join(["sh", "-c", script])
+    variables = {"NTASKS": "2", "COMMAND": command, "TIMEOUT_S": str(limit_seconds), "SIGNAL_DELAY_S": "30"}
+    for name, value in (variables | {"WITH_SHELL": ""}).items():
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
+    monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    run = RunFolder(folder)
+    controller = executors.RankController(folder / "logs")
+    run.open(2)
+    try:
+        controller.start_tasks()
+        return list(controller.wait())
+    finally:
+        controller.kill_tasks()
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_at_the_time_limit_ranks_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than a rank is given that goes on after another has left."""
+    monkeypatch.setattr(executors, "KILL_SECONDS", 0.2)
+    saves = "trap 'sleep 1; exit 3' TERM; while true; do sleep 0.1; done"
+    assert controlled(saves, 1, tmp_path, monkeypatch) == [3, 3]
+
+
+@pytest.mark.parametrize("shown", ["2,3", "", None])
+def test_ranks_see_the_gpus_that_the_command_sees(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    config = compose_config([*workplace.overrides("gpus"), f"output_dir={tmp_path}/run", "launch=local"])
+    job = executors.submit_locally(config, tmp_path / "run" / "logs")
+    controller = psutil.Process(int(job.job_id))
+    try:
+        wait_for(controller.children, 60, "a rank")
+        for rank in controller.children():
+            assert rank.environ().get("CUDA_VISIBLE_DEVICES") == shown
+    finally:
+        for process in (*controller.children(), controller):
+            process.kill()
+        psutil.wait_procs([controller], timeout=10)
+
+
 def test_ranks_that_go_on_after_another_has_left_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that heeds no signal, as a suspended one; nothing that the launcher has killed is taken for a cause."""
     monkeypatch.setattr(executors, "STRAGGLER_SECONDS", 0.5)
     monkeypatch.setattr(executors, "KILL_SECONDS", 0.5)
     deaf = "test $SUBMITIT_LOCAL_GLOBALID = 0 && exit 1; trap '' TERM; while true; do sleep 0.1; done"
-    variables = {"NTASKS": "2", "COMMAND": shlex.join(["sh", "-c", deaf]), "TIMEOUT_S": "300", "SIGNAL_DELAY_S": "30"}
-    for name, value in (variables | {"WITH_SHELL": ""}).items():
-        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
-    monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
-    before = signal.getsignal(signal.SIGTERM)
-    run = RunFolder(tmp_path)
-    controller = executors.RankController(tmp_path / "logs")
-    run.open(2)
-    try:
-        controller.start_tasks()
-        assert controller.wait() == [1, -signal.SIGKILL]
-    finally:
-        controller.kill_tasks()
-        signal.signal(signal.SIGTERM, before)
+    assert controlled(deaf, 300, tmp_path, monkeypatch) == [1, -signal.SIGKILL]
     assert read_json(tmp_path / "run.json")["error"] == ("rank 0 died in the start: exit code 1, and it left no reason")

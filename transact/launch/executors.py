@@ -6,6 +6,7 @@ python -m transact.launch.executors FOLDER      controls the ranks of launch=loc
 from __future__ import annotations
 
 import io
+import math
 import os
 import shlex
 import signal
@@ -35,6 +36,7 @@ SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 POLL_SECONDS = 0.05
 STRAGGLER_SECONDS = 90.0  # that ranks go on after another has left; before they have met, nobody tells them
 KILL_SECONDS = 30.0  # to heed SIGTERM after that: a suspended process never does
+SAVE_SECONDS = 600.0  # the same, of ranks that are well and have come to the time limit
 
 
 class LocalTask:
@@ -83,7 +85,7 @@ def log_path(folder: Path, job: str, rank: int) -> Path:
     return folder / f"{job}_{rank}_log.out"
 
 
-def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
+def submit_locally(config: RunConfig, logs: Path) -> Any:
     """Start `launch.processes` processes here. Returns submitit's job.
 
     They are deaf to Ctrl-C until `work` listens, since submitit's own answer to it is to kill the ranks within a
@@ -93,7 +95,6 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
     executor.update_parameters(
         tasks_per_node=config.launch.processes,
         timeout_min=config.launch.timeout_minutes,
-        gpus_per_node=gpus,  # submitit hides every GPU that it is not told of
         stderr_to_stdout=True,
     )
     task = LocalTask(to_dictionary(config.without_setup()), free_port())
@@ -107,7 +108,11 @@ def submit_locally(config: RunConfig, logs: Path, gpus: int) -> Any:
 
 
 class _Executor(LocalExecutor):  # type: ignore[misc]
-    """Starts a controller that remembers how each rank ended."""
+    """Starts a controller that remembers how each rank ended.
+
+    The ranks see the GPUs that the command sees: submitit's own would number them anew, and with
+    CUDA_VISIBLE_DEVICES=2,3 take the first two of the machine.
+    """
 
     def _submit_command(self, command: str) -> Any:
         count = self.parameters["tasks_per_node"]
@@ -122,7 +127,6 @@ class _Executor(LocalExecutor):  # type: ignore[misc]
         }
         environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in variables.items()}
         environment |= {"SUBMITIT_STDERR_TO_STDOUT": "1", "SUBMITIT_EXECUTOR": "local"}
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(self.parameters["gpus_per_node"])))
         arguments = [sys.executable, "-m", "transact.launch.executors", str(self.folder)]
         process = subprocess.Popen(arguments, env=os.environ | environment)
         return LocalJob(self.folder, job_id=str(process.pid), process=process, tasks=list(range(count)))
@@ -145,18 +149,20 @@ class RankController(Controller):  # type: ignore[misc]
         """Returns the exit codes of the ranks, once all have ended; by then run.json names the one that died."""
         ends: dict[int, RankEnd] = {}
         limit = time.monotonic() + self.timeout_s
-        asked_to_leave = killed = None
+        patience, is_asked = math.inf, False  # until when ranks that were asked to leave may stay
         while len(ends) < len(self.tasks):
             now = time.monotonic()
             for rank, task in enumerate(self.tasks):
                 if rank not in ends and (code := task.poll()) is not None:
-                    ends[rank] = RankEnd(rank=rank, code=code, by_us=asked_to_leave is not None)
+                    ends[rank] = RankEnd(rank=rank, code=code, by_us=is_asked)
                     limit = min(limit, now + STRAGGLER_SECONDS)
-            if asked_to_leave is None and now > limit:
-                asked_to_leave = now
+                    patience = min(patience, now + STRAGGLER_SECONDS) if is_asked else patience
+            if not is_asked and now > limit:
+                is_asked = True
+                patience = now + (KILL_SECONDS if ends else SAVE_SECONDS)
                 self._forward_signal(signal.SIGTERM)
-            if asked_to_leave is not None and killed is None and now > asked_to_leave + KILL_SECONDS:
-                killed = now
+            if now > patience:
+                patience = math.inf
                 self._forward_signal(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
         name_the_dead(self.folder.parent, self._began, list(ends.values()), self.asked)

@@ -41,7 +41,7 @@ def run_locally(config: RunConfig) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     with view_events_for_ranks(config.launch.wait) as events:
-        job = submit_locally(config, folder / "logs", _visible_gpus())
+        job = submit_locally(config, folder / "logs")
         logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
         if not config.launch.wait:
             _say_how_to_go_on(job, logs)
@@ -119,12 +119,6 @@ def _adopt_orphans() -> None:
     """Become the parent of what a process started here leaves behind when it is killed; on Linux."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _say_how_to_go_on(job: Any, logs: list[Path]) -> None:
