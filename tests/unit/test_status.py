@@ -50,6 +50,14 @@ def test_a_run_in_the_middle(
     assert error == ["run:", "time", "limit", "(SIGUSR2)"]
 
 
+def test_more_tokens_than_were_asked_for_leave_no_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", [{"perf/tokens_per_s": 50.0}] * 12, state="running", stage="round_02/recover")
+    _, row = status(monkeypatch, capsys, tmp_path / "run")
+    assert row[4:8] == ["12,000/10,000", "-", "50", "00:00:00"]
+
+
 def test_a_run_that_was_killed_is_told_from_one_at_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

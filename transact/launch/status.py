@@ -107,7 +107,8 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         perplexity_of=None if perplexity is None else perplexity[1],
         text=_held_out_text(_within(config, "data", "evaluation")),
         tokens_per_second=speed,
-        seconds_left=(total - tokens) / speed if total is not None and speed and not is_over else None,
+        # A round trains for a step at least, so that a few tokens become more than were asked for.
+        seconds_left=max(0, total - tokens) / speed if total is not None and speed and not is_over else None,
         restarts=record.get("restarts"),
         interruptions={kind: count for kind, count in interruptions.items() if isinstance(count, int)},
         error=DIED if state == "died" else record.get("error") or (None if is_over else interruptions.get("last")),
