@@ -261,7 +261,10 @@ RECORD_DAMAGES = {
 }
 RECORDS = {
     "run.json": {"another layout": _other_layout, "of somebody": lambda path: path.write_text('{"loss": 1.0}')},
-    "job.json": {"another layout": _other_layout, "no number": lambda path: path.write_text('{"layout": 1, "job": 7}')},
+    "job.json": {
+        "another layout": _other_layout,
+        "no number": lambda path: path.write_text(f'{{"layout": {LAYOUT}, "job": 7}}'),
+    },
     "config.yaml": {"no YAML": lambda path: path.write_text("recover: [")},
 }
 CASES = [(name, damage) for name, more in RECORDS.items() for damage in (*RECORD_DAMAGES, *more)]

@@ -10,7 +10,7 @@ import pytest
 
 from transact.distributed.file_lock import exclusive
 from transact.files import write_text
-from transact.runs.run_record import SWEEP_RECORD, claim, note_points
+from transact.runs.run_record import LAYOUT, SWEEP_RECORD, claim, note_points
 from transact.stages.sharing import remove_shared_grams, share, take
 
 POINTS = ("fraction=0.1", "fraction=0.2", "fraction=0.3")
@@ -40,7 +40,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def write_point(folder: Path, *, state: str = "done", stages: object = SLICED) -> None:
-    record = {"layout": 1, "state": state, "error": None, "stage": None, "restarts": 0, "stages": stages}
+    record = {"layout": LAYOUT, "state": state, "error": None, "stage": None, "restarts": 0, "stages": stages}
     folder.mkdir(exist_ok=True)
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -71,9 +71,11 @@ STILL_NEEDED: dict[str, Callable[[Path], object]] = {
     "an empty record": lambda sweep: (sweep / POINTS[1] / "run.json").write_text("{}"),
     "a point of an earlier command": lambda sweep: write_point(sweep / "fraction=0.9", stages={}),
     "a point of a later command": lambda sweep: note_points(str(sweep / "shared"), ["fraction=0.4"]),
-    "a sweep without a list": lambda sweep: (sweep / SWEEP_RECORD).write_text('{"layout": 1}'),
+    "a sweep without a list": lambda sweep: (sweep / SWEEP_RECORD).write_text(f'{{"layout": {LAYOUT}}}'),
     "no record of the sweep": lambda sweep: (sweep / SWEEP_RECORD).unlink(),
-    "a list of something else": lambda sweep: (sweep / SWEEP_RECORD).write_text('{"layout": 1, "points": [1]}'),
+    "a list of something else": lambda sweep: (sweep / SWEEP_RECORD).write_text(
+        f'{{"layout": {LAYOUT}, "points": [1]}}'
+    ),
 }
 
 

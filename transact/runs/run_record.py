@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SWEEP_RECORD = "sweep.json"
 ESTIMATE = "estimate.json"  # of mode=estimate
-LAYOUT = 1  # of a run folder; another one is refused instead of being half understood
+LAYOUT = 2  # of a run folder; another one is refused instead of being half understood
 WAY_OUT = "nothing was changed: restore the file from a copy, or choose another name="
 ELSEWHERE = "choose another name= or output_dir="
 MAX_SHOWN = 3
