@@ -86,7 +86,7 @@ gpu-check: $(SETUP) ## the checks that need a GPU
 	$(PYTHON_RUN) -m benchmarks.gpu_check
 
 docs: $(SETUP) ## write docs/config anew from the settings, and tables from benchmarks/results
-	$(PYTHON_RUN) -m transact.settings --write docs/config
+	$(PYTHON_RUN) -m transact.config.help --write docs/config
 	$(PYTHON_RUN) -m benchmarks.published
 
 clean: ## remove the virtual environment; outputs/ stays

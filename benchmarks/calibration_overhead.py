@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, wait, working_folder, write_result
-from transact.config import DTYPES, EngineConfig
+from transact.config.inputs import DTYPES
+from transact.config.machines import EngineConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.engine import Engine, open_engine
 from transact.errors import leave

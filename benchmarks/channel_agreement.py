@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.random_models import load_stock_model, write_random_model
 from benchmarks.workload import random_texts, run_config
-from transact.config import ArchitectureConfig, EngineConfig
+from transact.config.inputs import ArchitectureConfig
+from transact.config.machines import EngineConfig
 from transact.distributed.process import ProcessGroup
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics

@@ -24,7 +24,7 @@ from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
-from transact.config import EfficiencyConfig
+from transact.config.outputs import EfficiencyConfig
 from transact.engine.checkpoints import stored_config
 from transact.errors import DONE, leave
 from transact.evaluation.efficiency.command import PRESETS

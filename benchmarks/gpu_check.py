@@ -35,7 +35,8 @@ from benchmarks.workload import (
     working_folder,
     write_result,
 )
-from transact.config import CheckpointEveryConfig, EngineConfig, RunConfig
+from transact.config.machines import CheckpointEveryConfig, EngineConfig
+from transact.config.run import RunConfig
 from transact.distributed.environment import environment_rank
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.memory import estimate_memory

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.random_models import load_stock_model
 from benchmarks.workload import wait
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.engine.deepspeed_setup import TrainingSettings, deepspeed_settings, import_deepspeed
 from transact.engine.engine import open_engine
 from transact.engine.sharded_state import optimizer_groups

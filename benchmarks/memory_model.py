@@ -21,8 +21,9 @@ import torch
 from benchmarks.allocations import allocated_peak
 from benchmarks.random_models import write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
-from transact.config import ArchitectureConfig, RunConfig
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
+from transact.config.inputs import ArchitectureConfig
+from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine

@@ -27,8 +27,9 @@ import torch
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
 from benchmarks.workload import RESULTS, num_cores, write_result
-from transact.config import RunConfig, TextConfig
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
+from transact.config.inputs import TextConfig
+from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from benchmarks.workload import REPOSITORY
-from transact.config import ArchitectureConfig
+from transact.config.inputs import ArchitectureConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.checkpoints import layer_groups, write_checkpoint
 

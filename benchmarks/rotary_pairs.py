@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.quality import Trial, partial_name, run_all
 from benchmarks.workload import RESULTS, num_cores, write_result
-from transact.config import ROTARY_CHOICES
+from transact.config.pruning import ROTARY_CHOICES
 from transact.errors import DONE, leave
 
 HEAD_DIMS = (28, 24, 20, 16, 12, 8)  # of 32

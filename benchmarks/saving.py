@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, relaunch, working_folder, write_result
-from transact.config import CheckpointEveryConfig, EngineConfig
+from transact.config.machines import CheckpointEveryConfig, EngineConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import open_engine

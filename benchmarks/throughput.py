@@ -18,7 +18,9 @@ from typing import Any
 from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
 from benchmarks.random_models import ARCHITECTURES, write_random_model
 from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
-from transact.config import DTYPES, EngineConfig, RunConfig
+from transact.config.inputs import DTYPES
+from transact.config.machines import EngineConfig
+from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.errors import leave

@@ -18,18 +18,11 @@ from typing import Any
 import numpy
 import torch
 
-from transact.config import (
-    DataConfig,
-    EngineConfig,
-    LaunchConfig,
-    ModelConfig,
-    MultipleConfig,
-    PruneConfig,
-    RecoverConfig,
-    RunConfig,
-    TextConfig,
-    TrackConfig,
-)
+from transact.config.inputs import DataConfig, ModelConfig, TextConfig
+from transact.config.machines import EngineConfig, LaunchConfig
+from transact.config.outputs import TrackConfig
+from transact.config.pruning import MultipleConfig, PruneConfig, RecoverConfig
+from transact.config.run import RunConfig
 from transact.data.order import SequenceOrder
 from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
 from transact.distributed.process import ProcessGroup

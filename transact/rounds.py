@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from transact.config import RESERVED_SPREAD, PruneConfig, RecoverConfig, RunConfig
+from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
+from transact.config.run import RunConfig
 from transact.geometry import Geometry
 
 if TYPE_CHECKING:

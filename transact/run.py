@@ -26,12 +26,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from transact.checks import require
-from transact.command_line import run_command
-from transact.config import VARIANTS, RunConfig
-from transact.configuring import UnknownSetting, conf_folder, register, typed_config
+from transact.config.compose import UnknownSetting, conf_folder, register, typed_config
+from transact.config.pruning import VARIANTS
+from transact.config.request import check_arguments, check_composed, run_command
+from transact.config.run import RunConfig
+from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
-from transact.request import check_arguments, check_composed
 from transact.tracking.wandb_mode import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
@@ -154,7 +154,7 @@ def note_sweep(points: list[RunConfig]) -> None:
 
 def show_help(name: str | None) -> int:
     """On a group, on a setting, or on the command. Returns the exit code."""
-    from transact.settings.help import help_on
+    from transact.config.help import help_on
 
     try:
         print(help_on(name))
@@ -205,7 +205,7 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
 
 
 def with_nearest(error: UnknownSetting) -> str:
-    from transact.settings.help import nearest
+    from transact.config.help import nearest
 
     return f"{error}{nearest(error.key)}"
 
@@ -218,7 +218,7 @@ def _quoted(value: str) -> str:
 
 def hydra_message(error: Exception) -> str:
     """Hydra's pages as one line."""
-    from transact.settings.help import is_setting
+    from transact.config.help import is_setting
 
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"

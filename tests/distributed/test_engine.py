@@ -22,7 +22,7 @@ MEGABYTE = 1024**2
 
 
 def engine_config(**changes: Any) -> Any:
-    from transact.config import EngineConfig
+    from transact.config.machines import EngineConfig
 
     return EngineConfig(**({"micro_batch_sequences": 2, "device": "cpu"} | changes))
 

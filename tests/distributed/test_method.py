@@ -23,7 +23,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str, Any]) -> Any:
     from benchmarks.workload import run_config
-    from transact.config import EngineConfig, MethodConfig
+    from transact.config.machines import EngineConfig
+    from transact.config.pruning import MethodConfig
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.tracking.tracker import Tracker
@@ -122,7 +123,7 @@ def test_first_layer_of_sequential_equals_parallel(cuts: dict[int, dict[str, Any
 
 def distilled(model: Path, chunk_elements: int) -> dict[str, Any]:
     """Two training steps of a damaged model towards the whole one; the losses, and a weight afterwards."""
-    from transact.config import EngineConfig
+    from transact.config.machines import EngineConfig
     from transact.distributed.process import process_group
     from transact.engine.deepspeed_setup import TrainingSettings
     from transact.engine.engine import open_engine

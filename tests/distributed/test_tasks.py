@@ -17,7 +17,7 @@ from tests.support.commands import REPOSITORY, Workplace
 from tests.support.ranks import run_on_ranks
 from tests.support.tasks import QUESTIONS, SHOTS, write_tasks
 from tests.support.tiny import TINY
-from transact.config import EngineConfig
+from transact.config.machines import EngineConfig
 from transact.data.document_marks import document_marks
 from transact.data.token_store import TokenStore, write_token_store
 

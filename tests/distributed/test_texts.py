@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 
 SEQUENCES = 10_000  # more than there are
 WORDS = [f"document {number} " + "of plain words, one after the other, " * 20 for number in range(60)]

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace, transact, transact_as_users_do
 from tests.support.judged import at_the_work, up_to_the_work
-from transact.config import RunConfig
+from transact.config.compose import to_dictionary, typed_config
+from transact.config.run import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
-from transact.configuring import to_dictionary, typed_config
 from transact.distributed import process
 from transact.errors import DONE, one_line
 from transact.estimate.contents import forecast

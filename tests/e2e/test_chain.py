@@ -15,7 +15,7 @@ import yaml
 from tests.e2e.conftest import RANKS, ChainRun
 from tests.support.commands import Workplace
 from tests.support.wandb_files import records, series
-from transact.configuring import typed_config
+from transact.config.compose import typed_config
 from transact.estimate.contents import forecast
 from transact.runs.metrics import read_metrics
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS

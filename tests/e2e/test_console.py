@@ -49,7 +49,7 @@ def test_logs_have_no_escape_codes(chain_commands: Mapping[int, ChainRun]) -> No
 
 
 def test_the_stages_are_those_that_the_view_announces(chain_commands: Mapping[int, ChainRun]) -> None:
-    from transact.configuring import typed_config
+    from transact.config.compose import typed_config
     from transact.rounds import stage_names
 
     for run in chain_commands.values():

@@ -19,7 +19,7 @@ MOMENTS = [
     "hydra._internal",
     "omegaconf",
     "hydra.core.plugins",
-    "transact.configuring",
+    "transact.config.compose",
     "hydra._internal.hydra",
     "transact.launch.worker",
     "transact.stages.preflight",
@@ -66,7 +66,7 @@ WORK = """
 import sys
 import time
 from pathlib import Path
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
 from transact.launch.outcome import outcome_recorded
 from transact.distributed.signals import Interruption
 from transact.distributed.process import process_group

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.commands import Workplace
 from tests.support.slurm import wait_for
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
 from transact.distributed import rendezvous
 from transact.distributed.rendezvous import LOOPBACK, meet
 from transact.distributed.signals import Interruption

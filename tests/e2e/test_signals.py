@@ -16,7 +16,7 @@ from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
 from tests.support.warm import WarmProcess
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
 from transact.distributed.process import ProcessGroup
 from transact.distributed.signals import STOPPING
 from transact.files import TEMPORARY_SUFFIX, read_json

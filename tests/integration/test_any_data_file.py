@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 
 FILES = 250

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.commands import Workplace
 from tests.support.configs import compose_config
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.launch.outcome import explain
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commands import Workplace, transact
 from tests.support.ranks import run_on_ranks
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 from transact.data.token_store import TokenStore, write_token_store
 from transact.stages.texts import load_tokenizer

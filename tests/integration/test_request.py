@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from transact.request import check_arguments
+from transact.config.request import check_arguments
 from transact.run import main
 from transact.stages.preflight import check_folder, make_folder
 

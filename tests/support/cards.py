@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.configs import compose_config
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 
 
 def summary(**changes: int) -> dict[str, Any]:

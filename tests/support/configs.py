@@ -6,8 +6,8 @@ import copy
 import functools
 from collections.abc import Sequence
 
-from transact import configuring
-from transact.config import RunConfig
+from transact.config import compose
+from transact.config.run import RunConfig
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -17,4 +17,4 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return configuring.compose_config(list(overrides))
+    return compose.compose_config(list(overrides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transact.accelerators import ACCELERATORS, BY_NAME, model_flops_utilisation, reported_as
+from transact.config.accelerators import ACCELERATORS, BY_NAME, model_flops_utilisation, reported_as
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ from tests.support.commands import REPOSITORY
 
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
-    {""},  # transact/__init__.py
-    {"geometry", "files", "errors", "checks", "accelerators", "command_line"},
+    {"", "geometry", "files", "errors"},  # "": transact/__init__.py
     {"config", "prune", "distributed"},
-    {"configuring", "request", "runs", "data", "models", "rounds"},
-    {"settings", "tracking", "engine"},
+    {"data", "models", "rounds", "runs"},
+    {"engine", "tracking"},
     {"evaluation", "export"},
     {"stages"},
     {"estimate"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transact.config import CheckpointEveryConfig
+from transact.config.machines import CheckpointEveryConfig
 from transact.stages.recover import checkpoints as recovery_checkpoints
 from transact.stages.recover.checkpoints import CheckpointClock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from transact.command_line import run_command
+from transact.config.request import run_command
 
 
 def test_arguments_survive_the_shell() -> None:

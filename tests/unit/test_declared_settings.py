@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from transact.config import RunConfig
+from transact.config.compose import compose_config, to_dictionary, typed_config
+from transact.config.run import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
-from transact.configuring import compose_config, to_dictionary, typed_config
 from transact.errors import one_line
 
 FIELDS = {name: (allowed_in(declared), hint) for name, declared, hint in all_fields(RunConfig)}

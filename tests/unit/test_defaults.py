@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from transact.config import RunConfig
+from transact.config.compose import conf_folder, register
+from transact.config.run import RunConfig
 from transact.config.setting import all_fields, defaults_of
-from transact.configuring import conf_folder, register
 
 FILES = sorted(
     str(path.relative_to(conf_folder())) for path in conf_folder().rglob("*.yaml") if path.parent.stem != "conf"

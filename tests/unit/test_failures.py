@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from tests.support.commands import Workplace
 from tests.support.configs import compose_config
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.engine.memory import MemoryEstimate
 from transact.errors import RankFailed
 from transact.launch.outcome import REMEDIES, explain, is_lost_rank

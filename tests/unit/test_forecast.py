@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.configs import compose_config
-from transact.accelerators import BY_NAME
+from transact.config.accelerators import BY_NAME
 from transact.estimate.contents import forecast, gguf_bytes
 from transact.estimate.text import in_words, text
 from transact.geometry import Geometry

@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from tests.support.commands import REPOSITORY
+from transact.config.help import choices, pages, settings
 from transact.run import main
-from transact.settings.catalogue import choices, settings
-from transact.settings.pages import pages
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

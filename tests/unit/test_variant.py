@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.commands import REPOSITORY
 from tests.support.configs import compose_config
-from transact.config import RunConfig
-from transact.configuring import to_yaml
+from transact.config.compose import to_yaml
+from transact.config.run import RunConfig
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.files import write_json, write_text

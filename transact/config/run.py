@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transact.checks import require, require_one_per_round
-from transact.config.data import DataConfig
-from transact.config.engine import EngineConfig
-from transact.config.estimate import EstimateConfig
-from transact.config.eval import EvalConfig
-from transact.config.export import ExportConfig
-from transact.config.launch import LaunchConfig
-from transact.config.model import ModelConfig
-from transact.config.prune import PruneConfig
-from transact.config.recover import RecoverConfig
-from transact.config.setting import LONGEST_PATH, setting
-from transact.config.track import TrackConfig
+from transact.config.inputs import DataConfig, ModelConfig
+from transact.config.machines import EngineConfig, EstimateConfig, LaunchConfig
+from transact.config.outputs import EvalConfig, ExportConfig, TrackConfig
+from transact.config.pruning import PruneConfig, RecoverConfig
+from transact.config.setting import LONGEST_PATH, require, require_one_per_round, setting
 
 MODES = ("prune", "pretrain", "estimate")
 LONGEST_NAME = 100  # characters: of a folder, which takes 255 bytes, beside what others add to it

@@ -1,4 +1,4 @@
-"""What a setting may be: declared beside each field of the configuration, checked and described from there alone."""
+"""One setting: its default, what it may be, and the one kind of message that a user sees for a wrong value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, is_dataclass
 from functools import cache
 from typing import Any
+
+
+def require(name: str, value: object, condition: bool, allowed: str) -> None:
+    """
+    Raises:
+        ValueError: the field, the value given, what is allowed.
+    """
+    if not condition:
+        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    require(name, value, value in choices, f"it must be one of {', '.join(choices)}")
+
+
+def require_one_per_round(name: str, values: list[float] | None, rounds: int) -> None:
+    if values is not None:
+        require(name, values, len(values) == rounds, f"one number per round is needed (prune.rounds={rounds})")
+
 
 LONGEST_PATH = 4000  # characters; of a system 4096 bytes
 LONGEST_TEXT = 1000  # characters of a text that declares nothing else

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from transact.config import RESERVED_SPREAD
+from transact.config.pruning import RESERVED_SPREAD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

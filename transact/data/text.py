@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.local_files import READERS, LeftOut, NoText, Source, has_words, shuffled_documents, text_of_line
 
 _checked: set[tuple[str | None, ...]] = set()  # the points of a sweep ask for the same

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transact.config import EngineConfig
+from transact.config.machines import EngineConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.deepspeed_setup import TrainingSettings, import_deepspeed
 from transact.engine.sharded_state import is_partitioned, optimizer_groups, own_part, unsharded_masters

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from transact.config import EngineConfig
+from transact.config.machines import EngineConfig
 
 
 @functools.cache

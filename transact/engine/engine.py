@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from transact.config import EngineConfig
+from transact.config.machines import EngineConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.construction import build, load_masters, wrap
 from transact.engine.deepspeed_setup import TrainingSettings, deepspeed_settings, import_deepspeed

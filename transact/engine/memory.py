@@ -12,7 +12,9 @@ import math
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from transact.config import LOGIT_CHUNK_ELEMENTS, EngineConfig, MethodConfig, RunConfig
+from transact.config.machines import EngineConfig
+from transact.config.pruning import LOGIT_CHUNK_ELEMENTS, MethodConfig
+from transact.config.run import RunConfig
 from transact.geometry import Geometry
 
 GIB = 1024**3

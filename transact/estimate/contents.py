@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.engine.memory import (
     BYTES_BY_DTYPE,
     FLOAT32_BYTES,

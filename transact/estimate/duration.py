@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transact.accelerators import BY_NAME, Accelerator
-from transact.config import RunConfig
+from transact.config.accelerators import BY_NAME, Accelerator
+from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.files import read_json
 from transact.geometry import Geometry

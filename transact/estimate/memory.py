@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from transact.config import EngineConfig, RunConfig
+from transact.config.machines import EngineConfig
+from transact.config.run import RunConfig
 from transact.engine.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
 from transact.geometry import Geometry
 from transact.rounds import Round

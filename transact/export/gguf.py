@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transact.config import ExportConfig, RunConfig
-from transact.config.export import GGUF_TYPES
+from transact.config.outputs import GGUF_TYPES, ExportConfig
+from transact.config.run import RunConfig
 from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.llama import read_geometry

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.models.folder import hub_id
 from transact.models.model_files import licence_files, own_file, read_object

@@ -8,8 +8,9 @@ import socket
 import time
 from pathlib import Path
 
-from transact.config import LaunchConfig, RunConfig
-from transact.configuring import PACKAGE, to_dictionary
+from transact.config.compose import PACKAGE, to_dictionary
+from transact.config.machines import LaunchConfig
+from transact.config.run import RunConfig
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.errors import DONE, FAILED, one_line, refuse
 from transact.files import write_json

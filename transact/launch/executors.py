@@ -21,8 +21,9 @@ from typing import Any
 from submitit import LocalExecutor
 from submitit.local.local import Controller, LocalJob
 
-from transact.config import LaunchConfig, RunConfig
-from transact.configuring import to_dictionary, typed_config
+from transact.config.compose import to_dictionary, typed_config
+from transact.config.machines import LaunchConfig
+from transact.config.run import RunConfig
 from transact.distributed.environment import JOB_TOKEN, LAUNCHER, LOOPBACK, PARENTS, forget_launcher, free_port
 from transact.distributed.rendezvous import new_token
 from transact.distributed.signals import SIGNALS

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS, STOPPING
 from transact.errors import DONE, FAILED, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally

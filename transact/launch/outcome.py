@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.distributed.environment import LAUNCHER
 from transact.distributed.signals import Interruption, Stopped
 from transact.distributed.slurm import own_job

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transact.config import VARIANTS
+from transact.config.pruning import VARIANTS
 from transact.distributed.file_lock import is_known_free
 from transact.distributed.slurm import ENDED, SlurmError, job_states
 from transact.errors import DONE, printable, refuse

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transact.config import RunConfig
-from transact.configuring import to_dictionary, to_yaml
+from transact.config.compose import to_dictionary, to_yaml
+from transact.config.run import RunConfig
 from transact.distributed.environment import adopt_launcher, environment_rank, environment_world_size
 from transact.distributed.signals import Interruption, Stopped
 from transact.distributed.slurm import EARLY_SECONDS, own_job

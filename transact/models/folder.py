@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from transact.config import ModelConfig
+from transact.config.inputs import ModelConfig
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.models.llama import check_supported, read_geometry

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from transact.config import LOGIT_CHUNK_ELEMENTS
+from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 
 IGNORED = -100  # a target that counts for nothing
 

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transact.config import VARIANTS
+from transact.config.pruning import VARIANTS
 from transact.errors import RankFailed
 from transact.files import TEMPORARY_SUFFIX, file_digest, temporary_name, write_json
 from transact.runs.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from transact.config import MethodConfig
+from transact.config.pruning import MethodConfig
 from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import open_engine

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.data.text import documents
 from transact.engine.checkpoints import stored_config
 from transact.files import fresh_temporary_folder, publish, write_json

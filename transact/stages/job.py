@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup
 from transact.files import DIGEST_BLOCK_BYTES, damage_of, size_damage_of
 from transact.geometry import Geometry

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from transact.config import ModelConfig, RunConfig
+from transact.config.inputs import ModelConfig
+from transact.config.run import RunConfig
 from transact.export.gguf import check_gguf_tokenizer
 from transact.files import DamagedFile, read_json
 from transact.models.folder import check_files, geometry_of, hub_id, is_local

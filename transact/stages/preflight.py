@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transact.config import DataConfig, MethodConfig, RunConfig, TextConfig
-from transact.configuring import differences, to_dictionary
+from transact.config.compose import differences, to_dictionary
+from transact.config.inputs import DataConfig, TextConfig
+from transact.config.pruning import MethodConfig
+from transact.config.run import RunConfig
 from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.distributed.file_lock import exclusive, held_by_one_run
 from transact.files import (
     DamagedFile,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from transact.config import EvalConfig
+from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
 from transact.files import write_json

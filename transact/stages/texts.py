@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.local_files import LeftOut
 from transact.data.order import SequenceOrder

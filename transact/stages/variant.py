@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transact.config import RecoverConfig, RunConfig
-from transact.configuring import differences, to_dictionary, typed_config
+from transact.config.compose import differences, to_dictionary, typed_config
+from transact.config.pruning import RecoverConfig
+from transact.config.run import RunConfig
 from transact.files import copy_finished, damage_of, publish, temporary_name
 from transact.geometry import Geometry
 from transact.rounds import Round, pruning_rounds, stage_names, text_sequences
@@ -70,7 +71,7 @@ def _check_same_cut(first: RunConfig, config: RunConfig) -> None:
 
 
 def changes_recovery_alone(difference: str) -> bool:
-    """Whether a line of `configuring.differences` leaves the cut as it is: what is reserved for validation decides
+    """Whether a line of `config.compose.differences` leaves the cut as it is: what is reserved for validation decides
     which text calibrates."""
     return difference.startswith("recover.") and not difference.startswith("recover.validation_sequences:")
 

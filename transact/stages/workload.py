@@ -6,7 +6,7 @@ counted with the weights below; reading and writing files is not counted.
 
 from __future__ import annotations
 
-from transact.config import RunConfig
+from transact.config.run import RunConfig
 from transact.engine.memory import gram_passes
 from transact.geometry import Geometry
 from transact.rounds import Round, split_candidates, stage_names

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from transact.config import RunConfig, TrackConfig
+from transact.config.outputs import TrackConfig
+from transact.config.run import RunConfig
 from transact.config.setting import check_values
 
 MODES = ("auto", "online", "offline", "disabled")

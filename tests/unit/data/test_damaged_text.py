@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Workplace
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 from transact.data.token_store import write_token_store
 from transact.stages.texts import load_tokenizer

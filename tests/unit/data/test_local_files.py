@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data import local_files
 from transact.data.local_files import LeftOut
 from transact.data.text import check_text, documents, text_files

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.text import (
     check_text,
     documents,

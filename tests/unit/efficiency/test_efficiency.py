@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.tiny import TINY
-from transact.config import EfficiencyConfig
+from transact.config.outputs import EfficiencyConfig
 from transact.evaluation.efficiency.command import main, parse, requested, turns_text
 from transact.evaluation.efficiency.generation import (
     Seconds,

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.support.exported import masked_parent, random_plan, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
-from transact.config import MethodConfig
+from transact.config.pruning import MethodConfig
 from transact.engine.checkpoints import layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json

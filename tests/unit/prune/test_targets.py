@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from transact.config import PruneConfig
-from transact.config.prune import TARGETS, MethodConfig, MultipleConfig
+from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
 from transact.prune.targets import RUNTIMES, multiples_for
 from transact.rounds import geometries, split_candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transact.configuring import compose_config
+from transact.config.compose import compose_config
 from transact.tracking.wandb_mode import run_tags
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transact.checks import require_choice
-from transact.config import DEVICES, DTYPES, EfficiencyConfig
-from transact.config.setting import check_values
+from transact.config.inputs import DTYPES
+from transact.config.machines import DEVICES
+from transact.config.outputs import EfficiencyConfig
+from transact.config.setting import check_values, require_choice
 from transact.errors import DONE, REFUSED, leave, refuse
 
 # Settings of EfficiencyConfig.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from transact.config import EfficiencyConfig
+from transact.config.outputs import EfficiencyConfig
 from transact.evaluation.efficiency.generation import (
     Clock,
     Turn,

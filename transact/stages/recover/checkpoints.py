@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transact.config import CheckpointEveryConfig
+from transact.config.machines import CheckpointEveryConfig
 from transact.engine.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
 from transact.files import read_json
 from transact.rounds import Round

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transact.accelerators import model_flops_utilisation, reported_as
+from transact.config.accelerators import model_flops_utilisation, reported_as
 from transact.distributed.process import ProcessGroup
 from transact.engine.memory import GIB
 

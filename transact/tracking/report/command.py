@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from transact.checks import require
+from transact.config.setting import require
 from transact.errors import DONE, FAILED, leave, refuse
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import RECORD, read_config, read_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transact.config import VARIANTS
+from transact.config.pruning import VARIANTS
 from transact.tracking.report.drawing import (
     COLOURS,
     MISSING,

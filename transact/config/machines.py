@@ -1,11 +1,56 @@
-"""Where the processes of a job come from: the settings of conf/launch/."""
+"""What a run works on: ranks and their precision, who starts them, and what an estimate assumes of them."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 
-from transact.checks import require
-from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, setting
+from transact.config.accelerators import BY_NAME
+from transact.config.inputs import DTYPES
+from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, setting
+
+ATTENTION_KINDS = ("sdpa", "eager")
+VERIFY_KINDS = ("sample", "full")
+DEVICES = ("auto", "cpu", "cuda")
+MINUTES_OF_A_YEAR = 525_600
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointEveryConfig:
+    """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
+
+    minutes: float | None = setting(20.0, above=0, at_most=MINUTES_OF_A_YEAR)
+    """Minutes between two checkpoints of a recovery; stretched where saving takes more than a twentieth of the time.
+    null: not by time."""
+    tokens: int | None = setting(None, at_least=1, at_most=10**15)
+    """Tokens between two checkpoints of a recovery. null: not by tokens."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """How the work is spread over ranks and computed."""
+
+    zero_stage: int = setting(3, at_least=0, at_most=3)
+    """What DeepSpeed splits over the ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too."""
+    dtype: str = setting("float32", choices=DTYPES)
+    """"float32" or "bfloat16": of the computation. Master weights are float32 always."""
+    device: str = setting("auto", choices=DEVICES)
+    """"auto" (CUDA where there is a GPU), "cpu" or "cuda"."""
+    attention: str = setting("sdpa", choices=ATTENTION_KINDS)
+    """"sdpa" or "eager": the attention implementation of transformers."""
+    micro_batch_sequences: int = setting(8, at_least=1, at_most=2**16)
+    """Sequences of a forward on each rank; bounds the memory of activations."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: less memory, more work."""
+    reduce_bucket_elements: int = setting(5_000_000, at_least=1, at_most=2_000_000_000)
+    """Elements that DeepSpeed gathers or reduces in one call."""
+    collective_timeout_minutes: float = setting(30.0, at_least=0.01, at_most=10_080)
+    """Minutes without progress after which a job that hangs is ended, with the stacks of all ranks."""
+    checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)
+    """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
+    verify: str = setting("sample", choices=VERIFY_KINDS)
+    """How a restart sees that the parent is the same: "sample" (sizes, headers, a sample of the weights: seconds) or
+    "full" (every byte, which the ranks read once at each start)."""
+
 
 LAUNCH_KINDS = ("inline", "local", "slurm")
 OPTION = Allowed(longest=64, pattern=r"[A-Za-z0-9][A-Za-z0-9_-]*", words="an option of sbatch without dashes")
@@ -103,3 +148,27 @@ class LaunchConfig:
     def num_ranks(self) -> int:
         """That are started; launch=inline starts none, and counts as one."""
         return self.nodes * self.ranks_per_node if self.kind == "slurm" else self.processes
+
+
+@dataclass(kw_only=True, slots=True)
+class EstimateConfig:
+    """What `mode=estimate` assumes of the machines. No run depends on it."""
+
+    num_ranks: int | None = setting(None, at_least=1, at_most=10**6)
+    """Ranks of the job that is estimated. null: those that the launch settings or torchrun's environment start."""
+    accelerator: str | None = setting(None, choices=tuple(BY_NAME))
+    """What a rank runs on: h100, a100_80gb and so on, as in transact/config/accelerators.py. null: not said."""
+    memory_gib: float | None = setting(None, above=0, at_most=10**6)
+    """GiB that a rank can use. null: the accelerator's, or not said."""
+    tokens_per_second: float | None = setting(None, at_least=1e-3, at_most=1e12)
+    """Measured throughput of recovery before any cut, of all ranks. null: from the accelerator and estimate.mfu."""
+    throughput_file: str | None = setting(None, longest=LONGEST_PATH)
+    """A results file of benchmarks.throughput from the same kind of machines, instead of that. null: none."""
+    mfu: float = setting(0.4, at_least=1e-4, at_most=1)
+    """Assumed model FLOPs utilisation, where no throughput is given."""
+    price_per_gpu_hour: float | None = setting(None, above=0, at_most=1e9)
+    """What a rank costs for an hour, in any currency. null: no costs are shown."""
+
+    def __post_init__(self) -> None:
+        one = self.tokens_per_second is None or self.throughput_file is None
+        require("estimate.throughput_file", self.throughput_file, one, "give it or estimate.tokens_per_second")

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from transact.config import FREE_SECTIONS, FREE_SETTINGS, RunConfig
+from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
 from transact.config.setting import (
     check_values,
     dataclass_in,
@@ -22,7 +22,7 @@ from transact.config.setting import (
     short,
 )
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_folder() -> Path:

@@ -1,10 +1,10 @@
-"""What is measured of the parent and of the final model: conf/eval/."""
+"""What comes out: evaluations, the exported model, metrics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transact.config.data import TextConfig
+from transact.config.inputs import TextConfig
 from transact.config.setting import LONGEST_PATH, Allowed, setting
 
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
@@ -55,3 +55,42 @@ class EvalConfig:
     def has_more(self) -> bool:
         """Whether anything is measured besides the perplexity on data.evaluation."""
         return bool(self.texts or self.tasks)
+
+
+GGUF_TYPES = ("none", "f16", "q8_0", "q4_0")
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """What is written besides the folder for transformers."""
+
+    gguf: str = setting("none", choices=GGUF_TYPES)
+    """"none", or the type of the weights in a file for llama.cpp beside export/: "f16", "q8_0" or "q4_0"."""
+
+
+TRACK_MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackConfig:
+    """Where figures go besides metrics.jsonl."""
+
+    mode: str = setting("auto", choices=TRACK_MODES)
+    """W&B: "auto" (online with a key and a network, else offline), "online", "offline" or "disabled"."""
+    project: str | None = setting(None, longest=128, pattern=r"[^/\\#?%:]+", words="a name without / \\ # ? % :")
+    """The W&B project. null: WANDB_PROJECT, or else transact."""
+    run_name: str | None = setting(None, longest=128)
+    """The run's name in W&B. null: WANDB_NAME, or else that of the run."""
+    notes: str | None = setting(None)
+    """W&B notes on the run. null: WANDB_NOTES, or else none."""
+    entity: str | None = setting(None, longest=128)
+    """The W&B user or team. null: WANDB_ENTITY, or else W&B's default for the key."""
+    group: str | None = setting(None, longest=128)
+    """The W&B group. null: WANDB_RUN_GROUP, or else none; for the points of a
+    sweep the run's name."""
+    tags: list[str] = setting(factory=list, entries=(0, 50))
+    """W&B tags, besides those that say what the run does; where there are none, those in WANDB_TAGS."""
+    progress_seconds: float = setting(60.0, above=0, at_most=86_400)
+    """Seconds between two lines of a loop in a log file."""
+    report_seconds: float = setting(120.0, at_least=0, at_most=86_400)
+    """Seconds between two versions of report.html while the run goes on; 0: it is written at the end alone."""

@@ -1,1 +1,0 @@
-"""Every setting, described: for `--help` and for docs/config/."""
