@@ -1,3 +1,24 @@
-"""transact: distributed structured pruning of large language models."""
+"""transact: distributed structured pruning of large language models.
+
+`prune_model` cuts a model in memory, `prune` runs a whole job. Importing the package imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {"prune_model": "transact.stages.in_memory"}
+
+
+def __getattr__(name: str) -> Any:
+    """What is public here and defined elsewhere is imported when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'transact' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -76,7 +76,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
             evidence = collect_evidence(job, model, statistics)
             target = rounds[0].geometry
             channels = greedy_channels(job, model, grams, [target.intermediate_size])
-            plan = decide(job, evidence, target, channels, parent=geometry, asked=0.4)
+            plan = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
             cut_checkpoint(job, texts, model, plan, sliced, grams)
             with CheckpointReader(sliced) as reader:
                 weights = {key: reader.tensor(key).numpy() for key in reader.files}

@@ -8,10 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from transact.config.pruning import MethodConfig
 from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
+from transact.config.setting import require_choice
 from transact.config.setting import (
     check_values,
     dataclass_in,
@@ -62,6 +65,23 @@ def compose_config(overrides: list[str]) -> RunConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("config", overrides=overrides)
     return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
+def method_preset(name: str) -> MethodConfig:
+    """The method of a file in conf/prune/method, read without Hydra.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    presets = {path.stem: path for path in sorted((conf_folder() / "prune" / "method").glob("*.yaml"))}
+    require_choice("method", name, tuple(presets))
+
+    def values(preset: str) -> dict[str, Any]:
+        own = dict(yaml.safe_load(presets[preset].read_text(encoding="utf-8")) or {})
+        bases = [each for each in own.pop("defaults", []) if each in presets]
+        return {key: value for base in bases for key, value in values(base).items()} | own
+
+    return MethodConfig(**values(name))
 
 
 def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:

@@ -13,6 +13,7 @@ from transact.config.compose import differences, to_dictionary
 from transact.config.inputs import DataConfig, TextConfig
 from transact.config.pruning import MethodConfig
 from transact.config.run import RunConfig
+from transact.config.setting import require
 from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf
@@ -205,17 +206,21 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
     check_gguf(config, model_config)
 
 
-def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:
+def check_length(name: str, length: int, model_config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the model does not take sequences of this many tokens.
+    """
     longest = model_config.get("max_position_embeddings")
-    length = config.data.sequence_length
-    if longest is not None and length > longest:
-        raise ValueError(f"data.sequence_length={length} is not allowed: the model takes at most {longest} tokens")
+    require(name, length, longest is None or length <= longest, f"the model takes at most {longest} tokens")
     window = family_of(model_config).window(model_config)
-    if window is not None and length > window:
-        raise ValueError(
-            f"data.sequence_length={length} is not allowed: the model attends to at most {window} tokens "
-            "(sliding_window), and pruning works on whole sequences"
-        )
+    seen = f"the model attends to at most {window} tokens (sliding_window), and pruning works on whole sequences"
+    require(name, length, window is None or length <= window, seen)
+
+
+def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:
+    check_length("data.sequence_length", config.data.sequence_length, model_config)
+    longest = model_config.get("max_position_embeddings")
     measured = config.eval.efficiency
     tokens = max(measured.prompt_tokens) + max(measured.new_tokens)
     most = max(LONGEST_MEASURED, longest or 0)

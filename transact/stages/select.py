@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from transact.config import MethodConfig, PruneConfig
 from transact.engine.checkpoints import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry
@@ -20,6 +21,7 @@ from transact.models.tensor_files import CheckpointReader
 from transact.prune.activation_maps import ActivationMap, activation_maps
 from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.prune.greedy_obs import elimination_path
+from transact.prune.refit import LayerGram
 from transact.prune.selection import PrunePlan, make_plan
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_gram, read_statistics
@@ -59,17 +61,20 @@ Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are
 def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
     """What scores rest on, whatever the target; collective, equal on every rank."""
     method, source = job.config.prune.method, geometry_of(checkpoint)
-    chosen = (method.pair_score, method.values, method.channels)
     return Evidence(
         geometry=source,
         statistics=read_statistics(statistics),
-        magnitude=_magnitudes(job, checkpoint, source) if "magnitude" in chosen else None,
+        magnitude=_magnitudes(job, checkpoint, source) if looks_at_magnitudes(method) else None,
         seed=job.config.seed,
     )
 
 
+def looks_at_magnitudes(method: MethodConfig) -> bool:
+    return "magnitude" in (method.pair_score, method.values, method.channels)
+
+
 def decide(
-    job: Job,
+    config: PruneConfig,
     evidence: Evidence,
     target: Geometry,
     channels: Paths | None,
@@ -78,7 +83,7 @@ def decide(
     asked: float | None,
 ) -> PrunePlan:
     """The plan for one target. channels: as `greedy_channels` returns them."""
-    method, source = job.config.prune.method, evidence.geometry
+    method, source = config.method, evidence.geometry
     scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
     return make_plan(
         scores,
@@ -88,7 +93,7 @@ def decide(
         asked=asked,
         unit=method.attention,
         pair_scope=method.pair_scope,
-        pairs_in_progression=job.config.prune.rotary_pairs == "progression",
+        pairs_in_progression=config.rotary_pairs == "progression",
         value_basis=method.values if method.values in ("svd", "pca") else "dims",
         query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
         channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
@@ -108,7 +113,7 @@ def greedy_channels(
     if job.config.prune.method.channels != "obs":
         return None
     source, device = geometry_of(checkpoint), job.group.device
-    if set(widths) == {source.intermediate_size}:
+    if set(widths) == {source.intermediate_size}:  # no Gram matrix needs to be read
         return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
     kept = {}
     with (
@@ -117,13 +122,20 @@ def greedy_channels(
     ):
         for layer in job.group.turns(source.num_layers):
             if layer is not None:
-                weight = reader.tensor(down_projection(layer)).to(device, torch.float32)
-                gram = read_gram(grams, layer, device).intermediate
-                path = elimination_path(weight, gram, widths, job.config.prune.method.ridge)
-                kept[layer] = {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
+                weight = reader.tensor(down_projection(layer)).to(device)
+                kept[layer] = best_channels(weight, read_gram(grams, layer, device), widths, job.config.prune.method)
             bar.advance(job.group.world_size)
     by_layer = [paths for _, paths in sorted(_merged(job, kept).items())]
     return {width: [paths[width] for paths in by_layer] for width in widths}
+
+
+def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], method: MethodConfig) -> dict[int, Tensor]:
+    """Channels of one layer that greedy OBS keeps, by width: (width,) int32 on the CPU.
+
+    weight: of down_proj, (hidden_size, intermediate_size), on the device that computes.
+    """
+    path = elimination_path(weight.float(), gram.intermediate.to(weight.device), widths, method.ridge)
+    return {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
 
 
 def plan(
@@ -146,7 +158,7 @@ def plan(
         made = measured
     else:
         channels = greedy_channels(job, checkpoint, grams, [round_.geometry.intermediate_size])
-        made = decide(job, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
+        made = decide(job.config.prune, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")

@@ -38,7 +38,11 @@ def slice_sequentially(
     config = read_json(source / "config.json")
     smaller = sliced_config(config, plan)
     with CheckpointReader(source) as reader:
-        streams = _Streams(job, texts, reader, plan)
+        embedded, num_turns = _embedded(job, texts, reader)
+        ridge, group = job.config.prune.method.ridge, job.group
+        streams = Streams(
+            plan, embedded, device=group.device, ridge=ridge, num_turns=num_turns, turn=group.turn, total=group.sum
+        )
 
         def cut(names: list[str]) -> Tensors:
             tensors = {name: reader.tensor(name).float() for name in names}
@@ -57,26 +61,47 @@ def slice_sequentially(
         )
 
 
-class _Streams:
+def _embedded(job: Job, texts: Texts, reader: CheckpointReader) -> tuple[list[Tensor], int]:
+    """This rank's micro-batches of the calibration text as the first layer reads them; how many the first rank has."""
+    embedding = reader.tensor(EMBEDDING).float()
+    positions, size = calibration_positions(job, texts), job.config.engine.micro_batch_sequences
+    turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
+    hidden = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
+    return hidden, len(turns)
+
+
+class Streams:
     """This rank's share of the calibration text, as hidden states of the dense and of the cut model."""
 
-    def __init__(self, job: Job, texts: Texts, reader: CheckpointReader, plan: PrunePlan) -> None:
-        self.job, self.plan = job, plan
-        self.ridge = job.config.prune.method.ridge
-        positions = calibration_positions(job, texts)
-        turns = micro_batches(
-            len(positions), job.config.engine.micro_batch_sequences, job.group.rank, job.group.world_size
-        )
-        self.num_turns = len(turns)
-        embedding = reader.tensor(EMBEDDING).float()
-        # On the CPU: they are the larger, the longer the text. Micro-batches visit the device one by one.
-        self.dense = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
-        self.cut = list(self.dense)
+    def __init__(
+        self,
+        plan: PrunePlan,
+        embedded: list[Tensor],
+        *,
+        device: torch.device,
+        ridge: float,
+        num_turns: int,
+        turn: Callable[[], object] = lambda: None,
+        total: Callable[[Tensor], Tensor] = lambda own: own,
+    ) -> None:
+        """
+        Args:
+            embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each. On
+                the CPU: they are the larger, the longer the text, and visit the device one by one.
+            ridge: of the refit.
+            num_turns: micro-batches of the rank that has most.
+            turn: called after each, on every rank equally often: the job may stop there.
+            total: sums a tensor over the ranks, in place.
+        """
+        self.plan, self.device, self.ridge, self.total = plan, device, ridge, total
+        self.num_turns, self.turn = num_turns, turn
+        self.dense = list(embedded)
+        self.cut = list(embedded)
 
     @torch.no_grad()
     def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
         """The cut and refitted tensors of the next layer; both streams move on behind it."""
-        device = self.job.group.device
+        device = self.device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         weights = layer_weights(tensors)
         assert weights is not None
@@ -103,7 +128,7 @@ class _Streams:
         for number in range(self.num_turns):
             if number < len(streams[0]):
                 yield tuple(stream[number] for stream in streams)
-            self.job.group.turn()
+            self.turn()
 
     def _dense_gram(self, dense: SingleLayer) -> LayerGram:
         """For the value basis, which looks at the attention output alone."""
@@ -112,7 +137,7 @@ class _Streams:
             with _inputs_of(dense.block.self_attn.o_proj) as seen:
                 dense(hidden.to(total.device))
             total += gram(seen[0])
-        return LayerGram(attention_output=self.job.group.sum(total), intermediate=self._zeros(0, 0))
+        return LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
 
     def _grams(self, dense: SingleLayer, cut: SingleLayer, projection: str) -> tuple[Tensor, Tensor]:
         """Sums over all ranks' tokens of ``x y^T`` and ``y y^T``: x what the dense projection reads, y the cut one."""
@@ -125,10 +150,10 @@ class _Streams:
                 cut(right.to(own.device))
             cross += gram(x[0], y[0])
             own += gram(y[0])
-        return self.job.group.sum(cross), self.job.group.sum(own)
+        return self.total(cross), self.total(own)
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
-        return torch.zeros(rows, columns, dtype=torch.float64, device=self.job.group.device)
+        return torch.zeros(rows, columns, dtype=torch.float64, device=self.device)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def trial_folder(output: Path) -> Path:
 
 def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: Path, output: Path) -> None:
     """Write split.json: the candidates with their losses, the chosen dimensions, and the plan that leads there."""
-    whole = geometry_of(parent)
-    candidates = split_candidates(job.config.prune, whole)
+    settings, whole = job.config.prune, geometry_of(parent)
+    candidates = split_candidates(settings, whole)
     evidence = collect_evidence(job, parent, statistics)
     widths = {target.intermediate_size for target in candidates}
     begun = elimination_share(job.config, whole)
@@ -44,7 +44,9 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
         for target in candidates:
             if job.group.is_main:
                 remove_flat(trial)
-            plan = decide(job, evidence, target, channels, parent=whole, asked=job.config.prune.remove_fraction)
+            plan = decide(
+                job.config.prune, evidence, target, channels, parent=whole, asked=job.config.prune.remove_fraction
+            )
             loss = _loss_after(job, texts, parent, plan, trial, grams)
             if best is None or loss < least:
                 best, least = plan, math.inf if math.isnan(loss) else loss

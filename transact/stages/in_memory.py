@@ -1,0 +1,323 @@
+"""Cut a model that is in memory, on one device: the mathematics of a job's stages without their ranks and files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from transact.checks import require
+from transact.config import MethodConfig, PruneConfig
+from transact.config.setting import check_values
+from transact.configuring import method_preset
+from transact.engine.checkpoints import layer_groups
+from transact.engine.memory import gram_passes
+from transact.geometry import Geometry
+from transact.models.families import family_of
+from transact.models.hooks import TAYLOR, Collector, collect_grams, collect_statistics
+from transact.models.identity import UnusableModel
+from transact.models.llama import (
+    check_supported,
+    down_projection,
+    expected_shapes,
+    layer_of,
+    layer_weights,
+    read_geometry,
+    slice_tensors,
+    sliced_config,
+)
+from transact.models.loss_head import next_token_targets
+from transact.models.rotary import stated_settings
+from transact.models.stock import stock_class
+from transact.prune.criteria import Evidence, Scores, magnitude_scores, stack_scores
+from transact.prune.refit import LayerGram
+from transact.prune.selection import PrunePlan
+from transact.rounds import geometries
+from transact.stages.calibrate import broken_words, extra_statistics
+from transact.stages.plan import best_channels, decide, looks_at_magnitudes
+from transact.stages.preflight import check_length, check_method
+from transact.stages.sequential import EMBEDDING, Streams
+
+Weights = dict[str, Tensor]
+OUTPUT = "lm_head.weight"
+
+
+def prune_model(
+    model: Any,
+    calibration: Iterable[Any],
+    *,
+    remove_fraction: float | None = None,
+    head_dim: int | None = None,
+    intermediate_size: int | None = None,
+    method: MethodConfig | str = "default",
+    split: str = "equal",
+    rotary_pairs: str = "free",
+    target: str = "any",
+    seed: int = 0,
+) -> Any:
+    """Cut a transformers model in memory, as a job of one round without recovery cuts a model folder.
+
+    The model is left as it is. Statistics are taken in its own dtype, on its device. Gram matrices of all layers are
+    kept in the CPU's memory, in float32.
+
+    Args:
+        model: of a supported family, all of it on one device.
+        calibration: batches of token ids, (sequences, length) each, or dictionaries with `input_ids`; no padding.
+        remove_fraction: share of all parameters to remove; half of them where no dimension is given either.
+        head_dim, intermediate_size: dimensions at the end, as prune.head_dim and prune.intermediate_size.
+        method: a `MethodConfig`, or the name of a file of conf/prune/method.
+        split: "equal"; a job alone measures splits.
+        rotary_pairs, target: as the settings of those names in prune.
+        seed: of the method `random`.
+
+    Returns:
+        A new model of stock transformers, with the dtype, the device and the mode of the old one.
+
+    Raises:
+        ValueError: one line: what of the model, the batches or the settings is not taken, and what is.
+    """
+    require("split", split, split == "equal", "only a job measures splits (python -m transact.run prune.split=auto)")
+    settings = _settings(remove_fraction, head_dim, intermediate_size, method, rotary_pairs, target)
+    config, weights = _described(model)
+    source = read_geometry(config)
+    check_method(settings.method, config)
+    goal = geometries(settings, source)[0][-1]
+    batches = _batches(calibration, config)
+    with _still(model), torch.no_grad():
+        evidence = _evidence(model, batches, weights, source, settings.method, seed)
+        grams = _grams(model, batches, source, settings.method) if settings.method.needs_gram() else None
+    with torch.no_grad():
+        channels = None
+        if settings.method.channels == "obs":
+            assert grams is not None
+            channels = {
+                goal.intermediate_size: [
+                    best_channels(weights[down_projection(layer)], gram, [goal.intermediate_size], settings.method)[
+                        goal.intermediate_size
+                    ]
+                    for layer, gram in enumerate(grams)
+                ]
+            }
+        plan = decide(settings, evidence, goal, channels, parent=source, asked=settings.remove_fraction)
+        smaller = sliced_config(config, plan)
+        cut = _cut(weights, config, smaller, plan, settings.method, batches, grams)
+    return _made(model, smaller | stated_settings(smaller), cut)
+
+
+def _settings(
+    remove_fraction: float | None,
+    head_dim: int | None,
+    intermediate_size: int | None,
+    method: MethodConfig | str,
+    rotary_pairs: str,
+    target: str,
+) -> PruneConfig:
+    """
+    Raises:
+        ValueError: a setting, or two together, are not allowed.
+    """
+    if remove_fraction is None and head_dim is None and intermediate_size is None:
+        remove_fraction = 0.5
+    if isinstance(method, str):
+        method = method_preset(method)
+    values = {
+        "remove_fraction": remove_fraction,
+        "head_dim": head_dim,
+        "intermediate_size": intermediate_size,
+        "rotary_pairs": rotary_pairs,
+        "target": target,
+    }
+    check_values(PruneConfig, values | {"method": asdict(method)}, "prune.")
+    scope = method.pair_scope
+    stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"
+    require("prune.method.pair_scope", scope, scope == "model", f"it must be model: {stock}")
+    return PruneConfig(**values, method=method)  # type: ignore[arg-type]
+
+
+def _described(model: Any) -> tuple[dict[str, Any], Weights]:
+    """config.json of a model, and its weights by the names of a model folder.
+
+    Raises:
+        ValueError: it is of no supported family, in parts, quantised or changed.
+    """
+    described: Any = getattr(model, "config", None)
+    if not hasattr(described, "to_json_string"):
+        raise ValueError(f"model is a {type(model).__name__}: it must be a model of transformers")
+    config = json.loads(described.to_json_string(use_diff=False))
+    try:
+        check_supported(config)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from None
+    expected = expected_shapes(read_geometry(config))
+    stored = {name: tensor for name, tensor in model.state_dict().items() if name != OUTPUT or OUTPUT in expected}
+    for name in sorted(expected.keys() ^ stored.keys()):
+        what = "lacks" if name in expected else "has more than its family, such as"
+        raise ValueError(f"model {what} {name}: it must be a {family_of(config).architecture} as transformers makes it")
+    for name, tensor in stored.items():
+        if tuple(tensor.shape) != expected[name] or not tensor.is_floating_point():
+            raise ValueError(
+                f"model: {name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {expected[name]} in floating point"
+            )
+    devices = {str(tensor.device) for tensor in stored.values()}
+    if len(devices) > 1 or "meta" in devices:
+        raise ValueError(f"model is on {', '.join(sorted(devices))}: it must be whole on one device")
+    return config, stored
+
+
+def _batches(calibration: Iterable[Any], config: dict[str, Any]) -> list[Tensor]:
+    """Token ids on the CPU, (sequences, length) each.
+
+    Raises:
+        ValueError: there are none, or they are no whole sequences of the model's tokens.
+    """
+    batches = []
+    for number, given in enumerate(calibration):
+        tokens, mask = (
+            (given.get("input_ids"), given.get("attention_mask")) if isinstance(given, Mapping) else (given, None)
+        )
+        name = f"calibration batch {number}"
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} must be a tensor of token ids, (sequences, length), or hold one as input_ids")
+        if mask is not None and not bool(torch.as_tensor(mask).all()):
+            raise ValueError(f"{name} has padding, which would count as text: give sequences of one length")
+        if tokens.numel() == 0 or tokens.shape[1] < 2:
+            raise ValueError(f"{name} is {tuple(tokens.shape)}: it must hold a sequence of 2 tokens or more")
+        check_length(name, tokens.shape[1], config)
+        if int(tokens.min()) < 0 or int(tokens.max()) >= config["vocab_size"]:
+            raise ValueError(f"{name} holds token {int(tokens.max())}: the vocabulary has {config['vocab_size']}")
+        batches.append(tokens.detach().cpu().long())
+    if not batches:
+        raise ValueError("calibration holds no batch: give token ids, (sequences, length)")
+    return batches
+
+
+@contextmanager
+def _still(model: Any) -> Iterator[None]:
+    """In evaluation mode, weights without gradients; afterwards every part is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    differentiable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in differentiable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in differentiable:
+            parameter.requires_grad_(True)
+
+
+def _run(model: Any, batches: list[Tensor], forward: Callable[[Tensor], object]) -> None:
+    for tokens in batches:
+        forward(tokens.to(model.device))
+
+
+def _evidence(
+    model: Any, batches: list[Tensor], weights: Weights, source: Geometry, method: MethodConfig, seed: int
+) -> Evidence:
+    """
+    Raises:
+        UnusableModel: an activation is infinite or not a number; names the layer.
+    """
+
+    def hidden_forward(tokens: Tensor) -> None:
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+
+    def differentiate(tokens: Tensor) -> None:
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+        torch.autograd.backward(functional.cross_entropy(logits.flatten(0, 1), next_token_targets(tokens).flatten()))
+
+    extra = extra_statistics(method, source)
+    with torch.set_grad_enabled(bool(extra & TAYLOR)), collect_statistics(model, source, extra) as collector:
+        _run(model, batches, differentiate if extra & TAYLOR else hidden_forward)
+        statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
+    broken = statistics.broken_layer()
+    if broken is not None:
+        raise UnusableModel(f"model: {broken_words(*broken)}")
+    magnitude = _magnitudes(weights, source) if looks_at_magnitudes(method) else None
+    return Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
+
+
+def _magnitudes(weights: Weights, source: Geometry) -> Scores:
+    found = []
+    for number in range(source.num_layers):
+        layer = layer_weights({name: tensor for name, tensor in weights.items() if layer_of(name) == number})
+        assert layer is not None
+        found.append(magnitude_scores(layer, source))
+    return stack_scores(found)
+
+
+def _grams(model: Any, batches: list[Tensor], source: Geometry, method: MethodConfig) -> list[LayerGram]:
+    """Of every layer, on the CPU, rounded to float32 as a job's files are."""
+    found: list[LayerGram] = []
+
+    def taken(collector: Collector, layer: int) -> LayerGram:
+        tensors = collector.take_gram(layer).to_tensors()
+        return LayerGram.from_tensors({name: tensor.to("cpu", torch.float32) for name, tensor in tensors.items()})
+
+    for layers in gram_passes(source, method.gram_gib):
+        with collect_grams(model, source, layers) as collector:
+            _run(model, batches, lambda tokens: model(input_ids=tokens, use_cache=False, logits_to_keep=1))
+        found += [taken(collector, layer) for layer in layers]
+    return found
+
+
+def _cut(
+    weights: Weights,
+    config: dict[str, Any],
+    smaller: dict[str, Any],
+    plan: PrunePlan,
+    method: MethodConfig,
+    batches: list[Tensor],
+    grams: list[LayerGram] | None,
+) -> Weights:
+    """All weights after the cut, each rounded to the dtype that it had, on its device."""
+    device = weights[EMBEDDING].device
+    streams = None
+    if method.refit == "sequential":
+        embedding = weights[EMBEDDING].float().cpu()
+        streams = Streams(plan, [embedding[tokens] for tokens in batches], device=device, ridge=method.ridge)
+    ridge = method.ridge if method.refit == "least_squares" else None
+    result: Weights = {}
+    names = sorted(weights, key=lambda name: -1 if layer_of(name) is None else layer_of(name))  # type: ignore[arg-type, return-value]
+    for group in layer_groups(names):
+        layer = layer_of(group[0])
+        tensors = {name: weights[name].detach().float() for name in group}
+        if layer is None:
+            cut = tensors
+        elif streams is not None:
+            cut = streams.cut_layer(layer, tensors, config, smaller)
+        else:
+            gram = None
+            if grams is not None:
+                on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
+                gram = LayerGram.from_tensors(on_device)
+            cut = slice_tensors(tensors, plan, gram, ridge)
+        # A copy where nothing was cut: the new model shares no weight with the old one.
+        result |= {name: tensor.to(weights[name].dtype, copy=True).contiguous() for name, tensor in cut.items()}
+    return result
+
+
+def _made(model: Any, config: dict[str, Any], weights: Weights) -> Any:
+    """A stock model of this config.json and these weights, otherwise as the given one."""
+    from transformers.initialization import no_init_weights
+
+    model_class, made = stock_class(config, model.config._attn_implementation or "sdpa")
+    made.use_cache = model.config.use_cache
+    made.dtype = model.dtype
+    with no_init_weights():
+        smaller = model_class(made)
+    missing, unknown = smaller.load_state_dict(weights, strict=False, assign=True)
+    assert not unknown and set(missing) <= {OUTPUT}, (missing, unknown)
+    smaller.tie_weights()
+    if getattr(model, "generation_config", None) is not None:
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.to(model.device).train(model.training)
