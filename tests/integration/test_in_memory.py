@@ -1,19 +1,27 @@
-"""prune_model: stock transformers loads what it saves, the given model stays, wrong requests are refused."""
+"""prune_model: the cut of a model in memory is the cut of the job, and stock transformers loads what it saves."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.support.commands import environment, make_workplace, transact
 from tests.support.tiny import write_model
 from transact import prune_model
 from transact.config import MethodConfig
 from transact.configuring import compose_config, conf_folder, method_preset
+from transact.data.order import SequenceOrder
+from transact.data.token_store import TokenStore
+from transact.files import read_json
+from transact.rounds import reserved_sequences
 
 PRESETS = tuple(sorted(path.stem for path in (conf_folder() / "prune/method").glob("*.yaml")))
 
@@ -29,6 +37,37 @@ def load(folder: Path, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("method", ["default", "sequential", "taylor", "magnitude", "paper_heads"])
+def test_cut_is_that_of_the_job(method: str, tmp_path: Path) -> None:
+    place = make_workplace(tmp_path)
+    overrides = [
+        *place.overrides("job"),
+        "prune.rounds=1",
+        "prune.multiple.head_dim=null",
+        f"prune/method={method}",
+        "recover.tokens=0",
+    ]
+    ran = transact([*overrides, "eval.efficiency.measured=false"])
+    assert ran.returncode == 0, ran.stderr
+    config = compose_config(overrides)
+    store = TokenStore(tmp_path / "tokens" / read_json(tmp_path / "job/run.json")["texts"]["data.train"]["store"])
+    order = SequenceOrder(num_sequences=store.num_sequences, num_reserved=reserved_sequences(config), seed=config.seed)
+    chosen = order.reserved(config.recover.validation_sequences, config.prune.calibration_sequences)
+    cut = prune_model(
+        load(place.model),
+        store.sequences(chosen).split(config.engine.micro_batch_sequences),
+        remove_fraction=0.4,
+        target="transformers",
+        method=method,
+    )
+    job = {}
+    for path in (tmp_path / "job/round_01/sliced").glob("*.safetensors"):
+        job |= load_file(path)
+    ours = cut.state_dict()
+    assert set(job) == set(ours) - {"lm_head.weight"}
+    assert all(torch.equal(ours[name], job[name]) for name in job)
 
 
 @pytest.mark.parametrize("method", PRESETS)
@@ -71,12 +110,50 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fraction": ({"remove_fraction": 1.5}, "prune.remove_fraction=1.5 is not allowed"),
     "odd": ({"head_dim": 7, "target": "transformers"}, "head_dim"),
     "target": ({"target": "ollama"}, "prune.target='ollama' is not allowed"),
+    "nothing": ({"calibration": []}, "calibration holds no batch"),
+    "words": ({"calibration": ["text"]}, "calibration batch 0 must be a tensor"),
+    "too long": ({"calibration": [tokens(1, 129)]}, "calibration batch 0=129 is not allowed"),
+    "no token": ({"calibration": [tokens(), tokens() + 512]}, "calibration batch 1 holds token"),
+    "padding": ({"calibration": [{"input_ids": tokens(), "attention_mask": tokens() * 0}]}, "has padding"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_requests_are_refused_in_one_line(case: str, tiny: Path) -> None:
     given, reason = REFUSED[case]
+    sound = {"calibration": [tokens()], "remove_fraction": 0.4, "target": "transformers"}
     with pytest.raises(ValueError, match=re.escape(reason)) as refused:
-        prune_model(load(tiny), **({"calibration": [tokens()]} | given))
+        prune_model(load(tiny), **(sound | given))
     assert "\n" not in str(refused.value)
+
+
+def test_models_that_are_none_are_refused(tiny: Path) -> None:
+    whole = load(tiny)
+    for model, reason in (
+        (torch.nn.Linear(2, 2), "must be a model of transformers"),
+        (whole.model, "must be a LlamaForCausalLM"),
+        (load(tiny).to("meta"), "must be whole on one device"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            prune_model(model, [tokens()])
+
+
+ALONE = """
+import sys
+sys.modules["deepspeed"] = sys.modules["hydra"] = None  # importing them fails
+import transact
+assert "torch" not in sys.modules
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+cut = transact.prune_model(model, [torch.randint(0, 512, (8, 32))], remove_fraction=0.4, target="transformers")
+assert not torch.distributed.is_initialized() and cut.num_parameters() < model.num_parameters()
+"""
+
+
+def test_it_needs_neither_deepspeed_nor_hydra_nor_a_folder(tiny: Path, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tiny)], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert list(tmp_path.iterdir()) == []

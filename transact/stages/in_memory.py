@@ -131,6 +131,7 @@ def _settings(
         "remove_fraction": remove_fraction,
         "head_dim": head_dim,
         "intermediate_size": intermediate_size,
+        "split": "equal",
         "rotary_pairs": rotary_pairs,
         "target": target,
     }
