@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from tests.support.commands import environment, make_workplace, transact
 from tests.support.tiny import write_model
 from transact import prune_model
-from transact.config import MethodConfig
-from transact.configuring import compose_config, conf_folder, method_preset
+from transact.config.compose import compose_config, conf_folder, method_preset
+from transact.config.pruning import MethodConfig
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore
 from transact.files import read_json

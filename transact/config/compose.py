@@ -14,7 +14,6 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from transact.config.pruning import MethodConfig
 from transact.config.run import FREE_SECTIONS, FREE_SETTINGS, RunConfig
-from transact.config.setting import require_choice
 from transact.config.setting import (
     check_values,
     dataclass_in,
@@ -22,6 +21,7 @@ from transact.config.setting import (
     fields_of,
     is_dictionary,
     is_optional,
+    require_choice,
     short,
 )
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from transact.checks import require
-from transact.config import MethodConfig, PruneConfig
-from transact.config.setting import check_values
-from transact.configuring import method_preset
+from transact.config.compose import method_preset
+from transact.config.pruning import MethodConfig, PruneConfig
+from transact.config.setting import check_values, require
 from transact.engine.checkpoints import layer_groups
 from transact.engine.memory import gram_passes
 from transact.geometry import Geometry
@@ -41,8 +40,8 @@ from transact.prune.refit import LayerGram
 from transact.prune.selection import PrunePlan
 from transact.rounds import geometries
 from transact.stages.calibrate import broken_words, extra_statistics
-from transact.stages.plan import best_channels, decide, looks_at_magnitudes
 from transact.stages.preflight import check_length, check_method
+from transact.stages.select import best_channels, decide, looks_at_magnitudes
 from transact.stages.sequential import EMBEDDING, Streams
 
 Weights = dict[str, Tensor]
@@ -285,7 +284,9 @@ def _cut(
     streams = None
     if method.refit == "sequential":
         embedding = weights[EMBEDDING].float().cpu()
-        streams = Streams(plan, [embedding[tokens] for tokens in batches], device=device, ridge=method.ridge)
+        streams = Streams(
+            plan, [embedding[tokens] for tokens in batches], device=device, ridge=method.ridge, num_turns=len(batches)
+        )
     ridge = method.ridge if method.refit == "least_squares" else None
     result: Weights = {}
     names = sorted(weights, key=lambda name: -1 if layer_of(name) is None else layer_of(name))  # type: ignore[arg-type, return-value]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transact.config import MethodConfig, PruneConfig
+from transact.config.pruning import MethodConfig, PruneConfig
 from transact.engine.checkpoints import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry

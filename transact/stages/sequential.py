@@ -62,7 +62,7 @@ def slice_sequentially(
 
 
 def _embedded(job: Job, texts: Texts, reader: CheckpointReader) -> tuple[list[Tensor], int]:
-    """This rank's micro-batches of the calibration text as the first layer reads them; how many the first rank has."""
+    """This rank's micro-batches of the calibration text as the first layer reads them; how many turns all take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch_sequences
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
@@ -89,7 +89,7 @@ class Streams:
             embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each. On
                 the CPU: they are the larger, the longer the text, and visit the device one by one.
             ridge: of the refit.
-            num_turns: micro-batches of the rank that has most.
+            num_turns: equal on all ranks; one that has fewer micro-batches only takes part in the sums.
             turn: called after each, on every rank equally often: the job may stop there.
             total: sums a tensor over the ranks, in place.
         """
