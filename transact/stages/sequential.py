@@ -174,7 +174,8 @@ class SingleLayer(nn.Module):
         """Random weights; load them with `load_layer`."""
         super().__init__()
         # The embedding is of no use here, so it is made as small as it can be.
-        small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None}
+        small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1}
+        small |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
         if config.get("layer_types"):
             small["layer_types"] = [config["layer_types"][layer]]
         frequencies = head_frequencies(config)[layer : layer + 1] if OWN_FREQUENCIES in config else None
