@@ -50,7 +50,7 @@ def parent(name: str, **flags: bool) -> Geometry:
 
 
 def asked(**settings: Any) -> PruneConfig:
-    return PruneConfig(**({"remove_fraction": 0.3} | settings))
+    return PruneConfig(**({"remove_fraction": 0.3, "split": "equal"} | settings))
 
 
 def ends(config: PruneConfig, dense: Geometry) -> list[Geometry]:
