@@ -10,7 +10,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {"prune_model": "transact.stages.in_memory"}
+_HOMES = {
+    "Result": "transact.launch.from_python",
+    "prune": "transact.launch.from_python",
+    "prune_model": "transact.stages.in_memory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.config.compose import UnknownSetting, conf_folder, register, typed_config
 from transact.config.pruning import VARIANTS
-from transact.config.request import check_arguments, check_composed, run_command
+from transact.config.request import check_arguments, check_composed, quoted, run_command
 from transact.config.run import RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
@@ -181,7 +181,7 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
             composed.track.group = composed.track.group or composed.name
             composed.sweep_command = composed.command
             alone = list(HydraConfig.get().overrides.task)
-            composed.command = run_command([*alone, f"output_dir={_quoted(composed.output_dir)}"])
+            composed.command = run_command([*alone, f"output_dir={quoted(composed.output_dir)}"])
         if composed.recover.variant is not None:
             composed.output_dir = os.path.join(composed.output_dir, VARIANTS, str(composed.recover.variant))
     OmegaConf.resolve(composed)  # `${hydra:...}` has a meaning only here
@@ -208,12 +208,6 @@ def with_nearest(error: UnknownSetting) -> str:
     from transact.config.help import nearest
 
     return f"{error}{nearest(error.key)}"
-
-
-def _quoted(value: str) -> str:
-    """For Hydra's grammar, in which a folder named after settings (`a=1,b=2`) is no plain word."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def hydra_message(error: Exception) -> str:

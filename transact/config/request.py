@@ -35,6 +35,12 @@ def _launcher(environ: Mapping[str, str]) -> list[str]:
     return ["python"]
 
 
+def quoted(value: str) -> str:
+    """For Hydra's grammar, in which a folder named after settings (`a=1,b=2`) is no plain word."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 MOST_POINTS = 1000  # of a sweep
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")  # flags that ask for no run
 SET_BY_THE_COMMAND = ("command", "sweep_command", "share_dir")

@@ -1,0 +1,174 @@
+"""Run a whole job from Python: the command, in processes of its own, and what it leaves as a value."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transact.config.compose import PACKAGE, conf_folder
+from transact.config.request import quoted
+from transact.config.setting import require
+from transact.errors import DONE, REFUSED
+from transact.files import read_json
+
+ERROR = "error: "
+LAST_LINES = 20  # that are kept of what the command said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a finished job left.
+
+    Attributes:
+        output_dir: its folder, which `docs/report.md` and the README describe.
+        export: the model folder that stock software loads.
+        summary: result.json: `dense` and `pruned` with parameters, perplexity and more, `rounds`, `seconds`.
+    """
+
+    output_dir: Path
+    export: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Of the exported model."""
+        return int(self.summary["pruned"]["parameters"])
+
+    @property
+    def perplexity(self) -> float:
+        """Of the exported model on the held-out text."""
+        return float(self.summary["pruned"]["perplexity"])
+
+
+def prune(
+    model: str | Path,
+    output_dir: str | Path,
+    *,
+    remove_fraction: float | None = None,
+    text: Sequence[str | Path] | None = None,
+    held_out: Sequence[str | Path] | None = None,
+    processes: int | None = None,
+    **settings: Any,
+) -> Result:
+    """Run the job of `python -m transact.run`, and wait for its end. Called again it goes on, or returns at once.
+
+    The job has processes of its own, so that nothing of it stays in this one; what it says is printed here. After
+    Ctrl-C it saves, and the same call goes on.
+
+    Args:
+        model: a model folder, or an id of the hub.
+        output_dir: where everything goes.
+        remove_fraction: share of all parameters to remove. None: the settings' own, 0.5.
+        text: files of training text (txt, md, jsonl, parquet; patterns too), with `held_out`.
+        held_out: files of text to evaluate on, which share no document with `text`.
+        processes: ranks on this machine, which share the model by ZeRO-3. None: the settings' own, one.
+        settings: any other, a dictionary a group, as in `recover={"tokens": 1_000_000}`; a word chooses a file of
+            conf/, as in `engine="gpu"` or `experiment="llama7b_50pct"`.
+
+    Raises:
+        ValueError: the request is wrong: one line.
+        RuntimeError: the work failed: one line; the same call goes on from the last finished stage.
+    """
+    folder = Path(output_dir)
+    require("text", text, (text is None) == (held_out is None), "text and held_out are given together")
+    require("mode", settings.get("mode", "prune"), settings.get("mode", "prune") == "prune", "it must be prune")
+    asked = _merged(settings, {"model": {"path": str(model)}})
+    if remove_fraction is not None:
+        asked = _merged(asked, {"prune": {"remove_fraction": remove_fraction}})
+    choices = []
+    if text is not None and held_out is not None:
+        choices.append("data=local")
+        files = {"train": {"files": list(map(str, text))}, "evaluation": {"files": list(map(str, held_out))}}
+        asked = _merged(asked, {"data": files})
+    if processes is not None:
+        choices.append("launch=local")
+        asked = _merged(asked, {"launch": {"processes": processes}})
+    asked = {"name": folder.name} | asked | {"output_dir": str(folder)}
+    code, said = _run([*choices, *overrides_of(asked)])
+    if code == DONE:
+        return Result(output_dir=folder, export=folder / "export", summary=read_json(folder / "result.json"))
+    reasons = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
+    reason = (reasons or [f"the job ended with exit code {code}"])[-1]
+    raise ValueError(reason) if code == REFUSED else RuntimeError(reason)
+
+
+def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> Iterator[str]:
+    """Settings as words of the command line.
+
+    Args:
+        group: the names of the dictionaries that these are in.
+    """
+    for key, value in settings.items():
+        path = (*group, key)
+        if isinstance(value, Mapping):
+            yield from overrides_of(value, path)
+        elif path == ("experiment",):
+            yield f"+experiment={quoted(value)}"
+        elif isinstance(value, str) and conf_folder().joinpath(*path).is_dir():
+            yield f"{'/'.join(path)}={quoted(value)}"
+        else:
+            yield f"{'.'.join(path)}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """In Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_literal(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    return quoted(str(value))
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Dictionaries within dictionaries; the second wins.
+
+    Raises:
+        ValueError: a word, which chooses a file of conf/, where this call sets something itself.
+    """
+    both = dict(first)
+    for key, value in second.items():
+        old = both.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            raise ValueError(
+                f"{key}={old!r} is not allowed: it must be a dictionary, since the call sets {list(value)}"
+            )
+        both[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _run(overrides: Sequence[str]) -> tuple[int, list[str]]:
+    """The command to its end; prints its lines. Returns the exit code and the last lines."""
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transact.run", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,  # a signal reaches it once, through here
+    )
+    said: deque[str] = deque(maxlen=LAST_LINES)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            said.append(line.rstrip("\n"))
+            print(line, end="", flush=True)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)  # it saves, and ends
+        print(process.communicate()[0], end="", flush=True)
+        raise
+    return process.wait(), list(said)
