@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from transact import __version__
@@ -27,6 +28,9 @@ USAGE = "\n".join(
 )
 
 
+COMPLETION = "-sc"  # Hydra's flag: `transact run -sc install=bash` prints what a shell evaluates
+
+
 def main() -> int:
     """Returns the exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
@@ -36,10 +40,27 @@ def main() -> int:
     if name == "--version":
         print(f"transact {__version__}")
         return DONE
+    if name == COMPLETION:
+        return complete(arguments)
     if name not in COMMANDS:
         return refuse(f"{name!r} is no command: it must be one of {', '.join(COMMANDS)}")
-    sys.argv = [f"transact {name}", *arguments]
+    sys.argv = ["transact", *arguments]
     code: int = importlib.import_module(COMMANDS[name][0]).main()
+    return code
+
+
+def complete(arguments: list[str]) -> int:
+    """Answer a shell that asks, in COMP_LINE, how a line goes on. Hydra's script asks the first word of the line alone.
+
+    The commands, and after `run` what Hydra says: settings, groups and their choices.
+    """
+    command, run, rest = [*os.environ.get("COMP_LINE", "").split(maxsplit=2), "", "", ""][:3]
+    if run != "run":
+        print(" ".join(COMMANDS))
+        return DONE
+    os.environ["COMP_LINE"] = f"{command} {rest}"
+    sys.argv = ["transact", COMPLETION, *arguments]
+    code: int = importlib.import_module(COMMANDS["run"][0]).main()
     return code
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.commands import environment, make_workplace, transact
+from tests.support.commands import REPOSITORY, environment, make_workplace, transact
 from tests.support.tiny import write_model
 from transact import prune_model
 from transact.config.compose import compose_config, conf_folder, method_preset
@@ -157,3 +157,11 @@ def test_it_needs_neither_deepspeed_nor_hydra_nor_a_folder(tiny: Path, tmp_path:
     )
     assert ran.returncode == 0, ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/python.md").read_text(), re.DOTALL)[0]
+    place = str(REPOSITORY / "transact/assets/demo_parent")
+    exec(example.replace("path/or/owner-name", place), {"batches": [tokens(length=64)]})
+    assert 1.9 < load(Path(place)).num_parameters() / load(tmp_path / "smaller").num_parameters() < 2.1
