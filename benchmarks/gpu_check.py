@@ -35,7 +35,7 @@ from benchmarks.workload import (
     working_folder,
     write_result,
 )
-from transact.config.machines import CheckpointEveryConfig, EngineConfig
+from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_rank
 from transact.distributed.process import ProcessGroup, process_group
@@ -113,7 +113,6 @@ class MeasuredJob(Job):
 def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
     """The settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
     settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
-    settings["checkpoint_every"] = CheckpointEveryConfig(**settings["checkpoint_every"])
     return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
 
 
