@@ -94,6 +94,8 @@ def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokeni
     with pytest.raises(OSError, match="went away"):
         write_token_store(tmp_path / "s", broken(), tokenizer, sequence_length=16, max_sequences=10**9)
     assert not (tmp_path / "s").exists()
+    (tmp_path / "s.tmp").mkdir()  # as one that is killed leaves it
+    (tmp_path / "s.tmp" / "tokens.bin").write_bytes(bytes(100))
     write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=3)
     assert TokenStore(tmp_path / "s").num_sequences == 3
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
