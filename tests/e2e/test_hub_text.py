@@ -29,7 +29,7 @@ configs:
 """
 READ = """
 import json, sys
-from transact.config import TextConfig
+from transact.config.inputs import TextConfig
 from transact.data.text import check_hub_text, hub_documents
 from transact.data.local_files import LeftOut
 for asked in json.loads(sys.argv[1]):
