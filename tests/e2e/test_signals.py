@@ -28,7 +28,7 @@ STAGES = {
     "round_00/evaluate": ["data.evaluation_sequences=2000"],
     "round_01/calibrate": ["prune.calibration_sequences=400"],
     "round_01/gram": ["prune.calibration_sequences=400"],
-    "round_01/split": ["prune.split=auto", "recover.validation_sequences=400"],
+    "round_01/split": ["prune.split=auto", "recover.validation_sequences=120"],
     "round_01/slice": ["prune/method=sequential", "prune.calibration_sequences=400"],
     "round_01/recover": ["recover.tokens=1600000", "recover.objective=cross_entropy"],
     "tasks": ["recover.tokens=0", "+eval.texts.more={source: files, files: ['{train}']}", "eval.text_sequences=2000"],
@@ -101,7 +101,7 @@ def test_a_signal_ends_a_tokenisation(workplace: Workplace, tmp_path: Path) -> N
 
 
 VALIDATION = "recover/validation_perplexity"
-VALIDATING = ["prune.rounds=1", "recover.tokens=2048", "recover.validations=4", "recover.validation_sequences=400"]
+VALIDATING = ["prune.rounds=1", "recover.tokens=2048", "recover.validations=4", "recover.validation_sequences=120"]
 VALIDATING += ["engine.checkpoint_every.minutes=null", "recover.objective=cross_entropy"]
 
 

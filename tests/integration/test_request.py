@@ -94,9 +94,7 @@ def test_a_run(arguments: list[str]) -> None:
     assert check_arguments(arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["-m"], ["-m", "seed=1,2"], ["name=x", "~track"], ["name=x", "--config-name=launch/local"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["-m"], ["-m", "seed=1,2"], ["name=x", "--config-name=launch/local"]])
 def test_a_request_that_is_not_whole_ends_with_one_line(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -69,6 +69,10 @@ def check_arguments(arguments: list[str]) -> bool:
     given = _parser().parse_args(arguments)
     if given.experimental_rerun is not None:
         raise ValueError("--experimental-rerun reads a pickle: give the settings themselves")
+    if given.config_name is not None:
+        raise ValueError(
+            "--config-name is not allowed: every run begins with conf/config.yaml; +experiment=NAME overlays it"
+        )
     if any(getattr(given, name) for name in INFORMATION):
         return False
     points = 1
