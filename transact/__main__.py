@@ -15,7 +15,7 @@ COMMANDS = {
     "status": ("transact.launch.status", "say how a run or a sweep stands"),
     "report": ("transact.tracking.report.command", "write a run's or a sweep's page: one HTML file"),
     "efficiency": ("transact.evaluation.efficiency.command", "measure latency and memory of a model, beside another"),
-    "dashboard": ("transact.tracking.dashboard.__main__", "make the project's pages at Weights & Biases"),
+    "dashboard": ("transact.tracking.dashboard.command", "make the project's pages at Weights & Biases"),
 }
 USAGE = "\n".join(
     [

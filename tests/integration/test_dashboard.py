@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from transact.tracking.dashboard.__main__ import main
+from transact.tracking.dashboard.command import main
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS, Curves, Definition, Points
 
 

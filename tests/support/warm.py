@@ -59,7 +59,6 @@ class WarmProcess:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.STDOUT,
         start_new_session: bool = False,
-        umask: int = -1,
     ) -> None:
         ends: list[Connection | None] = []
         self.stdout, self.stderr = (_pipe(each, ends) for each in (stdout, stderr))
@@ -67,7 +66,7 @@ class WarmProcess:
             ends[1] = ends[0]
         self.args = [module, *arguments]
         self._process: Any = warm_context().Process(
-            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session, umask)
+            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session)
         )
         self._process.start()
         for end in ends:
@@ -161,7 +160,6 @@ def _begin(
     environment: dict[str, str],
     ends: list[Connection | None],
     start_new_session: bool,
-    umask: int,
 ) -> None:
     for descriptor, end in enumerate(ends, start=1):
         if end is None:
@@ -174,8 +172,6 @@ def _begin(
             end.close()
     if start_new_session:
         os.setsid()
-    if umask >= 0:
-        os.umask(umask)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -6,7 +6,6 @@ python -m transact status FOLDER_OR_SWEEP
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +215,3 @@ def main() -> int:
         return refuse(error)
     print(printable(table(found)))
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

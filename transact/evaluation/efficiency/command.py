@@ -16,7 +16,7 @@ from transact.config.inputs import DTYPES
 from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
 from transact.config.setting import check_values, require_choice
-from transact.errors import DONE, REFUSED, leave, refuse
+from transact.errors import DONE, REFUSED, refuse
 
 # Settings of EfficiencyConfig.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -193,7 +193,3 @@ def main(command_line: list[str] | None = None) -> int:
         write_json(arguments.output, result)
     print(json.dumps(result, indent=2) if arguments.json else efficiency_table(result))
     return DONE
-
-
-if __name__ == "__main__":
-    leave(main())

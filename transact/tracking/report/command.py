@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from transact.config.setting import require
-from transact.errors import DONE, FAILED, leave, refuse
+from transact.errors import DONE, FAILED, refuse
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import RECORD, read_config, read_record
 from transact.tracking.report.run_files import LIVE_STATES, read_values
@@ -70,7 +70,3 @@ def watch(folder: Path, seconds: float) -> int:
 
 def is_live(folder: Path) -> bool:
     return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in run_folders(folder))
-
-
-if __name__ == "__main__":
-    leave(main())

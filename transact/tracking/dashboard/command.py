@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from transact.errors import DONE, FAILED, leave, refuse
+from transact.errors import DONE, FAILED, refuse
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS
 from transact.tracking.wandb_mode import has_api_key
 
@@ -37,7 +37,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: W&B did not take it: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return FAILED
     return DONE
-
-
-if __name__ == "__main__":
-    leave(main())
