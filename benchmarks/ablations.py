@@ -27,7 +27,7 @@ from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_statistics
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.statistics import ActivationStatistics
 
 CALIBRATIONS = (8, 32, 128, 512)
 PAIR_SCORES = ("norm_product", "token_product", "logit_variance")

@@ -15,9 +15,9 @@ from transact.distributed.process import ProcessGroup
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
-from transact.prune.criteria import Evidence, score
-from transact.prune.selection import PrunePlan, make_plan
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.criteria import Evidence, score
+from transact.pruning.selection import PrunePlan, make_plan
+from transact.pruning.statistics import ActivationStatistics
 from transact.rounds import pruning_rounds
 from transact.runs.run_folder import RunFolder
 from transact.stages.calibrate import collect

@@ -33,7 +33,7 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
 from transact.models.rotary import kept_pairs_settings
-from transact.prune.search_space import Multiples, solve_geometry
+from transact.pruning.search_space import Multiples, solve_geometry
 
 REMOVED = (0.5, 0.8)
 SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions

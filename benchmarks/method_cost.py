@@ -18,7 +18,7 @@ from benchmarks.quality import Settings, Trial, group_of_one, opened, trial_conf
 from benchmarks.quality_methods import ONE_SHOT
 from benchmarks.workload import RESULTS, environment, num_cores, write_result
 from transact.errors import DONE, leave
-from transact.prune.greedy_obs import BLOCK, greedy_obs
+from transact.pruning.greedy_obs import BLOCK, greedy_obs
 from transact.stages.chain import cut_round
 
 WIDTHS = (4096, 11008)

@@ -10,11 +10,14 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# No room of the package may have one of these names: an imported room becomes an attribute, in the name's place.
 _HOMES = {
     "Result": "transact.launch.from_python",
     "prune": "transact.launch.from_python",
     "prune_model": "transact.stages.in_memory",
 }
+
+__all__ = ["Result", "__version__", "prune", "prune_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +28,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from transact.config.run import RunConfig
 from transact.geometry import Geometry
 
 if TYPE_CHECKING:
-    from transact.prune.search_space import Multiples
+    from transact.pruning.search_space import Multiples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +44,8 @@ def geometries(
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.prune.schedule import removed_fractions
-    from transact.prune.search_space import explicit_geometry, removed_fraction, solve_rounds
+    from transact.pruning.schedule import removed_fractions
+    from transact.pruning.search_space import explicit_geometry, removed_fraction, solve_rounds
 
     total = config.remove_fraction
     if total is None:
@@ -64,7 +64,7 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.prune.search_space import splits
+    from transact.pruning.search_space import splits
 
     assert config.remove_fraction is not None
     found = splits(parent, config.remove_fraction, _multiples(config, parent), heads=_cuts_heads(config))
@@ -89,7 +89,7 @@ def final_geometries(config: RunConfig, parent: Geometry) -> list[Geometry]:
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """The split with this head_dim."""
-    from transact.prune.search_space import splits
+    from transact.pruning.search_space import splits
 
     assert config.remove_fraction is not None
     found = splits(parent, config.remove_fraction, _multiples(config, parent))
@@ -132,7 +132,7 @@ def _reason(config: PruneConfig, dimension: str) -> str:
 
 def _multiples(config: PruneConfig, parent: Geometry) -> Multiples:
     """What the target takes, unless the configuration says otherwise."""
-    from transact.prune.targets import multiples_for
+    from transact.pruning.targets import multiples_for
 
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
     if own.head_dim is not None:
@@ -189,7 +189,7 @@ def pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
 
 def peak_rates(config: RunConfig, parent: Geometry, removed_fractions: list[float]) -> list[float]:
     """The peak learning rate of each round: as given, or by the parent's size and the share that is gone by then."""
-    from transact.prune.schedule import peak_learning_rate
+    from transact.pruning.schedule import peak_learning_rate
 
     given = config.recover.learning_rate
     if config.recover.learning_rates is not None:
@@ -198,7 +198,7 @@ def peak_rates(config: RunConfig, parent: Geometry, removed_fractions: list[floa
 
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:
-    from transact.prune.schedule import token_budgets
+    from transact.pruning.schedule import token_budgets
 
     return token_budgets(config.tokens, config.token_shares, rounds, per_batch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ SETTINGS: dict[str, Any] = {
     "engine": {"micro_batch_sequences": 2},
     "track": {"mode": "disabled"},
 }
+
+
+def test_no_room_takes_the_place_of_a_public_name() -> None:
+    rooms = {module.name for module in pkgutil.iter_modules(transact.__path__)}
+    assert not rooms & set(transact.__all__)
+    assert all(callable(getattr(transact, name)) for name in ("Result", "prune", "prune_model"))
 
 
 def test_settings_become_words_of_the_command_line() -> None:

@@ -43,7 +43,8 @@ class Listener:
     def __init__(self, process: WarmProcess) -> None:
         self._lines: queue.Queue[tuple[float, str]] = queue.Queue()
         self._stream = process.stdout or ()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         for line in self._stream:
@@ -53,8 +54,10 @@ class Listener:
         return [(when, line) for when, line in list(self._lines.queue) if part in line]
 
     def check_acknowledged(self, number: signal.Signals, asked: float) -> None:
+        """After the job's end."""
+        self._reader.join(timeout=30)  # what was said last may still be in the pipe
         heard = self.said(STOPPING)
-        assert [line for _, line in heard] == [f"{number.name}: {STOPPING}"]
+        assert [line for _, line in heard] == [f"{number.name}: {STOPPING}"], [line for _, line in self.said("")]
         assert heard[0][0] - asked < ACKNOWLEDGED_SECONDS
 
 

@@ -16,8 +16,8 @@ from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
-from transact.prune.criteria import Evidence, Scores, score
-from transact.prune.selection import PrunePlan, make_plan
+from transact.pruning.criteria import Evidence, Scores, score
+from transact.pruning.selection import PrunePlan, make_plan
 
 
 def random_plan(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:

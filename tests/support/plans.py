@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from transact.geometry import Geometry
-from transact.prune.selection import PrunePlan
+from transact.pruning.selection import PrunePlan
 
 
 def hand_plan(

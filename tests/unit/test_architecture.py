@@ -16,7 +16,7 @@ from tests.support.commands import REPOSITORY
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
     {"", "geometry", "files", "errors"},  # "": transact/__init__.py
-    {"config", "prune", "distributed"},
+    {"config", "pruning", "distributed"},
     {"data", "models", "rounds", "runs"},
     {"engine", "tracking"},
     {"evaluation", "export"},
@@ -26,7 +26,7 @@ LAYERS = (
     {"run", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-PURE_ROOM, ALLOWED_IN_PURE_ROOM = "prune", {"torch", "transact.geometry", "transact.prune"}
+PURE_ROOM, ALLOWED_IN_PURE_ROOM = "pruning", {"torch", "transact.geometry", "transact.pruning"}
 ONLY_IMPORTERS = {
     "deepspeed": "transact.engine.deepspeed_setup",
     "wandb": "transact.tracking.wandb_library",
@@ -138,10 +138,10 @@ def test_dependencies_are_what_is_imported() -> None:
 def test_violations_are_found(tmp_path: Path) -> None:
     package = tmp_path / "transact"
     sources = {
-        "prune/deep.py": "import torch.nn\nfrom transact import geometry\ndef f():\n    import transact.stages.job",
-        "distributed/aside.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..prune.deep import f",
+        "pruning/deep.py": "import torch.nn\nfrom transact import geometry\ndef f():\n    import transact.stages.job",
+        "distributed/aside.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..pruning.deep import f",
         "stages/job.py": "from deepspeed.utils import groups\nimport transact.run\nfrom transact import config",
-        "prune/other.py": "import numpy, math\nfrom . import deep",
+        "pruning/other.py": "import numpy, math\nfrom . import deep",
         "geometry.py": "",
         "config.py": "",
         "run.py": "",
@@ -151,9 +151,12 @@ def test_violations_are_found(tmp_path: Path) -> None:
         (package / name).write_text(source, encoding="utf-8")
     imports = read_imports(package)
     assert upward_arrows(imports) == [
-        "transact.distributed.aside -> transact.prune.deep",
-        "transact.prune.deep -> transact.stages.job",
+        "transact.distributed.aside -> transact.pruning.deep",
+        "transact.pruning.deep -> transact.stages.job",
         "transact.stages.job -> transact.run",
     ]
-    assert impure_imports(imports) == ["transact.prune.deep -> transact.stages.job", "transact.prune.other -> numpy"]
+    assert impure_imports(imports) == [
+        "transact.pruning.deep -> transact.stages.job",
+        "transact.pruning.other -> numpy",
+    ]
     assert importers(imports, "deepspeed") == ["transact.stages.job"]

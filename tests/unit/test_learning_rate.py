@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from transact.config.pruning import RecoverConfig
-from transact.prune.schedule import LARGEST_RATE, peak_learning_rate
+from transact.pruning.schedule import LARGEST_RATE, peak_learning_rate
 from transact.stages.recover.health import rise
 from transact.stages.recover.loop import learning_rate_at, warmup_steps
 

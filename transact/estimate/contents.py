@@ -34,7 +34,7 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, dtype_of, is_at_hand
 from transact.models.llama import read_geometry
-from transact.prune.targets import float16_rows, shape_warnings
+from transact.pruning.targets import float16_rows, shape_warnings
 from transact.rounds import (
     Round,
     calibration_warning,

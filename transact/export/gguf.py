@@ -15,7 +15,7 @@ from transact.models.families import family_of
 from transact.models.llama import read_geometry
 from transact.models.rotary import OWN_FREQUENCIES, context_limit, frequency_factors, rope_settings
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.targets import Q4_BLOCK
+from transact.pruning.targets import Q4_BLOCK
 from transact.rounds import final_geometries
 
 if TYPE_CHECKING:

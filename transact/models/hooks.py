@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from transact.prune.refit import LayerGram
-    from transact.prune.statistics import ActivationStatistics
+    from transact.pruning.refit import LayerGram
+    from transact.pruning.statistics import ActivationStatistics
 
 TAYLOR = frozenset({"taylor_pairs", "taylor_values", "taylor_channels"})
 NORM_SHARES = frozenset({"query_share", "key_share"})
@@ -54,7 +54,7 @@ class Collector:
         """
         from dataclasses import replace
 
-        from transact.prune.statistics import ActivationStatistics
+        from transact.pruning.statistics import ActivationStatistics
 
         collected = replace(ActivationStatistics.zeros(self._geometry, self.extra), num_tokens=num_tokens)
         for (kind, layer), value in self._sums.items():
@@ -65,7 +65,7 @@ class Collector:
         """The Gram matrices of one layer, where they were summed; they are forgotten here. No sums: zeros."""
         import torch
 
-        from transact.prune.refit import LayerGram
+        from transact.pruning.refit import LayerGram
 
         width = self._geometry.num_attention_heads * self._geometry.head_dim
         sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
@@ -124,7 +124,7 @@ def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterat
 
 def attach_grams(collector: Collector, layer: int, block: Any) -> list[RemovableHandle]:
     """Hook the inputs of one decoder layer's output projections."""
-    from transact.prune.refit import gram
+    from transact.pruning.refit import gram
 
     return [
         block.self_attn.o_proj.register_forward_pre_hook(_before(collector, "attention_output", layer, gram)),
@@ -166,7 +166,7 @@ def _before(collector: Collector, kind: str, layer: int, sums_of: Callable[[Tens
 
 def _attach(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
     """Hook one decoder layer."""
-    from transact.prune.statistics import channel_energy, rotary_pair_energy, rotary_pair_shares
+    from transact.pruning.statistics import channel_energy, rotary_pair_energy, rotary_pair_shares
 
     def pairs_of(num_heads: int) -> Callable[[Tensor], Tensor]:
         return lambda activation: rotary_pair_energy(_flat(activation), num_heads, geometry.head_dim)
@@ -193,7 +193,7 @@ def _attach(collector: Collector, geometry: Geometry, layer: int, block: Any) ->
 
 def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attention: Any) -> list[RemovableHandle]:
     """Scores that need a token's query, its key and their rotation together. Keys are made after queries."""
-    from transact.prune.pair_scores import logit_variances, pair_products
+    from transact.pruning.pair_scores import logit_variances, pair_products
 
     seen: dict[str, Any] = {}
 
@@ -223,7 +223,7 @@ def _attach_logits(collector: Collector, geometry: Geometry, layer: int, attenti
 
 def _attach_gradients(collector: Collector, geometry: Geometry, layer: int, block: Any) -> list[RemovableHandle]:
     """Gates on the units of one layer: their gradients are summed when the loss is differentiated."""
-    from transact.prune import pair_scores as taylor
+    from transact.pruning import pair_scores as taylor
 
     def watch(kind: str, activation: Tensor, score_of: Callable[[Tensor], Tensor]) -> None:
         def on_gradient(gradient: Tensor) -> None:

@@ -24,9 +24,9 @@ from transact.models.rotary import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from transact.prune.refit import LayerGram
-    from transact.prune.selection import PrunePlan
-    from transact.prune.weights import LayerWeights
+    from transact.pruning.refit import LayerGram
+    from transact.pruning.selection import PrunePlan
+    from transact.pruning.weights import LayerWeights
 
 NORM_EPSILON = 1e-12, 1e-2  # models have 1e-6 or 1e-5
 MAX_LAYERS, MAX_DIMENSION = 10_000, 2**31 - 1
@@ -208,7 +208,7 @@ def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
     """The weights among the tensors of one layer that a cut changes; None where these are not those of a layer."""
     import torch
 
-    from transact.prune.weights import LayerWeights
+    from transact.pruning.weights import LayerWeights
 
     found: dict[str, Tensor] = {}
     biases: dict[str, Tensor] = {}
@@ -232,10 +232,10 @@ def slice_tensors(
     Args:
         tensors: by their names in the state dict of the family's stock class.
         plan: what to keep.
-        gram: as in `transact.prune.slicing.cut_layer`; so is ridge.
+        gram: as in `transact.pruning.slicing.cut_layer`; so is ridge.
         ridge: of the refit.
     """
-    from transact.prune.slicing import cut_layer
+    from transact.pruning.slicing import cut_layer
 
     weights = layer_weights(tensors)
     layer = layer_of(next(iter(tensors)))

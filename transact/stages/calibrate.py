@@ -20,8 +20,8 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_grams, collect_statistics
 from transact.models.identity import UnusableModel
 from transact.models.tensor_files import write_shard
-from transact.prune.refit import LayerGram
-from transact.prune.statistics import BACKWARD, ActivationStatistics
+from transact.pruning.refit import LayerGram
+from transact.pruning.statistics import BACKWARD, ActivationStatistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
-from transact.prune.selection import PrunePlan
+from transact.pruning.selection import PrunePlan
 from transact.rounds import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files

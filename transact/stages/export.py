@@ -17,7 +17,7 @@ from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_non_stock
-from transact.prune.targets import Q4_BLOCK, float16_rows
+from transact.pruning.targets import Q4_BLOCK, float16_rows
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 

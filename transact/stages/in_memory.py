@@ -35,9 +35,9 @@ from transact.models.llama import (
 from transact.models.loss_head import next_token_targets
 from transact.models.rotary import stated_settings
 from transact.models.stock import stock_class
-from transact.prune.criteria import Evidence, Scores, magnitude_scores, stack_scores
-from transact.prune.refit import LayerGram
-from transact.prune.selection import PrunePlan
+from transact.pruning.criteria import Evidence, Scores, magnitude_scores, stack_scores
+from transact.pruning.refit import LayerGram
+from transact.pruning.selection import PrunePlan
 from transact.rounds import geometries
 from transact.stages.calibrate import broken_words, extra_statistics
 from transact.stages.preflight import check_length, check_method

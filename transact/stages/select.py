@@ -18,11 +18,11 @@ from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.activation_maps import ActivationMap, activation_maps
-from transact.prune.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
-from transact.prune.greedy_obs import elimination_path
-from transact.prune.refit import LayerGram
-from transact.prune.selection import PrunePlan, make_plan
+from transact.pruning.activation_maps import ActivationMap, activation_maps
+from transact.pruning.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
+from transact.pruning.greedy_obs import elimination_path
+from transact.pruning.refit import LayerGram
+from transact.pruning.selection import PrunePlan, make_plan
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job

@@ -20,9 +20,9 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.refit import LayerGram, gram, refit_shifted
-from transact.prune.selection import PrunePlan
-from transact.prune.slicing import channel_indices, cut_attention, cut_layer
+from transact.pruning.refit import LayerGram, gram, refit_shifted
+from transact.pruning.selection import PrunePlan
+from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
 from transact.stages.job import Job
 from transact.stages.texts import Texts

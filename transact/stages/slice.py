@@ -16,7 +16,7 @@ from transact.engine.checkpoints import Tensors, layer_groups, stored_names, wri
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.tensor_files import CheckpointReader
-from transact.prune.selection import PrunePlan
+from transact.pruning.selection import PrunePlan
 from transact.stages.calibrate import read_gram
 from transact.stages.job import Job
 from transact.stages.sequential import slice_sequentially

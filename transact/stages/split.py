@@ -13,7 +13,7 @@ from typing import Any
 from transact.engine.engine import open_engine
 from transact.files import read_json, remove_flat, temporary_name, write_json
 from transact.models.folder import geometry_of
-from transact.prune.selection import PrunePlan
+from transact.pruning.selection import PrunePlan
 from transact.rounds import split_candidates
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job

@@ -15,7 +15,7 @@ from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_type
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.rotary import inverse_frequencies
-from transact.prune.targets import float16_rows
+from transact.pruning.targets import float16_rows
 
 gguf = pytest.importorskip("gguf")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from transact.geometry import Geometry
-from transact.prune.targets import shape_warnings
+from transact.pruning.targets import shape_warnings
 from transact.run import main
 
 GOOD = Geometry(

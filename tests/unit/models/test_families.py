@@ -22,9 +22,9 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import NORM_SHARES, collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
 from transact.models.model_files import check_shards
-from transact.prune.refit import LayerGram
-from transact.prune.slicing import cut_layer
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.refit import LayerGram
+from transact.pruning.slicing import cut_layer
+from transact.pruning.statistics import ActivationStatistics
 from transact.stages.preflight import check_method
 
 TOLERANCE = 1e-4

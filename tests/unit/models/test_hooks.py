@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transact.geometry import Geometry
 from transact.models.hooks import TAYLOR, collect_grams, collect_statistics
 from transact.models.llama import read_geometry
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.statistics import ActivationStatistics
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from transact.engine.checkpoints import layer_groups
 from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock
-from transact.prune.criteria import Scores
-from transact.prune.selection import PrunePlan, make_plan
+from transact.pruning.criteria import Scores
+from transact.pruning.selection import PrunePlan, make_plan
 
 TOLERANCE = 1e-4
 LLAMA3 = {

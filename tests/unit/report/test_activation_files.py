@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tests.support.report_folders import LLAMA_7B, SMALL, activation_maps
-from transact.prune.activation_maps import ActivationMap as TorchMap
+from transact.pruning.activation_maps import ActivationMap as TorchMap
 from transact.tracking.report.channels import columns_of, heat_map
 from transact.tracking.report.run_files import KINDS, RoundFiles, read_activation_maps
 

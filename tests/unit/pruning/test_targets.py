@@ -10,7 +10,7 @@ import pytest
 
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
-from transact.prune.targets import RUNTIMES, multiples_for
+from transact.pruning.targets import RUNTIMES, multiples_for
 from transact.rounds import geometries, split_candidates
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2

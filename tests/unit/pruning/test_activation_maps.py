@@ -6,8 +6,8 @@ import torch
 
 from tests.support.plans import hand_plan
 from transact.geometry import Geometry
-from transact.prune.activation_maps import activation_maps
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.activation_maps import activation_maps
+from transact.pruning.statistics import ActivationStatistics
 
 SOURCE = Geometry(
     hidden_size=8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transact.prune.refit import damped, damping, gram, refit, refit_shifted
+from transact.pruning.refit import damped, damping, gram, refit, refit_shifted
 
 
 def correlated(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:

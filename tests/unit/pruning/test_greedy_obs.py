@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transact.prune.greedy_obs import CANDIDATES_PER_DROP, elimination_path, greedy_obs
-from transact.prune.refit import damped
+from transact.pruning.greedy_obs import CANDIDATES_PER_DROP, elimination_path, greedy_obs
+from transact.pruning.refit import damped
 
 
 def example(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

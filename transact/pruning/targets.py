@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from transact.geometry import Geometry
-from transact.prune.search_space import Multiples
+from transact.pruning.search_space import Multiples
 
 
 def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transact.geometry import Geometry
-from transact.prune.pair_scores import logit_variances, pair_products
+from transact.pruning.pair_scores import logit_variances, pair_products
 
 GEOMETRY = Geometry(
     hidden_size=8,

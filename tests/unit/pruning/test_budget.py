@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from transact.geometry import Geometry
-from transact.prune.schedule import SCHEDULES, removed_fractions
-from transact.prune.search_space import (
+from transact.pruning.schedule import SCHEDULES, removed_fractions
+from transact.pruning.search_space import (
     Multiples,
     explicit_geometry,
     removed_fraction,

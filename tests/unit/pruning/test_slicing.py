@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.support.plans import hand_plan
 from transact.geometry import Geometry
-from transact.prune import slicing
+from transact.pruning import slicing
 
 SOURCE = Geometry(
     hidden_size=8,

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from transact.prune.refit import damped
+from transact.pruning.refit import damped
 
 BLOCK = 64  # channels dropped between two updates of the large matrices
 CANDIDATES_PER_DROP = 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transact.geometry import Geometry
-from transact.prune.slicing import ValueBasis, head_covariances, output_transform, pca_basis, svd_basis
+from transact.pruning.slicing import ValueBasis, head_covariances, output_transform, pca_basis, svd_basis
 
 GEOMETRY = Geometry(
     hidden_size=10,

@@ -10,9 +10,9 @@ import torch
 
 from tests.support.commands import REPOSITORY
 from transact.geometry import Geometry
-from transact.prune.criteria import CHANNEL_CRITERIA, Evidence, Scores, head_scores, magnitude_scores, score
-from transact.prune.statistics import ActivationStatistics
-from transact.prune.weights import LayerWeights
+from transact.pruning.criteria import CHANNEL_CRITERIA, Evidence, Scores, head_scores, magnitude_scores, score
+from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.weights import LayerWeights
 
 RANDOM = {"pairs": "random", "values": "random", "channels": "random"}
 

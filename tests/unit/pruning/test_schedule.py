@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from transact.prune.schedule import SCHEDULES, removed_fractions, token_budgets
+from transact.pruning.schedule import SCHEDULES, removed_fractions, token_budgets
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
-from transact.prune.search_space import removed_fraction
+from transact.pruning.search_space import removed_fraction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from transact.prune.criteria import Scores
+    from transact.pruning.criteria import Scores
 
 
 Dims = tuple[tuple[tuple[int, ...], ...], ...]  # (layers)(heads)(dims)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.prune.statistics import ActivationStatistics
-from transact.prune.weights import LayerWeights
+from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.weights import LayerWeights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transact.prune.selection import PrunePlan
-from transact.prune.statistics import ActivationStatistics
+from transact.pruning.selection import PrunePlan
+from transact.pruning.statistics import ActivationStatistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

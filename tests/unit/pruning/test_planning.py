@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from transact.geometry import Geometry
-from transact.prune.criteria import Scores
-from transact.prune.selection import PrunePlan, best_heads, best_indices, make_plan
+from transact.pruning.criteria import Scores
+from transact.pruning.selection import PrunePlan, best_heads, best_indices, make_plan
 
 SOURCE = Geometry(
     hidden_size=8,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.prune.refit import LayerGram, refit
-from transact.prune.selection import PrunePlan
-from transact.prune.weights import LayerWeights
+from transact.pruning.refit import LayerGram, refit
+from transact.pruning.selection import PrunePlan
+from transact.pruning.weights import LayerWeights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

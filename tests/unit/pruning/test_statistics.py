@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from transact.geometry import Geometry
-from transact.prune.statistics import ActivationStatistics, channel_energy, rotary_pair_energy
+from transact.pruning.statistics import ActivationStatistics, channel_energy, rotary_pair_energy
 
 GEOMETRY = Geometry(
     hidden_size=8,
