@@ -57,7 +57,9 @@ class Listener:
         """After the job's end."""
         self._reader.join(timeout=30)  # what was said last may still be in the pipe
         heard = self.said(STOPPING)
-        assert [line for _, line in heard] == [f"{number.name}: {STOPPING}"], [line for _, line in self.said("")]
+        assert [line for _, line in heard] == [f"{number.name}: {STOPPING}"], "\n".join(
+            line for _, line in self.said("")
+        )
         assert heard[0][0] - asked < ACKNOWLEDGED_SECONDS
 
 

@@ -106,7 +106,8 @@ class Lines(Silent):
 
     def __init__(self, interval_seconds: float, stream: TextIO | None = None, label: str = "") -> None:
         self._interval_seconds = interval_seconds
-        self._stream = stream
+        # Those of now: later ones may be caught, as while an engine is made, and a line said by another thread with them.
+        self._stream, self._messages = stream or sys.stderr, sys.stdout
         self._label = f"[{label}] " if label else ""
         self._stages: list[str] = []
         self._shown_at = time.monotonic()
@@ -121,7 +122,7 @@ class Lines(Silent):
         self._print("  ".join([stage, *number, *left]))
 
     def say(self, message: str) -> None:
-        print(printable(f"{self._label}{message}"), flush=True)
+        print(printable(f"{self._label}{message}"), file=self._messages, flush=True)
 
     def opened(self, status: Status) -> None:
         self._shown_at, self._shown = time.monotonic(), None
@@ -139,7 +140,7 @@ class Lines(Silent):
         self._print(status.line())
 
     def _print(self, line: str) -> None:
-        print(printable(f"{self._label}{line}"), file=self._stream or sys.stderr, flush=True)
+        print(printable(f"{self._label}{line}"), file=self._stream, flush=True)
 
 
 def duration(seconds: float) -> str:

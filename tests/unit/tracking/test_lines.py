@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 
@@ -31,6 +32,15 @@ def test_a_stage_and_its_loop_have_lines_that_are_never_wrapped(capsys: pytest.C
     assert len(loop) == 4 and all("job_left=1:02:05" in line and "loss=3.119" in line for line in loop)
     assert re.match(r"recover round 1  tokens=1000/1000  100%  tokens_per_s=\S+  left=0:00  job_left=", loop[-1])
     assert said == "round 1: recovered perplexity 7.00"
+
+
+def test_a_line_is_not_lost_while_standard_output_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another thread acknowledges a signal while an engine is made, whose library writes on standard output."""
+    view = Lines(0.0)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        view.say("SIGINT: stopping")
+        view.begin("export")
+    assert capsys.readouterr() == ("SIGINT: stopping\n", "export\n")
 
 
 def test_one_line_an_interval_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
