@@ -76,7 +76,7 @@ bench-faults: $(SETUP) ## 30 kills of a job at random moments: about half an hou
 bench-efficiency: $(SETUP) ## latency and memory at half and a fifth of the parameters: about a quarter of an hour
 	$(PYTHON_RUN) -m benchmarks.efficiency
 
-bench-memory: $(SETUP) ## the plan's memory model against what 1, 2 and 4 ranks allocate: about ten minutes
+bench-memory: $(SETUP) ## the estimate's memory model against what 1, 2 and 4 ranks allocate: about ten minutes
 	for ranks in 1 2 4; do $(PYTHON_RUN) -m benchmarks.memory_model --processes $$ranks || exit 1; done
 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture

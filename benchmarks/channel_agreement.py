@@ -16,7 +16,7 @@ from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import Evidence, score
-from transact.pruning.selection import PrunePlan, make_plan
+from transact.pruning.selection import Selection, make_selection
 from transact.pruning.statistics import ActivationStatistics
 from transact.rounds import pruning_rounds
 from transact.runs.run_folder import RunFolder
@@ -69,21 +69,21 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
     return collector.statistics(tokens.numel())
 
 
-def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> PrunePlan:
+def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> Selection:
     """By activation norms alone: everything else is computed from them on one device."""
     evidence = Evidence(geometry=source, statistics=statistics)
     scores = score(evidence, pairs="norm_product", values="norm", channels="norm")
-    return make_plan(scores, source, target, parent=source, asked=None)
+    return make_selection(scores, source, target, parent=source, asked=None)
 
 
-def kept_units(plan: PrunePlan) -> set[tuple[str | int, ...]]:
+def kept_units(selection: Selection) -> set[tuple[str | int, ...]]:
     """Each kept unit under a name of its own."""
-    pairs = {("pair", pair) for pair in plan.rotary_pairs(0, 0)}
+    pairs = {("pair", pair) for pair in selection.rotary_pairs(0, 0)}
     dims = {
         ("dim", layer, head, dim)
-        for layer, heads in enumerate(plan.value_dims)
+        for layer, heads in enumerate(selection.value_dims)
         for head, kept in enumerate(heads)
         for dim in kept
     }
-    channels = {("channel", layer, channel) for layer, kept in enumerate(plan.channels) for channel in kept}
+    channels = {("channel", layer, channel) for layer, kept in enumerate(selection.channels) for channel in kept}
     return {*pairs, *dims, *channels}

@@ -26,7 +26,7 @@ HIDDEN_SIZE = 4096
 RIDGE = 0.01
 CALIBRATION_TOKENS = 4096
 # What a cut of the demo parent consists of, besides the calibration that both need.
-STAGES = ("gram", "plan", "slice")
+STAGES = ("gram", "select", "slice")
 
 
 def obs_seconds(channels: int, outputs: int) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """One turn of the chain: calibrate, plan, slice, recover, evaluate."""
+    """One turn of the chain: calibrate, select, slice, recover, evaluate."""
 
     number: int  # from 1
     geometry: Geometry  # after the cut
@@ -44,17 +44,17 @@ def geometries(
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.pruning.schedule import removed_fractions
-    from transact.pruning.search_space import explicit_geometry, removed_fraction, solve_rounds
+    from transact.pruning.schedule import remove_fractions
+    from transact.pruning.search_space import explicit_geometry, reached_fraction, solve_rounds
 
     total = config.remove_fraction
     if total is None:
         final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
         _check_suits(config, parent, final)
-        total = removed_fraction(parent, final)
+        total = reached_fraction(parent, final)
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
-    fractions = removed_fractions(total, config.rounds, config.schedule, config.round_shares)
+    fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
     return solve_rounds(parent, fractions, _multiples(config, parent), final, heads=_cuts_heads(config)), fractions
 
 
@@ -187,14 +187,14 @@ def pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
     )
 
 
-def peak_rates(config: RunConfig, parent: Geometry, removed_fractions: list[float]) -> list[float]:
+def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float]) -> list[float]:
     """The peak learning rate of each round: as given, or by the parent's size and the share that is gone by then."""
     from transact.pruning.schedule import peak_learning_rate
 
     given = config.recover.learning_rate
     if config.recover.learning_rates is not None:
         return config.recover.learning_rates
-    return [peak_learning_rate(parent.parameters(), each) if given is None else given for each in removed_fractions]
+    return [peak_learning_rate(parent.parameters(), each) if given is None else given for each in remove_fractions]
 
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:
@@ -221,7 +221,7 @@ def _pretraining_stages() -> list[str]:
 def _pruning_stages(config: RunConfig) -> list[str]:
     names = ["round_00/evaluate"]
     for number in range(1, config.prune.rounds + 1):
-        parts = ["calibrate", "plan", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
+        parts = ["calibrate", "select", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
         if number == 1 and config.prune.split == "auto":
             parts.insert(1, "split")
         if config.prune.method.needs_gram():

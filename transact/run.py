@@ -1,6 +1,6 @@
 """The command: `python -m transact.run [+experiment=NAME] [setting=value ...]`.
 
-Composes and checks the configuration, then works here, submits, or prints the plan. Light to import:
+Composes and checks the configuration, then works here, submits, or prints the estimate. Light to import:
 torch and its like come in with the work itself.
 """
 

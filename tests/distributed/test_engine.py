@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.support.commands import Workplace
-from tests.support.plans import hand_plan
 from tests.support.ranks import run_on_ranks
+from tests.support.selections import hand_selection
 from tests.support.tiny import write_model
 
 MEGABYTE = 1024**2
@@ -191,14 +191,14 @@ def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
 
     source = read_geometry(read_json(model / "config.json"))
     dims, channels = [[range(64)] * 8] * 8, [range(1536)] * 8
-    plan = hand_plan(source, range(32), dims, channels)
+    selection = hand_selection(source, range(32), dims, channels)
     with process_group("cpu", 5) as group:
         with open_engine(warm_up, engine_config(), group):
             pass  # imports and DeepSpeed's own start are not the model's memory
         with PeakMemory() as loading, open_engine(model, engine_config(), group):
             pass
         with PeakMemory() as slicing:
-            slice_checkpoint(model, plan, output, group, dtype="float32")
+            slice_checkpoint(model, selection, output, group, dtype="float32")
     return {"loading": loading.bytes, "slicing": slicing.bytes}
 
 

@@ -48,7 +48,7 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
 
 
 def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
-    """For every method: the plan, and the weights of the sliced model."""
+    """For every method: the selection, and the weights of the sliced model."""
     from transact.distributed.process import process_group
     from transact.files import read_json
     from transact.models.tensor_files import CheckpointReader
@@ -76,11 +76,15 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
             evidence = collect_evidence(job, model, statistics)
             target = rounds[0].geometry
             channels = greedy_channels(job, model, grams, [target.intermediate_size])
-            plan = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
-            cut_checkpoint(job, texts, model, plan, sliced, grams)
+            selection = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
+            cut_checkpoint(job, texts, model, selection, sliced, grams)
             with CheckpointReader(sliced) as reader:
                 weights = {key: reader.tensor(key).numpy() for key in reader.files}
-            found[name] = {"plan": plan.to_json(), "weights": weights, "config": read_json(sliced / "config.json")}
+            found[name] = {
+                "selection": selection.to_json(),
+                "weights": weights,
+                "config": read_json(sliced / "config.json"),
+            }
     return found
 
 
@@ -95,7 +99,7 @@ def test_any_number_of_ranks_decides_and_refits_alike(cuts: dict[int, dict[str, 
     one = cuts[1][method]
     for ranks in RANKS[1:]:
         other = cuts[ranks][method]
-        assert other["plan"] == one["plan"]
+        assert other["selection"] == one["selection"]
         assert other["config"] == one["config"]
         for name, weight in one["weights"].items():
             largest = abs(weight).max()
@@ -103,9 +107,9 @@ def test_any_number_of_ranks_decides_and_refits_alike(cuts: dict[int, dict[str, 
 
 
 def test_a_layer_at_a_time_equals_all_at_once(cuts: dict[int, dict[str, Any]]) -> None:
-    """The plan records the method without the limit on memory, so it is equal too."""
+    """The selection records the method without the limit on memory, so it is equal too."""
     once, many = cuts[2]["default"], cuts[2]["many_passes"]
-    assert once["plan"] == many["plan"]
+    assert once["selection"] == many["selection"]
     for name, weight in once["weights"].items():
         assert abs(many["weights"][name] - weight).max() <= 1e-6 * abs(weight).max(), name
 

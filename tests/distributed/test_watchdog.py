@@ -68,7 +68,7 @@ def wait_for_ever(rank: int, folder: Path) -> None:
     from transact.distributed.process import process_group
 
     with process_group("cpu", timeout_minutes=30) as group:
-        group.watchdog.stage = "round_01/plan"
+        group.watchdog.stage = "round_01/select"
         (folder / f"ready_{rank}").touch()
         endless_loop()
 
@@ -97,7 +97,7 @@ def test_a_lost_rank_is_noticed_within_30_seconds_and_nothing_listens_to_other_m
         survivor.join(timeout=60)
         assert time.monotonic() - begin < 30
         assert survivor.exitcode == 1
-        assert f"error: rank {rank} died in round_01/plan" in (folder / f"rank_{1 - rank}.log").read_text()
+        assert f"error: rank {rank} died in round_01/select" in (folder / f"rank_{1 - rank}.log").read_text()
         processes[rank].kill()
 
 

@@ -41,7 +41,7 @@ def test_result_has_the_promised_fields(chain_runs: Mapping[int, Path]) -> None:
         "evaluate",
         "calibrate",
         "gram",
-        "plan",
+        "select",
         "slice",
         "recover",
         "export",
@@ -66,7 +66,7 @@ def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: Mapping[
     for each in ("round_01", "round_02"):
         expected |= {
             f"{each}/{name}"
-            for name in ("statistics.safetensors", "plan.json", "activation_maps.safetensors", "evaluation.json")
+            for name in ("statistics.safetensors", "selection.json", "activation_maps.safetensors", "evaluation.json")
         }
         expected |= {f"{each}/{name}/config.json" for name in ("sliced", "recovered")}
     expected |= {"export/config.json", "export/model.safetensors", "export/README.md", "export/tokenizer.json"}
@@ -76,8 +76,8 @@ def test_every_promised_file_is_there_and_none_is_temporary(chain_runs: Mapping[
 
 def test_number_of_ranks_changes_nothing_but_noise(chain_runs: Mapping[int, Path]) -> None:
     for name in ("round_01", "round_02"):
-        plans = [read(chain_runs[ranks] / name / "plan.json") for ranks in RANKS]
-        assert plans[0] == plans[1] == plans[2]
+        selections = [read(chain_runs[ranks] / name / "selection.json") for ranks in RANKS]
+        assert selections[0] == selections[1] == selections[2]
     results = [read(chain_runs[ranks] / "result.json") for ranks in RANKS]
     for role in ("dense", "pruned"):
         perplexities = [result[role]["perplexity"] for result in results]
@@ -155,17 +155,17 @@ def test_the_plan_foretold_dimensions_and_disk(chain_commands: Mapping[int, Chai
     """mode=estimate with the run's own settings, beside what the run has left."""
     run = chain_commands[1]
     config = typed_config(yaml.safe_load((run.folder / "config.yaml").read_text()))
-    plan = forecast(config)
+    found = forecast(config)
     rounds = read(run.folder / "result.json")["rounds"]
-    assert [each["geometry"] for each in plan["rounds"]] == [each["geometry"] for each in rounds]
-    assert [each["parameters"] for each in plan["rounds"]] == [each["parameters"] for each in rounds]
+    assert [each["geometry"] for each in found["rounds"]] == [each["geometry"] for each in rounds]
+    assert [each["parameters"] for each in found["rounds"]] == [each["parameters"] for each in rounds]
     found = {
         "sliced_and_recovered": size_of(run.folder, "round_*/sliced/*.safetensors", "round_*/recovered/*.safetensors"),
         "export": size_of(run.folder, "export/*.safetensors"),
         "token_store": size_of(run.token_store, "*/tokens.bin"),
     }
     for name, size in found.items():
-        assert plan["disk_bytes"][name] == pytest.approx(size, rel=0.03, abs=2048), name
+        assert found["disk_bytes"][name] == pytest.approx(size, rel=0.03, abs=2048), name
 
 
 def size_of(folder: Path, *patterns: str) -> int:

@@ -40,7 +40,7 @@ def run(workplace: Workplace) -> Path:
 
 
 def test_both_models_are_evaluated_on_every_text_and_task(run: Path) -> None:
-    found = json.loads((run / "evaluation.json").read_text())
+    found = json.loads((run / "comparison.json").read_text())
     assert found.keys() == {"dense", "pruned"}
     for result in found.values():
         assert result["tasks"].keys() == SHOTS.keys()
@@ -51,7 +51,7 @@ def test_both_models_are_evaluated_on_every_text_and_task(run: Path) -> None:
 
 
 def test_result_model_card_and_tracker_have_them(run: Path) -> None:
-    found, result = (json.loads((run / name).read_text()) for name in ("evaluation.json", "result.json"))
+    found, result = (json.loads((run / name).read_text()) for name in ("comparison.json", "result.json"))
     for role in ("dense", "pruned"):
         assert result[role]["tasks"] == found[role]["tasks"]
         assert result[role]["texts"] == found[role]["texts"]

@@ -48,14 +48,14 @@ def test_pairs_per_head_are_exported_under_a_name_that_stock_code_refuses(workpl
 def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace) -> None:
     overrides = ["prune.split=auto", "prune.rounds=2", "recover.objective=mixed"]
     folder, _ = run(workplace, "auto_split", *overrides)
-    split, plan = read(folder / "round_01" / "split.json"), read(folder / "round_02" / "plan.json")
+    split, selection = read(folder / "round_01" / "split.json"), read(folder / "round_02" / "selection.json")
     assert len(split["candidates"]) > 1
     best = min(split["candidates"], key=lambda row: row["loss"])
-    assert plan["target"] == best["geometry"] == split["chosen"]
+    assert selection["target"] == best["geometry"] == split["chosen"]
     assert {path.name for path in (folder / "round_01").iterdir()} == {
         "statistics.safetensors",
         "split.json",
-        "plan.json",
+        "selection.json",
         "activation_maps.safetensors",
         "sliced",
         "recovered",
@@ -66,12 +66,12 @@ def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace)
     assert "calibrate  " not in said and "gram pass" not in said and "split: head_dim" not in said
 
 
-def test_a_single_round_takes_over_the_plan_of_its_split(workplace: Workplace) -> None:
-    """One elimination for all candidates and for the plan; the candidates have a bar."""
+def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workplace) -> None:
+    """One elimination for all candidates and for the selection; the candidates have a bar."""
     folder, said = run(workplace, "one_round_split", "prune.split=auto", "recover.tokens=0", "track.progress_seconds=1")
-    split, plan = read(folder / "round_01" / "split.json"), read(folder / "round_01" / "plan.json")
+    split, selection = read(folder / "round_01" / "split.json"), read(folder / "round_01" / "selection.json")
     count = len(split["candidates"])
-    assert count > 1 and split["plan"] == plan and plan["target"] == split["chosen"]
+    assert count > 1 and split["selection"] == selection and selection["target"] == split["chosen"]
     assert said.count("choose MLP channels  layers=") == said.count("choose MLP channels  layers=2/2") == 1
     assert f"measure splits  candidates={count}/{count}  100%" in said
 

@@ -33,7 +33,7 @@ def test_memory_that_ends_is_explained_and_the_run_goes_on_with_more(workplace: 
     folder = workplace.folder / "short_of_memory"
     record = folder / "run.json"
     process = start(arguments, stderr=subprocess.PIPE)
-    wait_until(lambda: record.is_file() and "round_01/plan" in json.loads(record.read_text())["stages"], process)
+    wait_until(lambda: record.is_file() and "round_01/select" in json.loads(record.read_text())["stages"], process)
     pid = psutil.Process(process.pid)
     limit = pid.memory_info().vms + MARGIN_BYTES
     pid.rlimit(resource.RLIMIT_AS, (limit, limit))

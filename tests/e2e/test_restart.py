@@ -75,7 +75,7 @@ def test_the_tokens_may_move_but_another_text_is_refused(workplace: Workplace) -
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     text.write_text(sound)
-    kill_after_stage([*overrides, f"data.token_store={stores[1]}"], folder, "round_01/plan")
+    kill_after_stage([*overrides, f"data.token_store={stores[1]}"], folder, "round_01/select")
     assert len(list(stores[1].glob("*/index.json"))) == 4  # one of each text, and one more of the file of another time
     os.rename(stores[1], stores[2])
     ended = transact([*overrides, f"data.token_store={stores[2]}"])

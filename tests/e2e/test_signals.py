@@ -143,10 +143,10 @@ OBS = {
     "round_01/split": 2 + 2 * (3 + 8 // 4),
     "round_01/slice": 3,
     "round_01/recover": 8 // 4,
-    "round_02/plan": 2,
+    "round_02/select": 2,
     "round_02/slice": 3,
 }
-SEQUENTIAL = {"round_01/plan": 2, "round_01/slice": 2 * 4 * (16 // 4)}
+SEQUENTIAL = {"round_01/select": 2, "round_01/slice": 2 * 4 * (16 // 4)}
 
 
 def moments_of(overrides: list[str]) -> dict[str, int]:

@@ -73,7 +73,7 @@ def test_a_variant_that_is_killed_ends_like_a_fresh_run(workplace: Workplace, fi
     assert recovery_steps(variant) == recovery_steps(workplace.folder / "recovered_fresh")
 
     record, own = read(variant / "run.json"), read(first / "run.json")
-    taken = ["round_00/evaluate", "round_01/calibrate", "round_01/plan", "round_01/slice"]
+    taken = ["round_00/evaluate", "round_01/calibrate", "round_01/select", "round_01/slice"]
     assert record["cut"]["stages"] == taken
     assert all(record["stages"][name] == own["stages"][name] for name in taken)  # at the time of the first run
     assert "round_01/gram" not in record["stages"]

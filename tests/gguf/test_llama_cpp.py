@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.commands import REPOSITORY
-from tests.support.exported import prune_folder, random_plan, slice_folder
+from tests.support.exported import prune_folder, random_selection, slice_folder
 from tests.support.optional import llama_cpp, run_with
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
@@ -116,8 +116,8 @@ def test_every_family(tmp_path: Path, family: str) -> None:
     """Qwen2 with its biases as a `llama`; Qwen3, which takes no factors, with pairs in progression."""
     parent = write_family_model(tmp_path / "parent", family, max_position_embeddings=512)
     train_tokenizer(write_text_files(tmp_path / "text")[0]).save_pretrained(parent)
-    plan = random_plan(parent, head_dim=8, intermediate_size=96, pairs_in_progression=family == "qwen3")
-    folder = export(slice_folder(parent, tmp_path / "sliced", plan), tmp_path / "export")
+    selection = random_selection(parent, head_dim=8, intermediate_size=96, pairs_in_progression=family == "qwen3")
+    folder = export(slice_folder(parent, tmp_path / "sliced", selection), tmp_path / "export")
     sequences = torch.randint(0, 512, (2, 64), generator=torch.Generator().manual_seed(3))
     logits, greedy = transformers_say(folder, sequences)
     found = ask(folder, "f16", tmp_path, sequences)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from tests.support.exported import random_plan, slice_folder
+from tests.support.exported import random_selection, slice_folder
 from tests.support.optional import llama_cpp, run_with
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
@@ -28,8 +28,8 @@ SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
     parent = write_family_model(tmp_path / "parent", "mistral")
     train_sentencepiece(parent, write_text_files(tmp_path / "text")[0])
-    plan = random_plan(parent, head_dim=8, intermediate_size=96)
-    folder = slice_folder(parent, tmp_path / "sliced", plan)
+    selection = random_selection(parent, head_dim=8, intermediate_size=96)
+    folder = slice_folder(parent, tmp_path / "sliced", selection)
     (tmp_path / "export").mkdir()
     write_export(folder, tmp_path / "export", "float32", "# a model\n")
     write_gguf(tmp_path / "export", tmp_path / "model.gguf", "f16", "model")

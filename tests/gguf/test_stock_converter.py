@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import environment
-from tests.support.exported import random_plan, slice_folder
+from tests.support.exported import random_selection, slice_folder
 from tests.support.optional import llama_cpp, run_with, stock_converter
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
@@ -35,7 +35,9 @@ def exported(folder: Path, **options: Any) -> Path:
     """A random LLaMA with half of its heads' dims, and a tokenizer that the converter reads."""
     parent = write_family_model(folder / "parent", "llama", max_position_embeddings=512)
     train_sentencepiece(parent, write_text_files(folder / "text")[0])
-    sliced = slice_folder(parent, folder / "sliced", random_plan(parent, head_dim=8, intermediate_size=96, **options))
+    sliced = slice_folder(
+        parent, folder / "sliced", random_selection(parent, head_dim=8, intermediate_size=96, **options)
+    )
     (folder / "export").mkdir()
     write_export(sliced, folder / "export", "float32", "# a model\n")
     return folder / "export"

@@ -97,9 +97,9 @@ def test_unpacked_wheel_reads_its_own_configuration(unpacked: Path, tmp_path: Pa
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(SMALL_LLAMA), encoding="utf-8")
     overrides = ["+experiment=only_in_the_wheel", "mode=estimate", "model.path=model"]
-    plan = run_python("-m", "transact.run", *overrides, cwd=tmp_path, path=unpacked)
-    assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.startswith("only_in_the_wheel: model, 2 rounds")
+    printed = run_python("-m", "transact.run", *overrides, cwd=tmp_path, path=unpacked)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("only_in_the_wheel: model, 2 rounds")
     usage = run_python("-m", "transact.run", "--help", cwd=tmp_path, path=unpacked)
     assert usage.returncode == 0, usage.stderr
     assert "demo_parent" in usage.stdout

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.exported import masked_parent, random_plan, write_exported
+from tests.support.exported import masked_parent, random_selection, write_exported
 from tests.support.optional import TRANSFORMERS_4, installed, run_with
 
 SCRIPT = Path(__file__).parents[1] / "support" / "stock_use.py"
@@ -50,7 +50,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         folder = tmp_path_factory.mktemp("exported")
         export = write_exported(folder, cut, rope_parameters=LLAMA3)
         parent = folder / "parent"
-        oracle = masked_parent(parent, random_plan(parent, intermediate_size=96, **cut))
+        oracle = masked_parent(parent, random_selection(parent, intermediate_size=96, **cut))
         found[name] = Exported(folder=export, oracle=oracle)
     return found
 

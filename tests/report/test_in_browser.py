@@ -192,7 +192,7 @@ def test_words_of_users_stay_words(browser: Any, tmp_path: Path) -> None:
     hostile = "</script><img src=x onerror=alert(1)><b>%{y}</b>&amp;"
     folder = write_run(tmp_path / "run", MadeUpRun(name=hostile, state="failed", error=hostile))
     compared = {"tasks": {hostile: {"acc": 0.5}}}
-    (folder / "evaluation.json").write_text(str({"dense": compared, "pruned": compared}).replace("'", '"'))
+    (folder / "comparison.json").write_text(str({"dense": compared, "pruned": compared}).replace("'", '"'))
     with opened(browser, write_run_page(folder)) as watched:
         assert hostile in watched.page.inner_text("h1")
         assert hostile in watched.page.inner_text("header")

@@ -17,10 +17,10 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
 from transact.pruning.criteria import Evidence, Scores, score
-from transact.pruning.selection import PrunePlan, make_plan
+from transact.pruning.selection import Selection, make_selection
 
 
-def random_plan(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:
+def random_selection(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> Selection:
     """Random units of the model in a folder."""
     source = read_geometry(read_json(folder / "config.json"))
     layers, heads = source.num_layers, source.num_key_value_heads
@@ -31,29 +31,29 @@ def random_plan(folder: Path, *, head_dim: int, intermediate_size: int, **option
         channels=torch.rand(layers, source.intermediate_size, generator=generator),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
-    return make_plan(scores, source, target, parent=source, asked=None, **options)
+    return make_selection(scores, source, target, parent=source, asked=None, **options)
 
 
-def slice_folder(source: Path, target: Path, plan: PrunePlan) -> Path:
+def slice_folder(source: Path, target: Path, selection: Selection) -> Path:
     """The plain cut of a folder with a single shard."""
     stored = load_file(source / "model.safetensors")
     target.mkdir()
     tensors: dict[str, torch.Tensor] = {}
     for names in layer_groups(stored):
-        tensors |= slice_tensors({name: stored[name] for name in names}, plan)
+        tensors |= slice_tensors({name: stored[name] for name in names}, selection)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), plan))
+    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), selection))
     copy_companions(source, target)
     return target
 
 
 def write_exported(folder: Path, cut: dict[str, Any], *, dtype: str = "float32", **changes: Any) -> Path:
-    """A random parent with a tokenizer, cut (arguments of `random_plan`) and exported: `folder`/export."""
+    """A random parent with a tokenizer, cut (arguments of `random_selection`) and exported: `folder`/export."""
     text, _ = write_text_files(folder / "text")
     parent = write_model(folder / "parent", **changes)
     train_tokenizer(text).save_pretrained(parent)
-    plan = random_plan(parent, intermediate_size=96, **cut)
-    sliced = slice_folder(parent, folder / "sliced", plan)
+    selection = random_selection(parent, intermediate_size=96, **cut)
+    sliced = slice_folder(parent, folder / "sliced", selection)
     (folder / "export").mkdir()
     write_export(sliced, folder / "export", dtype, "# a model\n")
     return folder / "export"
@@ -74,44 +74,44 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
     evidence = Evidence(geometry=geometry, statistics=sums.statistics(tokens.numel()))
     scores = score(evidence, pairs="logit_variance", values="norm", channels="norm")
     smaller = replace(geometry, head_dim=head_dim, intermediate_size=intermediate_size)
-    plan = make_plan(scores, geometry, smaller, parent=geometry, asked=None, value_basis="svd")
+    selection = make_selection(scores, geometry, smaller, parent=geometry, asked=None, value_basis="svd")
     stored = load_file(source / "model.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     for names in layer_groups(stored):
         layer, part = layer_of(names[0]), {name: stored[name] for name in names}
         gram = None if layer is None else grams.take_gram(layer)
-        tensors |= slice_tensors(part, plan, gram, None if layer is None else 0.01)
+        tensors |= slice_tensors(part, selection, gram, None if layer is None else 0.01)
     target.mkdir()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), plan))
+    write_json(target / "config.json", sliced_config(read_json(source / "config.json"), selection))
     copy_companions(source, target)
     return target
 
 
 @torch.no_grad()
-def masked_parent(folder: Path, plan: PrunePlan) -> Any:
+def masked_parent(folder: Path, selection: Selection) -> Any:
     """The parent in a folder with every cut unit zeroed: what its sliced model must compute."""
     from transformers import AutoModelForCausalLM
 
-    return zero_cut_units(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), plan)
+    return zero_cut_units(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), selection)
 
 
 @torch.no_grad()
-def zero_cut_units(model: Any, plan: PrunePlan) -> Any:
+def zero_cut_units(model: Any, selection: Selection) -> Any:
     """The model itself, changed in place; written independently of the slicing code."""
-    half, hidden = plan.source.head_dim // 2, plan.source.hidden_size
-    group = plan.source.queries_per_key_value_head
+    half, hidden = selection.source.head_dim // 2, selection.source.hidden_size
+    group = selection.source.queries_per_key_value_head
     for layer, block in enumerate(model.model.layers):
         attention, mlp = block.self_attn, block.mlp
-        for head in range(plan.source.num_key_value_heads):
-            cut_pairs = sorted(set(range(half)) - set(plan.rotary_pairs(layer, head)))
-            cut_dims = sorted(set(range(2 * half)) - set(plan.value_dims[layer][head]))
+        for head in range(selection.source.num_key_value_heads):
+            cut_pairs = sorted(set(range(half)) - set(selection.rotary_pairs(layer, head)))
+            cut_dims = sorted(set(range(2 * half)) - set(selection.value_dims[layer][head]))
             for projection in (attention.q_proj, attention.k_proj):
-                _zero(projection, (plan.source.num_key_value_heads, -1, 2, half), (head, ..., cut_pairs))
+                _zero(projection, (selection.source.num_key_value_heads, -1, 2, half), (head, ..., cut_pairs))
             _zero(attention.v_proj, (-1, 2 * half), (head, cut_dims))
             output = attention.o_proj.weight.view(hidden, -1, 2 * half)
             output[:, head * group : (head + 1) * group, cut_dims] = 0
-        cut = sorted(set(range(plan.source.intermediate_size)) - set(plan.channels[layer]))
+        cut = sorted(set(range(selection.source.intermediate_size)) - set(selection.channels[layer]))
         mlp.gate_proj.weight[cut] = 0
         mlp.up_proj.weight[cut] = 0
         mlp.down_proj.weight[:, cut] = 0

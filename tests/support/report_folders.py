@@ -89,7 +89,7 @@ def write_run(folder: Path, run: MadeUpRun) -> Path:
     measured = [{"geometry": each, "parameters": 10**6, "loss": 2.0 + turn} for turn, each in enumerate(candidates)]
     write(folder / "round_01" / "split.json", {"candidates": measured, "chosen": candidates[0]})
     if run.has_tasks:
-        write(folder / "evaluation.json", {"dense": _compared(0.6), "pruned": _compared(0.5)})
+        write(folder / "comparison.json", {"dense": _compared(0.6), "pruned": _compared(0.5)})
     if run.has_efficiency:
         write(folder / "efficiency.json", _efficiency(run))
     return folder
@@ -168,7 +168,7 @@ def _step(progress: float, numbers: random.Random) -> dict[str, float]:
 
 def _write_round(folder: Path, run: MadeUpRun, number: int) -> None:
     source, target = run.shrunk(number - 1), run.shrunk(number)
-    write(folder / "plan.json", {"source": source.to_dict(), "target": target.to_dict(), "reached": 0.25})
+    write(folder / "selection.json", {"source": source.to_dict(), "target": target.to_dict(), "reached": 0.25})
     save_file(activation_maps(source, run.seed + number), folder / "activation_maps.safetensors")
     if number <= run.done:
         both = {"sliced": evaluation(run, number, 1.5), "recovered": evaluation(run, number)}

@@ -1,4 +1,4 @@
-"""Every shipped experiment composes, passes its checks, and has a plan that meets its request."""
+"""Every shipped experiment composes, passes its checks, and has an estimate that meets its request."""
 
 from __future__ import annotations
 

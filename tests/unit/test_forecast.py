@@ -22,7 +22,7 @@ GIB = 1024**3
 LARGE = ["+experiment=llama7b_50pct", "estimate.num_ranks=8"]
 
 
-def plan(*overrides: str) -> dict[str, Any]:
+def estimate(*overrides: str) -> dict[str, Any]:
     return forecast(compose_config([*LARGE, *overrides]))
 
 
@@ -48,15 +48,15 @@ def test_the_command_prints_and_writes_the_plan(
 
 
 def test_what_would_make_it_fit_does() -> None:
-    """Each remedy, given as a setting, makes a plan that fits, with the peak that was promised."""
+    """Each remedy, given as a setting, makes an estimate that fits, with the peak that was promised."""
     tight = ["estimate.memory_gib=18", "engine.activation_checkpointing=false"]
-    memory = plan(*tight)["memory"]
+    memory = estimate(*tight)["memory"]
     assert memory["fits"] is False
     assert memory["would_fit_with"]
     for each in memory["would_fit_with"]:
         settings = each["change"].split()
         ranks = [f"estimate.num_ranks={settings[-2]}"] if settings[-1] == "ranks" else []
-        again = plan(*tight, *(settings[:-2] if ranks else settings), *ranks)["memory"]
+        again = estimate(*tight, *(settings[:-2] if ranks else settings), *ranks)["memory"]
         assert again["fits"] is True, each
         assert again["peak_gib"] == pytest.approx(each["peak_gib"], abs=0.01)
 
@@ -70,14 +70,14 @@ def test_machines_come_before_quality() -> None:
     ]
     assert "32 ranks" in alone
     assert not any("cross_entropy" in each and "ranks" in each for each in alone)
-    together = plan("estimate.num_ranks=1", "estimate.memory_gib=11", "recover.batch_sequences=16")["memory"][
+    together = estimate("estimate.num_ranks=1", "estimate.memory_gib=11", "recover.batch_sequences=16")["memory"][
         "would_fit_with"
     ]
     for each in together:
         settings = each["change"].split()
         for left_out in settings[:-2] if settings[-1] == "ranks" else settings:
             fewer = [setting for setting in settings[:-2] if setting != left_out]
-            again = plan(
+            again = estimate(
                 f"estimate.num_ranks={settings[-2]}", "estimate.memory_gib=11", "recover.batch_sequences=16", *fewer
             )
             assert again["memory"]["fits"] is False, left_out
@@ -86,21 +86,21 @@ def test_machines_come_before_quality() -> None:
 def test_what_the_run_refuses_is_not_planned() -> None:
     """Nor recommended: 16 sequences divide into no more than 16 ranks."""
     with pytest.raises(ValueError, match="128 ranks need at least one sequence each"):
-        plan("estimate.num_ranks=128")
+        estimate("estimate.num_ranks=128")
     with pytest.raises(ValueError, match=r"data\.sequence_length=8192 is not allowed: the model takes at most 4096"):
-        plan("data.sequence_length=8192")
+        estimate("data.sequence_length=8192")
     few = ["recover.batch_sequences=16", "engine.micro_batch_sequences=1", "estimate.memory_gib=8"]
-    assert not any("32 ranks" in each["change"] for each in plan(*few)["memory"]["would_fit_with"])
+    assert not any("32 ranks" in each["change"] for each in estimate(*few)["memory"]["would_fit_with"])
 
 
 def test_a_folder_at_hand_is_what_is_planned(workplace: Workplace) -> None:
-    """Not the model of the experiment, whose name the plan bears."""
+    """Not the model of the experiment, whose name the estimate bears."""
     with pytest.raises(ValueError, match=r"model\.architecture: hidden_size=4096, but .* has 64"):
-        plan(f"model.path={workplace.model}")
+        estimate(f"model.path={workplace.model}")
 
 
 def test_whole_heads_are_shown() -> None:
-    found = plan("prune/method=paper_heads")
+    found = estimate("prune/method=paper_heads")
     counts = {each["geometry"]["num_attention_heads"] for each in found["rounds"]}
     assert len(counts) > 1 and min(counts) < 32
     said = text(found)
@@ -110,7 +110,7 @@ def test_whole_heads_are_shown() -> None:
 
 def test_scores_from_gradients_need_the_activations_of_all_layers() -> None:
     """And as much work again as a forward."""
-    by_norms, by_taylor = (plan(f"prune/method={name}") for name in ("norms", "taylor"))
+    by_norms, by_taylor = (estimate(f"prune/method={name}") for name in ("norms", "taylor"))
     (norms,), (taylor,) = (
         [each["bytes"] for each in found["memory"]["moments"] if each["stage"] == "round_01/calibrate"]
         for found in (by_norms, by_taylor)
@@ -121,17 +121,18 @@ def test_scores_from_gradients_need_the_activations_of_all_layers() -> None:
 
 
 def test_embeddings_of_q4_0_are_q8_0() -> None:
-    small = Geometry.from_dict(plan()["rounds"][-1]["geometry"])
+    small = Geometry.from_dict(estimate()["rounds"][-1]["geometry"])
     inside = small.parameters() - 2 * 32000 * 4096
     assert gguf_bytes(small, "q4_0") == pytest.approx((inside * 4.5 + 2 * 32000 * 4096 * 8.5) / 8)
 
 
 def test_nothing_fits_into_nothing() -> None:
-    assert plan("estimate.memory_gib=0.01")["memory"]["would_fit_with"] == []
+    assert estimate("estimate.memory_gib=0.01")["memory"]["would_fit_with"] == []
 
 
 def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
-    found = plan("eval=paper", "estimate.accelerator=a100_80gb", "estimate.mfu=0.5", "estimate.price_per_gpu_hour=3")
+    priced = ("estimate.accelerator=a100_80gb", "estimate.mfu=0.5", "estimate.price_per_gpu_hour=3")
+    found = estimate("eval=paper", *priced)
     teacher = Geometry.from_dict(found["dense"]["geometry"]).flops_per_token(4096)
     forwards = [Geometry.from_dict(each["geometry"]).flops_per_token(4096) for each in found["rounds"]]
     flops = sum(
@@ -147,13 +148,13 @@ def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
 
 def test_a_throughput_that_was_measured_counts_instead() -> None:
     """Of a model of its own size, in proportion to FLOPs: a run without a cut would take tokens over throughput."""
-    given = plan("estimate.tokens_per_second=10000")["duration"]
+    given = estimate("estimate.tokens_per_second=10000")["duration"]
     assert given["hours"]["recover"] < 999_817_216 / 10_000 / 3600
-    measured = plan(f"estimate.throughput_file={REPOSITORY}/benchmarks/results/throughput.json")["duration"]
+    measured = estimate(f"estimate.throughput_file={REPOSITORY}/benchmarks/results/throughput.json")["duration"]
     assert "measured on 2 rank(s)" in measured["basis"]
     assert measured["hours"]["recover"] > 1000 * given["hours"]["recover"]
     with pytest.raises(ValueError, match=r"estimate\.throughput_file=.* is no results file"):
-        plan("estimate.throughput_file=/nowhere.json")
+        estimate("estimate.throughput_file=/nowhere.json")
 
 
 @pytest.mark.parametrize(

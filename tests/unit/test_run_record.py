@@ -91,7 +91,7 @@ WORDS = (
     "model.bin",
     "ü.txt",
 )
-OURS = ("export", "checkpoints", "round_01", "gguf", "result.json", "evaluation.json")
+OURS = ("export", "checkpoints", "round_01", "gguf", "result.json", "comparison.json")
 PLACES = ("", "round_01", "round_01/sliced", "round_01/recovered", "export", "checkpoints", "logs", "round_07")
 trees = st.dictionaries(
     st.lists(st.sampled_from((*WORDS, *OURS)), min_size=1, max_size=3).map("/".join), st.binary(max_size=20), max_size=6

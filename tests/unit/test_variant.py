@@ -33,7 +33,7 @@ PARENT = Geometry(
 ROUNDS = ["prune.rounds=3", "prune.split=equal", "recover.learning_rate=1e-3"]
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 STAGE = {"files": {}, "seconds": 1.0, "metrics_position": 0}
-BEFORE_FIRST = ["round_00/evaluate", "round_01/calibrate", "round_01/plan", "round_01/slice"]
+BEFORE_FIRST = ["round_00/evaluate", "round_01/calibrate", "round_01/select", "round_01/slice"]
 
 
 def composed(folder: Path, *settings: str, variant: str | None = None) -> RunConfig:
@@ -117,7 +117,7 @@ def test_a_cut_that_is_not_there_yet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run whose cut"):
         find_cut(config, PARENT)
     written(tmp_path, *ROUNDS, finished=3)
-    with pytest.raises(ValueError, match="has not finished round_01/plan yet"):
+    with pytest.raises(ValueError, match="has not finished round_01/select yet"):
         find_cut(config, PARENT)
 
 
@@ -164,22 +164,22 @@ def test_its_plan_counts_what_is_left_to_do(
         record = {"layout": LAYOUT, "run_id": "beef", "state": "done", "restarts": 0, "stages": {}}
         write_json(tmp_path / "variants/v/run.json", record | {"cut": {"stages": list(cut.stages)}})
         (tmp_path / "config.yaml").unlink()  # its own record says what it took over
-    plan = forecast(config)
-    assert plan["stages"][0] == next_stage and plan["taken_over"] + plan["stages"] == stage_names(first)
+    found = forecast(config)
+    assert found["stages"][0] == next_stage and found["taken_over"] + found["stages"] == stage_names(first)
     assert whole["taken_over"] == [] and whole["stages"] == stage_names(first)
-    assert all(plan["flops"][kind] <= whole["flops"][kind] for kind in plan["flops"])
-    share = sum(plan["flops"].values()) / sum(whole["flops"].values())
+    assert all(found["flops"][kind] <= whole["flops"][kind] for kind in found["flops"])
+    share = sum(found["flops"].values()) / sum(whole["flops"].values())
     assert 0 < share < most
-    assert plan["duration"]["hours"]["all"] == pytest.approx(share * whole["duration"]["hours"]["all"], abs=1e-5)
-    moments = [each["stage"] for each in plan["memory"]["moments"]]
-    assert moments[0] == next_stage and set(moments) <= set(plan["stages"])
-    assert plan["memory"]["peak_gib"] <= whole["memory"]["peak_gib"]
+    assert found["duration"]["hours"]["all"] == pytest.approx(share * whole["duration"]["hours"]["all"], abs=1e-5)
+    moments = [each["stage"] for each in found["memory"]["moments"]]
+    assert moments[0] == next_stage and set(moments) <= set(found["stages"])
+    assert found["memory"]["peak_gib"] <= whole["memory"]["peak_gib"]
     sizes = {f"round_{each['round']:02d}": each["parameters"] for each in whole["rounds"]}
-    done = [each.partition("/")[0] for each in plan["taken_over"] if each.endswith(("/slice", "/recover"))]
-    kept, all_of_it = (found["disk_bytes"]["sliced_and_recovered"] for found in (plan, whole))
+    done = [each.partition("/")[0] for each in found["taken_over"] if each.endswith(("/slice", "/recover"))]
+    kept, all_of_it = (each["disk_bytes"]["sliced_and_recovered"] for each in (found, whole))
     assert kept / all_of_it == pytest.approx(1 - sum(sizes[name] for name in done) / (2 * sum(sizes.values())))
-    assert plan["disk_bytes"]["peak"] < whole["disk_bytes"]["peak"]
-    assert "taken over from the run whose cut" in text(plan) and "taken over" not in text(whole)
+    assert found["disk_bytes"]["peak"] < whole["disk_bytes"]["peak"]
+    assert "taken over from the run whose cut" in text(found) and "taken over" not in text(whole)
 
 
 def test_a_plan_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_plan_of_a_variant_that_trains_nothing_is_of_its_evaluation(tmp_path: 
     """Neither a calibration nor a recovery is left to do."""
     model = [f"model.path={DEMO_PARENT}", "prune.rounds=1", "prune.split=equal"]
     written(tmp_path, *model)
-    plan = forecast(composed(tmp_path, *model, "recover.tokens=0", "mode=estimate", variant="v"))
-    assert [each["stage"] for each in plan["memory"]["moments"]] == ["round_01/evaluate"]
-    assert plan["calibration"]["sequences"] == 0 and "calibration:" not in text(plan)
-    assert plan["disk_bytes"]["sliced_and_recovered"] == 0 and plan["disk_bytes"]["export"] > 0
+    found = forecast(composed(tmp_path, *model, "recover.tokens=0", "mode=estimate", variant="v"))
+    assert [each["stage"] for each in found["memory"]["moments"]] == ["round_01/evaluate"]
+    assert found["calibration"]["sequences"] == 0 and "calibration:" not in text(found)
+    assert found["disk_bytes"]["sliced_and_recovered"] == 0 and found["disk_bytes"]["export"] > 0

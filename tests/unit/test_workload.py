@@ -37,8 +37,8 @@ def work_of(*overrides: str) -> tuple[dict[str, float], Any, Geometry]:
 def test_every_stage_of_every_request_has_its_work(request_: list[str]) -> None:
     work, config, _ = work_of(*request_)
     assert list(work) == stage_names(config)
-    # A plan may have no channels to choose, a cut no refit, and a file for llama.cpp is written, not computed.
-    free = ("plan", "slice", f"gguf_{config.export.gguf}")
+    # A selection may have no channels to choose, a cut no refit, and a file for llama.cpp is written, not computed.
+    free = ("select", "slice", f"gguf_{config.export.gguf}")
     assert [name for name, flops in work.items() if flops == 0 and name.rpartition("/")[2] not in free] == []
     assert all(flops >= 0 for flops in work.values())
 

@@ -1,4 +1,4 @@
-"""What accelerators can do at best, from their makers' data sheets: for MFU, and for plans made before one is at hand.
+"""What accelerators can do at best, from their makers' data sheets: for MFU, and for estimates.
 
 Peaks are those of dense bfloat16 matrix products; data sheets like to print twice as much, for half-empty matrices.
 """

@@ -219,7 +219,7 @@ def _asked(choice: Choice) -> str:
 WIDTH = 100
 
 HELP_HEAD = """\
-Prunes a LLaMA-like model: calibrate, plan, slice, recover, evaluate, in rounds; then exports it.
+Prunes a LLaMA-like model: calibrate, select, slice, recover, evaluate, in rounds; then exports it.
 
   python -m transact.run +experiment=NAME [group=choice ...] [group.setting=value ...]
 

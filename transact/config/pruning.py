@@ -96,7 +96,7 @@ class PruneConfig:
     split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures, at most."""
     rounds: int = setting(1, at_least=1, at_most=1000)
-    """Turns of calibrate, plan, slice, recover, evaluate. More than one did not help at the same total of tokens
+    """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
     (benchmarks/results/quality.md)."""
     rotary_pairs: str = setting("free", choices=ROTARY_CHOICES)
     """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right."""

@@ -182,8 +182,8 @@ def _model(config: RunConfig, geometry: Geometry, parent: Geometry) -> dict[str,
     return {
         "geometry": geometry.to_dict(),
         "parameters": geometry.parameters(),
-        "removed_fraction": 1 - geometry.parameters() / parent.parameters(),
-        "removed_fraction_of_layers": 1 - geometry.transitional_parameters() / parent.transitional_parameters(),
+        "remove_fraction": 1 - geometry.parameters() / parent.parameters(),
+        "remove_fraction_of_layers": 1 - geometry.transitional_parameters() / parent.transitional_parameters(),
         "kv_bytes_per_token": geometry.kv_bytes_per_token(),
         "flops_per_token": geometry.flops_per_token(config.data.sequence_length),
     }
@@ -275,11 +275,11 @@ def show_estimate(config: RunConfig) -> int:
     try:
         check_places(config)
         check_run_folder(config.output_dir, config.share_dir)
-        plan = forecast(config)
+        estimate = forecast(config)
         check_hub_texts(config)
-        said = text(plan)
+        said = text(estimate)
         folder = Path(config.output_dir)
-        write_json(folder / "estimate.json", {"layout": LAYOUT} | plan)
+        write_json(folder / "estimate.json", {"layout": LAYOUT} | estimate)
         write_text(folder / "estimate.txt", said)
     except (ValueError, OSError) as error:
         return refuse(error)

@@ -36,7 +36,7 @@ SECONDS_PER_HOUR = 3600.0
 KINDS = {
     "calibrate": ("calibrate", "gram"),
     "split": ("split",),
-    "cut": ("plan", "slice"),
+    "cut": ("select", "slice"),
     "recover": ("recover",),
     "evaluate": ("evaluate", "tasks"),
 }  # what is told apart -> the stages that it is made of

@@ -17,17 +17,17 @@ MIB = 1024**2
 SECONDS_PER_HOUR, MINUTES_PER_HOUR = 3600, 60
 
 
-def text(plan: dict[str, Any]) -> str:
+def text(estimate: dict[str, Any]) -> str:
     lines = [
-        *_dimension_lines(plan),
-        *_taken_lines(plan["taken_over"]),
-        *_split_lines(plan),
-        *_warning_lines(plan["warnings"]),
-        *_text_lines(plan["text"]),
-        *_calibration_lines(plan["calibration"], plan["dense"]["geometry"]["num_layers"]),
-        *_memory_lines(plan["memory"], plan),
-        *_disk_lines(plan["disk_bytes"]),
-        *_duration_lines(plan["duration"], plan),
+        *_dimension_lines(estimate),
+        *_taken_lines(estimate["taken_over"]),
+        *_split_lines(estimate),
+        *_warning_lines(estimate["warnings"]),
+        *_text_lines(estimate["text"]),
+        *_calibration_lines(estimate["calibration"], estimate["dense"]["geometry"]["num_layers"]),
+        *_memory_lines(estimate["memory"], estimate),
+        *_disk_lines(estimate["disk_bytes"]),
+        *_duration_lines(estimate["duration"], estimate),
     ]
     return "\n".join(lines) + "\n"
 
@@ -40,31 +40,31 @@ def _wrapped(line: str) -> list[str]:
     return [each.replace(HARD_SPACE, " ") for each in lines]
 
 
-def _dimension_lines(plan: dict[str, Any]) -> list[str]:
-    rounds = plan["rounds"]
-    lines = [f"{plan['name']}: {plan['model']}, {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'}"]
-    if not plan["is_model_at_hand"]:
+def _dimension_lines(estimate: dict[str, Any]) -> list[str]:
+    rounds = estimate["rounds"]
+    lines = [f"{estimate['name']}: {estimate['model']}, {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'}"]
+    if not estimate["is_model_at_hand"]:
         lines += _wrapped(
             "the model is no folder here: these are the dimensions that are declared, or those of the hub"
         )
-    trains = plan["tokens"] > 0
+    trains = estimate["tokens"] > 0
     headings = ["", "heads/KV", "head_dim", "intermediate", "parameters", "removed", "of layers", "KV bytes/token"]
     headings += ["FLOPs/token", *(["tokens", "steps", "peak rate"] if trains else [])]
-    rows = [_row("dense", plan["dense"]) + ([""] * 3 if trains else [])]
+    rows = [_row("dense", estimate["dense"]) + ([""] * 3 if trains else [])]
     for each in rounds:
         recovery = [f"{each['tokens']:,}", f"{each['steps']:,}", f"{each['learning_rate']:.1e}"]
         rows.append(_row(f"round {each['round']}", each) + (recovery if trains else []))
     lines += _table([headings, *rows])
     last = rounds[-1]
     lines += _wrapped(
-        f"removed: {last['removed_fraction']:.1%} of all parameters, which is "
-        f"{last['removed_fraction_of_layers']:.1%} of the layers' (embeddings and norms are not cut)"
+        f"removed: {last['remove_fraction']:.1%} of all parameters, which is "
+        f"{last['remove_fraction_of_layers']:.1%} of the layers' (embeddings and norms are not cut)"
     )
     if not trains:
         return [*lines, "recovery: none (recover.tokens=0)"]
     steps = sum(each["steps"] for each in rounds)
-    counted = f"{steps:,} step{'' if steps == 1 else 's'} of {plan['tokens_per_batch']:,}"
-    return [*lines, f"recovery: {plan['tokens']:,} tokens, {counted}"]
+    counted = f"{steps:,} step{'' if steps == 1 else 's'} of {estimate['tokens_per_batch']:,}"
+    return [*lines, f"recovery: {estimate['tokens']:,} tokens, {counted}"]
 
 
 def _taken_lines(taken: list[str]) -> list[str]:
@@ -89,7 +89,7 @@ def _row(name: str, model: dict[str, Any]) -> list[str]:
         str(geometry["head_dim"]),
         f"{geometry['intermediate_size']:,}",
         f"{model['parameters']:,}",
-        *(_share(model[name]) for name in ("removed_fraction", "removed_fraction_of_layers")),
+        *(_share(model[name]) for name in ("remove_fraction", "remove_fraction_of_layers")),
         f"{model['kv_bytes_per_token']:,}",
         f"{model['flops_per_token']:.2e}",
     ]
@@ -103,9 +103,9 @@ def _heads(geometry: dict[str, Any]) -> str:
     return f"{geometry['num_attention_heads']}/{geometry['num_key_value_heads']}"
 
 
-def _split_lines(plan: dict[str, Any]) -> list[str]:
+def _split_lines(estimate: dict[str, Any]) -> list[str]:
     """What the run will try before it knows the dimensions above."""
-    found = plan["split_candidates"]
+    found = estimate["split_candidates"]
     if not found:
         return []
     cuts_heads = len({_heads(each) for each in found}) > 1
@@ -155,8 +155,8 @@ def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str
     return lines
 
 
-def _memory_lines(memory: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    ranks = "1 rank" if plan["ranks"] == 1 else f"{plan['ranks']} ranks"
+def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]:
+    ranks = "1 rank" if estimate["ranks"] == 1 else f"{estimate['ranks']} ranks"
     lines = [f"memory per rank on {ranks}, ZeRO stage {memory['zero_stage']}, estimated:"]
     here, otherwise = memory["moments"], memory["other_checkpointing"]
     lines += [line for each in here[:MAX_MOMENTS] for line in _moment_lines(each)]
@@ -193,8 +193,8 @@ def _disk_lines(disk: dict[str, int]) -> list[str]:
     return _wrapped(f"disk: {_size(disk['end'])} at the end ({parts}){most}")
 
 
-def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> list[str]:
-    work = plan["flops"]
+def _duration_lines(duration: dict[str, Any] | None, estimate: dict[str, Any]) -> list[str]:
+    work = estimate["flops"]
     shares = ", ".join(f"{kind} {flops / sum(work.values()):.0%}" for kind, flops in work.items())
     lines = _wrapped(f"work: {sum(work.values()):.2e} FLOPs ({shares})")
     if duration is None:
@@ -204,7 +204,7 @@ def _duration_lines(duration: dict[str, Any] | None, plan: dict[str, Any]) -> li
         ]
     hours = duration["hours"]
     parts = ", ".join(f"{kind} {in_words(each)}" for kind, each in hours.items() if kind != "all")
-    unit = "GPU" if plan["accelerator"] else "rank"
+    unit = "GPU" if estimate["accelerator"] else "rank"
     lines += _wrapped(f"time: about {in_words(hours['all'])} ({parts}), {duration['gpu_hours']:.3g} {unit} hours")
     lines += _wrapped(f"  from {duration['basis']}")
     if "split" in hours or "cut" in hours:

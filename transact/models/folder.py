@@ -165,7 +165,7 @@ def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
 
 
 def declared_config(model: ModelConfig) -> dict[str, Any]:
-    """config.json for a plan: that of the local folder, else as declared, else that of the hub model.
+    """config.json for an estimate: that of the local folder, else as declared, else that of the hub model.
 
     Raises:
         ValueError: there is none, or the folder's is not the one that is declared.
@@ -178,7 +178,7 @@ def declared_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def is_at_hand(model: ModelConfig) -> bool:
-    """Whether model.path is a folder here, which a plan can look at."""
+    """Whether model.path is a folder here, which an estimate can look at."""
     return is_local(model.path or "") and (Path(model.path or "") / "config.json").is_file()
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from transact.pruning.refit import LayerGram
-    from transact.pruning.selection import PrunePlan
+    from transact.pruning.selection import Selection
     from transact.pruning.weights import LayerWeights
 
 NORM_EPSILON = 1e-12, 1e-2  # models have 1e-6 or 1e-5
@@ -129,12 +129,12 @@ def is_stock(config: Mapping[str, Any]) -> bool:
     return config["model_type"] in STOCK_TYPES
 
 
-def sliced_config(config: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
+def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """config.json of the sliced model, for stock transformers wherever that is possible.
 
     Save it as is: ``save_pretrained`` of transformers 5 drops the keys that version 4 reads.
     """
-    target = plan.target
+    target = selection.target
     sliced = {key: value for key, value in config.items() if key != "auto_map"}
     sliced |= {
         "head_dim": target.head_dim,
@@ -146,19 +146,19 @@ def sliced_config(config: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
         # The same computation without LlamaConfig's condition on the number of heads.
         limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)  # silence means another there
         sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None, "max_position_embeddings": limit}
-    if target.head_dim < plan.source.head_dim and plan.rotary == "kept":
-        if plan.pair_scope == "model" and OWN_FREQUENCIES not in config:
-            sliced |= kept_pairs_settings(config, plan.rotary_pairs(0, 0))
+    if target.head_dim < selection.source.head_dim and selection.rotary == "kept":
+        if selection.pair_scope == "model" and OWN_FREQUENCIES not in config:
+            sliced |= kept_pairs_settings(config, selection.rotary_pairs(0, 0))
         else:
-            sliced |= {"model_type": TRANSACT_LLAMA.model_type, OWN_FREQUENCIES: _own_frequencies(config, plan)}
+            sliced |= {"model_type": TRANSACT_LLAMA.model_type, OWN_FREQUENCIES: _own_frequencies(config, selection)}
     return sliced
 
 
-def _own_frequencies(config: Mapping[str, Any], plan: PrunePlan) -> list[list[list[float]]]:
+def _own_frequencies(config: Mapping[str, Any], selection: Selection) -> list[list[list[float]]]:
     """Inverse frequency of every kept pair: (layers)(key-value heads)(pairs)."""
     before = head_frequencies(config)
     return [
-        [before[layer, head, list(plan.rotary_pairs(layer, head))].tolist() for head in range(before.shape[1])]
+        [before[layer, head, list(selection.rotary_pairs(layer, head))].tolist() for head in range(before.shape[1])]
         for layer in range(before.shape[0])
     ]
 
@@ -225,13 +225,13 @@ def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
 
 
 def slice_tensors(
-    tensors: Mapping[str, Tensor], plan: PrunePlan, gram: LayerGram | None = None, ridge: float | None = None
+    tensors: Mapping[str, Tensor], selection: Selection, gram: LayerGram | None = None, ridge: float | None = None
 ) -> dict[str, Tensor]:
     """The sliced version of the parameters of one layer; parameters outside the layers pass unchanged.
 
     Args:
         tensors: by their names in the state dict of the family's stock class.
-        plan: what to keep.
+        selection: what to keep.
         gram: as in `transact.pruning.slicing.cut_layer`; so is ridge.
         ridge: of the refit.
     """
@@ -241,7 +241,7 @@ def slice_tensors(
     layer = layer_of(next(iter(tensors)))
     if weights is None or layer is None:
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return replace_projections(tensors, cut_layer(weights, plan, layer, gram, ridge))
+    return replace_projections(tensors, cut_layer(weights, selection, layer, gram, ridge))
 
 
 def replace_projections(tensors: Mapping[str, Tensor], weights: LayerWeights) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 """Pure mathematics of pruning: what to cut, decided by functions on tensors and numbers.
 
 Nothing here knows of processes, files or configuration. The way through: `statistics` ->
-`criteria` -> `planning` (with dimensions from `schedule` and `budget`) -> `slicing`.
+`criteria` -> `selection` (with dimensions from `schedule` and `search_space`) -> `slicing`.
 """

@@ -1,4 +1,4 @@
-"""What calibration saw and the plan kept, as one picture per kind of channel: layer by channel."""
+"""What calibration saw and the selection kept, as one picture per kind of channel: layer by channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.pruning.statistics import ActivationStatistics
 
 
@@ -41,23 +41,23 @@ class ActivationMap:
         return 1 - participating / squares.shape[1]
 
 
-def activation_maps(statistics: ActivationStatistics, plan: PrunePlan) -> dict[str, ActivationMap]:
+def activation_maps(statistics: ActivationStatistics, selection: Selection) -> dict[str, ActivationMap]:
     """By kind: "query" and "key" (rotary pairs, head by head), "attention_output" (dims, head by head), "intermediate".
 
     A rotary pair counts as kept if any of its two dims is. Of "attention_output" nothing is marked where values get
     a basis from the data before they are cut.
     """
-    source = plan.source
+    source = selection.source
     pairs = source.head_dim // 2
     key = torch.zeros(source.num_layers, source.num_key_value_heads, source.head_dim, dtype=torch.bool)
     value, query = torch.zeros_like(key), torch.zeros(*statistics.query.shape[:2], dtype=torch.bool)
     channels = torch.zeros(source.num_layers, source.intermediate_size, dtype=torch.bool)
     for layer in range(source.num_layers):
-        query[layer, list(plan.query_heads[layer])] = True
-        channels[layer, list(plan.channels[layer])] = True
-        for position, head in enumerate(plan.key_value_heads[layer]):
-            key[layer, head, list(plan.query_key_dims[layer][position])] = True
-            value[layer, head, list(plan.value_dims[layer][position])] = True
+        query[layer, list(selection.query_heads[layer])] = True
+        channels[layer, list(selection.channels[layer])] = True
+        for position, head in enumerate(selection.key_value_heads[layer]):
+            key[layer, head, list(selection.query_key_dims[layer][position])] = True
+            value[layer, head, list(selection.value_dims[layer][position])] = True
     group = source.num_attention_heads // source.num_key_value_heads
     key_pairs = key[..., :pairs] | key[..., pairs:]
     query_pairs = key_pairs.repeat_interleave(group, dim=1) & query.unsqueeze(-1)
@@ -65,7 +65,7 @@ def activation_maps(statistics: ActivationStatistics, plan: PrunePlan) -> dict[s
     kept = {
         "query": query_pairs,
         "key": key_pairs,
-        "attention_output": output if plan.value_basis == "dims" else None,
+        "attention_output": output if selection.value_basis == "dims" else None,
         "intermediate": channels,
     }
     tokens = max(1, statistics.num_tokens)

@@ -22,7 +22,7 @@ HALF = 0.5  # share that is cut, from which on the rate grows no more
 LARGEST_RATE = 2e-3
 
 
-def removed_fractions(
+def remove_fractions(
     remove_fraction: float, rounds: int, kind: str, shares: Sequence[float] | None = None
 ) -> list[float]:
     """Cumulative fraction of the parent's parameters removed after each round.
@@ -91,7 +91,7 @@ def _split(total: int, weights: Sequence[float]) -> list[int]:
     return [max(1, end - start) for start, end in zip([0, *reached], reached, strict=False)]
 
 
-def peak_learning_rate(parent_parameters: int, removed_fraction: float) -> float:
+def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     """Return the peak learning rate that recovers a cut, to two digits.
 
     A power of the parent's size, in proportion to the share that is gone up to half of it. At 8 billion parameters and
@@ -100,7 +100,7 @@ def peak_learning_rate(parent_parameters: int, removed_fraction: float) -> float
 
     Args:
         parent_parameters: of the dense parent, embeddings counted.
-        removed_fraction: share of them that is gone after the cut, of all rounds so far; 1 for random weights.
+        remove_fraction: share of them that is gone after the cut, of all rounds so far; 1 for random weights.
     """
     by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
-    return float(f"{min(by_size, LARGEST_RATE) * min(1.0, removed_fraction / HALF):.1e}")
+    return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")

@@ -133,7 +133,7 @@ def attention_width(geometry: Geometry) -> int:
     return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
-def removed_fraction(parent: Geometry, child: Geometry) -> float:
+def reached_fraction(parent: Geometry, child: Geometry) -> float:
     """Share of all the parent's parameters, embeddings included, that the child lacks."""
     return 1 - child.parameters() / parent.parameters()
 
@@ -224,7 +224,7 @@ def solve_rounds(
         ValueError: the last fraction cannot be reached, or a round would remove nothing.
     """
     last = final or solve_geometry(parent, fractions[-1], multiples, heads=heads)
-    stretch = removed_fraction(parent, last) / fractions[-1] if final else 1.0
+    stretch = reached_fraction(parent, last) / fractions[-1] if final else 1.0
     geometries: list[Geometry] = []
     previous = parent
     for left, fraction in reversed(list(enumerate(reversed(fractions)))):
@@ -281,7 +281,7 @@ def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multip
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
     return (
         f"prune.remove_fraction={remove_fraction:g} cannot be reached: at most "
-        f"{removed_fraction(parent, low):.4f} of this model can be removed with "
+        f"{reached_fraction(parent, low):.4f} of this model can be removed with "
         f"{_attention_words(parent, multiples, heads=heads)} and intermediate_size a multiple of "
         f"{multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
         f"{fixed:.4f} of it, are never cut"

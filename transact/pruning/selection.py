@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
-from transact.pruning.search_space import removed_fraction
+from transact.pruning.search_space import reached_fraction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ Dims = tuple[tuple[tuple[int, ...], ...], ...]  # (layers)(heads)(dims)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrunePlan:
+class Selection:
     """Kept units, as ascending indices into the checkpoint that is about to be sliced.
 
     That checkpoint may itself be the result of an earlier round; indices never refer further back.
@@ -96,14 +96,14 @@ class PrunePlan:
         return {name: _as_lists(value) for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PrunePlan:
+    def from_json(cls, values: Mapping[str, Any]) -> Selection:
         """Inverse of `to_json`."""
         geometries = {name: Geometry.from_dict(values[name]) for name in ("source", "target")}
         return cls(**({name: as_tuples(value) for name, value in values.items()} | geometries))
 
 
 def as_tuples(value: Any) -> Any:
-    """Lists within lists, as JSON and tensors give them, in the form of a plan's attributes."""
+    """Lists within lists, as JSON and tensors give them, in the form of a selection's attributes."""
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -117,7 +117,7 @@ def _check_kept(indices: Sequence[int], count: int, available: int) -> None:
     assert indices[0] >= 0 and indices[-1] < available, f"index outside 0..{available - 1}"
 
 
-def make_plan(
+def make_selection(
     scores: Scores,
     source: Geometry,
     target: Geometry,
@@ -132,7 +132,7 @@ def make_plan(
     channels: Sequence[Sequence[int]] | None = None,
     norm_shares: tuple[Tensor, Tensor] | None = None,
     method: dict[str, Any] | None = None,
-) -> PrunePlan:
+) -> Selection:
     """Keep the best units of each kind.
 
     Args:
@@ -145,7 +145,7 @@ def make_plan(
             "shared_dims" (the same dims, chosen by the values' scores, in q, k, v and o).
         pair_scope: "model", "layer" or "head": what shares one set of pairs.
         pairs_in_progression: keep pairs 0, s, 2s, ... for the best s; of scope "model".
-        value_basis: see `PrunePlan`.
+        value_basis: see `Selection`.
         query_head_scores: (layers, num_attention_heads), for unit "heads".
         channels: kept channels of each layer where they were chosen already.
         norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
@@ -165,7 +165,7 @@ def make_plan(
     query_gains, key_gains = (
         (None, None) if norm_shares is None else (_norm_gains(each, query_key, target) for each in norm_shares)
     )
-    return PrunePlan(
+    return Selection(
         query_heads=as_tuples(queries),
         key_value_heads=as_tuples(groups),
         query_key_dims=as_tuples(query_key),
@@ -177,7 +177,7 @@ def make_plan(
         source=source,
         target=target,
         asked=asked,
-        reached=removed_fraction(parent, target),
+        reached=reached_fraction(parent, target),
         method=method or {},
         query_norm_gains=query_gains,
         key_norm_gains=key_gains,

@@ -40,7 +40,7 @@ OWN_FILES = (
     (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(\.tmp)*"), re.compile(_MODEL)),
 )
 OWN_TEMPORARY = re.compile(
-    r"(run|job|result|evaluation|efficiency|plan)\.json\.tmp|(config\.yaml|plan\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
+    r"(run|job|result|comparison|efficiency|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
 )
 CHECKPOINTS = "checkpoints"
 OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")

@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SWEEP_RECORD = "sweep.json"
 ESTIMATE = "estimate.json"  # of mode=estimate
-LAYOUT = 2  # of a run folder; another one is refused instead of being half understood
+LAYOUT = 3  # of a run folder; another one is refused instead of being half understood
 WAY_OUT = "nothing was changed: restore the file from a copy, or choose another name="
 ELSEWHERE = "choose another name= or output_dir="
 MAX_SHOWN = 3
@@ -29,12 +29,12 @@ MAX_SHOWN = 3
 ROUND = re.compile(r"round_\d\d")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
-    r"(round_\d\d/)?(evaluation|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
-    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(plan|split)\.json)"
+    r"round_\d\d/evaluation\.json|(comparison|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
+    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split)\.json)"
 )
 # These are its own from the moment that the folder is:
 OWN_FROM_THE_START = re.compile(
-    r"(run|job|sweep)\.json|plan\.(json|txt)|config\.yaml|metrics\.jsonl|report\.(html|lock)"
+    r"(run|job|sweep)\.json|estimate\.(json|txt)|config\.yaml|metrics\.jsonl|report\.(html|lock)"
     r"|(run|attempt|submit)\.lock|logs|stacks|code|wandb|shared"
 )
 FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both
@@ -215,10 +215,10 @@ def is_unclaimed(folder: Path) -> bool:
     if not set(names) <= {ESTIMATE, "estimate.txt"}:
         return False
     try:
-        plan = read_json(folder / ESTIMATE)
+        estimate = read_json(folder / ESTIMATE)
     except (DamagedFile, OSError):
         return False
-    return isinstance(plan, dict) and plan.get("layout") == LAYOUT
+    return isinstance(estimate, dict) and estimate.get("layout") == LAYOUT
 
 
 def claim(folder: Path, state: str, name: str = RECORD) -> None:

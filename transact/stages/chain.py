@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.rounds import Round, calibration_warning, pretraining_round, pruning_rounds
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files
@@ -22,7 +22,7 @@ from transact.stages.parent import Record, began_with, judge_folder, judge_weigh
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
 from transact.stages.select import FILE_NAME as MAPS
-from transact.stages.select import plan, read_plan
+from transact.stages.select import read_selection, select
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split, trial_folder
@@ -153,8 +153,8 @@ def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -
         )
 
 
-def measure_split(job: Job, texts: Texts, parent: Path) -> PrunePlan:
-    """The plan that cuts the parent in one go to the split between attention and MLP that measured best."""
+def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
+    """The selection that cuts the parent in one go to the split between attention and MLP that measured best."""
     name = "round_01"
     statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
     trial = trial_folder(output)
@@ -169,19 +169,19 @@ def measure_split(job: Job, texts: Texts, parent: Path) -> PrunePlan:
     return read_split(output)
 
 
-def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: PrunePlan | None = None) -> Path:
+def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: Selection | None = None) -> Path:
     """After calibration: decide and cut. Returns the sliced checkpoint's folder.
 
-    measured: the plan of `measure_split`.
+    measured: the selection of `measure_split`.
     """
     name = each.folder_name
     statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
 
-    planned, whole = job.path(name, "plan.json"), geometry_of(prepared.parent)
+    selected, whole = job.path(name, "selection.json"), geometry_of(prepared.parent)
     job.stage(
-        f"{name}/plan",
-        planned,
-        lambda: plan(job, each, whole, checkpoint, statistics, grams, planned, measured=measured),
+        f"{name}/select",
+        selected,
+        lambda: select(job, each, whole, checkpoint, statistics, grams, selected, measured=measured),
         reads=[checkpoint, statistics, grams],
         also=[job.path(name, MAPS)],
     )
@@ -190,8 +190,8 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
     job.stage(
         f"{name}/slice",
         sliced,
-        lambda: slice_stage(job, prepared.texts, checkpoint, read_plan(planned), sliced, grams),
-        reads=[checkpoint, planned, grams],
+        lambda: slice_stage(job, prepared.texts, checkpoint, read_selection(selected), sliced, grams),
+        reads=[checkpoint, selected, grams],
     )
     if job.group.is_main and grams.is_dir():
         job.folder.remove(grams)
@@ -269,7 +269,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
     if rounds and job.config.eval.has_more():
-        compared, both = job.path("evaluation.json"), {"dense": parent, "pruned": checkpoint}
+        compared, both = job.path("comparison.json"), {"dense": parent, "pruned": checkpoint}
         settings = settings_of_tasks(job.config.eval)
         job.stage(
             "tasks",

@@ -37,7 +37,7 @@ from transact.models.rotary import stated_settings
 from transact.models.stock import stock_class
 from transact.pruning.criteria import Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.refit import LayerGram
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.rounds import geometries
 from transact.stages.calibrate import broken_words, extra_statistics
 from transact.stages.preflight import check_length, check_method
@@ -104,9 +104,9 @@ def prune_model(
                     for layer, gram in enumerate(grams)
                 ]
             }
-        plan = decide(settings, evidence, goal, channels, parent=source, asked=settings.remove_fraction)
-        smaller = sliced_config(config, plan)
-        cut = _cut(weights, config, smaller, plan, settings.method, batches, grams)
+        selection = decide(settings, evidence, goal, channels, parent=source, asked=settings.remove_fraction)
+        smaller = sliced_config(config, selection)
+        cut = _cut(weights, config, smaller, selection, settings.method, batches, grams)
     return _made(model, smaller | stated_settings(smaller), cut)
 
 
@@ -274,7 +274,7 @@ def _cut(
     weights: Weights,
     config: dict[str, Any],
     smaller: dict[str, Any],
-    plan: PrunePlan,
+    selection: Selection,
     method: MethodConfig,
     batches: list[Tensor],
     grams: list[LayerGram] | None,
@@ -285,7 +285,11 @@ def _cut(
     if method.refit == "sequential":
         embedding = weights[EMBEDDING].float().cpu()
         streams = Streams(
-            plan, [embedding[tokens] for tokens in batches], device=device, ridge=method.ridge, num_turns=len(batches)
+            selection,
+            [embedding[tokens] for tokens in batches],
+            device=device,
+            ridge=method.ridge,
+            num_turns=len(batches),
         )
     ridge = method.ridge if method.refit == "least_squares" else None
     result: Weights = {}
@@ -302,7 +306,7 @@ def _cut(
             if grams is not None:
                 on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
                 gram = LayerGram.from_tensors(on_device)
-            cut = slice_tensors(tensors, plan, gram, ridge)
+            cut = slice_tensors(tensors, selection, gram, ridge)
         # A copy where nothing was cut: the new model shares no weight with the old one.
         result |= {name: tensor.to(weights[name].dtype, copy=True).contiguous() for name, tensor in cut.items()}
     return result

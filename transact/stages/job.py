@@ -87,8 +87,8 @@ class Job:
 
     def announce(self, rounds: list[Round], parent: Geometry) -> None:
         """Tell the view the stages of the run, and the clock their work; again when a split has changed the rounds."""
-        self.view.plan(stage_names(self.config))
-        self.clock.plan(stage_flops(self.config, parent, rounds))
+        self.view.expect(stage_names(self.config))
+        self.clock.expect(stage_flops(self.config, parent, rounds))
 
     def check_seen(self, field: str, path: Path) -> None:
         """Collective. A file system that is shared may need a while to show what rank 0 has just made.

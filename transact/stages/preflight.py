@@ -196,7 +196,7 @@ def _name(text: TextConfig) -> tuple[str | None, ...]:
 
 
 def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> None:
-    """What follows from the settings and the model's config.json alone: a plan is refused for it as well."""
+    """What follows from the settings and the model's config.json alone: an estimate is refused for it as well."""
     check_sequence_length(config, model_config)
     check_ranks(config, world_size)
     if config.mode != "pretrain":

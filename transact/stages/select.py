@@ -22,7 +22,7 @@ from transact.pruning.activation_maps import ActivationMap, activation_maps
 from transact.pruning.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
 from transact.pruning.greedy_obs import elimination_path
 from transact.pruning.refit import LayerGram
-from transact.pruning.selection import PrunePlan, make_plan
+from transact.pruning.selection import Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job
@@ -81,11 +81,11 @@ def decide(
     *,
     parent: Geometry,
     asked: float | None,
-) -> PrunePlan:
-    """The plan for one target. channels: as `greedy_channels` returns them."""
+) -> Selection:
+    """The selection for one target. channels: as `greedy_channels` returns them."""
     method, source = config.method, evidence.geometry
     scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
-    return make_plan(
+    return make_selection(
         scores,
         source,
         target,
@@ -138,7 +138,7 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
     return {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
 
 
-def plan(
+def select(
     job: Job,
     round_: Round,
     parent: Geometry,
@@ -147,11 +147,11 @@ def plan(
     grams: Path,
     output: Path,
     *,
-    measured: PrunePlan | None = None,
+    measured: Selection | None = None,
 ) -> None:
-    """Write plan.json, and the maps of activations beside it.
+    """Write selection.json, and the maps of activations beside it.
 
-    measured: the plan of the split that was chosen, for the first round; it is this round's where it ends there.
+    measured: the selection of the split that was chosen, for the first round; it is this round's where it ends there.
     """
     evidence = collect_evidence(job, checkpoint, statistics)
     if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
@@ -180,15 +180,15 @@ def plan(
     write_json(output, made.to_json())
 
 
-def describe_cut(made: PrunePlan) -> str:
+def describe_cut(made: Selection) -> str:
     """The dimensions that change: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
     before, after = made.source.to_dict(), made.target.to_dict()
     changes = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
     return ", ".join(changes)
 
 
-def read_plan(path: Path) -> PrunePlan:
-    return PrunePlan.from_json(read_json(path))
+def read_selection(path: Path) -> Selection:
+    return Selection.from_json(read_json(path))
 
 
 def _magnitudes(job: Job, checkpoint: Path, source: Geometry) -> Scores:

@@ -21,7 +21,7 @@ from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import CheckpointReader
 from transact.pruning.refit import LayerGram, gram, refit_shifted
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
 from transact.stages.job import Job
@@ -31,17 +31,17 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def slice_sequentially(
-    job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, done: Callable[[], object]
+    job: Job, texts: Texts, source: Path, selection: Selection, output: Path, done: Callable[[], object]
 ) -> dict[str, Any]:
     """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests. done:
     as in `slice_checkpoint`."""
     config = read_json(source / "config.json")
-    smaller = sliced_config(config, plan)
+    smaller = sliced_config(config, selection)
     with CheckpointReader(source) as reader:
         embedded, num_turns = _embedded(job, texts, reader)
         ridge, group = job.config.prune.method.ridge, job.group
         streams = Streams(
-            plan, embedded, device=group.device, ridge=ridge, num_turns=num_turns, turn=group.turn, total=group.sum
+            selection, embedded, device=group.device, ridge=ridge, num_turns=num_turns, turn=group.turn, total=group.sum
         )
 
         def cut(names: list[str]) -> Tensors:
@@ -75,7 +75,7 @@ class Streams:
 
     def __init__(
         self,
-        plan: PrunePlan,
+        selection: Selection,
         embedded: list[Tensor],
         *,
         device: torch.device,
@@ -93,7 +93,7 @@ class Streams:
             turn: called after each, on every rank equally often: the job may stop there.
             total: sums a tensor over the ranks, in place.
         """
-        self.plan, self.device, self.ridge, self.total = plan, device, ridge, total
+        self.selection, self.device, self.ridge, self.total = selection, device, ridge, total
         self.num_turns, self.turn = num_turns, turn
         self.dense = list(embedded)
         self.cut = list(embedded)
@@ -107,12 +107,12 @@ class Streams:
         assert weights is not None
         dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
-        basis = self._dense_gram(dense) if self.plan.value_basis != "dims" else None
-        attention = cut_attention(weights, self.plan, layer, basis)
-        fitted = cut_layer(weights, self.plan, layer, basis)
+        basis = self._dense_gram(dense) if self.selection.value_basis != "dims" else None
+        attention = cut_attention(weights, self.selection, layer, basis)
+        fitted = cut_layer(weights, self.selection, layer, basis)
         for projection, field, transform in (
             ("self_attn.o_proj", "output", attention.transform),
-            ("mlp.down_proj", "down", channel_indices(self.plan, layer).to(device)),
+            ("mlp.down_proj", "down", channel_indices(self.selection, layer).to(device)),
         ):
             cut.load_layer(replace_projections(tensors, fitted), layer)
             cross, own = self._grams(dense, cut, projection)

@@ -16,7 +16,7 @@ from transact.engine.checkpoints import Tensors, layer_groups, stored_names, wri
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.tensor_files import CheckpointReader
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.stages.calibrate import read_gram
 from transact.stages.job import Job
 from transact.stages.sequential import slice_sequentially
@@ -25,7 +25,7 @@ from transact.stages.texts import Texts
 
 def slice_checkpoint(
     source: Path,
-    plan: PrunePlan,
+    selection: Selection,
     output: Path,
     group: ProcessGroup,
     *,
@@ -45,33 +45,35 @@ def slice_checkpoint(
 
         def cut(names: list[str]) -> Callable[[], Tensors]:
             # In float32 until it is written: the query scale must be rounded once, not twice.
-            return lambda: _cut({name: reader.tensor(name).float() for name in names}, plan, group, grams, ridge)
+            return lambda: _cut({name: reader.tensor(name).float() for name in names}, selection, group, grams, ridge)
 
         return write_checkpoint(
             output,
             group,
             [cut(names) for names in layer_groups(stored_names(reader, read_json(source / "config.json")))],
             every_rank_reads=False,
-            config=sliced_config(read_json(source / "config.json"), plan),
+            config=sliced_config(read_json(source / "config.json"), selection),
             companions=source,
             dtype=dtype,
             done=done,
         )
 
 
-def slice_stage(job: Job, texts: Texts, source: Path, plan: PrunePlan, output: Path, grams: Path) -> dict[str, Any]:
+def slice_stage(
+    job: Job, texts: Texts, source: Path, selection: Selection, output: Path, grams: Path
+) -> dict[str, Any]:
     """`cut_checkpoint` with a bar of its own."""
     with CheckpointReader(source) as reader:
         count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
     with job.progress("slice", count, unit="parts") as bar:
-        return cut_checkpoint(job, texts, source, plan, output, grams, partial(bar.advance, 1))
+        return cut_checkpoint(job, texts, source, selection, output, grams, partial(bar.advance, 1))
 
 
 def cut_checkpoint(
     job: Job,
     texts: Texts,
     source: Path,
-    plan: PrunePlan,
+    selection: Selection,
     output: Path,
     grams: Path,
     done: Callable[[], object] = lambda: None,
@@ -80,14 +82,14 @@ def cut_checkpoint(
     `slice_checkpoint`."""
     method = job.config.prune.method
     if method.refit == "sequential":
-        return slice_sequentially(job, texts, source, plan, output, done)
+        return slice_sequentially(job, texts, source, selection, output, done)
     # By the method, not by what a rank's file system shows: a rank with an old view would slice without the refit.
     needs_gram = method.needs_gram()
     if needs_gram:
         job.check_seen("the folder of Gram matrices", grams)
     return slice_checkpoint(
         source,
-        plan,
+        selection,
         output,
         job.group,
         dtype=job.config.model.dtype,
@@ -97,9 +99,11 @@ def cut_checkpoint(
     )
 
 
-def _cut(tensors: Tensors, plan: PrunePlan, group: ProcessGroup, grams: Path | None, ridge: float | None) -> Tensors:
+def _cut(
+    tensors: Tensors, selection: Selection, group: ProcessGroup, grams: Path | None, ridge: float | None
+) -> Tensors:
     layer = layer_of(next(iter(tensors)))
     if layer is None or grams is None:
-        return slice_tensors(tensors, plan)
+        return slice_tensors(tensors, selection)
     tensors = {name: tensor.to(group.device) for name, tensor in tensors.items()}
-    return slice_tensors(tensors, plan, read_gram(grams, layer, group.device), ridge)
+    return slice_tensors(tensors, selection, read_gram(grams, layer, group.device), ridge)

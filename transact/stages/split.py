@@ -13,7 +13,7 @@ from typing import Any
 from transact.engine.engine import open_engine
 from transact.files import read_json, remove_flat, temporary_name, write_json
 from transact.models.folder import geometry_of
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 from transact.rounds import split_candidates
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
@@ -30,7 +30,7 @@ def trial_folder(output: Path) -> Path:
 
 
 def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: Path, output: Path) -> None:
-    """Write split.json: the candidates with their losses, the chosen dimensions, and the plan that leads there."""
+    """Write split.json: the candidates with their losses, the chosen dimensions, and the selection that leads there."""
     settings, whole = job.config.prune, geometry_of(parent)
     candidates = split_candidates(settings, whole)
     evidence = collect_evidence(job, parent, statistics)
@@ -44,12 +44,12 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
         for target in candidates:
             if job.group.is_main:
                 remove_flat(trial)
-            plan = decide(
+            selection = decide(
                 job.config.prune, evidence, target, channels, parent=whole, asked=job.config.prune.remove_fraction
             )
-            loss = _loss_after(job, texts, parent, plan, trial, grams)
+            loss = _loss_after(job, texts, parent, selection, trial, grams)
             if best is None or loss < least:
-                best, least = plan, math.inf if math.isnan(loss) else loss
+                best, least = selection, math.inf if math.isnan(loss) else loss
             rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
             job.say(
                 f"split: head_dim {target.head_dim}, {target.num_attention_heads} heads, intermediate_size "
@@ -59,16 +59,16 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
     assert best is not None
     if job.group.is_main:
         remove_flat(trial)
-        write_json(output, {"candidates": rows, "chosen": best.target.to_dict(), "plan": best.to_json()})
+        write_json(output, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
 
 
-def _loss_after(job: Job, texts: Texts, parent: Path, plan: PrunePlan, trial: Path, grams: Path) -> float:
-    """Validation loss of the parent cut by a plan, in nats per token; the cut model stays in the folder `trial`."""
-    cut_checkpoint(job, texts, parent, plan, trial, grams)
+def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, trial: Path, grams: Path) -> float:
+    """Validation loss of the parent cut by a selection, in nats per token; the cut model stays in `trial`."""
+    cut_checkpoint(job, texts, parent, selection, trial, grams)
     with open_engine(trial, job.config.engine, job.group) as engine:
         return validation_loss(job, texts, engine)
 
 
-def read_split(path: Path) -> PrunePlan:
-    """The plan of the candidate that was chosen."""
-    return PrunePlan.from_json(read_json(path)["plan"])
+def read_split(path: Path) -> Selection:
+    """The selection of the candidate that was chosen."""
+    return Selection.from_json(read_json(path)["selection"])

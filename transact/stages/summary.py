@@ -29,7 +29,7 @@ def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
     last = end_of(read_json(job.path(rounds[-1].folder_name, "evaluation.json"))) if rounds else None
     pruned = None if last is None else _model(last)
     if "tasks" in job.folder.stages and pruned is not None:
-        both = read_json(job.path("evaluation.json"))
+        both = read_json(job.path("comparison.json"))
         dense, pruned = dense | both["dense"], pruned | both["pruned"]
     reached = 0.0 if pruned is None else 1 - pruned["parameters"] / dense["parameters"]
     return {
@@ -64,7 +64,7 @@ def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
             "result/perplexity": summary["pruned"]["perplexity"],
             "result/parameters": summary["pruned"]["parameters"],
             "result/kv_bytes_per_token": summary["pruned"]["kv_bytes_per_token"],
-            "result/removed_fraction": summary["remove_fraction"]["reached"],
+            "result/remove_fraction": summary["remove_fraction"]["reached"],
         }
     job.tracker.summary(figures)
     tokens = sum(each["tokens"] for each in summary["rounds"])

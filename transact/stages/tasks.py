@@ -68,7 +68,7 @@ def prepare_tasks(job: Job) -> None:
 
 
 def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path], output: Path) -> None:
-    """Write evaluation.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
+    """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
 
     Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
     """
@@ -93,7 +93,7 @@ def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path
 
 
 def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
-    """What evaluation.json depends on."""
+    """What comparison.json depends on."""
     return {
         "texts": {name: asdict(text) for name, text in config.texts.items()},
         "text_sequences": config.text_sequences,

@@ -163,7 +163,7 @@ def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[
         if shared:
             job.say(
                 f"eval.texts.{name}: {shared} of its {store.index['documents']} documents are trained on (data.train): "
-                "its perplexity is not one of held-out text, and evaluation.json says so"
+                "its perplexity is not one of held-out text, and comparison.json says so"
             )
     return stores
 

@@ -49,7 +49,7 @@ def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Ro
         "calibrate": passes * calibrated * float(before.flops_per_token(context)),
         "gram": _gram_flops(config, before),
         "split": _split_flops(config, parent) if each.number == 1 else 0.0,
-        "plan": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
+        "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _cut_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
         "evaluate": _evaluations(each) * config.data.evaluation_sequences * context * after.flops_per_token(context),
@@ -57,7 +57,7 @@ def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Ro
 
 
 def _is_measured_split(config: RunConfig, each: Round) -> bool:
-    """Its plan is taken over from the split."""
+    """Its selection is taken over from the split."""
     return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
 
 

@@ -80,7 +80,7 @@ class LiveView:
         self._live.start()
         _log_to(sys.stderr)
 
-    def plan(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[str]) -> None:
         self._stages = list(stages)
 
     def begin(self, stage: str, job_left: float | None = None) -> None:

@@ -101,7 +101,7 @@ class JobClock:
         self._running: str | None = None
         self._since = 0.0
 
-    def plan(self, work: Mapping[str, float]) -> None:
+    def expect(self, work: Mapping[str, float]) -> None:
         """The stages of the job in their order, with their work in any unit. Again, when it is known better."""
         self._work = dict(work)
 

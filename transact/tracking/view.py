@@ -60,7 +60,7 @@ class Status:
 class View(Protocol):
     """Where rank 0 shows what it does. No method raises because of the screen."""
 
-    def plan(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[str]) -> None:
         """The stages of the run in their order."""
 
     def begin(self, stage: str, job_left: float | None = None) -> None:
@@ -84,7 +84,7 @@ class View(Protocol):
 class Silent:
     """The view of ranks other than 0."""
 
-    def plan(self, stages: Sequence[str]) -> None: ...
+    def expect(self, stages: Sequence[str]) -> None: ...
     def begin(self, stage: str, job_left: float | None = None) -> None: ...
     def finish(self, stage: str) -> None: ...
     def say(self, message: str) -> None: ...
@@ -106,14 +106,14 @@ class Lines(Silent):
 
     def __init__(self, interval_seconds: float, stream: TextIO | None = None, label: str = "") -> None:
         self._interval_seconds = interval_seconds
-        # Those of now: later ones may be caught, as while an engine is made, and a line said by another thread with them.
+        # Those of now: while an engine is made they are caught, and with them what another thread says.
         self._stream, self._messages = stream or sys.stderr, sys.stdout
         self._label = f"[{label}] " if label else ""
         self._stages: list[str] = []
         self._shown_at = time.monotonic()
         self._shown: int | None = None
 
-    def plan(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[str]) -> None:
         self._stages = list(stages)
 
     def begin(self, stage: str, job_left: float | None = None) -> None:
@@ -174,9 +174,9 @@ class ViewEvents(Lines):
         self._path = path
         self._told_at = 0.0
 
-    def plan(self, stages: Sequence[str]) -> None:
-        super().plan(stages)
-        self._tell("plan", stages=list(stages))
+    def expect(self, stages: Sequence[str]) -> None:
+        super().expect(stages)
+        self._tell("expect", stages=list(stages))
 
     def begin(self, stage: str, job_left: float | None = None) -> None:
         super().begin(stage, job_left)

@@ -1,4 +1,4 @@
-"""The plan warns of dimensions that kernels dislike, and prune.target avoids them."""
+"""The estimate warns of dimensions that kernels dislike, and prune.target avoids them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_names_dimension_and_reason(values: dict[str, int], words: list[str]) ->
     assert any(all(word in line for word in words) for line in change(**values))
 
 
-def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def estimate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = f"output_dir={folder}/run"
         monkeypatch.setattr(sys, "argv", ["transact", "+experiment=llama7b_50pct", "mode=estimate", place, *arguments])
@@ -60,12 +60,12 @@ def test_what_suits_the_target_gets_no_warning(
     target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor do the other dimensions that the run will measure."""
-    assert plan(monkeypatch, f"prune.target={target}", "prune.split=auto") == 0
+    assert estimate(monkeypatch, f"prune.target={target}", "prune.split=auto") == 0
     assert "warning" not in capsys.readouterr().out
 
 
 def test_the_plan_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["prune.multiple.head_dim=2", "prune.multiple.intermediate_size=1", "prune.split=equal"]
-    assert plan(monkeypatch, *small) == 0
+    assert estimate(monkeypatch, *small) == 0
     output = capsys.readouterr().out
     assert "warning: intermediate_size" in output

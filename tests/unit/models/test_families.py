@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tests.support.exported import masked_parent, random_plan, slice_folder
+from tests.support.exported import masked_parent, random_selection, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
 from transact.config.pruning import MethodConfig
 from transact.engine.checkpoints import layer_groups
@@ -51,16 +51,16 @@ def test_sliced_and_exported_equals_masked_parent(tmp_path: Path, family: str, t
     parent = write_family_model(tmp_path / "parent", family, tie_word_embeddings=tied)
     check_supported(read_json(parent / "config.json"))
     check_shards(parent, geometry_of(parent))
-    plan = random_plan(parent, head_dim=10, intermediate_size=96)
-    sliced = slice_folder(parent, tmp_path / "sliced", plan)
+    selection = random_selection(parent, head_dim=10, intermediate_size=96)
+    sliced = slice_folder(parent, tmp_path / "sliced", selection)
     (tmp_path / "export").mkdir()
     write_export(sliced, tmp_path / "export", "float32", "# a model\n")
-    check_shards(tmp_path / "export", plan.target)
+    check_shards(tmp_path / "export", selection.target)
     exported, dense = load(tmp_path / "export"), load(parent)
     assert type(exported).__name__ == f"{STOCK_CLASSES[family]}ForCausalLM"
-    assert exported.num_parameters() == plan.target.parameters()
-    assert dense.num_parameters() == plan.source.parameters()
-    assert difference(exported, masked_parent(parent, plan)) < TOLERANCE
+    assert exported.num_parameters() == selection.target.parameters()
+    assert dense.num_parameters() == selection.source.parameters()
+    assert difference(exported, masked_parent(parent, selection)) < TOLERANCE
     assert difference(exported, dense) > 0.1  # the mask matters
 
 
@@ -68,9 +68,9 @@ def test_sliced_and_exported_equals_masked_parent(tmp_path: Path, family: str, t
 def test_two_rounds_equal_one(tmp_path: Path, family: str) -> None:
     """A folder that was sliced once is a parent like any other."""
     parent = write_family_model(tmp_path / "parent", family)
-    first = random_plan(parent, head_dim=12, intermediate_size=120)
+    first = random_selection(parent, head_dim=12, intermediate_size=120)
     once = slice_folder(parent, tmp_path / "once", first)
-    second = random_plan(once, head_dim=6, intermediate_size=80)
+    second = random_selection(once, head_dim=6, intermediate_size=80)
     twice = slice_folder(once, tmp_path / "twice", second)
     assert difference(load(twice), masked_parent(once, second)) < TOLERANCE
 
@@ -79,16 +79,16 @@ def test_two_rounds_equal_one(tmp_path: Path, family: str) -> None:
 def test_whole_heads_equal_masked_parent(tmp_path: Path, family: str) -> None:
     parent = write_family_model(tmp_path / "parent", family)
     source = geometry_of(parent)
-    plan = random_plan(parent, head_dim=16, intermediate_size=160)
-    plan = replace(
-        plan,
+    selection = random_selection(parent, head_dim=16, intermediate_size=160)
+    selection = replace(
+        selection,
         target=replace(source, num_attention_heads=2, num_key_value_heads=1),
         query_heads=((2, 3), (0, 1)),
         key_value_heads=((1,), (0,)),
-        query_key_dims=tuple(layer[:1] for layer in plan.query_key_dims),
-        value_dims=tuple(layer[:1] for layer in plan.value_dims),
+        query_key_dims=tuple(layer[:1] for layer in selection.query_key_dims),
+        value_dims=tuple(layer[:1] for layer in selection.value_dims),
     )
-    sliced = load(slice_folder(parent, tmp_path / "sliced", plan))
+    sliced = load(slice_folder(parent, tmp_path / "sliced", selection))
     dense = load(parent)
     with torch.no_grad():
         for block, gone in zip(dense.model.layers, (slice(0, 32), slice(32, 64)), strict=True):
@@ -103,7 +103,7 @@ def test_a_change_of_value_basis_takes_the_bias_along(tmp_path: Path, family: st
     model, geometry = load(parent), geometry_of(parent)
     with torch.no_grad(), collect_grams(model, geometry, range(geometry.num_layers)) as collector:
         model(tokens())
-    plan = random_plan(parent, head_dim=14, intermediate_size=160, value_basis="svd")
+    selection = random_selection(parent, head_dim=14, intermediate_size=160, value_basis="svd")
     stored = load_file(parent / "model.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     for names in layer_groups(stored):
@@ -111,9 +111,9 @@ def test_a_change_of_value_basis_takes_the_bias_along(tmp_path: Path, family: st
         weights = layer_weights(part)
         if weights is not None and layer is not None:
             gram: LayerGram = collector.take_gram(layer)
-            part = replace_projections(part, cut_layer(weights, plan, layer, gram, ridge=1e-6))
+            part = replace_projections(part, cut_layer(weights, selection, layer, gram, ridge=1e-6))
         tensors |= part
-    sliced = slice_folder(parent, tmp_path / "sliced", replace(plan, value_basis="dims"))
+    sliced = slice_folder(parent, tmp_path / "sliced", replace(selection, value_basis="dims"))
     save_file(tensors, sliced / "model.safetensors", metadata={"format": "pt"})
     refitted = difference(load(sliced), model)
     for name in tensors:
@@ -155,8 +155,8 @@ def test_the_gain_of_a_norm_brings_logits_nearer_to_the_dense_normaliser(tmp_pat
     """The dense parent divides by the size of all dims: its kept part is the aim that no norm over fewer dims meets."""
     parent = write_family_model(tmp_path / "parent", "qwen3")
     shares = collect(parent).norm_shares(geometry_of(parent))
-    plain = random_plan(parent, head_dim=8, intermediate_size=160)
-    gained = random_plan(parent, head_dim=8, intermediate_size=160, norm_shares=shares)
+    plain = random_selection(parent, head_dim=8, intermediate_size=160)
+    gained = random_selection(parent, head_dim=8, intermediate_size=160, norm_shares=shares)
     values = {"value_dims": plain.value_dims}
     assert gained.query_norm_gains is not None and max(gained.query_norm_gains) < 1
     aim = masked_parent(parent, plain)
@@ -216,11 +216,11 @@ def test_windows_are_those_of_the_stock_classes(config: dict[str, Any], window: 
 def test_a_window_survives_the_cut_and_the_export(tmp_path: Path) -> None:
     """Sequences of 64 tokens and a window of 24: the masked parent, whose stock class has it, is the oracle."""
     parent = write_family_model(tmp_path / "parent", "mistral", sliding_window=24)
-    plan = random_plan(parent, head_dim=10, intermediate_size=96)
-    sliced = slice_folder(parent, tmp_path / "sliced", plan)
+    selection = random_selection(parent, head_dim=10, intermediate_size=96)
+    sliced = slice_folder(parent, tmp_path / "sliced", selection)
     (tmp_path / "export").mkdir()
     write_export(sliced, tmp_path / "export", "float32", "# a model\n")
-    masked = masked_parent(parent, plan)
+    masked = masked_parent(parent, selection)
     assert difference(load(tmp_path / "export"), masked) < TOLERANCE
     wide = load(tmp_path / "export")
     for layer in wide.model.layers:

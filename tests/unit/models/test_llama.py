@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.plans import hand_plan
+from tests.support.selections import hand_selection
 from transact.geometry import Geometry
 from transact.models.llama import (
     check_supported,
@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "auto_map": {"AutoModel": "modeling.Model"},
     "tie_word_embeddings": True,
 }
-PLAN = hand_plan(read_geometry(CONFIG), (0, 2), (((0, 1, 2, 5),), ((1, 2, 3, 4),)), ((0, 3), (1, 2)))
+SELECTION = hand_selection(read_geometry(CONFIG), (0, 2), (((0, 1, 2, 5),), ((1, 2, 3, 4),)), ((0, 3), (1, 2)))
 
 
 def test_reads_geometry_with_defaults() -> None:
@@ -80,17 +80,17 @@ def test_refuses_unsupported_models(change: dict[str, Any], message: str) -> Non
 
 
 def test_sliced_config_keeps_what_it_does_not_cut() -> None:
-    sliced = sliced_config(CONFIG, PLAN)
+    sliced = sliced_config(CONFIG, SELECTION)
     assert (sliced["head_dim"], sliced["intermediate_size"]) == (4, 2)
-    assert read_geometry(sliced) == PLAN.target
+    assert read_geometry(sliced) == SELECTION.target
     assert "auto_map" not in sliced and "auto_map" in CONFIG
     assert sliced["rms_norm_eps"] == 1e-5 and sliced["tie_word_embeddings"] is True
 
 
 def test_sliced_config_leaves_rope_alone_when_all_pairs_stay() -> None:
-    plan = hand_plan(PLAN.source, (0, 1, 2), ((tuple(range(6)),),) * 2, ((0, 3), (1, 2)))
+    selection = hand_selection(SELECTION.source, (0, 1, 2), ((tuple(range(6)),),) * 2, ((0, 3), (1, 2)))
     expected = {key: value for key, value in CONFIG.items() if key != "auto_map"}
-    assert sliced_config(CONFIG, plan) == expected | {"intermediate_size": 2}
+    assert sliced_config(CONFIG, selection) == expected | {"intermediate_size": 2}
 
 
 def test_layer_of() -> None:
@@ -100,9 +100,9 @@ def test_layer_of() -> None:
 
 def test_heads_that_do_not_divide_the_hidden_size_make_a_mistral() -> None:
     """LlamaConfig refuses 3 heads on 8 dims; MistralConfig computes the same and takes them."""
-    source = replace(PLAN.source, num_attention_heads=4, num_key_value_heads=4)
+    source = replace(SELECTION.source, num_attention_heads=4, num_key_value_heads=4)
     config = CONFIG | {"num_attention_heads": 4, "num_key_value_heads": 4}
-    plan = hand_plan(
+    selection = hand_selection(
         source,
         (0, 1, 2),
         ((tuple(range(6)),) * 3,) * 2,
@@ -112,7 +112,7 @@ def test_heads_that_do_not_divide_the_hidden_size_make_a_mistral() -> None:
         key_value_heads=((0, 1, 3), (1, 2, 3)),
         query_key_dims=((tuple(range(6)),) * 3,) * 2,
     )
-    sliced = sliced_config(config, plan)
+    sliced = sliced_config(config, selection)
     assert (sliced["model_type"], sliced["sliding_window"], sliced["num_attention_heads"]) == ("mistral", None, 3)
     check_supported(sliced)
 
@@ -126,7 +126,7 @@ def layer(number: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def test_sliced_shapes() -> None:
-    sliced = slice_tensors(layer(1, torch.bfloat16), PLAN)
+    sliced = slice_tensors(layer(1, torch.bfloat16), SELECTION)
     shapes = {name.removeprefix("model.layers.1."): tuple(tensor.shape) for name, tensor in sliced.items()}
     assert shapes == {
         "self_attn.q_proj.weight": (8, 8),
@@ -146,12 +146,12 @@ def test_query_is_rounded_once_only() -> None:
     weights = layer(0, torch.bfloat16)
     name = "model.layers.0.self_attn.q_proj.weight"
     rows = weights[name][[0, 2, 3, 5, 6, 8, 9, 11]].double()
-    assert torch.equal(slice_tensors(weights, PLAN)[name].bfloat16(), (rows * (4 / 6) ** 0.5).float().bfloat16())
+    assert torch.equal(slice_tensors(weights, SELECTION)[name].bfloat16(), (rows * (4 / 6) ** 0.5).float().bfloat16())
 
 
 def test_everything_else_is_unchanged() -> None:
     weights = layer(0, torch.float32)
     name = "model.layers.0.input_layernorm.weight"
-    assert slice_tensors(weights, PLAN)[name] is weights[name]
+    assert slice_tensors(weights, SELECTION)[name] is weights[name]
     embedding = torch.randn(5, 8)
-    assert slice_tensors({"model.embed_tokens.weight": embedding}, PLAN)["model.embed_tokens.weight"] is embedding
+    assert slice_tensors({"model.embed_tokens.weight": embedding}, SELECTION)["model.embed_tokens.weight"] is embedding

@@ -24,7 +24,7 @@ from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import PrunePlan, make_plan
+from transact.pruning.selection import Selection, make_selection
 
 TOLERANCE = 1e-4
 LLAMA3 = {
@@ -64,7 +64,7 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def random_plan(source: Geometry, head_dim: int, intermediate_size: int, **options: Any) -> PrunePlan:
+def random_selection(source: Geometry, head_dim: int, intermediate_size: int, **options: Any) -> Selection:
     layers, heads = source.num_layers, source.num_key_value_heads
     scores = Scores(
         pairs=torch.rand(layers, heads, source.head_dim // 2),
@@ -72,21 +72,21 @@ def random_plan(source: Geometry, head_dim: int, intermediate_size: int, **optio
         channels=torch.rand(layers, source.intermediate_size),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
-    return make_plan(scores, source, target, parent=source, asked=None, **options)
+    return make_selection(scores, source, target, parent=source, asked=None, **options)
 
 
 def slice_to(
-    folder: Path, model: PreTrainedModel, config: dict[str, Any], plan: PrunePlan, loader: Any = None
+    folder: Path, model: PreTrainedModel, config: dict[str, Any], selection: Selection, loader: Any = None
 ) -> tuple[dict[str, Any], PreTrainedModel]:
     stored = dict(model.state_dict())
-    if plan.source.tied_embeddings:
+    if selection.source.tied_embeddings:
         del stored["lm_head.weight"]
     tensors = {
         name: tensor.clone()
         for names in layer_groups(stored)
-        for name, tensor in slice_tensors({name: stored[name] for name in names}, plan).items()
+        for name, tensor in slice_tensors({name: stored[name] for name in names}, selection).items()
     }
-    return write(folder, tensors, sliced_config(config, plan), loader)
+    return write(folder, tensors, sliced_config(config, selection), loader)
 
 
 def write(
@@ -98,13 +98,13 @@ def write(
     return config, (loader or load)(folder)
 
 
-def masked(parent: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
+def masked(parent: PreTrainedModel, selection: Selection) -> PreTrainedModel:
     """A copy of the parent with every cut unit zeroed."""
-    return zero_cut_units(deepcopy(parent), plan)
+    return zero_cut_units(deepcopy(parent), selection)
 
 
-def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
-    """Both rounds as one plan on the parent."""
+def compose(first: Selection, second: Selection) -> Selection:
+    """Both rounds as one selection on the parent."""
     return replace(
         second,
         source=first.source,
@@ -136,32 +136,32 @@ def test_sliced_equals_masked_parent(
     tmp_path: Path, key_value_heads: int, tied: bool, scaling: dict[str, Any] | None
 ) -> None:
     config, parent = make_parent(tmp_path / "parent", key_value_heads, tied, scaling)
-    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
-    sliced_configuration, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    selection = random_selection(read_geometry(config), head_dim=10, intermediate_size=20)
+    sliced_configuration, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
 
-    assert read_geometry(sliced_configuration) == plan.target
-    assert sliced.num_parameters() == plan.target.parameters()
-    assert largest_difference(sliced, masked(parent, plan)) < TOLERANCE
+    assert read_geometry(sliced_configuration) == selection.target
+    assert sliced.num_parameters() == selection.target.parameters()
+    assert largest_difference(sliced, masked(parent, selection)) < TOLERANCE
     # The mask matters: the dense parent says something else.
     assert largest_difference(sliced, parent) > 0.1
 
 
 def test_two_rounds_equal_one_mask(tmp_path: Path) -> None:
     config, parent = make_parent(tmp_path / "parent", scaling=LLAMA3)
-    first = random_plan(read_geometry(config), head_dim=12, intermediate_size=30)
+    first = random_selection(read_geometry(config), head_dim=12, intermediate_size=30)
     once_config, once = slice_to(tmp_path / "once", parent, config, first)
-    second = random_plan(first.target, head_dim=6, intermediate_size=11)
+    second = random_selection(first.target, head_dim=6, intermediate_size=11)
     _, twice = slice_to(tmp_path / "twice", once, once_config, second)
     assert largest_difference(twice, masked(parent, compose(first, second))) < TOLERANCE
 
 
 def test_cached_generation_is_equal(tmp_path: Path) -> None:
     config, parent = make_parent(tmp_path / "parent")
-    plan = random_plan(read_geometry(config), head_dim=8, intermediate_size=24)
-    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    selection = random_selection(read_geometry(config), head_dim=8, intermediate_size=24)
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
     prompt = torch.tensor([[3, 14, 15, 9, 26]])
     settings = {"max_new_tokens": 12, "do_sample": False, "use_cache": True, "pad_token_id": 0}
-    expected = masked(parent, plan).generate(prompt, **settings)
+    expected = masked(parent, selection).generate(prompt, **settings)
     assert sliced.generate(prompt, **settings).tolist() == expected.tolist()
     # Without a cache, position by position: the same tokens again.
     uncached = sliced.generate(prompt, **settings | {"use_cache": False})
@@ -171,21 +171,21 @@ def test_cached_generation_is_equal(tmp_path: Path) -> None:
 def test_control_frequencies_of_the_smaller_head_are_wrong(tmp_path: Path) -> None:
     """The oracle can fail: with the paper's re-created rotary embedding it does, clearly."""
     config, parent = make_parent(tmp_path / "parent")
-    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
-    good_config, good = slice_to(tmp_path / "good", parent, config, plan)
+    selection = random_selection(read_geometry(config), head_dim=10, intermediate_size=20)
+    good_config, good = slice_to(tmp_path / "good", parent, config, selection)
     naive = config | {key: good_config[key] for key in ("head_dim", "intermediate_size")}
     _, wrong = write(tmp_path / "wrong", good.state_dict(), naive)
-    assert largest_difference(wrong, masked(parent, plan)) > 100 * TOLERANCE
+    assert largest_difference(wrong, masked(parent, selection)) > 100 * TOLERANCE
 
 
 def test_control_unscaled_queries_are_wrong(tmp_path: Path) -> None:
     config, parent = make_parent(tmp_path / "parent")
-    plan = random_plan(read_geometry(config), head_dim=10, intermediate_size=20)
-    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    selection = random_selection(read_geometry(config), head_dim=10, intermediate_size=20)
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
     with torch.no_grad():
         for block in sliced.model.layers:
             block.self_attn.q_proj.weight.mul_((16 / 10) ** 0.5)
-    assert largest_difference(sliced, masked(parent, plan)) > 100 * TOLERANCE
+    assert largest_difference(sliced, masked(parent, selection)) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("scope", ["layer", "head"])
@@ -193,9 +193,9 @@ def test_control_unscaled_queries_are_wrong(tmp_path: Path) -> None:
 def test_own_frequencies_equal_masked_parent(tmp_path: Path, key_value_heads: int, scope: str) -> None:
     """What no stock class expresses: every layer or head keeps pairs of its own, in two rounds."""
     config, parent = make_parent(tmp_path / "parent", key_value_heads, scaling=LLAMA3)
-    first = random_plan(read_geometry(config), head_dim=12, intermediate_size=30, pair_scope=scope)
+    first = random_selection(read_geometry(config), head_dim=12, intermediate_size=30, pair_scope=scope)
     once_config, once = slice_to(tmp_path / "once", parent, config, first, load_non_stock)
-    second = random_plan(first.target, head_dim=6, intermediate_size=11, pair_scope=scope)
+    second = random_selection(first.target, head_dim=6, intermediate_size=11, pair_scope=scope)
     twice_config, twice = slice_to(tmp_path / "twice", once, once_config, second, load_non_stock)
     assert largest_difference(twice, masked(parent, compose(first, second))) < TOLERANCE
     assert not is_stock(once_config) and not is_stock(twice_config)
@@ -209,13 +209,13 @@ def test_whole_heads_equal_masked_parent(tmp_path: Path) -> None:
     source = read_geometry(config)
     target = replace(source, num_attention_heads=3, num_key_value_heads=3)
     scores = Scores(pairs=torch.rand(2, 4, 8), values=torch.rand(2, 4, 16), channels=torch.rand(2, 48))
-    plan = make_plan(
+    selection = make_selection(
         scores, source, target, parent=source, asked=None, unit="heads", query_head_scores=torch.rand(2, 4)
     )
-    _, sliced = slice_to(tmp_path / "sliced", parent, config, plan)
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
     assert sliced.config.model_type == "mistral"
     with torch.no_grad():
         for layer, block in enumerate(parent.model.layers):
-            (gone,) = set(range(4)) - set(plan.query_heads[layer])
+            (gone,) = set(range(4)) - set(selection.query_heads[layer])
             block.self_attn.o_proj.weight[:, gone * 16 : (gone + 1) * 16] = 0
     assert largest_difference(sliced, parent) < TOLERANCE

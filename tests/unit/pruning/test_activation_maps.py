@@ -1,10 +1,10 @@
-"""What calibration saw and the plan kept, against values by hand."""
+"""What calibration saw and the selection kept, against values by hand."""
 
 from __future__ import annotations
 
 import torch
 
-from tests.support.plans import hand_plan
+from tests.support.selections import hand_selection
 from transact.geometry import Geometry
 from transact.pruning.activation_maps import activation_maps
 from transact.pruning.statistics import ActivationStatistics
@@ -26,18 +26,18 @@ STATISTICS = ActivationStatistics(
     intermediate=torch.tensor([[12.0, 4.0, 0.0, 0.0]], dtype=torch.float64),
     num_tokens=4,
 )
-PLAN = hand_plan(SOURCE, [1], [[[0, 2]]], [[0, 1]])
+SELECTION = hand_selection(SOURCE, [1], [[[0, 2]]], [[0, 1]])
 
 
 def test_norms_are_roots_of_means_over_tokens() -> None:
-    maps = activation_maps(STATISTICS, PLAN)
+    maps = activation_maps(STATISTICS, SELECTION)
     assert maps["query"].norms.tolist() == [[1, 2, 3, 4]]
     squares = torch.tensor([[3.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     assert torch.allclose(maps["intermediate"].norms.square(), squares)
 
 
 def test_kept_units_are_marked_head_by_head() -> None:
-    kept = {kind: each.kept for kind, each in activation_maps(STATISTICS, PLAN).items()}
+    kept = {kind: each.kept for kind, each in activation_maps(STATISTICS, SELECTION).items()}
     assert kept["query"].tolist() == [[False, True, False, True]]  # pair 1 of both heads
     assert kept["key"].tolist() == [[False, True]]
     assert kept["attention_output"].tolist() == [[True, False, True, False] * 2]
@@ -51,7 +51,7 @@ def test_whole_heads_that_go_are_marked_as_cut() -> None:
         **two, attention_output=STATISTICS.attention_output, intermediate=STATISTICS.intermediate
     )
     target = Geometry(**(source.to_dict() | {"num_attention_heads": 1, "num_key_value_heads": 1}))
-    plan = hand_plan(
+    selection = hand_selection(
         source,
         [0, 1],
         [[[0, 1, 2, 3]]],
@@ -61,25 +61,25 @@ def test_whole_heads_that_go_are_marked_as_cut() -> None:
         query_key_dims=(((0, 1, 2, 3),),),
         target=target,
     )
-    maps = activation_maps(statistics, plan)
+    maps = activation_maps(statistics, selection)
     assert maps["query"].kept.tolist() == maps["key"].kept.tolist() == [[False, False, True, True]]
     assert maps["attention_output"].kept.tolist() == [[False] * 4 + [True] * 4]
 
 
 def test_values_with_a_basis_of_their_own_are_not_marked() -> None:
-    plan = hand_plan(SOURCE, [1], [[[0, 2]]], [[0, 1]], value_basis="svd")
-    found = activation_maps(STATISTICS, plan)["attention_output"]
+    selection = hand_selection(SOURCE, [1], [[[0, 2]]], [[0, 1]], value_basis="svd")
+    found = activation_maps(STATISTICS, selection)["attention_output"]
     assert found.kept is None and found.kept_energy() is None
 
 
 def test_kept_energy_by_hand() -> None:
-    maps = activation_maps(STATISTICS, PLAN)
+    maps = activation_maps(STATISTICS, SELECTION)
     assert torch.allclose(maps["query"].kept_energy(), torch.tensor([80 / 120], dtype=torch.float64))
     assert torch.allclose(maps["key"].kept_energy(), torch.tensor([0.75], dtype=torch.float64))
     assert maps["intermediate"].kept_energy().tolist() == [1.0]
 
 
 def test_redundancy_by_hand() -> None:
-    maps = activation_maps(STATISTICS, PLAN)
+    maps = activation_maps(STATISTICS, SELECTION)
     assert maps["attention_output"].redundancy().tolist() == [0.0]
     assert torch.allclose(maps["intermediate"].redundancy(), torch.tensor([1 - 16 / 10 / 4], dtype=torch.float64))

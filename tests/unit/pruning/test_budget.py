@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from transact.geometry import Geometry
-from transact.pruning.schedule import SCHEDULES, removed_fractions
+from transact.pruning.schedule import SCHEDULES, remove_fractions
 from transact.pruning.search_space import (
     Multiples,
     explicit_geometry,
-    removed_fraction,
+    reached_fraction,
     solve_geometry,
     solve_rounds,
 )
@@ -55,7 +55,7 @@ def test_half_of_the_small_model_by_hand() -> None:
 def test_reaches_the_total_on_large_models(parent: Geometry, asked: float) -> None:
     child = solve_geometry(parent, asked, LARGE_MULTIPLES)
     one_multiple = 3 * 32 * 4096 * 256 / parent.parameters()
-    assert removed_fraction(parent, child) == pytest.approx(asked, abs=one_multiple)
+    assert reached_fraction(parent, child) == pytest.approx(asked, abs=one_multiple)
     assert child.head_dim % 32 == 0 and child.intermediate_size % 256 == 0
     # The same share of both, up to half a multiple of the coarse one.
     shares = child.head_dim / 128 - child.intermediate_size / parent.intermediate_size
@@ -100,7 +100,7 @@ def test_says_how_much_can_be_removed() -> None:
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("parent", [LLAMA_7B, LLAMA_8B])
 def test_rounds_never_grow_and_meet_their_fractions(kind: str, parent: Geometry) -> None:
-    fractions = removed_fractions(0.5, 3, kind)
+    fractions = remove_fractions(0.5, 3, kind)
     rounds = solve_rounds(parent, fractions, LARGE_MULTIPLES)
     assert rounds[-1] == solve_geometry(parent, 0.5, LARGE_MULTIPLES)
     previous = parent
@@ -108,7 +108,7 @@ def test_rounds_never_grow_and_meet_their_fractions(kind: str, parent: Geometry)
         assert geometry.head_dim <= previous.head_dim
         assert geometry.intermediate_size <= previous.intermediate_size
         assert geometry.parameters() < previous.parameters()
-        assert removed_fraction(parent, geometry) == pytest.approx(asked, abs=0.02)
+        assert reached_fraction(parent, geometry) == pytest.approx(asked, abs=0.02)
         previous = geometry
 
 
@@ -128,12 +128,12 @@ def test_rounds_go_straight_to_given_dimensions() -> None:
 def test_coarse_multiples_leave_no_round_empty(asked: float) -> None:
     """A step of head_dim is twice a round's share here: it is taken while there is something left to cut after it."""
     coarse = Multiples(head_dim=32, intermediate_size=128)
-    found = solve_rounds(LLAMA_7B, removed_fractions(asked, 8, "linear"), coarse)
+    found = solve_rounds(LLAMA_7B, remove_fractions(asked, 8, "linear"), coarse)
     sizes = [LLAMA_7B.parameters(), *(each.parameters() for each in found)]
     assert sizes == sorted(set(sizes), reverse=True)
     assert found[-1] == solve_geometry(LLAMA_7B, asked, coarse)
     for turn, each in enumerate(found, start=1):
-        assert removed_fraction(LLAMA_7B, each) == pytest.approx(asked * turn / 8, abs=0.08)  # a step of head_dim
+        assert reached_fraction(LLAMA_7B, each) == pytest.approx(asked * turn / 8, abs=0.08)  # a step of head_dim
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_rounds_are_found_where_there_are_steps(
     dense = replace(LLAMA_7B, **(small | parent))
     last = replace(dense, **(final | {"intermediate_size": parent["intermediate_size"] - 208}))
     found = solve_rounds(
-        dense, removed_fractions(0.1, 8, kind), Multiples(head_dim=8, intermediate_size=8), last, heads=heads
+        dense, remove_fractions(0.1, 8, kind), Multiples(head_dim=8, intermediate_size=8), last, heads=heads
     )
     sizes = [dense.parameters(), *(each.parameters() for each in found)]
     assert sizes == sorted(set(sizes), reverse=True)
@@ -160,7 +160,7 @@ def test_rounds_are_found_where_there_are_steps(
 
 def test_every_round_must_remove_something() -> None:
     with pytest.raises(ValueError, match=r"round 1 of 50 would remove nothing: use fewer rounds"):
-        solve_rounds(LLAMA_7B, removed_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)
+        solve_rounds(LLAMA_7B, remove_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)
     with pytest.raises(ValueError, match="round 1 of 1 would remove nothing"):
         solve_rounds(LLAMA_7B, [0.001], LARGE_MULTIPLES)
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from transact.pruning.schedule import SCHEDULES, removed_fractions, token_budgets
+from transact.pruning.schedule import SCHEDULES, remove_fractions, token_budgets
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ from transact.pruning.schedule import SCHEDULES, removed_fractions, token_budget
     ],
 )
 def test_fractions_by_hand(kind: str, expected: list[float]) -> None:
-    assert removed_fractions(0.75, 2, kind) == pytest.approx(expected)
+    assert remove_fractions(0.75, 2, kind) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_fractions_grow_and_end_exactly(kind: str, rounds: int) -> None:
-    fractions = removed_fractions(0.3, rounds, kind)
+    fractions = remove_fractions(0.3, rounds, kind)
     assert len(fractions) == rounds
     assert fractions[-1] == 0.3
     assert all(0 < low < high for low, high in pairwise(fractions))
@@ -40,7 +40,7 @@ def test_fractions_grow_and_end_exactly(kind: str, rounds: int) -> None:
 )
 def test_refuses(arguments: tuple[float, int, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        removed_fractions(*arguments)
+        remove_fractions(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ STAGES = ["round_00/evaluate", "round_01/recover", "export"]
 def written(capsys: pytest.CaptureFixture[str], label: str = "", interval: float = 0.0) -> list[str]:
     stream = io.StringIO()
     view = Lines(interval, stream, label)
-    view.plan(STAGES)
+    view.expect(STAGES)
     view.begin("round_01/recover", job_left=75.0)
     with Progress(view, "recover round 1", 1000, job_left=lambda status: 3725.4) as bar:
         for _ in range(4):

@@ -70,7 +70,7 @@ def last_frame(view: LiveView, stream: FakeTerminal) -> str:
 def test_a_frame_shows_stages_bar_loss_pace_and_time_left() -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
-    view.plan(STAGES)
+    view.expect(STAGES)
     view.finish("round_00/evaluate")
     view.begin("round_01/recover", job_left=100.0)
     view.opened(replace(status(), job_left=75.2))
@@ -93,7 +93,7 @@ def test_it_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     stream = FakeTerminal()
     view = open_screen(stream)
-    view.plan(STAGES)
+    view.expect(STAGES)
     view.begin("round_01/recover")
     view.opened(status())
     frame = last_frame(view, stream)
@@ -149,7 +149,7 @@ def test_a_log_file_and_a_dumb_terminal_get_lines(monkeypatch: pytest.MonkeyPatc
 def test_the_launcher_shows_what_rank_0_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "events.jsonl"
     rank = ViewEvents(0.0, path)
-    rank.plan(STAGES)
+    rank.expect(STAGES)
     rank.begin("round_01/recover")
     rank.opened(status(0))
     rank.advanced(status())

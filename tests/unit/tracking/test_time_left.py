@@ -26,7 +26,7 @@ def status(completed: int, per_second: float, share: tuple[float, float] = (0.0,
 def started() -> tuple[Time, JobClock]:
     time = Time()
     clock = JobClock(time)
-    clock.plan(WORK)
+    clock.expect(WORK)
     return time, clock
 
 

@@ -1,4 +1,4 @@
-"""What calibration saw, layer by channel, and what the plan kept of it."""
+"""What calibration saw, layer by channel, and what the selection kept of it."""
 
 from __future__ import annotations
 

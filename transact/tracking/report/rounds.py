@@ -33,16 +33,16 @@ DIMENSIONS = {
 
 
 def models(run: RunFiles) -> list[tuple[str, Values]]:
-    """The parent and the model after every round that is planned so far: name and what is known of it.
+    """The parent and the model after every round whose selection is made so far: name and what is known of it.
 
     Beside dimensions: "parameters", "kv_bytes_per_token", "sliced", "recovered" and "perplexity": that of the model
     which the round ends with, sliced only where there is no recovery.
     """
-    parent = values_in(run.dense, "geometry") or next((values_in(each.plan, "source") for each in run.rounds), {})
+    parent = values_in(run.dense, "geometry") or next((values_in(each.selection, "source") for each in run.rounds), {})
     dense = run.dense.get("perplexity")
     found = [("parent", parent | _counts(run.dense) | {"recovered": dense, "perplexity": dense})] if parent else []
     for each in run.rounds:
-        geometry = values_in(each.plan, "target")
+        geometry = values_in(each.selection, "target")
         sliced, recovered = (values_in(each.evaluation, role) for role in ("sliced", "recovered"))
         logged = {name: value for row in run.rows if row.get("round") == each.number for name, value in row.items()}
         counts = {name: logged.get(f"prune/{name}") for name in ("parameters", "kv_bytes_per_token")}

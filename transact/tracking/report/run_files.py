@@ -182,12 +182,12 @@ class RoundFiles:
     """One turn of the chain.
 
     Attributes:
-        plan, evaluation: as in plan.json and evaluation.json; empty where they are not there yet.
+        selection, evaluation: as in selection.json and evaluation.json; empty where they are not there yet.
         maps: by kind of channel; empty where there are none.
     """
 
     number: int
-    plan: Values = field(default_factory=dict)
+    selection: Values = field(default_factory=dict)
     evaluation: Values = field(default_factory=dict)
     maps: dict[str, ActivationMap] = field(default_factory=dict)
 
@@ -201,7 +201,7 @@ class RunFiles:
         config, config_text: of config.yaml.
         rows: of metrics.jsonl.
         dense: of the parent, as in round_00/evaluation.json.
-        compared: role -> "texts" and "tasks", as in evaluation.json.
+        compared: role -> "texts" and "tasks", as in comparison.json.
         efficiency: as in efficiency.json.
         split: as in split.json of the first round.
         variants: further recoveries of its cut.
@@ -240,7 +240,7 @@ class RunFiles:
 def read_run(path: Path) -> RunFiles:
     """Never fails for what is in the folder."""
     config_text = _text(path / CONFIG)
-    compared = read_values(path / "evaluation.json")
+    compared = read_values(path / "comparison.json")
     return RunFiles(
         path=path,
         record=read_values(path / RECORD),
@@ -261,7 +261,7 @@ def read_run(path: Path) -> RunFiles:
 def _round(folder: Path) -> RoundFiles:
     return RoundFiles(
         number=int(folder.name.removeprefix("round_")),
-        plan=read_values(folder / "plan.json"),
+        selection=read_values(folder / "selection.json"),
         evaluation=read_values(folder / "evaluation.json"),
         maps=read_activation_maps(folder / "activation_maps.safetensors"),
     )

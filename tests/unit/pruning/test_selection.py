@@ -9,7 +9,7 @@ import torch
 
 from transact.geometry import Geometry
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import PrunePlan, best_heads, best_indices, make_plan
+from transact.pruning.selection import Selection, best_heads, best_indices, make_selection
 
 SOURCE = Geometry(
     hidden_size=8,
@@ -38,12 +38,12 @@ def scores() -> Scores:
     )
 
 
-def plan() -> PrunePlan:
-    return make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4)
+def selection() -> Selection:
+    return make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4)
 
 
 def test_plan_by_hand() -> None:
-    made = plan()
+    made = selection()
     assert made.query_key_dims == (((1, 2, 4, 5),) * 2,) * 2
     assert made.rotary_pairs(1, 0) == (1, 2)
     assert made.value_dims == (((2, 3, 4, 5), (0, 1, 2, 3)), ((1, 3, 4, 5), (0, 1, 2, 3)))
@@ -58,13 +58,13 @@ def test_ties_keep_the_lower_index_in_every_length() -> None:
 
 
 def test_json_round_trip() -> None:
-    made = plan()
-    assert PrunePlan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    made = selection()
+    assert Selection.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 def test_reached_counts_from_the_dense_parent() -> None:
     parent = replace(SOURCE, intermediate_size=8)
-    later = make_plan(scores(), SOURCE, TARGET, parent=parent, asked=None)
+    later = make_selection(scores(), SOURCE, TARGET, parent=parent, asked=None)
     assert later.reached == pytest.approx((480 + 4 * 48) / (1424 + 4 * 48))
 
 
@@ -76,12 +76,12 @@ def test_reached_counts_from_the_dense_parent() -> None:
     ],
 )
 def test_scope_decides_who_shares_a_set_of_pairs(scope: str, expected: list[Any]) -> None:
-    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, pair_scope=scope)
+    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, pair_scope=scope)
     assert [[made.rotary_pairs(layer, head) for head in range(2)] for layer in range(2)] == expected
 
 
 def test_shared_dims_follow_the_values() -> None:
-    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, unit="shared_dims")
+    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, unit="shared_dims")
     assert made.query_key_dims == made.value_dims and made.rotary == "recreated"
 
 
@@ -98,14 +98,14 @@ def test_whole_heads_by_hand() -> None:
 
 
 def test_chosen_channels_win_over_scores() -> None:
-    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, channels=[[0, 1], [2, 3]])
+    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, channels=[[0, 1], [2, 3]])
     assert made.channels == ((0, 1), (2, 3))
 
 
 def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
     target = replace(SOURCE, intermediate_size=2)
-    assert make_plan(scores(), SOURCE, target, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "dims"
-    assert make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "svd"
+    assert make_selection(scores(), SOURCE, target, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "dims"
+    assert make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "svd"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
 )
 def test_refuses_an_inconsistent_plan(change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
-        replace(plan(), **change)
+        replace(selection(), **change)
 
 
 @pytest.mark.parametrize(("best", "expected"), [((0, 1, 2), (0, 1, 2)), ((0, 2, 4), (0, 2, 4)), ((1, 3, 4), (0, 1, 2))])
@@ -136,7 +136,7 @@ def test_a_progression_takes_the_stride_that_scores_most(best: tuple[int, ...], 
     pairs[..., list(best)] = 1.0
     if best == (1, 3, 4):
         pairs[..., 4] = 0.5  # {0, 1, 2} holds one of the good pairs whole, {0, 2, 4} half of one
-    made = make_plan(
+    made = make_selection(
         Scores(pairs=pairs, values=torch.rand(2, 2, 12), channels=torch.rand(2, 4)),
         source,
         replace(source, head_dim=6),
@@ -149,7 +149,7 @@ def test_a_progression_takes_the_stride_that_scores_most(best: tuple[int, ...], 
 
 def test_gains_of_norms_are_the_share_of_what_stays() -> None:
     shares = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-    made = make_plan(scores(), SOURCE, TARGET, parent=SOURCE, asked=None, norm_shares=(shares, shares.flip(0)))
+    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=None, norm_shares=(shares, shares.flip(0)))
     assert made.query_norm_gains == pytest.approx((0.5**0.5, 0.9**0.5))  # of pairs 1 and 2
     assert made.key_norm_gains == pytest.approx((0.9**0.5, 0.5**0.5))
-    assert PrunePlan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert Selection.from_json(json.loads(json.dumps(made.to_json()))) == made

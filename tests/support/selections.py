@@ -1,4 +1,4 @@
-"""Plans written by hand, in the few words that most tests need."""
+"""Selections written by hand, in the few words that most tests need."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from transact.geometry import Geometry
-from transact.pruning.selection import PrunePlan
+from transact.pruning.selection import Selection
 
 
-def hand_plan(
+def hand_selection(
     source: Geometry,
     pairs: Sequence[int],
     value_dims: Sequence[Sequence[Sequence[int]]],
     channels: Sequence[Sequence[int]],
     **changes: Any,
-) -> PrunePlan:
+) -> Selection:
     """All heads stay; one set of rotary pairs for the model; value_dims: (layers)(key-value heads)(dims)."""
     half = source.head_dim // 2
     dims = (*pairs, *(pair + half for pair in pairs))
@@ -35,4 +35,4 @@ def hand_plan(
         "reached": 0.3,
         "method": {},
     }
-    return PrunePlan(**(values | changes))
+    return Selection(**(values | changes))
