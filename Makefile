@@ -12,9 +12,11 @@ PYTHON ?= python3
 HAS_GPU = $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null))
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 VENV := .venv
-READY := $(VENV)/ready
 PYTHON_RUN ?= $(VENV)/bin/python
-SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
+# Stamps: what running needs is installed; what developing needs too.
+RUN := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(VENV)/run,)
+SETUP := $(if $(RUN),$(VENV)/ready,)
+INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
@@ -23,18 +25,23 @@ SETUP := $(if $(filter $(VENV)/bin/python,$(PYTHON_RUN)),$(READY),)
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-$(READY): pyproject.toml .ci/constraints.txt
+$(VENV)/run: pyproject.toml .ci/constraints/run.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: Python 3.11 or newer is needed; name it with PYTHON=...'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo 'error: this Python cannot make virtual environments: apt-get install python3-venv'; exit 1; }
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement .ci/constraints.txt
-	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --no-index --no-build-isolation --editable '.[dev]'
+	$(INSTALL) --no-deps --require-hashes --requirement .ci/constraints/run.txt
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --no-index --no-build-isolation --editable .
 	@touch $@
 
-demo: $(SETUP) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
+$(VENV)/ready: $(VENV)/run .ci/constraints/dev.txt
+	$(INSTALL) --no-deps --require-hashes --requirement .ci/constraints/dev.txt
+	$(INSTALL) --no-index --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(RUN) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
 	$(PYTHON_RUN) -m transact.run +experiment=demo
 
 test: $(SETUP) ## all tests: minutes

@@ -10,9 +10,12 @@ import sys
 import time
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.commands import REPOSITORY, environment
 
@@ -69,15 +72,36 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in found}
 
 
-def test_everything_that_is_installed_is_pinned_by_hash() -> None:
-    """pip refuses a file whose content is another one; what pyproject.toml asks for is in that list."""
-    pins = re.split(r"\n(?=\S)", (REPOSITORY / ".ci/constraints.txt").read_text(encoding="utf-8"))
-    hashed = {pin.partition("==")[0] for pin in pins if "==" in pin and "--hash=sha256:" in pin}
-    assert [pin for pin in pins if not pin.startswith("#") and "--hash=sha256:" not in pin] == []
+def pinned(name: str) -> set[str]:
+    """The packages of a file of .ci/constraints, each with the hashes of its files."""
+    pins = re.split(r"\n(?=\S)", (REPOSITORY / ".ci" / "constraints" / name).read_text(encoding="utf-8").strip())
+    packages = [pin for pin in pins if not pin.startswith("#")]
+    assert [pin for pin in packages if not re.match(r"\S+==\S+( ;.*)? \\\n +--hash=sha256:", pin)] == []
+    return {canonicalize_name(pin.partition("==")[0]) for pin in packages}
+
+
+def needed(asked: list[str]) -> set[str]:
+    """What is asked for with all that it needs, as the packages that are installed here say."""
+    found: set[tuple[str, str]] = set()
+    waiting = [Requirement(each) for each in asked]
+    while waiting:
+        requirement = waiting.pop()
+        for extra in {"", *requirement.extras}:
+            if (requirement.name, extra) not in found:
+                found.add((requirement.name, extra))
+                inner = map(Requirement, metadata.requires(requirement.name) or [])
+                waiting += [each for each in inner if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return {canonicalize_name(name) for name, _ in found}
+
+
+def test_what_is_installed_is_pinned_by_hash_and_running_installs_no_more_than_it_needs() -> None:
+    """`make demo` installs run.txt, all other targets dev.txt on top of it."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
-    names = {re.split(r"[\[>=<]", each)[0].replace("_", "-") for each in asked} - {"transact", "torch"}
-    assert names <= {name.replace("_", "-") for name in hashed}
+    to_run = needed([*project["dependencies"], "hatchling"])
+    of_torch = needed(["torch"])  # its build, which the Makefile's TORCH names, brings more or fewer of them
+    assert pinned("run.txt") <= to_run
+    assert to_run - pinned("run.txt") <= of_torch
+    assert pinned("dev.txt") == needed(["transact[dev]"]) - to_run - {"transact"}
 
 
 def test_wheel_holds_package_assets_and_configuration(unpacked: Path) -> None:
