@@ -1,25 +1,67 @@
-"""How a command ends."""
+"""How a command ends: its errors, the one line that says why, what helps, the exit code, and leaving.
+
+Until the first stage begins every ValueError is a refusal: pure functions know no other error. Classes that carry data
+stand beside what raises them, and derive from those here.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from typing import NoReturn
 
 DONE = 0
-FAILED = 1  # the work failed; the same command goes on from the last finished stage
+FAILED = 1  # the work failed or was stopped; the same command goes on from the last finished stage
 REFUSED = 2  # the request is wrong; nothing was written
 
+FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
 
-class RankFailed(RuntimeError):
+
+class TransactError(Exception):
+    """Raised on purpose: the message is one line for the user. code: of a command that ends with it."""
+
+    code = FAILED
+
+
+class Refusal(TransactError, ValueError):
+    """What is asked for cannot be done; the same command would end the same."""
+
+    code = REFUSED
+
+
+class Failure(TransactError, RuntimeError):
+    """The work failed."""
+
+
+class RankFailed(Failure):
     """Another rank's work failed: which and why. That rank raises its own error, and tells the user."""
 
 
-FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
-LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
+class Stopped(TransactError):
+    """The job was asked to stop, and did so with everything saved. asked_by: a signal's name, or why else."""
+
+    def __init__(self, asked_by: str = "") -> None:
+        super().__init__(asked_by)
+        self.asked_by = asked_by
+
+    def __str__(self) -> str:
+        return f"stopped by {self.asked_by}" if self.asked_by else "stopped"
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a command that ends with this error.
+
+    In a SLURM job that was stopped it is that of a process which the signal ended: the batch script must tell a stop
+    from a failure, and nothing is written in run.json before the ranks have met.
+    """
+    if isinstance(error, Stopped) and error.asked_by in signal.Signals.__members__ and "SLURM_JOB_ID" in os.environ:
+        return 128 + signal.Signals[error.asked_by].value
+    return error.code if isinstance(error, TransactError) else FAILED
 
 
 def worst(codes: Iterable[int]) -> int:
@@ -27,10 +69,32 @@ def worst(codes: Iterable[int]) -> int:
     return max(codes, default=DONE, key=FROM_BEST_TO_WORST.index)
 
 
-def speaks() -> bool:
-    """Whether this process is the one of all ranks that talks to the user, before they have met."""
-    own = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None  # RANK alone is left from another job
-    return (own or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
+LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
+LONGEST_REASON = 300  # of what a library says, inside a message of ours
+ERROR = "error: "  # what the line that says why begins with
+STACK = re.compile(r"Traceback \(most recent call last\)|Exception raised from |frame #\d")  # of Python and of C++
+
+
+def one_line(reason: object, longest: int = LONGEST_MESSAGE) -> str:
+    """A text, or what an error says, for the user: line breaks become spaces, what would act on a terminal becomes
+    visible, and what is very long is cut.
+
+    Of an error: its message without stacks, and its cause's. It is named where its message alone may say little:
+    KeyError('x') says 'x'.
+    """
+    text = _said(reason) if isinstance(reason, BaseException) else str(reason)
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def _said(error: BaseException) -> str:
+    name, message, cause = type(error).__name__, STACK.split(str(error))[0].strip(), error.__cause__
+    is_plain = isinstance(error, TransactError | ValueError) or type(error) in (Exception, OSError)
+    if is_plain or getattr(error, "errno", None) is not None:
+        said = message or name
+    else:
+        said = f"{name}: {message}" if message else name
+    return said if cause is None or cause is error or str(cause) in said else f"{said} ({_said(cause)})"
 
 
 def printable(text: str) -> str:
@@ -45,10 +109,15 @@ def _escape(mark: str) -> str:
     return mark.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def one_line(reason: object) -> str:
-    """Line breaks become spaces, what would act on a terminal becomes visible, and what is very long is cut."""
-    line = printable(" ".join(str(reason).split()))
-    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
+def speaks() -> bool:
+    """Whether this process is the one of all ranks that talks to the user, before they have met."""
+    own = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None  # RANK alone is left from another job
+    return (own or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
+
+
+def say_error(reason: object, *more: str) -> None:
+    """Say in one line, and in further lines of ours, why something ended."""
+    print("\n".join([f"{ERROR}{one_line(reason)}", *more]), file=sys.stderr, flush=True)
 
 
 def refuse(reason: object, *, always: bool = False) -> int:
@@ -58,8 +127,59 @@ def refuse(reason: object, *, always: bool = False) -> int:
         always: say it whichever rank this is.
     """
     if always or speaks():
-        print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
+        say_error(reason)
     return REFUSED
+
+
+def fail(reason: object) -> int:
+    """Say in one line why the work failed. Returns the exit code."""
+    say_error(reason)
+    return FAILED
+
+
+# Kind of failure -> what to do. Of memory by what takes most of it, and the kind of stage where that makes a
+# difference: settings that a run takes when it goes on, or else says so.
+REMEDIES = {
+    "disk": "free some space, and the same command goes on from here",
+    "diverged": (
+        "a lower recover.learning_rate or recover.gradient_clipping, in a run of another name, is what usually helps"
+    ),
+    "SIGKILL": "where memory runs out the system does that",
+    "stopped": "the same command goes on from here",
+    "died": "the same command goes on",
+    "memory": "more memory for each rank",
+    "memory/weights": "engine.zero_stage=3 on more ranks",  # ZeRO stages 1 and 2 share them out in no forward
+    "memory/weights/recover": "more ranks, or engine.zero_stage=3",
+    "memory/gathered": "engine.dtype=bfloat16 in a new run",
+    "memory/gradients": "more ranks, or engine.zero_stage=3",
+    "memory/optimizer": "more ranks, or engine.zero_stage=3",
+    "memory/communication": "a smaller engine.reduce_bucket_elements",
+    "memory/update": "more ranks",
+    "memory/loading": "engine.zero_stage=3 on more ranks",
+    "memory/activations": "a smaller engine.micro_batch_sequences",
+    "memory/activations/recover": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
+    "memory/logits": "a smaller engine.micro_batch_sequences",
+    "memory/gram": "a smaller prune.method.gram_gib",
+    "memory/teacher": "more ranks, or recover.objective=cross_entropy in a new run",
+    # Stages that no estimate exists of:
+    "memory/tasks": "a smaller eval.task_batch",
+    "memory/split": "a smaller engine.micro_batch_sequences",
+    "memory/slice": "a smaller engine.micro_batch_sequences",
+    "memory/efficiency": "eval.efficiency.measured=false",
+}
+
+
+def remedy(kind: str) -> str:
+    """What to do about a kind of failure, or else about the kind that it is one of: `memory/gram/recover`."""
+    while kind not in REMEDIES:
+        kind = kind.rpartition("/")[0]
+    return REMEDIES[kind]
+
+
+def killed_by(number: int) -> str:
+    """What ended a process, by the signal's number."""
+    name = signal.Signals(number).name
+    return f"killed by {name}" + (f" ({remedy(name)})" if name in REMEDIES else "")
 
 
 def leave_at_interrupt() -> None:
@@ -75,17 +195,29 @@ def interrupted(*_: object) -> NoReturn:
     """End the process after Ctrl-C, whatever it is at: an exception might be caught on its way by what is imported."""
     if speaks():
         os.write(2, b"stopped by SIGINT; the same command goes on with what is finished, or begins\n")
-    os._exit(FAILED)
+    leave(FAILED, at_once=True)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the process with this code, whatever native threads are still alive.
 
     Seen here: when the interpreter tears itself down under live threads of torch, about one run in ten aborts
     ("terminate called without an active exception"), and finished work is reported as failed.
+
+    Args:
+        at_once: run no exit handlers and write no buffers, which may hang.
     """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by who started us
-            stream.flush()
+    if not at_once:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed by who started us
+                stream.flush()
     os._exit(code)
+
+
+def leave_after(seconds: float, code: int) -> threading.Timer:
+    """End the process when this time is over, come what may. Returns what `cancel` can be called of."""
+    last_resort = threading.Timer(seconds, leave, [code], {"at_once": True})
+    last_resort.daemon = True
+    last_resort.start()
+    return last_resort

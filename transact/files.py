@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transact.errors import Refusal
+
 TEMPORARY_SUFFIX = ".tmp"
 DIGEST_BLOCK_BYTES = 1 << 22
 
 
-class DamagedFile(ValueError):
+class DamagedFile(Refusal):
     """A file is not as it was written, or cannot be read. path: of the file. problem: in words."""
 
     def __init__(self, path: Path, problem: str) -> None:

@@ -221,7 +221,7 @@ def hydra_message(error: Exception) -> str:
         if is_setting(unknown.key):
             return f"{unknown.key} is in none of the files that were composed: write it with a plus, +{unknown.key}=..."
         return with_nearest(unknown)
-    return " ".join(str(error.__cause__ or error).split())
+    return str(error.__cause__ or error)
 
 
 if __name__ == "__main__":

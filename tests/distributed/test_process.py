@@ -72,12 +72,12 @@ def refusals() -> list[str]:
     import os
 
     from transact.distributed.process import process_group
-    from transact.distributed.rendezvous import Refused
+    from transact.errors import Refusal
 
     try:
         with process_group("cpu", 1, refusal="no such folder" if os.environ["RANK"] == "1" else None):
             return ["joined"]
-    except Refused as refused:
+    except Refusal as refused:
         return [str(refused)]
 
 
@@ -93,7 +93,8 @@ def ask_to_stop_while_waiting(world_size: str) -> float:
     import threading
 
     from transact.distributed.process import process_group
-    from transact.distributed.signals import Interruption, Stopped
+    from transact.distributed.signals import Interruption
+    from transact.errors import Stopped
 
     os.environ["WORLD_SIZE"] = world_size
     interruption = Interruption()
@@ -123,7 +124,8 @@ def heed_every_signal() -> list[str]:
     from dataclasses import replace
 
     from transact.distributed.process import process_group
-    from transact.distributed.signals import SIGNALS, Interruption, Stopped
+    from transact.distributed.signals import SIGNALS, Interruption
+    from transact.errors import Stopped
 
     heard = []
     with process_group("cpu", 1) as group:

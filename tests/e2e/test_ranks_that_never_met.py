@@ -19,6 +19,7 @@ from transact.config.compose import compose_config
 from transact.distributed import rendezvous
 from transact.distributed.rendezvous import LOOPBACK, meet
 from transact.distributed.signals import Interruption
+from transact.errors import Refusal
 from transact.files import read_json
 from transact.launch import executors
 from transact.runs.run_folder import RunFolder
@@ -47,7 +48,7 @@ def test_a_port_that_somebody_keeps_is_refused(ranks_here: str, monkeypatch: pyt
         given = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": ranks_here}
         for name, value in given.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(rendezvous.Refused, match=f"MASTER_PORT={port} is not allowed: another process has it"):
+        with pytest.raises(Refusal, match=f"MASTER_PORT={port} is not allowed: another process has it"):
             rendezvous.meet(0, 2, Interruption(), None)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from transact.distributed.rendezvous import Refused
-from transact.errors import DONE
+from transact.errors import DONE, Refusal
 
 
 class ReachedTheWork(BaseException):
@@ -16,7 +15,7 @@ class ReachedTheWork(BaseException):
 def at_the_work(device: str, timeout_minutes: float, interruption: Any, refusal: str | None) -> NoReturn:
     """In the place of `process_group`, in which the ranks tell each other what they refuse."""
     if refusal is not None:
-        raise Refused(refusal)
+        raise Refusal(refusal)
     raise ReachedTheWork
 
 

@@ -15,14 +15,14 @@ from tests.support.commands import REPOSITORY
 
 # Rooms (modules and folders of transact/) from the bottom up. A room imports itself and the layers below it.
 LAYERS = (
-    {"", "geometry", "files", "errors"},  # "": transact/__init__.py
+    {"", "geometry", "errors"},  # "": transact/__init__.py
+    {"files"},
     {"config", "pruning", "distributed"},
     {"data", "models", "rounds", "runs"},
     {"engine", "tracking"},
     {"evaluation", "export"},
     {"stages"},
-    {"estimate"},
-    {"launch"},
+    {"estimate", "launch"},
     {"run", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from transact.errors import DONE, FAILED, REFUSED, worst
+from transact.errors import DONE, FAILED, REFUSED, REMEDIES, worst
 from transact.launch import attempt
 from transact.runs.run_record import LAYOUT
 from transact.runs.verdict import how_it_ended
@@ -62,6 +62,9 @@ def test_a_job_is_not_queued_again_for_training_that_came_to_nothing(counted: Co
 
 def test_the_batch_script_says_what_killed_a_rank(counted: Counted) -> None:
     died = "rank 1 died in round_01/recover: no sign of life for 20 s"
-    assert counted({"state": "failed", "error": died}, 137) == ("failures", f"{died}: a rank was killed by SIGKILL")
+    assert counted({"state": "failed", "error": died}, 137) == (
+        "failures",
+        f"{died}: a rank was killed by SIGKILL ({REMEDIES['SIGKILL']})",
+    )
     assert counted({"state": "running"}, 139) == ("failures", "a rank was killed by SIGSEGV")
     assert counted({"state": "failed", "error": died}, FAILED) == ("failures", died)

@@ -13,8 +13,8 @@ from tests.support.commands import Workplace
 from tests.support.configs import compose_config
 from transact.config.run import RunConfig
 from transact.engine.memory import MemoryEstimate
-from transact.errors import RankFailed
-from transact.launch.outcome import REMEDIES, explain, is_lost_rank
+from transact.errors import REMEDIES, Failure, RankFailed
+from transact.launch.outcome import explain, is_lost_rank
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def told_gib(message: str) -> float:
 
 
 def test_every_part_of_the_estimate_has_a_remedy() -> None:
-    assert REMEDIES.keys() == set(MemoryEstimate.__slots__)
+    assert {f"memory/{part}" for part in MemoryEstimate.__slots__} <= REMEDIES.keys()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,7 @@ def test_every_part_of_the_estimate_has_a_remedy() -> None:
         ),
         (RuntimeError("NCCL communicator was aborted on rank 0"), True),
         (RankFailed("rank 1 failed: OSError: No space left on device"), True),
+        (Failure("recovery came to nothing: gloo, NCCL"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("Connection closed by peer"), False),
     ],
@@ -98,7 +99,8 @@ def test_whose_failure_it_is(error: Exception, lost: bool) -> None:
 
 def test_other_errors_keep_their_name(config: RunConfig) -> None:
     assert explain(KeyError("x"), "export", config, 1) == "export: KeyError: 'x'"
-    assert explain(RuntimeError("first\nsecond"), "export", config, 1) == "export: RuntimeError: first"
+    torn = RuntimeError("first\nsecond\nException raised from f at a.cpp:1 (most recent call first):\nframe #0: f")
+    assert explain(torn, "export", config, 1) == "export: RuntimeError: first second"
     assert Path(config.output_dir).is_dir()
 
 

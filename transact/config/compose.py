@@ -24,6 +24,7 @@ from transact.config.setting import (
     require_choice,
     short,
 )
+from transact.errors import Refusal
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -108,7 +109,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+        raise ValueError(f"{error.full_key or 'configuration'}: {error.msg or error}") from None
     assert isinstance(config, RunConfig)
     return config
 
@@ -136,7 +137,7 @@ def _is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-class UnknownSetting(ValueError):
+class UnknownSetting(Refusal):
     """A misspelt key; the message names the keys that exist beside it. key: as it was given."""
 
     def __init__(self, error: OmegaConfBaseException) -> None:
@@ -145,10 +146,6 @@ class UnknownSetting(ValueError):
         known = f"known here: {', '.join(keys)}" if keys else "see conf/"
         super().__init__(f"{error.full_key}: no such setting; {known}")
         self.key = str(error.full_key)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from transact.errors import LONGEST_REASON, one_line
+
 MODULE = ("-m", "transact.run")
 # Lines of shell that prepare a cluster's nodes may hold keys, and this is printed and published.
 NOT_SHOWN = "launch.setup="
@@ -100,7 +102,7 @@ def _parsed(word: str) -> Any:
             way_out = "no shell puts the home folder for this ~: write $HOME"
         else:
             way_out = f"other characters than letters, digits and /-._: need quotes of their own: {key}='\"VALUE\"'"
-        raise ValueError(f"{word!r} cannot be read ({str(error).splitlines()[0]}): {way_out}") from None
+        raise ValueError(f"{word!r} cannot be read ({one_line(str(error), LONGEST_REASON)}): {way_out}") from None
 
 
 def _check_key(key: str, override: Any) -> None:

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeGuard
 
 import numpy
 
+from transact.errors import LONGEST_REASON, Refusal, one_line
+
 READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 LINES_BYTES = 262_144  # of JSON lines in a part
 TEXT_BYTES = 65_536  # of a text file in a part; a longer file is cut, each part of it is a document
@@ -173,7 +175,7 @@ def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
     return start, content
 
 
-class NoText(ValueError):
+class NoText(Refusal):
     """What is wrong with a line."""
 
 
@@ -253,8 +255,7 @@ def _parquet_part(source: Source, number: int) -> Iterator[str]:
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - damaged bytes make the reader fail in every way
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                source.refuse(f"cannot be read from row {row + 1:,} on: {reason!r}")
+                source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")
             if batch is None:
                 return
             for text in texts:

@@ -14,12 +14,13 @@ from typing import Any
 
 from transact.config.inputs import TextConfig
 from transact.data.local_files import READERS, LeftOut, NoText, Source, has_words, shuffled_documents, text_of_line
+from transact.errors import LONGEST_REASON, Refusal, one_line
 
 _checked: set[tuple[str | None, ...]] = set()  # the points of a sweep ask for the same
 SEED = 0  # of the order of a dataset's files: the same on every machine
 
 
-class HubUnavailable(ValueError):
+class HubUnavailable(Refusal):
     """The hub, or the dataset on it, cannot be had. is_absent: the hub does not answer, which says nothing of it."""
 
     def __init__(self, message: str, *, is_absent: bool) -> None:
@@ -97,7 +98,7 @@ def _dataset(text: TextConfig, field: str) -> Any:
 
 
 def _unavailable(text: TextConfig, field: str, error: Exception, when: str = "") -> HubUnavailable:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error, LONGEST_REASON)
     if "scripts are no longer supported" in reason:
         reason = "it is a script, and scripts are not run: choose a dataset of parquet, JSON or text files"
     described = f"{field}.hub_id={text.hub_id!r}"

@@ -16,9 +16,9 @@ import torch.distributed as distributed
 
 from transact.distributed.environment import environment_local_rank, environment_rank, environment_world_size
 from transact.distributed.rendezvous import DONE, RUNNING, Background, complete_environment, job_token, meet, own_part
-from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.signals import Interruption
 from transact.distributed.watchdog import Watchdog
-from transact.errors import RankFailed
+from transact.errors import RankFailed, Stopped, one_line
 
 
 def check_device(requested: str) -> None:
@@ -152,7 +152,7 @@ class ProcessGroup:
         self.watchdog.end()  # from here on a rank that is gone has only left
         with suppress(RuntimeError):
             self.barrier()
-        raise Stopped(f"stopped by {names[0]}" if names else "stopped")
+        raise Stopped(names[0] if names else "")
 
     def shared_out(self, count: int) -> range:
         """This rank's numbers when 0 to count - 1 are dealt out in turn."""
@@ -183,7 +183,7 @@ class ProcessGroup:
         except Exception as own:  # noqa: BLE001 - raised again once the other ranks know
             error = own
         refused = isinstance(error, ValueError)
-        message = None if error is None else str(error) if refused else f"{type(error).__name__}: {error}"
+        message = None if error is None else one_line(error)
         outcomes = self.gather((result, message, refused))
         if error is not None:
             raise error
@@ -226,7 +226,7 @@ class ProcessGroup:
         if state == DONE:
             return self.broadcast(outcome.result if outcome else None)
         error = outcome.error if outcome else None
-        refused, message = self.broadcast((isinstance(error, ValueError), str(error)))
+        refused, message = self.broadcast((isinstance(error, ValueError), one_line(error)))
         if error is not None:
             raise error
         raise _error_of(0, message, refused=refused)
@@ -269,7 +269,7 @@ def process_group(
     try:
         group = _join(device, store, rank, world_size, local_rank, watchdog, interruption)
     except Exception as error:
-        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {type(error).__name__}: {error}")
+        watchdog.report(f"rank {rank} failed in {watchdog.stage}: {one_line(error)}")
         watchdog.end()
         raise
     yield group

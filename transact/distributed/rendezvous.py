@@ -19,8 +19,9 @@ from typing import Any
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from transact.distributed.environment import JOB_TOKEN, LOOPBACK, free_port
-from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.signals import Interruption
 from transact.distributed.slurm import own_job
+from transact.errors import Refusal, Stopped
 
 RUNNING, DONE, FAILED = 0, 1, 2
 
@@ -112,10 +113,6 @@ POLL_SECONDS = 0.1
 REFUSAL_SECONDS = 10.0  # for the slowest rank to read why all of them leave
 
 
-class Refused(ValueError):
-    """The request cannot be met, on one rank at least."""
-
-
 def complete_environment() -> None:
     """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all."""
     os.environ.setdefault("MASTER_ADDR", LOOPBACK)
@@ -162,7 +159,7 @@ def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | 
     if opening.error is not None:
         if _is_port_taken(opening.error) and own_job() is None:  # SLURM's next attempt takes another by itself
             taken = f"the environment's MASTER_PORT={os.environ['MASTER_PORT']} is not allowed: another process has it"
-            raise Refused(taken) from None
+            raise Refusal(taken) from None
         raise opening.error
     start = own_part(opening.result, "start")
     if refusal is not None:
@@ -177,7 +174,7 @@ def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | 
     if start.check(["refusal"]):
         message = start.get("refusal").decode()
         _leave_together(start, rank, world_size)
-        raise Refused(message)
+        raise Refusal(message)
     return opening.result
 
 
@@ -187,7 +184,7 @@ def _is_port_taken(error: BaseException) -> bool:
 
 def _heed(interruption: Interruption) -> None:
     if interruption.asked_by is not None:
-        raise Stopped(f"stopped by {interruption.asked_by}")
+        raise Stopped(interruption.asked_by)
 
 
 def _leave_together(start: Any, rank: int, world_size: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transact.distributed.environment import PARENTS
-from transact.errors import FAILED, speaks
+from transact.errors import FAILED, leave, leave_after, speaks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
@@ -21,10 +21,6 @@ SAME_KEY_SECONDS = 1.0
 STOPPING = "stopping after this step; once more leaves at once"
 LEAVE_SECONDS = 5.0  # to say so and write it down, after a second signal
 ORPHAN_SECONDS = 120.0  # to save and leave, once nobody is there who would end this process
-
-
-class Stopped(Exception):
-    """The job was asked to stop, and did so with everything saved."""
 
 
 def say(message: str) -> None:
@@ -104,20 +100,20 @@ class Interruption:
     def _receive(self, name: str, now: float) -> None:
         code = 128 + signal.Signals[name].value
         if self.asked_by is None and name in WARNINGS and self._leave_seconds is not None:
-            _leave_after(self._leave_seconds, code)
+            leave_after(self._leave_seconds, code)
         self.hear(name)
         is_second = now - self._first.setdefault(name, now) > SAME_KEY_SECONDS
         if is_second and (name == "SIGINT" or not self._is_cluster):
-            _leave_after(LEAVE_SECONDS, FAILED)
+            leave_after(LEAVE_SECONDS, FAILED)
             try:
                 self.left(name)
             finally:
-                os._exit(FAILED)
+                leave(FAILED, at_once=True)
 
     def _outlive(self, parents: list[int]) -> None:
         """Stop when one of these processes ends: nobody would end this one, or tell how it did."""
         number = wait_for_end(parents)
-        _leave_after(ORPHAN_SECONDS, FAILED)
+        leave_after(ORPHAN_SECONDS, FAILED)
         self.hear(f"the end of process {number}, which had started it")
 
 
@@ -131,9 +127,3 @@ def wait_for_end(processes: list[int]) -> int:
             return number
     ready, _, _ = select.select(list(descriptors), [], [])
     return descriptors[ready[0]]
-
-
-def _leave_after(seconds: float, code: int) -> None:
-    last_resort = threading.Timer(seconds, os._exit, [code])
-    last_resort.daemon = True
-    last_resort.start()

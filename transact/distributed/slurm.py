@@ -8,6 +8,8 @@ import subprocess
 import time
 from collections.abc import Iterable
 
+from transact.errors import Refusal, one_line
+
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
 PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
 LONG_PATIENCE = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0, 120.0, 120.0)  # another controller takes over
@@ -17,7 +19,7 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "
 ENDED |= {"OUT_OF_MEMORY", "REVOKED"}
 
 
-class SlurmError(ValueError):
+class SlurmError(Refusal):
     """SLURM did not do what it was asked; one line."""
 
 
@@ -53,7 +55,7 @@ def ask(*command: str, patience: Iterable[float] = ()) -> str:
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
         if not pauses:
-            raise SlurmError(f"{command[0]}: {' '.join(reason.split())}")
+            raise SlurmError(f"{command[0]}: {one_line(reason)}")
         time.sleep(pauses.pop(0))
 
 

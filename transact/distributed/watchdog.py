@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.distributed.rendezvous import Background, sign, signed_text
-from transact.errors import FAILED, one_line
+from transact.errors import FAILED, leave, leave_after, one_line, say_error
 
 BEAT_SECONDS = 1.0
 RECORD_SECONDS = 10.0  # for the record of a verdict, before the user is told all the same
@@ -35,10 +33,6 @@ ASKED = "asked"
 
 def ignore(message: str) -> None:
     """The default of what is told."""
-
-
-def tell(message: str) -> None:
-    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 class Watchdog:
@@ -58,7 +52,7 @@ class Watchdog:
         self.stacks: Path | None = None
         self.record_failure: Callable[[str], bool | None] = ignore
         self.when_asked: Callable[[str], None] = ignore
-        self.tell: Callable[[str], None] = tell
+        self.tell: Callable[[str], None] = say_error
         self._rank = rank
         self._stall_seconds = stall_seconds
         watched = [other for other in range(world_size) if other != rank and (rank == 0 or other == 0)]
@@ -159,9 +153,7 @@ class Watchdog:
 
     def _leave(self, verdict: dict[str, Any]) -> None:
         """End the process, come what may, unless the main thread does so itself."""
-        last_resort = threading.Timer(LEAVE_SECONDS + LAST_SECONDS, os._exit, [FAILED])
-        last_resort.daemon = True
-        last_resort.start()
+        last_resort = leave_after(LEAVE_SECONDS + LAST_SECONDS, FAILED)
         is_needed = True
         try:
             if verdict["kind"] == "hang" and self.stacks is not None:
@@ -180,7 +172,7 @@ class Watchdog:
                 time.sleep(LEAVE_SECONDS)  # rank 0 may hold the store, from which the others read
         finally:
             if is_needed:
-                os._exit(FAILED)
+                leave(FAILED, at_once=True)
 
 
 class Beats:
@@ -245,7 +237,7 @@ class Beats:
                 self._beat(turn)
                 self._listen()
             except Exception as error:  # noqa: BLE001 - whatever the store says when its host is gone
-                self.error = (str(error).splitlines() or [type(error).__name__])[0]
+                self.error = one_line(error)
                 self.verdict = self._proposal  # this rank's own opinion stands
                 return
             self.answered = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 from transact.config.accelerators import BY_NAME, Accelerator
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
+from transact.errors import one_line
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.rounds import Round
@@ -123,6 +124,5 @@ def _measured(path: Path, ranks: int) -> tuple[float, str]:
         speed = found["tokens_per_s"]["ours"] * per_token / found["world_size"] * ranks
         return speed, f"{path}, measured on {found['world_size']} rank(s), in proportion to FLOPs and ranks"
     except (OSError, KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
-        message = f"estimate.throughput_file={str(path)!r} is no results file of benchmarks.throughput ({why})"
-        raise ValueError(message) from None
+        what = "is no results file of benchmarks.throughput"
+        raise ValueError(f"estimate.throughput_file={str(path)!r} {what} ({one_line(error)})") from None

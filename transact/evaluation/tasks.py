@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 
 from transact.distributed.process import ProcessGroup
+from transact.errors import LONGEST_REASON, one_line
 from transact.models.rotary import context_limit
 from transact.tracking.progress import Progress
 from transact.tracking.view import Silent
@@ -79,8 +80,7 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
         try:
             loaded[name] = manager.load([name])
         except Exception as error:  # noqa: BLE001 - files, network, YAML: whatever it is, there is no such task
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"eval.tasks: {name!r} is not to be had: {reason}") from None
+            raise ValueError(f"eval.tasks: {name!r} is not to be had: {one_line(error, LONGEST_REASON)}") from None
         for task in loaded[name]["tasks"].values():
             task.set_config(key="num_fewshot", value=count)
     return loaded

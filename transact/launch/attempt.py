@@ -10,7 +10,6 @@ them. The counts are in run.json, which no rank writes before `begin` or after `
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from transact.distributed.slurm import (
     own_job,
     seconds_left,
 )
-from transact.errors import DONE, FAILED, REFUSED, refuse
+from transact.errors import DONE, FAILED, REFUSED, killed_by, refuse, say_error
 from transact.files import DamagedFile, write_json
 from transact.runs.run_record import LAYOUT, RECORD, read_record
 
@@ -87,7 +86,7 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
         record |= {"state": "failed", "error": exceeded}
     write_json(folder / RECORD, record)
     if exceeded is not None:
-        print(f"error: {exceeded}", file=sys.stderr, flush=True)
+        say_error(exceeded)
         return code
     print(f"{reason}: job {job} is queued again", flush=True)
     ask("scontrol", "requeue", job, patience=LONG_PATIENCE)
@@ -147,7 +146,7 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
 def _killed_by(code: int) -> str | None:
     """srun ends with the highest code of all ranks, which is 128 and the number where a signal has ended one."""
     try:
-        return f"a rank was killed by {signal.Signals(code - 128).name}"
+        return f"a rank was {killed_by(code - 128)}"
     except ValueError:
         return None
 
@@ -168,7 +167,7 @@ def main() -> int:
             return begin(given.folder, limits)
         return end(given.folder, given.code, limits, given.signal_delay)
     except (SlurmError, DamagedFile, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(error)
         return given.code if given.moment == "end" else FAILED
 
 

@@ -12,7 +12,7 @@ from transact.config.compose import PACKAGE, to_dictionary
 from transact.config.machines import LaunchConfig
 from transact.config.run import RunConfig
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
-from transact.errors import DONE, FAILED, one_line, refuse
+from transact.errors import DONE, FAILED, fail, refuse
 from transact.files import write_json
 from transact.launch.executors import log_path, submit_to_slurm
 from transact.launch.following import follow
@@ -207,14 +207,11 @@ def _wait(job: str, folder: Path, log: Path) -> int:
         print(f"job {job} goes on; scancel {job} ends it", flush=True)
         return FAILED
     except SlurmError as error:
-        print(f"error: {error}; job {job} goes on", flush=True)
-        return FAILED
+        return fail(f"{error}; job {job} goes on")
     return DONE if is_finished(folder) else _tell_failure(job, folder)
 
 
 def _tell_failure(job: str, folder: Path) -> int:
     record = read_record(folder) or {}
     state = job_states([job]).get(job, "gone")
-    reason = one_line(record.get("error") or "it left no reason")
-    print(f"error: job {job} is {state}: {reason}; logs in {folder / 'logs'}")
-    return FAILED
+    return fail(f"job {job} is {state}: {record.get('error') or 'it left no reason'}; logs in {folder / 'logs'}")

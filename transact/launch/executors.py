@@ -257,7 +257,7 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
         with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
             return str(executor.submit(SlurmTask(to_dictionary(config.without_setup()))).job_id)
     except FailedJobError as error:
-        raise SlurmError(f"SLURM refuses the job: {_reason(error)}") from None
+        raise SlurmError(f"SLURM refuses the job: {_reason(str(error))}") from None
 
 
 def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
@@ -274,9 +274,9 @@ def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | options
 
 
-def _reason(error: Exception) -> str:
+def _reason(text: str) -> str:
     """What sbatch said, without submitit's frame around it."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     said = [line.partition("error:")[2].strip() for line in lines if "sbatch: error:" in line]
     return "; ".join(said) or " ".join(line for line in lines if line)
 

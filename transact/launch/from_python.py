@@ -15,10 +15,9 @@ from typing import Any
 from transact.config.compose import PACKAGE, conf_folder
 from transact.config.request import quoted
 from transact.config.setting import require
-from transact.errors import DONE, REFUSED
+from transact.errors import DONE, ERROR, REFUSED, Failure, Refusal
 from transact.files import read_json
 
-ERROR = "error: "
 LAST_LINES = 20  # that are kept of what the command said
 
 
@@ -96,7 +95,7 @@ def prune(
         return Result(output_dir=folder, export=folder / "export", summary=read_json(folder / "result.json"))
     reasons = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
     reason = (reasons or [f"the job ended with exit code {code}"])[-1]
-    raise ValueError(reason) if code == REFUSED else RuntimeError(reason)
+    raise Refusal(reason) if code == REFUSED else Failure(reason)
 
 
 def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> Iterator[str]:

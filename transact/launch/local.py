@@ -15,10 +15,10 @@ from typing import Any
 
 from transact.config.run import RunConfig
 from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS, STOPPING
-from transact.errors import DONE, FAILED, refuse, worst
+from transact.errors import DONE, FAILED, Stopped, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally
 from transact.launch.following import follow, view_events_for_ranks
-from transact.launch.outcome import how_to_go_on, last_words
+from transact.launch.outcome import how_to_go_on, say_last_words
 from transact.runs.run_record import claim_run
 from transact.runs.verdict import how_it_ended
 from transact.tracking.live import open_view
@@ -133,11 +133,11 @@ def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, aske
     if ended is not None and ended[0] == "stopped":
         return worst([*codes, FAILED])
     if FAILED in codes and asked:
-        print("\n".join([f"stopped by {asked[0]}", *how_to_go_on(config)]), file=sys.stderr, flush=True)
+        print("\n".join([str(Stopped(asked[0])), *how_to_go_on(config)]), file=sys.stderr, flush=True)
         return FAILED
     for rank, log in enumerate(logs):
         if codes[rank] == FAILED:
             print(f"rank {rank} failed; its log: {log}", file=sys.stderr, flush=True)
     if ended is not None and ended[0] != "done":
-        print(last_words(ended[1], config), file=sys.stderr, flush=True)
+        say_last_words(ended[1], config)
     return worst(codes)

@@ -7,10 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +15,20 @@ from typing import TYPE_CHECKING
 
 from transact.config.run import RunConfig
 from transact.distributed.environment import LAUNCHER
-from transact.distributed.signals import Interruption, Stopped
-from transact.distributed.slurm import own_job
 from transact.distributed.watchdog import SILENCE_SECONDS
 from transact.engine.memory import GIB, STAGE_KINDS, estimate_memory
-from transact.errors import FAILED, RankFailed, one_line
+from transact.errors import (
+    FAILED,
+    Failure,
+    RankFailed,
+    Refusal,
+    Stopped,
+    TransactError,
+    leave_after,
+    one_line,
+    remedy,
+    say_error,
+)
 from transact.geometry import Geometry
 from transact.models.folder import declared_geometry
 from transact.models.identity import UnusableModel
@@ -34,13 +40,13 @@ if TYPE_CHECKING:
     from transact.runs.run_folder import RunFolder
 
 
-def last_words(message: str, config: RunConfig) -> str:
+def say_last_words(message: str, config: RunConfig) -> None:
     """The reason in one line, then where to look, and the command that goes on.
 
     Args:
-        message: the stage, the rank and the reason; line breaks become spaces.
+        message: the stage, the rank and the reason.
     """
-    return "\n".join([f"error: {one_line(message)}", *_places(Path(config.output_dir)), *how_to_go_on(config)])
+    say_error(message, *_places(Path(config.output_dir)), *how_to_go_on(config))
 
 
 def how_to_go_on(config: RunConfig) -> list[str]:
@@ -62,42 +68,11 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory",
 # What gloo, NCCL and the store say when the other side is gone or silent; no rank's own failure reads like this.
 LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL|gloo")
 
-# Largest part of the estimate -> what makes it smaller: settings that a run takes when it goes on, or else says so.
-REMEDIES = {
-    "weights": "more ranks, or engine.zero_stage=3",
-    "gathered": "engine.dtype=bfloat16 in a new run",
-    "gradients": "more ranks, or engine.zero_stage=3",
-    "optimizer": "more ranks, or engine.zero_stage=3",
-    "communication": "a smaller engine.reduce_bucket_elements",
-    "update": "more ranks",
-    "loading": "engine.zero_stage=3 on more ranks",
-    "activations": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
-    "logits": "a smaller engine.micro_batch_sequences",
-    "gram": "a smaller prune.method.gram_gib",
-    "teacher": "more ranks, or recover.objective=cross_entropy in a new run",
-}
-
-
-# The same for a forward without an optimizer, which ZeRO stages 1 and 2 do not share out.
-FORWARD_REMEDIES = REMEDIES | {
-    "weights": "engine.zero_stage=3 on more ranks",
-    "activations": "a smaller engine.micro_batch_sequences",
-}
-# Stages that no estimate exists of.
-OTHER_REMEDIES = {
-    "tasks": "a smaller eval.task_batch",
-    "split": "a smaller engine.micro_batch_sequences",
-    "slice": "a smaller engine.micro_batch_sequences",
-    "efficiency": "eval.efficiency.measured=false",
-}
-
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only met the failure of another."""
-    if isinstance(error, RankFailed):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
+    if isinstance(error, TransactError) or not isinstance(error, RuntimeError):
+        return isinstance(error, RankFailed)
     return LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
 
 
@@ -106,7 +81,7 @@ def explain(error: BaseException, stage: str, config: RunConfig, world_size: int
     try:
         return _explained(error, stage, config, world_size)
     except Exception:  # noqa: BLE001 - on a machine that fails, looking closer may fail as well
-        return _plain(error, stage)
+        return f"{stage}: {one_line(error)}"
 
 
 def _explained(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
@@ -115,11 +90,7 @@ def _explained(error: BaseException, stage: str, config: RunConfig, world_size: 
             return f"{stage}: {_no_space(each, config)}"
         if _is_no_memory(each):
             return f"{stage}: {_no_memory(stage, config, world_size)}"
-    return _plain(error, stage)
-
-
-def _plain(error: BaseException, stage: str) -> str:
-    return f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{stage}: {one_line(error)}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -143,8 +114,7 @@ def _no_space(error: BaseException, config: RunConfig) -> str:
             ((_free_bytes(path), where) for where, path in _written_places(config)), key=lambda each: each[0]
         )
     return (
-        f"the disk is full ({place}, {free / GIB:.2f} GiB free). What was finished before is intact: free some space, "
-        "and the same command goes on from here"
+        f"the disk is full ({place}, {free / GIB:.2f} GiB free). What was finished before is intact: {remedy('disk')}"
     )
 
 
@@ -173,7 +143,7 @@ def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
     name, _, kind = stage.partition("/")
     if kind not in STAGE_KINDS:
-        helps = OTHER_REMEDIES.get(kind or name, "more memory for each rank")
+        helps = remedy(f"memory/{kind or name}")
         return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
     geometry = _geometry_in(name, kind, config, parent)
@@ -181,7 +151,7 @@ def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
-        f"{(REMEDIES if kind == 'recover' else FORWARD_REMEDIES)[largest]}. mode=estimate shows all of them"
+        f"{remedy(f'memory/{largest}/{kind}')}. mode=estimate shows all of them"
     )
 
 
@@ -194,17 +164,16 @@ def _geometry_in(name: str, kind: str, config: RunConfig, parent: Geometry) -> G
     return pruning_rounds(config, parent)[before - 1].geometry
 
 
-CLOSING_SECONDS = 30.0  # for the tracker, once the work has stopped or failed
+# For the tracker, once the work has stopped or failed: W&B without a network is not worth holding the machines for.
+CLOSING_SECONDS = 30.0
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
-class JobFailed(Exception):
-    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user. is_refusal:
-    on every rank, the model is to blame: the same command would end the same."""
+class JobFailed(Failure):
+    """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user."""
 
-    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool, is_refusal: bool = False) -> None:
+    def __init__(self, message: str, *, shows_traceback: bool, is_told: bool) -> None:
         super().__init__(message)
-        self.is_refusal = is_refusal
         self.shows_traceback = shows_traceback
         self.is_told = is_told
 
@@ -227,6 +196,7 @@ def outcome_recorded(
 
     Raises:
         Stopped: as it came.
+        Refusal: on every rank, the model is to blame.
         JobFailed: for every other exception.
     """
     watchdog = group.watchdog
@@ -254,7 +224,7 @@ def outcome_recorded(
 
     def tell(message: str) -> None:
         clear_screen()
-        print(last_words(message, config), file=sys.stderr, flush=True)
+        say_last_words(message, config)
 
     def leave(name: str) -> None:
         clear_screen()
@@ -272,40 +242,23 @@ def outcome_recorded(
         clear_screen()
         record("stopped", str(stopped))
         watchdog.end()
-        _leave_in_time()
+        leave_after(CLOSING_SECONDS, FAILED)
         raise
     except Exception as error:
         clear_screen()
         lost = is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
-        refused = isinstance(error, UnusableModel)
         message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
-        if refused:
-            message = f"{watchdog.stage}: {error}"
+        if isinstance(error, UnusableModel):
+            message = f"{watchdog.stage}: {one_line(error)}"
         if verdict is None:
             watchdog.report(message)
         recorded = record("diverged" if isinstance(error, Diverged) else "failed", message)
         watchdog.end()
-        _leave_in_time()
+        leave_after(CLOSING_SECONDS, FAILED)
+        if isinstance(error, UnusableModel):
+            raise Refusal(message) from error
         told = (not lost or watchdog.speaks()) and is_to_be_told(recorded)
         # Without a verdict what looked like a lost rank may be an error of this rank's own.
-        explains_itself = verdict is not None or isinstance(error, Diverged | UnusableModel)
-        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told, is_refusal=refused) from error
-
-
-def code_of_stop(interruption: Interruption) -> int:
-    """In a SLURM job that of a process which the signal ended: the batch script must tell a stop from a failure, and
-    nothing is written in run.json before the ranks have met."""
-    name = interruption.asked_by
-    if (
-        own_job() is None or name is None or name not in signal.Signals.__members__
-    ):  # it may have been the end of a launcher
-        return FAILED
-    return 128 + signal.Signals[name].value
-
-
-def _leave_in_time() -> None:
-    """Nothing that is left to do is worth holding the machines for: W&B without a network, say."""
-    last_resort = threading.Timer(CLOSING_SECONDS, os._exit, [FAILED])
-    last_resort.daemon = True
-    last_resort.start()
+        explains_itself = verdict is not None or isinstance(error, Diverged)
+        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error

@@ -14,7 +14,7 @@ from typing import Any
 from transact.config.pruning import VARIANTS
 from transact.distributed.file_lock import is_known_free
 from transact.distributed.slurm import ENDED, SlurmError, job_states
-from transact.errors import DONE, printable, refuse
+from transact.errors import DONE, one_line, printable, refuse, remedy
 from transact.runs.metrics import read_metrics
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import JOB_RECORD, read_config, read_record
@@ -27,7 +27,7 @@ PERPLEXITIES = {
 }
 SHOWN_FILES = 2
 SPEED_ROWS = 20  # the latest steps, whose median speed is shown
-DIED = "all its processes were killed, and none could say why: the same command goes on"
+DIED = f"all its processes were killed, and none could say why: {remedy('died')}"
 HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s", "recovery left", "restarts", "job")
 
 
@@ -178,7 +178,7 @@ def table(found: list[Status]) -> str:
         lines.append(f"{len(found)} runs: {counts}")
     texts = dict.fromkeys(each.text for each in found if each.text and each.perplexity is not None)
     lines += [f"perplexity: on held-out text, data.evaluation ({text})" for text in texts]
-    lines += [f"{each.name}: {' '.join(each.error.split())}" for each in found if each.error]
+    lines += [f"{each.name}: {one_line(each.error)}" for each in found if each.error]
     return "\n".join(lines)
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from transact.config.compose import to_dictionary, to_yaml
 from transact.config.run import RunConfig
 from transact.distributed.environment import adopt_launcher, environment_rank, environment_world_size
-from transact.distributed.signals import Interruption, Stopped
+from transact.distributed.signals import Interruption
 from transact.distributed.slurm import EARLY_SECONDS, own_job
-from transact.errors import DONE, FAILED, one_line, printable, refuse
+from transact.errors import DONE, Refusal, Stopped, exit_code, one_line, printable, refuse, remedy, say_error
 from transact.files import write_text
-from transact.launch.outcome import JobFailed, code_of_stop, how_to_go_on, last_words, outcome_recorded
+from transact.launch.outcome import JobFailed, how_to_go_on, outcome_recorded, say_last_words
 from transact.stages.preflight import check, make_folder
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def work(config: RunConfig) -> int:
     interruption = Interruption(_leave_seconds(config), is_cluster=own_job() is not None)
     interruption.listen()
     from transact.distributed.process import check_device
-    from transact.distributed.rendezvous import Refused
 
     is_main = environment_rank() == 0
     _set_up_logging(is_main)
@@ -55,25 +54,27 @@ def work(config: RunConfig) -> int:
         refusal = str(error)
     try:
         return _run(config, interruption, refusal)
-    except Refused as refused:
-        return refuse(refused)
-    except Stopped as stopped:
+    except Exception as error:  # noqa: BLE001 - whatever ends the rank is told here
+        _tell(error, config, is_main=is_main)
+        return exit_code(error)
+
+
+def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
+    """The last words of a rank."""
+    if isinstance(error, Refusal):
+        refuse(error)
+    elif isinstance(error, Stopped):
         if is_main:
-            said = f"{stopped}; the same command goes on from here"
+            said = f"{error}; {remedy('stopped')}"
             print("\n".join([said, *how_to_go_on(config)]), file=sys.stderr, flush=True)
-        return code_of_stop(interruption)
-    except JobFailed as failure:
-        if failure.is_refusal:
-            return refuse(failure)
-        if failure.shows_traceback:
-            traceback.print_exception(failure.__cause__)
-        if failure.is_told:
-            print(last_words(str(failure), config), file=sys.stderr, flush=True)
-    except Exception as error:  # noqa: BLE001 - before there was a job to speak of
-        traceback.print_exc()
-        reason = one_line(f"{type(error).__name__}: {error}")
-        print(f"error on rank {environment_rank()}: {reason}", file=sys.stderr, flush=True)
-    return FAILED
+    elif isinstance(error, JobFailed):
+        if error.shows_traceback:
+            traceback.print_exception(error.__cause__)
+        if error.is_told:
+            say_last_words(str(error), config)
+    else:  # before there was a job to speak of
+        traceback.print_exception(error)
+        say_error(f"rank {environment_rank()}: {one_line(error)}")
 
 
 def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import ModelConfig
+from transact.errors import LONGEST_REASON, one_line
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.models.llama import check_supported, read_geometry
@@ -60,7 +61,7 @@ def _supported_config(named: str, path: Path) -> dict[str, Any]:
         config = read_object(path, MAX_CONFIG_BYTES)
         check_supported(config)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"model.path={named!r}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"model.path={named!r}: {one_line(error)}") from None
     return config
 
 
@@ -117,9 +118,8 @@ def _connect_to_hub() -> None:
 
 
 def _unavailable(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
     return (
-        f"model.path={name!r} is no local folder and not to be had from the hub ({reason}): "
+        f"model.path={name!r} is no local folder and not to be had from the hub ({one_line(error, LONGEST_REASON)}): "
         "give the path of a folder, or log in with `hf auth login` where the model asks for a licence"
     )
 

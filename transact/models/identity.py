@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transact.errors import Refusal
 from transact.files import file_digest
 from transact.models.model_files import COMPANION_FILES, CONFIG, HEADER_LENGTH_BYTES, INDEX_NAME, own_file, shard_names
 
@@ -66,7 +67,7 @@ def difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mappin
     return None
 
 
-class UnusableModel(ValueError):
+class UnusableModel(Refusal):
     """A model that nothing can be made of, which only its weights or a first measurement show. In one line."""
 
 

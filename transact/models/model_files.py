@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from transact.errors import Refusal
 from transact.files import DamagedFile
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes
@@ -253,7 +254,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return dict(entries)
 
 
-class _Twice(Exception):
+class _Twice(Refusal):
     """A key that stands twice in a JSON object, of which readers take one or the other."""
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transact.errors import LONGEST_REASON, one_line
 from transact.files import read_json
 from transact.models.families import LLAMA, family_of
 from transact.models.llama import check_special_tokens, is_stock
@@ -61,8 +62,7 @@ def _refused(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a foreign configuration fails in every way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{what} ({reason})") from None
+        raise ValueError(f"{what} ({one_line(error, LONGEST_REASON)})") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transact.errors import Stopped, killed_by
 from transact.files import read_json, write_json
 from transact.runs.run_record import RECORD
 
@@ -78,8 +79,7 @@ class RankEnd:
     def why(self) -> str:
         if self.code >= 0:
             return f"exit code {self.code}, and it left no reason"
-        name = signal.Signals(-self.code).name
-        return f"killed by {name}" + (" (where memory runs out the system does that)" if name == "SIGKILL" else "")
+        return killed_by(-self.code)
 
 
 def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | None = None) -> None:
@@ -104,7 +104,7 @@ def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | 
         killed = [end for end in ends if end.code < 0 and not end.by_us]
         first = next(iter(killed or [end for end in ends if end.code != 0]), None)
         if asked is not None and record["state"] in LIVE and all(-end.code == signal.SIGTERM for end in killed):
-            state, error = "stopped", f"stopped by {asked}"
+            state, error = "stopped", str(Stopped(asked))
         elif first is None:
             return
         else:

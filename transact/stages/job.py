@@ -12,6 +12,7 @@ from typing import Any
 
 from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup
+from transact.errors import TransactError
 from transact.files import DIGEST_BLOCK_BYTES, damage_of, size_damage_of
 from transact.geometry import Geometry
 from transact.rounds import Round, stage_names
@@ -27,7 +28,7 @@ SHOWN_FILES = 3
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
-class StageUndone(Exception):
+class StageUndone(TransactError):
     """On every rank: a stage that was finished is so no more, and the chain begins anew, to come to it."""
 
     def __init__(self, stage: str) -> None:

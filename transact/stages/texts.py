@@ -25,6 +25,7 @@ from transact.data.token_store import (
     write_token_store,
 )
 from transact.distributed.file_lock import exclusive
+from transact.errors import LONGEST_REASON, one_line
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
 from transact.models.stock import quiet
@@ -59,7 +60,7 @@ def load_tokenizer(folder: Path) -> Any:
         with quiet("transformers"):  # it suggests packages to install, over many lines
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error, LONGEST_REASON)
         raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
     if not tokenizer.is_fast:
         raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transact.errors import printable
+from transact.errors import one_line, printable
 from transact.tracking.view import Lines, Status, View, duration, figure
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class LiveView:
         try:
             return self._draw()
         except Exception as error:  # noqa: BLE001 - likewise
-            return f"{self._title} (no picture: {type(error).__name__})"
+            return f"{self._title} (no picture: {one_line(error)})"
 
     def _draw(self) -> RenderableType:
         from rich.console import Group

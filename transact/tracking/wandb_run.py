@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from transact.errors import LONGEST_REASON, one_line
 from transact.tracking import wandb_library
 from transact.tracking.wandb_library import Mode
 from transact.tracking.wandb_mode import choose_mode, has_api_key, server_url
@@ -115,7 +116,7 @@ class WandbRun:
             self._whereabouts = _whereabouts(mode, self._run)
             logger.info("W&B is %s: %s", mode, self._whereabouts)
         except Exception as error:  # noqa: BLE001 - no failure of W&B may end a run
-            logger.warning("W&B cannot start %s: %s", mode, _one_line(error))
+            logger.warning("W&B cannot start %s: %s", mode, one_line(error, LONGEST_REASON))
 
     def _attempt(self, what: str, action: Callable[[Any], object]) -> None:
         if self._run is None:
@@ -127,7 +128,7 @@ class WandbRun:
             logger.warning(
                 "W&B failed to %s and is off from here on; metrics.jsonl goes on (%s)",
                 what,
-                _one_line(error),
+                one_line(error, LONGEST_REASON),
             )
 
 
@@ -136,7 +137,3 @@ def _whereabouts(mode: Mode, run: Any) -> str:
         return str(run.url)
     attempts = Path(run.dir).parents[1] / "offline-run-*"  # in the order of their names, which is that of time
     return f"wandb sync {attempts}"
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

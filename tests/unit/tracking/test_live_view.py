@@ -137,7 +137,7 @@ def test_a_frame_that_cannot_be_drawn_says_so() -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
     view.opened(replace(status(), figures={"loss": None}))  # type: ignore[dict-item]
-    assert "half (no picture: TypeError)" in last_frame(view, stream)
+    assert "half (no picture: TypeError: " in last_frame(view, stream)
 
 
 def test_a_log_file_and_a_dumb_terminal_get_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from transact.config.outputs import EfficiencyConfig
+from transact.errors import one_line
 from transact.evaluation.efficiency.generation import (
     Clock,
     Turn,
@@ -48,7 +49,7 @@ def check_folder(folder: Path) -> Geometry:
     except FileNotFoundError:
         raise ValueError(f"{str(folder)!r} is no model folder: it holds no config.json") from None
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{str(folder)!r}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{str(folder)!r}: {one_line(error)}") from None
 
 
 def load(folder: Path, dtype: str, device: torch.device) -> Any:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from transact.errors import Failure
+
 WINDOW = 32  # steps that a loss is compared with
 FEWEST = 8
 DEVIATIONS = 8  # median absolute deviations above the median, and
 SHARE = 0.1  # of the median itself: a smooth curve deviates by next to nothing
 
 
-class Diverged(Exception):
+class Diverged(Failure):
     """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
 
 

@@ -16,7 +16,7 @@ from transact.engine.checkpoints import save_engine
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.training_checkpoints import load_training, save_training
-from transact.errors import RankFailed
+from transact.errors import RankFailed, Stopped, one_line, remedy
 from transact.rounds import Round
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
@@ -28,10 +28,6 @@ from transact.stages.texts import Texts
 
 # What the loss that is trained is: its perplexity is one of a cross-entropy alone.
 LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
-
-
-class _Asked(Exception):
-    """On every rank: a validation is left unfinished, since one of them was asked to stop."""
 
 
 class Recovery:
@@ -136,7 +132,7 @@ class Recovery:
             )
         except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
             if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):  # else a rank is lost
-                self._alert(Alert("checkpoint", f"cannot be saved: {error}"), step)
+                self._alert(Alert("checkpoint", f"cannot be saved: {one_line(error)}"), step)
             raise
         seconds = time.perf_counter() - begin
         self._log({"perf/checkpoint_s": seconds}, step)
@@ -158,11 +154,11 @@ class Recovery:
 
         def look(tokens: int) -> None:
             if group.any(group.is_asked_to_stop)[0]:
-                raise _Asked
+                raise Stopped  # on every rank; nothing else stops while it is deferred
 
         try:
             loss = validation_loss(self.job, self.texts, self.engine, look)
-        except _Asked:
+        except Stopped:
             self._save_and_stop()
         self.position.validated_step = step
         self._log_validation(loss, step)
@@ -242,8 +238,7 @@ class Recovery:
         if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
             raise Diverged(
                 f"{where}: {health.skipped_in_a_row} steps in a row had a loss or gradient that is infinite or not a "
-                "number (recover.max_skipped_steps). The last good checkpoint is kept; a lower recover.learning_rate "
-                "or recover.gradient_clipping, in a run of another name, is what usually helps"
+                f"number (recover.max_skipped_steps). The last good checkpoint is kept; {remedy('diverged')}"
             )
 
     def _alert(self, alert: Alert, step: int) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
-from transact.errors import DONE, FAILED, refuse
+from transact.errors import DONE, fail, one_line, refuse
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS
 from transact.tracking.wandb_mode import has_api_key
 
@@ -34,6 +33,5 @@ def main(arguments: list[str] | None = None) -> int:
         for each in (RUNS, SWEEPS):
             print(f"{each.name}: {workspaces.save(each, given.entity, given.project)}", flush=True)
     except Exception as error:  # noqa: BLE001 - whatever stands between us and the server
-        print(f"error: W&B did not take it: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return fail(f"W&B did not take it: {one_line(error)}")
     return DONE

@@ -6,13 +6,12 @@ python -m transact report FOLDER [--watch]
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from transact.config.setting import require
-from transact.errors import DONE, FAILED, refuse
+from transact.errors import DONE, fail, refuse
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import RECORD, read_config, read_record
 from transact.tracking.report.run_files import LIVE_STATES, read_values
@@ -37,8 +36,7 @@ def main() -> int:
     except ValueError as error:
         return refuse(error)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return fail(error)
     return DONE if is_last else watch(given.folder, given.seconds)
 
 
@@ -64,7 +62,7 @@ def watch(folder: Path, seconds: float) -> int:
                 write_pages(folder)
             except OSError as error:
                 is_last = False
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                fail(error)
     return DONE
 
 

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from transact.errors import one_line
 from transact.files import TEMPORARY_SUFFIX
 from transact.tracking.report.sweep_page import REPORT
 from transact.tracking.report.writing import write_run_page, write_sweep_page
@@ -68,7 +69,7 @@ class PageKeeper:
                 if self._variant_of is not None:
                     write_run_page(self._variant_of)
             except Exception as error:  # noqa: BLE001 - the page is not the run
-                logger.warning("report.html cannot be written: %s: %s", type(error).__name__, error)
+                logger.warning("report.html cannot be written: %s", one_line(error))
             if self._is_point:
                 # In a thread that is left when another point, on a machine that is gone, holds the lock.
                 thread = threading.Thread(target=self._write_sweep_page, daemon=True)
@@ -79,7 +80,7 @@ class PageKeeper:
         try:
             write_sweep_page(self._folder.parent)
         except Exception as error:  # noqa: BLE001 - likewise
-            logger.warning("the sweep's report.html cannot be written: %s: %s", type(error).__name__, error)
+            logger.warning("the sweep's report.html cannot be written: %s", one_line(error))
 
     def _keep(self) -> None:
         folders = [self._folder, *([self._folder.parent] if self._is_point else [])]
@@ -95,7 +96,7 @@ class PageKeeper:
                 wait = max(self._seconds, PATIENCE_SECONDS)
             except (OSError, subprocess.SubprocessError) as error:
                 if not is_told:  # the next turn may go better: a file system that did not answer, say
-                    logger.warning("report.html cannot be written while the run goes on: %s", error)
+                    logger.warning("report.html cannot be written while the run goes on: %s", one_line(error))
                 is_told = True
 
     def _write_in_child(self, folders: list[Path]) -> None:

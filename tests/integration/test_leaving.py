@@ -1,0 +1,34 @@
+"""Leaving: with exit handlers and buffers or at once, and by a timer whatever the process is at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.commands import REPOSITORY
+
+LEAVING = """
+import atexit, sys, time
+from transact.errors import leave, leave_after
+atexit.register(print, "closed")
+{how}
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("leave(5)", "closed\n"),
+        ("leave(5, at_once=True)", ""),
+        ("leave_after(0.05, 5)", ""),
+        ("leave_after(0.2, 4).cancel(); time.sleep(0.4); leave(5)", "closed\n"),
+    ],
+)
+def test_leaving(how: str, said: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", LEAVING.format(how=how)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (5, said, "")
