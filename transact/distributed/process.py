@@ -219,8 +219,11 @@ class ProcessGroup:
                 break
             if asked:
                 self.stop()
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            if outcome is None:
+                time.sleep(pause)
+            else:
+                outcome.thread.join(pause)  # a lone rank goes on as soon as the work is done
+            pause = min(2 * pause, 0.25)
         if outcome is not None:
             outcome.thread.join()
         if state == DONE:

@@ -195,10 +195,13 @@ class Engine:
 
 def _clear_deepspeed_caches() -> None:
     """`lru_cache`s on methods of the parameter coordinator hold its `self`, and through it every weight."""
-    wrapper = functools._lru_cache_wrapper
-    for value in gc.get_objects():
-        if isinstance(value, wrapper) and (value.__module__ or "").startswith("deepspeed.runtime.zero"):
-            value.cache_clear()
+    coordinator = import_deepspeed().runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator
+    for method in vars(coordinator).values():
+        # Its instrumentation holds the method that it wraps in a closure.
+        inside = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+        for value in (method, *inside):
+            if isinstance(value, functools._lru_cache_wrapper):
+                value.cache_clear()
 
 
 def _return_memory_to_system() -> None:
