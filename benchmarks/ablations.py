@@ -27,7 +27,7 @@ from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_statistics
-from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.statistics import ATTENTION_OUTPUT, INTERMEDIATE, ActivationStatistics
 
 CALIBRATIONS = (8, 32, 128, 512)
 PAIR_SCORES = ("norm_product", "token_product", "logit_variance")
@@ -80,8 +80,8 @@ def _figure(value: float | None) -> str:
 
 def energy_kept(statistics: ActivationStatistics) -> dict[str, torch.Tensor]:
     """Share of the energy that the largest dims hold: kind -> (layers, dims), rising to 1 along the dims."""
-    heads = statistics.attention_output.sort(dim=-1, descending=True).values.sum(dim=1)
-    channels = statistics.intermediate.sort(dim=-1, descending=True).values
+    heads = statistics[ATTENTION_OUTPUT].sort(dim=-1, descending=True).values.sum(dim=1)
+    channels = statistics[INTERMEDIATE].sort(dim=-1, descending=True).values
     sums = {"attention": heads, "MLP": channels}
     return {kind: each.cumsum(-1) / each.sum(-1, keepdim=True) for kind, each in sums.items()}
 

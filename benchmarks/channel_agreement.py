@@ -11,11 +11,12 @@ from benchmarks.random_models import load_stock_model, write_random_model
 from benchmarks.workload import random_texts, run_config
 from transact.config.inputs import ArchitectureConfig
 from transact.config.machines import EngineConfig
+from transact.config.pruning import MethodConfig
 from transact.distributed.process import ProcessGroup
 from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
-from transact.pruning.criteria import Evidence, score
+from transact.pruning.criteria import Criteria, Evidence
 from transact.pruning.selection import Selection, make_selection
 from transact.pruning.statistics import ActivationStatistics
 from transact.rounds import pruning_rounds
@@ -72,8 +73,8 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
 def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> Selection:
     """By activation norms alone: everything else is computed from them on one device."""
     evidence = Evidence(geometry=source, statistics=statistics)
-    scores = score(evidence, pairs="norm_product", values="norm", channels="norm")
-    return make_selection(scores, source, target, parent=source, asked=None)
+    norms = MethodConfig(pair_score="norm_product", values="norm", channels="norm")
+    return make_selection(Criteria.of(norms).score(evidence), source, target, parent=source, asked=None)
 
 
 def kept_units(selection: Selection) -> set[tuple[str | int, ...]]:

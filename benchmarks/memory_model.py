@@ -32,7 +32,7 @@ from transact.errors import DONE, leave
 from transact.files import read_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_statistics
-from transact.stages.calibrate import extra_statistics
+from transact.pruning.criteria import Criteria
 from transact.stages.recover.teacher import Teacher
 
 TARGET = 0.1
@@ -158,12 +158,12 @@ def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor) -> Non
 
 
 def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
-    differentiates = config.prune.method.needs_gradients()
-    extra = extra_statistics(config.prune.method, geometry_of(model))
+    criteria, geometry = Criteria.of(config.prune.method), geometry_of(model)
+    differentiates = criteria.needs_gradients
     with (
         torch.set_grad_enabled(differentiates),
         open_engine(model, config.engine, group) as engine,
-        collect_statistics(engine.module, geometry_of(model), extra),
+        collect_statistics(engine.module, geometry, criteria.statistics(geometry)),
     ):
         for _ in range(STEPS):
             (engine.differentiate if differentiates else engine.hidden_forward)(tokens)

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
+from transact.config.pruning import MethodConfig
 from transact.engine.checkpoints import copy_companions, layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
-from transact.pruning.criteria import Evidence, Scores, score
+from transact.pruning.criteria import Criteria, Evidence, Scores
 from transact.pruning.selection import Selection, make_selection
 
 
@@ -66,15 +67,17 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     geometry = geometry_of(source)
+    criteria = Criteria.of(MethodConfig(pair_score="logit_variance", values="svd", channels="norm"))
     with (
-        collect_statistics(model, geometry, frozenset({"logit_variance"})) as sums,
+        collect_statistics(model, geometry, criteria.statistics(geometry)) as sums,
         collect_grams(model, geometry, range(geometry.num_layers)) as grams,
     ):
         model(tokens)
     evidence = Evidence(geometry=geometry, statistics=sums.statistics(tokens.numel()))
-    scores = score(evidence, pairs="logit_variance", values="norm", channels="norm")
     smaller = replace(geometry, head_dim=head_dim, intermediate_size=intermediate_size)
-    selection = make_selection(scores, geometry, smaller, parent=geometry, asked=None, value_basis="svd")
+    selection = make_selection(
+        criteria.score(evidence), geometry, smaller, parent=geometry, asked=None, value_basis="svd"
+    )
     stored = load_file(source / "model.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     for names in layer_groups(stored):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transact.config.setting import require, require_one_per_round, setting
 
 SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
 ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
-PAIR_SCORES = ("norm_product", "token_product", "logit_variance", "taylor", "magnitude", "random")
 PAIR_SCOPES = ("model", "layer", "head")
-UNIT_SCORES = ("norm", "taylor", "magnitude", "random")
-VALUE_CHOICES = ("svd", "pca", *UNIT_SCORES)
-CHANNEL_CHOICES = ("obs", *UNIT_SCORES)
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
 TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx")
+
+
+def criterion(default: str) -> Any:
+    """Declare a setting that names a criterion: which there are is known to transact/pruning/criteria.py alone, so the
+    name itself is checked where a request meets it (`stages.preflight`)."""
+    return setting(default, longest=60, pattern=r"[a-z][a-z0-9_]*", words="the name of a criterion (lower case)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,15 +44,15 @@ class MethodConfig:
     attention: str = setting("pairs", choices=ATTENTION_UNITS)
     """"pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads) or "shared_dims" (the same dims in q,
     k, v and o)."""
-    pair_score: str = setting("logit_variance", choices=PAIR_SCORES)
+    pair_score: str = criterion("logit_variance")
     """What rotary pairs are chosen by: "logit_variance", "norm_product", "token_product", "taylor", "magnitude" or
     "random"."""
     pair_scope: str = setting("model", choices=PAIR_SCOPES)
     """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
     loads."""
-    values: str = setting("svd", choices=VALUE_CHOICES)
+    values: str = criterion("svd")
     """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
-    channels: str = setting("obs", choices=CHANNEL_CHOICES)
+    channels: str = criterion("obs")
     """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
     refit: str = setting("least_squares", choices=REFITS)
     """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
@@ -63,20 +66,20 @@ class MethodConfig:
         if self.attention == "pairs":
             return
         for name, value, fits in (
-            ("values", self.values, self.values in (("norm",) if self.attention == "heads" else UNIT_SCORES)),
+            ("values", self.values, self.values == "norm" if self.attention == "heads" else not self.has_basis()),
             ("pair_scope", self.pair_scope, self.pair_scope == "model"),
             ("refit", self.refit, self.refit != "sequential"),
         ):
             require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
 
+    def has_basis(self) -> bool:
+        """Whether the values get a basis from the data, instead of losing dims by their scores."""
+        return self.values in ("svd", "pca")
+
     def needs_gram(self) -> bool:
         """Whether it looks at more of the activations of the dense checkpoint than their size."""
-        basis = self.values in ("svd", "pca") and self.refit != "sequential"
+        basis = self.has_basis() and self.refit != "sequential"
         return basis or self.channels == "obs" or self.refit == "least_squares"
-
-    def needs_gradients(self) -> bool:
-        """Whether calibration differentiates the loss, for scores by its first-order change."""
-        return "taylor" in (self.pair_score, self.values, self.channels)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from transact.config.machines import EngineConfig
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS, MethodConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
+from transact.pruning.criteria import Criteria
 
 GIB = 1024**3
 FLOAT32_BYTES = 4
@@ -120,7 +121,7 @@ def estimate_memory(
     assert kind in STAGE_KINDS, kind
     if kind == "recover":
         return _training(geometry, config, ranks, parent)
-    if kind == "calibrate" and config.prune.method.needs_gradients():
+    if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
         return _differentiating(geometry, config, ranks)
     gram = gram_peak_bytes(geometry, config.prune.method) if kind == "gram" else 0
     return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from transact.config.run import RunConfig
 from transact.engine.memory import (
     BYTES_BY_DTYPE,
     FLOAT32_BYTES,
+    FLOAT64_BYTES,
     GIB,
     gram_disk_bytes,
     gram_passes,
@@ -34,6 +36,7 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, dtype_of, is_at_hand
 from transact.models.llama import read_geometry
+from transact.pruning.criteria import Criteria
 from transact.pruning.targets import float16_rows, shape_warnings
 from transact.rounds import (
     Round,
@@ -64,7 +67,7 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], taken: 
     sliced = [each.geometry for each in rounds if f"{each.folder_name}/slice" not in taken]
     parts = {
         "sliced_and_recovered": sum(each.parameters() * stored for each in [*sliced, *trained]),
-        "statistics": sum(map(_statistics_bytes, before)),
+        "statistics": sum(_statistics_bytes(config, each) for each in before),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
         "token_store": _token_bytes(config, parent, rounds),
@@ -94,11 +97,10 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
     return round(bits / 8)
 
 
-def _statistics_bytes(geometry: Geometry) -> int:
-    """Sums of squares in float64: pairs of q and k, attention output and MLP of every layer."""
-    heads = geometry.num_attention_heads + geometry.num_key_value_heads
-    width = heads * geometry.head_dim // 2 + geometry.num_attention_heads * geometry.head_dim
-    return geometry.num_layers * (width + geometry.intermediate_size) * 8
+def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
+    """Sums in float64, of every layer."""
+    collected = Criteria.of(config.prune.method).statistics(geometry)
+    return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
 
 
 def _token_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from transact.pruning.selection import Selection
-from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.statistics import ATTENTION_OUTPUT, INTERMEDIATE, KEY, QUERY, ActivationStatistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ def activation_maps(statistics: ActivationStatistics, selection: Selection) -> d
     source = selection.source
     pairs = source.head_dim // 2
     key = torch.zeros(source.num_layers, source.num_key_value_heads, source.head_dim, dtype=torch.bool)
-    value, query = torch.zeros_like(key), torch.zeros(*statistics.query.shape[:2], dtype=torch.bool)
+    value, query = torch.zeros_like(key), torch.zeros(*statistics[QUERY].shape[:2], dtype=torch.bool)
     channels = torch.zeros(source.num_layers, source.intermediate_size, dtype=torch.bool)
     for layer in range(source.num_layers):
         query[layer, list(selection.query_heads[layer])] = True
@@ -63,16 +63,16 @@ def activation_maps(statistics: ActivationStatistics, selection: Selection) -> d
     query_pairs = key_pairs.repeat_interleave(group, dim=1) & query.unsqueeze(-1)
     output = value.repeat_interleave(group, dim=1) & query.unsqueeze(-1)
     kept = {
-        "query": query_pairs,
-        "key": key_pairs,
-        "attention_output": output if selection.value_basis == "dims" else None,
-        "intermediate": channels,
+        QUERY: query_pairs,
+        KEY: key_pairs,
+        ATTENTION_OUTPUT: output if selection.value_basis == "dims" else None,
+        INTERMEDIATE: channels,
     }
     tokens = max(1, statistics.num_tokens)
     return {
-        kind: ActivationMap(
-            norms=(getattr(statistics, kind) / tokens).sqrt().flatten(1),
+        each.name: ActivationMap(
+            norms=(statistics[each] / tokens).sqrt().flatten(1),
             kept=None if mask is None else mask.flatten(1),
         )
-        for kind, mask in kept.items()
+        for each, mask in kept.items()
     }

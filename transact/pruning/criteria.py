@@ -1,19 +1,37 @@
 """Criteria: how important is each unit that can be cut?
 
-Every kind of unit has a table of criteria by name; to add one, write a function from `Evidence` to scores
-and enter it there. Higher is kept.
+Every kind of unit has a table of criteria by name, which the settings of prune.method take. To add one, write a
+function from `Evidence` to scores and enter it there with the statistics that it reads: calibration then sums them.
+Higher is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.pair_scores import (
+    LOGIT_VARIANCE,
+    TAYLOR_CHANNELS,
+    TAYLOR_PAIRS,
+    TAYLOR_VALUES,
+    TOKEN_PRODUCT,
+)
+from transact.pruning.statistics import (
+    ATTENTION_OUTPUT,
+    INTERMEDIATE,
+    KEY,
+    NORM_SHARES,
+    QUERY,
+    SQUARES,
+    ActivationStatistics,
+    Statistic,
+)
 from transact.pruning.weights import LayerWeights
 
 
@@ -37,7 +55,7 @@ class Evidence:
     """What units are judged by.
 
     Attributes:
-        magnitude: `magnitude_scores` of every layer, stacked; only for the criterion of that name.
+        magnitude: `magnitude_scores` of every layer, stacked; only where a criterion looks at weights.
         seed: of the criterion `random`.
     """
 
@@ -47,84 +65,150 @@ class Evidence:
     seed: int = 0
 
 
-Criterion = Callable[[Evidence], Tensor]
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Criterion:
+    """How units of one kind are judged.
+
+    Attributes:
+        score: from the evidence to scores, (layers, ...) as in `Scores`.
+        statistics: what it reads besides `SQUARES`, which every run sums.
+        looks_at_weights: it reads `Evidence.magnitude`.
+    """
+
+    score: Callable[[Evidence], Tensor]
+    statistics: tuple[Statistic, ...] = ()
+    looks_at_weights: bool = False
 
 
 def norm_product(evidence: Evidence) -> Tensor:
     """Product of the norms of a pair's queries and keys: their part of a logit is at most |q||k|."""
     statistics, group = evidence.statistics, evidence.geometry.queries_per_key_value_head
-    key_norm = statistics.key.sqrt().repeat_interleave(group, dim=1)
-    return _sum_over_group(statistics.query.sqrt() * key_norm, evidence.geometry)
+    key_norm = statistics[KEY].sqrt().repeat_interleave(group, dim=1)
+    return _sum_over_group(statistics[QUERY].sqrt() * key_norm, evidence.geometry)
 
 
 def value_norms(evidence: Evidence) -> Tensor:
     """L2 norm of the attention output, as TransAct (arXiv 2407.05690); a group's query heads add up."""
-    return _sum_over_group(evidence.statistics.attention_output, evidence.geometry).sqrt()
+    return _sum_over_group(evidence.statistics[ATTENTION_OUTPUT], evidence.geometry).sqrt()
 
 
 def channel_norms(evidence: Evidence) -> Tensor:
     """L2 norm of the MLP's intermediate activation, as TransAct (arXiv 2407.05690)."""
-    return evidence.statistics.intermediate.sqrt()
+    return evidence.statistics[INTERMEDIATE].sqrt()
 
 
-def _collected(name: str) -> Criterion:
-    """A statistic that is a score as it is."""
+def _sum_of(statistic: Statistic, *, per_query_head: bool = False) -> Criterion:
+    """A statistic that is a score as it is; a group's query heads add up."""
 
-    def criterion(evidence: Evidence) -> Tensor:
-        sums = getattr(evidence.statistics, name)
-        assert sums is not None, f"{name} was not collected"
-        per_query_head = name in ("token_product", "logit_variance")
+    def score(evidence: Evidence) -> Tensor:
+        sums = evidence.statistics[statistic]
         return _sum_over_group(sums, evidence.geometry) if per_query_head else sums
 
-    return criterion
+    return Criterion(score=score, statistics=(statistic,))
 
 
 def _magnitude(kind: str) -> Criterion:
-    def criterion(evidence: Evidence) -> Tensor:
+    def score(evidence: Evidence) -> Tensor:
         assert evidence.magnitude is not None
         return getattr(evidence.magnitude, kind)
 
-    return criterion
+    return Criterion(score=score, looks_at_weights=True)
 
 
-def _random(kind: str) -> Criterion:
-    def criterion(evidence: Evidence) -> Tensor:
-        like = {"pairs": norm_product, "values": value_norms, "channels": channel_norms}[kind](evidence)
+def _random(like: Criterion) -> Criterion:
+    """Scores by chance, in the shape of another criterion's."""
+
+    def score(evidence: Evidence) -> Tensor:
         generator = torch.Generator().manual_seed(evidence.seed)
-        return torch.rand(like.shape, generator=generator, dtype=torch.float64)
+        return torch.rand(like.score(evidence).shape, generator=generator, dtype=torch.float64)
 
-    return criterion
+    return Criterion(score=score, statistics=like.statistics)
 
 
+PAIR_NORMS, VALUE_NORMS, CHANNEL_NORMS = (Criterion(score=each) for each in (norm_product, value_norms, channel_norms))
 PAIR_CRITERIA: dict[str, Criterion] = {
-    "norm_product": norm_product,
-    "token_product": _collected("token_product"),
-    "logit_variance": _collected("logit_variance"),
-    "taylor": _collected("taylor_pairs"),
+    "norm_product": PAIR_NORMS,
+    "token_product": _sum_of(TOKEN_PRODUCT, per_query_head=True),
+    "logit_variance": _sum_of(LOGIT_VARIANCE, per_query_head=True),
+    "taylor": _sum_of(TAYLOR_PAIRS),
     "magnitude": _magnitude("pairs"),
-    "random": _random("pairs"),
+    "random": _random(PAIR_NORMS),
 }
 VALUE_CRITERIA: dict[str, Criterion] = {
-    "norm": value_norms,
-    "taylor": _collected("taylor_values"),
+    "norm": VALUE_NORMS,
+    "taylor": _sum_of(TAYLOR_VALUES),
     "magnitude": _magnitude("values"),
-    "random": _random("values"),
+    "random": _random(VALUE_NORMS),
 }
 CHANNEL_CRITERIA: dict[str, Criterion] = {
-    "norm": channel_norms,
-    "taylor": _collected("taylor_channels"),
+    "norm": CHANNEL_NORMS,
+    "taylor": _sum_of(TAYLOR_CHANNELS),
     "magnitude": _magnitude("channels"),
-    "random": _random("channels"),
+    "random": _random(CHANNEL_NORMS),
 }
+# Choices that need no scores, for which norms stand in: a basis for the values from the data, and greedy elimination.
+VALUE_BASES = ("svd", "pca")
+CHANNEL_ELIMINATIONS = ("obs",)
 
 
-def score(evidence: Evidence, *, pairs: str, values: str, channels: str) -> Scores:
-    """Scores by the named criteria. A name outside the tables is a choice that needs no scores: norms stand in."""
-    return Scores(
-        pairs=PAIR_CRITERIA[pairs](evidence),
-        values=VALUE_CRITERIA.get(values, value_norms)(evidence),
-        channels=CHANNEL_CRITERIA.get(channels, channel_norms)(evidence),
-    )
+class Choice(Protocol):
+    """The settings of prune.method that name criteria."""
+
+    pair_score: str
+    values: str
+    channels: str
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """By setting of prune.method, the names that it takes."""
+    return {
+        "pair_score": tuple(PAIR_CRITERIA),
+        "values": (*VALUE_BASES, *VALUE_CRITERIA),
+        "channels": (*CHANNEL_ELIMINATIONS, *CHANNEL_CRITERIA),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Criteria:
+    """What the units of each kind are judged by."""
+
+    pairs: Criterion
+    values: Criterion
+    channels: Criterion
+
+    @classmethod
+    def of(cls, choice: Choice) -> Criteria:
+        """Look up the criteria of a method by their names."""
+        return cls(
+            pairs=PAIR_CRITERIA[choice.pair_score],
+            values=VALUE_NORMS if choice.values in VALUE_BASES else VALUE_CRITERIA[choice.values],
+            channels=CHANNEL_NORMS if choice.channels in CHANNEL_ELIMINATIONS else CHANNEL_CRITERIA[choice.channels],
+        )
+
+    def _all(self) -> tuple[Criterion, ...]:
+        return self.pairs, self.values, self.channels
+
+    def statistics(self, geometry: Geometry) -> tuple[Statistic, ...]:
+        """What calibration sums for them, and for the cut of norms of queries and keys."""
+        shares = NORM_SHARES if geometry.query_key_norm else ()
+        needed = (*SQUARES, *(each for criterion in self._all() for each in criterion.statistics), *shares)
+        return tuple(dict.fromkeys(needed))
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether calibration differentiates the loss."""
+        return any(each.needs_gradients for criterion in self._all() for each in criterion.statistics)
+
+    @property
+    def looks_at_weights(self) -> bool:
+        return any(criterion.looks_at_weights for criterion in self._all())
+
+    def score(self, evidence: Evidence) -> Scores:
+        return Scores(
+            pairs=self.pairs.score(evidence),
+            values=self.values.score(evidence),
+            channels=self.channels.score(evidence),
+        )
 
 
 def magnitude_scores(weights: LayerWeights, geometry: Geometry) -> Scores:

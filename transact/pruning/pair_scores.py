@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
+from transact.pruning.statistics import Statistic
 
 
 def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
@@ -35,7 +36,7 @@ def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, ge
         sine: likewise.
         geometry: dimensions.
     """
-    q, k = _rotated(query, cosine, sine, geometry), _rotated(key, cosine, sine, geometry)
+    q, k = rotated(query, cosine, sine, geometry), rotated(key, cosine, sine, geometry)
     counts = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).view(1, -1, 1, 1)
     x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
     mean_x, mean_y = x.cumsum(1) / counts, y.cumsum(1) / counts
@@ -58,7 +59,8 @@ def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
     return halves.transpose(-1, -2)
 
 
-def _rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+    """Queries or keys as attention sees them, by planes: as `_planes`; arguments as in `logit_variances`."""
     pairs = geometry.head_dim // 2
     cos, sin = cosine.float()[..., None, :pairs], sine.float()[..., None, :pairs]  # (batch, length, 1, pairs)
     x, y = _planes(activation, geometry).unbind(dim=-1)
@@ -71,26 +73,68 @@ def _expand(per_key_value_head: Tensor, geometry: Geometry) -> Tensor:
 
 
 def gate_gradients(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Sum over tokens of a * dL/da: (sequences, length, C) twice -> (sequences, C) float64."""
-    return (activation.detach().float() * gradient.float()).sum(dim=1).double()
+    """Sum over tokens of a * dL/da, with L the loss of the sequence: (sequences, length, C) twice -> (sequences, C)
+    float64.
+
+    Args:
+        gradient: of a loss that is a mean over the sequences: undone here, so that every sequence counts the same.
+    """
+    return (activation.detach().float() * gradient.float()).sum(dim=1).double() * len(activation)
 
 
-def taylor_pairs(gates: Tensor, geometry: Geometry) -> Tensor:
-    """From the gates of q_proj's output to rotary pairs: (sequences, heads * d) -> (key-value heads, d // 2).
+def taylor_pairs(query: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+    """Of gates on rotary pairs: (key-value heads, head_dim // 2).
 
     A pair of a key-value head meets the pairs of all its query heads, so they are gated together. A gate
     on the keys' side would give the same: the logit is a product of both.
     """
+    gates = gate_gradients(query, gradient)
     shape = (len(gates), geometry.num_key_value_heads, geometry.queries_per_key_value_head, 2, geometry.head_dim // 2)
     return gates.view(shape).sum(dim=(2, 3)).abs().sum(dim=0)
 
 
-def taylor_values(gates: Tensor, geometry: Geometry) -> Tensor:
-    """From the gates of o_proj's input to value dims: (sequences, heads * d) -> (key-value heads, d)."""
+def taylor_values(attention_output: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+    """Of gates on value dims: (key-value heads, head_dim)."""
+    gates = gate_gradients(attention_output, gradient)
     shape = (len(gates), geometry.num_key_value_heads, geometry.queries_per_key_value_head, geometry.head_dim)
     return gates.view(shape).sum(dim=2).abs().sum(dim=0)
 
 
-def taylor_channels(gates: Tensor) -> Tensor:
-    """From the gates of down_proj's input: (sequences, C) -> (C,)."""
-    return gates.abs().sum(dim=0)
+def taylor_channels(intermediate: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+    """Of gates on MLP channels: (intermediate_size,)."""
+    return gate_gradients(intermediate, gradient).abs().sum(dim=0)
+
+
+TOKEN_PRODUCT = Statistic(
+    name="token_product",
+    observes=("query", "key"),
+    shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim // 2),
+    of_batch=pair_products,
+)
+LOGIT_VARIANCE = Statistic(
+    name="logit_variance",
+    observes=("query", "key", "cosine", "sine"),
+    shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim // 2),
+    of_batch=logit_variances,
+)
+TAYLOR_PAIRS = Statistic(
+    name="taylor_pairs",
+    observes=("query",),
+    shape=lambda geometry: (geometry.num_key_value_heads, geometry.head_dim // 2),
+    of_batch=taylor_pairs,
+    needs_gradients=True,
+)
+TAYLOR_VALUES = Statistic(
+    name="taylor_values",
+    observes=("attention_output",),
+    shape=lambda geometry: (geometry.num_key_value_heads, geometry.head_dim),
+    of_batch=taylor_values,
+    needs_gradients=True,
+)
+TAYLOR_CHANNELS = Statistic(
+    name="taylor_channels",
+    observes=("intermediate",),
+    shape=lambda geometry: (geometry.intermediate_size,),
+    of_batch=taylor_channels,
+    needs_gradients=True,
+)

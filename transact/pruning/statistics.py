@@ -1,129 +1,62 @@
-"""How much every transitional channel was used on the calibration text.
+"""Sums over the calibration text of what each layer computes: what units are judged by.
 
-Every figure is a sum over tokens or sequences: the sum over batches, or over ranks, *is* the merge.
+A `Statistic` says once what it looks at, its shape and how a micro-batch adds to it; hooks, the sum over ranks, the
+file and the criteria follow from that. Every figure is a sum over tokens or sequences: the sum over batches, or over
+ranks, *is* the merge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
 
-# Sums of one layer, in the order in which the model computes what they are of.
-QUERIES_AND_KEYS = ("query_share", "key_share", "query", "key", "token_product", "logit_variance")
-FORWARD = (*QUERIES_AND_KEYS, "attention_output", "intermediate")
-BACKWARD = ("taylor_channels", "taylor_values", "taylor_pairs")
+# What a statistic may look at, in the order in which a layer computes it; (sequences, length, heads * head_dim) where
+# nothing else is said.
+ACTIVATIONS = (
+    "cosine",  # of the rotary angles, (1 or sequences, length, head_dim)
+    "sine",
+    "query_before_norm",  # in families that normalise queries and keys; in others the same as "query"
+    "query",  # what is rotated: `pair_scores.rotated` makes of it what attention sees
+    "key_before_norm",
+    "key",
+    "value",
+    "attention_output",  # input of o_proj
+    "intermediate",  # input of down_proj, (sequences, length, intermediate_size)
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ActivationStatistics:
-    """Sums over the calibration tokens, float64, per transitional channel.
-
-    Squares, always collected:
+class Statistic:
+    """A sum over tokens or sequences of a function of a layer's activations, for every layer.
 
     Attributes:
-        query: (layers, num_attention_heads, head_dim // 2), per rotary pair. Pair ``i`` is dims
-            ``i`` and ``i + head_dim // 2`` of a head.
-        key: (layers, num_key_value_heads, head_dim // 2), per rotary pair.
-        attention_output: (layers, num_attention_heads, head_dim), the input of ``o_proj``.
-        intermediate: (layers, intermediate_size), the input of ``down_proj``.
-        num_tokens: tokens summed over.
-        token_product: `pair_scores.pair_products`, (layers, num_attention_heads, head_dim // 2), on request.
-        logit_variance: `pair_scores.logit_variances`, the same shape, on request.
-        taylor_pairs: `taylor.gate_gradients` of rotary pairs, (layers, num_key_value_heads, head_dim // 2), on
-            request, and with them the next two.
-        taylor_values: of value dims, (layers, num_key_value_heads, head_dim).
-        taylor_channels: of MLP channels, (layers, intermediate_size).
-        query_share: summed over the heads too, the share of each rotary pair in the square of a query before it is
-            normalised, (layers, head_dim // 2); for families that normalise.
-        key_share: the same of keys.
+        name: its name in statistics.safetensors and in messages.
+        observes: the activations that it looks at, names out of `ACTIVATIONS`.
+        shape: of one layer's sum, from the dimensions of the model.
+        of_batch: from these activations of a micro-batch, in the order of `observes`, and the dimensions to one
+            layer's sum, float64. It must not change them.
+        needs_gradients: `of_batch` gets the gradient of the loss, a mean over the micro-batch, behind its activation,
+            which must be a single one; calibration then differentiates the loss.
     """
 
-    query: Tensor
-    key: Tensor
-    attention_output: Tensor
-    intermediate: Tensor
-    num_tokens: int
-    token_product: Tensor | None = None
-    logit_variance: Tensor | None = None
-    taylor_pairs: Tensor | None = None
-    taylor_values: Tensor | None = None
-    taylor_channels: Tensor | None = None
-    query_share: Tensor | None = None
-    key_share: Tensor | None = None
+    name: str
+    observes: tuple[str, ...]
+    shape: Callable[[Geometry], tuple[int, ...]]
+    of_batch: Callable[..., Tensor]
+    needs_gradients: bool = False
 
-    @classmethod
-    def zeros(cls, geometry: Geometry, extra: frozenset[str] = frozenset()) -> ActivationStatistics:
-        """Statistics of no token at all, on the CPU: the neutral element of addition.
+    def __post_init__(self) -> None:
+        assert self.observes and set(self.observes) <= set(ACTIVATIONS), self.observes
+        assert not self.needs_gradients or len(self.observes) == 1, self.observes
 
-        Args:
-            geometry: of the model.
-            extra: names of the attributes on request that are wanted.
-        """
-        layers, pairs, dim = geometry.num_layers, geometry.head_dim // 2, geometry.head_dim
-        heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
-        shapes = {
-            "query": (layers, heads, pairs),
-            "key": (layers, groups, pairs),
-            "attention_output": (layers, heads, dim),
-            "intermediate": (layers, geometry.intermediate_size),
-        }
-        on_request = {
-            "token_product": (layers, heads, pairs),
-            "logit_variance": (layers, heads, pairs),
-            "taylor_pairs": (layers, groups, pairs),
-            "taylor_values": (layers, groups, dim),
-            "taylor_channels": (layers, geometry.intermediate_size),
-            "query_share": (layers, pairs),
-            "key_share": (layers, pairs),
-        }
-        shapes |= {name: on_request[name] for name in extra}
-        return cls(num_tokens=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
-
-    def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
-        ours, theirs = self.to_tensors(), other.to_tensors()
-        assert ours.keys() == theirs.keys()
-        return self.from_tensors({name: tensor + theirs[name] for name, tensor in ours.items()})
-
-    def norm_shares(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
-        """Mean shares of queries and keys, (layers, head_dim // 2) each; None where they were not collected."""
-        if self.query_share is None or self.key_share is None:
-            return None
-        return (
-            self.query_share / (self.num_tokens * geometry.num_attention_heads),
-            self.key_share / (self.num_tokens * geometry.num_key_value_heads),
-        )
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values["num_tokens"] = torch.tensor(self.num_tokens, dtype=torch.int64)
-        return {name: value for name, value in values.items() if value is not None}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
-        """Inverse of `to_tensors`."""
-        sums = {name: tensor for name, tensor in tensors.items() if name != "num_tokens"}
-        return cls(num_tokens=int(tensors["num_tokens"].item()), **sums)
-
-    def broken_layer(self) -> tuple[int, str] | None:
-        """Where the first sum that is not finite was computed: its layer, and its name; None where all are.
-
-        In the order of computation: whatever follows is broken too. All gradients come after the last layer's
-        activations.
-        """
-        layers = range(len(self.query))
-        for names, order in ((FORWARD, layers), (BACKWARD, reversed(layers))):
-            sums = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
-            for layer in order:
-                for name, tensor in sums.items():
-                    if not tensor[layer].isfinite().all():
-                        return layer, name
-        return None
+    def last_observed(self) -> str:
+        """The activation that a layer computes last: all others are there by then."""
+        return max(self.observes, key=ACTIVATIONS.index)
 
 
 def channel_energy(activation: Tensor) -> Tensor:
@@ -150,12 +83,129 @@ def rotary_pair_energy(activation: Tensor, num_heads: int, head_dim: int) -> Ten
     return energy.sum(dim=1)
 
 
-def rotary_pair_shares(activation: Tensor) -> Tensor:
-    """Share of each rotary pair in a head's square, summed over tokens and heads: (..., head_dim) -> (pairs,) float64.
+def rotary_pair_shares(activation: Tensor, geometry: Geometry) -> Tensor:
+    """Share of each rotary pair in a head's square, summed over tokens and heads.
 
-    A head that is all zero has no shares, and adds none.
+    (..., heads * head_dim) -> (head_dim // 2,) float64. A head that is all zero has no shares, and adds none.
     """
-    halves = activation.detach().float().reshape(-1, 2, activation.shape[-1] // 2)
+    halves = activation.detach().float().reshape(-1, 2, geometry.head_dim // 2)
     squares = halves.square().sum(dim=1)  # (tokens and heads, pairs)
     total = squares.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (squares / total).sum(dim=0).double()
+
+
+# Squares. Pair `i` is dims `i` and `i + head_dim // 2` of a head.
+QUERY = Statistic(
+    name="query",
+    observes=("query",),
+    shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim // 2),
+    of_batch=lambda query, geometry: rotary_pair_energy(query, geometry.num_attention_heads, geometry.head_dim),
+)
+KEY = Statistic(
+    name="key",
+    observes=("key",),
+    shape=lambda geometry: (geometry.num_key_value_heads, geometry.head_dim // 2),
+    of_batch=lambda key, geometry: rotary_pair_energy(key, geometry.num_key_value_heads, geometry.head_dim),
+)
+ATTENTION_OUTPUT = Statistic(
+    name="attention_output",
+    observes=("attention_output",),
+    shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim),
+    of_batch=lambda output, geometry: channel_energy(output).view(-1, geometry.head_dim),
+)
+INTERMEDIATE = Statistic(
+    name="intermediate",
+    observes=("intermediate",),
+    shape=lambda geometry: (geometry.intermediate_size,),
+    of_batch=lambda intermediate, geometry: channel_energy(intermediate),
+)
+SQUARES = (QUERY, KEY, ATTENTION_OUTPUT, INTERMEDIATE)  # every run sums these: they are what it shows
+
+# Where queries and keys are normalised: what the cut of a norm needs.
+QUERY_SHARE = Statistic(
+    name="query_share",
+    observes=("query_before_norm",),
+    shape=lambda geometry: (geometry.head_dim // 2,),
+    of_batch=rotary_pair_shares,
+)
+KEY_SHARE = Statistic(
+    name="key_share",
+    observes=("key_before_norm",),
+    shape=lambda geometry: (geometry.head_dim // 2,),
+    of_batch=rotary_pair_shares,
+)
+NORM_SHARES = (QUERY_SHARE, KEY_SHARE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ActivationStatistics:
+    """Sums over the calibration text.
+
+    Attributes:
+        sums: (layers, *shape) float64 each, by the statistic's name.
+        num_tokens: tokens summed over.
+    """
+
+    sums: Mapping[str, Tensor]
+    num_tokens: int
+
+    def __getitem__(self, statistic: Statistic) -> Tensor:
+        """The sum of one statistic, (layers, *shape)."""
+        assert statistic.name in self.sums, f"{statistic.name} was not collected"
+        return self.sums[statistic.name]
+
+    @classmethod
+    def zeros(cls, geometry: Geometry, statistics: Collection[Statistic] = SQUARES) -> ActivationStatistics:
+        """Statistics of no token at all, on the CPU: the neutral element of addition."""
+        sums = {
+            each.name: torch.zeros(geometry.num_layers, *each.shape(geometry), dtype=torch.float64)
+            for each in statistics
+        }
+        assert len(sums) == len(statistics), f"two statistics have the same name: {[each.name for each in statistics]}"
+        return cls(num_tokens=0, sums=sums)
+
+    def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
+        assert self.sums.keys() == other.sums.keys()
+        return ActivationStatistics(
+            sums={name: tensor + other.sums[name] for name, tensor in self.sums.items()},
+            num_tokens=self.num_tokens + other.num_tokens,
+        )
+
+    def norm_shares(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
+        """Mean shares of queries and keys, (layers, head_dim // 2) each; None where they were not collected."""
+        if not {each.name for each in NORM_SHARES} <= self.sums.keys():
+            return None
+        return (
+            self[QUERY_SHARE] / (self.num_tokens * geometry.num_attention_heads),
+            self[KEY_SHARE] / (self.num_tokens * geometry.num_key_value_heads),
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
+        return {**self.sums, "num_tokens": torch.tensor(self.num_tokens, dtype=torch.int64)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
+        """Inverse of `to_tensors`."""
+        sums = {name: tensor for name, tensor in tensors.items() if name != "num_tokens"}
+        return cls(num_tokens=int(tensors["num_tokens"].item()), sums=sums)
+
+    def broken_layer(self, statistics: Collection[Statistic]) -> tuple[int, Statistic] | None:
+        """Where the first sum that is not finite was computed: its layer and statistic; None where all are.
+
+        In the order of computation: whatever follows is broken too. All gradients come after the last layer's
+        activations.
+
+        Args:
+            statistics: those that were collected.
+        """
+        in_order = sorted(statistics, key=lambda each: ACTIVATIONS.index(each.last_observed()))
+        forward = [each for each in in_order if not each.needs_gradients]
+        backward = [each for each in reversed(in_order) if each.needs_gradients]
+        layers = range(len(next(iter(self.sums.values()))))
+        for passed, order in ((forward, layers), (backward, reversed(layers))):
+            for layer in order:
+                for each in passed:
+                    if not self[each][layer].isfinite().all():
+                        return layer, each
+        return None

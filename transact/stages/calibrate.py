@@ -9,31 +9,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from transact.config.pruning import MethodConfig
 from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import open_engine
 from transact.engine.memory import gram_passes
 from transact.files import fresh_temporary_folder, publish, temporary_name
-from transact.geometry import Geometry
 from transact.models.folder import geometry_of
-from transact.models.hooks import NORM_SHARES, TAYLOR, Collector, collect_grams, collect_statistics
+from transact.models.hooks import Collector, collect_grams, collect_statistics
 from transact.models.identity import UnusableModel
 from transact.models.tensor_files import write_shard
+from transact.pruning.criteria import Criteria
 from transact.pruning.refit import LayerGram
-from transact.pruning.statistics import BACKWARD, ActivationStatistics
+from transact.pruning.statistics import ActivationStatistics, Statistic
 from transact.stages.job import Job
 from transact.stages.texts import Texts
-
-
-def extra_statistics(method: MethodConfig, geometry: Geometry) -> frozenset[str]:
-    """What the method's scores, and the cut of a norm of queries and keys, need besides sums of squares."""
-    extra = {method.pair_score} & {"token_product", "logit_variance"}
-    if method.needs_gradients():
-        extra |= TAYLOR
-    if geometry.query_key_norm:
-        extra |= NORM_SHARES
-    return frozenset(extra)
 
 
 def sum_over_ranks(statistics: ActivationStatistics, group: ProcessGroup) -> ActivationStatistics:
@@ -81,28 +70,29 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
     geometry = geometry_of(checkpoint)
-    extra = extra_statistics(job.config.prune.method, geometry)
+    criteria = Criteria.of(job.config.prune.method)
+    needed = criteria.statistics(geometry)
     with (
-        torch.set_grad_enabled(bool(extra & TAYLOR)),
+        torch.set_grad_enabled(criteria.needs_gradients),
         open_engine(checkpoint, job.config.engine, job.group) as engine,
-        collect_statistics(engine.module, geometry, extra) as collector,
+        collect_statistics(engine.module, geometry, needed) as collector,
     ):
-        forward = engine.differentiate if extra & TAYLOR else engine.hidden_forward
+        forward = engine.differentiate if criteria.needs_gradients else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
-    broken = statistics.broken_layer()
+    broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"{checkpoint}: {broken_words(*broken)}")
     return statistics
 
 
-def broken_words(layer: int, name: str) -> str:
+def broken_words(layer: int, statistic: Statistic) -> str:
     """What `ActivationStatistics.broken_layer` found, for the user."""
-    what = "gradients" if name in BACKWARD else "activations"
-    module = "MLP" if name in ("intermediate", "taylor_channels") else "attention"
+    what = "gradients" if statistic.needs_gradients else "activations"
+    module = "MLP" if statistic.last_observed() == "intermediate" else "attention"
     return (
-        f"{what} of layer {layer} are infinite or not numbers ({name}) on the calibration text, first of all in its "
-        f"{module}: the weights are damaged, or engine.dtype is too narrow for them"
+        f"{what} of layer {layer} are infinite or not numbers ({statistic.name}) on the calibration text, first of all "
+        f"in its {module}: the weights are damaged, or engine.dtype is too narrow for them"
     )
 
 

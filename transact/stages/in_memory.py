@@ -20,7 +20,7 @@ from transact.engine.checkpoints import layer_groups
 from transact.engine.memory import gram_passes
 from transact.geometry import Geometry
 from transact.models.families import family_of
-from transact.models.hooks import TAYLOR, Collector, collect_grams, collect_statistics
+from transact.models.hooks import Collector, collect_grams, collect_statistics
 from transact.models.identity import UnusableModel
 from transact.models.llama import (
     check_supported,
@@ -35,13 +35,13 @@ from transact.models.llama import (
 from transact.models.loss_head import next_token_targets
 from transact.models.rotary import stated_settings
 from transact.models.stock import stock_class
-from transact.pruning.criteria import Evidence, Scores, magnitude_scores, stack_scores
+from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.refit import LayerGram
 from transact.pruning.selection import Selection
 from transact.rounds import geometries
-from transact.stages.calibrate import broken_words, extra_statistics
-from transact.stages.preflight import check_length, check_method
-from transact.stages.select import best_channels, decide, looks_at_magnitudes
+from transact.stages.calibrate import broken_words
+from transact.stages.preflight import check_criteria, check_length, check_method
+from transact.stages.select import best_channels, decide
 from transact.stages.sequential import EMBEDDING, Streams
 
 Weights = dict[str, Tensor]
@@ -86,6 +86,7 @@ def prune_model(
     settings = _settings(remove_fraction, head_dim, intermediate_size, method, rotary_pairs, target)
     config, weights = _described(model)
     source = read_geometry(config)
+    check_criteria(settings.method)
     check_method(settings.method, config)
     goal = geometries(settings, source)[0][-1]
     batches = _batches(calibration, config)
@@ -235,14 +236,15 @@ def _evidence(
         logits = model(input_ids=tokens, use_cache=False).logits.float()
         torch.autograd.backward(functional.cross_entropy(logits.flatten(0, 1), next_token_targets(tokens).flatten()))
 
-    extra = extra_statistics(method, source)
-    with torch.set_grad_enabled(bool(extra & TAYLOR)), collect_statistics(model, source, extra) as collector:
-        _run(model, batches, differentiate if extra & TAYLOR else hidden_forward)
+    criteria = Criteria.of(method)
+    needed = criteria.statistics(source)
+    with torch.set_grad_enabled(criteria.needs_gradients), collect_statistics(model, source, needed) as collector:
+        _run(model, batches, differentiate if criteria.needs_gradients else hidden_forward)
         statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
-    broken = statistics.broken_layer()
+    broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"model: {broken_words(*broken)}")
-    magnitude = _magnitudes(weights, source) if looks_at_magnitudes(method) else None
+    magnitude = _magnitudes(weights, source) if criteria.looks_at_weights else None
     return Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
 
 

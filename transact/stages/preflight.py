@@ -13,7 +13,7 @@ from transact.config.compose import differences, to_dictionary
 from transact.config.inputs import DataConfig, TextConfig
 from transact.config.pruning import MethodConfig
 from transact.config.run import RunConfig
-from transact.config.setting import require
+from transact.config.setting import require, require_choice
 from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf
@@ -21,6 +21,7 @@ from transact.files import DamagedFile
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
+from transact.pruning.criteria import choices
 from transact.rounds import pruning_rounds
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.parent import judge_folder, pinned, recorded_parent
@@ -199,6 +200,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
     """What follows from the settings and the model's config.json alone: an estimate is refused for it as well."""
     check_sequence_length(config, model_config)
     check_ranks(config, world_size)
+    check_criteria(config.prune.method)
     if config.mode != "pretrain":
         check_method(config.prune.method, model_config)
         # The dimensions of every round exist, and each recovers at least one batch or none at all.
@@ -229,6 +231,15 @@ def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> No
             f"eval.efficiency.prompt_tokens={measured.prompt_tokens!r} and new_tokens={measured.new_tokens!r} are not "
             f"allowed: together they may have {most:,} tokens with this model"
         )
+
+
+def check_criteria(method: MethodConfig) -> None:
+    """
+    Raises:
+        ValueError: a criterion is named that there is not, with those that there are.
+    """
+    for name, allowed in choices().items():
+        require_choice(f"prune.method.{name}", getattr(method, name), allowed)
 
 
 def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:

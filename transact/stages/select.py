@@ -19,10 +19,11 @@ from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.models.tensor_files import CheckpointReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
-from transact.pruning.criteria import Evidence, Scores, head_scores, magnitude_scores, score, stack_scores
+from transact.pruning.criteria import Criteria, Evidence, Scores, head_scores, magnitude_scores, stack_scores
 from transact.pruning.greedy_obs import elimination_path
 from transact.pruning.refit import LayerGram
 from transact.pruning.selection import Selection, make_selection
+from transact.pruning.statistics import ATTENTION_OUTPUT
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job
@@ -64,13 +65,9 @@ def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
     return Evidence(
         geometry=source,
         statistics=read_statistics(statistics),
-        magnitude=_magnitudes(job, checkpoint, source) if looks_at_magnitudes(method) else None,
+        magnitude=_magnitudes(job, checkpoint, source) if Criteria.of(method).looks_at_weights else None,
         seed=job.config.seed,
     )
-
-
-def looks_at_magnitudes(method: MethodConfig) -> bool:
-    return "magnitude" in (method.pair_score, method.values, method.channels)
 
 
 def decide(
@@ -84,7 +81,7 @@ def decide(
 ) -> Selection:
     """The selection for one target. channels: as `greedy_channels` returns them."""
     method, source = config.method, evidence.geometry
-    scores = score(evidence, pairs=method.pair_score, values=method.values, channels=method.channels)
+    scores = Criteria.of(method).score(evidence)
     return make_selection(
         scores,
         source,
@@ -94,8 +91,8 @@ def decide(
         unit=method.attention,
         pair_scope=method.pair_scope,
         pairs_in_progression=config.rotary_pairs == "progression",
-        value_basis=method.values if method.values in ("svd", "pca") else "dims",
-        query_head_scores=head_scores(evidence.statistics.attention_output.sqrt(), source),
+        value_basis=method.values if method.has_basis() else "dims",
+        query_head_scores=head_scores(evidence.statistics[ATTENTION_OUTPUT].sqrt(), source),
         channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
         norm_shares=evidence.statistics.norm_shares(source) if target.head_dim < source.head_dim else None,
         method={name: value for name, value in asdict(method).items() if name != "gram_gib"},

@@ -27,8 +27,8 @@ from transact.files import (
 )
 from transact.geometry import Geometry
 from transact.models.identity import Identity
+from transact.pruning.criteria import Criteria
 from transact.runs.run_record import RECORD, SWEEP_RECORD, read_record
-from transact.stages.calibrate import extra_statistics
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
@@ -174,5 +174,5 @@ def calibration_identity(config: RunConfig, texts: Texts, parent: Identity, geom
         "seed": config.seed,
         "first": config.recover.validation_sequences,
         "sequences": config.prune.calibration_sequences,
-        "extra": sorted(extra_statistics(config.prune.method, geometry)),
+        "statistics": [each.name for each in Criteria.of(config.prune.method).statistics(geometry)],
     }

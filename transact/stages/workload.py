@@ -9,6 +9,7 @@ from __future__ import annotations
 from transact.config.run import RunConfig
 from transact.engine.memory import gram_passes
 from transact.geometry import Geometry
+from transact.pruning.criteria import Criteria
 from transact.rounds import Round, split_candidates, stage_names
 
 # What a FLOP of these takes beside one of a forward; from one run of a model of 135M parameters on two busy CPU cores.
@@ -42,7 +43,7 @@ def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Ro
     context, method = config.data.sequence_length, config.prune.method
     calibrated = config.prune.calibration_sequences * context
     # Weights are frozen: a backward is the work of one forward.
-    passes = 2 if method.needs_gradients() else 1
+    passes = 2 if Criteria.of(method).needs_gradients else 1
     after = each.geometry
     teacher = None if config.recover.objective == "cross_entropy" or config.mode == "pretrain" else parent
     return {

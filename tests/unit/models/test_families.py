@@ -19,12 +19,13 @@ from transact.export.folder import write_export
 from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.folder import geometry_of
-from transact.models.hooks import NORM_SHARES, collect_grams, collect_statistics
+from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
 from transact.models.model_files import check_shards
+from transact.pruning.pair_scores import LOGIT_VARIANCE, TOKEN_PRODUCT
 from transact.pruning.refit import LayerGram
 from transact.pruning.slicing import cut_layer
-from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.statistics import NORM_SHARES, QUERY, SQUARES, ActivationStatistics
 from transact.stages.preflight import check_method
 
 TOLERANCE = 1e-4
@@ -125,8 +126,8 @@ def test_a_change_of_value_basis_takes_the_bias_along(tmp_path: Path, family: st
 
 def collect(parent: Path) -> ActivationStatistics:
     model = load(parent)
-    extra = NORM_SHARES | {"logit_variance", "token_product"}
-    with torch.no_grad(), collect_statistics(model, geometry_of(parent), extra) as collector:
+    statistics = (*SQUARES, *NORM_SHARES, LOGIT_VARIANCE, TOKEN_PRODUCT)
+    with torch.no_grad(), collect_statistics(model, geometry_of(parent), statistics) as collector:
         model(tokens())
     return collector.statistics(tokens().numel())
 
@@ -143,7 +144,7 @@ def test_statistics_of_normalised_queries(tmp_path: Path) -> None:
         square = projected.square().sum(dim=(2, 3), keepdim=True)
         gain = block.self_attn.q_norm.weight.view(2, 8)
         normalised = projected * (16 / square).sqrt() * gain
-    torch.testing.assert_close(statistics.query[1].float(), normalised.square().sum(dim=(0, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(statistics[QUERY][1].float(), normalised.square().sum(dim=(0, 2)), rtol=1e-4, atol=1e-4)
     shares = statistics.norm_shares(geometry)
     assert shares is not None
     expected = (projected.square().sum(dim=2) / square.squeeze(-1)).mean(dim=(0, 1))

@@ -10,9 +10,18 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transact.geometry import Geometry
-from transact.models.hooks import TAYLOR, collect_grams, collect_statistics
+from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import read_geometry
-from transact.pruning.statistics import ActivationStatistics
+from transact.pruning.pair_scores import (
+    LOGIT_VARIANCE,
+    TAYLOR_CHANNELS,
+    TAYLOR_PAIRS,
+    TAYLOR_VALUES,
+    TOKEN_PRODUCT,
+)
+from transact.pruning.statistics import INTERMEDIATE, QUERY, SQUARES, ActivationStatistics, Statistic
+
+TAYLOR = (TAYLOR_PAIRS, TAYLOR_VALUES, TAYLOR_CHANNELS)
 
 
 @pytest.fixture
@@ -85,9 +94,9 @@ def test_disabled_forwards_do_not_count(model: LlamaForCausalLM, geometry: Geome
         collector.enabled = False
         model(tokens(2))
         after = collector.statistics(24)
-    assert not before.query.requires_grad
-    assert before.query.dtype == torch.float64
-    assert torch.equal(before.query, after.query) and before.query.sum() > 0
+    assert not before[QUERY].requires_grad
+    assert before[QUERY].dtype == torch.float64
+    assert torch.equal(before[QUERY], after[QUERY]) and before[QUERY].sum() > 0
 
 
 def test_nothing_counted_is_all_zero(model: LlamaForCausalLM, geometry: Geometry) -> None:
@@ -118,11 +127,9 @@ def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometr
     """Variance over attended positions, from the queries and keys that the model rotates itself."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    extra = frozenset({"token_product", "logit_variance"})
-    with collect_statistics(model, geometry, extra) as collector:
+    with collect_statistics(model, geometry, (TOKEN_PRODUCT, LOGIT_VARIANCE)) as collector:
         outputs = model(tokens(1), output_hidden_states=True)
     found = collector.statistics(24)
-    assert found.logit_variance is not None and found.token_product is not None
     block = model.model.layers[1]
     normed = block.input_layernorm(outputs.hidden_states[1])
     query, key = (getattr(block.self_attn, f"{name}_proj")(normed).unflatten(-1, (-1, 16)) for name in "qk")
@@ -131,9 +138,9 @@ def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometr
     head, pair = 3, 5
     parts = query[:, head, :, [pair, pair + 8]] @ key[:, head // 2, :, [pair, pair + 8]].mT / 4
     variance = sum(parts[:, row, : row + 1].var(dim=-1, unbiased=False).sum() for row in range(12))
-    torch.testing.assert_close(found.logit_variance[1, head, pair], variance.double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[LOGIT_VARIANCE][1, head, pair], variance.double(), rtol=1e-4, atol=0)
     norms = query[:, head, :, [pair, pair + 8]].norm(dim=-1) * key[:, head // 2, :, [pair, pair + 8]].norm(dim=-1)
-    torch.testing.assert_close(found.token_product[1, head, pair], norms.sum().double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[TOKEN_PRODUCT][1, head, pair], norms.sum().double(), rtol=1e-4, atol=0)
 
 
 def test_taylor_equals_numerical_gradients(model: Any, geometry: Geometry) -> None:
@@ -145,15 +152,14 @@ def test_taylor_equals_numerical_gradients(model: Any, geometry: Geometry) -> No
     with collect_statistics(model, geometry, TAYLOR) as collector:
         model(batch, labels=batch).loss.backward()
     found = collector.statistics(24)
-    assert found.taylor_pairs is not None and found.taylor_values is not None and found.taylor_channels is not None
     attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
     group, pair, dim, channel = 1, 3, 5, 17
     query_dims = [head * 16 + offset for head in (2, 3) for offset in (pair, pair + 8)]
     value_dims = [head * 16 + dim for head in (2, 3)]
     for score, weight, at in (
-        (found.taylor_pairs[1, group, pair], attention.q_proj.weight, (query_dims,)),
-        (found.taylor_values[1, group, dim], attention.o_proj.weight, (slice(None), value_dims)),
-        (found.taylor_channels[1, channel], mlp.down_proj.weight, (slice(None), [channel])),
+        (found[TAYLOR_PAIRS][1, group, pair], attention.q_proj.weight, (query_dims,)),
+        (found[TAYLOR_VALUES][1, group, dim], attention.o_proj.weight, (slice(None), value_dims)),
+        (found[TAYLOR_CHANNELS][1, channel], mlp.down_proj.weight, (slice(None), [channel])),
     ):
         original = weight[at].clone()
         losses = []
@@ -168,19 +174,19 @@ def test_taylor_equals_numerical_gradients(model: Any, geometry: Geometry) -> No
 def test_infinite_activations_name_their_layer(model: Any, geometry: Geometry) -> None:
     with torch.no_grad(), collect_statistics(model, geometry) as collector:
         model(tokens(1))
-        assert collector.statistics(24).broken_layer() is None
+        assert collector.statistics(24).broken_layer(SQUARES) is None
         model.model.layers[1].mlp.up_proj.weight[7] = torch.nan
         model(tokens(1))
-    assert collector.statistics(24).broken_layer() == (1, "intermediate")
+    assert collector.statistics(24).broken_layer(SQUARES) == (1, INTERMEDIATE)
 
 
 @pytest.mark.parametrize("layer", range(3))
 @pytest.mark.parametrize(
     ("norm", "names"), [("input_layernorm", {"query", "key"}), ("post_attention_layernorm", {"intermediate"})]
 )
-@pytest.mark.parametrize("extra", [frozenset(), TAYLOR, frozenset({"token_product", "logit_variance"})])
+@pytest.mark.parametrize("extra", [(), TAYLOR, (TOKEN_PRODUCT, LOGIT_VARIANCE)])
 def test_an_overflow_names_the_layer_where_it_begins(
-    layer: int, norm: str, names: set[str], extra: frozenset[str]
+    layer: int, norm: str, names: set[str], extra: tuple[Statistic, ...]
 ) -> None:
     """Weights are finite; all later layers, and all gradients, are broken too."""
     torch.manual_seed(0)
@@ -196,27 +202,26 @@ def test_an_overflow_names_the_layer_where_it_begins(
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     getattr(model.model.layers[layer], norm).weight.fill_(3e38)
     batch = tokens(1)
-    with collect_statistics(model, read_geometry(config.to_dict()), extra) as collector:
+    with collect_statistics(model, read_geometry(config.to_dict()), (*SQUARES, *extra)) as collector:
         output = model(batch, labels=batch)
-        if extra & TAYLOR:
+        if extra == TAYLOR:
             output.loss.backward()
     statistics = collector.statistics(24)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not statistics.intermediate[3].isfinite().any() and not statistics.query[3].isfinite().any()
-    if extra & TAYLOR:
-        assert not statistics.taylor_pairs[0].isfinite().all()  # type: ignore[index]
-    broken = statistics.broken_layer()
-    assert broken is not None and broken[0] == layer and broken[1] in names
+    assert not statistics[INTERMEDIATE][3].isfinite().any() and not statistics[QUERY][3].isfinite().any()
+    if extra == TAYLOR:
+        assert not statistics[TAYLOR_PAIRS][0].isfinite().all()
+    broken = statistics.broken_layer((*SQUARES, *extra))
+    assert broken is not None and broken[0] == layer and broken[1].name in names
 
 
 def test_broken_gradients_behind_sound_activations_name_the_layer_where_the_backward_meets_them(
     model: LlamaForCausalLM, geometry: Geometry
 ) -> None:
-    statistics = ActivationStatistics.zeros(geometry, TAYLOR)
-    for sums in (statistics.taylor_pairs, statistics.taylor_channels):
-        assert sums is not None
-        sums.fill_(torch.nan)
-    assert statistics.broken_layer() == (geometry.num_layers - 1, "taylor_channels")
+    statistics = ActivationStatistics.zeros(geometry, (*SQUARES, *TAYLOR))
+    for statistic in (TAYLOR_PAIRS, TAYLOR_CHANNELS):
+        statistics[statistic].fill_(torch.nan)
+    assert statistics.broken_layer((*SQUARES, *TAYLOR)) == (geometry.num_layers - 1, TAYLOR_CHANNELS)
 
 
 def test_hooks_go_away_even_after_an_error(model: LlamaForCausalLM, geometry: Geometry) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tests.support.selections import hand_selection
@@ -20,10 +22,12 @@ SOURCE = Geometry(
     tied_embeddings=False,
 )
 STATISTICS = ActivationStatistics(
-    query=torch.tensor([[[4.0, 16.0], [36.0, 64.0]]], dtype=torch.float64),
-    key=torch.tensor([[[4.0, 12.0]]], dtype=torch.float64),
-    attention_output=torch.ones(1, 2, 4, dtype=torch.float64),
-    intermediate=torch.tensor([[12.0, 4.0, 0.0, 0.0]], dtype=torch.float64),
+    sums={
+        "query": torch.tensor([[[4.0, 16.0], [36.0, 64.0]]], dtype=torch.float64),
+        "key": torch.tensor([[[4.0, 12.0]]], dtype=torch.float64),
+        "attention_output": torch.ones(1, 2, 4, dtype=torch.float64),
+        "intermediate": torch.tensor([[12.0, 4.0, 0.0, 0.0]], dtype=torch.float64),
+    },
     num_tokens=4,
 )
 SELECTION = hand_selection(SOURCE, [1], [[[0, 2]]], [[0, 1]])
@@ -46,10 +50,7 @@ def test_kept_units_are_marked_head_by_head() -> None:
 
 def test_whole_heads_that_go_are_marked_as_cut() -> None:
     source = Geometry(**(SOURCE.to_dict() | {"num_key_value_heads": 2}))
-    two = {"query": STATISTICS.query, "key": STATISTICS.query, "num_tokens": 4}
-    statistics = ActivationStatistics(
-        **two, attention_output=STATISTICS.attention_output, intermediate=STATISTICS.intermediate
-    )
+    statistics = replace(STATISTICS, sums={**STATISTICS.sums, "key": STATISTICS.sums["query"]})
     target = Geometry(**(source.to_dict() | {"num_attention_heads": 1, "num_key_value_heads": 1}))
     selection = hand_selection(
         source,

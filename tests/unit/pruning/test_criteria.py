@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.commands import REPOSITORY
+from transact.config.help import field_descriptions
+from transact.config.pruning import MethodConfig
 from transact.geometry import Geometry
-from transact.pruning.criteria import CHANNEL_CRITERIA, Evidence, Scores, head_scores, magnitude_scores, score
+from transact.pruning.criteria import Criteria, Evidence, Scores, choices, head_scores, magnitude_scores
 from transact.pruning.statistics import ActivationStatistics
 from transact.pruning.weights import LayerWeights
+from transact.stages.preflight import check_criteria
 
-RANDOM = {"pairs": "random", "values": "random", "channels": "random"}
+NORMS = MethodConfig(pair_score="norm_product", values="norm", channels="norm")
+RANDOM = MethodConfig(pair_score="random", values="random", channels="random")
 
 GEOMETRY = Geometry(
     hidden_size=8,
@@ -32,13 +36,13 @@ def statistics() -> ActivationStatistics:
     def squares(norms: list[object]) -> torch.Tensor:
         return torch.tensor(norms, dtype=torch.float64).square()
 
-    return ActivationStatistics(
-        query=squares([[[1, 2], [3, 0]], [[100, 100], [100, 0]]]),
-        key=squares([[[1, 4]], [[3, 2]]]),
-        attention_output=squares([[[3, 0, 1, 1], [4, 2, 0, 0]], [[0, 5, 6, 1], [0, 12, 8, 1]]]),
-        intermediate=squares([[7, 1], [2, 9]]),
-        num_tokens=10,
-    )
+    sums = {
+        "query": squares([[[1, 2], [3, 0]], [[100, 100], [100, 0]]]),
+        "key": squares([[[1, 4]], [[3, 2]]]),
+        "attention_output": squares([[[3, 0, 1, 1], [4, 2, 0, 0]], [[0, 5, 6, 1], [0, 12, 8, 1]]]),
+        "intermediate": squares([[7, 1], [2, 9]]),
+    }
+    return ActivationStatistics(sums=sums, num_tokens=10)
 
 
 def evidence(**changes: Any) -> Evidence:
@@ -46,7 +50,7 @@ def evidence(**changes: Any) -> Evidence:
 
 
 def scores(**names: str) -> Scores:
-    return score(evidence(), **({"pairs": "norm_product", "values": "norm", "channels": "norm"} | names))
+    return Criteria.of(replace(NORMS, **names)).score(evidence())
 
 
 def test_norm_products_add_up_over_query_heads() -> None:
@@ -69,14 +73,14 @@ def test_choices_without_scores_fall_back_on_norms() -> None:
 
 
 def test_random_scores_depend_on_the_seed_alone() -> None:
-    first, same, other = (score(evidence(seed=seed), **RANDOM) for seed in (1, 1, 2))
+    first, same, other = (Criteria.of(RANDOM).score(evidence(seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first.channels, same.channels) and not torch.equal(first.channels, other.channels)
     assert first.pairs.shape == (2, 1, 2) and first.values.shape == (2, 1, 4)
 
 
 def test_a_statistic_that_was_not_collected_is_no_score() -> None:
     with pytest.raises(AssertionError, match="logit_variance was not collected"):
-        scores(pairs="logit_variance")
+        scores(pair_score="logit_variance")
 
 
 def test_heads_by_hand() -> None:
@@ -108,11 +112,33 @@ def test_magnitude_by_hand() -> None:
     assert found.channels.tolist() == [0, 24]
 
 
-def test_the_documented_example_is_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/extending.md: shares of the squares 49 and 1, 4 and 81."""
-    document = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"<!-- criterion -->\n```python\n(.*?)```", document, re.DOTALL)
-    monkeypatch.setitem(CHANNEL_CRITERIA, "energy_share", CHANNEL_CRITERIA["norm"])  # undone at the end
-    exec(block, {})
-    expected = torch.tensor([[49 / 50, 1 / 50], [4 / 85, 81 / 85]], dtype=torch.float64)
-    torch.testing.assert_close(scores(channels="energy_share").channels, expected)
+def test_a_run_sums_what_its_criteria_read_and_nothing_else() -> None:
+    def names(geometry: Geometry = GEOMETRY, **choice: str) -> list[str]:
+        return [each.name for each in Criteria.of(replace(NORMS, **choice)).statistics(geometry)]
+
+    squares = ["query", "key", "attention_output", "intermediate"]
+    assert names() == names(values="svd", channels="obs") == names(pair_score="magnitude", values="random") == squares
+    assert names(pair_score="logit_variance") == [*squares, "logit_variance"]
+    assert names(values="taylor") == [*squares, "taylor_values"]
+    assert names(replace(GEOMETRY, query_key_norm=True)) == [*squares, "query_share", "key_share"]
+
+
+def test_gradients_and_weights_are_looked_at_where_a_criterion_does() -> None:
+    for choice, gradients, weights in (
+        ({"channels": "taylor"}, True, False),
+        ({"values": "magnitude"}, False, True),
+        ({"pair_score": "logit_variance", "channels": "obs"}, False, False),
+    ):
+        criteria = Criteria.of(replace(NORMS, **choice))
+        assert (criteria.needs_gradients, criteria.looks_at_weights) == (gradients, weights)
+
+
+@pytest.mark.parametrize("setting", choices())
+def test_every_name_in_the_tables_is_a_criterion_and_no_other(setting: str) -> None:
+    """What --help says of the setting names criteria that there are."""
+    for name in choices()[setting]:
+        check_criteria(replace(NORMS, **{setting: name}))
+    with pytest.raises(ValueError, match=rf"prune\.method\.{setting}='nonsense'.*{', '.join(choices()[setting])}"):
+        check_criteria(replace(NORMS, **{setting: "nonsense"}))
+    described = re.findall(r'"(\w+)"', field_descriptions(MethodConfig)[setting])
+    assert described and set(described) <= set(choices()[setting])

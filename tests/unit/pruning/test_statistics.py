@@ -50,10 +50,12 @@ def test_rotation_does_not_change_pair_energy() -> None:
 
 def test_zeros_have_the_documented_shapes() -> None:
     zeros = ActivationStatistics.zeros(GEOMETRY)
-    assert zeros.query.shape == (1, 2, 2)
-    assert zeros.key.shape == (1, 1, 2)
-    assert zeros.attention_output.shape == (1, 2, 4)
-    assert zeros.intermediate.shape == (1, 3)
+    assert {name: tuple(sums.shape) for name, sums in zeros.sums.items()} == {
+        "query": (1, 2, 2),
+        "key": (1, 1, 2),
+        "attention_output": (1, 2, 4),
+        "intermediate": (1, 3),
+    }
     assert zeros.num_tokens == 0
 
 
