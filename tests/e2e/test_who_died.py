@@ -42,6 +42,9 @@ class Local:
         path = self.folder / "run.json"
         return read_json(path) if path.is_file() else {}
 
+    def page(self) -> str:
+        return (self.folder / "report.html").read_text(encoding="utf-8")
+
     def output(self) -> str:
         output, _ = self.launcher.communicate(timeout=SECONDS)
         psutil.wait_procs([self.controller, *self.ranks], timeout=SECONDS)
@@ -56,9 +59,11 @@ class Local:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_is_named_with_the_signal_and_told_once(workplace: Workplace, rank: int) -> None:
     job = Local(workplace, f"killed_rank_{rank}")
+    assert "At work on round_0" in job.page()
     job.ranks[rank].kill()
     output = job.output()
     said = f"rank {rank} died in round_01/recover: killed by SIGKILL"
+    assert rank == 0 or "Failed: rank 1 died in round_01/recover: " in job.page()  # which rank 0 writes
     assert job.launcher.returncode == 1
     assert job.record["state"] == "failed" and job.record["error"].startswith(said)
     assert output.count("error: rank ") == output.count(f"error: {said}") == output.count("  go on:   python -m") == 1

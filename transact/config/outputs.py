@@ -93,4 +93,4 @@ class TrackConfig:
     progress_seconds: float = setting(60.0, above=0, at_most=86_400)
     """Seconds between two lines of a loop in a log file."""
     report_seconds: float = setting(120.0, at_least=0, at_most=86_400)
-    """Seconds between two versions of report.html while the run goes on; 0: it is written at the end alone."""
+    """Seconds at least between two versions of report.html while the run goes on; 0: it is written at the end alone."""

@@ -105,7 +105,14 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     ):
         if group.is_main:
             interruption.say = view.say
-        job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=view)
+        job = Job(
+            config=config,
+            group=group,
+            folder=folder,
+            tracker=Tracker(None, None),
+            view=view,
+            pages=pages if group.is_main else None,
+        )
         try:
             prepared = prepare(job)
             cut = group.on_main(lambda: _cut(config, prepared), may_be_left=True)
@@ -124,7 +131,6 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
             if cut is not None:
                 stages = ", ".join(take_over(folder, cut))
                 job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
-            pages.start()
         folder.attempt = group.broadcast(folder.attempt)
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)

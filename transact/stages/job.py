@@ -19,6 +19,7 @@ from transact.rounds import Round, stage_names
 from transact.runs.run_folder import RunFolder
 from transact.stages.workload import stage_flops
 from transact.tracking.progress import JobClock, Progress
+from transact.tracking.report.keeper import PageKeeper
 from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
 
@@ -45,6 +46,7 @@ class Job:
     folder: RunFolder
     tracker: Tracker
     view: View = field(default_factory=Silent)  # of rank 0; the others are silent
+    pages: PageKeeper | None = None  # of rank 0
     clock: JobClock = field(default_factory=JobClock)  # heeded on rank 0 alone, which knows of earlier attempts
 
     def path(self, *parts: str) -> Path:
@@ -109,6 +111,10 @@ class Job:
                 time.sleep(1)
 
         self.group.everywhere(look)
+
+    def show(self) -> None:
+        """Bring report.html up to date, where that is due. Collective."""
+        self.group.on_main(lambda: self.pages.write_if_due() if self.pages else None)
 
     def forget_metrics(self, position: int | None = None) -> None:
         """Drop what an unfinished attempt logged: all after `position` bytes, or after the last finished stage."""
@@ -229,6 +235,7 @@ class Job:
                 self.forget_metrics()
             if self.group.is_main:
                 output.parent.mkdir(parents=True, exist_ok=True)
+            self.show()
             self.clock.begin(name)
             self.view.begin(name, self.clock.left())
             begin = time.monotonic()

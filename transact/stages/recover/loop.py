@@ -138,6 +138,7 @@ class Recovery:
         self._log({"perf/checkpoint_s": seconds}, step)
         self.clock.restart(seconds)
         self.saved_step = step
+        self.job.show()
 
     def _validate_if_due(self) -> None:
         """Measure the weights of this step, if that is due and not done yet.
@@ -176,6 +177,7 @@ class Recovery:
         )
         figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
         self._log(figures | memory_figures(self.job.group), step)
+        self.job.show()
 
     def _train_step(self, step: int) -> float:
         """One global batch. Returns its mean loss over all ranks, in nats per token."""

@@ -186,8 +186,11 @@ def plain(text: str) -> str:
 
 def by_round(rows: Sequence[Row], name: str) -> dict[int, list[Point]]:
     """The series of each round by itself: the first point of one may have the tokens of the last one before."""
-    numbers = sorted({int(number) for row in rows if (number := figure(row.get("round"))) is not None})
-    found = {number: series([row for row in rows if row.get("round") == number], name) for number in numbers}
+    parts: dict[int, list[Row]] = {}
+    for row in rows:
+        if name in row and (number := figure(row.get("round"))) is not None:
+            parts.setdefault(int(number), []).append(row)
+    found = {number: series(parts[number], name) for number in sorted(parts)}
     return {number: points for number, points in found.items() if points}
 
 

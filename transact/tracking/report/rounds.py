@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from transact.config.pruning import VARIANTS
+from transact.geometry import Geometry
 from transact.tracking.report.drawing import (
     COLOURS,
     MISSING,
@@ -44,10 +45,8 @@ def models(run: RunFiles) -> list[tuple[str, Values]]:
     for each in run.rounds:
         geometry = values_in(each.selection, "target")
         sliced, recovered = (values_in(each.evaluation, role) for role in ("sliced", "recovered"))
-        logged = {name: value for row in run.rows if row.get("round") == each.number for name, value in row.items()}
-        counts = {name: logged.get(f"prune/{name}") for name in ("parameters", "kv_bytes_per_token")}
         end = recovered or sliced
-        known = geometry | counts | _counts(end) | {"perplexity": end.get("perplexity")}
+        known = geometry | _planned_counts(geometry) | _counts(end) | {"perplexity": end.get("perplexity")}
         known |= {"sliced": sliced.get("perplexity"), "recovered": recovered.get("perplexity")}
         if geometry:
             found.append((f"round {each.number}", known))
@@ -56,6 +55,14 @@ def models(run: RunFiles) -> list[tuple[str, Values]]:
 
 def _counts(evaluation: Values) -> Values:
     return {name: evaluation[name] for name in ("parameters", "kv_bytes_per_token") if name in evaluation}
+
+
+def _planned_counts(geometry: Values) -> Values:
+    try:
+        planned = Geometry.from_dict(geometry)
+    except (TypeError, ValueError):
+        return {}
+    return {"parameters": planned.parameters(), "kv_bytes_per_token": planned.kv_bytes_per_token()}
 
 
 def rounds_section(run: RunFiles) -> Section | None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -192,14 +193,13 @@ class RoundFiles:
     maps: dict[str, ActivationMap] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFiles:
     """A run folder.
 
     Attributes:
         record, result: of run.json and result.json.
         config, config_text: of config.yaml.
-        rows: of metrics.jsonl.
         dense: of the parent, as in round_00/evaluation.json.
         compared: role -> "texts" and "tasks", as in comparison.json.
         efficiency: as in efficiency.json.
@@ -213,7 +213,6 @@ class RunFiles:
     result: Values
     config: Values
     config_text: str
-    rows: list[Row]
     dense: Values
     rounds: list[RoundFiles]
     compared: Values
@@ -221,6 +220,11 @@ class RunFiles:
     split: Values
     last_sign: float | None
     variants: list[RunFiles] = field(default_factory=list)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Of metrics.jsonl, read when they are first asked for: the page of a sweep needs none of them."""
+        return read_rows(self.path / METRICS)
 
     @property
     def parent_name(self) -> str:
@@ -247,7 +251,6 @@ def read_run(path: Path) -> RunFiles:
         result=read_values(path / "result.json"),
         config=_yaml(config_text),
         config_text=config_text,
-        rows=read_rows(path / METRICS),
         dense=values_in(read_values(path / "round_00" / "evaluation.json"), "dense"),
         rounds=[_round(each) for each in sorted(path.glob("round_[0-9][0-9]")) if each.name != "round_00"],
         compared=compared,

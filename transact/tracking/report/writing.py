@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
 import threading
@@ -168,6 +169,7 @@ def _row(row: Sequence[str], columns: Sequence[bool], links: dict[str, str]) -> 
 
 
 LOCK = "report.lock"  # of a sweep, whose points write the same page
+POLL_SECONDS = 0.05
 
 
 def write_run_page(folder: Path) -> Path:
@@ -179,10 +181,21 @@ def write_run_page(folder: Path) -> Path:
     return _write(folder / REPORT, render(run_page(read_run(folder))))
 
 
-def write_sweep_page(folder: Path) -> Path:
-    """One writer at a time, each reads what is there then: the last one knows all."""
-    with exclusive(folder / LOCK):
-        return _write(folder / REPORT, render(sweep_page(read_sweep(folder))))
+def write_sweep_page(folder: Path, patience_seconds: float = math.inf) -> Path:
+    """One writer at a time, each reads what is there then: the last one knows all.
+
+    Raises:
+        TimeoutError: others were writing it for that long.
+        OSError: it cannot be written.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        with exclusive(folder / LOCK, wait=False) as is_alone:
+            if is_alone:
+                return _write(folder / REPORT, render(sweep_page(read_sweep(folder))))
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"another process has held {LOCK} for {patience_seconds:g} s")
+        time.sleep(POLL_SECONDS)
 
 
 def write_pages(folder: Path) -> list[Path]:
