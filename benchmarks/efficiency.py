@@ -33,7 +33,7 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.llama import expected_shapes, read_geometry
 from transact.models.rotary import kept_pairs_settings
-from transact.pruning.search_space import Multiples, solve_geometry
+from transact.pruning.search_space import Budget, Multiples, SearchSpace, solve_geometry
 
 REMOVED = (0.5, 0.8)
 SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions
@@ -52,7 +52,7 @@ def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
     folders = {PARENT: folder / PARENT}
     _write_random(folders[PARENT], config, parent, dtype)
     for fraction in REMOVED:
-        cut = solve_geometry(parent, fraction, multiples)
+        cut = solve_geometry(Budget(parent=parent, remove_fraction=fraction), SearchSpace.below(parent, multiples))
         sliced = config | {"head_dim": cut.head_dim, "intermediate_size": cut.intermediate_size}
         if cut.head_dim < parent.head_dim:
             pairs = torch.linspace(0, parent.head_dim // 2 - 1, cut.head_dim // 2).long().tolist()

@@ -10,7 +10,7 @@ from transact.config.run import RunConfig
 from transact.geometry import Geometry
 
 if TYPE_CHECKING:
-    from transact.pruning.search_space import Multiples
+    from transact.pruning.search_space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ def geometries(
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
     fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
-    return solve_rounds(parent, fractions, _multiples(config, parent), final, heads=_cuts_heads(config)), fractions
+    return solve_rounds(_search_space(config, parent), fractions, final), fractions
 
 
 def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
@@ -64,10 +64,10 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.pruning.search_space import splits
+    from transact.pruning.search_space import Budget, splits
 
     assert config.remove_fraction is not None
-    found = splits(parent, config.remove_fraction, _multiples(config, parent), heads=_cuts_heads(config))
+    found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
     limit = min(config.split_candidates, len(found))
     if limit == 1:
         return found[:1]
@@ -89,10 +89,10 @@ def final_geometries(config: RunConfig, parent: Geometry) -> list[Geometry]:
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """The split with this head_dim."""
-    from transact.pruning.search_space import splits
+    from transact.pruning.search_space import Budget, splits
 
     assert config.remove_fraction is not None
-    found = splits(parent, config.remove_fraction, _multiples(config, parent))
+    found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
     for geometry in found:
         if geometry.head_dim == head_dim:
             return geometry
@@ -108,7 +108,7 @@ def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None
     Raises:
         ValueError: dimensions that were given are none that the target takes; with the nearest that are.
     """
-    multiples = _multiples(config, parent)
+    multiples = _search_space(config, parent).multiples
     for name, below in (
         ("head_dim", multiples.head_dims_below(parent)),
         ("intermediate_size", multiples.intermediate_sizes_below(parent)),
@@ -130,8 +130,9 @@ def _reason(config: PruneConfig, dimension: str) -> str:
     return f"prune.target={config.target}" if own is None else f"prune.multiple.{dimension}={own}"
 
 
-def _multiples(config: PruneConfig, parent: Geometry) -> Multiples:
+def _search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
     """What the target takes, unless the configuration says otherwise."""
+    from transact.pruning.search_space import SearchSpace
     from transact.pruning.targets import multiples_for
 
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
@@ -139,11 +140,7 @@ def _multiples(config: PruneConfig, parent: Geometry) -> Multiples:
         found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
     if own.intermediate_size is not None:
         found = replace(found, intermediate_size=own.intermediate_size)
-    return found
-
-
-def _cuts_heads(config: PruneConfig) -> bool:
-    return config.method.attention == "heads"
+    return SearchSpace.below(parent, found, cuts_heads=config.method.attention == "heads")
 
 
 def pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> list[Round]:

@@ -61,66 +61,106 @@ class Multiples:
         return replace(smallest, head_dim=min(self.head_dims_below(high), default=high.head_dim))
 
 
-def attention_shapes(multiples: Multiples, low: Geometry, high: Geometry, *, heads: bool) -> list[Geometry]:
-    """Allowed shapes of attention, from most kept to least."""
-    return _head_counts(low, high) if heads else _head_dims(low, high, multiples)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """The dimensions that a model may be cut to.
+
+    Attributes:
+        multiples: granularity of the dimensions.
+        smallest: no dimension below this one's: the most that can be cut, or the end of the last round.
+        largest: no dimension above this one's: the dense model, or the end of the round before.
+        cuts_heads: attention loses whole heads instead of dims of every head.
+    """
+
+    multiples: Multiples
+    smallest: Geometry
+    largest: Geometry
+    cuts_heads: bool = False
+
+    @classmethod
+    def below(cls, largest: Geometry, multiples: Multiples, *, cuts_heads: bool = False) -> SearchSpace:
+        """All that a model can be cut to."""
+        smallest = multiples.smallest(largest, heads=cuts_heads)
+        return cls(multiples=multiples, smallest=smallest, largest=largest, cuts_heads=cuts_heads)
+
+    def attention_shapes(self) -> list[Geometry]:
+        """Allowed shapes of attention, from most kept to least."""
+        return self._head_counts() if self.cuts_heads else self._head_dims(self.largest)
+
+    def nearest(self, wanted: float) -> list[Geometry]:
+        """For each shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
+        bounds = self.smallest.intermediate_size, self.largest.intermediate_size
+        return [self._fit_intermediate(shape, wanted, *bounds) for shape in self.attention_shapes()]
+
+    def on_the_way(self, wanted: float, rounds_left: int) -> list[Geometry]:
+        """Candidates that remove something from `largest`, and leave as many steps to `smallest` as there are rounds.
+
+        With coarse multiples there may be none.
+        """
+        found, step, end = [], self.multiples.intermediate_size, self.smallest.intermediate_size
+        for shape in self.attention_shapes():
+            missing = rounds_left - self._attention_steps(shape)
+            least, most = end, self.largest.intermediate_size
+            if missing > 0:  # the first multiple that is so many steps away, or the size that was never cut
+                least = min((least + (missing - 1) * step) // step * step + step, most)
+                if least <= end + (missing - 1) * step:
+                    continue
+            if attention_width(shape) == attention_width(self.largest):
+                most = (most - 1) // step * step
+            if least <= most:
+                found.append(self._fit_intermediate(shape, wanted, least, most))
+        return found
+
+    def _attention_steps(self, shape: Geometry) -> int:
+        """How many rounds can each take something from attention alone."""
+        low = self.smallest
+        groups = shape.num_key_value_heads - low.num_key_value_heads
+        queries = shape.queries_per_key_value_head - low.queries_per_key_value_head
+        return groups + queries + len(self._head_dims(shape)) - 1
+
+    def _head_dims(self, high: Geometry) -> list[Geometry]:
+        """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
+        low = self.smallest.head_dim
+        between = (head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim > low)
+        return [replace(high, head_dim=head_dim) for head_dim in sorted({low, *between, high.head_dim})[::-1]]
+
+    def _head_counts(self) -> list[Geometry]:
+        """Allowed numbers of heads, most key-value heads first; every group keeps the same number of query heads."""
+        low, high = self.smallest, self.largest
+        return [
+            replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
+            for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
+            for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
+        ]
+
+    def _fit_intermediate(self, shape: Geometry, wanted: float, least: int, most: int) -> Geometry:
+        """The intermediate size within bounds that brings a shape nearest to ``wanted``."""
+        surplus = shape.parameters() - wanted
+        exact = shape.intermediate_size - surplus / intermediate_parameters(shape, 1)
+        snapped = round(exact / self.multiples.intermediate_size) * self.multiples.intermediate_size
+        return replace(shape, intermediate_size=min(max(snapped, least), most))
 
 
-def nearest_candidates(
-    shapes: Sequence[Geometry], wanted: float, multiples: Multiples, low: Geometry, high: Geometry
-) -> list[Geometry]:
-    """For each shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
-    bounds = low.intermediate_size, high.intermediate_size
-    return [_fit_intermediate(shape, wanted, multiples, *bounds) for shape in shapes]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How large a cut model may be.
 
+    Attributes:
+        parent: the dense model, from which the share is counted.
+        remove_fraction: share of all its parameters to remove.
+    """
 
-def candidates_on_the_way(
-    shapes: Sequence[Geometry], wanted: float, multiples: Multiples, low: Geometry, high: Geometry, rounds_left: int
-) -> list[Geometry]:
-    """Candidates that remove something from ``high``, and leave as many steps down to ``low`` as there are rounds."""
-    found, step = [], multiples.intermediate_size
-    for shape in shapes:
-        missing = rounds_left - _attention_steps(shape, low, multiples)
-        least, most = low.intermediate_size, high.intermediate_size
-        if missing > 0:  # the first multiple that is so many steps away, or the size that was never cut
-            least = min((least + (missing - 1) * step) // step * step + step, most)
-            if least <= low.intermediate_size + (missing - 1) * step:
-                continue
-        if attention_width(shape) == attention_width(high):
-            most = (most - 1) // step * step
-        if least <= most:
-            found.append(_fit_intermediate(shape, wanted, multiples, least, most))
-    return found
+    parent: Geometry
+    remove_fraction: float
 
+    @property
+    def parameters(self) -> float:
+        """What is to stay of them."""
+        return self.parent.parameters() * (1 - self.remove_fraction)
 
-def _attention_steps(high: Geometry, low: Geometry, multiples: Multiples) -> int:
-    """How many rounds can each take something from attention alone."""
-    groups = high.num_key_value_heads - low.num_key_value_heads
-    queries = high.queries_per_key_value_head - low.queries_per_key_value_head
-    return groups + queries + len(_head_dims(low, high, multiples)) - 1
-
-
-def _head_dims(low: Geometry, high: Geometry, multiples: Multiples) -> list[Geometry]:
-    """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
-    between = (head_dim for head_dim in multiples.head_dims_below(high) if head_dim > low.head_dim)
-    return [replace(high, head_dim=head_dim) for head_dim in sorted({low.head_dim, *between, high.head_dim})[::-1]]
-
-
-def _head_counts(low: Geometry, high: Geometry) -> list[Geometry]:
-    """Allowed numbers of heads, most key-value heads first; every group keeps the same number of query heads."""
-    return [
-        replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
-        for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
-        for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
-    ]
-
-
-def _fit_intermediate(candidate: Geometry, wanted: float, multiples: Multiples, least: int, most: int) -> Geometry:
-    """The intermediate size within bounds that brings the candidate nearest to ``wanted``."""
-    surplus = candidate.parameters() - wanted
-    exact = candidate.intermediate_size - surplus / intermediate_parameters(candidate, 1)
-    snapped = round(exact / multiples.intermediate_size) * multiples.intermediate_size
-    return replace(candidate, intermediate_size=min(max(snapped, least), most))
+    def tolerance(self, multiples: Multiples) -> int:
+        """Parameters of one multiple of channels: all that comes as near as that is equally good."""
+        return intermediate_parameters(self.parent, multiples.intermediate_size)
 
 
 def intermediate_parameters(geometry: Geometry, channels: int) -> int:
@@ -138,103 +178,78 @@ def reached_fraction(parent: Geometry, child: Geometry) -> float:
     return 1 - child.parameters() / parent.parameters()
 
 
-def solve_geometry(
-    parent: Geometry,
-    remove_fraction: float,
-    multiples: Multiples,
-    ceiling: Geometry | None = None,
-    floor: Geometry | None = None,
-    *,
-    heads: bool = False,
-    rounds_left: int = 0,
-) -> Geometry:
-    """Dimensions that remove ``remove_fraction`` of the parent's parameters.
+def solve_geometry(budget: Budget, space: SearchSpace) -> Geometry:
+    """Find the dimensions that meet a budget.
 
     Attention and MLP lose the same share as nearly as the multiples allow. The total is met within
     one multiple of ``intermediate_size``; where the bounds leave no such choice (an
     ``intermediate_size`` that may not move), it is the nearest possible one.
 
-    Args:
-        parent: the dense model.
-        remove_fraction: share of all parameters to remove, counted from the parent.
-        multiples: granularity of the dimensions.
-        ceiling: no dimension above this one's: the previous round. Default: the parent.
-        floor: no dimension below this one's, and the straight way towards it is preferred: the
-            last round. Default: one multiple each.
-        heads: attention loses whole heads instead of dims of every head.
-        rounds_left: with a floor, how many rounds are to remove something on the way there after this one.
-
     Raises:
         ValueError: more is asked than can be removed; the message says how much can.
     """
-    high = ceiling or parent
-    low = floor or multiples.smallest(high, heads=heads)
-    tolerance = intermediate_parameters(parent, multiples.intermediate_size)
-    wanted = parent.parameters() * (1 - remove_fraction)
-    # With a floor the end is known to be within reach, and this round stops there at the latest.
-    if floor is None and wanted < low.parameters() - tolerance / 2:
-        raise ValueError(_unreachable(parent, remove_fraction, low, multiples, heads=heads))
+    if budget.parameters < space.smallest.parameters() - budget.tolerance(space.multiples) / 2:
+        raise ValueError(_unreachable(budget, space))
+    return _best(space.nearest(budget.parameters), budget, space, towards=None)
+
+
+def solve_on_the_way(budget: Budget, space: SearchSpace, rounds_left: int = 0) -> Geometry:
+    """Find the dimensions that meet a budget on the straight way down to `space.smallest`, where the last round ends.
+
+    Args:
+        rounds_left: how many rounds are to remove something after this one.
+    """
+    # With coarse multiples what comes nearest may be the round before, or leave nothing for those after it.
+    possible = space.on_the_way(budget.parameters, rounds_left) or space.nearest(budget.parameters)
+    return _best(possible, budget, space, towards=space.smallest)
+
+
+def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, towards: Geometry | None) -> Geometry:
+    tolerance = budget.tolerance(space.multiples)
 
     def cost(candidate: Geometry) -> tuple[float, int]:
-        miss = abs(candidate.parameters() - wanted)
+        miss = abs(candidate.parameters() - budget.parameters)
         # Everything within the tolerance is equally good, so that the balance decides.
-        return (0.0 if miss <= tolerance else miss, _imbalance(parent, floor, candidate))
+        return (0.0 if miss <= tolerance else miss, _imbalance(budget.parent, towards, candidate))
 
-    shapes = attention_shapes(multiples, low, high, heads=heads)
-    # With coarse multiples what comes nearest may be the round before, or leave nothing for those after it.
-    possible = [] if floor is None else candidates_on_the_way(shapes, wanted, multiples, low, high, rounds_left)
-    return min(possible or nearest_candidates(shapes, wanted, multiples, low, high), key=cost)
+    return min(candidates, key=cost)
 
 
-def splits(parent: Geometry, remove_fraction: float, multiples: Multiples, *, heads: bool = False) -> list[Geometry]:
+def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
     """Every way to share the same cut between attention and MLP, from most attention kept to least.
 
     Raises:
         ValueError: more is asked than can be removed.
     """
-    solve_geometry(parent, remove_fraction, multiples, heads=heads)  # says what is wrong, if anything is
-    tolerance = intermediate_parameters(parent, multiples.intermediate_size)
-    wanted = parent.parameters() * (1 - remove_fraction)
-    low = multiples.smallest(parent, heads=heads)
-    candidates = nearest_candidates(
-        attention_shapes(multiples, low, parent, heads=heads), wanted, multiples, low, parent
-    )
-    return [each for each in candidates if abs(each.parameters() - wanted) <= tolerance]
+    solve_geometry(budget, space)  # says what is wrong, if anything is
+    wanted, tolerance = budget.parameters, budget.tolerance(space.multiples)
+    return [each for each in space.nearest(wanted) if abs(each.parameters() - wanted) <= tolerance]
 
 
-def solve_rounds(
-    parent: Geometry,
-    fractions: Sequence[float],
-    multiples: Multiples,
-    final: Geometry | None = None,
-    *,
-    heads: bool = False,
-) -> list[Geometry]:
-    """One geometry for each round; no dimension ever grows again.
+def solve_rounds(space: SearchSpace, fractions: Sequence[float], final: Geometry | None = None) -> list[Geometry]:
+    """Find one geometry for each round; no dimension ever grows again.
 
     Args:
-        parent: the dense model.
-        fractions: cumulative fraction removed after each round, increasing.
-        multiples: granularity of the dimensions.
+        space: below the dense model.
+        fractions: cumulative fraction of the dense model removed after each round, increasing.
         final: dimensions of the last round where they are given; the earlier rounds then keep
             their relative progress, so that only the ratios among ``fractions`` matter.
-        heads: attention loses whole heads instead of dims of every head.
 
     Raises:
         ValueError: the last fraction cannot be reached, or a round would remove nothing.
     """
-    last = final or solve_geometry(parent, fractions[-1], multiples, heads=heads)
+    parent = space.largest
+    last = final or solve_geometry(Budget(parent=parent, remove_fraction=fractions[-1]), space)
     stretch = reached_fraction(parent, last) / fractions[-1] if final else 1.0
     geometries: list[Geometry] = []
-    previous = parent
+    left_space = replace(space, smallest=last)
     for left, fraction in reversed(list(enumerate(reversed(fractions)))):
         if left > 0:
-            previous = solve_geometry(
-                parent, fraction * stretch, multiples, previous, last, heads=heads, rounds_left=left
-            )
-            geometries.append(previous)
+            budget = Budget(parent=parent, remove_fraction=fraction * stretch)
+            geometries.append(solve_on_the_way(budget, left_space, rounds_left=left))
+            left_space = replace(left_space, largest=geometries[-1])
     geometries.append(last)
-    _check_every_round_removes(parent, geometries, multiples)
+    _check_every_round_removes(parent, geometries, space.multiples)
     return geometries
 
 
@@ -277,23 +292,25 @@ def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) ->
     )
 
 
-def _unreachable(parent: Geometry, remove_fraction: float, low: Geometry, multiples: Multiples, *, heads: bool) -> str:
+def _unreachable(budget: Budget, space: SearchSpace) -> str:
+    parent = budget.parent
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
     return (
-        f"prune.remove_fraction={remove_fraction:g} cannot be reached: at most "
-        f"{reached_fraction(parent, low):.4f} of this model can be removed with "
-        f"{_attention_words(parent, multiples, heads=heads)} and intermediate_size a multiple of "
-        f"{multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
+        f"prune.remove_fraction={budget.remove_fraction:g} cannot be reached: at most "
+        f"{reached_fraction(parent, space.smallest):.4f} of this model can be removed with "
+        f"{_attention_words(parent, space)} and intermediate_size a multiple of "
+        f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
         f"{fixed:.4f} of it, are never cut"
     )
 
 
-def _attention_words(parent: Geometry, multiples: Multiples, *, heads: bool) -> str:
+def _attention_words(parent: Geometry, space: SearchSpace) -> str:
     """What may become of attention."""
+    multiples = space.multiples
     allowed = multiples.head_dims_below(parent)
-    if multiples.keeps_attention or not (heads or allowed):
+    if multiples.keeps_attention or not (space.cuts_heads or allowed):
         return "attention as it is"
-    if heads:
+    if space.cuts_heads:
         return "whole heads"
     if multiples.head_dims is None and multiples.row == 1:
         return f"head_dim a multiple of {multiples.head_dim}"

@@ -7,10 +7,13 @@ import pytest
 from transact.geometry import Geometry
 from transact.pruning.schedule import SCHEDULES, remove_fractions
 from transact.pruning.search_space import (
+    Budget,
     Multiples,
+    SearchSpace,
     explicit_geometry,
     reached_fraction,
     solve_geometry,
+    solve_on_the_way,
     solve_rounds,
 )
 
@@ -38,6 +41,12 @@ SMALL = Geometry(
 )
 LARGE_MULTIPLES = Multiples(head_dim=32, intermediate_size=256)
 FINE = Multiples(head_dim=2, intermediate_size=1)
+HALF_OF_SMALL = Budget(parent=SMALL, remove_fraction=0.5)
+
+
+def solved(parent: Geometry, fraction: float, multiples: Multiples, largest: Geometry | None = None) -> Geometry:
+    budget = Budget(parent=parent, remove_fraction=fraction)
+    return solve_geometry(budget, SearchSpace.below(largest or parent, multiples))
 
 
 def dims(geometry: Geometry) -> tuple[int, int]:
@@ -47,13 +56,13 @@ def dims(geometry: Geometry) -> tuple[int, int]:
 def test_half_of_the_small_model_by_hand() -> None:
     assert SMALL.parameters() == 16 * 80 + 40 * 60 + 130  # 3810
     # Keep 1905: 8 head dims cost 640, embeddings and norms 130, which leaves 18.9 channels.
-    assert dims(solve_geometry(SMALL, 0.5, FINE)) == (8, 19)
+    assert dims(solved(SMALL, 0.5, FINE)) == (8, 19)
 
 
 @pytest.mark.parametrize("parent", [LLAMA_7B, LLAMA_8B])
 @pytest.mark.parametrize("asked", [0.2, 0.3, 0.5, 0.7])
 def test_reaches_the_total_on_large_models(parent: Geometry, asked: float) -> None:
-    child = solve_geometry(parent, asked, LARGE_MULTIPLES)
+    child = solved(parent, asked, LARGE_MULTIPLES)
     one_multiple = 3 * 32 * 4096 * 256 / parent.parameters()
     assert reached_fraction(parent, child) == pytest.approx(asked, abs=one_multiple)
     assert child.head_dim % 32 == 0 and child.intermediate_size % 256 == 0
@@ -63,46 +72,50 @@ def test_reaches_the_total_on_large_models(parent: Geometry, asked: float) -> No
 
 
 def test_seven_billion_halved() -> None:
-    assert dims(solve_geometry(LLAMA_7B, 0.5, LARGE_MULTIPLES)) == (64, 5120)
+    assert dims(solved(LLAMA_7B, 0.5, LARGE_MULTIPLES)) == (64, 5120)
 
 
 def test_tries_the_neighbouring_head_dim_at_a_bound() -> None:
     # Balanced would be (8, 19), but the previous round left 12 channels: heads make up for it.
     ceiling = replace(SMALL, intermediate_size=12)
-    assert dims(solve_geometry(SMALL, 0.5, FINE, ceiling)) == (14, 11)
+    assert dims(solved(SMALL, 0.5, FINE, ceiling)) == (14, 11)
 
 
 def test_floor_and_ceiling_hold() -> None:
     ceiling = replace(SMALL, head_dim=10, intermediate_size=30)
     floor = replace(SMALL, head_dim=10, intermediate_size=3)
-    child = solve_geometry(SMALL, 0.5, FINE, ceiling, floor)
+    child = solve_on_the_way(HALF_OF_SMALL, SearchSpace(multiples=FINE, smallest=floor, largest=ceiling))
     assert dims(child) == (10, 16)  # (1905 - 130 - 800) / 60 = 16.25
 
 
 def test_nearest_when_only_heads_may_move() -> None:
     floor = replace(SMALL, head_dim=2)
     # 381 parameters to go at 80 a head dim, in twos: 4 head dims are 320.
-    assert dims(solve_geometry(SMALL, 0.1, FINE, floor=floor)) == (12, 40)
+    assert dims(
+        solve_on_the_way(
+            Budget(parent=SMALL, remove_fraction=0.1), SearchSpace(multiples=FINE, smallest=floor, largest=SMALL)
+        )
+    ) == (12, 40)
 
 
 def test_dimension_that_is_no_multiple_may_stay_uncut() -> None:
-    child = solve_geometry(SMALL, 0.3, Multiples(head_dim=32, intermediate_size=1))
+    child = solved(SMALL, 0.3, Multiples(head_dim=32, intermediate_size=1))
     assert child.head_dim == 16
 
 
 def test_says_how_much_can_be_removed() -> None:
     # What stays at least: 130 + 2 head dims + 1 channel = 350 of 3810.
     with pytest.raises(ValueError, match=r"fraction=0\.95 cannot be reached: at most 0\.9081 .*embeddings"):
-        solve_geometry(SMALL, 0.95, FINE)
-    assert dims(solve_geometry(SMALL, 0.908, FINE)) == (2, 1)
+        solved(SMALL, 0.95, FINE)
+    assert dims(solved(SMALL, 0.908, FINE)) == (2, 1)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("parent", [LLAMA_7B, LLAMA_8B])
 def test_rounds_never_grow_and_meet_their_fractions(kind: str, parent: Geometry) -> None:
     fractions = remove_fractions(0.5, 3, kind)
-    rounds = solve_rounds(parent, fractions, LARGE_MULTIPLES)
-    assert rounds[-1] == solve_geometry(parent, 0.5, LARGE_MULTIPLES)
+    rounds = solve_rounds(SearchSpace.below(parent, LARGE_MULTIPLES), fractions)
+    assert rounds[-1] == solved(parent, 0.5, LARGE_MULTIPLES)
     previous = parent
     for geometry, asked in zip(rounds, fractions, strict=True):
         assert geometry.head_dim <= previous.head_dim
@@ -114,13 +127,13 @@ def test_rounds_never_grow_and_meet_their_fractions(kind: str, parent: Geometry)
 
 def test_rounds_end_exactly_at_given_dimensions() -> None:
     final = replace(SMALL, head_dim=16, intermediate_size=10)
-    rounds = solve_rounds(SMALL, [0.25, 0.5], FINE, final)
+    rounds = solve_rounds(SearchSpace.below(SMALL, FINE), [0.25, 0.5], final)
     assert [dims(geometry) for geometry in rounds] == [(16, 25), (16, 10)]
 
 
 def test_rounds_go_straight_to_given_dimensions() -> None:
     final = replace(SMALL, head_dim=8, intermediate_size=40)
-    rounds = solve_rounds(SMALL, [0.5, 1.0], FINE, final)
+    rounds = solve_rounds(SearchSpace.below(SMALL, FINE), [0.5, 1.0], final)
     assert [dims(geometry) for geometry in rounds] == [(12, 40), (8, 40)]
 
 
@@ -128,10 +141,10 @@ def test_rounds_go_straight_to_given_dimensions() -> None:
 def test_coarse_multiples_leave_no_round_empty(asked: float) -> None:
     """A step of head_dim is twice a round's share here: it is taken while there is something left to cut after it."""
     coarse = Multiples(head_dim=32, intermediate_size=128)
-    found = solve_rounds(LLAMA_7B, remove_fractions(asked, 8, "linear"), coarse)
+    found = solve_rounds(SearchSpace.below(LLAMA_7B, coarse), remove_fractions(asked, 8, "linear"))
     sizes = [LLAMA_7B.parameters(), *(each.parameters() for each in found)]
     assert sizes == sorted(set(sizes), reverse=True)
-    assert found[-1] == solve_geometry(LLAMA_7B, asked, coarse)
+    assert found[-1] == solved(LLAMA_7B, asked, coarse)
     for turn, each in enumerate(found, start=1):
         assert reached_fraction(LLAMA_7B, each) == pytest.approx(asked * turn / 8, abs=0.08)  # a step of head_dim
 
@@ -150,9 +163,8 @@ def test_rounds_are_found_where_there_are_steps(
     small = {"hidden_size": 64, "num_key_value_heads": 8, "head_dim": 32, "num_layers": 2, "vocab_size": 512}
     dense = replace(LLAMA_7B, **(small | parent))
     last = replace(dense, **(final | {"intermediate_size": parent["intermediate_size"] - 208}))
-    found = solve_rounds(
-        dense, remove_fractions(0.1, 8, kind), Multiples(head_dim=8, intermediate_size=8), last, heads=heads
-    )
+    space = SearchSpace.below(dense, Multiples(head_dim=8, intermediate_size=8), cuts_heads=heads)
+    found = solve_rounds(space, remove_fractions(0.1, 8, kind), last)
     sizes = [dense.parameters(), *(each.parameters() for each in found)]
     assert sizes == sorted(set(sizes), reverse=True)
     assert found[-1] == last
@@ -160,9 +172,9 @@ def test_rounds_are_found_where_there_are_steps(
 
 def test_every_round_must_remove_something() -> None:
     with pytest.raises(ValueError, match=r"round 1 of 50 would remove nothing: use fewer rounds"):
-        solve_rounds(LLAMA_7B, remove_fractions(0.1, 50, "linear"), LARGE_MULTIPLES)
+        solve_rounds(SearchSpace.below(LLAMA_7B, LARGE_MULTIPLES), remove_fractions(0.1, 50, "linear"))
     with pytest.raises(ValueError, match="round 1 of 1 would remove nothing"):
-        solve_rounds(LLAMA_7B, [0.001], LARGE_MULTIPLES)
+        solve_rounds(SearchSpace.below(LLAMA_7B, LARGE_MULTIPLES), [0.001])
 
 
 def test_explicit_geometry() -> None:
