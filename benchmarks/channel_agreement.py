@@ -17,7 +17,7 @@ from transact.geometry import Geometry
 from transact.models.hooks import collect_statistics
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria, Evidence
-from transact.pruning.selection import Selection, make_selection
+from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.pruning.statistics import ActivationStatistics
 from transact.rounds import pruning_rounds
 from transact.runs.run_folder import RunFolder
@@ -74,7 +74,8 @@ def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry
     """By activation norms alone: everything else is computed from them on one device."""
     evidence = Evidence(geometry=source, statistics=statistics)
     norms = MethodConfig(pair_score="norm_product", values="norm", channels="norm")
-    return make_selection(Criteria.of(norms).score(evidence), source, target, parent=source, asked=None)
+    scores = Criteria.of(norms).score(evidence)
+    return make_selection(scores, source, Goal(target=target, parent=source), Rules())
 
 
 def kept_units(selection: Selection) -> set[tuple[str | int, ...]]:

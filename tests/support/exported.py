@@ -18,10 +18,17 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
 from transact.pruning.criteria import Criteria, Evidence, Scores
-from transact.pruning.selection import Selection, make_selection
+from transact.pruning.selection import Goal, Rules, Selection, make_selection
 
 
-def random_selection(folder: Path, *, head_dim: int, intermediate_size: int, **options: Any) -> Selection:
+def random_selection(
+    folder: Path,
+    *,
+    head_dim: int,
+    intermediate_size: int,
+    norm_shares: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **rules: Any,
+) -> Selection:
     """Random units of the model in a folder."""
     source = read_geometry(read_json(folder / "config.json"))
     layers, heads = source.num_layers, source.num_key_value_heads
@@ -32,7 +39,7 @@ def random_selection(folder: Path, *, head_dim: int, intermediate_size: int, **o
         channels=torch.rand(layers, source.intermediate_size, generator=generator),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
-    return make_selection(scores, source, target, parent=source, asked=None, **options)
+    return make_selection(scores, source, Goal(target=target, parent=source), Rules(**rules), norm_shares=norm_shares)
 
 
 def slice_folder(source: Path, target: Path, selection: Selection) -> Path:
@@ -75,9 +82,8 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
         model(tokens)
     evidence = Evidence(geometry=geometry, statistics=sums.statistics(tokens.numel()))
     smaller = replace(geometry, head_dim=head_dim, intermediate_size=intermediate_size)
-    selection = make_selection(
-        criteria.score(evidence), geometry, smaller, parent=geometry, asked=None, value_basis="svd"
-    )
+    goal = Goal(target=smaller, parent=geometry)
+    selection = make_selection(criteria.score(evidence), geometry, goal, Rules(value_basis="svd"))
     stored = load_file(source / "model.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     for names in layer_groups(stored):

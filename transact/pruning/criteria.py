@@ -43,11 +43,13 @@ class Scores:
         pairs: (layers, num_key_value_heads, head_dim // 2), of rotary pairs, summed over a group's query heads.
         values: (layers, num_key_value_heads, head_dim).
         channels: (layers, intermediate_size).
+        heads: (layers, num_attention_heads), of whole heads; None where nothing was observed.
     """
 
     pairs: Tensor
     values: Tensor
     channels: Tensor
+    heads: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -208,6 +210,7 @@ class Criteria:
             pairs=self.pairs.score(evidence),
             values=self.values.score(evidence),
             channels=self.channels.score(evidence),
+            heads=head_scores(evidence.statistics[ATTENTION_OUTPUT].sqrt(), evidence.geometry),
         )
 
 

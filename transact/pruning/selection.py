@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -117,49 +117,68 @@ def _check_kept(indices: Sequence[int], count: int, available: int) -> None:
     assert indices[0] >= 0 and indices[-1] < available, f"index outside 0..{available - 1}"
 
 
-def make_selection(
-    scores: Scores,
-    source: Geometry,
-    target: Geometry,
-    *,
-    parent: Geometry,
-    asked: float | None,
-    unit: str = "pairs",
-    pair_scope: str = "model",
-    pairs_in_progression: bool = False,
-    value_basis: str = "dims",
-    query_head_scores: Tensor | None = None,
-    channels: Sequence[Sequence[int]] | None = None,
-    norm_shares: tuple[Tensor, Tensor] | None = None,
-    method: dict[str, Any] | None = None,
-) -> Selection:
-    """Keep the best units of each kind.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """Where a cut is to lead.
 
-    Args:
-        scores: of the units of the current checkpoint.
-        source: dimensions of the current checkpoint.
+    Attributes:
         target: dimensions to reach.
         parent: the dense model, which the fraction reached is counted from.
-        asked: fraction asked for, for the record.
+        asked: fraction of its parameters asked for, for the record; None where dimensions were asked for instead.
+    """
+
+    target: Geometry
+    parent: Geometry
+    asked: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What is chosen together, and of what.
+
+    Attributes:
         unit: what attention loses: "pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads), or
             "shared_dims" (the same dims, chosen by the values' scores, in q, k, v and o).
         pair_scope: "model", "layer" or "head": what shares one set of pairs.
         pairs_in_progression: keep pairs 0, s, 2s, ... for the best s; of scope "model".
         value_basis: see `Selection`.
-        query_head_scores: (layers, num_attention_heads), for unit "heads".
+        method: for the record.
+    """
+
+    unit: str = "pairs"
+    pair_scope: str = "model"
+    pairs_in_progression: bool = False
+    value_basis: str = "dims"
+    method: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_selection(
+    scores: Scores,
+    source: Geometry,
+    goal: Goal,
+    rules: Rules,
+    *,
+    channels: Sequence[Sequence[int]] | None = None,
+    norm_shares: tuple[Tensor, Tensor] | None = None,
+) -> Selection:
+    """Keep the best units of each kind.
+
+    Args:
+        scores: of the units of the current checkpoint; for unit "heads" with those of whole heads.
+        source: dimensions of the current checkpoint.
         channels: kept channels of each layer where they were chosen already.
         norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
             of a key, (layers, source.head_dim // 2) each.
-        method: for the record.
     """
+    target = goal.target
     queries, groups = _all_heads(source)
-    if unit == "heads":
-        assert query_head_scores is not None
-        queries, groups = best_heads(query_head_scores, source, target)
+    if rules.unit == "heads":
+        assert scores.heads is not None
+        queries, groups = best_heads(scores.heads, source, target)
     values = _per_head(best_indices(scores.values, target.head_dim), groups)
     query_key = values
-    if unit == "pairs":
-        query_key = _pair_dims(scores.pairs, source, target, pair_scope, in_progression=pairs_in_progression)
+    if rules.unit == "pairs":
+        query_key = _pair_dims(scores.pairs, source, target, rules)
     if channels is None:
         channels = best_indices(scores.channels, target.intermediate_size).tolist()
     query_gains, key_gains = (
@@ -171,14 +190,14 @@ def make_selection(
         query_key_dims=as_tuples(query_key),
         value_dims=as_tuples(values),
         channels=as_tuples(channels),
-        value_basis=value_basis if target.head_dim < source.head_dim else "dims",
-        rotary="recreated" if unit == "shared_dims" else "kept",
-        pair_scope=pair_scope,
+        value_basis=rules.value_basis if target.head_dim < source.head_dim else "dims",
+        rotary="recreated" if rules.unit == "shared_dims" else "kept",
+        pair_scope=rules.pair_scope,
         source=source,
         target=target,
-        asked=asked,
-        reached=reached_fraction(parent, target),
-        method=method or {},
+        asked=goal.asked,
+        reached=reached_fraction(goal.parent, target),
+        method=dict(rules.method),
         query_norm_gains=query_gains,
         key_norm_gains=key_gains,
     )
@@ -213,11 +232,10 @@ def best_indices(scores: Tensor, count: int) -> Tensor:
     return order[..., :count].sort(dim=-1).values
 
 
-def _pair_dims(
-    scores: Tensor, source: Geometry, target: Geometry, scope: str, *, in_progression: bool
-) -> list[list[list[int]]]:
+def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules) -> list[list[list[int]]]:
     """Dims of the best pairs, both halves: (layers)(key-value heads)(target.head_dim)."""
-    if in_progression:
+    scope = rules.pair_scope
+    if rules.pairs_in_progression:
         assert scope == "model"
         scores = _progression_scores(scores, target.head_dim // 2)
     if scope == "model":

@@ -19,11 +19,10 @@ from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.models.tensor_files import CheckpointReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
-from transact.pruning.criteria import Criteria, Evidence, Scores, head_scores, magnitude_scores, stack_scores
+from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.greedy_obs import elimination_path
 from transact.pruning.refit import LayerGram
-from transact.pruning.selection import Selection, make_selection
-from transact.pruning.statistics import ATTENTION_OUTPUT
+from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
 from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job
@@ -81,21 +80,20 @@ def decide(
 ) -> Selection:
     """The selection for one target. channels: as `greedy_channels` returns them."""
     method, source = config.method, evidence.geometry
-    scores = Criteria.of(method).score(evidence)
-    return make_selection(
-        scores,
-        source,
-        target,
-        parent=parent,
-        asked=asked,
+    rules = Rules(
         unit=method.attention,
         pair_scope=method.pair_scope,
         pairs_in_progression=config.rotary_pairs == "progression",
         value_basis=method.values if method.has_basis() else "dims",
-        query_head_scores=head_scores(evidence.statistics[ATTENTION_OUTPUT].sqrt(), source),
+        method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
+    )
+    return make_selection(
+        Criteria.of(method).score(evidence),
+        source,
+        Goal(target=target, parent=parent, asked=asked),
+        rules,
         channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
         norm_shares=evidence.statistics.norm_shares(source) if target.head_dim < source.head_dim else None,
-        method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
     )
 
 

@@ -24,7 +24,7 @@ from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import Selection, make_selection
+from transact.pruning.selection import Goal, Rules, Selection, make_selection
 
 TOLERANCE = 1e-4
 LLAMA3 = {
@@ -64,7 +64,7 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def random_selection(source: Geometry, head_dim: int, intermediate_size: int, **options: Any) -> Selection:
+def random_selection(source: Geometry, head_dim: int, intermediate_size: int, **rules: Any) -> Selection:
     layers, heads = source.num_layers, source.num_key_value_heads
     scores = Scores(
         pairs=torch.rand(layers, heads, source.head_dim // 2),
@@ -72,7 +72,7 @@ def random_selection(source: Geometry, head_dim: int, intermediate_size: int, **
         channels=torch.rand(layers, source.intermediate_size),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
-    return make_selection(scores, source, target, parent=source, asked=None, **options)
+    return make_selection(scores, source, Goal(target=target, parent=source), Rules(**rules))
 
 
 def slice_to(
@@ -210,7 +210,7 @@ def test_whole_heads_equal_masked_parent(tmp_path: Path) -> None:
     target = replace(source, num_attention_heads=3, num_key_value_heads=3)
     scores = Scores(pairs=torch.rand(2, 4, 8), values=torch.rand(2, 4, 16), channels=torch.rand(2, 48))
     selection = make_selection(
-        scores, source, target, parent=source, asked=None, unit="heads", query_head_scores=torch.rand(2, 4)
+        replace(scores, heads=torch.rand(2, 4)), source, Goal(target=target, parent=source), Rules(unit="heads")
     )
     _, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
     assert sliced.config.model_type == "mistral"

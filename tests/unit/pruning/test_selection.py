@@ -9,7 +9,7 @@ import torch
 
 from transact.geometry import Geometry
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import Selection, best_heads, best_indices, make_selection
+from transact.pruning.selection import Goal, Rules, Selection, best_heads, best_indices, make_selection
 
 SOURCE = Geometry(
     hidden_size=8,
@@ -38,8 +38,11 @@ def scores() -> Scores:
     )
 
 
-def selection() -> Selection:
-    return make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4)
+GOAL = Goal(target=TARGET, parent=SOURCE, asked=0.4)
+
+
+def selection(goal: Goal = GOAL, **rules: Any) -> Selection:
+    return make_selection(scores(), SOURCE, goal, Rules(**rules))
 
 
 def test_plan_by_hand() -> None:
@@ -64,7 +67,7 @@ def test_json_round_trip() -> None:
 
 def test_reached_counts_from_the_dense_parent() -> None:
     parent = replace(SOURCE, intermediate_size=8)
-    later = make_selection(scores(), SOURCE, TARGET, parent=parent, asked=None)
+    later = selection(Goal(target=TARGET, parent=parent))
     assert later.reached == pytest.approx((480 + 4 * 48) / (1424 + 4 * 48))
 
 
@@ -76,12 +79,12 @@ def test_reached_counts_from_the_dense_parent() -> None:
     ],
 )
 def test_scope_decides_who_shares_a_set_of_pairs(scope: str, expected: list[Any]) -> None:
-    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, pair_scope=scope)
+    made = selection(pair_scope=scope)
     assert [[made.rotary_pairs(layer, head) for head in range(2)] for layer in range(2)] == expected
 
 
 def test_shared_dims_follow_the_values() -> None:
-    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, unit="shared_dims")
+    made = selection(unit="shared_dims")
     assert made.query_key_dims == made.value_dims and made.rotary == "recreated"
 
 
@@ -98,14 +101,14 @@ def test_whole_heads_by_hand() -> None:
 
 
 def test_chosen_channels_win_over_scores() -> None:
-    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, channels=[[0, 1], [2, 3]])
+    made = make_selection(scores(), SOURCE, GOAL, Rules(), channels=[[0, 1], [2, 3]])
     assert made.channels == ((0, 1), (2, 3))
 
 
 def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
     target = replace(SOURCE, intermediate_size=2)
-    assert make_selection(scores(), SOURCE, target, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "dims"
-    assert make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=0.4, value_basis="svd").value_basis == "svd"
+    assert selection(replace(GOAL, target=target), value_basis="svd").value_basis == "dims"
+    assert selection(value_basis="svd").value_basis == "svd"
 
 
 @pytest.mark.parametrize(
@@ -139,17 +142,15 @@ def test_a_progression_takes_the_stride_that_scores_most(best: tuple[int, ...], 
     made = make_selection(
         Scores(pairs=pairs, values=torch.rand(2, 2, 12), channels=torch.rand(2, 4)),
         source,
-        replace(source, head_dim=6),
-        parent=source,
-        asked=None,
-        pairs_in_progression=True,
+        Goal(target=replace(source, head_dim=6), parent=source),
+        Rules(pairs_in_progression=True),
     )
     assert made.rotary_pairs(0, 1) == made.rotary_pairs(1, 0) == expected
 
 
 def test_gains_of_norms_are_the_share_of_what_stays() -> None:
     shares = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-    made = make_selection(scores(), SOURCE, TARGET, parent=SOURCE, asked=None, norm_shares=(shares, shares.flip(0)))
+    made = make_selection(scores(), SOURCE, GOAL, Rules(), norm_shares=(shares, shares.flip(0)))
     assert made.query_norm_gains == pytest.approx((0.5**0.5, 0.9**0.5))  # of pairs 1 and 2
     assert made.key_norm_gains == pytest.approx((0.9**0.5, 0.5**0.5))
     assert Selection.from_json(json.loads(json.dumps(made.to_json()))) == made
