@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from transact.tracking.dashboard.command import main
-from transact.tracking.dashboard.definitions import RUNS, SWEEPS, Curves, Definition, Points
+from transact.tracking.dashboard.definitions import RUNS, SWEEPS, Definition, Points
 
 
 class Server(ThreadingHTTPServer):
@@ -94,7 +94,7 @@ def sent_panels(spec: str) -> list[tuple[str, str, list[str], str | None, bool]]
     for section in json.loads(spec)["section"]["panelBankConfig"]["sections"]:
         for panel in section["panels"]:
             config, layout = panel["config"], panel["layout"]
-            names = config.get("metrics") or config.get("mediaKeys") or [config["yAxis"]]
+            names = config.get("metrics") or [config["yAxis"]]
             axis, logarithmic = config.get("xAxis"), config.get("yLogScale", False)
             found.append((section["name"], config["chartTitle"], names, axis, logarithmic))
             places.add((section["name"], layout["x"], layout["y"]))
@@ -108,10 +108,8 @@ def defined_panels(definition: Definition) -> list[tuple[str, str, list[str], st
         for panel in section.panels:
             if isinstance(panel, Points):
                 found.append((section.name, panel.title, [f"summary:{panel.y}"], f"summary:{panel.x}", False))
-            elif isinstance(panel, Curves):
-                found.append((section.name, panel.title, list(panel.names), panel.axis, panel.is_logarithmic))
             else:
-                found.append((section.name, panel.title, list(panel.names), None, False))
+                found.append((section.name, panel.title, list(panel.names), panel.axis, panel.is_logarithmic))
     return found
 
 

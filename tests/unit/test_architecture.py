@@ -37,7 +37,6 @@ ONLY_IMPORTERS = {
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "yaml": "pyyaml",
-    "PIL": "pillow",
     "wandb_workspaces": "wandb-workspaces",
     "huggingface_hub": "huggingface-hub",
 }  # where names differ

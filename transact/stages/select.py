@@ -169,9 +169,6 @@ def select(
     }
     tokens = round_.first_sequence * job.config.data.sequence_length
     job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_.number)
-    for kind, each in maps.items():
-        kept = None if each.kept is None else each.kept.numpy()
-        job.tracker.log_map(kind, each.norms.numpy(), kept, tokens=tokens, round=round_.number)
     write_json(output, made.to_json())
 
 

@@ -6,14 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy
-
 from transact.runs.metrics import MetricsLog
-from transact.tracking.heat_map import heat_map
 from transact.tracking.wandb_run import WandbRun
 
 Metrics = Mapping[str, float | str]
-Array = numpy.ndarray[Any, Any]
 
 
 class Tracker:
@@ -68,13 +64,6 @@ class Tracker:
             self._metrics_log.append({"alert": kind, "alert/text": text}, step=step, tokens=tokens, round=round)
         if self._wandb_run is not None:
             self._wandb_run.alert(kind, text)
-
-    def log_map(self, name: str, norms: Array, kept: Array | None, *, tokens: int, round: int) -> None:
-        """A picture for W&B alone; see `heat_map`. norms, kept: (layers, channels)."""
-        if self._wandb_run is not None:
-            axes = {"tokens": tokens, "prune/round": round}
-            caption = f"{name}: a band per layer; dark: large norm, blue: kept, orange: cut"
-            self._wandb_run.log_image(f"calibrate/{name}", heat_map(norms, kept), caption, axes)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]], *, tokens: int, round: int) -> None:
         """For W&B alone: figures that stand in files of the run already."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
-
 Mode = Literal["online", "offline"]
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
@@ -53,14 +51,6 @@ def initialise(mode: Mode, server: str, arguments: Mapping[str, Any]) -> Any:
         wandb.teardown()
         raise
     return run
-
-
-def image(pixels: numpy.ndarray[Any, Any], caption: str) -> Any:
-    """pixels: (height, width, 3) uint8."""
-    import wandb
-    from PIL import Image
-
-    return wandb.Image(Image.fromarray(pixels), caption=caption)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from transact.errors import LONGEST_REASON, one_line
 from transact.tracking import wandb_library
 from transact.tracking.wandb_library import Mode
@@ -75,10 +73,6 @@ class WandbRun:
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds one row; it carries the values of its axes, "tokens" and "prune/round"."""
         self._attempt("log", lambda run: run.log(dict(record)))
-
-    def log_image(self, name: str, pixels: numpy.ndarray[Any, Any], caption: str, axes: Mapping[str, Any]) -> None:
-        """pixels: (height, width, 3) uint8."""
-        self._attempt("log", lambda run: run.log({name: wandb_library.image(pixels, caption), **axes}))
 
     def log_table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], axes: Mapping[str, Any]

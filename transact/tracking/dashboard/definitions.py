@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transact.tracking.report.run_files import KINDS
-
 
 @dataclass(frozen=True, slots=True)
 class Curves:
@@ -27,15 +25,9 @@ class Points:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    title: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Section:
     name: str
-    panels: tuple[Curves | Points | Pictures, ...]
+    panels: tuple[Curves | Points, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +78,6 @@ RUNS = Definition(
         Section(
             "Activations",
             (
-                Pictures("Norms by layer and channel", tuple(f"calibrate/{kind}" for kind in KINDS)),
                 Curves("Share of the squares that is kept", ("calibrate/kept_energy",), ROUND),
                 Curves("Norms", ("calibrate/norm_mean", "calibrate/norm_max"), ROUND, is_logarithmic=True),
             ),

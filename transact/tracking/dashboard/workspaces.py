@@ -8,7 +8,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
-from transact.tracking.dashboard.definitions import Curves, Definition, Pictures, Points
+from transact.tracking.dashboard.definitions import Curves, Definition, Points
 
 COLUMNS = 2
 HEIGHT = 8
@@ -52,15 +52,13 @@ def save(definition: Definition, entity: str, project: str) -> str:
     return str(workspace.save().url)
 
 
-def _panel(panel: Curves | Points | Pictures, place: int) -> Any:
+def _panel(panel: Curves | Points, place: int) -> Any:
     layout = reports.Layout(x=place % COLUMNS * WIDTH, y=place // COLUMNS * HEIGHT, w=WIDTH, h=HEIGHT)
     if isinstance(panel, Curves):
         plot = reports.LinePlot(title=panel.title, x=panel.axis, y=list(panel.names), log_y=panel.is_logarithmic)
-    elif isinstance(panel, Points):
+    else:
         x, y = (reports.SummaryMetric(name) for name in (panel.x, panel.y))
         plot = reports.ScatterPlot(title=panel.title, x=x, y=y)
-    else:
-        plot = reports.MediaBrowser(title=panel.title, media_keys=list(panel.names))
     plot.layout = layout
     return plot
 
