@@ -19,7 +19,7 @@ from tests.support.tasks import QUESTIONS, SHOTS, write_tasks
 from tests.support.tiny import TINY
 from transact.config.machines import EngineConfig
 from transact.data.document_marks import document_marks
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import Packing, TokenStore, write_token_store
 
 lm_eval = pytest.importorskip("lm_eval", reason="the tasks need transact[eval]")
 
@@ -50,20 +50,15 @@ def metrics_of(
 ) -> dict[str, dict[str, float]]:
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
-    from transact.evaluation.tasks import load_tasks, run_tasks
+    from transact.evaluation.tasks import SharedModel, load_tasks, run_tasks
     from transact.stages.texts import load_tokenizer
 
     config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
-        return run_tasks(
-            load_tasks(shots, [tasks]),
-            engine.module,
-            load_tokenizer(model),
-            group,
-            batch_size=2,
-            limit=None,
-            is_partitioned=engine.is_partitioned,
+        shared = SharedModel(
+            engine.module, load_tokenizer(model), group, batch_size=2, is_partitioned=engine.is_partitioned
         )
+        return run_tasks(load_tasks(shots, [tasks]), shared, limit=None)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +95,8 @@ def prompts_of_two_models(model: Path, tasks: Path) -> list[list[str]]:
         for _ in range(2):
             with open_engine(model, config, group) as engine:
                 tokenizer = load_tokenizer(model)
-                run_tasks(loaded, engine.module, tokenizer, group, batch_size=2, limit=None, is_partitioned=False)
+                shared = SharedModel(engine.module, tokenizer, group, batch_size=2, is_partitioned=False)
+                run_tasks(loaded, shared, limit=None)
     return asked
 
 
@@ -131,7 +127,7 @@ def loss_of(model: Path, folder: Path, text: str, dtype: str) -> tuple[float, in
     tokenizer = load_tokenizer(model)
     count = len(tokenizer(text)["input_ids"])
     marks = document_marks(tokenizer, "begin")  # as lm-eval puts one before a text
-    write_token_store(folder, [text], tokenizer, sequence_length=1 + count, max_sequences=1, marks=marks)
+    write_token_store(folder, [text], tokenizer, Packing(sequence_length=1 + count, max_sequences=1, marks=marks))
     config = EngineConfig(device="cpu", micro_batch_sequences=1, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
         return mean_loss(engine, TokenStore(folder), torch.arange(1), 1, group), count

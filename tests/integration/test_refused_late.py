@@ -15,7 +15,7 @@ from tests.support.commands import Workplace, transact
 from tests.support.ranks import run_on_ranks
 from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import Packing, TokenStore, write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work.
@@ -76,7 +76,9 @@ def tokenise_with_little_memory(path: Path, model: Path, output: Path) -> int:
     limit = pages * resource.getpagesize() + MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     check_text(config, "data.train")
-    write_token_store(output, documents(config, "data.train"), tokenizer, sequence_length=64, max_sequences=20_000)
+    write_token_store(
+        output, documents(config, "data.train"), tokenizer, Packing(sequence_length=64, max_sequences=20_000)
+    )
     return TokenStore(output).num_sequences
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,23 +153,35 @@ def document_hash(document: str) -> int:
     return int.from_bytes(hashlib.blake2b(document.strip().encode(), digest_size=8).digest(), "little")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """How documents become sequences of one length.
+
+    Attributes:
+        sequence_length: tokens of each.
+        max_sequences: all that are wanted.
+        marks: around documents. None: the tokenizer's own.
+    """
+
+    sequence_length: int
+    max_sequences: int
+    marks: DocumentMarks | None = None
+
+
 def write_token_store(
     folder: Path,
     documents: Iterable[str],
     tokenizer: Any,
+    packing: Packing,
     *,
-    sequence_length: int,
-    max_sequences: int,
-    marks: DocumentMarks | None = None,
     without: Collection[int] = (),
     name: str = "the text",
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Tokenise until the text ends or `max_sequences` are full; a last piece that is too short is left out.
+    """Tokenise until the text ends or all sequences are full; a last piece that is too short is left out.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
-        marks: Of documents. None: the tokenizer's own.
         without: Hashes of held-out documents, which are left out.
         name: Of the text, for messages.
         progress: Told the number of tokens written after every batch.
@@ -177,13 +190,14 @@ def write_token_store(
         ValueError: the text does not fill one sequence, or holds most of the held-out documents; nothing is left of it.
     """
     dtype = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
-    wanted = sequence_length * max_sequences
+    sequence_length = packing.sequence_length
+    wanted = sequence_length * packing.max_sequences
     written, largest, rest = 0, 0, numpy.empty(0, dtype=dtype)
     used: set[int] = set()
     left_out: set[int] = set()
     with _made_whole(folder) as temporary:
         with (temporary / TOKENS_NAME).open("wb") as file:
-            for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, marks):
+            for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, packing.marks):
                 kept = batch.tokens[: wanted - written]
                 used.update(each for each, start in batch.documents if start < len(kept))
                 rest = numpy.concatenate([rest, numpy.asarray(kept, dtype=dtype)])

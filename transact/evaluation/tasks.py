@@ -107,31 +107,22 @@ def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
 
 def run_tasks(
     loaded: Loaded,
-    module: Any,
-    tokenizer: Any,
-    group: ProcessGroup,
+    model: SharedModel,
     *,
-    batch_size: int,
-    context: int = 2048,
     limit: int | None,
-    is_partitioned: bool,
     done: Callable[[str, Mapping[str, Mapping[str, float]]], None] = lambda name, metrics: None,
     bar: Callable[[str, int], AbstractContextManager[Progress]] = unseen_bar,
 ) -> dict[str, dict[str, float]]:
     """Metrics by task, the same on every rank. Collective.
 
     Args:
-        module: a causal language model of transformers.
-        context: tokens of a request at most; longer ones lose their beginning.
         limit: documents of each task, from its first on; None: all.
-        is_partitioned: every forward needs all ranks.
         done: told the name of each finished task, or group of tasks, with its metrics by task.
         bar: opens one for requests of all ranks, from the task's name and their number.
     """
-    model = SharedModel(module, tokenizer, group, batch_size, context, is_partitioned=is_partitioned)
     found: dict[str, dict[str, float]] = {}
     for name, tasks in loaded.items():
-        group.stop_if_asked()
+        model.group.stop_if_asked()
         model.bar = partial(bar, name)
         for task in tasks["tasks"].values():  # examples are drawn anew: every model is shown the same ones
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -189,11 +180,17 @@ class SharedModel(HFLM):  # type: ignore[misc]
         module: Any,
         tokenizer: Any,
         group: ProcessGroup,
-        batch_size: int,
-        context: int,
         *,
+        batch_size: int,
+        context: int = 2048,
         is_partitioned: bool,
     ) -> None:
+        """
+        Args:
+            module: a causal language model of transformers.
+            context: tokens of a request at most; longer ones lose their beginning.
+            is_partitioned: every forward needs all ranks.
+        """
         super().__init__(
             pretrained=module,
             tokenizer=tokenizer,
@@ -203,7 +200,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
             softmax_dtype="float32",  # bfloat16 would tie choices that differ
         )
         self._device = group.device  # of a partitioned model no parameter may be there to tell
-        self._group = group
+        self.group = group
         self._is_partitioned = is_partitioned
         self.bar: Callable[[int], AbstractContextManager[Progress]] = partial(unseen_bar, "")
 
@@ -217,7 +214,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
         return self._shared(super().generate_until, requests)
 
     def _shared(self, answer: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
-        group = self._group
+        group = self.group
         own = [requests[number] for number in group.shared_out(len(requests))]
         fill = self._fill if self._is_partitioned else lambda: None
         with (

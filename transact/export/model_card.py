@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -167,48 +167,53 @@ blocks of 32.
 """
 
 
-def model_card(
-    summary: dict[str, Any],
-    config: RunConfig,
-    licence: Licence,
-    *,
-    model_type: str,
-    has_factors: bool,
-    has_chat_template: bool,
-    gguf_types: Sequence[str],
-    in_float16: Mapping[str, int] | None = None,
-) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What a card says of the exported folder itself.
+
+    Attributes:
+        model_type: of its config.json.
+        has_factors: whether config.json states rotary frequencies as `longrope` factors.
+        has_chat_template: whether the tokenizer has one.
+        gguf_types: values of `export.gguf` that are possible.
+        in_float16: projections that quantised files hold in float16, and the length of their rows.
+    """
+
+    model_type: str
+    has_factors: bool
+    has_chat_template: bool
+    gguf_types: Sequence[str]
+    in_float16: Mapping[str, int] = field(default_factory=dict)
+
+
+def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
         summary: as in result.json.
         licence: the parent's.
-        model_type: of the exported config.json.
-        has_chat_template: whether the tokenizer has one.
-        has_factors: whether config.json states rotary frequencies as `longrope` factors.
-        gguf_types: values of `export.gguf` that are possible.
-        in_float16: projections that quantised files hold in float16, and the length of their rows.
     """
-    metadata = _metadata(summary, config, licence, [model_type, *(["conversational"] if has_chat_template else [])])
+    metadata = _metadata(summary, config, licence, exported)
     header = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n"
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config, has_factors), _results(summary)]
+    parts = [header, f"# {summary['name']}\n", _origin(summary, config, exported.has_factors), _results(summary)]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(evaluation_table(summary))
     is_stock = config.prune.method.pair_scope == "model"
     parts.append(USAGE if is_stock else NON_STOCK_USAGE)
-    if is_stock and has_chat_template:
+    if is_stock and exported.has_chat_template:
         parts.append(CHAT_USAGE)
-    if has_factors:
-        named = " or ".join(f"`export.gguf={kind}`" for kind in gguf_types)
+    if exported.has_factors:
+        named = " or ".join(f"`export.gguf={kind}`" for kind in exported.gguf_types)
         parts.append(GGUF_WARNING.format(how=GGUF_HERE.format(types=named) if named else GGUF_NOWHERE))
-    if in_float16 and gguf_types:
-        names = " and ".join(f"{name} (rows of {row})" for name, row in in_float16.items())
+    if exported.in_float16 and exported.gguf_types:
+        names = " and ".join(f"{name} (rows of {row})" for name, row in exported.in_float16.items())
         parts.append(GGUF_FLOAT16.format(names=names))
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
 
-def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, kinds: Sequence[str]) -> dict[str, Any]:
+def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> dict[str, Any]:
+    kinds = [exported.model_type, *(["conversational"] if exported.has_chat_template else [])]
     parent = None if summary["pruned"] is None else hub_id(config.model.path or "")
     base = {} if parent is None else {"base_model": parent, "base_model_relation": "finetune"}
     return {

@@ -11,7 +11,7 @@ import torch
 from transact.engine.engine import open_engine
 from transact.export.folder import write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
-from transact.export.model_card import copy_licence, has_chat_template, model_card, read_licence
+from transact.export.model_card import Exported, copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
@@ -39,17 +39,14 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         fresh_temporary_folder(output)
         licence = read_licence(parent)
         described = read_json(checkpoint / "config.json")
-        card = model_card(
-            summary,
-            job.config,
-            licence,
+        exported = Exported(
             model_type=described["model_type"],
             has_factors=rope_settings(described)["rope_type"] == "longrope",
             has_chat_template=has_chat_template(parent),
             gguf_types=possible_gguf_types(described, parent),
             in_float16=float16_rows(geometry_of(checkpoint)),
         )
-        write_export(checkpoint, temporary, dtype, card)
+        write_export(checkpoint, temporary, dtype, model_card(summary, job.config, licence, exported))
         copy_licence(licence, parent, temporary)
 
     with job.progress("export", 3, unit="steps") as bar:

@@ -141,17 +141,20 @@ def _evaluate(
                 measured[name]["documents_trained_on"] = shared
             job.say(f"{role}: {name}: perplexity {measured[name]['perplexity']:.2f}")
         if tasks:
-            from transact.evaluation.tasks import run_tasks
+            from transact.evaluation.tasks import SharedModel, run_tasks
 
-            found = run_tasks(
-                tasks,
+            model = SharedModel(
                 engine.module,
                 tokenizer,
                 group,
                 batch_size=job.config.eval.task_batch,
                 context=job.config.eval.task_context,
-                limit=job.config.eval.task_limit,
                 is_partitioned=engine.is_partitioned,
+            )
+            found = run_tasks(
+                tasks,
+                model,
+                limit=job.config.eval.task_limit,
                 done=lambda _, metrics: _say_scores(job, role, metrics),
                 bar=_bars_of_tasks(job, role, turns),
             )

@@ -16,6 +16,7 @@ from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.local_files import LeftOut
 from transact.data.order import SequenceOrder
 from transact.data.token_store import (
+    Packing,
     TokenStore,
     read_index,
     remove_store,
@@ -271,9 +272,7 @@ class StoreRequest:
                 folder,
                 documents(self.text, self.setting, left_out),
                 tokenizer,
-                sequence_length=length,
-                max_sequences=self.max_sequences,
-                marks=marks,
+                Packing(sequence_length=length, max_sequences=self.max_sequences, marks=marks),
                 without=self.held_out,
                 name=self.setting,
                 progress=progress.advance,

@@ -10,7 +10,7 @@ import pytest
 from tests.support.commands import Workplace
 from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
-from transact.data.token_store import write_token_store
+from transact.data.token_store import Packing, write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work: what follows it is met in the middle of tokenising.
@@ -94,4 +94,6 @@ def test_nothing_but_empty_documents_is_too_little_text(workplace: Workplace, tm
     path.write_bytes(b'{"text": ""}\n' * 1000)
     tokenizer = load_tokenizer(workplace.model)
     with pytest.raises(ValueError, match=r"data\.train has 0 tokens, fewer than one sequence of 16"):
-        write_token_store(tmp_path / "s", read(path), tokenizer, sequence_length=16, max_sequences=5, name="data.train")
+        write_token_store(
+            tmp_path / "s", read(path), tokenizer, Packing(sequence_length=16, max_sequences=5), name="data.train"
+        )

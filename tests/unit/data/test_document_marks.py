@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import transact
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.data.token_store import TokenStore, tokenizer_digest, write_token_store
+from transact.data.token_store import Packing, TokenStore, tokenizer_digest, write_token_store
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
 LLAMA_2_CHAT = "{{ bos_token }}[INST] {{ messages[0].content }} [/INST]{{ eos_token }}"
@@ -84,7 +84,9 @@ def test_marks_are_what_the_tokenizer_was_made_with(name: str, tmp_path: Path) -
     described = marks.describe(tokenizer)
     assert (f"{begin!r} before" in described, f"{end!r} after" in described) == (bool(begin), bool(end))
 
-    write_token_store(tmp_path / "s", ["a b", "b"], tokenizer, sequence_length=1, max_sequences=99, marks=marks)
+    write_token_store(
+        tmp_path / "s", ["a b", "b"], tokenizer, Packing(sequence_length=1, max_sequences=99, marks=marks)
+    )
     store = TokenStore(tmp_path / "s")
     stored = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
     a, b = (tokenizer.convert_tokens_to_ids(each) for each in "ab")

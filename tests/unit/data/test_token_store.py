@@ -17,6 +17,7 @@ from tests.support.tiny import train_tokenizer
 from transact.data import token_store
 from transact.data.token_store import (
     FILE_NAMES,
+    Packing,
     TokenStore,
     document_hash,
     remove_store,
@@ -43,7 +44,9 @@ def expected_tokens(tokenizer: Any) -> list[int]:
 
 def test_sequences_are_the_tokens_in_order(tokenizer: Any, tmp_path: Path) -> None:
     counted: list[int] = []
-    write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=1000, progress=counted.append)
+    write_token_store(
+        tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000), progress=counted.append
+    )
     store = TokenStore(tmp_path / "s")
     tokens = expected_tokens(tokenizer)
     assert store.num_sequences == len(tokens) // 16
@@ -59,7 +62,7 @@ def test_no_more_is_read_than_asked_for(tokenizer: Any, tmp_path: Path) -> None:
         while True:
             yield TEXTS[0]
 
-    write_token_store(tmp_path / "s", endless(), tokenizer, sequence_length=16, max_sequences=5)
+    write_token_store(tmp_path / "s", endless(), tokenizer, Packing(sequence_length=16, max_sequences=5))
     store = TokenStore(tmp_path / "s")
     assert store.num_sequences == 5
     assert not store.is_whole_text
@@ -71,7 +74,7 @@ def test_a_long_document_in_pieces_has_the_same_tokens(
     """Cut before a space where there is one; where there is none, no character is lost."""
     monkeypatch.setattr(token_store, "PIECE_CHARACTERS", 100)
     texts = ["some words of prose " * 100, "a b" * 33 + "a", "x" * 1000]
-    write_token_store(tmp_path / "s", texts, tokenizer, sequence_length=1, max_sequences=10**6)
+    write_token_store(tmp_path / "s", texts, tokenizer, Packing(sequence_length=1, max_sequences=10**6))
     store = TokenStore(tmp_path / "s")
     tokens = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
     whole = [token for text in texts[:2] for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
@@ -82,7 +85,7 @@ def test_a_long_document_in_pieces_has_the_same_tokens(
 
 def test_too_little_text_leaves_no_store(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than one sequence of 64"):
-        write_token_store(tmp_path / "s", ["short"], tokenizer, sequence_length=64, max_sequences=5)
+        write_token_store(tmp_path / "s", ["short"], tokenizer, Packing(sequence_length=64, max_sequences=5))
     assert list(tmp_path.iterdir()) == []  # nor what was written of it
 
 
@@ -92,11 +95,11 @@ def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokeni
         raise OSError("the disk went away")
 
     with pytest.raises(OSError, match="went away"):
-        write_token_store(tmp_path / "s", broken(), tokenizer, sequence_length=16, max_sequences=10**9)
+        write_token_store(tmp_path / "s", broken(), tokenizer, Packing(sequence_length=16, max_sequences=10**9))
     assert not (tmp_path / "s").exists()
     (tmp_path / "s.tmp").mkdir()  # as one that is killed leaves it
     (tmp_path / "s.tmp" / "tokens.bin").write_bytes(bytes(100))
-    write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=3)
+    write_token_store(tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=3))
     assert TokenStore(tmp_path / "s").num_sequences == 3
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -119,7 +122,7 @@ def test_a_full_disk_is_told_as_such(tokenizer: Any, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(token_store, "fresh_temporary_folder", on_a_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
-        write_token_store(tmp_path / "s", TEXTS, tokenizer, sequence_length=16, max_sequences=1000)
+        write_token_store(tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000))
 
 
 def test_other_marks_of_documents_make_another_store(tokenizer: Any) -> None:
@@ -137,7 +140,9 @@ def test_what_a_tokenizer_was_trained_with_does_not_cut_documents(tokenizer: Any
     backend.enable_padding(length=2 * len(expected))
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 8
-    write_token_store(tmp_path / "s", [TEXTS[0]], load_tokenizer(tmp_path), sequence_length=1, max_sequences=10**6)
+    write_token_store(
+        tmp_path / "s", [TEXTS[0]], load_tokenizer(tmp_path), Packing(sequence_length=1, max_sequences=10**6)
+    )
     store = TokenStore(tmp_path / "s")
     tokens = store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
     assert tokens == [*expected, tokenizer.eos_token_id]
@@ -177,7 +182,7 @@ STORED = [name for name in FILE_NAMES if not name.endswith(".tmp")]
 
 
 def write(folder: Path, tokenizer: Any) -> Path:
-    write_token_store(folder, TEXTS, tokenizer, sequence_length=16, max_sequences=1000)
+    write_token_store(folder, TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000))
     return folder
 
 
@@ -242,7 +247,7 @@ def test_held_out_documents_are_left_out_and_counted(shared: int, tokenizer: Any
     text = [f"\n {DOCUMENTS[0]}\t", *DOCUMENTS[1:], DOCUMENTS[0]]
     for name, documents in (("all", text), ("fewer", DOCUMENTS[shared:] + DOCUMENTS[: 1 if shared == 0 else 0])):
         write_token_store(
-            tmp_path / name, documents, tokenizer, sequence_length=1, max_sequences=10**6, without=held_out
+            tmp_path / name, documents, tokenizer, Packing(sequence_length=1, max_sequences=10**6), without=held_out
         )
     both = [TokenStore(tmp_path / name) for name in ("all", "fewer")]
     assert both[0].index["documents_left_out"] == shared and both[1].index["documents_left_out"] == 0
@@ -258,8 +263,7 @@ def test_a_text_with_most_of_the_held_out_documents_is_refused(tokenizer: Any, t
             tmp_path / "s",
             DOCUMENTS,
             tokenizer,
-            sequence_length=1,
-            max_sequences=10**6,
+            Packing(sequence_length=1, max_sequences=10**6),
             without=held_out,
             name="data.train",
         )

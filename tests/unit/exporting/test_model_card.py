@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,18 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.support.cards import composed, summary
-from transact.export.model_card import copy_licence, has_chat_template, model_card, read_licence
+from transact.config.run import RunConfig
+from transact.export.model_card import Exported, Licence, copy_licence, has_chat_template, model_card, read_licence
 
 TYPES = ["f16", "q8_0"]
 NO_LICENCE = read_licence(Path("/nonexistent"))
 
 
-card_of = partial(model_card, model_type="llama", has_chat_template=False)
+def card_of(
+    said: dict[str, Any], config: RunConfig, licence: Licence, *, model_type: str = "llama", **exported: Any
+) -> str:
+    facts = {"has_chat_template": False, **exported}
+    return model_card(said, config, licence, Exported(model_type=model_type, **facts))
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def test_a_local_parent_is_not_named(tmp_path: Path) -> None:
 
 
 def test_a_chat_model_says_how_to_talk_to_it() -> None:
-    card = model_card(
+    card = card_of(
         summary(), composed("a/b"), NO_LICENCE,
         model_type="qwen2", has_chat_template=True, has_factors=False, gguf_types=TYPES,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.commands import Workplace
 from tests.support.configs import compose_config
 from transact.data.order import SequenceOrder
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import Packing, TokenStore, write_token_store
 from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.stages.sharing import calibration_identity, evaluation_identity
@@ -91,7 +91,9 @@ def test_another_model_is_told(workplace: Workplace, model: Path, change: Callab
 @pytest.fixture
 def texts(workplace: Workplace, tmp_path: Path) -> Texts:
     tokenizer = load_tokenizer(workplace.model)
-    write_token_store(tmp_path / "t", [workplace.train.read_text()], tokenizer, sequence_length=16, max_sequences=50)
+    write_token_store(
+        tmp_path / "t", [workplace.train.read_text()], tokenizer, Packing(sequence_length=16, max_sequences=50)
+    )
     store = TokenStore(tmp_path / "t")
     return Texts(
         train=store, order=SequenceOrder(num_sequences=store.num_sequences, num_reserved=0, seed=0), evaluation=store
