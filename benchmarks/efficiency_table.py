@@ -56,9 +56,7 @@ def breakdown_markdown(result: dict[str, Any]) -> str:
 
 
 def _speed_up(entry: dict[str, Any] | None) -> list[str]:
-    """The speed-up and the allowed one; the share of it, and in brackets of the possible one."""
+    """The speed-up and the allowed one; the share of it."""
     if entry is None:
         return ["", ""]
-    beyond = entry["reached_of_possible"]
-    bracket = "" if beyond is None else f" ({beyond:.2f})"
-    return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}{bracket}"]
+    return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}"]

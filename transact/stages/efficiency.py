@@ -48,9 +48,7 @@ def _sentence(result: dict[str, Any]) -> str:
         return f"not measured: {result['not_measured']}"
     row = result["latency"][0]
     phases = ", ".join(
-        f"{phase} {each['speed_up']:.2f} times as fast as the parent (of {each['allowed']:.2f} that the cut allows"
-        + ("" if each["possible"] is None else f", {each['possible']:.2f} with all that no cut removes")
-        + ")"
+        f"{phase} {each['speed_up']:.2f} times as fast as the parent (of {each['allowed']:.2f} that the cut allows)"
         for phase, each in row["speed_ups"][PRUNED].items()
         if "allowed" in each
     )

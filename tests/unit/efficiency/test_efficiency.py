@@ -23,7 +23,7 @@ from transact.evaluation.efficiency.generation import (
     speed_ups,
     weight_bytes,
 )
-from transact.evaluation.efficiency.measure import Patience, describe, floor_geometry, floor_model, measure
+from transact.evaluation.efficiency.measure import Patience, describe, measure, tokens_to_make
 from transact.models.folder import geometry_of
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
@@ -96,43 +96,17 @@ def turn(prefill: float, decode: float) -> dict[str, Seconds]:
     }
 
 
-def three(
-    parent: list[dict[str, Seconds]], child: list[dict[str, Seconds]], floor: dict[str, Seconds]
-) -> dict[str, list[dict[str, Seconds]]]:
-    return {"parent": parent, "child": child, "floor": [floor] * len(parent)}
-
-
 def test_speed_ups_are_medians_of_the_ratios_in_a_turn() -> None:
     """A turn in which everything was slow counts like any other."""
-    turns = three(
-        [turn(9, 4), turn(900, 400), turn(9, 4)], [turn(3, 3), turn(300, 300), turn(3, 1)], floor=turn(1, 0.5)
-    )
-    work = {"prefill": {"parent": 80.0, "child": 20.0, "floor": 5.0}, "decode": {"parent": 6, "child": 3, "floor": 1}}
-    found = speed_ups(turns, work, "processor")
+    parent = [turn(9, 4), turn(900, 400), turn(9, 4)]
+    child = [turn(3, 3), turn(300, 300), turn(3, 1)]
+    found = speed_ups(parent, child, {"prefill": 4.0, "decode": 2.0}, "processor")
     assert found["prefill"]["speed_up"] == pytest.approx(3)
     assert found["prefill"]["allowed"] == pytest.approx(4)
     assert found["prefill"]["reached"] == pytest.approx(0.75)
-    possible = 9 / (1 + (9 - 1) * (20 - 5) / (80 - 5))
-    assert found["prefill"]["possible"] == pytest.approx(possible)
-    assert found["prefill"]["reached_of_possible"] == pytest.approx(3 / possible)
     assert found["decode"]["speed_up"] == pytest.approx(4 / 3)
     assert found["whole"]["speed_up"] == pytest.approx(13 / 6)
     assert "allowed" not in found["whole"]
-
-
-def test_a_parent_no_slower_than_the_floor_has_no_possible_speed_up() -> None:
-    work = {"prefill": {"parent": 2, "child": 1, "floor": 0.5}}
-    found = speed_ups(three([turn(1, 1)], [turn(1, 1)], floor=turn(1, 1)), work, "wall")
-    assert found["prefill"]["reached_of_possible"] is None
-
-
-def test_the_floor_is_the_model_without_what_can_be_cut(model: LlamaForCausalLM, workplace: Workplace) -> None:
-    floor = floor_model(model)
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    assert all(getattr(floor.config, name) == getattr(model.config, name) for name in names)
-    own = floor_geometry(geometry_of(workplace.model))
-    assert own.parameters() == sum(weight.numel() for weight in floor.parameters())
-    assert own.transitional_parameters() < 0.1 * geometry_of(workplace.model).transitional_parameters()
 
 
 def test_there_is_time_for_as_many_turns_as_fit() -> None:
@@ -172,6 +146,7 @@ def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None
     threads = torch.get_num_threads()
     result = measure(folders, config, dtype="bfloat16", device=torch.device("cpu"), progress=told.append)
     assert torch.get_num_threads() == threads
+    assert sum(told) == tokens_to_make(config, len(folders))
     assert [(row["batch_size"], row["new_tokens"]) for row in result["latency"]] == [(1, 3), (1, 5), (2, 3), (2, 5)]
     for role, folder in folders.items():
         geometry = geometry_of(folder)
@@ -185,6 +160,7 @@ def test_every_figure_of_the_folder_and_its_parent(workplace: Workplace) -> None
     faster = result["latency"][0]["speed_ups"]["model"]["decode"]
     assert faster["reached"] == pytest.approx(faster["speed_up"] / faster["allowed"])
     assert faster["allowed"] > 5
+    assert set(result["latency"][0]["models"]) == set(folders)
     json.dumps(result)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,22 +49,22 @@ def test_with_no_seconds_there_is_only_the_last_page(tmp_path: Path) -> None:
 
 
 def test_pages_that_take_long_come_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    """The next one after a hundred times as long as the last one took."""
+    now = 1000.0
+    written = []
 
-    def write_slowly(folder: Path) -> None:
-        calls.append(folder)
-        time.sleep(0.01)
+    def take_three_seconds(folder: Path) -> None:
+        nonlocal now
+        now += 3
+        written.append(now)
 
-    monkeypatch.setattr(keeper, "write_run_page", write_slowly)
-    pages = PageKeeper(tmp_path, is_point=False, seconds=1e-9)
-    pages.write_if_due()
-    deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline:
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(keeper, "write_run_page", take_three_seconds)
+    pages = PageKeeper(tmp_path, is_point=False, seconds=120)
+    for _ in range(700):
         pages.write_if_due()
-    assert len(calls) == 1  # the next one after a hundred times as long as this one took
-    time.sleep(0.7)
-    pages.write_if_due()
-    assert len(calls) == 2
+        now += 1
+    assert written == [1003, 1306, 1609]
 
 
 def test_a_page_that_is_being_written_at_the_end_does_not_come_last(

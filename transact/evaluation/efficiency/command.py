@@ -43,11 +43,7 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
     counts = _counts(result["models"], settings["dtype"])
     parts = [_aligned(counts), _aligned(_work(latency)), title, _aligned(_latencies(latency, clock))]
     if any("speed_ups" in row for row in result["latency"]):
-        parts.append(
-            "allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it; in brackets "
-            "the share\nof what is possible when the floor stays, which is the time of the model with next to nothing "
-            "left inside attention\nand MLP."
-        )
+        parts.append("allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it.")
     return "\n\n".join(parts)
 
 
@@ -106,9 +102,7 @@ def _speed_up_cells(entry: Mapping[str, Any] | None) -> list[str]:
     cells = []
     for phase in ("prefill", "decode"):
         each = entry[phase]
-        beyond = each["reached_of_possible"]
-        bracket = "" if beyond is None else f" ({beyond:.2f})"
-        cells += [f"{each['speed_up']:.2f}x", f"{each['allowed']:.2f}x", f"{each['reached']:.2f}{bracket}"]
+        cells += [f"{each['speed_up']:.2f}x", f"{each['allowed']:.2f}x", f"{each['reached']:.2f}"]
     return [*cells, f"{entry['whole']['speed_up']:.2f}x"]
 
 

@@ -42,51 +42,29 @@ def medians(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def speed_ups(
-    turns: Mapping[str, Sequence[Turn]], work: Mapping[str, Mapping[str, float]], clock: str
-) -> dict[str, dict[str, Any]]:
+    parent: Sequence[Turn], child: Sequence[Turn], allowed: Mapping[str, float], clock: str
+) -> dict[str, dict[str, float]]:
     """Per phase: how many times as fast the child is; medians of the ratios within one turn.
 
     Args:
-        turns: of "parent", "child" and "floor", a model with all of the work that no cut removes and no other.
-        work: phase -> FLOPs or bytes of the same three.
+        allowed: phase -> ratio of the parent's FLOPs or bytes to the child's.
         clock: "processor" or "wall": what counts.
 
     Returns:
-        phase -> speed_up and wall_speed_up. Where the work is given, also `allowed`, the ratio of the parent's work to
-        the child's, and `possible`, the same if the floor's share of the time stays; and which part of each the
-        speed-up is: `reached`, `reached_of_possible` (None where the parent is no slower than the floor).
+        phase -> speed_up and wall_speed_up; with `allowed` given, also that and `reached`, the share of it that the
+        speed-up is.
     """
     result = {}
     for phase in PHASES:
-        seconds = {role: [each[phase] for each in found] for role, found in turns.items()}
-        entry: dict[str, Any] = {"speed_up": _ratio(seconds, clock), "wall_speed_up": _ratio(seconds, "wall")}
-        if phase in work:
-            allowed = work[phase]["parent"] / work[phase]["child"]
-            possible = _possible(
-                {role: median(getattr(each, clock) for each in seconds[role]) for role in seconds}, work[phase]
-            )
-            entry |= {
-                "allowed": allowed,
-                "reached": entry["speed_up"] / allowed,
-                "possible": possible,
-                "reached_of_possible": None if possible is None else entry["speed_up"] / possible,
-            }
+        pairs = [(before[phase], after[phase]) for before, after in zip(parent, child, strict=True)]
+        entry = {
+            name: median(getattr(before, each) / getattr(after, each) for before, after in pairs)
+            for name, each in (("speed_up", clock), ("wall_speed_up", "wall"))
+        }
+        if phase in allowed:
+            entry |= {"allowed": allowed[phase], "reached": entry["speed_up"] / allowed[phase]}
         result[phase] = entry
     return result
-
-
-def _ratio(seconds: Mapping[str, Sequence[Seconds]], clock: str) -> float:
-    pairs = zip(seconds["parent"], seconds["child"], strict=True)
-    return median(getattr(parent, clock) / getattr(child, clock) for parent, child in pairs)
-
-
-def _possible(seconds: Mapping[str, float], work: Mapping[str, float]) -> float | None:
-    """The parent's time beyond the floor shrinks with the work beyond the floor, and the floor's time stays."""
-    beyond = seconds["parent"] - seconds["floor"]
-    if beyond <= 0:
-        return None
-    kept = (work["child"] - work["floor"]) / (work["parent"] - work["floor"])
-    return seconds["parent"] / (seconds["floor"] + beyond * kept)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

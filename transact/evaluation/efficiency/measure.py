@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,6 @@ from transact.geometry import Geometry
 from transact.models.folder import check_files, geometry_of
 from transact.models.llama import check_supported, is_stock, read_geometry
 from transact.models.model_files import shard_names
-
-# Less is not possible inside a module.
-FLOOR_HEAD_DIM, FLOOR_INTERMEDIATE_SIZE = 2, 1
 
 
 def check_folder(folder: Path) -> Geometry:
@@ -61,18 +57,6 @@ def load(folder: Path, dtype: str, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
-def floor_model(model: Any) -> Any:
-    """What no cut removes: the same model with next to nothing inside attention and MLP, and random weights."""
-    config = copy.deepcopy(model.config)
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config.update({"head_dim": FLOOR_HEAD_DIM, "intermediate_size": FLOOR_INTERMEDIATE_SIZE, "rope_parameters": rope})
-    return type(model)(config).to(device=model.device, dtype=model.dtype).eval()
-
-
-def floor_geometry(geometry: Geometry) -> Geometry:
-    return replace(geometry, head_dim=FLOOR_HEAD_DIM, intermediate_size=FLOOR_INTERMEDIATE_SIZE)
-
-
 def choose_device(name: str) -> torch.device:
     """auto: a GPU if there is one.
 
@@ -94,7 +78,6 @@ def available_bytes(device: torch.device) -> int:
 
 
 PARENT = "parent"  # the role that others are compared with
-FLOOR = "floor"
 WARM_UP_TOKENS = 3
 
 Turns = dict[str, list[dict[int, dict[str, Any]]]]  # role -> a turn each -> new tokens -> phase -> seconds
@@ -122,7 +105,6 @@ def measure(
     """
     geometries = {role: geometry_of(folder) for role, folder in folders.items()}
     models = {role: load(folder, dtype, device) for role, folder in folders.items()}
-    models[FLOOR] = floor_model(next(iter(models.values())))
     clock = Clock(device=device, threads=config.threads)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
@@ -189,7 +171,7 @@ def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
 def tokens_to_make(config: EfficiencyConfig, models: int) -> int:
     """The sum of what `progress` is told."""
     settings = len(config.batch_sizes) * len(config.prompt_tokens)
-    return settings * config.turns * (models + 1) * max(config.new_tokens)
+    return settings * config.turns * models * max(config.new_tokens)
 
 
 @contextmanager
@@ -235,7 +217,7 @@ def _row(
     here: dict[str, Sequence[Turn]] = {role: [turn[new_tokens] for turn in each] for role, each in turns.items()}
     found: dict[str, Any] = {}
     for role, model in models.items():
-        geometry = geometries.get(role) or floor_geometry(next(iter(geometries.values())))
+        geometry = geometries[role]
         found[role] = medians(here[role])
         found[role]["prefill"]["flops"] = batch_size * geometry.prefill_flops(prompt_tokens)
         context = prompt_tokens + new_tokens // 2  # of the step in the middle
@@ -251,19 +233,14 @@ def _row(
     }
     if PARENT in found:
         row["speed_ups"] = {
-            role: _speed_ups({"parent": PARENT, "child": role, "floor": FLOOR}, here, found, clock)
-            for role in geometries
+            role: speed_ups(here[PARENT], here[role], _allowed(found[PARENT], each), clock.basis)
+            for role, each in found.items()
             if role != PARENT
         }
     return row
 
 
-def _speed_ups(
-    roles: Mapping[str, str], turns: Mapping[str, Sequence[Turn]], found: Mapping[str, Any], clock: Clock
-) -> dict[str, Any]:
+def _allowed(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs bound prefill, bytes decode."""
-    work = {
-        phase: {name: found[role][phase][unit] for name, role in roles.items()}
-        for phase, unit in (("prefill", "flops"), ("decode", "bytes"))
-    }
-    return speed_ups({name: turns[role] for name, role in roles.items()}, work, clock.basis)
+    units = {"prefill": "flops", "decode": "bytes"}
+    return {phase: parent[phase][unit] / child[phase][unit] for phase, unit in units.items()}

@@ -185,10 +185,10 @@ def _conditions(efficiency: Values, rows: list[Values]) -> str:
 
 
 def _speed_ups(rows: list[Values]) -> Chart:
-    """What was reached beside what the removed FLOPs and bytes allow, at best and with all that no cut removes."""
+    """What was reached beside what the removed FLOPs and bytes allow."""
     labels = [f"{phase}, {_setting(row)}" if len(rows) > 1 else phase for row in rows for phase in PHASES]
     entries = [values_in(row, "speed_ups", PRUNED, phase) for row in rows for phase in PHASES]
-    wanted = {"speed_up": "measured", "possible": "possible with what no cut removes", "allowed": "allowed by the cut"}
+    wanted = {"speed_up": "measured", "allowed": "allowed by the cut"}
     values = {key: [figure(entry.get(key)) for entry in entries] for key in wanted}
     traces = [
         bars(label, labels, values[key], COLOURS[turn])
