@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 DONE = 0
@@ -211,7 +212,8 @@ def leave(code: int, *, at_once: bool = False) -> NoReturn:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # closed by who started us
-                stream.flush()
+                with suppress(OSError):  # or gone, as a terminal
+                    stream.flush()
     os._exit(code)
 
 

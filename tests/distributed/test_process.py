@@ -144,7 +144,7 @@ def heed_every_signal() -> list[str]:
 
 
 def test_a_signal_to_one_rank_stops_all_of_them_in_the_same_turn() -> None:
-    expected = [f"stopped by {name}" for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")]
+    expected = [f"stopped by {name}" for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")]
     assert run_on_ranks(2, heed_every_signal, seconds=60) == [expected] * 2
 
 

@@ -18,7 +18,7 @@ from tests.support.slurm import wait_for
 from transact.config.compose import compose_config
 from transact.distributed import rendezvous
 from transact.distributed.rendezvous import LOOPBACK, meet
-from transact.distributed.signals import Interruption
+from transact.distributed.signals import SIGNALS, Interruption
 from transact.errors import Refusal
 from transact.files import read_json
 from transact.launch import executors
@@ -59,7 +59,7 @@ def controlled(script: str, limit_seconds: int, folder: Path, monkeypatch: pytes
     for name, value in (variables | {"WITH_SHELL": ""}).items():
         monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
     monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     run = RunFolder(folder)
     controller = executors.RankController(folder / "logs")
     run.open(2)
@@ -68,7 +68,8 @@ def controlled(script: str, limit_seconds: int, folder: Path, monkeypatch: pytes
         return list(controller.wait())
     finally:
         controller.kill_tasks()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_at_the_time_limit_ranks_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

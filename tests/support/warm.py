@@ -46,6 +46,7 @@ class WarmProcess:
 
     Args:
         streams: what becomes of stdout and stderr: PIPE, DEVNULL, or STDOUT for the second.
+        terminal: path of a terminal, instead of the streams; the command is a child of this process, as of a shell.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WarmProcess:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.STDOUT,
         start_new_session: bool = False,
+        terminal: str | None = None,
     ) -> None:
         ends: list[Connection | None] = []
         self.stdout, self.stderr = (_pipe(each, ends) for each in (stdout, stderr))
@@ -66,7 +68,7 @@ class WarmProcess:
             ends[1] = ends[0]
         self.args = [module, *arguments]
         self._process: Any = warm_context().Process(
-            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session)
+            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session, terminal)
         )
         self._process.start()
         for end in ends:
@@ -160,6 +162,7 @@ def _begin(
     environment: dict[str, str],
     ends: list[Connection | None],
     start_new_session: bool,
+    terminal: str | None,
 ) -> None:
     for descriptor, end in enumerate(ends, start=1):
         if end is None:
@@ -170,8 +173,13 @@ def _begin(
     for end in ends:
         if end is not None and not end.closed:
             end.close()
-    if start_new_session:
+    if start_new_session or terminal is not None:
         os.setsid()
+    if terminal is not None:
+        opened = os.open(terminal, os.O_RDWR)  # that of the session, which has none yet
+        for descriptor in range(3):
+            os.dup2(opened, descriptor)
+        _fork_job()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -181,6 +189,18 @@ def _begin(
 
     subprocess.Popen = subprocess_handler.Popen = ForkedModule  # type: ignore[misc]
     _run_as_main(module)
+
+
+def _fork_job() -> None:
+    """Returns in the foreground of the terminal; the process that was here waits, and ends as that one does."""
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpgrp())
+        signal.signal(signal.SIGTTOU, before)
+        return
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
 
 
 def _fork_ranks(ranks: int) -> None:

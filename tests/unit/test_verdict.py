@@ -86,10 +86,16 @@ def test_what_is_known_better_stays(tmp_path: Path, state: str, error: str | Non
 
 
 def test_asked_before_the_ranks_could_listen_is_stopped_but_a_kill_is_a_kill(tmp_path: Path) -> None:
-    for code, state in ((TERM, "stopped"), (KILL, "failed")):
+    for code, asked, state in (
+        (TERM, "SIGTERM", "stopped"),
+        (-signal.SIGINT, "SIGINT", "stopped"),
+        (-signal.SIGHUP, "SIGHUP", "stopped"),
+        (KILL, "SIGTERM", "failed"),
+    ):
         begun(tmp_path)
-        name_the_dead(tmp_path, time.time() - 60, [RankEnd(rank=0, code=code)], "SIGTERM")
-        assert read_json(tmp_path / "run.json")["state"] == state
+        name_the_dead(tmp_path, time.time() - 60, [RankEnd(rank=0, code=code)], asked)
+        record = read_json(tmp_path / "run.json")
+        assert record["state"] == state and (record["error"] == f"stopped by {asked}") == (state == "stopped")
 
 
 def test_an_earlier_attempt_and_no_record_are_let_be(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 from transact.distributed.environment import PARENTS
 from transact.errors import FAILED, leave, leave_after, speaks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
 # A terminal and a launcher that passes it on both deliver one Ctrl-C.
 SAME_KEY_SECONDS = 1.0
@@ -24,7 +26,29 @@ ORPHAN_SECONDS = 120.0  # to save and leave, once nobody is there who would end 
 
 
 def say(message: str) -> None:
-    print(message, file=sys.__stderr__, flush=True)  # the present one may be caught, as that of lm-eval's bars is
+    with suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.__stderr__, flush=True)  # the present one may be caught, as that of lm-eval's bars is
+
+
+def handle_all(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[signal.Signals, Any]:
+    """Take over the signals that ask a job to stop; from the main thread. Returns what handled them before.
+
+    The end of the terminal that nohup has made the process deaf to stays ignored.
+    """
+    heeded = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
+    return {each: signal.signal(each, handler) for each in heeded}
+
+
+def let_terminal_go() -> None:
+    """Once the terminal is closed what is written to it goes nowhere: a write that fails would end the job before it
+    has saved."""
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 class Interruption:
@@ -72,8 +96,7 @@ class Interruption:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda number, frame: None)
+        handle_all(lambda number, frame: None)
         threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
         parents = [int(each) for each in os.environ.get(PARENTS, "").split()]
         if parents:
@@ -98,6 +121,8 @@ class Interruption:
                     self._receive(signal.Signals(number).name, time.monotonic())
 
     def _receive(self, name: str, now: float) -> None:
+        if name == "SIGHUP":
+            let_terminal_go()
         code = 128 + signal.Signals[name].value
         if self.asked_by is None and name in WARNINGS and self._leave_seconds is not None:
             leave_after(self._leave_seconds, code)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from submitit import LocalExecutor
@@ -26,7 +27,7 @@ from transact.config.machines import LaunchConfig
 from transact.config.run import RunConfig
 from transact.distributed.environment import JOB_TOKEN, LAUNCHER, LOOPBACK, PARENTS, forget_launcher, free_port
 from transact.distributed.rendezvous import new_token
-from transact.distributed.signals import SIGNALS
+from transact.distributed.signals import handle_all
 from transact.distributed.slurm import SlurmError
 from transact.errors import FAILED, leave
 from transact.runs.verdict import RankEnd, name_the_dead
@@ -77,9 +78,7 @@ class SlurmTask:
 
 def _listen_as_usual() -> None:
     """submitit makes its tasks deaf to SIGTERM and queues the job again on SIGUSR2, on rank 0 alone."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    handle_all(signal.SIG_DFL)
 
 
 def log_path(folder: Path, job: str, rank: int) -> Path:
@@ -89,8 +88,8 @@ def log_path(folder: Path, job: str, rank: int) -> Path:
 def submit_locally(config: RunConfig, logs: Path) -> Any:
     """Start `launch.processes` processes here. Returns submitit's job.
 
-    They are deaf to Ctrl-C until `work` listens, since submitit's own answer to it is to kill the ranks within a
-    second; where nobody waits for them, also to the end of the terminal.
+    They have a session of their own: what a key of the terminal or its end sends reaches this process alone, which
+    passes it on where it waits for them.
     """
     executor = _Executor(folder=logs)
     executor.update_parameters(
@@ -100,11 +99,11 @@ def submit_locally(config: RunConfig, logs: Path) -> Any:
     )
     task = LocalTask(to_dictionary(config.without_setup()), free_port())
     forget_launcher()
-    with _deaf_to(signal.SIGINT), _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid())}):
+    with _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid())}):
         if config.launch.wait:
             return executor.submit(task)
         del os.environ[LAUNCHER]
-        with _deaf_to(signal.SIGHUP), _silent_children():
+        with _silent_children():
             return executor.submit(task)
 
 
@@ -129,7 +128,7 @@ class _Executor(LocalExecutor):  # type: ignore[misc]
         environment = {f"SUBMITIT_LOCAL_{name}": str(value) for name, value in variables.items()}
         environment |= {"SUBMITIT_STDERR_TO_STDOUT": "1", "SUBMITIT_EXECUTOR": "local"}
         arguments = [sys.executable, "-m", "transact.launch.executors", str(self.folder)]
-        process = subprocess.Popen(arguments, env=os.environ | environment)
+        process = subprocess.Popen(arguments, env=os.environ | environment, start_new_session=True)
         return LocalJob(self.folder, job_id=str(process.pid), process=process, tasks=list(range(count)))
 
 
@@ -140,11 +139,11 @@ class RankController(Controller):  # type: ignore[misc]
         super().__init__(folder)
         self.asked: str | None = None
         self._began = time.time()
+        handle_all(self._pass_on)
 
-    def _forward_signal(self, number: Any, *frame: Any) -> None:
-        if number == signal.SIGTERM and frame:  # from outside
-            self.asked = self.asked or "SIGTERM"
-        super()._forward_signal(number, *frame)
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or signal.Signals(number).name
+        self._forward_signal(signal.Signals(number))
 
     def wait(self, freq: int = 24) -> Any:
         """Returns the exit codes of the ranks, once all have ended; by then run.json names the one that died."""
@@ -179,16 +178,6 @@ def _variables(given: dict[str, str]) -> Iterator[None]:
     finally:
         for name in given:
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _deaf_to(number: signal.Signals) -> Iterator[None]:
-    """Processes that are started inside inherit it."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @contextmanager

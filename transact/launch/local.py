@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from transact.config.run import RunConfig
-from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, SIGNALS, STOPPING
+from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, STOPPING, handle_all, let_terminal_go
 from transact.errors import DONE, FAILED, Stopped, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally
 from transact.launch.following import follow, view_events_for_ranks
@@ -62,8 +62,7 @@ def run_locally(config: RunConfig) -> int:
 class _Requests:
     """Signals to stop: acknowledged here, and passed on to the ranks, which save first; then the job ends by itself.
 
-    By way of the process that controls them, which passes on SIGTERM alone. A second one goes the same way, and the
-    ranks leave at once.
+    By way of the process that controls them. A second one goes the same way, and the ranks leave at once.
     """
 
     def __init__(self, job: Any, view: View) -> None:
@@ -73,7 +72,7 @@ class _Requests:
 
     @contextmanager
     def passed_on(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        before = handle_all(self._pass_on) | {signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend)}
         try:
             yield
         finally:
@@ -81,9 +80,20 @@ class _Requests:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            let_terminal_go()
         self.asked.append(signal.Signals(number).name)  # told by `acknowledge`: the view may be writing just now
         with suppress(ProcessLookupError):
-            os.kill(int(self._job.job_id), signal.SIGTERM)
+            os.kill(int(self._job.job_id), number)
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z: the ranks, which the terminal does not reach, stand still and go on with this process."""
+        with suppress(ProcessLookupError):
+            os.killpg(int(self._job.job_id), signal.SIGSTOP)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)  # goes on behind this line
+            signal.signal(number, self._suspend)
+            os.killpg(int(self._job.job_id), signal.SIGCONT)
 
     def acknowledge(self) -> None:
         if self._told < len(self.asked) and self._told == 0:

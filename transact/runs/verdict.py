@@ -103,7 +103,8 @@ def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | 
         stage = record.get("stage") or "the start"
         killed = [end for end in ends if end.code < 0 and not end.by_us]
         first = next(iter(killed or [end for end in ends if end.code != 0]), None)
-        if asked is not None and record["state"] in LIVE and all(-end.code == signal.SIGTERM for end in killed):
+        ended_by = {-end.code for end in killed}
+        if asked is not None and record["state"] in LIVE and ended_by <= {signal.SIGTERM, signal.Signals[asked]}:
             state, error = "stopped", str(Stopped(asked))
         elif first is None:
             return

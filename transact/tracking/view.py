@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -122,7 +123,7 @@ class Lines(Silent):
         self._print("  ".join([stage, *number, *left]))
 
     def say(self, message: str) -> None:
-        print(printable(f"{self._label}{message}"), file=self._messages, flush=True)
+        self._write(message, self._messages)
 
     def opened(self, status: Status) -> None:
         self._shown_at, self._shown = time.monotonic(), None
@@ -140,7 +141,14 @@ class Lines(Silent):
         self._print(status.line())
 
     def _print(self, line: str) -> None:
-        print(printable(f"{self._label}{line}"), file=self._stream, flush=True)
+        self._write(line, self._stream)
+
+    def _write(self, text: str, stream: TextIO) -> None:
+        try:
+            print(printable(f"{self._label}{text}"), file=stream, flush=True)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal that is closed is no reason to end a run
+                raise
 
 
 def duration(seconds: float) -> str:
