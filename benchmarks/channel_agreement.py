@@ -19,7 +19,7 @@ from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria, Evidence
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.pruning.statistics import ActivationStatistics
-from transact.rounds import pruning_rounds
+from transact.rounds import outline
 from transact.runs.run_folder import RunFolder
 from transact.stages.calibrate import collect
 from transact.stages.job import Job
@@ -46,8 +46,9 @@ def channel_agreement(
         other_sequences=group.world_size,
     )
     texts = random_texts(folder, config, group, vocab_size=geometry.vocab_size)
-    job = Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None))
-    target = pruning_rounds(config, geometry)[0].geometry
+    asked = outline(config, geometry)
+    job = Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None))
+    target = asked.rounds[0].geometry
     expected = group.on_main(lambda: kept_units(plan_of(cpu_statistics(job, texts, model, geometry), target, geometry)))
     agreement = {}
     for dtype in DTYPES:

@@ -43,7 +43,7 @@ from transact.engine.memory import estimate_memory
 from transact.errors import leave
 from transact.geometry import Geometry
 from transact.models.llama import read_geometry
-from transact.rounds import pruning_rounds
+from transact.rounds import Stage, outline
 from transact.runs.metrics import MetricsLog, read_metrics
 from transact.runs.run_folder import RunFolder
 from transact.stages.chain import Prepared, prune
@@ -56,7 +56,7 @@ GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
 COMPARED_LENGTH = 256  # tokens
 # Stages whose memory is estimated, and compared with what they took.
-ESTIMATED = ("round_01/gram", "round_01/recover")
+ESTIMATED = (Stage("gram", 1), Stage("recover", 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,13 +100,13 @@ class MeasuredJob(Job):
 
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
-    def stage(self, name: str, output: Path, work: Callable[[], dict[str, Any] | None], **options: Any) -> Path:
+    def stage(self, stage: Stage, output: Path, work: Callable[[], dict[str, Any] | None], **options: Any) -> Path:
         is_cuda = self.group.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.group.device)
-        Job.stage(self, name, output, work, **options)
+        Job.stage(self, stage, output, work, **options)
         if is_cuda:
-            (self.peak_bytes[name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
+            (self.peak_bytes[stage.name],) = self.group.maxima(torch.cuda.max_memory_allocated(self.group.device))
         return output
 
 
@@ -135,14 +135,14 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
     architecture = ARCHITECTURES[size.model]()
     write_random_model(parent, architecture, group)
     texts = random_texts(folder.path / "tokens", config, group, vocab_size=architecture.vocab_size)
-    rounds = pruning_rounds(config, read_geometry(architecture.to_model_config()))
+    asked = outline(config, read_geometry(architecture.to_model_config()))
     if group.is_main:
         folder.open(group.world_size)
     with Tracker(MetricsLog(folder.path / "metrics.jsonl") if group.is_main else None, None) as tracker:
         view = Lines(config.track.progress_seconds) if group.is_main else Silent()
-        job = MeasuredJob(config=config, group=group, folder=folder, tracker=tracker, view=view)
+        job = MeasuredJob(config=config, group=group, folder=folder, outline=asked, tracker=tracker, view=view)
         record = recognise(job, parent, commit=None, recorded=None)
-        result = prune(job, Prepared(parent=parent, record=record, rounds=rounds, texts=texts))
+        result = prune(job, Prepared(parent=parent, record=record, texts=texts))
     return measured(job, result) if group.is_main else {}
 
 
@@ -153,9 +153,8 @@ def measured(job: MeasuredJob, result: dict[str, Any]) -> dict[str, Any]:
     rate = median(record["perf/tokens_per_s"] for record in records if "perf/tokens_per_s" in record)
     device, ranks, config = environment(job.group)["device"], job.group.world_size, job.config
     estimated = {
-        name: estimate_memory(pruned if kind == "recover" else dense, config, ranks, kind).total()
-        for name in ESTIMATED
-        for kind in [name.rpartition("/")[2]]
+        each.name: estimate_memory(pruned if each.kind == "recover" else dense, config, ranks, each.kind).total()
+        for each in ESTIMATED
     }
     return {
         "parameters": {"dense": dense.parameters(), "pruned": pruned.parameters()},

@@ -48,7 +48,7 @@ def slicing_seconds(refit: str, calibration_sequences: int, settings: Settings) 
     trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
-        cut_round(job, prepared, prepared.rounds, 0, prepared.parent)
+        cut_round(job, prepared, job.outline.rounds, 0, prepared.parent)
         return {stage: job.folder.stages[f"round_01/{stage}"]["seconds"] for stage in STAGES}
 
 

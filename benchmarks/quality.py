@@ -35,6 +35,7 @@ from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
+from transact.rounds import outline
 from transact.runs.run_folder import RunFolder, package_versions
 from transact.stages.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.stages.evaluate import measure
@@ -109,13 +110,14 @@ def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
     folder.path.mkdir(parents=True, exist_ok=True)
     group = group_of_one()
     folder.open(group.world_size)
-    job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None))
+    asked = outline(config, geometry_of(Path(config.model.path or "")))
+    job = Job(config=config, group=group, folder=folder, outline=asked, tracker=Tracker(None, None))
     prepared = prepare(job)
     assert prepared is not None
     path = Path(config.data.token_store).parent / "descriptions.txt"
     second = replace(config.data, evaluation=TextConfig(source="files", files=[str(path)]))
     other = replace(job, config=replace(config, data=second))
-    texts = (prepared.texts, prepare_texts(other, prepared.parent, prepared.rounds))
+    texts = (prepared.texts, prepare_texts(other, prepared.parent))
     return job, prepared, dict(zip(TEXTS, texts, strict=True))
 
 
@@ -132,7 +134,8 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
         config = trial_config(trial, settings, Path(name) / "run")
         job, prepared, texts = opened(config)
         # The single cut of a run of one round; the chain finds it finished.
-        sliced = cut_round(job, prepared, prepared.rounds, 0, prepared.parent)[1] if config.prune.rounds == 1 else None
+        rounds = job.outline.rounds
+        sliced = cut_round(job, prepared, rounds, 0, prepared.parent)[1] if config.prune.rounds == 1 else None
         checkpoint = prune_rounds(job, prepared)[0] if trial.recovered else sliced
         assert checkpoint is not None
         geometry = geometry_of(checkpoint)

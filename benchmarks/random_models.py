@@ -13,7 +13,7 @@ import yaml
 from benchmarks.workload import REPOSITORY
 from transact.config.inputs import ArchitectureConfig
 from transact.distributed.process import ProcessGroup
-from transact.engine.checkpoints import layer_groups, write_checkpoint
+from transact.engine.checkpoints import layer_groups, stored_config, write_checkpoint
 
 INITIAL_DEVIATION = 0.02
 ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale
@@ -66,9 +66,8 @@ def write_random_model(folder: Path, architecture: ArchitectureConfig, group: Pr
         group,
         [maker(names) for names in layer_groups(shapes)],
         every_rank_reads=False,
-        config=settings,
+        config=stored_config(settings, "float32"),
         companions=folder.parent,
-        dtype="float32",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +25,7 @@ from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.errors import leave
 from transact.models.llama import read_geometry
-from transact.rounds import pretraining_round, tokens_per_batch
+from transact.rounds import outline, tokens_per_batch
 from transact.runs.run_folder import RunFolder
 from transact.stages.job import Job
 from transact.tracking.tracker import Tracker
@@ -91,10 +91,11 @@ def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path
 
 def make_contest(config: RunConfig, arguments: argparse.Namespace, group: ProcessGroup, model: Path) -> Contest:
     architecture, folder, recover = ARCHITECTURES[arguments.size](), Path(config.output_dir), config.recover
-    round_ = pretraining_round(config, read_geometry(architecture.to_model_config()))
+    asked = outline(replace(config, mode="pretrain"), read_geometry(architecture.to_model_config()))
+    (round_,) = asked.rounds
     write_random_model(model, architecture, group)
     return Contest(
-        job=Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None)),
+        job=Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None)),
         texts=random_texts(folder, config, group, vocab_size=architecture.vocab_size),
         model=model,
         round=round_,

@@ -13,6 +13,37 @@ if TYPE_CHECKING:
     from transact.pruning.search_space import SearchSpace
 
 
+# Kinds of stages whose output only later stages read; what the others make is what the run is for.
+ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "select", "slice", "recover"}
+
+
+def round_name(number: int) -> str:
+    """Of a round's folder; 0 is the parent's."""
+    return f"round_{number:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the chain.
+
+    Attributes:
+        kind: "calibrate", "export" and so on.
+        round: that it belongs to, 0 for the parent's; None: to the whole run.
+    """
+
+    kind: str
+    round: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As run.json lists it: "round_01/calibrate"."""
+        return self.kind if self.round is None else f"{round_name(self.round)}/{self.kind}"
+
+    @property
+    def is_result(self) -> bool:
+        return self.kind not in ON_THE_WAY
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
     """One turn of the chain: calibrate, select, slice, recover, evaluate."""
@@ -26,7 +57,38 @@ class Round:
 
     @property
     def folder_name(self) -> str:
-        return f"round_{self.number:02d}"
+        return round_name(self.number)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """What a run will do: solved before it starts, and again for the end that a measured split has chosen.
+
+    Attributes:
+        parent: dimensions before the first cut.
+        rounds: in their order.
+        stages: in their order.
+        candidates: dimensions that `prune.split=auto` measures; empty where nothing is to be measured.
+    """
+
+    parent: Geometry
+    rounds: tuple[Round, ...]
+    stages: tuple[Stage, ...]
+    candidates: tuple[Geometry, ...] = ()
+
+    @property
+    def ends(self) -> tuple[Geometry, ...]:
+        """Every set of dimensions that the run may end with."""
+        return self.candidates or (self.rounds[-1].geometry,)
+
+    @property
+    def tokens(self) -> int:
+        """Of recovery, in all rounds."""
+        return sum(each.tokens for each in self.rounds)
+
+    def before(self, number: int) -> Geometry:
+        """Dimensions of the model that a round cuts."""
+        return self.parent if number == 1 else self.rounds[number - 2].geometry
 
 
 def tokens_per_batch(config: RunConfig) -> int:
@@ -72,19 +134,6 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     if limit == 1:
         return found[:1]
     return [found[round(place * (len(found) - 1) / (limit - 1))] for place in range(limit)]
-
-
-def final_geometries(config: RunConfig, parent: Geometry) -> list[Geometry]:
-    """Every set of dimensions that the run may end with.
-
-    Raises:
-        ValueError: the request cannot be met with this parent.
-    """
-    if config.mode == "pretrain":
-        return [parent]
-    if config.prune.split == "auto":
-        return split_candidates(config.prune, parent)
-    return [geometries(config.prune, parent)[0][-1]]
 
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
@@ -143,15 +192,28 @@ def _search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
     return SearchSpace.below(parent, found, cuts_heads=config.method.attention == "heads")
 
 
-def pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> list[Round]:
-    """The rounds of `mode=prune`.
+def outline(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> Outline:
+    """Solve what a run will do.
 
     Args:
+        parent: in `mode=pretrain` the model that is trained.
         final: dimensions after the last round where `prune.split=auto` has found them.
 
     Raises:
         ValueError: the request cannot be met with this parent.
     """
+    if config.mode == "pretrain":
+        return Outline(parent=parent, rounds=(_pretraining_round(config, parent),), stages=_stages(config))
+    is_measured = config.prune.split == "auto"
+    return Outline(
+        parent=parent,
+        rounds=tuple(_pruning_rounds(config, parent, final)),
+        stages=_stages(config),
+        candidates=tuple(split_candidates(config.prune, parent)) if is_measured else (),
+    )
+
+
+def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None) -> list[Round]:
     dimensions, fractions = geometries(config.prune, parent, final)
     tokens = _token_budgets(config.recover, config.prune.rounds, tokens_per_batch(config))
     rates = peak_rates(config, parent, fractions)
@@ -171,7 +233,7 @@ def pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None =
     return rounds
 
 
-def pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
+def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
     """The single round of `mode=pretrain`: recovery from a random start, nothing cut."""
     (tokens,) = _token_budgets(config.recover, 1, tokens_per_batch(config))
     return Round(
@@ -200,33 +262,32 @@ def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[i
     return token_budgets(config.tokens, config.token_shares, rounds, per_batch)
 
 
-def stage_names(config: RunConfig) -> list[str]:
-    """The stages of the run in their order, as run.json names them."""
-    names = _pretraining_stages() if config.mode == "pretrain" else _pruning_stages(config)
-    names.append("export")
+def _stages(config: RunConfig) -> tuple[Stage, ...]:
+    stages = _pretraining_stages() if config.mode == "pretrain" else _pruning_stages(config)
+    stages.append(Stage("export"))
     if config.export.gguf != "none":
-        names.append(f"gguf_{config.export.gguf}")
+        stages.append(Stage(f"gguf_{config.export.gguf}"))
     if config.mode != "pretrain" and config.eval.efficiency.measured:
-        names.append("efficiency")
-    return names
+        stages.append(Stage("efficiency"))
+    return tuple(stages)
 
 
-def _pretraining_stages() -> list[str]:
-    return ["round_00/initialise", "round_01/recover", "round_00/evaluate"]
+def _pretraining_stages() -> list[Stage]:
+    return [Stage("initialise", 0), Stage("recover", 1), Stage("evaluate", 0)]
 
 
-def _pruning_stages(config: RunConfig) -> list[str]:
-    names = ["round_00/evaluate"]
+def _pruning_stages(config: RunConfig) -> list[Stage]:
+    stages = [Stage("evaluate", 0)]
     for number in range(1, config.prune.rounds + 1):
-        parts = ["calibrate", "select", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
+        kinds = ["calibrate", "select", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
         if number == 1 and config.prune.split == "auto":
-            parts.insert(1, "split")
+            kinds.insert(1, "split")
         if config.prune.method.needs_gram():
-            parts.insert(1, "gram")
-        names += [f"round_{number:02d}/{part}" for part in parts]
+            kinds.insert(1, "gram")
+        stages += [Stage(kind, number) for kind in kinds]
     if config.eval.has_more():
-        names.append("tasks")
-    return names
+        stages.append(Stage("tasks"))
+    return stages
 
 
 def reserved_sequences(config: RunConfig) -> int:

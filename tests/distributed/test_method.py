@@ -25,6 +25,8 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
     from benchmarks.workload import run_config
     from transact.config.machines import EngineConfig
     from transact.config.pruning import MethodConfig
+    from transact.models.folder import geometry_of
+    from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.tracking.tracker import Tracker
@@ -44,7 +46,8 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
         type(config.data.train)(source="files", files=[str(text.with_name(name))])
         for name in ("train.txt", "heldout.txt")
     )
-    return Job(config=config, group=group, folder=RunFolder(folder), tracker=Tracker(None, None))
+    asked = outline(config, geometry_of(model))
+    return Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None))
 
 
 def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
@@ -52,9 +55,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     from transact.distributed.process import process_group
     from transact.files import read_json
     from transact.models.tensor_files import CheckpointReader
-    from transact.rounds import pruning_rounds
     from transact.stages.calibrate import calibrate, collect_gram_files
-    from transact.stages.chain import geometry_of
     from transact.stages.select import collect_evidence, decide, greedy_channels
     from transact.stages.slice import cut_checkpoint
     from transact.stages.texts import prepare_texts
@@ -63,9 +64,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     with process_group("cpu", 5) as group:
         for name, method in METHODS.items():
             job = make_job(folder, model, text, group, method)
-            geometry = geometry_of(model)
-            rounds = pruning_rounds(job.config, geometry)
-            texts = prepare_texts(job, model, rounds)
+            texts = prepare_texts(job, model)
             work = folder / f"{name}_{group.world_size}"
             statistics, grams, sliced = work / "statistics.safetensors", work / "gram", work / "sliced"
             group.on_main(lambda work=work: work.mkdir(parents=True))
@@ -74,7 +73,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
                 collect_gram_files(job, texts, model, grams)
             group.barrier()
             evidence = collect_evidence(job, model, statistics)
-            target = rounds[0].geometry
+            geometry, target = job.outline.parent, job.outline.rounds[0].geometry
             channels = greedy_channels(job, model, grams, [target.intermediate_size])
             selection = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
             cut_checkpoint(job, texts, model, selection, sliced, grams)

@@ -35,6 +35,8 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
     """Open the training text once and then after each of `before`, on a real rank. Returns the store's folder, or the
     refusal, and what was said, of each time."""
     from transact.distributed.process import process_group
+    from transact.models.folder import geometry_of
+    from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.stages.texts import open_store
@@ -48,7 +50,8 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
     found: list[tuple[str, list[str]]] = []
     with process_group("cpu", 5) as group:
         folder = RunFolder(Path(config.output_dir))
-        job = Job(config=config, group=group, folder=folder, tracker=Tracker(None, None), view=Heard())
+        asked = outline(config, geometry_of(Path(config.model.path or "")))
+        job = Job(config=config, group=group, folder=folder, outline=asked, tracker=Tracker(None, None), view=Heard())
         for act, path in [(None, None), *before]:
             said: list[str] = []
             if act is not None:

@@ -233,7 +233,9 @@ def judge_on_rank(folders: list[Path], overrides: list[str]) -> list[tuple[str, 
     """What this rank says of each folder before the work, and when it loads it."""
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
+    from transact.models.folder import geometry_of
     from transact.models.identity import UnusableModel
+    from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
     from transact.stages.parent import judge_weights
@@ -241,7 +243,9 @@ def judge_on_rank(folders: list[Path], overrides: list[str]) -> list[tuple[str, 
 
     config, said = compose_config(overrides), []
     with process_group("cpu", 5) as group:
-        job = Job(config=config, group=group, folder=RunFolder(folders[0]), tracker=Tracker(None, None))
+        run = RunFolder(folders[0])
+        asked = outline(config, geometry_of(Path(config.model.path or "")))
+        job = Job(config=config, group=group, folder=run, outline=asked, tracker=Tracker(None, None))
         for folder in folders:
             try:
                 judge_weights(job, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -50,11 +51,13 @@ def test_logs_have_no_escape_codes(chain_commands: Mapping[int, ChainRun]) -> No
 
 def test_the_stages_are_those_that_the_view_announces(chain_commands: Mapping[int, ChainRun]) -> None:
     from transact.config.compose import typed_config
-    from transact.rounds import stage_names
+    from transact.models.folder import geometry_of
+    from transact.rounds import outline
 
     for run in chain_commands.values():
         config = typed_config(_yaml(run))
-        assert list(read_json(run.folder / "run.json")["stages"]) == stage_names(config)
+        asked = outline(config, geometry_of(Path(config.model.path or "")))
+        assert list(read_json(run.folder / "run.json")["stages"]) == [stage.name for stage in asked.stages]
 
 
 def _yaml(run: ChainRun) -> dict[str, object]:

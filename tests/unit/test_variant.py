@@ -15,10 +15,10 @@ from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
-from transact.rounds import stage_names
+from transact.rounds import outline
 from transact.runs.run_record import LAYOUT
 from transact.stages.preflight import check_same_run
-from transact.stages.variant import find_cut, kept_stages
+from transact.stages.variant import Cut, find_cut, kept_stages
 
 PARENT = Geometry(
     hidden_size=192,
@@ -42,6 +42,18 @@ def composed(folder: Path, *settings: str, variant: str | None = None) -> RunCon
     given = [] if variant is None else [f"recover.variant={variant}"]
     config = compose_config(["name=run", "data.sequence_length=256", *given, *settings])
     return replace(config, output_dir=str(place))
+
+
+def stage_names(config: RunConfig) -> list[str]:
+    return [stage.name for stage in outline(config, PARENT).stages]
+
+
+def kept(first: RunConfig, config: RunConfig) -> list[str]:
+    return kept_stages(first, config, outline(config, PARENT))
+
+
+def cut_for(config: RunConfig) -> Cut:
+    return find_cut(config, outline(config, PARENT))
 
 
 def written(folder: Path, *settings: str, finished: int | None = None) -> RunConfig:
@@ -74,20 +86,20 @@ def written(folder: Path, *settings: str, finished: int | None = None) -> RunCon
 )
 def test_what_comes_before_the_first_recovery_is_kept(tmp_path: Path, changed: str) -> None:
     first = composed(tmp_path, *ROUNDS)
-    assert kept_stages(first, composed(tmp_path, *ROUNDS, changed, variant="v"), PARENT) == BEFORE_FIRST
+    assert kept(first, composed(tmp_path, *ROUNDS, changed, variant="v")) == BEFORE_FIRST
 
 
 @pytest.mark.parametrize(("rates", "round_"), [("[1e-3,1e-4,1e-3]", 2), ("[1e-3,1e-3,1e-4]", 3)])
 def test_rounds_before_the_first_that_differs_are_kept_whole(tmp_path: Path, rates: str, round_: int) -> None:
     first = composed(tmp_path, *ROUNDS)
-    kept = kept_stages(first, composed(tmp_path, *ROUNDS, f"recover.learning_rates={rates}", variant="v"), PARENT)
-    assert kept[-1] == f"round_{round_:02d}/slice"
-    assert f"round_{round_ - 1:02d}/recover" in kept and f"round_{round_ - 1:02d}/evaluate" in kept
+    names = kept(first, composed(tmp_path, *ROUNDS, f"recover.learning_rates={rates}", variant="v"))
+    assert names[-1] == f"round_{round_:02d}/slice"
+    assert f"round_{round_ - 1:02d}/recover" in names and f"round_{round_ - 1:02d}/evaluate" in names
 
 
 def test_a_run_without_recovery_has_a_cut_to_recover(tmp_path: Path) -> None:
     written(tmp_path, *ROUNDS, "recover.tokens=0")
-    cut = find_cut(composed(tmp_path, *ROUNDS, variant="v"), PARENT)
+    cut = cut_for(composed(tmp_path, *ROUNDS, variant="v"))
     assert list(cut.stages) == BEFORE_FIRST
     assert cut.run == tmp_path
 
@@ -107,7 +119,7 @@ def test_a_run_without_recovery_has_a_cut_to_recover(tmp_path: Path) -> None:
 def test_another_cut_or_none_at_all_is_refused(tmp_path: Path, changed: list[str], told: str) -> None:
     written(tmp_path, *ROUNDS)
     with pytest.raises(ValueError, match=r"recover\.variant='v'") as refusal:
-        find_cut(composed(tmp_path, *ROUNDS, *changed, variant="v"), PARENT)
+        cut_for(composed(tmp_path, *ROUNDS, *changed, variant="v"))
     assert told in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -115,10 +127,10 @@ def test_another_cut_or_none_at_all_is_refused(tmp_path: Path, changed: list[str
 def test_a_cut_that_is_not_there_yet_is_refused(tmp_path: Path) -> None:
     config = composed(tmp_path, *ROUNDS, "recover.tokens=0", variant="v")
     with pytest.raises(ValueError, match="holds no run whose cut"):
-        find_cut(config, PARENT)
+        cut_for(config)
     written(tmp_path, *ROUNDS, finished=3)
     with pytest.raises(ValueError, match="has not finished round_01/select yet"):
-        find_cut(config, PARENT)
+        cut_for(config)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +164,7 @@ def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("is_begun", [False, True])
-def test_its_plan_counts_what_is_left_to_do(
+def test_its_estimate_counts_what_is_left_to_do(
     tmp_path: Path, setting: str, next_stage: str, most: float, is_begun: bool
 ) -> None:
     model = [f"model.path={DEMO_PARENT}", *ROUNDS, "estimate.accelerator=h100"]
@@ -160,7 +172,7 @@ def test_its_plan_counts_what_is_left_to_do(
     whole = forecast(first)
     config = composed(tmp_path, *model, setting, "mode=estimate", variant="v")
     if is_begun:
-        cut = find_cut(composed(tmp_path, *model, setting, variant="v"), PARENT)
+        cut = cut_for(composed(tmp_path, *model, setting, variant="v"))
         record = {"layout": LAYOUT, "run_id": "beef", "state": "done", "restarts": 0, "stages": {}}
         write_json(tmp_path / "variants/v/run.json", record | {"cut": {"stages": list(cut.stages)}})
         (tmp_path / "config.yaml").unlink()  # its own record says what it took over
@@ -182,12 +194,12 @@ def test_its_plan_counts_what_is_left_to_do(
     assert "taken over from the run whose cut" in text(found) and "taken over" not in text(whole)
 
 
-def test_a_plan_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
+def test_an_estimate_of_a_variant_without_a_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run whose cut"):
         forecast(composed(tmp_path, f"model.path={DEMO_PARENT}", *ROUNDS, "mode=estimate", variant="v"))
 
 
-def test_a_plan_of_a_variant_that_trains_nothing_is_of_its_evaluation(tmp_path: Path) -> None:
+def test_an_estimate_of_a_variant_that_trains_nothing_is_of_its_evaluation(tmp_path: Path) -> None:
     """Neither a calibration nor a recovery is left to do."""
     model = [f"model.path={DEMO_PARENT}", "prune.rounds=1", "prune.split=equal"]
     written(tmp_path, *model)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.configs import compose_config
-from transact.geometry import Geometry
 from transact.models.folder import declared_geometry
-from transact.rounds import pruning_rounds, stage_names
+from transact.rounds import Outline, Stage, outline
 from transact.stages.workload import elimination_share, stage_flops
 
 REQUESTS: list[list[str]] = [
@@ -27,42 +26,42 @@ REQUESTS: list[list[str]] = [
 ]
 
 
-def work_of(*overrides: str) -> tuple[dict[str, float], Any, Geometry]:
+def work_of(*overrides: str) -> tuple[dict[Stage, float], Any, Outline]:
     config = compose_config(["name=run", "data.sequence_length=256", *overrides])
-    parent = declared_geometry(config.model)
-    return stage_flops(config, parent, pruning_rounds(config, parent)), config, parent
+    asked = outline(config, declared_geometry(config.model))
+    return stage_flops(config, asked), config, asked
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=" ".join)
 def test_every_stage_of_every_request_has_its_work(request_: list[str]) -> None:
-    work, config, _ = work_of(*request_)
-    assert list(work) == stage_names(config)
+    work, config, asked = work_of(*request_)
+    assert tuple(work) == asked.stages
     # A selection may have no channels to choose, a cut no refit, and a file for llama.cpp is written, not computed.
     free = ("select", "slice", f"gguf_{config.export.gguf}")
-    assert [name for name, flops in work.items() if flops == 0 and name.rpartition("/")[2] not in free] == []
+    assert [stage for stage, flops in work.items() if flops == 0 and stage.kind not in free] == []
     assert all(flops >= 0 for flops in work.values())
 
 
 def test_a_split_begins_with_the_choice_of_channels() -> None:
-    _, config, parent = work_of("prune.split=auto", "prune.remove_fraction=0.5")
-    assert 0 < elimination_share(config, parent) < 1
-    _, config, parent = work_of("prune.split=auto", "prune.remove_fraction=0.5", "prune/method=norms")
-    assert elimination_share(config, parent) == 0
+    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5")
+    assert 0 < elimination_share(config, asked) < 1
+    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5", "prune/method=norms")
+    assert elimination_share(config, asked) == 0
 
 
 def test_a_recovery_of_zero_tokens_is_no_work() -> None:
     work, _, _ = work_of("recover.tokens=0")
-    assert not [name for name, flops in work.items() if name.endswith("/recover") and flops]
+    assert not [stage for stage, flops in work.items() if stage.kind == "recover" and flops]
 
 
 def test_forwards_are_counted_exactly() -> None:
     """By hand, from FLOPs of a token."""
-    work, config, parent = work_of("prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536")
+    work, config, asked = work_of("prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536")
     context = config.data.sequence_length
-    cut = pruning_rounds(config, parent)[0].geometry
+    parent, cut = asked.parent, asked.rounds[0].geometry
     forward, tokens = cut.flops_per_token(context), 65536
     validated = 5 * config.recover.validation_sequences * context
-    assert work["round_00/evaluate"] == config.data.evaluation_sequences * context * parent.flops_per_token(context)
-    assert work["round_01/evaluate"] == 2 * config.data.evaluation_sequences * context * forward
-    assert work["round_01/calibrate"] == config.prune.calibration_sequences * context * parent.flops_per_token(context)
-    assert work["round_01/recover"] == pytest.approx(3 * tokens * forward + validated * forward)
+    assert work[Stage("evaluate", 0)] == config.data.evaluation_sequences * context * parent.flops_per_token(context)
+    assert work[Stage("evaluate", 1)] == 2 * config.data.evaluation_sequences * context * forward
+    assert work[Stage("calibrate", 1)] == config.prune.calibration_sequences * context * parent.flops_per_token(context)
+    assert work[Stage("recover", 1)] == pytest.approx(3 * tokens * forward + validated * forward)

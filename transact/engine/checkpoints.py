@@ -63,13 +63,13 @@ def write_checkpoint(
     every_rank_reads: bool,
     config: dict[str, Any],
     companions: Path,
-    dtype: str,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write a checkpoint folder, one shard at a time, the shards dealt out to the ranks.
 
     Args:
         shards: A function per shard that returns its tensors.
+        config: config.json, as `stored_config` makes it; it says the dtype.
         every_rank_reads: Whether reading a shard is collective (its owner alone writes it).
         companions: The folder to take tokenizer files from.
         done: Called for each shard, on every rank equally often.
@@ -87,7 +87,7 @@ def write_checkpoint(
         tensors = read() if mine or every_rank_reads else {}
         if mine:
             name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-            written[name] = write_shard(temporary / name, tensors, getattr(torch, dtype))
+            written[name] = write_shard(temporary / name, tensors, getattr(torch, config["dtype"]))
             files.update(dict.fromkeys(tensors, name))
         del tensors
         group.turn()
@@ -99,7 +99,7 @@ def write_checkpoint(
         all_files |= their_files
     if group.is_main:
         write_index(temporary, all_files, sum(entry["size"] for entry in digests.values()))
-        write_json(temporary / "config.json", stored_config(config, dtype))
+        write_json(temporary / "config.json", config)
         copy_companions(companions, temporary)
         publish(temporary, output)
     group.barrier()
@@ -118,7 +118,6 @@ def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Pa
         group,
         [reader(names) for names in layer_groups(parameters)],
         every_rank_reads=True,
-        config=read_json(source / "config.json"),
+        config=stored_config(read_json(source / "config.json"), dtype),
         companions=source,
-        dtype=dtype,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, memory_limit_gib, num_ranks, work
 from transact.estimate.memory import (
     Moments,
-    calibrated,
     host_bytes,
     memory_moments,
     moments,
@@ -35,19 +34,9 @@ from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, dtype_of, is_at_hand
-from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.targets import float16_rows, shape_warnings
-from transact.rounds import (
-    Round,
-    calibration_warning,
-    final_geometries,
-    pruning_rounds,
-    split_candidates,
-    stage_names,
-    text_sequences,
-    tokens_per_batch,
-)
+from transact.rounds import Outline, Round, Stage, calibration_warning, text_sequences, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_sequence_length
 from transact.stages.variant import find_cut
@@ -58,19 +47,20 @@ BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
 
 
-def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> dict[str, int]:
+def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     """By what it is; "end": all that stays; "peak": with what is there for a while. Text is counted once, the parent's
-    own folder is not, nor are the files of stages that are taken over, which are links to those of another run."""
-    stored = BYTES_BY_DTYPE[config.model.dtype]
-    before = [geometry for _, geometry in calibrated(parent, rounds, taken)]
-    trained = [each.geometry for each in rounds if each.tokens and f"{each.folder_name}/recover" not in taken]
-    sliced = [each.geometry for each in rounds if f"{each.folder_name}/slice" not in taken]
+    own folder is not, nor is what no stage of the outline makes: files of stages that are taken over are links to those
+    of another run."""
+    stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
+    before = _calibrated(outline)
+    trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
+    sliced = [each.geometry for each in rounds if Stage("slice", each.number) in outline.stages]
     parts = {
         "sliced_and_recovered": sum(each.parameters() * stored for each in [*sliced, *trained]),
         "statistics": sum(_statistics_bytes(config, each) for each in before),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
-        "token_store": _token_bytes(config, parent, rounds),
+        "token_store": _token_bytes(config, outline),
     }
     if config.export.gguf != "none":
         parts["gguf"] = gguf_bytes(rounds[-1].geometry, config.export.gguf)
@@ -88,6 +78,11 @@ def disk_bytes(config: RunConfig, parent: Geometry, rounds: list[Round], taken: 
     }
 
 
+def _calibrated(outline: Outline) -> list[Geometry]:
+    """The models that are calibrated."""
+    return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
+
+
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
     """The tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
@@ -103,12 +98,11 @@ def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
     return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
 
 
-def _token_bytes(config: RunConfig, parent: Geometry, rounds: list[Round]) -> int:
+def _token_bytes(config: RunConfig, outline: Outline) -> int:
     """Training text once over, with what is reserved, and the held-out text; 2 bytes a token, 4 above 65,536 words."""
-    width = 2 if parent.vocab_size <= 1 << 16 else 4
+    width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
     length = config.data.sequence_length
-    trained = sum(each.tokens for each in rounds) // length
-    sequences = text_sequences(config, trained) + config.data.evaluation_sequences
+    sequences = text_sequences(config, outline.tokens // length) + config.data.evaluation_sequences
     return sequences * length * width
 
 
@@ -132,40 +126,38 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     """
     described, ranks = declared_config(config.model), num_ranks(config)
     config = with_sequence_length(config, described)
-    check_settings(config, described, ranks)
-    parent = read_geometry(described)
-    rounds = pruning_rounds(config, parent)
-    ends = final_geometries(config, parent)
-    known = accelerator(config)
-    taken = _taken_over(config, parent)
+    whole = check_settings(config, described, ranks)
+    taken = _taken_over(config, whole)
+    to_do = replace(whole, stages=tuple(stage for stage in whole.stages if stage not in taken))
+    parent, rounds, known = whole.parent, whole.rounds, accelerator(config)
     return {
         "name": config.name,
         "model": config.model.path,
         "is_model_at_hand": is_at_hand(config.model),
         "ranks": ranks,
         "accelerator": None if known is None else known.name,
-        "stages": [each for each in stage_names(config) if each not in taken],
-        "taken_over": taken,
+        "stages": [stage.name for stage in to_do.stages],
+        "taken_over": [stage.name for stage in taken],
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
-        "split_candidates": _candidates(config, parent),
+        "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
             *filter(None, [calibration_warning(config, parent)]),
             *_step_warnings(rounds, tokens_per_batch(config)),
-            *_shape_warnings(parent, ends),
+            *_shape_warnings(whole),
         ],
-        "text": _text(config, described, rounds),
-        "tokens": sum(each.tokens for each in rounds),
+        "text": _text(config, described, whole.tokens),
+        "tokens": whole.tokens,
         "tokens_per_batch": tokens_per_batch(config),
-        "calibration": _calibration(config, calibrated(parent, rounds, taken), ranks),
-        "memory": _memory(config, parent, moments(config, parent, rounds, taken), ranks),
-        "disk_bytes": disk_bytes(config, parent, rounds, taken),
-        "flops": work(config, parent, rounds, taken),
-        "duration": duration(config, parent, rounds, taken),
+        "calibration": _calibration(config, _calibrated(to_do), ranks),
+        "memory": _memory(config, parent, moments(to_do), ranks),
+        "disk_bytes": disk_bytes(config, to_do),
+        "flops": work(config, to_do),
+        "duration": duration(config, to_do),
     }
 
 
-def _taken_over(config: RunConfig, parent: Geometry) -> list[str]:
+def _taken_over(config: RunConfig, whole: Outline) -> list[Stage]:
     """Stages of a variant that are there already, and the passes over Gram matrices before the cut.
 
     Raises:
@@ -175,9 +167,9 @@ def _taken_over(config: RunConfig, parent: Geometry) -> list[str]:
         return []
     asked = replace(config, mode="prune")
     record = read_record(Path(config.output_dir)) or {}
-    stages = record["cut"]["stages"] if "cut" in record else list(find_cut(asked, parent).stages)
-    cut = [each.rpartition("/")[0] for each in stages if each.endswith("/slice")]
-    return [each for each in stage_names(asked) if each in stages or each in {f"{name}/gram" for name in cut}]
+    names = record["cut"]["stages"] if "cut" in record else list(find_cut(asked, whole).stages)
+    cut = {stage.round for stage in whole.stages if stage.kind == "slice" and stage.name in names}
+    return [stage for stage in whole.stages if stage.name in names or (stage.kind == "gram" and stage.round in cut)]
 
 
 def _model(config: RunConfig, geometry: Geometry, parent: Geometry) -> dict[str, Any]:
@@ -197,21 +189,14 @@ def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
     return {"round": each.number, **_model(config, each.geometry, parent), **trained}
 
 
-def _candidates(config: RunConfig, parent: Geometry) -> list[dict[str, int]]:
-    if config.prune.split != "auto":
-        return []
-    found = split_candidates(config.prune, parent)
-    return [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in found]
-
-
-def _shape_warnings(parent: Geometry, ends: list[Geometry]) -> list[str]:
+def _shape_warnings(whole: Outline) -> list[str]:
     """About the dimensions that the run may end with; what the parent has already is nobody's choice here."""
-    kept = tuple(f"{name} {getattr(parent, name)}:" for name in CUT_DIMENSIONS)
-    found = dict.fromkeys(line for end in ends for line in shape_warnings(end))
+    kept = tuple(f"{name} {getattr(whole.parent, name)}:" for name in CUT_DIMENSIONS)
+    found = dict.fromkeys(line for end in whole.ends for line in shape_warnings(end))
     return [line for line in found if not line.startswith(kept)]
 
 
-def _step_warnings(rounds: list[Round], per_batch: int) -> list[str]:
+def _step_warnings(rounds: Sequence[Round], per_batch: int) -> list[str]:
     fewest = min((each.tokens // per_batch for each in rounds if each.tokens), default=FEW_STEPS)
     if fewest >= FEW_STEPS:
         return []
@@ -222,14 +207,14 @@ def _step_warnings(rounds: list[Round], per_batch: int) -> list[str]:
     ]
 
 
-def _text(config: RunConfig, described: dict[str, Any], rounds: list[Round]) -> dict[str, Any]:
+def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[str, Any]:
     """Tokens that are taken from the text, by what for, as far as it has them."""
     length = config.data.sequence_length
     return {
         "sequence_length": length,
         "longest_sequence": described.get("max_position_embeddings"),
         "tokens": {
-            "recovery": sum(each.tokens for each in rounds),
+            "recovery": trained,
             "validation": config.recover.validation_sequences * length,
             "calibration": config.prune.calibration_sequences * length,
             "held out": config.data.evaluation_sequences * length,
@@ -237,11 +222,11 @@ def _text(config: RunConfig, described: dict[str, Any], rounds: list[Round]) -> 
     }
 
 
-def _calibration(config: RunConfig, rounds: list[tuple[str, Geometry]], ranks: int) -> dict[str, Any]:
-    """Of the first round that is calibrated, the largest. rounds: as from `calibrated`."""
-    if not rounds:
+def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> dict[str, Any]:
+    """Of the first model that is calibrated, the largest."""
+    if not calibrated:
         return {"sequences": 0, "gram_passes": []}
-    method, geometry = config.prune.method, rounds[0][1]
+    method, geometry = config.prune.method, calibrated[0]
     found: dict[str, Any] = {"sequences": config.prune.calibration_sequences, "gram_passes": []}
     if method.needs_gram():
         found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, method.gram_gib)]

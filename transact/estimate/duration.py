@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transact.distributed.environment import environment_world_size
 from transact.errors import one_line
 from transact.files import read_json
 from transact.geometry import Geometry
-from transact.rounds import Round
+from transact.rounds import Outline
 from transact.stages.workload import stage_flops
 
 
@@ -43,30 +42,24 @@ KINDS = {
 }  # what is told apart -> the stages that it is made of
 
 
-def work(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> dict[str, float]:
-    """FLOPs by kind of stage. What is read and written is not counted, nor are tasks and the efficiency's measuring.
-
-    taken: stages that another run has done.
-    """
-    stages = {name: each for name, each in stage_flops(config, parent, rounds).items() if name not in taken}
+def work(config: RunConfig, outline: Outline) -> dict[str, float]:
+    """FLOPs by kind of stage. What is read and written is not counted, nor are tasks and the efficiency's measuring."""
+    stages = stage_flops(config, outline)
     found = {
-        kind: sum(flops for name, flops in stages.items() if name.rpartition("/")[2] in members)
-        for kind, members in KINDS.items()
+        kind: sum(flops for stage, flops in stages.items() if stage.kind in members) for kind, members in KINDS.items()
     }
     return {kind: flops for kind, flops in found.items() if flops}
 
 
-def duration(
-    config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()
-) -> dict[str, Any] | None:
+def duration(config: RunConfig, outline: Outline) -> dict[str, Any] | None:
     """ "hours" by kind of stage and in all, "not_counted", "cost", and "basis", which says what they rest on; None
-    without one. taken: as in `work`."""
-    rate = flops_per_second(config, parent)
+    without one."""
+    rate = flops_per_second(config, outline.parent)
     if rate is None:
         return None
     speed, basis = rate
     ranks = num_ranks(config)
-    hours = {kind: flops / speed / SECONDS_PER_HOUR for kind, flops in work(config, parent, rounds, taken).items()}
+    hours = {kind: flops / speed / SECONDS_PER_HOUR for kind, flops in work(config, outline).items()}
     hours["all"] = sum(hours.values())
     price = config.estimate.price_per_gpu_hour
     return {

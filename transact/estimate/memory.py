@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,35 +11,29 @@ from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
 from transact.engine.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
 from transact.geometry import Geometry
-from transact.rounds import Round
+from transact.rounds import Outline, Stage
 from transact.stages.preflight import check_ranks
 
 MOST_RANKS = 1024
+WORST = ("calibrate", "gram", "recover")
 
 
-Moments = list[tuple[str, Geometry]]  # stages that may be the worst, and the model that each has at work
+Moments = list[tuple[Stage, Geometry]]  # stages that may be the worst, and the model that each has at work
 
 
-def moments(config: RunConfig, parent: Geometry, rounds: list[Round], taken: Collection[str] = ()) -> Moments:
-    """The first calibration, the largest, and every recovery; an evaluation where neither is left to do. A round
-    without tokens trains nothing.
-
-    taken: stages that another run has done.
-    """
-    trained = [(f"{each.folder_name}/recover", each.geometry) for each in rounds if each.tokens]
-    found = [(stage, geometry) for stage, geometry in trained if stage not in taken]
-    for name, geometry in calibrated(parent, rounds, taken)[:1]:
-        kinds = ["calibrate", "gram"] if config.prune.method.needs_gram() else ["calibrate"]
-        found = [*((f"{name}/{kind}", geometry) for kind in kinds), *found]
-    in_order = sorted(found, key=lambda each: each[0].partition("/")[0])
-    return in_order or [(f"{rounds[-1].folder_name}/evaluate", rounds[-1].geometry)]
+def moments(outline: Outline) -> Moments:
+    """The first calibration, the largest, and every recovery; an evaluation where neither is left to do."""
+    found = [(stage, _model_of(outline, stage)) for stage in outline.stages if stage.kind in WORST]
+    first = min((stage.round or 0 for stage, _ in found if stage.kind == "calibrate"), default=None)
+    found = [(stage, geometry) for stage, geometry in found if stage.kind == "recover" or stage.round == first]
+    last = outline.rounds[-1]
+    return found or [(Stage("evaluate", last.number), last.geometry)]
 
 
-def calibrated(parent: Geometry, rounds: list[Round], taken: Collection[str]) -> list[tuple[str, Geometry]]:
-    """Names of the rounds that are calibrated, and the model before each."""
-    before = [parent, *(each.geometry for each in rounds[:-1])]
-    pairs = [(each.folder_name, geometry) for each, geometry in zip(rounds, before, strict=True)]
-    return [(name, geometry) for name, geometry in pairs if f"{name}/calibrate" not in taken]
+def _model_of(outline: Outline, stage: Stage) -> Geometry:
+    """That a stage of a round has at work."""
+    assert stage.round is not None
+    return outline.rounds[stage.round - 1].geometry if stage.kind == "recover" else outline.before(stage.round)
 
 
 def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> list[dict[str, Any]]:
@@ -57,19 +51,14 @@ def other_checkpointing(config: RunConfig, parent: Geometry, stages: Moments, ra
 
 
 def _trained(stages: Moments) -> Moments:
-    return [(stage, geometry) for stage, geometry in stages if _kind(stage) == "recover"]
+    return [(stage, geometry) for stage, geometry in stages if stage.kind == "recover"]
 
 
-def _kind(stage: str) -> str:
-    return stage.rpartition("/")[2]
-
-
-def _row(stage: str, config: RunConfig, geometry: Geometry, ranks: int, parent: Geometry) -> dict[str, Any]:
-    kind = _kind(stage)
-    estimate = estimate_memory(geometry, config, ranks, kind, parent=parent)
+def _row(stage: Stage, config: RunConfig, geometry: Geometry, ranks: int, parent: Geometry) -> dict[str, Any]:
+    estimate = estimate_memory(geometry, config, ranks, stage.kind, parent=parent)
     return {
-        "stage": stage,
-        "activation_checkpointing": config.engine.activation_checkpointing if kind == "recover" else None,
+        "stage": stage.name,
+        "activation_checkpointing": config.engine.activation_checkpointing if stage.kind == "recover" else None,
         "bytes": {name: round(size) for name, size in estimate.parts().items() if size},
         "total_bytes": round(estimate.total()),
     }
@@ -81,14 +70,14 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
     found = {}
     for _, geometry in _trained(stages)[:1]:
         found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
-    if config.prune.method.refit == "sequential" and any(_kind(stage) == "calibrate" for stage, _ in stages):
+    if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found
 
 
 def peak_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> float:
     """The worst moment of the job as it is configured."""
-    return max(estimate_memory(each, config, ranks, _kind(stage), parent=parent).total() for stage, each in stages)
+    return max(estimate_memory(each, config, ranks, stage.kind, parent=parent).total() for stage, each in stages)
 
 
 def remedies(

@@ -16,7 +16,7 @@ from transact.models.llama import read_geometry
 from transact.models.rotary import OWN_FREQUENCIES, context_limit, frequency_factors, rope_settings
 from transact.models.tensor_files import CheckpointReader
 from transact.pruning.targets import Q4_BLOCK
-from transact.rounds import final_geometries
+from transact.rounds import Outline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +136,7 @@ def _adds_first_token(folder: Path, first: int | None) -> bool:
     return first is not None and bool(encoded) and encoded[0] == first
 
 
-def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+def check_gguf(config: RunConfig, model_config: Mapping[str, Any], outline: Outline) -> None:
     """Package, family and dimensions allow the file.
 
     Raises:
@@ -147,7 +147,7 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
         return
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"export.gguf={kind!r} needs the package gguf: pip install 'transact[gguf]'")
-    parent = read_geometry(model_config)
+    parent = outline.parent
     if kind != "f16" and parent.hidden_size % Q4_BLOCK:
         raise ValueError(
             f"export.gguf={kind!r} is not allowed: hidden_size is {parent.hidden_size}, and {kind} takes multiples of "
@@ -157,7 +157,7 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any]) -> None:
     if result.is_file():  # the run is finished: what it ended with counts, not what it might have
         check_gguf_result(kind, read_json(result))
     else:
-        cuts_pairs = any(end.head_dim < parent.head_dim for end in final_geometries(config, parent))
+        cuts_pairs = any(end.head_dim < parent.head_dim for end in outline.ends)
         check_gguf_rotation(config, model_config, cuts_pairs=cuts_pairs)
 
 

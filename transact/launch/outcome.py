@@ -29,10 +29,9 @@ from transact.errors import (
     remedy,
     say_error,
 )
-from transact.geometry import Geometry
 from transact.models.folder import declared_geometry
 from transact.models.identity import UnusableModel
-from transact.rounds import pruning_rounds
+from transact.rounds import Stage, outline
 from transact.stages.recover.health import Diverged
 
 if TYPE_CHECKING:
@@ -141,27 +140,23 @@ def _is_no_memory(error: BaseException) -> bool:
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
-    name, _, kind = stage.partition("/")
-    if kind not in STAGE_KINDS:
-        helps = remedy(f"memory/{kind or name}")
-        return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
-    geometry = _geometry_in(name, kind, config, parent)
+    found = outline(config, parent)
+    at_work = next((each for each in found.stages if each.name == stage), Stage(stage))
+    kind, number = at_work.kind, at_work.round
+    if kind not in STAGE_KINDS or number is None:
+        helps = remedy(f"memory/{kind}")
+        return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
+    # Of a measured split that of equal shares, which is as large.
+    is_whole = number == 0 or config.mode == "pretrain"
+    cut = found.rounds[max(0, number - 1)].geometry
+    geometry = parent if is_whole else found.before(number) if kind in ("calibrate", "gram") else cut
     parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
         f"out of memory. The largest consumer is {largest} (about {parts[largest] / GIB:.2f} GiB a rank); what helps: "
         f"{remedy(f'memory/{largest}/{kind}')}. mode=estimate shows all of them"
     )
-
-
-def _geometry_in(name: str, kind: str, config: RunConfig, parent: Geometry) -> Geometry:
-    """Of the model that a stage works on; of a measured split that of equal shares, which is as large."""
-    number = int(name.removeprefix("round_"))
-    before = number - 1 if kind in ("calibrate", "gram") else number
-    if before == 0 or config.mode == "pretrain":
-        return parent
-    return pruning_rounds(config, parent)[before - 1].geometry
 
 
 # For the tracker, once the work has stopped or failed: W&B without a network is not worth holding the machines for.

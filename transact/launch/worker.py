@@ -22,8 +22,10 @@ from transact.launch.outcome import JobFailed, how_to_go_on, outcome_recorded, s
 from transact.stages.preflight import check, make_folder
 
 if TYPE_CHECKING:
+    from transact.rounds import Outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.chain import Prepared
+    from transact.stages.job import Job
     from transact.stages.variant import Cut
     from transact.tracking.tracker import Tracker
     from transact.tracking.view import View
@@ -46,14 +48,14 @@ def work(config: RunConfig) -> int:
 
     is_main = environment_rank() == 0
     _set_up_logging(is_main)
-    refusal = None
+    refusal, found = None, None
     try:
-        config = check(config, environment_world_size())
+        config, found = check(config, environment_world_size())
         check_device(config.engine.device)
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
         refusal = str(error)
     try:
-        return _run(config, interruption, refusal)
+        return _run(config, found, interruption, refusal)
     except Exception as error:  # noqa: BLE001 - whatever ends the rank is told here
         _tell(error, config, is_main=is_main)
         return exit_code(error)
@@ -77,7 +79,7 @@ def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
         say_error(f"rank {environment_rank()}: {one_line(error)}")
 
 
-def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> int:
+def _run(config: RunConfig, found: Outline | None, interruption: Interruption, refusal: str | None) -> int:
     from transact.distributed.file_lock import run_lock
     from transact.distributed.process import process_group
     from transact.runs.run_folder import RunFolder
@@ -105,17 +107,19 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     ):
         if group.is_main:
             interruption.say = view.say
+        assert found is not None  # what one rank refuses none begins
         job = Job(
             config=config,
             group=group,
             folder=folder,
+            outline=found,
             tracker=Tracker(None, None),
             view=view,
             pages=pages if group.is_main else None,
         )
         try:
             prepared = prepare(job)
-            cut = group.on_main(lambda: _cut(config, prepared), may_be_left=True)
+            cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
             group.on_main(lambda: make_folder("output_dir", config.output_dir))
             group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
             job.check_seen("output_dir", folder.path)
@@ -146,14 +150,13 @@ def _run(config: RunConfig, interruption: Interruption, refusal: str | None) -> 
     return DONE
 
 
-def _cut(config: RunConfig, prepared: Prepared | None) -> Cut | None:
+def _cut(job: Job, prepared: Prepared | None) -> Cut | None:
     """What a variant takes over before its first stage, read and found whole."""
-    from transact.models.folder import geometry_of
     from transact.stages.variant import check_cut, find_cut, has_cut
 
-    if config.recover.variant is None or prepared is None or has_cut(config):
+    if job.config.recover.variant is None or prepared is None or has_cut(job.config):
         return None
-    cut = find_cut(config, geometry_of(prepared.parent))
+    cut = find_cut(job.config, job.outline)
     check_cut(cut)
     return cut
 

@@ -99,6 +99,22 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
+class RoundFolder:
+    """The files and folders of one round by name; round 0 is the parent's."""
+
+    def __init__(self, path: Path) -> None:
+        self.initial = path / "initial"  # of mode=pretrain
+        self.statistics = path / "statistics.safetensors"
+        self.grams = path / "gram"
+        self.split = path / "split.json"
+        self.trial = temporary_name(path / "split_candidate")  # each candidate in turn, to be measured
+        self.selection = path / "selection.json"
+        self.maps = path / "activation_maps.safetensors"
+        self.sliced = path / "sliced"
+        self.recovered = path / "recovered"
+        self.evaluation = path / "evaluation.json"
+
+
 class RunFolder:
     """`run.json` and the stages it lists. Rank 0 changes it; another one writes the end when rank 0 is gone."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
 from transact.pruning.selection import Selection
-from transact.rounds import Round, calibration_warning, pretraining_round, pruning_rounds
+from transact.rounds import Round, Stage, calibration_warning, outline
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency
@@ -21,11 +22,10 @@ from transact.stages.job import Job, StageUndone
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
-from transact.stages.select import FILE_NAME as MAPS
-from transact.stages.select import read_selection, select
+from transact.stages.select import select
 from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
 from transact.stages.slice import slice_stage
-from transact.stages.split import choose_split, read_split, trial_folder
+from transact.stages.split import choose_split, read_split
 from transact.stages.summary import gguf_path, summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
@@ -39,12 +39,11 @@ class Prepared:
 
     parent: Path
     record: Record  # of the parent, for run.json
-    rounds: list[Round]
     texts: Texts
 
 
 def prepare(job: Job) -> Prepared | None:
-    """Download, solve and tokenise, before anything is written to the run folder.
+    """Download and tokenise, before anything is written to the run folder.
 
     Raises:
         ValueError: the request cannot be met.
@@ -53,10 +52,11 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     prepare_tasks(job)  # small beside the parent, and a name that is wrong is known before that is fetched and read
     parent, record = fetch(job)
-    rounds = pruning_rounds(job.config, geometry_of(parent))
-    texts = prepare_texts(job, parent, rounds)
+    if geometry_of(parent) != job.outline.parent:
+        raise ValueError(f"model.path={job.config.model.path!r} was changed while it was read: start the run again")
+    texts = prepare_texts(job, parent)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
-    return Prepared(parent=parent, record=record, rounds=rounds, texts=texts)
+    return Prepared(parent=parent, record=record, texts=texts)
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
@@ -81,19 +81,19 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
     record_texts(job, texts)
-    job.announce(prepared.rounds, geometry_of(parent))
-    warning = calibration_warning(job.config, geometry_of(parent))
+    job.announce(job.outline)
+    warning = calibration_warning(job.config, job.outline.parent)
     if warning is not None:
         job.say(f"warning: {warning}")
-    dense = job.path("round_00", "evaluation.json")
-    job.stage("round_00/evaluate", dense, lambda: evaluate_dense(job, prepared, dense), is_result=True)
+    dense = job.round(0).evaluation
+    job.stage(Stage("evaluate", 0), dense, lambda: evaluate_dense(job, prepared, dense))
     checkpoint, rounds = prune_rounds(job, prepared)
     return finish(job, texts, checkpoint, parent, rounds)
 
 
-def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, list[Round]]:
+def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, Sequence[Round]]:
     """All turns of the chain. Returns the last checkpoint's folder, and the rounds as they were done."""
-    rounds, checkpoint = prepared.rounds, prepared.parent
+    rounds, checkpoint = job.outline.rounds, prepared.parent
     for index in range(len(rounds)):
         rounds, sliced = cut_round(job, prepared, rounds, index, checkpoint)
         checkpoint = recover_round(job, prepared, rounds[index], sliced)
@@ -101,16 +101,17 @@ def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, list[Round]]:
 
 
 def cut_round(
-    job: Job, prepared: Prepared, rounds: list[Round], index: int, checkpoint: Path
-) -> tuple[list[Round], Path]:
+    job: Job, prepared: Prepared, rounds: tuple[Round, ...], index: int, checkpoint: Path
+) -> tuple[tuple[Round, ...], Path]:
     """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
     and the sliced checkpoint's folder."""
-    calibrate_round(job, prepared, rounds[index].folder_name, checkpoint)
+    calibrate_round(job, prepared, rounds[index].number, checkpoint)
     measured = None
-    if index == 0 and job.config.prune.split == "auto":
+    if index == 0 and job.outline.candidates:
         measured = measure_split(job, prepared.texts, prepared.parent)
-        rounds = pruning_rounds(job.config, measured.source, measured.target)
-        job.announce(rounds, measured.source)
+        to_its_end = outline(job.config, measured.source, measured.target)
+        job.announce(to_its_end)
+        rounds = to_its_end.rounds
     return rounds, slice_round(job, prepared, rounds[index], checkpoint, measured)
 
 
@@ -122,51 +123,47 @@ def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
     report(job, output, round_number=0, tokens=0)
 
 
-def calibrate_round(job: Job, prepared: Prepared, name: str, checkpoint: Path) -> None:
+def calibrate_round(job: Job, prepared: Prepared, number: int, checkpoint: Path) -> None:
     """The statistics of a round, and the Gram matrices if the method looks at them.
 
     Those of the parent are the same in all points of a sweep.
     """
-    texts = prepared.texts
+    texts, files = prepared.texts, job.round(number)
 
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
         if checkpoint != prepared.parent:
             return work()
-        files, geometry = prepared.record["files"], geometry_of(checkpoint)
-        return shared(job, kind, calibration_identity(job.config, texts, files, geometry), output, work)
+        identity = calibration_identity(job.config, texts, prepared.record["files"], geometry_of(checkpoint))
+        return shared(job, kind, identity, output, work)
 
-    statistics = job.path(name, "statistics.safetensors")
     job.stage(
-        f"{name}/calibrate",
-        statistics,
-        lambda: make("statistics", statistics, lambda: calibrate(job, texts, checkpoint, statistics)),
+        Stage("calibrate", number),
+        files.statistics,
+        lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, checkpoint, files.statistics)),
         reads=[checkpoint],
     )
     # They are gone once the checkpoint is sliced, and nobody needs them then.
-    if job.config.prune.method.needs_gram() and not job.is_finished(f"{name}/slice"):
-        grams = job.path(name, "gram")
+    if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", number)):
         job.stage(
-            f"{name}/gram",
-            grams,
-            lambda: make("gram", grams, lambda: collect_gram_files(job, texts, checkpoint, grams)),
+            Stage("gram", number),
+            files.grams,
+            lambda: make("gram", files.grams, lambda: collect_gram_files(job, texts, checkpoint, files.grams)),
             reads=[checkpoint],
         )
 
 
 def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
     """The selection that cuts the parent in one go to the split between attention and MLP that measured best."""
-    name = "round_01"
-    statistics, grams, output = (job.path(name, each) for each in ("statistics.safetensors", "gram", "split.json"))
-    trial = trial_folder(output)
+    files = job.round(1)
     job.stage(
-        f"{name}/split",
-        output,
-        lambda: choose_split(job, texts, parent, statistics, grams, output),
-        reads=[statistics, grams],
-        scratch=[trial, temporary_name(trial)],
+        Stage("split", 1),
+        files.split,
+        lambda: choose_split(job, texts, parent, files),
+        reads=[files.statistics, files.grams],
+        scratch=[files.trial, temporary_name(files.trial)],
     )
-    job.verify(output)
-    return read_split(output)
+    job.verify(files.split)
+    return read_split(files.split)
 
 
 def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: Selection | None = None) -> Path:
@@ -174,138 +171,118 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
 
     measured: the selection of `measure_split`.
     """
-    name = each.folder_name
-    statistics, grams = job.path(name, "statistics.safetensors"), job.path(name, "gram")
-
-    selected, whole = job.path(name, "selection.json"), geometry_of(prepared.parent)
+    files = job.round(each.number)
     job.stage(
-        f"{name}/select",
-        selected,
-        lambda: select(job, each, whole, checkpoint, statistics, grams, selected, measured=measured),
-        reads=[checkpoint, statistics, grams],
-        also=[job.path(name, MAPS)],
+        Stage("select", each.number),
+        files.selection,
+        lambda: select(job, each, checkpoint, files, measured=measured),
+        reads=[checkpoint, files.statistics, files.grams],
+        also=[files.maps],
     )
-
-    sliced = job.path(name, "sliced")
     job.stage(
-        f"{name}/slice",
-        sliced,
-        lambda: slice_stage(job, prepared.texts, checkpoint, read_selection(selected), sliced, grams),
-        reads=[checkpoint, selected, grams],
+        Stage("slice", each.number),
+        files.sliced,
+        lambda: slice_stage(job, prepared.texts, checkpoint, files),
+        reads=[checkpoint, files.selection, files.grams],
     )
-    if job.group.is_main and grams.is_dir():
-        job.folder.remove(grams)
+    if job.group.is_main and files.grams.is_dir():
+        job.folder.remove(files.grams)
     if job.config.share_dir is not None:
         share_dir = Path(job.config.share_dir)
         job.group.on_main(lambda: remove_shared_grams(share_dir))
-    return sliced
+    return files.sliced
 
 
 def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
     """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder, the sliced one's where the
     round has no tokens."""
-    name, config, texts = each.folder_name, job.config, prepared.texts
+    config, texts, files = job.config, prepared.texts, job.round(each.number)
     checkpoints = {"sliced": sliced}
     if each.tokens:
-        recovered = checkpoints["recovered"] = job.path(name, "recovered")
-        job.stage(
-            f"{name}/recover",
-            recovered,
-            lambda: recover(job, texts, each, prepared.parent, sliced, recovered),
-            reads=[sliced],
-            scratch=[job.path(CHECKPOINTS)],
-            goes_on=True,
-        )
-        clear_checkpoints(job)
-
-    evaluation = job.path(name, "evaluation.json")
+        checkpoints["recovered"] = files.recovered
+        recover_stage(job, texts, each, prepared.parent, sliced)
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
-    evaluate_stage(job, texts, checkpoints, evaluation, round_number=each.number, tokens=tokens)
+    evaluate_stage(job, texts, checkpoints, round_number=each.number, tokens=tokens)
     return checkpoints["recovered" if each.tokens else "sliced"]
 
 
-def evaluate_stage(
-    job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path, *, round_number: int, tokens: int
-) -> None:
+def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, start: Path) -> None:
+    output = job.round(each.number).recovered
+    job.stage(
+        Stage("recover", each.number),
+        output,
+        lambda: recover(job, texts, each, teacher, start, output),
+        reads=[start],
+        scratch=[job.path(CHECKPOINTS)],
+    )
+    clear_checkpoints(job)
+
+
+def evaluate_stage(job: Job, texts: Texts, checkpoints: dict[str, Path], *, round_number: int, tokens: int) -> None:
     """The evaluation of a round's own checkpoints. tokens: of recovery up to here."""
+    output = job.round(round_number).evaluation
 
     def measure() -> None:
         evaluate(job, texts, checkpoints, output)
         report(job, output, round_number=round_number, tokens=tokens)
 
-    name = f"round_{round_number:02d}/evaluate"
-    job.stage(name, output, measure, reads=list(checkpoints.values()), is_result=True)
+    job.stage(Stage("evaluate", round_number), output, measure, reads=list(checkpoints.values()))
 
 
 def pretrain(job: Job) -> dict[str, Any]:
     """Recovery from a random start."""
-    start = job.path("round_00", "initial")
+    start, (each,) = job.round(0).initial, job.outline.rounds
 
     def make_start() -> None:
         job.group.on_main(lambda: initialise(job.config, start))
 
-    job.stage("round_00/initialise", start, make_start)
+    job.announce(job.outline)
+    job.stage(Stage("initialise", 0), start, make_start)
     job.verify(start)
-    each = pretraining_round(job.config, geometry_of(start))
-    job.announce([each], geometry_of(start))
-    texts = prepare_texts(job, start, [each])
+    texts = prepare_texts(job, start)
     record_texts(job, texts)
-    trained = job.path(each.folder_name, "recovered")
-    job.stage(
-        f"{each.folder_name}/recover",
-        trained,
-        lambda: recover(job, texts, each, None, start, trained),
-        reads=[start],
-        scratch=[job.path(CHECKPOINTS)],
-        goes_on=True,
-    )
-    clear_checkpoints(job)
-
-    dense = job.path("round_00", "evaluation.json")
-    evaluate_stage(job, texts, {"dense": trained}, dense, round_number=0, tokens=each.tokens)
+    recover_stage(job, texts, each, None, start)
+    trained = job.round(each.number).recovered
+    evaluate_stage(job, texts, {"dense": trained}, round_number=0, tokens=each.tokens)
     return finish(job, texts, trained, start, [])
 
 
-def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: list[Round]) -> dict[str, Any]:
+def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: Sequence[Round]) -> dict[str, Any]:
     """Export the last checkpoint and write result.json."""
     if rounds and job.config.eval.has_more():
         compared, both = job.path("comparison.json"), {"dense": parent, "pruned": checkpoint}
         settings = settings_of_tasks(job.config.eval)
         job.stage(
-            "tasks",
+            Stage("tasks"),
             compared,
             lambda: evaluate_side_by_side(job, texts, both, compared),
             reads=[checkpoint],
-            is_result=True,
             settings=settings,
         )
     output = job.path("export")
     summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
     job.stage(
-        "export",
+        Stage("export"),
         output,
         lambda: export(job, texts, checkpoint, parent, summary, output),
         reads=[checkpoint],
-        is_result=True,
     )
     if job.config.export.gguf != "none":
         gguf = gguf_path(job)
         job.stage(
-            f"gguf_{job.config.export.gguf}",
+            Stage(f"gguf_{job.config.export.gguf}"),
             gguf,
             lambda: export_gguf(job, output, gguf),
             reads=[output],
-            is_result=True,
         )
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")
         settings = asdict(job.config.eval.efficiency)
         job.stage(
-            "efficiency",
+            Stage("efficiency"),
             measured,
             lambda: measure_efficiency(job, parent, output, measured),
             reads=[output],
-            is_result=True,
             settings=settings,
         )
     job.warn_of_damage()

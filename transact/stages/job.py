@@ -14,9 +14,8 @@ from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup
 from transact.errors import TransactError
 from transact.files import DIGEST_BLOCK_BYTES, damage_of, size_damage_of
-from transact.geometry import Geometry
-from transact.rounds import Round, stage_names
-from transact.runs.run_folder import RunFolder
+from transact.rounds import Outline, Stage, round_name
+from transact.runs.run_folder import RoundFolder, RunFolder
 from transact.stages.workload import stage_flops
 from transact.tracking.progress import JobClock, Progress
 from transact.tracking.report.keeper import PageKeeper
@@ -44,6 +43,7 @@ class Job:
     config: RunConfig
     group: ProcessGroup
     folder: RunFolder
+    outline: Outline
     tracker: Tracker
     view: View = field(default_factory=Silent)  # of rank 0; the others are silent
     pages: PageKeeper | None = None  # of rank 0
@@ -51,6 +51,10 @@ class Job:
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
+
+    def round(self, number: int) -> RoundFolder:
+        """0: the parent's."""
+        return RoundFolder(self.path(round_name(number)))
 
     def say(self, message: str) -> None:
         self.view.say(message)
@@ -88,10 +92,10 @@ class Job:
             job_left=self.clock.left,
         )
 
-    def announce(self, rounds: list[Round], parent: Geometry) -> None:
+    def announce(self, outline: Outline) -> None:
         """Tell the view the stages of the run, and the clock their work; again when a split has changed the rounds."""
-        self.view.expect(stage_names(self.config))
-        self.clock.expect(stage_flops(self.config, parent, rounds))
+        self.view.expect(outline.stages)
+        self.clock.expect(stage_flops(self.config, outline))
 
     def check_seen(self, field: str, path: Path) -> None:
         """Collective. A file system that is shared may need a while to show what rank 0 has just made.
@@ -121,9 +125,10 @@ class Job:
         if self.group.is_main:
             self.tracker.truncate(self.folder.metrics_position() if position is None else position)
 
-    def is_finished(self, name: str, settings: dict[str, Any] | None = None) -> bool:
-        """Whether a stage is done with, with these settings; all ranks ask together."""
-        return bool(self.group.broadcast(self.folder.is_finished(name, settings) if self.group.is_main else None))
+    def is_finished(self, stage: Stage, settings: dict[str, Any] | None = None) -> bool:
+        """Whether it is done with, with these settings; all ranks ask together."""
+        is_done = self.folder.is_finished(stage.name, settings) if self.group.is_main else None
+        return bool(self.group.broadcast(is_done))
 
     def verify(self, *paths: Path) -> None:
         """Collective. Read finished files of this run, right before a stage reads them: the ranks share the work.
@@ -169,7 +174,8 @@ class Job:
         None is made again: that may cost a day, and the result does not need it.
         """
         recorded = self.group.broadcast(self.folder.recorded(self.folder.path) if self.group.is_main else None)
-        names = sorted(name for name, (stage, _) in recorded.items() if not stage.endswith("/gram"))  # those are gone
+        gone = {stage.name for stage in self.outline.stages if stage.kind == "gram"}
+        names = sorted(name for name, (stage, _) in recorded.items() if stage not in gone)
         own = self.group.shared_out(len(names))
 
         def check() -> list[str]:
@@ -189,27 +195,25 @@ class Job:
 
     def stage(
         self,
-        name: str,
+        stage: Stage,
         output: Path,
         work: Callable[[], dict[str, Any] | None],
         *,
         reads: Sequence[Path] = (),
         also: Sequence[Path] = (),
         scratch: Sequence[Path] = (),
-        goes_on: bool = False,
-        is_result: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> Path:
         """Make `output` unless it is finished already. All ranks call this with the same arguments.
+
+        What is a result of the run is looked at even if it is finished and nobody reads it. A recovery may go on from
+        an earlier attempt, and then sees to that attempt's metrics itself.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
             reads: What the work reads of this run: it is compared with what was recorded of it first.
             also: What it makes besides, and keeps.
             scratch: What it makes besides for its own use.
-            goes_on: The work may go on from an earlier attempt, and then sees to that attempt's metrics itself.
-            is_result: The output belongs to what the run is for: it is looked at even if it is finished and nobody
-                reads it.
             settings: Plain values that the output depends on and that may change in a finished run; where they have,
                 the stage is done again, and so are those after it.
 
@@ -220,37 +224,39 @@ class Job:
             Stopped: on every rank, when the job was asked to stop.
             StageUndone: on every rank, when an earlier stage must be done again.
         """
-        self.group.watchdog.stage = name
+        name = self.group.watchdog.stage = stage.name
         self.group.stop_if_asked()
-        if self.is_finished(name, settings) and not (is_result and self._damaged(output)):
-            self.clock.finish(name, self.folder.stages[name]["seconds"] if self.group.is_main else 0.0)
-            self.view.finish(name)
+        if self.is_finished(stage, settings) and not (stage.is_result and self._damaged(output)):
+            self.clock.finish(stage, self.folder.stages[name]["seconds"] if self.group.is_main else 0.0)
+            self.view.finish(stage)
             self.say(f"{name}: already finished")
             return output
         self.verify(*reads)
-        order = stage_names(self.config) if settings is not None else []
+        order = [each.name for each in self.outline.stages] if settings is not None else []
         is_repair = self.group.on_main(lambda: self.folder.begin(name, [output, *also], scratch, order))
         with self.tracker.silent(is_repair):
-            if not goes_on:
+            if stage.kind != "recover":
                 self.forget_metrics()
             if self.group.is_main:
                 output.parent.mkdir(parents=True, exist_ok=True)
             self.show()
-            self.clock.begin(name)
-            self.view.begin(name, self.clock.left())
+            self.clock.begin(stage)
+            self.view.begin(stage, self.clock.left())
             begin = time.monotonic()
             digests = work()
             self.group.barrier()
         seconds = time.monotonic() - begin
 
         def finish() -> bool:
-            stages = {stage for stage, _ in self.folder.recorded(*reads).values()}
+            earlier = {each for each, _ in self.folder.recorded(*reads).values()}
             position = self.tracker.position()
-            return self.folder.finish(name, [output, *also], seconds, position, digests or {}, settings, sorted(stages))
+            return self.folder.finish(
+                name, [output, *also], seconds, position, digests or {}, settings, sorted(earlier)
+            )
 
         if not self.group.on_main(finish):
             self.say(f"{name}: came out other than before, so what was made of it is done again too")
             raise StageUndone(name)
-        self.clock.finish(name)
-        self.view.finish(name)
+        self.clock.finish(stage)
+        self.view.finish(stage)
         return output

@@ -22,7 +22,7 @@ from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import choices
-from transact.rounds import pruning_rounds
+from transact.rounds import Outline, outline
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.parent import judge_folder, pinned, recorded_parent
 from transact.stages.tasks import check_evaluation
@@ -108,8 +108,9 @@ LONGEST_BY_DEFAULT = 4096  # tokens of a sequence
 LONGEST_MEASURED = 4096  # tokens, whatever the model was made for: rotary positions have no end
 
 
-def check(config: RunConfig, world_size: int) -> RunConfig:
-    """Check a request as far as possible without loading weights. Returns it with the length of sequences worked out.
+def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
+    """Check a request as far as possible without loading weights. Returns it with the length of sequences worked out,
+    and what the run will do.
 
     Raises:
         ValueError: one line: the field, the value given, what is allowed.
@@ -129,16 +130,16 @@ def check(config: RunConfig, world_size: int) -> RunConfig:
         model_config = config.model.architecture.to_model_config()
     config = with_sequence_length(config, model_config)
     check_same_run(config)
-    check_settings(config, model_config, world_size)
+    found = check_settings(config, model_config, world_size)
     if config.recover.variant is not None and not has_cut(config):
-        find_cut(config, read_geometry(model_config))
+        find_cut(config, found)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
         check_held_out(config.data)
     check_evaluation(config.eval)
     check_hub_texts(config)
-    return config
+    return config, found
 
 
 def check_hub_texts(config: RunConfig) -> None:
@@ -196,16 +197,20 @@ def _name(text: TextConfig) -> tuple[str | None, ...]:
     return text.source, text.part
 
 
-def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> None:
-    """What follows from the settings and the model's config.json alone: an estimate is refused for it as well."""
+def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> Outline:
+    """Solve what follows from the settings and the model's config.json alone: an estimate is refused for it as well.
+
+    Raises:
+        ValueError: the dimensions of a round do not exist, or one would recover a part of a batch, or the like.
+    """
     check_sequence_length(config, model_config)
     check_ranks(config, world_size)
     check_criteria(config.prune.method)
     if config.mode != "pretrain":
         check_method(config.prune.method, model_config)
-        # The dimensions of every round exist, and each recovers at least one batch or none at all.
-        pruning_rounds(config, read_geometry(model_config))
-    check_gguf(config, model_config)
+    found = outline(config, read_geometry(model_config))
+    check_gguf(config, model_config, found)
+    return found
 
 
 def check_length(name: str, length: int, model_config: dict[str, Any]) -> None:

@@ -24,10 +24,9 @@ from transact.pruning.greedy_obs import elimination_path
 from transact.pruning.refit import LayerGram
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
+from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram, read_statistics
 from transact.stages.job import Job
-
-FILE_NAME = "activation_maps.safetensors"
 
 
 def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
@@ -133,32 +132,22 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
     return {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
 
 
-def select(
-    job: Job,
-    round_: Round,
-    parent: Geometry,
-    checkpoint: Path,
-    statistics: Path,
-    grams: Path,
-    output: Path,
-    *,
-    measured: Selection | None = None,
-) -> None:
+def select(job: Job, round_: Round, checkpoint: Path, files: RoundFolder, *, measured: Selection | None = None) -> None:
     """Write selection.json, and the maps of activations beside it.
 
     measured: the selection of the split that was chosen, for the first round; it is this round's where it ends there.
     """
-    evidence = collect_evidence(job, checkpoint, statistics)
+    evidence, parent = collect_evidence(job, checkpoint, files.statistics), job.outline.parent
     if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
         made = measured
     else:
-        channels = greedy_channels(job, checkpoint, grams, [round_.geometry.intermediate_size])
+        channels = greedy_channels(job, checkpoint, files.grams, [round_.geometry.intermediate_size])
         made = decide(job.config.prune, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
     maps = activation_maps(evidence.statistics, made)
-    write_maps(maps, output.with_name(FILE_NAME))
+    write_maps(maps, files.maps)
     figures = map_figures(maps) | {
         "prune/parameters": made.target.parameters(),
         "prune/remove_fraction": made.reached,
@@ -169,7 +158,7 @@ def select(
     }
     tokens = round_.first_sequence * job.config.data.sequence_length
     job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_.number)
-    write_json(output, made.to_json())
+    write_json(files.selection, made.to_json())
 
 
 def describe_cut(made: Selection) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transact.data.order import micro_batches
-from transact.engine.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
+from transact.engine.checkpoints import Tensors, layer_groups, stored_config, stored_names, write_checkpoint
 from transact.files import read_json
 from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
 from transact.models.own_frequencies import attach_own_frequencies
@@ -54,9 +54,8 @@ def slice_sequentially(
             job.group,
             [partial(cut, names) for names in layer_groups(stored_names(reader, config))],
             every_rank_reads=True,
-            config=smaller,
+            config=stored_config(smaller, job.config.model.dtype),
             companions=source,
-            dtype=job.config.model.dtype,
             done=done,
         )
 

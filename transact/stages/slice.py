@@ -7,20 +7,35 @@ rank ever holds more than one layer and its Gram matrices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.distributed.process import ProcessGroup
-from transact.engine.checkpoints import Tensors, layer_groups, stored_names, write_checkpoint
+from transact.engine.checkpoints import Tensors, layer_groups, stored_config, stored_names, write_checkpoint
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.tensor_files import CheckpointReader
 from transact.pruning.selection import Selection
+from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.job import Job
+from transact.stages.select import read_selection
 from transact.stages.sequential import slice_sequentially
 from transact.stages.texts import Texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GramFolder:
+    """Of the layers' Gram matrices, for a value basis from data and for the refit.
+
+    Attributes:
+        ridge: damping of the refit; None for the plain cut.
+    """
+
+    path: Path
+    ridge: float | None
 
 
 def slice_checkpoint(
@@ -30,43 +45,38 @@ def slice_checkpoint(
     group: ProcessGroup,
     *,
     dtype: str,
-    grams: Path | None = None,
-    ridge: float | None = None,
+    grams: GramFolder | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write the sliced model's folder. Returns the size and SHA-256 of each shard by name.
 
     Args:
-        grams: folder of the layers' Gram matrices, for a value basis from data and for the refit.
-        ridge: damping of the refit; None for the plain cut.
         done: called for each layer, and for what is outside of them.
     """
     with CheckpointReader(source) as reader:
 
         def cut(names: list[str]) -> Callable[[], Tensors]:
             # In float32 until it is written: the query scale must be rounded once, not twice.
-            return lambda: _cut({name: reader.tensor(name).float() for name in names}, selection, group, grams, ridge)
+            return lambda: _cut({name: reader.tensor(name).float() for name in names}, selection, group, grams)
 
         return write_checkpoint(
             output,
             group,
             [cut(names) for names in layer_groups(stored_names(reader, read_json(source / "config.json")))],
             every_rank_reads=False,
-            config=sliced_config(read_json(source / "config.json"), selection),
+            config=stored_config(sliced_config(read_json(source / "config.json"), selection), dtype),
             companions=source,
-            dtype=dtype,
             done=done,
         )
 
 
-def slice_stage(
-    job: Job, texts: Texts, source: Path, selection: Selection, output: Path, grams: Path
-) -> dict[str, Any]:
-    """`cut_checkpoint` with a bar of its own."""
+def slice_stage(job: Job, texts: Texts, source: Path, files: RoundFolder) -> dict[str, Any]:
+    """`cut_checkpoint` by the round's selection, with a bar of its own."""
+    selection = read_selection(files.selection)
     with CheckpointReader(source) as reader:
         count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
     with job.progress("slice", count, unit="parts") as bar:
-        return cut_checkpoint(job, texts, source, selection, output, grams, partial(bar.advance, 1))
+        return cut_checkpoint(job, texts, source, selection, files.sliced, files.grams, partial(bar.advance, 1))
 
 
 def cut_checkpoint(
@@ -84,26 +94,16 @@ def cut_checkpoint(
     if method.refit == "sequential":
         return slice_sequentially(job, texts, source, selection, output, done)
     # By the method, not by what a rank's file system shows: a rank with an old view would slice without the refit.
-    needs_gram = method.needs_gram()
-    if needs_gram:
+    read = None
+    if method.needs_gram():
         job.check_seen("the folder of Gram matrices", grams)
-    return slice_checkpoint(
-        source,
-        selection,
-        output,
-        job.group,
-        dtype=job.config.model.dtype,
-        grams=grams if needs_gram else None,
-        ridge=method.ridge if method.refit == "least_squares" else None,
-        done=done,
-    )
+        read = GramFolder(path=grams, ridge=method.ridge if method.refit == "least_squares" else None)
+    return slice_checkpoint(source, selection, output, job.group, dtype=job.config.model.dtype, grams=read, done=done)
 
 
-def _cut(
-    tensors: Tensors, selection: Selection, group: ProcessGroup, grams: Path | None, ridge: float | None
-) -> Tensors:
+def _cut(tensors: Tensors, selection: Selection, group: ProcessGroup, grams: GramFolder | None) -> Tensors:
     layer = layer_of(next(iter(tensors)))
     if layer is None or grams is None:
         return slice_tensors(tensors, selection)
     tensors = {name: tensor.to(group.device) for name, tensor in tensors.items()}
-    return slice_tensors(tensors, selection, read_gram(grams, layer, group.device), ridge)
+    return slice_tensors(tensors, selection, read_gram(grams.path, layer, group.device), grams.ridge)

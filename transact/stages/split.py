@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from transact.engine.engine import open_engine
-from transact.files import read_json, remove_flat, temporary_name, write_json
-from transact.models.folder import geometry_of
+from transact.files import read_json, remove_flat, write_json
 from transact.pruning.selection import Selection
-from transact.rounds import split_candidates
+from transact.runs.run_folder import RoundFolder
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.loop import validation_loss
@@ -24,30 +23,21 @@ from transact.stages.texts import Texts
 from transact.stages.workload import elimination_share
 
 
-def trial_folder(output: Path) -> Path:
-    """Where each candidate is written in turn, to be measured."""
-    return temporary_name(output.with_name("split_candidate"))
-
-
-def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: Path, output: Path) -> None:
+def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> None:
     """Write split.json: the candidates with their losses, the chosen dimensions, and the selection that leads there."""
-    settings, whole = job.config.prune, geometry_of(parent)
-    candidates = split_candidates(settings, whole)
-    evidence = collect_evidence(job, parent, statistics)
+    settings, whole, candidates = job.config.prune, job.outline.parent, job.outline.candidates
+    evidence = collect_evidence(job, parent, files.statistics)
     widths = {target.intermediate_size for target in candidates}
-    begun = elimination_share(job.config, whole)
-    channels = greedy_channels(job, parent, grams, widths, share=(0.0, begun))
-    trial = trial_folder(output)
+    begun = elimination_share(job.config, job.outline)
+    channels = greedy_channels(job, parent, files.grams, widths, share=(0.0, begun))
     rows: list[dict[str, Any]] = []
     best, least = None, math.inf
     with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:
         for target in candidates:
             if job.group.is_main:
-                remove_flat(trial)
-            selection = decide(
-                job.config.prune, evidence, target, channels, parent=whole, asked=job.config.prune.remove_fraction
-            )
-            loss = _loss_after(job, texts, parent, selection, trial, grams)
+                remove_flat(files.trial)
+            selection = decide(settings, evidence, target, channels, parent=whole, asked=settings.remove_fraction)
+            loss = _loss_after(job, texts, parent, selection, files)
             if best is None or loss < least:
                 best, least = selection, math.inf if math.isnan(loss) else loss
             rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
@@ -58,14 +48,14 @@ def choose_split(job: Job, texts: Texts, parent: Path, statistics: Path, grams: 
             bar.advance(1, perplexity=perplexity_of(loss))
     assert best is not None
     if job.group.is_main:
-        remove_flat(trial)
-        write_json(output, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
+        remove_flat(files.trial)
+        write_json(files.split, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
 
 
-def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, trial: Path, grams: Path) -> float:
-    """Validation loss of the parent cut by a selection, in nats per token; the cut model stays in `trial`."""
-    cut_checkpoint(job, texts, parent, selection, trial, grams)
-    with open_engine(trial, job.config.engine, job.group) as engine:
+def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, files: RoundFolder) -> float:
+    """Validation loss of the parent cut by a selection, in nats per token; the cut model stays in `files.trial`."""
+    cut_checkpoint(job, texts, parent, selection, files.trial, files.grams)
+    with open_engine(files.trial, job.config.engine, job.group) as engine:
         return validation_loss(job, texts, engine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ MODEL_FIELDS = (
 )
 
 
-def summarise(job: Job, rounds: list[Round]) -> dict[str, Any]:
+def summarise(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     """The contents of result.json. Rank 0 only: it alone holds the record of the stages."""
-    dense = _model(read_json(job.path("round_00", "evaluation.json"))["dense"])
+    dense = _model(read_json(job.round(0).evaluation)["dense"])
     rows = [_round(job, each) for each in rounds]
-    last = end_of(read_json(job.path(rounds[-1].folder_name, "evaluation.json"))) if rounds else None
+    last = end_of(read_json(job.round(rounds[-1].number).evaluation)) if rounds else None
     pruned = None if last is None else _model(last)
     if "tasks" in job.folder.stages and pruned is not None:
         both = read_json(job.path("comparison.json"))
@@ -49,7 +50,7 @@ def gguf_path(job: Job) -> Path:
     return job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
 
 
-def write_result(job: Job, rounds: list[Round]) -> dict[str, Any]:
+def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     summary = summarise(job, rounds)
     if "efficiency" in job.folder.stages:
         summary["efficiency"] = read_json(job.path("efficiency.json"))
@@ -97,9 +98,9 @@ def _model(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _round(job: Job, each: Round) -> dict[str, Any]:
-    evaluation = read_json(job.path(each.folder_name, "evaluation.json"))
+    evaluation = read_json(job.round(each.number).evaluation)
     end, recovered = end_of(evaluation), evaluation.get("recovered")
-    stages = job.folder.stages
+    names = {stage.name for stage in job.outline.stages if stage.round == each.number}
     return {
         "round": each.number,
         "geometry": end["geometry"],
@@ -109,12 +110,13 @@ def _round(job: Job, each: Round) -> dict[str, Any]:
         "perplexity_recovered": None if recovered is None else recovered["perplexity"],
         "tokens": each.tokens,
         "learning_rate": each.learning_rate if each.tokens else None,
-        "seconds": sum(entry["seconds"] for name, entry in stages.items() if name.startswith(f"{each.folder_name}/")),
+        "seconds": sum(entry["seconds"] for name, entry in job.folder.stages.items() if name in names),
     }
 
 
 def _seconds_by_stage(job: Job) -> dict[str, float]:
+    kinds = {stage.name: stage.kind for stage in job.outline.stages}
     seconds: Counter[str] = Counter()
     for name, entry in job.folder.stages.items():
-        seconds[name.split("/")[-1]] += entry["seconds"]
+        seconds[kinds.get(name, name)] += entry["seconds"]
     return dict(seconds)

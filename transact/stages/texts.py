@@ -30,7 +30,7 @@ from transact.errors import LONGEST_REASON, one_line
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
 from transact.models.folder import geometry_of
 from transact.models.stock import quiet
-from transact.rounds import Round, reserved_sequences, text_sequences
+from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.job import Job
 
 LOCK_SUFFIX = ".lock"
@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def prepare_texts(job: Job, model_folder: Path, rounds: list[Round]) -> Texts:
+def prepare_texts(job: Job, model_folder: Path) -> Texts:
     """Tokenise what is not tokenised yet and open both stores. Collective.
 
     Raises:
@@ -79,7 +79,7 @@ def prepare_texts(job: Job, model_folder: Path, rounds: list[Round]) -> Texts:
     """
     config = job.config
     reserved = reserved_sequences(config)
-    trained = sum(each.tokens for each in rounds) // config.data.sequence_length
+    trained = job.outline.tokens // config.data.sequence_length
     asked = config.data.evaluation_sequences
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
     train = open_store(

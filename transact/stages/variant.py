@@ -11,8 +11,7 @@ from transact.config.compose import differences, to_dictionary, typed_config
 from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
 from transact.files import copy_finished, damage_of, publish, temporary_name
-from transact.geometry import Geometry
-from transact.rounds import Round, pruning_rounds, stage_names, text_sequences
+from transact.rounds import Outline, Round, Stage, outline, text_sequences
 from transact.runs.run_folder import RunFolder
 from transact.runs.run_record import read_config, read_record
 
@@ -36,8 +35,8 @@ class Cut:
     stages: dict[str, Any]
 
 
-def find_cut(config: RunConfig, parent: Geometry) -> Cut:
-    """Look for the cut that the variant recovers. Reads records only.
+def find_cut(config: RunConfig, asked: Outline) -> Cut:
+    """Look for the cut that the variant recovers. Reads records only. asked: the variant's outline.
 
     Raises:
         ValueError: there is none, it is not finished, or the variant asks for another one.
@@ -49,7 +48,7 @@ def find_cut(config: RunConfig, parent: Geometry) -> Cut:
         raise ValueError(f"recover.variant={name!r}: {str(folder)!r} holds no run whose cut it could recover")
     first, finished = typed_config(settings), record.get("stages", {})
     _check_same_cut(first, config)
-    kept = kept_stages(first, config, parent)
+    kept = kept_stages(first, config, asked)
     stages = {each: finished[each] for each in kept if each in finished}
     missing = [each for each in kept if each not in stages]
     if missing:
@@ -76,36 +75,35 @@ def changes_recovery_alone(difference: str) -> bool:
     return difference.startswith("recover.") and not difference.startswith("recover.validation_sequences:")
 
 
-def kept_stages(first: RunConfig, config: RunConfig, parent: Geometry) -> list[str]:
-    """The stages of the first run that the variant's settings do not change: all before the first recovery that
+def kept_stages(first: RunConfig, config: RunConfig, asked: Outline) -> list[str]:
+    """Name the stages of the first run that the variant's settings do not change: all before the first recovery that
     differs. Gram matrices are not among them: they are gone once the round is sliced.
 
     Raises:
         ValueError: no recovery differs.
     """
-    rounds, before = pruning_rounds(config, parent), pruning_rounds(first, parent)
-    number = _first_changed(first, config, list(zip(before, rounds, strict=True)))
+    before = outline(first, asked.parent)
+    number = _first_changed(first, config, before, asked)
     if number is None:
         raise ValueError(
             f"recover.variant={config.recover.variant!r} asks for the recovery that the run has already: change "
             "recover.learning_rate, recover.tokens or the like"
         )
-    changed = {f"round_{number:02d}/recover", f"round_{number:02d}/evaluate"}
-    names = stage_names(first)
-    end = min(names.index(each) for each in changed if each in names)
-    return [each for each in names[:end] if not each.endswith("/gram")]
+    changed = (Stage("recover", number), Stage("evaluate", number))
+    end = min(before.stages.index(each) for each in changed if each in before.stages)
+    return [each.name for each in before.stages[:end] if each.kind != "gram"]
 
 
-def _first_changed(first: RunConfig, config: RunConfig, rounds: list[tuple[Round, Round]]) -> int | None:
+def _first_changed(first: RunConfig, config: RunConfig, before: Outline, asked: Outline) -> int | None:
     """The number of the first round that is recovered in another way."""
     common = [each.name for each in fields(RecoverConfig) if each.name not in BY_ROUND]
-    totals = [sum(pair[side].tokens for pair in rounds) // config.data.sequence_length for side in (0, 1)]
+    length = config.data.sequence_length
     # Another amount of text is another order of it.
-    texts = text_sequences(first, totals[0]), text_sequences(config, totals[1])
+    texts = text_sequences(first, before.tokens // length), text_sequences(config, asked.tokens // length)
     if any(getattr(first.recover, name) != getattr(config.recover, name) for name in common) or texts[0] != texts[1]:
         return 1
-    differ = (new.number for old, new in rounds if _recovery(old) != _recovery(new))
-    return next(differ, None)
+    rounds = zip(before.rounds, asked.rounds, strict=True)
+    return next((new.number for old, new in rounds if _recovery(old) != _recovery(new)), None)
 
 
 def _recovery(each: Round) -> tuple[int, int, float]:

@@ -6,11 +6,13 @@ counted with the weights below; reading and writing files is not counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transact.config.run import RunConfig
 from transact.engine.memory import gram_passes
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
-from transact.rounds import Round, split_candidates, stage_names
+from transact.rounds import Outline, Round, Stage
 
 # What a FLOP of these takes beside one of a forward; from one run of a model of 135M parameters on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
@@ -18,28 +20,24 @@ ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
 
 
-def stage_flops(config: RunConfig, parent: Geometry, rounds: list[Round]) -> dict[str, float]:
-    """By the names of `stage_names`, in their order; 0 where the work is not known beforehand (tasks)."""
-    found = dict.fromkeys(stage_names(config), 0.0)
-    context = config.data.sequence_length
+def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
+    """Of every stage of the outline, in their order; 0 where the work is not known beforehand (tasks)."""
+    context, parent, last = config.data.sequence_length, outline.parent, outline.rounds[-1].geometry
     evaluated = config.data.evaluation_sequences * context
-    found["round_00/evaluate"] = evaluated * float(parent.flops_per_token(context))
-    before = parent
-    for each in rounds:
-        for kind, flops in _round_flops(config, parent, before, each).items():
-            if f"{each.folder_name}/{kind}" in found:
-                found[f"{each.folder_name}/{kind}"] = flops
-        before = each.geometry
-    if "tasks" in found:
-        texts = len(config.eval.texts) * config.eval.text_sequences * context
-        found["tasks"] = texts * float(parent.flops_per_token(context) + before.flops_per_token(context))
-    if "efficiency" in found:
-        found["efficiency"] = _efficiency_flops(config, parent, before)
-    found["export"] = 2 * 512.0 * before.flops_per_token(context)  # as the check of the export does
-    return found
+    texts = len(config.eval.texts) * config.eval.text_sequences * context
+    found = {
+        Stage("evaluate", 0): evaluated * float(parent.flops_per_token(context)),
+        Stage("tasks"): texts * float(parent.flops_per_token(context) + last.flops_per_token(context)),
+        Stage("efficiency"): _efficiency_flops(config, parent, last),
+        Stage("export"): 2 * 512.0 * last.flops_per_token(context),  # as the check of the export does
+    }
+    for each in outline.rounds:
+        found |= {Stage(kind, each.number): flops for kind, flops in _round_flops(config, outline, each).items()}
+    return {stage: found.get(stage, 0.0) for stage in outline.stages}
 
 
-def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Round) -> dict[str, float]:
+def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, float]:
+    parent, before = outline.parent, outline.before(each.number)
     context, method = config.data.sequence_length, config.prune.method
     calibrated = config.prune.calibration_sequences * context
     # Weights are frozen: a backward is the work of one forward.
@@ -49,7 +47,7 @@ def _round_flops(config: RunConfig, parent: Geometry, before: Geometry, each: Ro
     return {
         "calibrate": passes * calibrated * float(before.flops_per_token(context)),
         "gram": _gram_flops(config, before),
-        "split": _split_flops(config, parent) if each.number == 1 else 0.0,
+        "split": _split_flops(config, outline) if each.number == 1 else 0.0,
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _cut_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
@@ -87,23 +85,22 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
 
 
-def elimination_share(config: RunConfig, parent: Geometry) -> float:
+def elimination_share(config: RunConfig, outline: Outline) -> float:
     """Of the work of a split, what the choice of channels is that comes first."""
-    candidates = split_candidates(config.prune, parent)
-    return _elimination_flops(config, parent, candidates) / _split_flops(config, parent)
+    return _elimination_flops(config, outline.parent, outline.candidates) / _split_flops(config, outline)
 
 
-def _split_flops(config: RunConfig, parent: Geometry) -> float:
+def _split_flops(config: RunConfig, outline: Outline) -> float:
     """One elimination serves all candidates; each is cut and measured on the validation text."""
-    if config.prune.split != "auto":
+    parent, candidates, context = outline.parent, outline.candidates, config.data.sequence_length
+    if not candidates:
         return 0.0
-    candidates, context = split_candidates(config.prune, parent), config.data.sequence_length
     validated = config.recover.validation_sequences * context
     each = (_cut_flops(config, parent, one) + validated * one.flops_per_token(context) for one in candidates)
     return _elimination_flops(config, parent, candidates) + sum(each)
 
 
-def _elimination_flops(config: RunConfig, geometry: Geometry, targets: list[Geometry]) -> float:
+def _elimination_flops(config: RunConfig, geometry: Geometry, targets: Sequence[Geometry]) -> float:
     """Greedy choice of MLP channels, down to the smallest target: the inverse, then an update a block of channels."""
     channels = geometry.intermediate_size
     kept = min(each.intermediate_size for each in targets)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from transact.errors import one_line, printable
+from transact.rounds import Stage
 from transact.tracking.view import Lines, Status, View, duration, figure
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ class LiveView:
         self._title, self._lines = f"{title} {label}".strip(), lines
         self._label = f"[{label}] " if label else ""
         self._began = time.monotonic()
-        self._stages: list[str] = []
-        self._done: set[str] = set()
-        self._running: str | None = None
+        self._stages: list[Stage] = []
+        self._done: set[Stage] = set()
+        self._running: Stage | None = None
         self._running_since = self._began
         self._ends_at: float | None = None  # the whole job
         self._status: Status | None = None
@@ -80,14 +81,14 @@ class LiveView:
         self._live.start()
         _log_to(sys.stderr)
 
-    def expect(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[Stage]) -> None:
         self._stages = list(stages)
 
-    def begin(self, stage: str, job_left: float | None = None) -> None:
+    def begin(self, stage: Stage, job_left: float | None = None) -> None:
         self._running, self._running_since, self._status = stage, time.monotonic(), None
         self._foresee(job_left)
 
-    def finish(self, stage: str) -> None:
+    def finish(self, stage: Stage) -> None:
         self._done.add(stage)
         self._running = self._status = None
 
@@ -147,7 +148,7 @@ class LiveView:
         parts += self._loop()
         return Group(*parts)
 
-    def _group(self, name: str, stages: list[str]) -> Any:
+    def _group(self, name: str, stages: list[Stage]) -> Any:
         """One line: a round and its stages."""
         from rich.text import Text
 
@@ -156,7 +157,7 @@ class LiveView:
         for stage in stages:
             state = "done" if stage in self._done else "running" if stage == self._running else "to come"
             style = {"done": "green", "running": "bold", "to come": "dim"}[state]
-            line.append(f"{marks[state]} {stage.rpartition('/')[2]}  ", style=style)
+            line.append(f"{marks[state]} {stage.kind}  ", style=style)
         return line
 
     def _loop(self) -> list[Any]:
@@ -168,7 +169,7 @@ class LiveView:
         if status is None:
             if self._running is None:
                 return []
-            return [Text(f"{self._running}  {duration(time.monotonic() - self._running_since)}")]
+            return [Text(f"{self._running.name}  {duration(time.monotonic() - self._running_since)}")]
         pace = f"{figure(status.per_second)} {status.unit}/s  {status.left()} left"
         figures = "  ".join(f"{name} {figure(value)}" for name, value in status.figures.items())
         width = min(WIDEST_BAR, self._console.width)
@@ -180,13 +181,13 @@ class LiveView:
         ]
 
 
-def _grouped(stages: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _grouped(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
     """By round; what belongs to no round last, under no name."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[int | None, list[Stage]] = {}
     for stage in stages:
-        groups.setdefault(stage.rpartition("/")[0], []).append(stage)
-    rest = groups.pop("", [])
-    named = [(name.replace("_", " "), members) for name, members in groups.items()]
+        groups.setdefault(stage.round, []).append(stage)
+    rest = groups.pop(None, [])
+    named = [(f"round {number:02d}", members) for number, members in groups.items() if number is not None]
     return [*named, ("", rest)] if rest else named
 
 

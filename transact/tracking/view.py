@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from transact.errors import printable
+from transact.rounds import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +62,13 @@ class Status:
 class View(Protocol):
     """Where rank 0 shows what it does. No method raises because of the screen."""
 
-    def expect(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[Stage]) -> None:
         """The stages of the run in their order."""
 
-    def begin(self, stage: str, job_left: float | None = None) -> None:
+    def begin(self, stage: Stage, job_left: float | None = None) -> None:
         """job_left: seconds to the end of the whole job, where they are known."""
 
-    def finish(self, stage: str) -> None: ...
+    def finish(self, stage: Stage) -> None: ...
 
     def say(self, message: str) -> None:
         """One line that stays."""
@@ -85,9 +86,9 @@ class View(Protocol):
 class Silent:
     """The view of ranks other than 0."""
 
-    def expect(self, stages: Sequence[str]) -> None: ...
-    def begin(self, stage: str, job_left: float | None = None) -> None: ...
-    def finish(self, stage: str) -> None: ...
+    def expect(self, stages: Sequence[Stage]) -> None: ...
+    def begin(self, stage: Stage, job_left: float | None = None) -> None: ...
+    def finish(self, stage: Stage) -> None: ...
     def say(self, message: str) -> None: ...
     def opened(self, status: Status) -> None: ...
     def advanced(self, status: Status) -> None: ...
@@ -110,17 +111,17 @@ class Lines(Silent):
         # Those of now: while an engine is made they are caught, and with them what another thread says.
         self._stream, self._messages = stream or sys.stderr, sys.stdout
         self._label = f"[{label}] " if label else ""
-        self._stages: list[str] = []
+        self._stages: list[Stage] = []
         self._shown_at = time.monotonic()
         self._shown: int | None = None
 
-    def expect(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[Stage]) -> None:
         self._stages = list(stages)
 
-    def begin(self, stage: str, job_left: float | None = None) -> None:
+    def begin(self, stage: Stage, job_left: float | None = None) -> None:
         number = [f"stage={self._stages.index(stage) + 1}/{len(self._stages)}"] if stage in self._stages else []
         left = [] if job_left is None else [f"job_left={duration(job_left)}"]
-        self._print("  ".join([stage, *number, *left]))
+        self._print("  ".join([stage.name, *number, *left]))
 
     def say(self, message: str) -> None:
         self._write(message, self._messages)
@@ -182,16 +183,16 @@ class ViewEvents(Lines):
         self._path = path
         self._told_at = 0.0
 
-    def expect(self, stages: Sequence[str]) -> None:
+    def expect(self, stages: Sequence[Stage]) -> None:
         super().expect(stages)
-        self._tell("expect", stages=list(stages))
+        self._tell("expect", stages=[asdict(each) for each in stages])
 
-    def begin(self, stage: str, job_left: float | None = None) -> None:
+    def begin(self, stage: Stage, job_left: float | None = None) -> None:
         super().begin(stage, job_left)
-        self._tell("begin", stage=stage, job_left=job_left)
+        self._tell("begin", stage=asdict(stage), job_left=job_left)
 
-    def finish(self, stage: str) -> None:
-        self._tell("finish", stage=stage)
+    def finish(self, stage: Stage) -> None:
+        self._tell("finish", stage=asdict(stage))
 
     def opened(self, status: Status) -> None:
         super().opened(status)
@@ -224,4 +225,8 @@ def replay(view: View, line: str) -> None:
     event = contents.pop("event")
     if "status" in contents:
         contents["status"] = Status(**contents["status"])
+    if "stage" in contents:
+        contents["stage"] = Stage(**contents["stage"])
+    if "stages" in contents:
+        contents["stages"] = [Stage(**each) for each in contents["stages"]]
     getattr(view, event)(**contents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
+from transact.config.run import RunConfig
 from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_types, pre_tokenizer_name, write_gguf
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
+from transact.models.llama import read_geometry
 from transact.models.rotary import inverse_frequencies
 from transact.pruning.targets import float16_rows
+from transact.rounds import outline
 
 gguf = pytest.importorskip("gguf")
 
@@ -47,6 +51,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: field.contents() for name, field in reader.fields.items()}, {
         tensor.name: tensor for tensor in reader.tensors
     }
+
+
+def checked(config: RunConfig, described: dict[str, Any]) -> None:
+    config = replace(config, data=replace(config.data, sequence_length=64))
+    check_gguf(config, described, outline(config, read_geometry(described)))
 
 
 def test_says_what_the_folder_says(exported: Path, tmp_path: Path) -> None:
@@ -163,14 +172,14 @@ def test_what_llama_cpp_cannot_take_is_refused(overrides: list[str], family: str
 
     config = composed("owner/parent", "export.gguf=q8_0", "prune.split=equal", "prune.remove_fraction=0.3", *overrides)
     with pytest.raises(ValueError, match=message):
-        check_gguf(config, SIX_HEADS | {"model_type": family})
+        checked(config, SIX_HEADS | {"model_type": family})
 
 
 def test_a_family_without_factors_may_keep_its_heads_whole() -> None:
     from tests.support.cards import composed
 
     config = composed("owner/parent", "prune=explicit", "prune.intermediate_size=320", "export.gguf=q8_0")
-    check_gguf(config, SIX_HEADS | {"model_type": "qwen3"})
+    checked(config, SIX_HEADS | {"model_type": "qwen3"})
 
 
 @pytest.mark.parametrize("target", ["any", "llama_cpp"])
@@ -178,7 +187,7 @@ def test_such_a_family_keeps_them_whole_for_its_target(target: str) -> None:
     from tests.support.cards import composed
 
     config = composed("owner/parent", f"prune.target={target}", "prune.remove_fraction=0.3", "export.gguf=q8_0")
-    check_gguf(config, SIX_HEADS | {"model_type": "qwen3"})
+    checked(config, SIX_HEADS | {"model_type": "qwen3"})
 
 
 def test_rows_that_no_block_divides_are_refused_in_the_parent_alone() -> None:
@@ -187,9 +196,9 @@ def test_rows_that_no_block_divides_are_refused_in_the_parent_alone() -> None:
 
     overrides = ("export.gguf=q8_0", "prune.split=equal", "prune.target=transformers", "prune.remove_fraction=0.3")
     config = composed("owner/parent", *overrides, "prune.multiple.intermediate_size=1")
-    check_gguf(config, SIX_HEADS | {"model_type": "llama"})
+    checked(config, SIX_HEADS | {"model_type": "llama"})
     with pytest.raises(ValueError, match=r"hidden_size is 168, and q8_0 takes multiples of 32; it must be f16"):
-        check_gguf(config, SIX_HEADS | {"model_type": "llama", "hidden_size": 168})
+        checked(config, SIX_HEADS | {"model_type": "llama", "hidden_size": 168})
 
 
 @pytest.mark.parametrize(
@@ -210,10 +219,10 @@ def test_a_finished_run_is_judged_by_its_result(tmp_path: Path, result: dict[str
     overrides = ("export.gguf=q8_0", "prune.target=transformers", f"output_dir={tmp_path}")
     parent = SIX_HEADS | {"model_type": result["model_type"].removeprefix("transact_")}
     if message is None:
-        check_gguf(composed("owner/parent", *overrides), parent)
+        checked(composed("owner/parent", *overrides), parent)
     else:
         with pytest.raises(ValueError, match=message):
-            check_gguf(composed("owner/parent", *overrides), parent)
+            checked(composed("owner/parent", *overrides), parent)
 
 
 def test_no_file_is_promised_of_an_unknown_tokenizer(exported: Path, tmp_path: Path) -> None:
@@ -246,4 +255,7 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"export.gguf='f16' needs the package gguf: pip install 'transact\[gguf\]'"):
-        check_gguf(composed("owner/parent", "export.gguf=f16"), {"model_type": "llama"})
+        checked(
+            composed("owner/parent", "export.gguf=f16", "prune.remove_fraction=0.3"),
+            SIX_HEADS | {"model_type": "llama"},
+        )

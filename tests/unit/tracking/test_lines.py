@@ -8,17 +8,18 @@ import re
 
 import pytest
 
+from transact.rounds import Stage
 from transact.tracking.progress import Progress
 from transact.tracking.view import Lines
 
-STAGES = ["round_00/evaluate", "round_01/recover", "export"]
+STAGES = [Stage("evaluate", 0), Stage("recover", 1), Stage("export")]
 
 
 def written(capsys: pytest.CaptureFixture[str], label: str = "", interval: float = 0.0) -> list[str]:
     stream = io.StringIO()
     view = Lines(interval, stream, label)
     view.expect(STAGES)
-    view.begin("round_01/recover", job_left=75.0)
+    view.begin(Stage("recover", 1), job_left=75.0)
     with Progress(view, "recover round 1", 1000, job_left=lambda status: 3725.4) as bar:
         for _ in range(4):
             bar.advance(250, loss=3.1187, next="a very long figure " * 20)
@@ -39,7 +40,7 @@ def test_a_line_is_not_lost_while_standard_output_is_caught(capsys: pytest.Captu
     view = Lines(0.0)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         view.say("SIGINT: stopping")
-        view.begin("export")
+        view.begin(Stage("export"))
     assert capsys.readouterr() == ("SIGINT: stopping\n", "export\n")
 
 

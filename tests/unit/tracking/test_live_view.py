@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from transact.rounds import Stage
 from transact.tracking.live import LiveView, open_view
 from transact.tracking.view import Lines, Status, ViewEvents, replay
 
-STAGES = ["round_00/evaluate", "round_01/calibrate", "round_01/recover", "round_02/recover", "export"]
+STAGES = [Stage("evaluate", 0), Stage("calibrate", 1), Stage("recover", 1), Stage("recover", 2), Stage("export")]
 SHOWS_CURSOR, ERASES_LINE = "\x1b[?25h", "\x1b[2K"
 
 
@@ -71,8 +72,8 @@ def test_a_frame_shows_stages_bar_loss_pace_and_time_left() -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
     view.expect(STAGES)
-    view.finish("round_00/evaluate")
-    view.begin("round_01/recover", job_left=100.0)
+    view.finish(Stage("evaluate", 0))
+    view.begin(Stage("recover", 1), job_left=100.0)
     view.opened(replace(status(), job_left=75.2))
 
     lines = [line.rstrip() for line in last_frame(view, stream).splitlines()]
@@ -94,7 +95,7 @@ def test_it_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = FakeTerminal()
     view = open_screen(stream)
     view.expect(STAGES)
-    view.begin("round_01/recover")
+    view.begin(Stage("recover", 1))
     view.opened(status())
     frame = last_frame(view, stream)
     assert max(map(len, frame.splitlines())) <= 40
@@ -150,7 +151,7 @@ def test_the_launcher_shows_what_rank_0_does(tmp_path: Path, capfd: pytest.Captu
     path = tmp_path / "events.jsonl"
     rank = ViewEvents(0.0, path)
     rank.expect(STAGES)
-    rank.begin("round_01/recover")
+    rank.begin(Stage("recover", 1))
     rank.opened(status(0))
     rank.advanced(status())
     assert capfd.readouterr().err == f"round_01/recover  stage=3/5\n{status().line()}\n"  # its log has lines
@@ -166,4 +167,4 @@ def test_the_launcher_shows_what_rank_0_does(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_events_that_cannot_be_written_are_let_be() -> None:
-    ViewEvents(60.0, Path(os.devnull) / "nowhere").begin("round_01/recover")
+    ViewEvents(60.0, Path(os.devnull) / "nowhere").begin(Stage("recover", 1))

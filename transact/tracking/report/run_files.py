@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from transact.runs.run_folder import variant_folders
+from transact.rounds import round_name
+from transact.runs.run_folder import RoundFolder, variant_folders
 from transact.runs.run_record import RECORD
 
 Array = npt.NDArray[Any]
@@ -251,23 +253,28 @@ def read_run(path: Path) -> RunFiles:
         result=read_values(path / "result.json"),
         config=_yaml(config_text),
         config_text=config_text,
-        dense=values_in(read_values(path / "round_00" / "evaluation.json"), "dense"),
-        rounds=[_round(each) for each in sorted(path.glob("round_[0-9][0-9]")) if each.name != "round_00"],
+        dense=values_in(read_values(RoundFolder(path / round_name(0)).evaluation), "dense"),
+        rounds=list(_rounds(path)),
         compared=compared,
         efficiency=read_values(path / "efficiency.json"),
-        split=read_values(path / "round_01" / "split.json"),
+        split=read_values(RoundFolder(path / round_name(1)).split),
         last_sign=max((stamp for name in (RECORD, METRICS) if (stamp := _changed(path / name))), default=None),
         variants=[read_run(each) for each in variant_folders(path)],
     )
 
 
-def _round(folder: Path) -> RoundFiles:
-    return RoundFiles(
-        number=int(folder.name.removeprefix("round_")),
-        selection=read_values(folder / "selection.json"),
-        evaluation=read_values(folder / "evaluation.json"),
-        maps=read_activation_maps(folder / "activation_maps.safetensors"),
-    )
+def _rounds(path: Path) -> Iterator[RoundFiles]:
+    """Those that have begun."""
+    for number in itertools.count(1):
+        if not (path / round_name(number)).is_dir():
+            return
+        files = RoundFolder(path / round_name(number))
+        yield RoundFiles(
+            number=number,
+            selection=read_values(files.selection),
+            evaluation=read_values(files.evaluation),
+            maps=read_activation_maps(files.maps),
+        )
 
 
 def read_values(path: Path) -> Values:
