@@ -28,12 +28,13 @@ from transact.files import (
 from transact.geometry import Geometry
 from transact.models.identity import Identity
 from transact.pruning.criteria import Criteria
+from transact.rounds import Stage
 from transact.runs.run_record import RECORD, SWEEP_RECORD, read_record
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 DIGESTS = "digests.json"  # beside a shared result: file name (empty where it is a file itself) -> size, SHA-256
-SLICED = "round_01/slice"  # the first stage after which nothing that is shared is needed
+SLICED = Stage("slice", 1).name  # the first stage after which nothing that is shared is needed
 SHARED_GRAM = re.compile(r"gram-[0-9a-f]{20}")
 GRAM_FILE = re.compile(r"layer_[0-9]{5}\.safetensors")
 PACKAGE = Path(__file__).resolve().parents[1]
