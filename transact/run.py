@@ -32,7 +32,7 @@ from transact.config.request import check_arguments, check_composed, quoted, run
 from transact.config.run import RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
-from transact.tracking.wandb_mode import fill_from_environment
+from transact.tracking.wandb_names import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
 SWEEP_FLAGS = ("-m", "--multirun")

@@ -29,7 +29,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOM, ALLOWED_IN_PURE_ROOM = "pruning", {"torch", "transact.geometry", "transact.pruning"}
 ONLY_IMPORTERS = {
     "deepspeed": "transact.engine.deepspeed_setup",
-    "wandb": "transact.tracking.wandb_library",
+    "wandb": "transact.tracking.wandb_run",
     "submitit": "transact.launch.executors",
     "wandb_workspaces": "transact.tracking.dashboard.workspaces",
     "lm_eval": "transact.evaluation.tasks",

@@ -76,7 +76,7 @@ class TrackConfig:
     """Where figures go besides metrics.jsonl."""
 
     mode: str = setting("auto", choices=TRACK_MODES)
-    """W&B: "auto" (online with a key and a network, else offline), "online", "offline" or "disabled"."""
+    """W&B: "auto" (online with a key, else offline), "online", "offline" or "disabled"."""
     project: str | None = setting(None, longest=128, pattern=r"[^/\\#?%:]+", words="a name without / \\ # ? % :")
     """The W&B project. null: WANDB_PROJECT, or else transact."""
     run_name: str | None = setting(None, longest=128)

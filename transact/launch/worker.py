@@ -198,7 +198,7 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
     from transact.runs.metrics import MetricsLog
     from transact.tracking.tracker import Tracker
-    from transact.tracking.wandb_mode import DEFAULT_PROJECT, run_tags
+    from transact.tracking.wandb_names import DEFAULT_PROJECT, run_tags
     from transact.tracking.wandb_run import WandbRun
 
     if not is_main:

@@ -1,25 +1,72 @@
-"""W&B, at arm's length: no failure of it reaches a run."""
+"""W&B, at arm's length: no failure of it reaches a run. The only file that imports wandb."""
 
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from transact.errors import LONGEST_REASON, one_line
-from transact.tracking import wandb_library
-from transact.tracking.wandb_library import Mode
-from transact.tracking.wandb_mode import choose_mode, has_api_key, server_url
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS: dict[str, tuple[Mode, ...]] = {
-    "online": ("online", "offline"),
-    "offline": ("offline",),
-    "disabled": (),
+INIT_SECONDS = 20.0  # for the server's answer; without one the run is offline
+FINISH_SECONDS = 60.0
+LATEST_SERVER = "https://api.wandb.ai"
+# A record carries the values of its axes, and wandb's own step counter stays unused: it only goes
+# up, so after a restart it would silently drop every row of the repeated steps.
+AXES = {
+    "recover/*": "tokens",
+    "perf/*": "tokens",
+    "mem/*": "tokens",
+    "prune/*": "prune/round",
+    "eval/*": "prune/round",
+    "calibrate/*": "prune/round",
 }
+SECONDS_BETWEEN_ALERTS = 600  # of the same title: W&B sends e-mails
+Mode = Literal["online", "offline"]
+ATTEMPTS: dict[str, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",), "disabled": ()}
+
+
+def choose_mode(mode: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Turn "auto" into "online" where there is a key, else "offline"; leave the other modes as they are.
+
+    "auto" heeds a WANDB_MODE of "offline" or "disabled", as clusters set it for all their users.
+    """
+    if mode != "auto":
+        return mode
+    if environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return environ["WANDB_MODE"]
+    return "online" if has_api_key(environ) else "offline"
+
+
+def has_api_key(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether credentials for the server are set in the environment or in the netrc file."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = environ.get("NETRC") or Path(environ.get("HOME") or Path.home()) / ".netrc"
+    try:
+        server = urlsplit(server_url(environ)).netloc
+        # The hosted service answers to two names, and `wandb login` wrote the older one for years.
+        names = {server, "api.wandb.ai"} if server == "api.forge.coreweave.com" else {server}
+        return not names.isdisjoint(netrc.netrc(str(path)).hosts)
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: the address is none
+        return False
+
+
+def server_url(environ: Mapping[str, str]) -> str:
+    """Where W&B is; wandb's own default has changed between versions."""
+    if url := environ.get("WANDB_BASE_URL"):
+        return url
+    try:
+        import wandb
+    except ImportError:
+        return LATEST_SERVER
+    return str(wandb.Settings().base_url)
 
 
 class WandbRun:
@@ -55,8 +102,6 @@ class WandbRun:
             config: what W&B shows as the run's configuration; no secrets.
             folder: the run folder; wandb writes into its subfolder `wandb`.
 
-        Raises:
-            ValueError: as `choose_mode`.
         """
         arguments: dict[str, Any] = {"project": project, "entity": entity, "group": group, "notes": notes}
         arguments |= {"name": name, "id": run_id, "tags": list(tags), "config": config}
@@ -77,17 +122,18 @@ class WandbRun:
     def log_table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], axes: Mapping[str, Any]
     ) -> None:
-        self._attempt("log", lambda run: run.log({name: wandb_library.table(columns, rows), **axes}))
+        self._attempt("log", lambda run: run.log({name: table(columns, rows), **axes}))
 
     def alert(self, title: str, text: str) -> None:
         """Ten minutes must pass between two of the same title that W&B sends."""
-        self._attempt("send an alert", lambda run: wandb_library.alert(run, title, text))
+        more = {"level": "WARN", "wait_duration": SECONDS_BETWEEN_ALERTS}
+        self._attempt("send an alert", lambda run: run.alert(title=title, text=text, **more))
 
     def log_model(self, name: str, folder: Path, metadata: Mapping[str, Any]) -> None:
         """The folder as an artifact by reference: W&B learns where it is, and gets no file of it."""
 
         def log(run: Any) -> None:
-            run.log_artifact(wandb_library.model_by_reference(name, folder, metadata))
+            run.log_artifact(model_by_reference(name, folder, metadata))
 
         self._attempt("log the model", log)
 
@@ -105,7 +151,7 @@ class WandbRun:
             if mode == "online" and not has_api_key():
                 # On a terminal wandb would ask for a key, and wait.
                 raise RuntimeError("no API key; set WANDB_API_KEY or run `wandb login`")
-            self._run = wandb_library.initialise(mode, server_url(os.environ), arguments)
+            self._run = initialise(mode, server_url(os.environ), arguments)
             self.mode = mode
             self._whereabouts = _whereabouts(mode, self._run)
             logger.info("W&B is %s: %s", mode, self._whereabouts)
@@ -124,6 +170,71 @@ class WandbRun:
                 what,
                 one_line(error, LONGEST_REASON),
             )
+
+
+def initialise(mode: Mode, server: str, arguments: Mapping[str, Any]) -> Any:
+    """Start or go on with the run whose id is in `arguments`, those of `wandb.init`.
+
+    Raises:
+        Exception: whatever wandb raises.
+    """
+    # What an artifact holds waits there for `wandb sync`. wandb's own place is the home folder, of one machine perhaps.
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(arguments["dir"]).absolute() / "wandb" / "data"))
+    import wandb
+
+    try:
+        run = wandb.init(**arguments, resume="allow", settings=_settings(mode, server))
+        _define_axes(run)
+    except Exception:
+        # The service process still holds the id, and would refuse it to the next attempt.
+        wandb.teardown()
+        raise
+    return run
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+
+def model_by_reference(name: str, folder: Path, metadata: Mapping[str, Any]) -> Any:
+    """An artifact that says where the files are; they are neither read nor copied."""
+    import wandb
+
+    artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
+    for path in sorted(each for each in folder.resolve().iterdir() if each.is_file()):
+        artifact.add_reference(path.as_uri(), name=path.name, checksum=False)
+    return artifact
+
+
+def _settings(mode: Mode, server: str) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        mode=mode,
+        base_url=server,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        # The default of 15 s loses the rows of a killed process.
+        x_transaction_log_flush_interval=2.0,
+        silent=True,
+        console="off",
+        # Code, command line, host and packages stay here: they hold paths, and at times tokens.
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+
+
+def _define_axes(run: Any) -> None:
+    for axis in sorted({"step", *AXES.values()}):
+        run.define_metric(axis, hidden=True)
+    for names, axis in AXES.items():
+        run.define_metric(names, step_metric=axis)
 
 
 def _whereabouts(mode: Mode, run: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from transact.config.compose import compose_config
-from transact.tracking.wandb_mode import run_tags
+from transact.tracking.wandb_names import run_tags
 
 
 def test_a_point_of_a_sweep_is_tagged_with_what_is_swept_over() -> None:

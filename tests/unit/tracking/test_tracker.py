@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from transact.runs.metrics import MetricsLog, read_metrics
-from transact.tracking import wandb_library
+from transact.tracking import wandb_run
 from transact.tracking.tracker import Tracker
 from transact.tracking.wandb_run import WandbRun
 
@@ -38,7 +38,7 @@ Started = Callable[[FakeWandb], WandbRun]
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     def start(fake: FakeWandb) -> WandbRun:
-        monkeypatch.setattr(wandb_library, "initialise", lambda *_: fake)
+        monkeypatch.setattr(wandb_run, "initialise", lambda *_: fake)
         run = WandbRun()
         names: dict[str, Any] = {"project": "p", "entity": None, "group": None, "tags": [], "name": "n", "config": {}}
         run.start("offline", **names, run_id="one", folder=tmp_path)

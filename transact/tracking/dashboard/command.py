@@ -7,7 +7,7 @@ import json
 
 from transact.errors import DONE, fail, one_line, refuse
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS
-from transact.tracking.wandb_mode import has_api_key
+from transact.tracking.wandb_run import has_api_key
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.results import decode_seconds, decode_setting, mean_score, sides
 from transact.tracking.report.rounds import DIMENSIONS, models
 from transact.tracking.report.run_files import LIVE_STATES, RunFiles, figure, read_run, values_in
-from transact.tracking.wandb_mode import point_settings
+from transact.tracking.wandb_names import point_settings
 
 REPORT = "report.html"
 FRACTION = "prune.remove_fraction"
