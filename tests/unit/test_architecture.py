@@ -134,6 +134,35 @@ def test_dependencies_are_what_is_imported() -> None:
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared
 
 
+MOST_PARAMETERS = 7
+# Settings of the Python API; a loop's bar; what W&B is told at its start.
+LONG_SIGNATURES = {"in_memory.py: prune_model", "progress.py: __init__", "wandb_run.py: start"}
+
+
+def long_signatures(package: Path) -> list[str]:
+    """Functions with more parameters than a reader keeps apart; `self` does not count."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                of = node.args
+                names = [each.arg for each in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
+                if len(names) - (names[:1] in (["self"], ["cls"])) > MOST_PARAMETERS:
+                    found.append(f"{path.name}: {node.name}")
+    return found
+
+
+def test_no_function_takes_more_than_seven_parameters() -> None:
+    assert set(long_signatures(REPOSITORY / "transact")) <= LONG_SIGNATURES
+
+
+def test_long_signatures_are_found(tmp_path: Path) -> None:
+    seven, eight = "self, a, b, c, d, *, e, f, g", "self, a, b, c, d, e, *, f, g, h"
+    source = f"class C:\n    def seven({seven}): ...\n    def eight({eight}): ..."
+    (tmp_path / "room.py").write_text(source, encoding="utf-8")
+    assert long_signatures(tmp_path) == ["room.py: eight"]
+
+
 def test_violations_are_found(tmp_path: Path) -> None:
     package = tmp_path / "transact"
     sources = {
