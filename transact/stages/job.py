@@ -88,8 +88,7 @@ class Job:
             unit,
             completed=completed,
             on_advance=self.group.turn if in_step else self.group.watchdog.progress,
-            share=share,
-            job_left=self.clock.left,
+            job_left=partial(self.clock.left, share=share),
         )
 
     def announce(self, outline: Outline) -> None:

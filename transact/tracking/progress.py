@@ -25,7 +25,6 @@ class Progress:
         unit: the plural name of what is counted.
         completed: units an earlier attempt has done; they do not count towards the rate.
         on_advance: called with every advance, whether it is shown or not.
-        share: of the stage's work that the loop covers: from where to where, of 1.
         job_left: seconds to the end of the job, from what is known of the loop.
     """
 
@@ -37,7 +36,6 @@ class Progress:
         unit: str = "tokens",
         completed: int = 0,
         on_advance: Callable[[], None] | None = None,
-        share: tuple[float, float] = (0.0, 1.0),
         job_left: Callable[[Status], float | None] = lambda status: None,
     ) -> None:
         self._view = view
@@ -46,7 +44,7 @@ class Progress:
         self._figures: dict[str, float | str] = {}
         self._started = time.monotonic()
         self._on_advance = on_advance
-        self._share, self._job_left = share, job_left
+        self._job_left = job_left
 
     def advance(self, amount: int, **figures: float | str) -> None:
         """Counts `amount` more units, up to the total: the last piece may be smaller than the others. Each figure is
@@ -79,7 +77,6 @@ class Progress:
             total=self._total,
             per_second=(self._completed - self._first) / elapsed if elapsed > 0 else 0.0,
             figures=dict(self._figures),
-            share=self._share,
         )
         return replace(status, job_left=self._job_left(status))
 
@@ -120,14 +117,15 @@ class JobClock:
         if self._running is not None:
             self._not_measured.add(self._running)
 
-    def left(self, status: Status | None = None) -> float | None:
+    def left(self, status: Status | None = None, share: tuple[float, float] = (0.0, 1.0)) -> float | None:
         """Seconds to the end of the job; None before there is a pace.
 
         Args:
             status: of the loop that the running stage is in, where it has one.
+            share: of the stage's work that the loop covers: from where to where, of 1.
         """
         seconds = {stage: value for stage, value in self._seconds.items() if stage not in self._not_measured}
-        of_running = None if status is None else _seconds_of_stage(status)
+        of_running = None if status is None else _seconds_of_stage(status, share)
         if of_running is not None and self._running is not None:
             seconds |= {self._running: of_running[0]}
         measured = {stage: value for stage, value in seconds.items() if self._work.get(stage) and value > 0}
@@ -145,9 +143,9 @@ class JobClock:
         return left + max(0.0, whole - (self._now() - self._since))
 
 
-def _seconds_of_stage(status: Status) -> tuple[float, float] | None:
+def _seconds_of_stage(status: Status, share: tuple[float, float]) -> tuple[float, float] | None:
     """All seconds of the stage that a loop belongs to, and those that are left; None before the loop has a pace."""
-    begin, end = status.share
+    begin, end = share
     if status.per_second <= 0 or end <= begin:
         return None
     whole_loop = status.total / status.per_second

@@ -26,7 +26,6 @@ class Status:
         completed, total: units.
         per_second: units a second, of this attempt.
         figures: what else is shown, such as the loss.
-        share: of the stage's work that the loop covers: from where to where, of 1.
         job_left: seconds to the end of the whole job; None where it is not known.
     """
 
@@ -36,7 +35,6 @@ class Status:
     total: int
     per_second: float
     figures: Mapping[str, float | str] = field(default_factory=dict)
-    share: tuple[float, float] = (0.0, 1.0)
     job_left: float | None = None
 
     @property

@@ -18,10 +18,8 @@ class Time:
         return self.now
 
 
-def status(completed: int, per_second: float, share: tuple[float, float] = (0.0, 1.0)) -> Status:
-    return Status(
-        description="", unit="tokens", completed=completed, total=100, per_second=per_second, figures={}, share=share
-    )
+def status(completed: int, per_second: float) -> Status:
+    return Status(description="", unit="tokens", completed=completed, total=100, per_second=per_second, figures={})
 
 
 def started() -> tuple[Time, JobClock]:
@@ -71,7 +69,7 @@ def test_a_loop_that_is_a_part_of_its_stage() -> None:
     """The second of four: half of it, and two more as long."""
     _, clock = started()
     clock.begin(Stage("evaluate", 1))
-    left = clock.left(status(50, 10.0, share=(0.25, 0.5)))
+    left = clock.left(status(50, 10.0), share=(0.25, 0.5))
     assert left == pytest.approx(5 + 20 + (100 + 50 + 5) * 40 / 10)
 
 
