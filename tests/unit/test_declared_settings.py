@@ -8,10 +8,20 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
-from transact.config.compose import compose_config, to_dictionary, typed_config
+from transact.config.compose import compose_config, differences, to_dictionary, typed_config
 from transact.config.run import RunConfig
-from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
+from transact.config.setting import (
+    LONGEST_SHOWN,
+    all_fields,
+    allowed_in,
+    is_dictionary,
+    is_list,
+    is_printable,
+    scalar_types,
+    shown,
+)
 from transact.errors import one_line
 
 FIELDS = {name: (allowed_in(declared), hint) for name, declared, hint in all_fields(RunConfig)}
@@ -98,3 +108,23 @@ def test_names_of_ones_own_are_plain(name: str, key: str, sound: dict[str, Any])
 def test_a_secret_is_not_shown() -> None:
     with pytest.raises(ValueError, match=r"launch.setup=\(not shown\)"):
         typed_config({"launch": {"setup": ["export KEY=planted\nexport OTHER=planted"]}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, False, 3, 1.5, "word", "it's", "null", "", [], {}, [None, True, ["a"]], {"a": None, "b": [False]}],
+)
+def test_a_message_shows_a_value_as_yaml(value: Any) -> None:
+    assert yaml.safe_load(shown(value)) == value
+
+
+def test_messages_say_null_and_false_as_users_write_them() -> None:
+    with pytest.raises(ValueError, match=r"^launch\.wait=false is not allowed: launch=inline has no use for it$"):
+        compose_config(["name=run", "launch.wait=false"])
+    with pytest.raises(ValueError, match=r"^engine\.dtype=true is not allowed: it must be one of"):
+        compose_config(["name=run", "engine.dtype=true"])
+    config = to_dictionary(compose_config(["name=run"]))
+    changed = copy.deepcopy(config)
+    changed["prune"] |= {"head_dim": 32, "remove_fraction": None}
+    assert differences(config, changed) == ["prune.head_dim: null -> 32", "prune.remove_fraction: 0.5 -> null"]
+    assert len(shown("x" * 10**4)) < LONGEST_SHOWN + 5

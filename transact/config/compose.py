@@ -22,7 +22,7 @@ from transact.config.setting import (
     is_dictionary,
     is_optional,
     require_choice,
-    short,
+    shown,
 )
 from transact.errors import Refusal
 
@@ -130,7 +130,7 @@ def _check_groups(kind: type, given: Mapping[Any, Any], prefix: str = "") -> Non
             choices = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
             one = f"{group}={value}" if value in choices else f"{group}= with one of {', '.join(choices)}"
             instead = f"choose {one}" if choices else f"write {name}.SETTING=, see --help {name}"
-            raise ValueError(f"{name}={short(value)} is not allowed: {name} is a group of settings; {instead}")
+            raise ValueError(f"{name}={shown(value)} is not allowed: {name} is a group of settings; {instead}")
 
 
 def _is_interpolation(value: Any) -> bool:
@@ -162,7 +162,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field: old -> new` for every setting that results depend on."""
     before, after = _bound(old), _bound(new)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
+    return [f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}" for key in changed]
 
 
 def _bound(config: dict[str, Any]) -> dict[str, Any]:

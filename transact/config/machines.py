@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 
 from transact.config.accelerators import BY_NAME
 from transact.config.inputs import DTYPES
-from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, setting
+from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, setting, shown
 
 ATTENTION_KINDS = ("sdpa", "eager")
 VERIFY_KINDS = ("sample", "full")
@@ -126,8 +126,8 @@ class LaunchConfig:
             made = declared.default_factory
             default = declared.default if made is MISSING else made()
             if declared.name not in own and value != default:
-                shown = "(not shown)" if allowed_in(declared).is_secret else repr(value)
-                raise ValueError(f"launch.{declared.name}={shown} is not allowed: launch={self.kind} has no use for it")
+                given = f"launch.{declared.name}={shown(value, allowed_in(declared))}"
+                raise ValueError(f"{given} is not allowed: launch={self.kind} has no use for it")
 
     def _check_slurm(self) -> None:
         instead = "launch=slurm counts in launch.nodes, and launch.gpus_per_node or launch.tasks_per_node"

@@ -20,7 +20,7 @@ def require(name: str, value: object, condition: bool, allowed: str) -> None:
         ValueError: the field, the value given, what is allowed.
     """
     if not condition:
-        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
+        raise ValueError(f"{name}={shown(value)} is not allowed: {allowed}")
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -75,7 +75,7 @@ class Allowed:
             return self._takes_text(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self._takes_number(value)
-        return isinstance(value, bool)
+        return isinstance(value, bool) and not self.choices
 
     def _takes_number(self, value: float) -> bool:
         return (
@@ -170,7 +170,7 @@ def _check_shape(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return  # not resolved yet
     words = {list: "a list, as in [one,two]", dict: "names and values, as in {one: value}"}.get(shape, "a single value")
-    raise ValueError(f"{name}={short(value)} is not allowed: it takes {words}")
+    raise ValueError(f"{name}={shown(value)} is not allowed: it takes {words}")
 
 
 def _check_entries(name: str, value: Any, allowed: Allowed, hint: Any) -> None:
@@ -184,16 +184,27 @@ def _check_entries(name: str, value: Any, allowed: Allowed, hint: Any) -> None:
 
 def _refusal(name: str, value: Any, allowed: Allowed, hint: Any) -> ValueError:
     is_many = isinstance(value, list | dict)
-    shown = "(not shown)" if allowed.is_secret else short(value)
     null = ", or null" if is_optional(hint) else ""
     verb = "it takes" if is_many else "it must be"
-    return ValueError(f"{name}={shown} is not allowed: {verb} {allowed.described(hint)}{null}")
+    return ValueError(f"{name}={shown(value, allowed)} is not allowed: {verb} {allowed.described(hint)}{null}")
 
 
-def short(value: Any) -> str:
-    """As Python writes it, cut where it is long."""
-    text = repr(value)
+def shown(value: Any, allowed: Allowed | None = None) -> str:
+    """A value for a message: as it is written in YAML, cut where it is long, and no secret.
+
+    Args:
+        allowed: of its setting, which may be a secret.
+    """
+    text = "(not shown)" if allowed is not None and allowed.is_secret else _as_yaml(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_as_yaml(key)}: {_as_yaml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def is_printable(text: str) -> bool:

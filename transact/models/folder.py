@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import ModelConfig
+from transact.config.setting import shown
 from transact.errors import LONGEST_REASON, one_line
 from transact.files import read_json
 from transact.geometry import Geometry
@@ -161,7 +162,7 @@ def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
     found = read_geometry(config).to_dict()
     for name, value in declared.items():
         if found[name] != value:
-            raise ValueError(f"model.architecture: {name}={value!r}, but {model.path!r} has {found[name]!r}")
+            raise ValueError(f"model.architecture: {name}={shown(value)}, but {model.path!r} has {shown(found[name])}")
 
 
 def declared_config(model: ModelConfig) -> dict[str, Any]:

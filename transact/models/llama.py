@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from transact.config.setting import shown
 from transact.geometry import Geometry
 from transact.models.families import MISTRAL, STOCK_TYPES, TRANSACT_LLAMA, family_of
 from transact.models.rotary import (
@@ -75,7 +76,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         ValueError: one line with the field, its value and what is supported.
     """
     if config.get("model_type") not in STOCK_TYPES:
-        raise ValueError(f"model_type is {config.get('model_type')!r}; supported: {', '.join(STOCK_TYPES)}")
+        raise ValueError(f"model_type is {shown(config.get('model_type'))}; supported: {', '.join(STOCK_TYPES)}")
     family = family_of(config)
     family.check(config)
     for name in family.required:
@@ -84,14 +85,14 @@ def check_supported(config: Mapping[str, Any]) -> None:
         _dimension(config, "max_position_embeddings")
     window = family.window(config)
     if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-        raise ValueError(f"config.json: sliding_window must be a whole number above 0, or null; got {window!r}")
+        raise ValueError(f"config.json: sliding_window must be a whole number above 0, or null; got {shown(window)}")
     if config.get("rms_norm_eps") is not None:
         check_number("rms_norm_eps", config["rms_norm_eps"], *NORM_EPSILON)
     check_special_tokens(config, "config.json", _dimension(config, "vocab_size"))
     if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
+        raise ValueError(f"hidden_act is {shown(config['hidden_act'])}; supported: 'silu'")
     if not isinstance(config.get("tie_word_embeddings", False), bool):
-        raise ValueError(f"tie_word_embeddings is {config['tie_word_embeddings']!r}; supported: true, false")
+        raise ValueError(f"tie_word_embeddings is {shown(config['tie_word_embeddings'])}; supported: true, false")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {config['partial_rotary_factor']}; supported: 1.0")
     if config.get("per_layer_config"):
@@ -120,7 +121,8 @@ def check_special_tokens(config: Mapping[str, Any], file: str, vocab_size: int) 
         for token in value if isinstance(value, list) else [] if value is None else [value]:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
                 raise ValueError(
-                    f"{file}: {name} is {value!r}; it must be null or a token of the vocabulary (0 to {vocab_size - 1})"
+                    f"{file}: {name} is {shown(value)}; it must be null or a token of the vocabulary "
+                    f"(0 to {vocab_size - 1})"
                 )
 
 
@@ -266,7 +268,7 @@ def _dimension(config: Mapping[str, Any], name: str, default: int | None = None)
     if value is None:
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json: {name} must be a whole number above 0, got {value!r}")
+        raise ValueError(f"config.json: {name} must be a whole number above 0, got {shown(value)}")
     largest = MAX_LAYERS if name == "num_hidden_layers" else MAX_DIMENSION
     if value > largest:
         raise ValueError(f"config.json: {name} must be at most {largest}, got {value!r}")

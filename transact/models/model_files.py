@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from transact.config.setting import shown
 from transact.errors import Refusal
 from transact.files import DamagedFile
 from transact.geometry import Geometry
@@ -305,7 +306,7 @@ def stored_dtype(config: Mapping[str, Any], folder: Path) -> str:
     stated = config.get("dtype") or config.get("torch_dtype") or _most_stored(folder)
     known = {"float64": "float32", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
     if not isinstance(stated, str) or stated not in known:
-        raise ValueError(f"config.json: dtype is {stated!r}; supported: {', '.join(known)}")
+        raise ValueError(f"config.json: dtype is {shown(stated)}; supported: {', '.join(known)}")
     return known[stated]
 
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from transact.config.setting import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,7 +36,7 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
-        raise ValueError(f"rope_parameters is {given!r}; it must be an object, or null")
+        raise ValueError(f"rope_parameters is {shown(given)}; it must be an object, or null")
     settings = dict(given)
     if any(isinstance(value, Mapping) for value in settings.values()):
         raise ValueError(f"rope_parameters differ between kinds of layers ({', '.join(settings)}); supported: one set")
@@ -205,14 +207,14 @@ def check_number(name: str, value: Any, lowest: float, highest: float) -> None:
         ValueError: a value of config.json is no number, or not in this range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
-        raise ValueError(f"config.json: {name} must be a number from {lowest:g} to {highest:g}, got {value!r}")
+        raise ValueError(f"config.json: {name} must be a number from {lowest:g} to {highest:g}, got {shown(value)}")
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     kind = settings["rope_type"]
     if kind not in SUPPORTED_ROPE_TYPES:
         raise ValueError(
-            f"rope_type is {kind!r}; supported: {', '.join(SUPPORTED_ROPE_TYPES)} (the others "
+            f"rope_type is {shown(kind)}; supported: {', '.join(SUPPORTED_ROPE_TYPES)} (the others "
             f"change frequencies with the length of the input)"
         )
     rotated = settings.get("partial_rotary_factor", 1.0)
