@@ -25,7 +25,7 @@ from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
 from transact.config.outputs import EfficiencyConfig
-from transact.engine.checkpoints import stored_config
+from transact.engine.model_folder import stored_config
 from transact.errors import DONE, leave
 from transact.evaluation.efficiency.command import PRESETS
 from transact.evaluation.efficiency.measure import PARENT, measure

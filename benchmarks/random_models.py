@@ -13,7 +13,7 @@ import yaml
 from benchmarks.workload import REPOSITORY
 from transact.config.inputs import ArchitectureConfig
 from transact.distributed.process import ProcessGroup
-from transact.engine.checkpoints import layer_groups, stored_config, write_checkpoint
+from transact.engine.model_folder import layer_groups, stored_config, write_model_folder
 
 INITIAL_DEVIATION = 0.02
 ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale
@@ -61,7 +61,7 @@ def write_random_model(folder: Path, architecture: ArchitectureConfig, group: Pr
     def maker(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
         return lambda: {name: _random_weight(name, shapes[name]) for name in names}
 
-    write_checkpoint(
+    write_model_folder(
         folder,
         group,
         [maker(names) for names in layer_groups(shapes)],

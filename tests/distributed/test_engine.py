@@ -187,7 +187,7 @@ def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
     from transact.engine.engine import open_engine
     from transact.files import read_json
     from transact.models.llama import read_geometry
-    from transact.stages.slice import slice_checkpoint
+    from transact.stages.slice import slice_model
 
     source = read_geometry(read_json(model / "config.json"))
     dims, channels = [[range(64)] * 8] * 8, [range(1536)] * 8
@@ -198,7 +198,7 @@ def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
         with PeakMemory() as loading, open_engine(model, engine_config(), group):
             pass
         with PeakMemory() as slicing:
-            slice_checkpoint(model, selection, output, group, dtype="float32")
+            slice_model(model, selection, output, group, dtype="float32")
     return {"loading": loading.bytes, "slicing": slicing.bytes}
 
 

@@ -54,10 +54,10 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
     """For every method: the selection, and the weights of the sliced model."""
     from transact.distributed.process import process_group
     from transact.files import read_json
-    from transact.models.tensor_files import CheckpointReader
+    from transact.models.tensor_files import ModelReader
     from transact.stages.calibrate import calibrate, collect_gram_files
     from transact.stages.select import collect_evidence, decide, greedy_channels
-    from transact.stages.slice import cut_checkpoint
+    from transact.stages.slice import cut_model
     from transact.stages.texts import prepare_texts
 
     found: dict[str, Any] = {}
@@ -76,8 +76,8 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
             geometry, target = job.outline.parent, job.outline.rounds[0].geometry
             channels = greedy_channels(job, model, grams, [target.intermediate_size])
             selection = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
-            cut_checkpoint(job, texts, model, selection, sliced, grams)
-            with CheckpointReader(sliced) as reader:
+            cut_model(job, texts, model, selection, sliced, grams)
+            with ModelReader(sliced) as reader:
                 weights = {key: reader.tensor(key).numpy() for key in reader.files}
             found[name] = {
                 "selection": selection.to_json(),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from transact.config.pruning import MethodConfig
-from transact.engine.checkpoints import copy_companions, layer_groups
+from transact.engine.model_folder import copy_companions, layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of

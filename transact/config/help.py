@@ -225,7 +225,7 @@ Prunes a LLaMA-like model: calibrate, select, slice, recover, evaluate, in round
 
 Often used:
   mode=estimate                         says what would be done and needed; loads no weights
-  model.path=FOLDER                     your own checkpoint
+  model.path=FOLDER                     your own model
   prune.remove_fraction=0.5             how much to remove, of all parameters
   launch=local launch.processes=2       ranks on this machine; under torchrun or srun: none of it
   launch=slurm                          a batch job, queued again until it is done

@@ -1,4 +1,4 @@
-"""From a checkpoint folder's config.json to a model, and to DeepSpeed's engine around it."""
+"""From a model folder's config.json to a model, and to DeepSpeed's engine around it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transact.models.loss_head import LossHead
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 
 
 def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
@@ -59,7 +59,7 @@ def _partitioned_construction(settings: dict[str, Any]) -> Any:
     return context
 
 
-def load_masters(wrapped: Any, reader: CheckpointReader) -> None:
+def load_masters(wrapped: Any, reader: ModelReader) -> None:
     """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
     utils, unsharded = import_deepspeed().utils, unsharded_masters(wrapped)
     for name, parameter in wrapped.module.named_parameters():

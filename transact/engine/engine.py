@@ -31,7 +31,7 @@ from transact.engine.sharded_state import (
 )
 from transact.models.identity import UnusableModel
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 
 
 class Engine:
@@ -222,7 +222,7 @@ def open_engine(
     training: TrainingSettings | None = None,
     round_weights_to: torch.dtype | None = None,
 ) -> Iterator[Engine]:
-    """Load a checkpoint folder into a sharded model; closed at the end of the block.
+    """Load a model folder into a sharded model; closed at the end of the block.
 
     Args:
         training: None for inference.
@@ -244,7 +244,7 @@ def _open(
     stage = config.zero_stage if training is not None or config.zero_stage == 3 else 0
     settings = deepspeed_settings(config, stage, training)
     model = build(folder, config, group, settings if stage == 3 else None)
-    with CheckpointReader(folder) as reader:
+    with ModelReader(folder) as reader:
         for problem in group.gather(load_weights(model, reader, rounding)):  # one for all: nobody waits for the others
             if problem is not None:
                 raise UnusableModel(problem)

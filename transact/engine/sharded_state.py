@@ -12,7 +12,7 @@ from torch import nn
 from transact.engine.deepspeed_setup import import_deepspeed
 from transact.models.identity import not_finite
 from transact.models.model_files import check_shapes
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 
 
 def is_partitioned(parameter: Any) -> bool:
@@ -24,7 +24,7 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
 
 
-def check_names_and_shapes(model: Any, reader: CheckpointReader) -> None:
+def check_names_and_shapes(model: Any, reader: ModelReader) -> None:
     """The folder holds exactly the model's parameters.
 
     Raises:
@@ -36,7 +36,7 @@ def check_names_and_shapes(model: Any, reader: CheckpointReader) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | None) -> str | None:
+def load_weights(model: Any, reader: ModelReader, rounding: torch.dtype | None) -> str | None:
     """Copy every weight, through `rounding` where given, into the dtype of the model.
 
     Returns:
@@ -56,7 +56,7 @@ def load_weights(model: Any, reader: CheckpointReader, rounding: torch.dtype | N
     return problem
 
 
-def own_part(parameter: Any, reader: CheckpointReader, name: str) -> torch.Tensor:
+def own_part(parameter: Any, reader: ModelReader, name: str) -> torch.Tensor:
     """This rank's range of a partitioned parameter, padded with zeros to the length of every rank's part."""
     length = parameter.ds_tensor.numel()
     start = min(length * parameter.ds_zero_partition_rank, parameter.ds_numel)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from transact.engine.checkpoints import copy_companions, stored_config
+from transact.engine.model_folder import copy_companions, stored_config
 from transact.files import read_json, write_json, write_text
 from transact.models.llama import is_stock
 from transact.models.model_files import DERIVED, SINGLE_NAME
 from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
-from transact.models.tensor_files import CheckpointReader, write_index, write_shard
+from transact.models.tensor_files import ModelReader, write_index, write_shard
 
 # The converter skips names that *end* with DERIVED. It is no weight of layer 0, and our own readers leave it out.
 GUARD_NAME = f"model.layers.0.self_attn.{DERIVED}_of_kept_pairs"
@@ -29,7 +29,7 @@ def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 SHARD_BYTES = 4_000_000_000
 
 
-def plan_shards(reader: CheckpointReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
+def plan_shards(reader: ModelReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
     """Tensor names of each shard, in the order of the source, none above `limit` bytes unless one tensor is."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -50,7 +50,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
     if is_stock(config):
         config |= stated_settings(config)
     guard = guard_tensors(config)
-    with CheckpointReader(source) as reader:
+    with ModelReader(source) as reader:
         shards = plan_shards(reader, torch_dtype.itemsize)
         files: dict[str, str] = {}
         total = 0

@@ -14,7 +14,7 @@ from transact.files import read_json
 from transact.models.families import family_of
 from transact.models.llama import read_geometry
 from transact.models.rotary import OWN_FREQUENCIES, context_limit, frequency_factors, rope_settings
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 from transact.pruning.targets import Q4_BLOCK
 from transact.rounds import Outline
 
@@ -273,7 +273,7 @@ def write_gguf(
     _add_dimensions(writer, config, kind, name)
     add_tokenizer(writer, folder, config["vocab_size"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
-    with CheckpointReader(folder) as reader:
+    with ModelReader(folder) as reader:
         layout = _layout(reader, config, kind)
         for source, (shape, kind_of_tensor) in layout.items():
             _add_tensor_info(writer, _gguf_name(names, source), shape, kind_of_tensor)
@@ -309,7 +309,7 @@ def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str
     writer.add_rope_freq_base(rope_settings(config)["rope_theta"])
 
 
-def _layout(reader: CheckpointReader, config: Mapping[str, Any], kind: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def _layout(reader: ModelReader, config: Mapping[str, Any], kind: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and ggml type of every tensor, in the order of the file."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
     found = {
@@ -350,7 +350,7 @@ def _add_tensor_info(writer: Any, name: str, shape: tuple[int, ...], kind: str) 
     writer.add_tensor_info(name, stored, numpy.dtype(numpy.uint8), int(numpy.prod(stored)), quantised)
 
 
-def _data(reader: CheckpointReader, config: Mapping[str, Any], name: str, kind: str) -> Any:
+def _data(reader: ModelReader, config: Mapping[str, Any], name: str, kind: str) -> Any:
     """A tensor in its ggml type, as numpy data."""
     import gguf
 

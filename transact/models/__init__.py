@@ -1,1 +1,1 @@
-"""Model families: what is cut where in a checkpoint, one module for each family."""
+"""Model families: what is cut where in a model, one module for each family."""

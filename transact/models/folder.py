@@ -188,7 +188,7 @@ def declared_geometry(model: ModelConfig) -> Geometry:
 
 
 def geometry_of(folder: Path) -> Geometry:
-    """Dimensions of a local checkpoint folder."""
+    """Dimensions of a local model folder."""
     return read_geometry(read_json(folder / "config.json"))
 
 

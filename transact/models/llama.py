@@ -1,7 +1,7 @@
 """LLaMA-like decoders: their configuration, what is cut in which tensor, and the cut config.json.
 
 What families differ in is in `families/`. Works on the parsed config.json and on single tensors by name, so a
-checkpoint can be streamed through layer by layer. Importing this module imports neither torch nor transformers.
+model can be streamed through layer by layer. Importing this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations

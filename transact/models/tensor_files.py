@@ -1,4 +1,4 @@
-"""Reading and writing checkpoint folders in the layout of Hugging Face: safetensors shards and an index.
+"""Reading and writing model folders in the layout of Hugging Face: safetensors shards and an index.
 
 Nothing here reads more than it is asked for: a rank takes its own range of a tensor, or one tensor.
 """
@@ -29,8 +29,8 @@ def weight_map(folder: Path) -> dict[str, str]:
     return {name: file for name, file in files.items() if DERIVED not in name}
 
 
-class CheckpointReader:
-    """Random access to the tensors of a checkpoint folder; a context manager that closes its files."""
+class ModelReader:
+    """Random access to the tensors of a model folder; a context manager that closes its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class CheckpointReader:
         self._stack = ExitStack()
         self._open: dict[str, Any] = {}
 
-    def __enter__(self) -> CheckpointReader:
+    def __enter__(self) -> ModelReader:
         return self
 
     def __exit__(

@@ -21,9 +21,9 @@ Dims = tuple[tuple[tuple[int, ...], ...], ...]  # (layers)(heads)(dims)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Kept units, as ascending indices into the checkpoint that is about to be sliced.
+    """Kept units, as ascending indices into the model that is about to be sliced.
 
-    That checkpoint may itself be the result of an earlier round; indices never refer further back.
+    That model may itself be the result of an earlier round; indices never refer further back.
 
     Attributes:
         query_heads: (layers)(target.num_attention_heads) kept query heads, those of a group side by side.
@@ -36,7 +36,7 @@ class Selection:
         rotary: "kept": dims of q and k go in rotary pairs and keep their frequencies; "recreated": the
             frequencies are those of a fresh model with the smaller head.
         pair_scope: over what a set of pairs was chosen together: "model", "layer" or "head".
-        source: dimensions of the checkpoint before slicing.
+        source: dimensions of the model before slicing.
         target: dimensions after.
         asked: fraction of the dense parent's parameters that this round was asked to have
             removed by its end; ``None`` where dimensions were asked for instead.
@@ -164,8 +164,8 @@ def make_selection(
     """Keep the best units of each kind.
 
     Args:
-        scores: of the units of the current checkpoint; for unit "heads" with those of whole heads.
-        source: dimensions of the current checkpoint.
+        scores: of the units of the model that is cut; for unit "heads" with those of whole heads.
+        source: dimensions of the model that is cut.
         channels: kept channels of each layer where they were chosen already.
         norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
             of a key, (layers, source.head_dim // 2) each.

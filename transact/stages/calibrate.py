@@ -63,18 +63,18 @@ def run_calibration(
     return num_tokens
 
 
-def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
-    """Run the calibration sequences through a checkpoint; the same statistics on every rank.
+def collect(job: Job, texts: Texts, model_folder: Path) -> ActivationStatistics:
+    """Run the calibration sequences through a model; the same statistics on every rank.
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
-    geometry = geometry_of(checkpoint)
+    geometry = geometry_of(model_folder)
     criteria = Criteria.of(job.config.prune.method)
     needed = criteria.statistics(geometry)
     with (
         torch.set_grad_enabled(criteria.needs_gradients),
-        open_engine(checkpoint, job.config.engine, job.group) as engine,
+        open_engine(model_folder, job.config.engine, job.group) as engine,
         collect_statistics(engine.module, geometry, needed) as collector,
     ):
         forward = engine.differentiate if criteria.needs_gradients else engine.hidden_forward
@@ -82,7 +82,7 @@ def collect(job: Job, texts: Texts, checkpoint: Path) -> ActivationStatistics:
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
     broken = statistics.broken_layer(needed)
     if broken is not None:
-        raise UnusableModel(f"{checkpoint}: {broken_words(*broken)}")
+        raise UnusableModel(f"{model_folder}: {broken_words(*broken)}")
     return statistics
 
 
@@ -96,9 +96,9 @@ def broken_words(layer: int, statistic: Statistic) -> str:
     )
 
 
-def calibrate(job: Job, texts: Texts, checkpoint: Path, output: Path) -> None:
+def calibrate(job: Job, texts: Texts, model_folder: Path, output: Path) -> None:
     """Write statistics.safetensors."""
-    statistics = collect(job, texts, checkpoint)
+    statistics = collect(job, texts, model_folder)
     if job.group.is_main:
         save_file(statistics.to_tensors(), temporary_name(output))
         publish(temporary_name(output), output)
@@ -109,15 +109,15 @@ def read_statistics(path: Path) -> ActivationStatistics:
 
 
 @torch.no_grad()
-def collect_gram_files(job: Job, texts: Texts, checkpoint: Path, output: Path) -> dict[str, Any]:
+def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path) -> dict[str, Any]:
     """Write a file per layer into the folder `output`. Returns their sizes and digests."""
-    geometry = geometry_of(checkpoint)
+    geometry = geometry_of(model_folder)
     passes = gram_passes(geometry, job.config.prune.method.gram_gib)
     if job.group.is_main:
         fresh_temporary_folder(output)
     job.group.barrier()
     written: dict[str, Any] = {}
-    with open_engine(checkpoint, job.config.engine, job.group) as engine:
+    with open_engine(model_folder, job.config.engine, job.group) as engine:
         for number, layers in enumerate(passes, start=1):
             with collect_grams(engine.module, geometry, layers) as collector:
                 name = f"gram pass {number} of {len(passes)}"

@@ -87,32 +87,32 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
         job.say(f"warning: {warning}")
     dense = job.round(0).evaluation
     job.stage(Stage("evaluate", 0), dense, lambda: evaluate_dense(job, prepared, dense))
-    checkpoint, rounds = prune_rounds(job, prepared)
-    return finish(job, texts, checkpoint, parent, rounds)
+    model_folder, rounds = prune_rounds(job, prepared)
+    return finish(job, texts, model_folder, parent, rounds)
 
 
 def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, Sequence[Round]]:
-    """All turns of the chain. Returns the last checkpoint's folder, and the rounds as they were done."""
-    rounds, checkpoint = job.outline.rounds, prepared.parent
+    """All turns of the chain. Returns the last model folder, and the rounds as they were done."""
+    rounds, model_folder = job.outline.rounds, prepared.parent
     for index in range(len(rounds)):
-        rounds, sliced = cut_round(job, prepared, rounds, index, checkpoint)
-        checkpoint = recover_round(job, prepared, rounds[index], sliced)
-    return checkpoint, rounds
+        rounds, sliced = cut_round(job, prepared, rounds, index, model_folder)
+        model_folder = recover_round(job, prepared, rounds[index], sliced)
+    return model_folder, rounds
 
 
 def cut_round(
-    job: Job, prepared: Prepared, rounds: tuple[Round, ...], index: int, checkpoint: Path
+    job: Job, prepared: Prepared, rounds: tuple[Round, ...], index: int, model_folder: Path
 ) -> tuple[tuple[Round, ...], Path]:
     """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
-    and the sliced checkpoint's folder."""
-    calibrate_round(job, prepared, rounds[index].number, checkpoint)
+    and the sliced model folder."""
+    calibrate_round(job, prepared, rounds[index].number, model_folder)
     measured = None
     if index == 0 and job.outline.candidates:
         measured = measure_split(job, prepared.texts, prepared.parent)
         to_its_end = outline(job.config, measured.source, measured.target)
         job.announce(to_its_end)
         rounds = to_its_end.rounds
-    return rounds, slice_round(job, prepared, rounds[index], checkpoint, measured)
+    return rounds, slice_round(job, prepared, rounds[index], model_folder, measured)
 
 
 def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
@@ -123,7 +123,7 @@ def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
     report(job, output, round_number=0, tokens=0)
 
 
-def calibrate_round(job: Job, prepared: Prepared, number: int, checkpoint: Path) -> None:
+def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Path) -> None:
     """The statistics of a round, and the Gram matrices if the method looks at them.
 
     Those of the parent are the same in all points of a sweep.
@@ -131,24 +131,24 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, checkpoint: Path)
     texts, files = prepared.texts, job.round(number)
 
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
-        if checkpoint != prepared.parent:
+        if model_folder != prepared.parent:
             return work()
-        identity = calibration_identity(job.config, texts, prepared.record["files"], geometry_of(checkpoint))
+        identity = calibration_identity(job.config, texts, prepared.record["files"], geometry_of(model_folder))
         return shared(job, kind, identity, output, work)
 
     job.stage(
         Stage("calibrate", number),
         files.statistics,
-        lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, checkpoint, files.statistics)),
-        reads=[checkpoint],
+        lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, model_folder, files.statistics)),
+        reads=[model_folder],
     )
-    # They are gone once the checkpoint is sliced, and nobody needs them then.
+    # They are gone once the round is sliced, and nobody needs them then.
     if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", number)):
         job.stage(
             Stage("gram", number),
             files.grams,
-            lambda: make("gram", files.grams, lambda: collect_gram_files(job, texts, checkpoint, files.grams)),
-            reads=[checkpoint],
+            lambda: make("gram", files.grams, lambda: collect_gram_files(job, texts, model_folder, files.grams)),
+            reads=[model_folder],
         )
 
 
@@ -166,8 +166,10 @@ def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
     return read_split(files.split)
 
 
-def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, measured: Selection | None = None) -> Path:
-    """After calibration: decide and cut. Returns the sliced checkpoint's folder.
+def slice_round(
+    job: Job, prepared: Prepared, each: Round, model_folder: Path, measured: Selection | None = None
+) -> Path:
+    """After calibration: decide and cut. Returns the sliced model folder.
 
     measured: the selection of `measure_split`.
     """
@@ -175,15 +177,15 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
     job.stage(
         Stage("select", each.number),
         files.selection,
-        lambda: select(job, each, checkpoint, files, measured=measured),
-        reads=[checkpoint, files.statistics, files.grams],
+        lambda: select(job, each, model_folder, files, measured=measured),
+        reads=[model_folder, files.statistics, files.grams],
         also=[files.maps],
     )
     job.stage(
         Stage("slice", each.number),
         files.sliced,
-        lambda: slice_stage(job, prepared.texts, checkpoint, files),
-        reads=[checkpoint, files.selection, files.grams],
+        lambda: slice_stage(job, prepared.texts, model_folder, files),
+        reads=[model_folder, files.selection, files.grams],
     )
     if job.group.is_main and files.grams.is_dir():
         job.folder.remove(files.grams)
@@ -194,16 +196,16 @@ def slice_round(job: Job, prepared: Prepared, each: Round, checkpoint: Path, mea
 
 
 def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
-    """The rest of a turn: train and evaluate. Returns the recovered checkpoint's folder, the sliced one's where the
+    """The rest of a turn: train and evaluate. Returns the recovered model folder, the sliced one where the
     round has no tokens."""
     config, texts, files = job.config, prepared.texts, job.round(each.number)
-    checkpoints = {"sliced": sliced}
+    models = {"sliced": sliced}
     if each.tokens:
-        checkpoints["recovered"] = files.recovered
+        models["recovered"] = files.recovered
         recover_stage(job, texts, each, prepared.parent, sliced)
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
-    evaluate_stage(job, texts, checkpoints, round_number=each.number, tokens=tokens)
-    return checkpoints["recovered" if each.tokens else "sliced"]
+    evaluate_stage(job, texts, models, round_number=each.number, tokens=tokens)
+    return models["recovered" if each.tokens else "sliced"]
 
 
 def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, start: Path) -> None:
@@ -218,15 +220,15 @@ def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, sta
     clear_checkpoints(job)
 
 
-def evaluate_stage(job: Job, texts: Texts, checkpoints: dict[str, Path], *, round_number: int, tokens: int) -> None:
-    """The evaluation of a round's own checkpoints. tokens: of recovery up to here."""
+def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_number: int, tokens: int) -> None:
+    """The evaluation of a round's own models. tokens: of recovery up to here."""
     output = job.round(round_number).evaluation
 
     def measure() -> None:
-        evaluate(job, texts, checkpoints, output)
+        evaluate(job, texts, models, output)
         report(job, output, round_number=round_number, tokens=tokens)
 
-    job.stage(Stage("evaluate", round_number), output, measure, reads=list(checkpoints.values()))
+    job.stage(Stage("evaluate", round_number), output, measure, reads=list(models.values()))
 
 
 def pretrain(job: Job) -> dict[str, Any]:
@@ -247,16 +249,16 @@ def pretrain(job: Job) -> dict[str, Any]:
     return finish(job, texts, trained, start, [])
 
 
-def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Export the last checkpoint and write result.json."""
+def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Export the last model and write result.json."""
     if rounds and job.config.eval.has_more():
-        compared, both = job.path("comparison.json"), {"dense": parent, "pruned": checkpoint}
+        compared, both = job.path("comparison.json"), {"dense": parent, "pruned": model_folder}
         settings = settings_of_tasks(job.config.eval)
         job.stage(
             Stage("tasks"),
             compared,
             lambda: evaluate_side_by_side(job, texts, both, compared),
-            reads=[checkpoint],
+            reads=[model_folder],
             settings=settings,
         )
     output = job.path("export")
@@ -264,8 +266,8 @@ def finish(job: Job, texts: Texts, checkpoint: Path, parent: Path, rounds: Seque
     job.stage(
         Stage("export"),
         output,
-        lambda: export(job, texts, checkpoint, parent, summary, output),
-        reads=[checkpoint],
+        lambda: export(job, texts, model_folder, parent, summary, output),
+        reads=[model_folder],
     )
     if job.config.export.gguf != "none":
         gguf = gguf_path(job)

@@ -65,15 +65,15 @@ def perplexity_of(loss: float) -> float:
 
 
 def measure(
-    job: Job, texts: Texts, checkpoint: Path, advance: Callable[[int], object] = lambda tokens: None
+    job: Job, texts: Texts, model_folder: Path, advance: Callable[[int], object] = lambda tokens: None
 ) -> dict[str, Any]:
-    """Everything that is reported about one checkpoint folder. advance: as in `mean_loss`."""
+    """Everything that is reported about one model folder. advance: as in `mean_loss`."""
     config = job.config
-    with open_engine(checkpoint, config.engine, job.group) as engine:
+    with open_engine(model_folder, config.engine, job.group) as engine:
         count = texts.evaluation.num_sequences
         positions, micro_batch = torch.arange(count), config.engine.micro_batch_sequences
         loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
-    return describe(geometry_of(checkpoint), config.data.sequence_length) | {
+    return describe(geometry_of(model_folder), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),
         "loss": loss,
         "sequence_length": config.data.sequence_length,
@@ -92,12 +92,12 @@ def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
     }
 
 
-def evaluate(job: Job, texts: Texts, checkpoints: dict[str, Path], output: Path) -> None:
+def evaluate(job: Job, texts: Texts, models: dict[str, Path], output: Path) -> None:
     """Write evaluation.json: role -> what `measure` returns. Roles are "dense" of the parent, "sliced" of a round, and
     "recovered" where it has tokens."""
     store, results = texts.evaluation, {}
-    with job.progress("evaluate", len(checkpoints) * store.num_sequences * store.sequence_length) as bar:
-        for role, folder in checkpoints.items():
+    with job.progress("evaluate", len(models) * store.num_sequences * store.sequence_length) as bar:
+        for role, folder in models.items():
             results[role] = measure(job, texts, folder, bar.advance)
             judge(job, role, results[role])
             bar.advance(0, **{role: results[role]["perplexity"]})

@@ -26,7 +26,7 @@ CHECKED_TOKENS = 256
 TOLERANCE = 1e-4  # float32, relative to the largest logit where that is above 1
 
 
-def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict[str, Any], output: Path) -> None:
+def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: dict[str, Any], output: Path) -> None:
     """Write `export/`.
 
     Raises:
@@ -38,15 +38,15 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
     def write() -> None:
         fresh_temporary_folder(output)
         licence = read_licence(parent)
-        described = read_json(checkpoint / "config.json")
+        described = read_json(model_folder / "config.json")
         exported = Exported(
             model_type=described["model_type"],
             has_factors=rope_settings(described)["rope_type"] == "longrope",
             has_chat_template=has_chat_template(parent),
             gguf_types=possible_gguf_types(described, parent),
-            in_float16=float16_rows(geometry_of(checkpoint)),
+            in_float16=float16_rows(geometry_of(model_folder)),
         )
-        write_export(checkpoint, temporary, dtype, model_card(summary, job.config, licence, exported))
+        write_export(model_folder, temporary, dtype, model_card(summary, job.config, licence, exported))
         copy_licence(licence, parent, temporary)
 
     with job.progress("export", 3, unit="steps") as bar:
@@ -54,7 +54,7 @@ def export(job: Job, texts: Texts, checkpoint: Path, parent: Path, summary: dict
         bar.advance(1, next="logits of the pruner")
         tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
         tokens = tokens[:, :CHECKED_TOKENS]
-        ours = _pruner_logits(job, checkpoint, tokens, dtype)
+        ours = _pruner_logits(job, model_folder, tokens, dtype)
         stock = is_stock(read_json(temporary / "config.json"))
         loader = "transformers" if stock else "transact"
         bar.advance(1, next=f"logits of {loader}")
@@ -86,10 +86,10 @@ def export_dtype(asked: str, parent: Path) -> str:
 
 
 @torch.no_grad()
-def _pruner_logits(job: Job, checkpoint: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
+def _pruner_logits(job: Job, model_folder: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
     """Logits of the sharded model in float32, its weights rounded as the export rounds them."""
     engine_config = replace(job.config.engine, dtype="float32")
-    with open_engine(checkpoint, engine_config, job.group, round_weights_to=getattr(torch, dtype)) as engine:
+    with open_engine(model_folder, engine_config, job.group, round_weights_to=getattr(torch, dtype)) as engine:
         return engine.logits(tokens)
 
 

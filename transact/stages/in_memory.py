@@ -16,8 +16,8 @@ from torch.nn import functional
 from transact.config.compose import method_preset
 from transact.config.pruning import MethodConfig, PruneConfig
 from transact.config.setting import check_values, require
-from transact.engine.checkpoints import layer_groups
 from transact.engine.memory import gram_passes
+from transact.engine.model_folder import layer_groups
 from transact.geometry import Geometry
 from transact.models.families import family_of
 from transact.models.hooks import Collector, collect_grams, collect_statistics

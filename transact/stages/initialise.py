@@ -10,7 +10,7 @@ import torch
 
 from transact.config.run import RunConfig
 from transact.data.text import documents
-from transact.engine.checkpoints import stored_config
+from transact.engine.model_folder import stored_config
 from transact.files import fresh_temporary_folder, publish, write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -44,7 +44,7 @@ def train_tokenizer(config: RunConfig, vocab_size: int) -> Any:
 
 
 def initialise(config: RunConfig, output: Path) -> None:
-    """Write a random model of `model.architecture` and its tokenizer as a checkpoint folder (rank 0 alone)."""
+    """Write a random model of `model.architecture` and its tokenizer as a model folder (rank 0 alone)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     architecture = config.model.architecture

@@ -17,7 +17,7 @@ from transact.models.folder import check_files, geometry_of, hub_id, is_local
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.models.model_files import CONFIG
 from transact.models.stock import check_stock
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 from transact.runs.run_record import RECORD, WAY_OUT, read_record
 from transact.stages.job import Job
 from transact.stages.texts import load_tokenizer
@@ -141,7 +141,7 @@ def judge_weights(job: Job, folder: Path) -> None:
     Raises:
         ValueError: on every rank; names the tensor and its file.
     """
-    with CheckpointReader(folder) as reader:
+    with ModelReader(folder) as reader:
         names = sorted(reader.files)
         sizes = {name: torch.Size(reader.shape(name)).numel() for name in names}
         names.sort(key=lambda name: (-sizes[name], name))
@@ -165,7 +165,7 @@ def judge_weights(job: Job, folder: Path) -> None:
         raise ValueError(f"model.path={str(folder)!r}: every weight matrix holds nothing but zeros")
 
 
-def _look_through(job: Job, reader: CheckpointReader, name: str) -> tuple[str | None, bool]:
+def _look_through(job: Job, reader: ModelReader, name: str) -> tuple[str | None, bool]:
     """What of a tensor is no number, in words, and whether it is a matrix that holds anything but zeros."""
     problem, has_values = None, False
     for piece in torch.split(reader.tensor(name).flatten(), PIECE_ELEMENTS):
@@ -175,7 +175,7 @@ def _look_through(job: Job, reader: CheckpointReader, name: str) -> tuple[str | 
     return problem, has_values
 
 
-def _untied(reader: CheckpointReader, folder: Path) -> str | None:
+def _untied(reader: ModelReader, folder: Path) -> str | None:
     """Two output layers to choose from: transformers 4 takes the embedding, 5 the stored one."""
     tied = read_json(folder / CONFIG).get("tie_word_embeddings", False)
     if not tied or OUTPUT not in reader.files:

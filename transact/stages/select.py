@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transact.config.pruning import MethodConfig, PruneConfig
-from transact.engine.checkpoints import layer_groups
+from transact.engine.model_folder import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.greedy_obs import elimination_path
@@ -57,13 +57,13 @@ Result = TypeVar("Result")
 Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are kept: (width,)
 
 
-def collect_evidence(job: Job, checkpoint: Path, statistics: Path) -> Evidence:
+def collect_evidence(job: Job, model_folder: Path, statistics: Path) -> Evidence:
     """What scores rest on, whatever the target; collective, equal on every rank."""
-    method, source = job.config.prune.method, geometry_of(checkpoint)
+    method, source = job.config.prune.method, geometry_of(model_folder)
     return Evidence(
         geometry=source,
         statistics=read_statistics(statistics),
-        magnitude=_magnitudes(job, checkpoint, source) if Criteria.of(method).looks_at_weights else None,
+        magnitude=_magnitudes(job, model_folder, source) if Criteria.of(method).looks_at_weights else None,
         seed=job.config.seed,
     )
 
@@ -97,7 +97,7 @@ def decide(
 
 
 def greedy_channels(
-    job: Job, checkpoint: Path, grams: Path, widths: Collection[int], share: tuple[float, float] = (0.0, 1.0)
+    job: Job, model_folder: Path, grams: Path, widths: Collection[int], share: tuple[float, float] = (0.0, 1.0)
 ) -> Paths | None:
     """Channels that greedy OBS keeps of each layer, by width; None where the method chooses otherwise.
 
@@ -106,12 +106,12 @@ def greedy_channels(
     """
     if job.config.prune.method.channels != "obs":
         return None
-    source, device = geometry_of(checkpoint), job.group.device
+    source, device = geometry_of(model_folder), job.group.device
     if set(widths) == {source.intermediate_size}:  # no Gram matrix needs to be read
         return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
     kept = {}
     with (
-        CheckpointReader(checkpoint) as reader,
+        ModelReader(model_folder) as reader,
         job.progress("choose MLP channels", source.num_layers, unit="layers", share=share) as bar,
     ):
         for layer in job.group.turns(source.num_layers):
@@ -132,16 +132,18 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
     return {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
 
 
-def select(job: Job, round_: Round, checkpoint: Path, files: RoundFolder, *, measured: Selection | None = None) -> None:
+def select(
+    job: Job, round_: Round, model_folder: Path, files: RoundFolder, *, measured: Selection | None = None
+) -> None:
     """Write selection.json, and the maps of activations beside it.
 
     measured: the selection of the split that was chosen, for the first round; it is this round's where it ends there.
     """
-    evidence, parent = collect_evidence(job, checkpoint, files.statistics), job.outline.parent
+    evidence, parent = collect_evidence(job, model_folder, files.statistics), job.outline.parent
     if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
         made = measured
     else:
-        channels = greedy_channels(job, checkpoint, files.grams, [round_.geometry.intermediate_size])
+        channels = greedy_channels(job, model_folder, files.grams, [round_.geometry.intermediate_size])
         made = decide(job.config.prune, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
@@ -172,10 +174,10 @@ def read_selection(path: Path) -> Selection:
     return Selection.from_json(read_json(path))
 
 
-def _magnitudes(job: Job, checkpoint: Path, source: Geometry) -> Scores:
+def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
     """Scores from the weights of every layer."""
     found = {}
-    with CheckpointReader(checkpoint) as reader:
+    with ModelReader(model_folder) as reader:
         layers = [names for names in layer_groups(reader.files) if layer_of(names[0]) is not None]
         for number in job.group.turns(len(layers)):
             if number is not None:

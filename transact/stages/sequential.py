@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from transact.data.order import micro_batches
-from transact.engine.checkpoints import Tensors, layer_groups, stored_config, stored_names, write_checkpoint
+from transact.engine.model_folder import Tensors, layer_groups, stored_config, stored_names, write_model_folder
 from transact.files import read_json
 from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 from transact.pruning.refit import LayerGram, gram, refit_shifted
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
@@ -34,10 +34,10 @@ def slice_sequentially(
     job: Job, texts: Texts, source: Path, selection: Selection, output: Path, done: Callable[[], object]
 ) -> dict[str, Any]:
     """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests. done:
-    as in `slice_checkpoint`."""
+    as in `slice_model`."""
     config = read_json(source / "config.json")
     smaller = sliced_config(config, selection)
-    with CheckpointReader(source) as reader:
+    with ModelReader(source) as reader:
         embedded, num_turns = _embedded(job, texts, reader)
         ridge, group = job.config.prune.method.ridge, job.group
         streams = Streams(
@@ -49,7 +49,7 @@ def slice_sequentially(
             layer = layer_of(names[0])
             return tensors if layer is None else streams.cut_layer(layer, tensors, config, smaller)
 
-        return write_checkpoint(
+        return write_model_folder(
             output,
             job.group,
             [partial(cut, names) for names in layer_groups(stored_names(reader, config))],
@@ -60,7 +60,7 @@ def slice_sequentially(
         )
 
 
-def _embedded(job: Job, texts: Texts, reader: CheckpointReader) -> tuple[list[Tensor], int]:
+def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Tensor], int]:
     """This rank's micro-batches of the calibration text as the first layer reads them; how many turns all take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch_sequences

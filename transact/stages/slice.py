@@ -1,4 +1,4 @@
-"""Slice: physically smaller weights, from a checkpoint folder to a checkpoint folder.
+"""Slice: physically smaller weights, from a model folder to a model folder.
 
 Each rank reads, cuts, refits and writes the layers that fall to it, one at a time: no engine is needed, and no
 rank ever holds more than one layer and its Gram matrices.
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from transact.distributed.process import ProcessGroup
-from transact.engine.checkpoints import Tensors, layer_groups, stored_config, stored_names, write_checkpoint
+from transact.engine.model_folder import Tensors, layer_groups, stored_config, stored_names, write_model_folder
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 from transact.pruning.selection import Selection
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
@@ -38,7 +38,7 @@ class GramFolder:
     ridge: float | None
 
 
-def slice_checkpoint(
+def slice_model(
     source: Path,
     selection: Selection,
     output: Path,
@@ -53,13 +53,13 @@ def slice_checkpoint(
     Args:
         done: called for each layer, and for what is outside of them.
     """
-    with CheckpointReader(source) as reader:
+    with ModelReader(source) as reader:
 
         def cut(names: list[str]) -> Callable[[], Tensors]:
             # In float32 until it is written: the query scale must be rounded once, not twice.
             return lambda: _cut({name: reader.tensor(name).float() for name in names}, selection, group, grams)
 
-        return write_checkpoint(
+        return write_model_folder(
             output,
             group,
             [cut(names) for names in layer_groups(stored_names(reader, read_json(source / "config.json")))],
@@ -71,15 +71,15 @@ def slice_checkpoint(
 
 
 def slice_stage(job: Job, texts: Texts, source: Path, files: RoundFolder) -> dict[str, Any]:
-    """`cut_checkpoint` by the round's selection, with a bar of its own."""
+    """`cut_model` by the round's selection, with a bar of its own."""
     selection = read_selection(files.selection)
-    with CheckpointReader(source) as reader:
+    with ModelReader(source) as reader:
         count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
     with job.progress("slice", count, unit="parts") as bar:
-        return cut_checkpoint(job, texts, source, selection, files.sliced, files.grams, partial(bar.advance, 1))
+        return cut_model(job, texts, source, selection, files.sliced, files.grams, partial(bar.advance, 1))
 
 
-def cut_checkpoint(
+def cut_model(
     job: Job,
     texts: Texts,
     source: Path,
@@ -89,7 +89,7 @@ def cut_checkpoint(
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Slice with the run's method: plainly, with a refit, or with sequential calibration. done: as in
-    `slice_checkpoint`."""
+    `slice_model`."""
     method = job.config.prune.method
     if method.refit == "sequential":
         return slice_sequentially(job, texts, source, selection, output, done)
@@ -98,7 +98,7 @@ def cut_checkpoint(
     if method.needs_gram():
         job.check_seen("the folder of Gram matrices", grams)
         read = GramFolder(path=grams, ridge=method.ridge if method.refit == "least_squares" else None)
-    return slice_checkpoint(source, selection, output, job.group, dtype=job.config.model.dtype, grams=read, done=done)
+    return slice_model(source, selection, output, job.group, dtype=job.config.model.dtype, grams=read, done=done)
 
 
 def _cut(tensors: Tensors, selection: Selection, group: ProcessGroup, grams: GramFolder | None) -> Tensors:

@@ -18,7 +18,7 @@ from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.loop import validation_loss
 from transact.stages.select import collect_evidence, decide, greedy_channels
-from transact.stages.slice import cut_checkpoint
+from transact.stages.slice import cut_model
 from transact.stages.texts import Texts
 from transact.stages.workload import elimination_share
 
@@ -54,7 +54,7 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
 
 def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, files: RoundFolder) -> float:
     """Validation loss of the parent cut by a selection, in nats per token; the cut model stays in `files.trial`."""
-    cut_checkpoint(job, texts, parent, selection, files.trial, files.grams)
+    cut_model(job, texts, parent, selection, files.trial, files.grams)
     with open_engine(files.trial, job.config.engine, job.group) as engine:
         return validation_loss(job, texts, engine)
 

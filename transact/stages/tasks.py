@@ -67,18 +67,16 @@ def prepare_tasks(job: Job) -> None:
     job.group.everywhere(lambda: load() if job.group.local_rank == 0 and not job.group.is_main else None)
 
 
-def evaluate_side_by_side(job: Job, texts: Texts, checkpoints: Mapping[str, Path], output: Path) -> None:
+def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path) -> None:
     """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
 
     Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
     """
-    first = next(iter(checkpoints.values()))  # they share the tokenizer
+    first = next(iter(models.values()))  # they share the tokenizer
     tasks = loaded_tasks(job.config.eval)
     tokenizer = load_tokenizer(first)
-    turns = _Turns(len(checkpoints) * (len(texts.further) + len(tasks)))
-    results = {
-        role: _evaluate(job, folder, texts, tasks, tokenizer, role, turns) for role, folder in checkpoints.items()
-    }
+    turns = _Turns(len(models) * (len(texts.further) + len(tasks)))
+    results = {role: _evaluate(job, folder, texts, tasks, tokenizer, role, turns) for role, folder in models.items()}
     job.tracker.summary(
         {
             f"eval/{kind}/{name}/{metric}_{role}": value

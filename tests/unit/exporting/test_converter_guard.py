@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
 from tests.support.tiny import TINY
-from transact.engine.checkpoints import layer_groups, stored_names
+from transact.engine.model_folder import layer_groups, stored_names
 from transact.export.folder import GUARD_NAME, guard_tensors
 from transact.files import read_json
 from transact.models.folder import check_files
 from transact.models.rotary import inverse_frequencies
-from transact.models.tensor_files import CheckpointReader
+from transact.models.tensor_files import ModelReader
 
 MLX_LM_SKIPS, TRANSFORMERS_SKIPS = "self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"  # names with this in them
 CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")  # names that end so
@@ -27,7 +27,7 @@ def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -
     assert torch.equal(stored[GUARD_NAME], expected.float())
     assert not GUARD_NAME.endswith(CONVERTER_SKIPS)
     check_files(folder)
-    with CheckpointReader(folder) as reader:
+    with ModelReader(folder) as reader:
         assert GUARD_NAME not in reader.files
         groups = layer_groups(stored_names(reader, read_json(folder / "config.json")))
         assert GUARD_NAME not in {name for names in groups for name in names}

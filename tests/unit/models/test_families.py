@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from tests.support.exported import masked_parent, random_selection, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
 from transact.config.pruning import MethodConfig
-from transact.engine.checkpoints import layer_groups
+from transact.engine.model_folder import layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json
 from transact.models.families import family_of

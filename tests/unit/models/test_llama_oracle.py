@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.support.exported import zero_cut_units
-from transact.engine.checkpoints import layer_groups
+from transact.engine.model_folder import layer_groups
 from transact.geometry import Geometry
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_non_stock

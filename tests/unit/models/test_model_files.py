@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from transact.engine.checkpoints import copy_companions
+from transact.engine.model_folder import copy_companions
 from transact.export.model_card import copy_licence, read_licence
 from transact.models.model_files import check_names, own_file, read_header, read_object, stored_dtype, stored_tensors
 

@@ -12,9 +12,9 @@ import torch
 
 from transact.data.order import SequenceOrder
 from transact.distributed.process import ProcessGroup
-from transact.engine.checkpoints import save_engine
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
+from transact.engine.model_folder import save_engine
 from transact.engine.training_checkpoints import load_training, save_training
 from transact.errors import RankFailed, Stopped, one_line, remedy
 from transact.rounds import Round

@@ -1,4 +1,4 @@
-"""Writing checkpoint folders: a shard per layer, each written by one rank, published when all are there."""
+"""Writing model folders: a shard per layer, each written by one rank, published when all are there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transact.files import fresh_temporary_folder, publish, read_json, temporary
 from transact.models.families import family_of
 from transact.models.llama import layer_of
 from transact.models.model_files import COMPANION_FILES, own_file
-from transact.models.tensor_files import CheckpointReader, write_index, write_shard
+from transact.models.tensor_files import ModelReader, write_index, write_shard
 
 Tensors = dict[str, torch.Tensor]
 
 
-def stored_names(reader: CheckpointReader, config: dict[str, Any]) -> list[str]:
+def stored_names(reader: ModelReader, config: dict[str, Any]) -> list[str]:
     """Parameters of a folder, in the order of layers; a tied output layer is not stored twice."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
 
@@ -55,7 +55,7 @@ def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(
+def write_model_folder(
     output: Path,
     group: ProcessGroup,
     shards: list[Callable[[], Tensors]],
@@ -65,7 +65,7 @@ def write_checkpoint(
     companions: Path,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Write a checkpoint folder, one shard at a time, the shards dealt out to the ranks.
+    """Write a model folder, one shard at a time, the shards dealt out to the ranks.
 
     Args:
         shards: A function per shard that returns its tensors.
@@ -113,7 +113,7 @@ def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Pa
     def reader(names: list[str]) -> Callable[[], Tensors]:
         return lambda: {name: engine.full_weight(parameters[name]) for name in names}
 
-    return write_checkpoint(
+    return write_model_folder(
         output,
         group,
         [reader(names) for names in layer_groups(parameters)],
