@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, make_workplace, transact, transact_as_users_do
+from tests.support.commands import Workplace, make_workplace, transact
 from tests.support.once import made_once
 from tests.support.terminal import transact_in_terminal
 
@@ -69,7 +69,7 @@ def _run_chain(folder: Path, ranks: int) -> dict[str, str]:
         ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
     else:
         overrides.append("engine.micro_batch_sequences=2")
-        ended = transact_as_users_do(overrides, ranks=ranks, umask=UMASKS[ranks])  # which is read when it is imported
+        ended = transact(overrides, ranks=ranks, umask=UMASKS[ranks])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {"stdout": ended.stdout, "stderr": ended.stderr}
 

@@ -159,12 +159,12 @@ def test_the_plan_foretold_dimensions_and_disk(chain_commands: Mapping[int, Chai
     rounds = read(run.folder / "result.json")["rounds"]
     assert [each["geometry"] for each in found["rounds"]] == [each["geometry"] for each in rounds]
     assert [each["parameters"] for each in found["rounds"]] == [each["parameters"] for each in rounds]
-    found = {
+    left = {
         "sliced_and_recovered": size_of(run.folder, "round_*/sliced/*.safetensors", "round_*/recovered/*.safetensors"),
         "export": size_of(run.folder, "export/*.safetensors"),
         "token_store": size_of(run.token_store, "*/tokens.bin"),
     }
-    for name, size in found.items():
+    for name, size in left.items():
         assert found["disk_bytes"][name] == pytest.approx(size, rel=0.03, abs=2048), name
 
 

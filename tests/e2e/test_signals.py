@@ -107,6 +107,7 @@ def test_a_signal_ends_a_tokenisation(workplace: Workplace, tmp_path: Path) -> N
 
 VALIDATION = "recover/validation_perplexity"
 VALIDATING = ["prune.rounds=1", "recover.tokens=2048", "recover.validations=4", "recover.validation_sequences=120"]
+VALIDATING += ["data.evaluation_sequences=8", "eval.efficiency.measured=false"]
 VALIDATING += ["engine.checkpoint_every.minutes=null", "recover.objective=cross_entropy"]
 
 

@@ -73,11 +73,11 @@ def command(overrides: list[str], ranks: int = 1) -> list[str]:
 
 
 def transact(
-    overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240
+    overrides: list[str], *, ranks: int = 1, cwd: Path | None = None, seconds: float = 240, umask: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command to its end, in processes that have its imports already; `command` is for the ones that have not."""
     place = cwd or REPOSITORY
-    return run_warm(overrides, ranks=ranks, cwd=place, environment=environment(), seconds=seconds)
+    return run_warm(overrides, ranks=ranks, cwd=place, environment=environment(), seconds=seconds, umask=umask)
 
 
 def transact_as_users_do(

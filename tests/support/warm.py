@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from tests.support.ports import free_port
+from transact import files
 
 # The first sets the server's environment, which some of the others read when they are imported.
 PRELOADED = [
@@ -61,6 +62,7 @@ class WarmProcess:
         stderr: int = subprocess.STDOUT,
         start_new_session: bool = False,
         terminal: str | None = None,
+        umask: int | None = None,
     ) -> None:
         ends: list[Connection | None] = []
         self.stdout, self.stderr = (_pipe(each, ends) for each in (stdout, stderr))
@@ -68,7 +70,7 @@ class WarmProcess:
             ends[1] = ends[0]
         self.args = [module, *arguments]
         self._process: Any = warm_context().Process(
-            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session, terminal)
+            target=_begin, args=(self.args, ranks, cwd, environment, ends, start_new_session, terminal, umask)
         )
         self._process.start()
         for end in ends:
@@ -163,6 +165,7 @@ def _begin(
     ends: list[Connection | None],
     start_new_session: bool,
     terminal: str | None,
+    umask: int | None,
 ) -> None:
     for descriptor, end in enumerate(ends, start=1):
         if end is None:
@@ -183,11 +186,16 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    if umask is not None:
+        os.umask(umask)
+        files.UMASK = umask  # which it has asked for when it was imported
     if ranks > 1:
         _fork_ranks(ranks)
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     subprocess.Popen = subprocess_handler.Popen = ForkedModule  # type: ignore[misc]
+    contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
+    contexts["spawn"] = contexts["fork"]
     _run_as_main(module)
 
 

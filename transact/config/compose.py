@@ -35,6 +35,7 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
+@cache
 def register() -> None:
     """Tell Hydra what conf/ builds on: `schema` (every setting with its default) and two resolvers.
 
