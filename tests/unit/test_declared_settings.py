@@ -123,6 +123,8 @@ def test_messages_say_null_and_false_as_users_write_them() -> None:
         compose_config(["name=run", "launch.wait=false"])
     with pytest.raises(ValueError, match=r"^engine\.dtype=true is not allowed: it must be one of"):
         compose_config(["name=run", "engine.dtype=true"])
+    with pytest.raises(ValueError, match=r"^seed: Value 'abc' of type 'str' could not be converted to Integer$"):
+        compose_config(["name=run", "seed=abc"])
     config = to_dictionary(compose_config(["name=run"]))
     changed = copy.deepcopy(config)
     changed["prune"] |= {"head_dim": 32, "remove_fraction": None}

@@ -110,7 +110,8 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or 'configuration'}: {error.msg or error}") from None
+        message, *_ = str(error).partition("\n")  # below it the key stands once more, and types of ours
+        raise ValueError(f"{error.full_key or 'configuration'}: {message}") from None
     assert isinstance(config, RunConfig)
     return config
 
