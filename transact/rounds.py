@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
-
-if TYPE_CHECKING:
-    from transact.pruning.search_space import SearchSpace
-
+from transact.pruning.schedule import peak_learning_rate, remove_fractions, token_budgets
+from transact.pruning.search_space import Budget, SearchSpace, explicit_geometry, reached_fraction, solve_rounds, splits
+from transact.pruning.targets import multiples_for
 
 # Kinds of stages whose output only later stages read; what the others make is what the run is for.
 ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "select", "slice", "recover"}
@@ -106,9 +104,6 @@ def geometries(
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.pruning.schedule import remove_fractions
-    from transact.pruning.search_space import explicit_geometry, reached_fraction, solve_rounds
-
     total = config.remove_fraction
     if total is None:
         final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
@@ -126,8 +121,6 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    from transact.pruning.search_space import Budget, splits
-
     assert config.remove_fraction is not None
     found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
     limit = min(config.split_candidates, len(found))
@@ -138,8 +131,6 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """The split with this head_dim."""
-    from transact.pruning.search_space import Budget, splits
-
     assert config.remove_fraction is not None
     found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
     for geometry in found:
@@ -181,9 +172,6 @@ def _reason(config: PruneConfig, dimension: str) -> str:
 
 def _search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
     """What the target takes, unless the configuration says otherwise."""
-    from transact.pruning.search_space import SearchSpace
-    from transact.pruning.targets import multiples_for
-
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
     if own.head_dim is not None:
         found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
@@ -248,8 +236,6 @@ def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
 
 def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float]) -> list[float]:
     """The peak learning rate of each round: as given, or by the parent's size and the share that is gone by then."""
-    from transact.pruning.schedule import peak_learning_rate
-
     given = config.recover.learning_rate
     if config.recover.learning_rates is not None:
         return config.recover.learning_rates
@@ -257,8 +243,6 @@ def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float
 
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:
-    from transact.pruning.schedule import token_budgets
-
     return token_budgets(config.tokens, config.token_shares, rounds, per_batch)
 
 

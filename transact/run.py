@@ -27,11 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.config.compose import UnknownSetting, conf_folder, register, typed_config
+from transact.config.help import help_on, is_setting, nearest
 from transact.config.pruning import VARIANTS
 from transact.config.request import check_arguments, check_composed, quoted, run_command
 from transact.config.run import RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
+from transact.runs.run_record import note_points
 from transact.tracking.wandb_names import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
@@ -145,8 +147,6 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
 def note_sweep(points: list[RunConfig]) -> None:
     """Write down the points of a sweep once one of them has begun, and not before: a request that is refused writes
     nothing. What they share is kept until none of them needs it."""
-    from transact.runs.run_record import note_points
-
     if points and points[0].share_dir is not None:
         with suppress(ValueError, OSError):  # the points meet the same, and say it
             note_points(points[0].share_dir, [Path(each.output_dir).name for each in points])
@@ -154,8 +154,6 @@ def note_sweep(points: list[RunConfig]) -> None:
 
 def show_help(name: str | None) -> int:
     """On a group, on a setting, or on the command. Returns the exit code."""
-    from transact.config.help import help_on
-
     try:
         print(help_on(name))
     except ValueError as error:
@@ -205,15 +203,11 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
 
 
 def with_nearest(error: UnknownSetting) -> str:
-    from transact.config.help import nearest
-
     return f"{error}{nearest(error.key)}"
 
 
 def hydra_message(error: Exception) -> str:
     """Hydra's pages as one line."""
-    from transact.config.help import is_setting
-
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):

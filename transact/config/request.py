@@ -9,6 +9,11 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+from hydra.errors import HydraException
+
 from transact.errors import LONGEST_REASON, one_line
 
 MODULE = ("-m", "transact.run")
@@ -89,9 +94,6 @@ def check_arguments(arguments: list[str]) -> bool:
 
 def _parsed(word: str) -> Any:
     """By Hydra's grammar, which takes few characters without quotes, and none of them for a home folder."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
@@ -117,8 +119,6 @@ def _check_key(key: str, override: Any) -> None:
 
 def _num_values(override: Any) -> int:
     """That a sweep takes from one override, counted without making them; 1 where it is no sweep."""
-    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
-
     values = override.value() if override.is_sweep_override() else None
     if isinstance(values, ChoiceSweep):
         return len(values.list)
@@ -148,7 +148,6 @@ def check_composed(hydra: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Hydra's own, which says in one line what is wrong instead of its usage."""
-    from hydra._internal.utils import get_args_parser
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:

@@ -7,6 +7,7 @@ only while the layer that owns it computes. Stages 0 to 2 keep whole weights and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 from collections.abc import Callable, Iterator
@@ -208,8 +209,6 @@ def _return_memory_to_system() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 

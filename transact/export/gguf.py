@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from transact.config.outputs import GGUF_TYPES, ExportConfig
 from transact.config.run import RunConfig
 from transact.files import read_json
@@ -338,7 +340,6 @@ def _gguf_name(names: Any, source: str) -> str:
 def _add_tensor_info(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
     """Announce a tensor; types other than plain floats are announced as their bytes."""
     import gguf
-    import numpy
 
     plain = {"F32": numpy.float32, "F16": numpy.float16}.get(kind)
     if plain is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from transact.config.compose import PACKAGE, to_dictionary
 from transact.config.machines import LaunchConfig
 from transact.config.run import RunConfig
+from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.errors import DONE, FAILED, fail, refuse
 from transact.files import write_json
@@ -18,6 +19,7 @@ from transact.launch.executors import log_path, submit_to_slurm
 from transact.launch.following import follow
 from transact.runs.run_folder import COPIED_REVISION, git_revision
 from transact.runs.run_record import JOB_RECORD, LAYOUT, claim_run, read_config, read_record
+from transact.stages.preflight import check
 from transact.tracking.view import Lines
 
 # Of one machine alone, whatever else is true; those of disks may be exported to the nodes under the same name.
@@ -63,8 +65,6 @@ POLL_SECONDS = 5.0  # between two questions about a job, which cost the controll
 
 def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
     """Submit, say how to go on, and follow the job where that is wanted. Returns the exit code."""
-    from transact.stages.preflight import check
-
     folder = Path(config.output_dir).absolute()
     config.output_dir = str(folder)
     try:
@@ -166,8 +166,6 @@ def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
 
 def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
     """Returns the job's id. A job that SLURM refuses leaves nothing behind."""
-    from transact.distributed.file_lock import exclusive
-
     is_new = not folder.exists()
     claim_run(folder, config.share_dir, "submitted")
     with exclusive(folder / "submit.lock"):

@@ -19,7 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from submitit import LocalExecutor
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.helpers import TorchDistributedEnvironment
 from submitit.local.local import Controller, LocalJob
 
 from transact.config.compose import to_dictionary, typed_config
@@ -50,8 +52,6 @@ class LocalTask:
 
     def __call__(self) -> int:
         """Returns the exit code of `transact.launch.worker.work`."""
-        from submitit.helpers import TorchDistributedEnvironment
-
         _listen_as_usual()
         os.environ[PARENTS] = f"{os.getppid()} {os.environ.get(LAUNCHER, '')}"
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
@@ -197,8 +197,6 @@ def _silent_children() -> Iterator[None]:
 
 def local_exit_code(job: Any, rank: int, processes: int) -> int:
     """How a rank of a job that is over ended; one that was killed counts as failed."""
-    from submitit.core.utils import FailedJobError, UncompletedJobError
-
     try:
         return int(job.task(rank).result() if processes > 1 else job.result())
     except (FailedJobError, UncompletedJobError):
@@ -215,9 +213,6 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
     Raises:
         SlurmError: SLURM refuses the job; says why.
     """
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError
-
     launch = config.launch
     cpus = {} if launch.cpus_per_task is None else {"cpus_per_task": launch.cpus_per_task}
     executor = SlurmExecutor(folder=logs, python=launch.python)

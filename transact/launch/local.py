@@ -21,6 +21,7 @@ from transact.launch.following import follow, view_events_for_ranks
 from transact.launch.outcome import how_to_go_on, say_last_words
 from transact.runs.run_record import claim_run
 from transact.runs.verdict import how_it_ended
+from transact.stages.preflight import check
 from transact.tracking.live import open_view
 from transact.tracking.view import View
 
@@ -29,8 +30,6 @@ PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 def run_locally(config: RunConfig) -> int:
     """Run `launch.processes` ranks here, show what rank 0 says, return the exit code of the job."""
-    from transact.stages.preflight import check
-
     try:
         check(config, config.launch.processes)
     except (ValueError, OSError) as error:

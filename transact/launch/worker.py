@@ -9,27 +9,33 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transact.config.compose import to_dictionary, to_yaml
 from transact.config.run import RunConfig
 from transact.distributed.environment import adopt_launcher, environment_rank, environment_world_size
+from transact.distributed.file_lock import run_lock
+from transact.distributed.process import check_device, process_group
 from transact.distributed.signals import Interruption
 from transact.distributed.slurm import EARLY_SECONDS, own_job
 from transact.errors import DONE, Refusal, Stopped, exit_code, one_line, printable, refuse, remedy, say_error
 from transact.files import write_text
 from transact.launch.outcome import JobFailed, how_to_go_on, outcome_recorded, say_last_words
+from transact.rounds import Outline
+from transact.runs.metrics import MetricsLog
+from transact.runs.run_folder import RunFolder
+from transact.runs.run_record import claim_run
+from transact.stages.chain import Prepared, prepare, run_chain
+from transact.stages.job import Job
 from transact.stages.preflight import check, make_folder
-
-if TYPE_CHECKING:
-    from transact.rounds import Outline
-    from transact.runs.run_folder import RunFolder
-    from transact.stages.chain import Prepared
-    from transact.stages.job import Job
-    from transact.stages.variant import Cut
-    from transact.tracking.tracker import Tracker
-    from transact.tracking.view import View
-
+from transact.stages.variant import Cut, check_cut, find_cut, has_cut, take_over
+from transact.tracking.live import open_view
+from transact.tracking.report.keeper import PageKeeper
+from transact.tracking.result_table import result_table
+from transact.tracking.tracker import Tracker
+from transact.tracking.view import Silent, View, ViewEvents, events_file
+from transact.tracking.wandb_names import DEFAULT_PROJECT, run_tags
+from transact.tracking.wandb_run import WandbRun
 
 LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
 SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
@@ -44,8 +50,6 @@ def work(config: RunConfig) -> int:
         return refuse(error, always=True)
     interruption = Interruption(_leave_seconds(config), is_cluster=own_job() is not None)
     interruption.listen()
-    from transact.distributed.process import check_device
-
     is_main = environment_rank() == 0
     _set_up_logging(is_main)
     refusal, found = None, None
@@ -80,17 +84,6 @@ def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
 
 
 def _run(config: RunConfig, found: Outline | None, interruption: Interruption, refusal: str | None) -> int:
-    from transact.distributed.file_lock import run_lock
-    from transact.distributed.process import process_group
-    from transact.runs.run_folder import RunFolder
-    from transact.runs.run_record import claim_run
-    from transact.stages.chain import prepare, run_chain
-    from transact.stages.job import Job
-    from transact.stages.variant import take_over
-    from transact.tracking.report.keeper import PageKeeper
-    from transact.tracking.result_table import result_table
-    from transact.tracking.tracker import Tracker
-
     folder = RunFolder(Path(config.output_dir))
     pages = PageKeeper(
         folder.path,
@@ -152,8 +145,6 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
 
 def _cut(job: Job, prepared: Prepared | None) -> Cut | None:
     """What a variant takes over before its first stage, read and found whole."""
-    from transact.stages.variant import check_cut, find_cut, has_cut
-
     if job.config.recover.variant is None or prepared is None or has_cut(job.config):
         return None
     cut = find_cut(job.config, job.outline)
@@ -171,9 +162,6 @@ def _say_where(folder: Path, result: dict[str, Any]) -> None:
 
 def _view(config: RunConfig, is_main: bool) -> View:
     """On a terminal, here or that of the launcher, a live view; else lines."""
-    from transact.tracking.live import open_view
-    from transact.tracking.view import Silent, ViewEvents, events_file
-
     if not is_main:
         return Silent()
     events = events_file()
@@ -196,11 +184,6 @@ def _lock_patience() -> float:
 @contextmanager
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
     """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
-    from transact.runs.metrics import MetricsLog
-    from transact.tracking.tracker import Tracker
-    from transact.tracking.wandb_names import DEFAULT_PROJECT, run_tags
-    from transact.tracking.wandb_run import WandbRun
-
     if not is_main:
         yield Tracker(None, None)
         return

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from transact.errors import LONGEST_REASON, one_line
 from transact.files import read_json
 from transact.models.families import LLAMA, family_of
@@ -39,8 +42,6 @@ def check_stock(folder: Path, attention: str = "sdpa") -> None:
 
 
 def _make_without_weights(config: dict[str, Any], attention: str) -> None:
-    import torch
-
     model_class, model_config = stock_class(config, attention)
     with torch.device("meta"):
         model_class(model_config)
@@ -49,7 +50,6 @@ def _make_without_weights(config: dict[str, Any], attention: str) -> None:
 
 
 def _make_as_users_do(folder: Path) -> None:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     described = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -102,8 +102,6 @@ def load_non_stock(folder: Path) -> Any:
 
     For evaluation of whole sequences: positions begin at zero, so it generates without a cache only.
     """
-    from safetensors.torch import load_file
-
     config = read_json(folder / "config.json")
     model_class, model_config = stock_class(config, "sdpa")
     model = model_class(model_config).eval()

@@ -14,7 +14,7 @@ from transact.config.inputs import DataConfig, TextConfig
 from transact.config.pruning import MethodConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require, require_choice
-from transact.data.text import check_text, is_same_content, text_files
+from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf
 from transact.files import DamagedFile
@@ -151,8 +151,6 @@ def check_hub_texts(config: RunConfig) -> None:
         ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
     """
     from huggingface_hub import is_offline_mode
-
-    from transact.data.text import HubUnavailable, check_hub_text
 
     texts = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
     texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}

@@ -15,6 +15,7 @@ from transact.config.inputs import TextConfig
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.local_files import LeftOut
 from transact.data.order import SequenceOrder
+from transact.data.text import documents, text_identity
 from transact.data.token_store import (
     Packing,
     TokenStore,
@@ -212,8 +213,6 @@ class StoreRequest:
 
     def ensure(self) -> str:
         """Returns the folder of a sound store."""
-        from transact.data.text import text_identity
-
         data = self.job.config.data
         root, tokenizer = Path(data.token_store), load_tokenizer(self.model_folder)
         marks = document_marks(tokenizer, data.document_marks)
@@ -264,8 +263,6 @@ class StoreRequest:
         return None if folder is None or self.held_out & TokenStore(folder).documents() else folder
 
     def _make(self, folder: Path, tokenizer: Any, marks: DocumentMarks) -> None:
-        from transact.data.text import documents
-
         job, left_out, length = self.job, LeftOut(), self.job.config.data.sequence_length
         with job.progress(f"tokenise {self.setting}", length * self.max_sequences) as progress:
             write_token_store(

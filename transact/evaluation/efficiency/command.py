@@ -17,6 +17,8 @@ from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
 from transact.config.setting import check_values, require_choice
 from transact.errors import DONE, REFUSED, refuse
+from transact.files import write_json
+from transact.models.folder import dtype_of
 
 # Settings of EfficiencyConfig.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -161,7 +163,6 @@ def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
 def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
     """Raises ValueError: a folder is no complete model, or the device is not there."""
     from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
-    from transact.models.folder import dtype_of
 
     folders = {} if arguments.against is None else {PARENT: arguments.against}
     folders |= {"model": arguments.folder}
@@ -174,8 +175,6 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
 
 def main(command_line: list[str] | None = None) -> int:
     """Returns the exit code; a wrong request ends with one line."""
-    from transact.files import write_json
-
     arguments = parse(command_line)
     try:
         if arguments.output is not None and not arguments.output.parent.is_dir():

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from transact.rounds import round_name
 from transact.runs.run_folder import RoundFolder, variant_folders
@@ -73,9 +75,6 @@ class ActivationMap:
 
 def read_activation_maps(path: Path) -> dict[str, ActivationMap]:
     """By kind; empty where the file is not there, or not (yet) readable."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError):
