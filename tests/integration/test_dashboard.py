@@ -1,4 +1,4 @@
-"""W&B is sent the workspaces that are defined, which are updated rather than made again."""
+"""W&B is sent the workspaces that are defined; those whose address is given are overwritten."""
 
 from __future__ import annotations
 
@@ -66,11 +66,29 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_a_second_push_updates_what_the_first_made(server: Server) -> None:
-    for _ in range(2):
-        assert main(["push", "--entity", "someone", "--project", "pruning"]) == 0
-    assert server.inserted == ["nw-transactruns-v", "nw-transactsweeps-v"]
+def test_a_push_with_addresses_overwrites_what_an_earlier_one_made(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", "--entity", "someone", "--project", "pruning"]) == 0
+    runs, sweeps = (line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert [runs[0], sweeps[0]] == ["transact runs", "transact sweeps"]
+    made = dict(server.views)
+    for view in server.views.values():  # as a user may leave them
+        view["displayName"] = "renamed"
+    assert main(["push", "--runs", runs[1], "--sweeps", sweeps[1]]) == 0
+    assert capsys.readouterr().out.splitlines() == [": ".join(runs), ": ".join(sweeps)]
+    assert server.inserted == list(made) == list(server.views)
     assert [view["displayName"] for view in server.views.values()] == ["transact runs", "transact sweeps"]
+    assert [sent_panels(view["spec"]) for view in server.views.values()] == [
+        defined_panels(each) for each in (RUNS, SWEEPS)
+    ]
+
+
+def test_an_address_that_is_none_is_told_in_one_line(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "--runs", "nonsense"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: W&B did not take it: ") and "\n" not in said
+    assert server.inserted == []
 
 
 def test_the_server_is_sent_every_panel_of_the_definitions(server: Server) -> None:
@@ -79,13 +97,12 @@ def test_the_server_is_sent_every_panel_of_the_definitions(server: Server) -> No
     assert sent == [defined_panels(each) for each in (RUNS, SWEEPS)]
 
 
-def test_show_prints_what_would_be_sent(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "--entity", "someone"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert [view["displayName"] for view in shown] == ["transact runs", "transact sweeps"]
-    assert [sent_panels(json.dumps(view["spec"])) for view in shown] == [
-        defined_panels(each) for each in (RUNS, SWEEPS)
-    ]
+def test_show_prints_what_the_workspaces_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show"]) == 0
+    runs, sweeps = json.loads(capsys.readouterr().out)
+    assert [runs["name"], sweeps["name"]] == ["transact runs", "transact sweeps"]
+    titles = [panel["title"] for section in sweeps["sections"] for panel in section["panels"]]
+    assert "Perplexity over decode speed-up" in titles
 
 
 def sent_panels(spec: str) -> list[tuple[str, str, list[str], str | None, bool]]:

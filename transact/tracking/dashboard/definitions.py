@@ -32,9 +32,6 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """view_id: a part of the address; the same one is updated, whatever the view's name is by then."""
-
-    view_id: str
     name: str
     sections: tuple[Section, ...]
 
@@ -49,7 +46,6 @@ class Definition:
 
 ROUND = "prune/round"
 RUNS = Definition(
-    view_id="transactruns",
     name="transact runs",
     sections=(
         Section(
@@ -98,7 +94,6 @@ RUNS = Definition(
 )
 
 SWEEPS = Definition(
-    view_id="transactsweeps",
     name="transact sweeps",
     sections=(
         Section(

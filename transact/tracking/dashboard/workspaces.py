@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import wandb_workspaces.reports.v2 as reports
@@ -15,8 +14,29 @@ HEIGHT = 8
 WIDTH = 12  # of 24
 
 
-def build(definition: Definition, entity: str, project: str) -> workspaces.Workspace:
-    sections = [
+def create(definition: Definition, entity: str, project: str) -> str:
+    """Make a new workspace. Returns its address.
+
+    Raises:
+        Exception: whatever wandb raises: no such project, no permission, no network.
+    """
+    made = workspaces.Workspace(entity=entity, project=project, name=definition.name, sections=_sections(definition))
+    return str(made.save().url)
+
+
+def overwrite(definition: Definition, address: str) -> str:
+    """Show in the workspace at this address what is defined now. Returns the address.
+
+    Raises:
+        Exception: whatever wandb raises: no such workspace, no permission, no network.
+    """
+    found = workspaces.Workspace.from_url(address)
+    found.name, found.sections = definition.name, _sections(definition)
+    return str(found.save().url)
+
+
+def _sections(definition: Definition) -> list[workspaces.Section]:
+    return [
         workspaces.Section(
             name=section.name,
             is_open=True,
@@ -24,32 +44,6 @@ def build(definition: Definition, entity: str, project: str) -> workspaces.Works
         )
         for section in definition.sections
     ]
-    return workspaces.Workspace(entity=entity, project=project, name=definition.name, sections=sections)
-
-
-def specification(workspace: workspaces.Workspace) -> dict[str, Any]:
-    """What W&B would be sent, with numbers in the place of random identifiers."""
-    view = workspace._to_model()
-    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
-    return {"displayName": view.display_name, "spec": _without_identifiers(spec, [])}
-
-
-def save(definition: Definition, entity: str, project: str) -> str:
-    """Create the workspace, or overwrite the one that was made before. Returns its address.
-
-    Raises:
-        Exception: whatever wandb raises: no such project, no permission, no network.
-    """
-    workspace = build(definition, entity, project)
-    workspace._internal_name = f"nw-{definition.view_id}-v"
-    try:
-        found = workspaces.Workspace.from_url(workspace.url)
-    except ValueError as error:
-        if "not found in project" not in str(error):
-            raise
-    else:
-        workspace._internal_id = found._internal_id
-    return str(workspace.save().url)
 
 
 def _panel(panel: Curves | Points, place: int) -> Any:
@@ -61,20 +55,3 @@ def _panel(panel: Curves | Points, place: int) -> Any:
         plot = reports.ScatterPlot(title=panel.title, x=x, y=y)
     plot.layout = layout
     return plot
-
-
-def _without_identifiers(value: Any, seen: list[str]) -> Any:
-    """Identifiers by the order in which they come."""
-    if isinstance(value, list):
-        return [_without_identifiers(each, seen) for each in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {}
-    for name, each in value.items():
-        if name in ("id", "__id__", "panelBankConfigId") and isinstance(each, str):
-            if each not in seen:
-                seen.append(each)
-            kept[name] = f"#{seen.index(each)}"
-        else:
-            kept[name] = _without_identifiers(each, seen)
-    return kept
