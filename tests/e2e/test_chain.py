@@ -147,7 +147,7 @@ def test_the_dashboards_show_nothing_that_runs_do_not_log(chain_runs: Mapping[in
 
 
 def _names(record: dict[str, Any]) -> set[str]:
-    """Of a picture W&B keeps `name._type` and the like."""
+    """Of a table W&B keeps `name._type` and the like."""
     return {name.partition("._type")[0] for name in {**record.get("item", {}), **record.get("update", {})}}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from transact.rounds import Stage
@@ -60,12 +59,7 @@ class Progress:
         self._view.opened(self._status())
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._view.closed(self._status())
 
     def _status(self) -> Status:

@@ -169,8 +169,8 @@ VARIABLE = "TRANSACT_VIEW_EVENTS"
 STATUS_SECONDS = 0.25
 
 
-def events_file(environ: Mapping[str, str] = os.environ) -> Path | None:
-    return Path(environ[VARIABLE]) if environ.get(VARIABLE) else None
+def events_file() -> Path | None:
+    return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
 class ViewEvents(Lines):

@@ -124,12 +124,12 @@ def figure(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def series(rows: Iterable[Row], name: str, *, axis: str = "tokens") -> list[Point]:
-    """(axis, value) of a metric, in order of the axis. Of rows with the same axis value, which a repeated step leaves,
+def series(rows: Iterable[Row], name: str) -> list[Point]:
+    """(tokens, value) of a metric, in order of the tokens. Of rows with the same tokens, which a repeated step leaves,
     the last counts."""
     found: dict[float, float] = {}
     for row in rows:
-        place, value = figure(row.get(axis)), figure(row.get(name))
+        place, value = figure(row.get("tokens")), figure(row.get(name))
         if place is not None and value is not None:
             found[place] = value
     return sorted(found.items())
