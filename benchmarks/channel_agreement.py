@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.random_models import load_stock_model, write_random_model
-from benchmarks.workload import random_texts, run_config
+from benchmarks.workload import quiet_job, random_texts, run_config
 from transact.config.inputs import ArchitectureConfig
 from transact.config.machines import EngineConfig
 from transact.config.pruning import MethodConfig
@@ -19,12 +19,9 @@ from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria, Evidence
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.pruning.statistics import ActivationStatistics
-from transact.rounds import outline
-from transact.runs.run_folder import RunFolder
 from transact.stages.calibrate import collect
 from transact.stages.job import Job
 from transact.stages.texts import Texts
-from transact.tracking.tracker import Tracker
 
 DTYPES = ("float32", "bfloat16")
 
@@ -46,9 +43,8 @@ def channel_agreement(
         other_sequences=group.world_size,
     )
     texts = random_texts(folder, config, group, vocab_size=geometry.vocab_size)
-    asked = outline(config, geometry)
-    job = Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None))
-    target = asked.rounds[0].geometry
+    job = quiet_job(config, geometry, group)
+    target = job.outline.rounds[0].geometry
     expected = group.on_main(lambda: kept_units(plan_of(cpu_statistics(job, texts, model, geometry), target, geometry)))
     agreement = {}
     for dtype in DTYPES:

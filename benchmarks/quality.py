@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
-from benchmarks.workload import RESULTS, num_cores, write_result
+from benchmarks.workload import RESULTS, num_cores, quiet_job, write_result
 from transact.config.compose import compose_config
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
@@ -35,13 +35,11 @@ from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
-from transact.rounds import outline
-from transact.runs.run_folder import RunFolder, package_versions
+from transact.runs.run_folder import package_versions
 from transact.stages.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job
 from transact.stages.texts import Texts, prepare_texts
-from transact.tracking.tracker import Tracker
 
 TEXTS = ("python_heldout", "package_descriptions")
 
@@ -106,12 +104,9 @@ def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
 
 def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
     """A job of one process, and the texts to evaluate on by name."""
-    folder = RunFolder(Path(config.output_dir))
-    folder.path.mkdir(parents=True, exist_ok=True)
-    group = group_of_one()
-    folder.open(group.world_size)
-    asked = outline(config, geometry_of(Path(config.model.path or "")))
-    job = Job(config=config, group=group, folder=folder, outline=asked, tracker=Tracker(None, None))
+    job = quiet_job(config, geometry_of(Path(config.model.path or "")), group_of_one())
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    job.folder.open(job.group.world_size)
     prepared = prepare(job)
     assert prepared is not None
     path = Path(config.data.token_store).parent / "descriptions.txt"

@@ -17,7 +17,16 @@ from typing import Any
 
 from benchmarks.loops import LOOPS, WARM_UP_STEPS, Contest
 from benchmarks.random_models import ARCHITECTURES, write_random_model
-from benchmarks.workload import RESULTS, environment, random_texts, relaunch, run_config, working_folder, write_result
+from benchmarks.workload import (
+    RESULTS,
+    environment,
+    quiet_job,
+    random_texts,
+    relaunch,
+    run_config,
+    working_folder,
+    write_result,
+)
 from transact.config.inputs import DTYPES
 from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
@@ -25,10 +34,7 @@ from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.errors import leave
 from transact.models.llama import read_geometry
-from transact.rounds import outline, tokens_per_batch
-from transact.runs.run_folder import RunFolder
-from transact.stages.job import Job
-from transact.tracking.tracker import Tracker
+from transact.rounds import tokens_per_batch
 
 TARGET = 0.95  # ours / bare DeepSpeed
 
@@ -91,11 +97,11 @@ def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path
 
 def make_contest(config: RunConfig, arguments: argparse.Namespace, group: ProcessGroup, model: Path) -> Contest:
     architecture, folder, recover = ARCHITECTURES[arguments.size](), Path(config.output_dir), config.recover
-    asked = outline(replace(config, mode="pretrain"), read_geometry(architecture.to_model_config()))
-    (round_,) = asked.rounds
+    job = quiet_job(config, read_geometry(architecture.to_model_config()), group)
+    round_ = replace(job.outline.rounds[0], geometry=job.outline.parent)  # nothing is cut here
     write_random_model(model, architecture, group)
     return Contest(
-        job=Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None)),
+        job=job,
         texts=random_texts(folder, config, group, vocab_size=architecture.vocab_size),
         model=model,
         round=round_,

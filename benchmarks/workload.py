@@ -27,9 +27,12 @@ from transact.data.order import SequenceOrder
 from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
 from transact.distributed.process import ProcessGroup
 from transact.files import write_json
-from transact.rounds import reserved_sequences
-from transact.runs.run_folder import package_versions
+from transact.geometry import Geometry
+from transact.rounds import outline, reserved_sequences
+from transact.runs.run_folder import RunFolder, package_versions
+from transact.stages.job import Job
 from transact.stages.texts import Texts
+from transact.tracking.tracker import Tracker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -118,6 +121,16 @@ def run_config(
         track=TrackConfig(mode="disabled"),
         launch=LaunchConfig(),
     )
+
+
+def quiet_job(config: RunConfig, parent: Geometry, group: ProcessGroup) -> Job:
+    """A job whose stages can be called one by one: it keeps no metrics and shows nothing.
+
+    Raises:
+        ValueError: the request cannot be met with this parent.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    return Job(config=config, group=group, folder=folder, outline=outline(config, parent), tracker=Tracker(None, None))
 
 
 @contextmanager

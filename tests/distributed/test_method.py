@@ -22,14 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str, Any]) -> Any:
-    from benchmarks.workload import run_config
+    from benchmarks.workload import quiet_job, run_config
     from transact.config.machines import EngineConfig
     from transact.config.pruning import MethodConfig
     from transact.models.folder import geometry_of
-    from transact.rounds import outline
-    from transact.runs.run_folder import RunFolder
-    from transact.stages.job import Job
-    from transact.tracking.tracker import Tracker
 
     config = run_config(
         folder,
@@ -46,8 +42,7 @@ def make_job(folder: Path, model: Path, text: Path, group: Any, method: dict[str
         type(config.data.train)(source="files", files=[str(text.with_name(name))])
         for name in ("train.txt", "heldout.txt")
     )
-    asked = outline(config, geometry_of(model))
-    return Job(config=config, group=group, folder=RunFolder(folder), outline=asked, tracker=Tracker(None, None))
+    return quiet_job(config, geometry_of(model), group)
 
 
 def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
