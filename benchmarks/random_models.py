@@ -1,4 +1,4 @@
-"""Random LLaMAs as checkpoint folders, from the demo's dimensions to a billion parameters."""
+"""Random LLaMAs as model folders, from the demo's dimensions to a billion parameters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
 
 
 def write_random_model(folder: Path, architecture: ArchitectureConfig, group: ProcessGroup) -> None:
-    """Write a random LLaMA as a checkpoint folder, a layer at a time. The same weights for any number of ranks."""
+    """Write a random LLaMA as a model folder, a layer at a time. The same weights for any number of ranks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = architecture.to_model_config()

@@ -1,4 +1,4 @@
-"""Recover: continued pretraining of a checkpoint folder, sharded by ZeRO. Never ends worse than it began."""
+"""Recover: continued pretraining of a model, sharded by ZeRO. Never ends worse than it began."""
 
 from __future__ import annotations
 
