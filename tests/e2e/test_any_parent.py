@@ -158,6 +158,8 @@ def grammar() -> Iterator[tuple[str, Damage]]:
         yield text("tokenizer.json", content)
     for content in (b"[]", b"{", b"\xff\xfe"):
         yield text("tokenizer_config.json", content)
+    for template in (b"{% for each in messages %}{{ each.content }", b"{{ messages[0] ", b"{% if %}{% endif %}"):
+        yield text("chat_template.jinja", template)
     yield setting("added_tokens", [{"id": 9999, "content": "<far>", "special": True}], "tokenizer.json")
     for file in ("tokenizer.json", "config.json", "model-00002-of-00005.safetensors"):
         yield removed(file)

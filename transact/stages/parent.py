@@ -11,6 +11,7 @@ import torch
 
 from transact.config.inputs import ModelConfig
 from transact.config.run import RunConfig
+from transact.errors import one_line
 from transact.export.gguf import check_gguf_tokenizer
 from transact.files import DamagedFile, read_json
 from transact.models.folder import check_files, geometry_of, hub_id, is_local
@@ -105,7 +106,9 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
     check_files(folder)
     try:
         check_stock(folder, config.engine.attention)
-        check_tokenizer(load_tokenizer(folder), geometry_of(folder).vocab_size)
+        tokenizer = load_tokenizer(folder)
+        check_tokenizer(tokenizer, geometry_of(folder).vocab_size)
+        check_chat_template(tokenizer)
     except ValueError as error:
         known = str(error).startswith("model.path")
         raise ValueError(str(error) if known else f"model.path={str(folder)!r}: {error}") from None
@@ -132,6 +135,26 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
             f"the tokenizer gives {token!r} the id {largest}, but the embedding has {vocab_size} rows (0 to "
             f"{vocab_size - 1}): remove the token, or take the tokenizer that belongs to the model"
         )
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """A chat template that does not parse would be exported, and fail where the model is used.
+
+    Raises:
+        ValueError: names the place in the template.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    if not isinstance(tokenizer.chat_template, str):
+        return
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"the tokenizer's chat template does not parse (line {error.lineno}: {one_line(error)}): mend or remove it"
+        ) from None
+    except Exception:  # noqa: BLE001 - templates raise errors of their own, as where they want a system message
+        return
 
 
 def judge_weights(job: Job, folder: Path) -> None:
