@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.tiny import TINY
 from transact.config.outputs import EfficiencyConfig
-from transact.evaluation.efficiency.command import main, parse, requested, turns_text
+from transact.evaluation.efficiency.command import efficiency_table, main, parse, requested, turns_text
 from transact.evaluation.efficiency.generation import (
     Seconds,
     allocated_peak,
@@ -174,7 +174,11 @@ def test_the_command_prints_a_table_or_json_and_writes_a_file(
     output = tmp_path / "found.json"
     assert main([str(workplace.model), "--against", str(DEMO_PARENT), *options, "--json", "--output", str(output)]) == 0
     printed = capfd.readouterr().out
-    assert json.loads(printed) == json.loads(output.read_text())
+    found = json.loads(printed)
+    assert found == json.loads(output.read_text())
+    heading, parent, model = efficiency_table(found).split("\n\n")[3].splitlines()
+    assert heading.split()[-7:] == ["prefill", "allowed", "reached", "decode", "allowed", "reached", "whole"]
+    assert parent.count("x") == 0 and model.count("x") == 5
 
 
 def test_the_papers_grid_goes_to_256_and_768_tokens() -> None:
