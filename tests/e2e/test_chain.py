@@ -151,7 +151,7 @@ def _names(record: dict[str, Any]) -> set[str]:
     return {name.partition("._type")[0] for name in {**record.get("item", {}), **record.get("update", {})}}
 
 
-def test_the_plan_foretold_dimensions_and_disk(chain_commands: Mapping[int, ChainRun]) -> None:
+def test_the_estimate_foretold_dimensions_and_disk(chain_commands: Mapping[int, ChainRun]) -> None:
     """mode=estimate with the run's own settings, beside what the run has left."""
     run = chain_commands[1]
     config = typed_config(yaml.safe_load((run.folder / "config.yaml").read_text()))
