@@ -49,7 +49,7 @@ def test_a_choice_that_fits_nothing_needs_less() -> None:
     assert calibration_warning(config, geometry(640)) is None
 
 
-def test_the_plan_tells_it() -> None:
+def test_the_estimate_tells_it() -> None:
     few = compose_config(["name=x", "prune.calibration_sequences=1"])
     assert "warning: 256 calibration tokens are few for 640 channels" in text(forecast(few))
     assert "calibration tokens are few" not in text(forecast(compose_config(["name=x"])))

@@ -53,7 +53,9 @@ def test_parts_are_compared_at_equal_parameters(
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_plan(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_estimate(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, f"+experiment={name}", "mode=estimate") == 0
     last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("round 8"))

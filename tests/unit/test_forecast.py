@@ -26,7 +26,7 @@ def estimate(*overrides: str) -> dict[str, Any]:
     return forecast(compose_config([*LARGE, *overrides]))
 
 
-def test_the_command_prints_and_writes_the_plan(
+def test_the_command_prints_and_writes_the_estimate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -83,7 +83,7 @@ def test_machines_come_before_quality() -> None:
             assert again["memory"]["fits"] is False, left_out
 
 
-def test_what_the_run_refuses_is_not_planned() -> None:
+def test_what_the_run_refuses_is_not_estimated() -> None:
     """Nor recommended: 16 sequences divide into no more than 16 ranks."""
     with pytest.raises(ValueError, match="128 ranks need at least one sequence each"):
         estimate("estimate.num_ranks=128")
@@ -93,7 +93,7 @@ def test_what_the_run_refuses_is_not_planned() -> None:
     assert not any("32 ranks" in each["change"] for each in estimate(*few)["memory"]["would_fit_with"])
 
 
-def test_a_folder_at_hand_is_what_is_planned(workplace: Workplace) -> None:
+def test_a_folder_at_hand_is_what_is_estimated(workplace: Workplace) -> None:
     """Not the model of the experiment, whose name the estimate bears."""
     with pytest.raises(ValueError, match=r"model\.architecture: hidden_size=4096, but .* has 64"):
         estimate(f"model.path={workplace.model}")

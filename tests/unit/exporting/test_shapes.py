@@ -64,7 +64,7 @@ def test_what_suits_the_target_gets_no_warning(
     assert "warning" not in capsys.readouterr().out
 
 
-def test_the_plan_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_estimate_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["prune.multiple.head_dim=2", "prune.multiple.intermediate_size=1", "prune.split=equal"]
     assert estimate(monkeypatch, *small) == 0
     output = capsys.readouterr().out

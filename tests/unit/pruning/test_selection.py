@@ -45,7 +45,7 @@ def selection(goal: Goal = GOAL, **rules: Any) -> Selection:
     return make_selection(scores(), SOURCE, goal, Rules(**rules))
 
 
-def test_plan_by_hand() -> None:
+def test_selection_by_hand() -> None:
     made = selection()
     assert made.query_key_dims == (((1, 2, 4, 5),) * 2,) * 2
     assert made.rotary_pairs(1, 0) == (1, 2)
@@ -126,7 +126,7 @@ def test_a_head_that_keeps_all_dims_needs_no_basis() -> None:
         {"value_dims": (((2, 3, 4, 5),), ((1, 3, 4, 5), (0, 1, 2, 3)))},
     ],
 )
-def test_refuses_an_inconsistent_plan(change: dict[str, Any]) -> None:
+def test_refuses_an_inconsistent_selection(change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         replace(selection(), **change)
 
