@@ -14,15 +14,14 @@ import pytest
 from tests.support.commands import Workplace, environment
 from transact.distributed.signals import SAME_KEY_SECONDS, STOPPING
 
-# The import after which the signal is sent: the command's own, Hydra's composition, checks, the work's.
+# The import after which the signal is sent: the command's own, Hydra's composition, and the work's.
 MOMENTS = [
     "hydra._internal",
     "omegaconf",
     "hydra.core.plugins",
     "transact.config.compose",
     "hydra._internal.hydra",
-    "transact.launch.worker",
-    "transact.stages.preflight",
+    "torch",  # some way before the work listens
 ]
 
 
