@@ -104,7 +104,6 @@ def test_presets_are_read_as_hydra_composes_them(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "auto": ({"split": "auto"}, "split='auto' is not allowed"),
     "scope": ({"method": MethodConfig(pair_scope="layer")}, "prune.method.pair_scope='layer' is not allowed"),
     "preset": ({"method": "best"}, "method='best' is not allowed: it must be one of default"),
     "fraction": ({"remove_fraction": 1.5}, "prune.remove_fraction=1.5 is not allowed"),

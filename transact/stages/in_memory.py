@@ -56,15 +56,15 @@ def prune_model(
     head_dim: int | None = None,
     intermediate_size: int | None = None,
     method: MethodConfig | str = "default",
-    split: str = "equal",
     rotary_pairs: str = "free",
     target: str = "any",
     seed: int = 0,
 ) -> Any:
     """Cut a transformers model in memory, as a job of one round without recovery cuts a model folder.
 
-    The model is left as it is. Statistics are taken in its own dtype, on its device. Gram matrices of all layers are
-    kept in the CPU's memory, in float32.
+    The cut is shared equally by attention and MLP (`prune.split=equal`); a job alone measures splits. The model is left
+    as it is. Statistics are taken in its own dtype, on its device. Gram matrices of all layers are kept in the CPU's
+    memory, in float32.
 
     Args:
         model: of a supported family, all of it on one device.
@@ -72,7 +72,6 @@ def prune_model(
         remove_fraction: share of all parameters to remove; half of them where no dimension is given either.
         head_dim, intermediate_size: dimensions at the end, as prune.head_dim and prune.intermediate_size.
         method: a `MethodConfig`, or the name of a file of conf/prune/method.
-        split: "equal"; a job alone measures splits.
         rotary_pairs, target: as the settings of those names in prune.
         seed: of the method `random`.
 
@@ -82,7 +81,6 @@ def prune_model(
     Raises:
         ValueError: one line: what of the model, the batches or the settings is not taken, and what is.
     """
-    require("split", split, split == "equal", "only a job measures splits (python -m transact.run prune.split=auto)")
     settings = _settings(remove_fraction, head_dim, intermediate_size, method, rotary_pairs, target)
     config, weights = _described(model)
     source = read_geometry(config)

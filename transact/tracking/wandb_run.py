@@ -7,7 +7,7 @@ import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from transact.errors import LONGEST_REASON, one_line
@@ -69,6 +69,17 @@ def server_url(environ: Mapping[str, str]) -> str:
     return str(wandb.Settings().base_url)
 
 
+class Names(TypedDict):
+    """As wandb.init takes them."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    notes: NotRequired[str | None]
+    tags: list[str]
+    name: str
+
+
 class WandbRun:
     """One W&B run, on rank 0. A failure of W&B never raises: it is one warning, then silence."""
 
@@ -81,15 +92,10 @@ class WandbRun:
         self,
         mode: str,
         *,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        notes: str | None = None,
-        tags: Sequence[str],
-        name: str,
         run_id: str,
         config: dict[str, Any],
         folder: str | os.PathLike[str],
+        **names: Unpack[Names],
     ) -> None:
         """Starts the run, or goes on with the one that has this id.
 
@@ -101,11 +107,9 @@ class WandbRun:
                 the first. The caller keeps it in the run folder.
             config: what W&B shows as the run's configuration; no secrets.
             folder: the run folder; wandb writes into its subfolder `wandb`.
-
+            names: what the server shows the run under.
         """
-        arguments: dict[str, Any] = {"project": project, "entity": entity, "group": group, "notes": notes}
-        arguments |= {"name": name, "id": run_id, "tags": list(tags), "config": config}
-        arguments |= {"dir": str(folder)}
+        arguments = dict(names) | {"id": run_id, "config": config, "dir": str(folder)}
         for candidate in ATTEMPTS[choose_mode(mode)]:
             if self._run is None:
                 self._try_to_start(candidate, arguments)
