@@ -56,7 +56,7 @@ def test_names_the_field_that_is_missing_or_odd(value: object) -> None:
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; supported: llama, mistral, qwen2, qwen3$"),
-        ({"model_type": None}, "model_type is None; supported: llama"),
+        ({"model_type": None}, "model_type is null; supported: llama"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True"),
         ({"model_type": "qwen3", "head_dim": None}, "head_dim must be a whole number"),
         ({"model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads must be a whole number"),
