@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from transact.distributed import slurm
 from transact.files import DamagedFile, fresh_temporary_folder, publish, read_json, write_json, write_text
 from transact.launch.status import main as status_main
 from transact.runs.run_folder import RunFolder
@@ -274,6 +275,7 @@ CASES = [(name, damage) for name, more in RECORDS.items() for damage in (*RECORD
 def test_a_record_that_cannot_be_read_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, damage: str
 ) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE", (0.0,))  # with a SLURM that is not there
     run = start(tmp_path / "run").path
     write_json(run / "job.json", {"layout": LAYOUT, "job": "12"})
     (RECORD_DAMAGES | RECORDS[name])[damage](run / name)
