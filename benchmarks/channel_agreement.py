@@ -45,11 +45,15 @@ def channel_agreement(
     texts = random_texts(folder, config, group, vocab_size=geometry.vocab_size)
     job = quiet_job(config, geometry, group)
     target = job.outline.rounds[0].geometry
-    expected = group.on_main(lambda: kept_units(plan_of(cpu_statistics(job, texts, model, geometry), target, geometry)))
+
+    def kept_on_cpu() -> set[tuple[str | int, ...]]:
+        return kept_units(selection_of(cpu_statistics(job, texts, model, geometry), target, geometry))
+
+    expected = group.on_main(kept_on_cpu)
     agreement = {}
     for dtype in DTYPES:
         here = replace(job, config=replace(config, engine=replace(engine, dtype=dtype)))
-        found = kept_units(plan_of(collect(here, texts, model), target, geometry))
+        found = kept_units(selection_of(collect(here, texts, model), target, geometry))
         agreement[dtype] = len(found & expected) / len(expected)
     return agreement
 
@@ -67,7 +71,7 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
     return collector.statistics(tokens.numel())
 
 
-def plan_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> Selection:
+def selection_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> Selection:
     """By activation norms alone: everything else is computed from them on one device."""
     evidence = Evidence(geometry=source, statistics=statistics)
     norms = MethodConfig(pair_score="norm_product", values="norm", channels="norm")

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from benchmarks.workload import RESULTS, write_result
 from transact.errors import DONE, leave
 from transact.files import TEMPORARY_SUFFIX, read_json
+from transact.rounds import Stage
 from transact.runs.metrics import read_metrics
 
 RANKS = 2
@@ -187,7 +188,7 @@ def usual_seconds(folder: Path) -> dict[str, float]:
     seconds = {}
     for stage, entry in record_of(folder)["stages"].items():
         seconds[stage] = entry["seconds"]
-        if stage.endswith("/recover"):
+        if Stage.named(stage).kind == "recover":
             seconds[stage + SAVING] = saving
     return seconds
 

@@ -19,6 +19,7 @@ from benchmarks.quality_methods import ONE_SHOT
 from benchmarks.workload import RESULTS, environment, num_cores, write_result
 from transact.errors import DONE, leave
 from transact.pruning.greedy_obs import BLOCK, greedy_obs
+from transact.rounds import Stage
 from transact.stages.chain import cut_round
 
 WIDTHS = (4096, 11008)
@@ -49,7 +50,7 @@ def slicing_seconds(refit: str, calibration_sequences: int, settings: Settings) 
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
         cut_round(job, prepared, job.outline.rounds, 0, prepared.parent)
-        return {stage: job.folder.stages[f"round_01/{stage}"]["seconds"] for stage in STAGES}
+        return {kind: job.folder.stages[Stage(kind, 1).name]["seconds"] for kind in STAGES}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 from tests.support.commands import Workplace, make_workplace
+
+
+def pytest_configure() -> None:
+    """Tests under nohup hear the end of a terminal as others do; so do the processes that they start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

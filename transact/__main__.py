@@ -7,7 +7,7 @@ import os
 import sys
 
 from transact import __version__
-from transact.errors import DONE, leave, refuse
+from transact.errors import DONE, interrupted, leave, leave_at_interrupt, refuse
 
 # Command -> the module whose `main` it is, and what it does. Each module is imported only when it is asked for.
 COMMANDS = {
@@ -66,7 +66,12 @@ def complete(arguments: list[str]) -> int:
 
 def entry() -> None:
     """Where the console script begins."""
-    leave(main())
+    if sys.argv[1:2] == ["run"]:
+        leave_at_interrupt()
+    try:
+        leave(main())
+    except KeyboardInterrupt:
+        interrupted()
 
 
 if __name__ == "__main__":

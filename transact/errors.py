@@ -18,7 +18,7 @@ from typing import NoReturn
 
 DONE = 0
 FAILED = 1  # the work failed or was stopped; the same command goes on from the last finished stage
-REFUSED = 2  # the request is wrong; nothing was written
+REFUSED = 2  # the request is wrong, and nothing was written; or the model is unusable
 
 FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
 
@@ -66,8 +66,9 @@ def exit_code(error: BaseException) -> int:
 
 
 def worst(codes: Iterable[int]) -> int:
-    """How several ranks, or several points of a sweep, end together: one that failed has work to go on with."""
-    return max(codes, default=DONE, key=FROM_BEST_TO_WORST.index)
+    """How several ranks, or several points of a sweep, end together: one that failed has work to go on with, and so has
+    one with the code of a signal."""
+    return max(codes, default=DONE, key=lambda code: FROM_BEST_TO_WORST.index(code if code <= REFUSED else FAILED))
 
 
 LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
@@ -173,6 +174,7 @@ REMEDIES = {
 def remedy(kind: str) -> str:
     """What to do about a kind of failure, or else about the kind that it is one of: `memory/gram/recover`."""
     while kind not in REMEDIES:
+        assert "/" in kind, kind
         kind = kind.rpartition("/")[0]
     return REMEDIES[kind]
 

@@ -37,6 +37,12 @@ class Stage:
         """As run.json lists it: "round_01/calibrate"."""
         return self.kind if self.round is None else f"{round_name(self.round)}/{self.kind}"
 
+    @classmethod
+    def named(cls, name: str) -> Stage:
+        """Inverse of `name`, for those who read run.json."""
+        folder, _, kind = name.rpartition("/")
+        return cls(kind, int(folder.removeprefix("round_")) if folder else None)
+
     @property
     def is_result(self) -> bool:
         return self.kind not in ON_THE_WAY
@@ -123,6 +129,11 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     """
     assert config.remove_fraction is not None
     found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
+    if not found:
+        raise ValueError(
+            f"prune.split=auto finds no dimensions that remove prune.remove_fraction={config.remove_fraction:g}: "
+            "use prune.split=equal"
+        )
     limit = min(config.split_candidates, len(found))
     if limit == 1:
         return found[:1]

@@ -21,8 +21,8 @@ from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
 from tests.support.judged import at_the_work, up_to_the_work
 from tests.support.ranks import run_on_ranks
-from transact.distributed import process
 from transact.errors import DONE, REFUSED
+from transact.launch import worker
 from transact.launch.worker import work
 
 Damage = Callable[[Path], None]
@@ -197,7 +197,7 @@ def judged(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[[Damage], tuple[int, str]]:
     """How a run on a damaged copy of the model ends, up to where its work would begin: exit code and what was said."""
-    monkeypatch.setattr(process, "process_group", at_the_work)
+    monkeypatch.setattr(worker, "process_group", at_the_work)
     config = compose_config(workplace.overrides("any_parent"))
 
     def judge(damage: Damage) -> tuple[int, str]:

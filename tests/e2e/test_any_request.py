@@ -27,9 +27,9 @@ from tests.support.judged import at_the_work, up_to_the_work
 from transact.config.compose import to_dictionary, typed_config
 from transact.config.run import RunConfig
 from transact.config.setting import all_fields, allowed_in, is_dictionary, is_list, is_printable, scalar_types
-from transact.distributed import process
 from transact.errors import DONE, one_line
 from transact.estimate.contents import forecast
+from transact.launch import worker
 from transact.launch.worker import work
 from transact.run import main
 from transact.stages.preflight import check
@@ -123,7 +123,7 @@ def judged(
 ) -> Callable[[Callable[[], int]], int]:
     """Checks how a request ends in this process, up to the point where work would begin. Returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(process, "process_group", at_the_work)
+    monkeypatch.setattr(worker, "process_group", at_the_work)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     def judge(request: Callable[[], int]) -> int:

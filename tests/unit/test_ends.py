@@ -20,6 +20,7 @@ def test_a_failure_outweighs_a_refusal_wherever_several_ends_become_one() -> Non
     assert worst([]) == DONE
     assert worst([DONE, REFUSED, DONE]) == REFUSED
     assert worst([REFUSED, FAILED, DONE]) == worst([FAILED, REFUSED]) == FAILED
+    assert worst([140]) == worst([REFUSED, 140, DONE]) == 140  # of a signal, in a job of SLURM
 
 
 def test_what_an_earlier_attempt_left_does_not_say_how_this_one_ended(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ class Interruption:
         """Be asked, here or by way of another rank."""
         if self.asked_by is None:
             self.asked_by = name
+            self.tell_others(name)
             if speaks():
                 self.say(f"{name}: {STOPPING}")
-            self.tell_others(name)
 
     def say_left(self, name: str) -> None:
         if speaks():

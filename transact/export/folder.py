@@ -29,7 +29,7 @@ def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 SHARD_BYTES = 4_000_000_000
 
 
-def plan_shards(reader: ModelReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
+def split_into_shards(reader: ModelReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
     """Tensor names of each shard, in the order of the source, none above `limit` bytes unless one tensor is."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -51,7 +51,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
         config |= stated_settings(config)
     guard = guard_tensors(config)
     with ModelReader(source) as reader:
-        shards = plan_shards(reader, torch_dtype.itemsize)
+        shards = split_into_shards(reader, torch_dtype.itemsize)
         files: dict[str, str] = {}
         total = 0
         for number, names in enumerate(shards, start=1):

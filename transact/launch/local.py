@@ -15,7 +15,7 @@ from typing import Any
 
 from transact.config.run import RunConfig
 from transact.distributed.signals import LEAVE_SECONDS, ORPHAN_SECONDS, STOPPING, handle_all, let_terminal_go
-from transact.errors import DONE, FAILED, Stopped, refuse, worst
+from transact.errors import DONE, FAILED, REFUSED, Stopped, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally
 from transact.launch.following import follow, view_events_for_ranks
 from transact.launch.outcome import how_to_go_on, say_last_words
@@ -137,7 +137,8 @@ def _say_how_to_go_on(job: Any, logs: list[Path]) -> None:
 def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, asked: list[str]) -> int:
     """The worst of the ranks. Says what ended them, unless rank 0 has: once, and the command that goes on."""
     folder = Path(config.output_dir)
-    codes = [local_exit_code(job, rank, len(logs)) for rank in range(len(logs))]
+    found = (local_exit_code(job, rank, len(logs)) for rank in range(len(logs)))
+    codes = [code if code in (DONE, REFUSED) else FAILED for code in found]  # inside a SLURM job, that of a signal
     ended = how_it_ended(folder, since)
     if ended is not None and ended[0] == "stopped":
         return worst([*codes, FAILED])

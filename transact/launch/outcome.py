@@ -140,13 +140,13 @@ def _is_no_memory(error: BaseException) -> bool:
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
-    parent = declared_geometry(config.model)
-    found = outline(config, parent)
-    at_work = next((each for each in found.stages if each.name == stage), Stage(stage))
+    at_work = Stage.named(stage)
     kind, number = at_work.kind, at_work.round
     if kind not in STAGE_KINDS or number is None:
         helps = remedy(f"memory/{kind}")
         return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
+    parent = declared_geometry(config.model)
+    found = outline(config, parent)
     # Of a measured split that of equal shares, which is as large.
     is_whole = number == 0 or config.mode == "pretrain"
     cut = found.rounds[max(0, number - 1)].geometry

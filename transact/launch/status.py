@@ -15,6 +15,7 @@ from transact.config.pruning import VARIANTS
 from transact.distributed.file_lock import is_known_free
 from transact.distributed.slurm import ENDED, SlurmError, job_states
 from transact.errors import DONE, one_line, printable, refuse, remedy
+from transact.rounds import Stage
 from transact.runs.metrics import read_metrics
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import JOB_RECORD, read_config, read_record
@@ -99,7 +100,7 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         name=name,
         state=state,
         stage=None if is_over else stage,
-        round=int(stage[6:8]) if stage is not None and stage.startswith("round_") else None,
+        round=None if stage is None else Stage.named(stage).round,
         tokens=tokens,
         total_tokens=total,
         perplexity=None if perplexity is None else perplexity[0],

@@ -132,7 +132,7 @@ def _attach(
 
     def saw(name: str) -> Callable[[Tensor], None]:
         def remember(activation: Tensor) -> None:
-            seen[name] = _flat(activation)
+            seen[name] = _flat(activation.detach())
             if name != statistic.last_observed():
                 return
             observed = [seen.pop(each) for each in statistic.observes]

@@ -52,11 +52,19 @@ def prepare(job: Job) -> Prepared | None:
         return None  # the tokenizer does not exist yet
     prepare_tasks(job)  # small beside the parent, and a name that is wrong is known before that is fetched and read
     parent, record = fetch(job)
-    if geometry_of(parent) != job.outline.parent:
-        raise ValueError(f"model.path={job.config.model.path!r} was changed while it was read: start the run again")
+    job.group.everywhere(lambda: _check_same_dimensions(job, parent))
     texts = prepare_texts(job, parent)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
     return Prepared(parent=parent, record=record, texts=texts)
+
+
+def _check_same_dimensions(job: Job, parent: Path) -> None:
+    """
+    Raises:
+        ValueError: they are not those that the rounds were solved with.
+    """
+    if geometry_of(parent) != job.outline.parent:
+        raise ValueError(f"model.path={job.config.model.path!r} was changed while it was read: start the run again")
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:

@@ -146,7 +146,8 @@ class Lines(Silent):
         try:
             print(printable(f"{self._label}{text}"), file=stream, flush=True)
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal that is closed is no reason to end a run
+            # A terminal that is closed, or a `tee` that Ctrl-C has ended, is no reason to end a run.
+            if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
 
 

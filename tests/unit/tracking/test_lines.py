@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 
@@ -42,6 +43,16 @@ def test_a_line_is_not_lost_while_standard_output_is_caught(capsys: pytest.Captu
         view.say("SIGINT: stopping")
         view.begin(Stage("export"))
     assert capsys.readouterr() == ("SIGINT: stopping\n", "export\n")
+
+
+def test_a_reader_that_is_gone_ends_no_run() -> None:
+    """Ctrl-C ends the `tee` of `... | tee log` too."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, text)
+
+    Lines(0.0, Gone()).begin(Stage("export"))
 
 
 def test_one_line_an_interval_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

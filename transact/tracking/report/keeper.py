@@ -1,4 +1,4 @@
-"""report.html while the run goes on, and as it ended. No failure of it reaches the run."""
+"""report.html while the run goes on, and as it ended. No failure of it ends the run."""
 
 from __future__ import annotations
 

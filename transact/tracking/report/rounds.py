@@ -46,7 +46,7 @@ def models(run: RunFiles) -> list[tuple[str, Values]]:
         geometry = values_in(each.selection, "target")
         sliced, recovered = (values_in(each.evaluation, role) for role in ("sliced", "recovered"))
         end = recovered or sliced
-        known = geometry | _planned_counts(geometry) | _counts(end) | {"perplexity": end.get("perplexity")}
+        known = geometry | _counts_of(geometry) | _counts(end) | {"perplexity": end.get("perplexity")}
         known |= {"sliced": sliced.get("perplexity"), "recovered": recovered.get("perplexity")}
         if geometry:
             found.append((f"round {each.number}", known))
@@ -57,12 +57,12 @@ def _counts(evaluation: Values) -> Values:
     return {name: evaluation[name] for name in ("parameters", "kv_bytes_per_token") if name in evaluation}
 
 
-def _planned_counts(geometry: Values) -> Values:
+def _counts_of(geometry: Values) -> Values:
     try:
-        planned = Geometry.from_dict(geometry)
+        cut = Geometry.from_dict(geometry)
     except (TypeError, ValueError):
         return {}
-    return {"parameters": planned.parameters(), "kv_bytes_per_token": planned.kv_bytes_per_token()}
+    return {"parameters": cut.parameters(), "kv_bytes_per_token": cut.kv_bytes_per_token()}
 
 
 def rounds_section(run: RunFiles) -> Section | None:
