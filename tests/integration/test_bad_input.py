@@ -44,7 +44,7 @@ def refused(
         ("prune.remove_fraction=1", "prune.remove_fraction=1 "),
         ("prune.remove_fraction=-0.5", "prune.remove_fraction=-0.5"),
         ("prune.remove_fraction=0.9", "0.9"),
-        ("prune.remove_fraction=null", "prune.remove_fraction=None"),
+        ("prune.remove_fraction=null", "prune.remove_fraction=null"),
         ("prune.rounds=0", "prune.rounds=0"),
         ("prune.rounds=50", "50"),
         ("prune.method.pair_score=magic", "norm_product, token_product, logit_variance"),
