@@ -94,6 +94,13 @@ class Outline:
         """Dimensions of the model that a round cuts."""
         return self.parent if number == 1 else self.rounds[number - 2].geometry
 
+    def at_work(self, stage: Stage) -> Geometry:
+        """Dimensions of the model that a stage of a round works on."""
+        assert stage.round is not None
+        if stage.kind in ("calibrate", "gram"):
+            return self.before(stage.round)
+        return self.rounds[stage.round - 1].geometry if stage.round else self.parent
+
 
 def tokens_per_batch(config: RunConfig) -> int:
     return config.recover.batch_sequences * config.data.sequence_length

@@ -23,17 +23,11 @@ Moments = list[tuple[Stage, Geometry]]  # stages that may be the worst, and the 
 
 def moments(outline: Outline) -> Moments:
     """The first calibration, the largest, and every recovery; an evaluation where neither is left to do."""
-    found = [(stage, _model_of(outline, stage)) for stage in outline.stages if stage.kind in WORST]
+    found = [(stage, outline.at_work(stage)) for stage in outline.stages if stage.kind in WORST]
     first = min((stage.round or 0 for stage, _ in found if stage.kind == "calibrate"), default=None)
     found = [(stage, geometry) for stage, geometry in found if stage.kind == "recover" or stage.round == first]
     last = outline.rounds[-1]
     return found or [(Stage("evaluate", last.number), last.geometry)]
-
-
-def _model_of(outline: Outline, stage: Stage) -> Geometry:
-    """That a stage of a round has at work."""
-    assert stage.round is not None
-    return outline.rounds[stage.round - 1].geometry if stage.kind == "recover" else outline.before(stage.round)
 
 
 def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> list[dict[str, Any]]:

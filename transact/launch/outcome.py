@@ -141,16 +141,12 @@ def _is_no_memory(error: BaseException) -> bool:
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
     at_work = Stage.named(stage)
-    kind, number = at_work.kind, at_work.round
-    if kind not in STAGE_KINDS or number is None:
+    kind = at_work.kind
+    if kind not in STAGE_KINDS or at_work.round is None:
         helps = remedy(f"memory/{kind}")
         return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
-    found = outline(config, parent)
-    # Of a measured split that of equal shares, which is as large.
-    is_whole = number == 0 or config.mode == "pretrain"
-    cut = found.rounds[max(0, number - 1)].geometry
-    geometry = parent if is_whole else found.before(number) if kind in ("calibrate", "gram") else cut
+    geometry = outline(config, parent).at_work(at_work)  # of a measured split that of equal shares, which is as large
     parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
