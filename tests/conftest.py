@@ -15,8 +15,14 @@ from tests.support.commands import Workplace, make_workplace
 
 
 def pytest_configure() -> None:
-    """Tests under nohup hear the end of a terminal as others do; so do the processes that they start."""
+    """Tests under nohup hear the end of a terminal as others do; so do the processes that they start.
+
+    One thread for each process of a test: where more threads than cores wait for each other in tiny products, a job of
+    eight seconds of processor time takes seventy.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

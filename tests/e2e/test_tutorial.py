@@ -30,7 +30,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         ended = subprocess.run(
             [*interpreter, code],
             cwd=folder,
-            env=environment() | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            env=environment() | {"PATH": path},
             capture_output=True,
             text=True,
             timeout=300,

@@ -64,8 +64,8 @@ class Submitted:
 
 
 def cluster_environment(slurm: Slurm) -> dict[str, str]:
-    """Of a user's shell on the login node. One thread a rank: several jobs share few cores."""
-    return environment() | slurm.environment() | {"OMP_NUM_THREADS": "1"}
+    """Of a user's shell on the login node."""
+    return environment() | slurm.environment()
 
 
 def overrides(workplace: Workplace, name: str) -> list[str]:

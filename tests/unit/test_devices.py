@@ -1,4 +1,4 @@
-"""DeepSpeed takes LOCAL_RANK for the number of a device: it is told that of the device that was chosen."""
+"""What a rank takes of its machine: the device that its launcher means, which DeepSpeed reads, and its cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from transact.distributed.process import rank_device
+from transact.distributed.process import rank_device, share_cores
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,20 @@ def test_on_cpu_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert rank_device("cpu", 3) == torch.device("cpu")
     assert os.environ["LOCAL_RANK"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("ranks_here", "wish", "threads"), [("1", None, [8]), ("3", None, [2]), ("16", None, [1]), ("2", "5", [])]
+)
+def test_the_ranks_of_a_machine_share_its_cores_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, ranks_here: str, wish: str | None, threads: list[int]
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_here)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if wish is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    share_cores()
+    assert chosen == threads
