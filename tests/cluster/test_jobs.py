@@ -16,6 +16,7 @@ from tests.support.cluster_jobs import (
     status,
     submit,
     transact,
+    transact_as_users_do,
 )
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.runs import assert_same_export, recovery_steps
@@ -29,7 +30,7 @@ LONG = f"recover.tokens={STEPS * TOKENS_PER_STEP}"
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Slurm, workplace: Workplace) -> Path:
     """One command, followed to its end."""
-    done = transact(slurm, [*overrides(workplace, "cluster_undisturbed"), LONG, "launch.wait=true"])
+    done = transact_as_users_do(slurm, [*overrides(workplace, "cluster_undisturbed"), LONG, "launch.wait=true"])
     assert done.returncode == 0, done.stdout + done.stderr
     folder = workplace.folder / "cluster_undisturbed"
     for expected in (

@@ -54,24 +54,19 @@ def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_gpu_check_needs_none_of_the_packages_for_configuration_and_tracking(tmp_path: Path) -> None:
-    output = tmp_path / "result.json"
-    argv = ["gpu_check", "--device=cpu", "--size=tiny", f"--folder={tmp_path}", f"--output={output}"]
-    code = START_WITHOUT.format(absent=ABSENT, argv=argv) + RUN_MODULE.format(module="benchmarks.gpu_check")
-    result = result_of(run_cold(["-c", code]), output)
+def test_gpu_check_runs_under_torchrun_without_the_packages_for_configuration_and_tracking(tmp_path: Path) -> None:
+    output, script, folder = tmp_path / "result.json", tmp_path / "script.py", tmp_path / "folder"
+    folder.mkdir()
+    argv = ["gpu_check", "--device=cpu", "--size=tiny", f"--folder={folder}", f"--output={output}"]
+    script.write_text(START_WITHOUT.format(absent=ABSENT, argv=argv) + RUN_MODULE.format(module="benchmarks.gpu_check"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    result = result_of(run_cold(launcher), output)
+    assert result["world_size"] == 2
     assert result["same_units_as_cpu"]["float32"] == 1.0
     assert result["perplexity"]["recovered"] <= result["perplexity"]["sliced"]
     assert {"round_01/slice", "round_01/recover", "export"} <= result["stages"].keys()
     assert result["tokens_per_s"] > 0
-    assert list(tmp_path.iterdir()) == [output]  # the working folder is gone
-
-
-def test_gpu_check_runs_under_torchrun(tmp_path: Path) -> None:
-    output = tmp_path / "result.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks.gpu_check"]
-    result = result_of(run_cold([*launcher, "--device=cpu", "--size=tiny", f"--output={output}"]), output)
-    assert result["world_size"] == 2
-    assert result["same_units_as_cpu"]["float32"] == 1.0
+    assert list(folder.iterdir()) == []  # the working folder is gone
 
 
 def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
@@ -104,7 +99,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
     sizes = ["--tokens=4096", "--evaluation-sequences=8", "--calibration-sequences=16", "--seeds", "0"]
     fractions = ["--fractions", "0.5", "--recovered-fractions", "0.5"]
     methods = ["--one-shot", "default, equal split", "paper_heads", "--recovered", "default, equal split"]
-    process = run("benchmarks.quality", "--jobs=1", *sizes, *fractions, *methods, f"--output={output}")
+    process = run("benchmarks.quality", "--jobs=2", *sizes, *fractions, *methods, f"--output={output}")
     result = result_of(process, output)
     assert set(result["parent"]) == {"python_heldout", "package_descriptions"}
     assert len(result["rows"]) == 3 * 2
@@ -125,7 +120,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "ablations.json"
     sizes = ["--tokens=2048", "--evaluation-sequences=8", "--smallest"]
-    result = result_of(run("benchmarks.ablations", "--jobs=1", *sizes, f"--output={output}"), output)
+    result = result_of(run("benchmarks.ablations", "--jobs=2", *sizes, f"--output={output}"), output)
     assert len(result["rows"]) == 4 * 2
     assert "| rounds | `+experiment=ablation_one_shot` |" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".svg").read_text().count("<path") > 8
@@ -142,7 +137,7 @@ def test_method_cost_runs(tmp_path: Path) -> None:
 def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
     output = tmp_path / "rotary_pairs.json"
     sizes = ["--head-dims", "16", "--tokens=2048", "--calibration-sequences=4", "--evaluation-sequences=2"]
-    result = result_of(run("benchmarks.rotary_pairs", "--jobs=1", *sizes, f"--output={output}"), output)
+    result = result_of(run("benchmarks.rotary_pairs", "--jobs=2", *sizes, f"--output={output}"), output)
     rows = [row for row in result["rows"] if row["text"] == "python_heldout"]
     assert [row["method"] for row in rows] == ["free", "progression"]
     for row in rows:

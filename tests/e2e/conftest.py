@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, make_workplace, transact
+from tests.support.commands import ENOUGH, Workplace, make_workplace, transact
 from tests.support.once import made_once
 from tests.support.terminal import transact_in_terminal
 
@@ -61,7 +61,7 @@ class ChainRuns(Mapping[int, ChainRun]):
 
 def _run_chain(folder: Path, ranks: int) -> dict[str, str]:
     workplace, name = make_workplace(folder), f"ranks_{ranks}"
-    overrides = [*workplace.overrides(name), f"data.token_store={folder}/{name}_tokens"]
+    overrides = [*workplace.overrides(name), ENOUGH, f"data.token_store={folder}/{name}_tokens"]
     if ranks == 1:
         ended = transact(overrides)
     elif ranks == 2:
@@ -101,7 +101,7 @@ def chain_runs(chain_commands: Mapping[int, ChainRun]) -> Mapping[int, Path]:
 def bfloat16_overrides(workplace: Workplace, name: str) -> list[str]:
     """The settings of the large jobs, at a small size."""
     settings = ["engine.dtype=bfloat16", "engine.activation_checkpointing=true", "model.export_dtype=bfloat16"]
-    return [*workplace.overrides(name), *settings, "prune.rounds=1", "recover.tokens=8192"]
+    return [*workplace.overrides(name), *settings, "prune.rounds=1"]
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 
 import psutil
 
 from tests.support.commands import Workplace, transact
-from tests.support.runs import start, wait_until
+from tests.support.runs import record_of, start, wait_until
 
 MARGIN_BYTES = 128 * 2**20  # for threads and small things, so that it is a large tensor that finds no room
 
@@ -31,9 +30,8 @@ def test_memory_that_ends_is_explained_and_the_run_goes_on_with_more(workplace: 
         "engine.micro_batch_sequences=256",
     ]
     folder = workplace.folder / "short_of_memory"
-    record = folder / "run.json"
     process = start(arguments, stderr=subprocess.PIPE)
-    wait_until(lambda: record.is_file() and "round_01/select" in json.loads(record.read_text())["stages"], process)
+    wait_until(lambda: "round_01/select" in record_of(folder).get("stages", {}), process)
     pid = psutil.Process(process.pid)
     limit = pid.memory_info().vms + MARGIN_BYTES
     pid.rlimit(resource.RLIMIT_AS, (limit, limit))
@@ -42,9 +40,9 @@ def test_memory_that_ends_is_explained_and_the_run_goes_on_with_more(workplace: 
     last = errors.splitlines()[-3]  # then where the record is, and the command that goes on
     assert last.startswith("error: rank 0 failed in round_01/recover: out of memory. The largest consumer is ")
     assert "engine.micro_batch_sequences" in last
-    assert json.loads(record.read_text())["error"] in last
+    assert record_of(folder)["error"] in last
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "round_01" / "recovered").exists()
     again = transact(arguments)
     assert again.returncode == 0, again.stderr
-    assert json.loads(record.read_text())["state"] == "done"
+    assert record_of(folder)["state"] == "done"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.commands import Workplace, transact
-from tests.support.runs import assert_same_export, recovery_steps, start, wait_until
+from tests.support.commands import ENOUGH, Workplace, transact
+from tests.support.runs import assert_same_export, record_of, recovery_steps, start, wait_until
 
 
 def read(path: Path) -> Any:
@@ -21,7 +21,7 @@ def read(path: Path) -> Any:
 def kill_after_stage(overrides: list[str], folder: Path, stage: str) -> None:
     """Start the job and kill -9 everything once run.json lists the stage."""
     process = start(overrides, start_new_session=True, stdout=subprocess.DEVNULL)
-    wait_until(lambda: (folder / "run.json").is_file() and stage in read(folder / "run.json")["stages"], process)
+    wait_until(lambda: stage in record_of(folder).get("stages", {}), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -30,7 +30,7 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     workplace: Workplace, chain_runs: Mapping[int, Path]
 ) -> None:
     folder = workplace.folder / "killed"
-    overrides = workplace.overrides("killed")
+    overrides = [*workplace.overrides("killed"), ENOUGH]
     kill_after_stage(overrides, folder, "round_01/slice")
     first = read(folder / "run.json")["stages"]
     kill_after_stage(overrides, folder, "round_01/recover")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
-from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
+from tests.support.runs import assert_same_export, checkpoints, record_of, recovery_steps, start, wait_until
 from tests.support.warm import WarmProcess
 from transact.config.compose import compose_config
 from transact.distributed.process import ProcessGroup
@@ -71,7 +71,7 @@ def test_a_signal_is_acknowledged_and_acted_upon_inside_a_stage(workplace: Workp
     process = start([*workplace.overrides(name), "prune.rounds=1", *changes])
     listener = Listener(process)
     path = folder / "run.json"
-    wait_until(lambda: path.is_file() and read_json(path).get("stage") == stage, process)
+    wait_until(lambda: record_of(folder).get("stage") == stage, process)
     asked = time.monotonic()
     os.kill(process.pid, number)
     assert process.wait(timeout=120) == 1

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.commands import Workplace, environment
-from tests.support.runs import start, wait_until
+from tests.support.commands import REPOSITORY, Workplace, environment
+from tests.support.runs import record_of, start, wait_until
 from tests.support.slurm import wait_for
-from transact.files import read_json
+from tests.support.warm import run_warm
 
 SECONDS = 150.0  # on a loaded machine
 
@@ -39,8 +37,7 @@ class Local:
 
     @property
     def record(self) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        return read_json(path) if path.is_file() else {}
+        return record_of(self.folder)
 
     def page(self) -> str:
         return (self.folder / "report.html").read_text(encoding="utf-8")
@@ -52,8 +49,8 @@ class Local:
         return output
 
     def status(self) -> str:
-        command = [sys.executable, "-m", "transact", "status", str(self.folder)]
-        return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+        command = ["status", str(self.folder)]
+        return run_warm(command, module="transact", cwd=REPOSITORY, environment=environment(), seconds=SECONDS).stdout
 
 
 @pytest.mark.parametrize("rank", [0, 1])

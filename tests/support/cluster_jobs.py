@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.commands import REPOSITORY, Workplace, command, environment
+from tests.support.runs import record_of
 from tests.support.slurm import Slurm, wait_for
+from tests.support.warm import run_warm
 from transact.files import read_json
 from transact.runs.metrics import read_metrics
 
@@ -32,8 +33,7 @@ class Submitted:
 
     @property
     def record(self) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        return read_json(path) if path.is_file() else {}
+        return record_of(self.folder)
 
     def counts(self) -> tuple[int, int, int]:
         found = self.record["interruptions"]
@@ -71,27 +71,35 @@ def cluster_environment(slurm: Slurm) -> dict[str, str]:
 def overrides(workplace: Workplace, name: str) -> list[str]:
     """One round on two nodes, long enough to be hit in the middle."""
     changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
+    changed.append("recover.objective=cross_entropy")
     return [*workplace.overrides(name), *changed, "launch=slurm", "launch.nodes=2", "launch.gpus_per_node=1"]
 
 
-def transact(slurm: Slurm, arguments: list[str], seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+def transact_as_users_do(slurm: Slurm, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command to its end, in an interpreter of its own."""
     return subprocess.run(
         command(arguments),
         cwd=REPOSITORY,
         env=cluster_environment(slurm),
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=SECONDS,
         check=False,
     )
 
 
+def transact(slurm: Slurm, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command to its end, in a process that has its imports already; the jobs that it submits have not."""
+    return run_warm(arguments, cwd=REPOSITORY, environment=cluster_environment(slurm), seconds=SECONDS)
+
+
 def status(slurm: Slurm, folder: Path) -> str:
     """What `python -m transact status` prints."""
-    command_line = [sys.executable, "-m", "transact", "status", str(folder)]
-    return subprocess.run(
-        command_line, env=cluster_environment(slurm), capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    shown = run_warm(
+        ["status", str(folder)], module="transact", cwd=REPOSITORY, environment=cluster_environment(slurm), seconds=60
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
 
 
 def submit(slurm: Slurm, workplace: Workplace, name: str, *changes: str) -> Submitted:

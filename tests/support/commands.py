@@ -12,6 +12,7 @@ from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from tests.support.warm import run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+ENOUGH = "recover.tokens=16384"  # for every one of two rounds to gain by its recovery
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Workplace:
             "prune.rounds=2",
             "prune.calibration_sequences=16",
             "prune.multiple.head_dim=4",
-            "recover.tokens=16384",
+            "recover.tokens=8192",
             "recover.batch_sequences=8",
             "recover.learning_rate=2e-3",
             "recover.validation_sequences=8",

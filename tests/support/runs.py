@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.support.commands import REPOSITORY, environment
 from tests.support.warm import WarmProcess
 from transact.runs.metrics import read_metrics
+from transact.tracking.report.run_files import read_values
 
 
 def start(overrides: list[str], *, ranks: int = 1, **options: Any) -> WarmProcess:
@@ -30,6 +31,11 @@ def wait_until(is_time: Callable[[], Any], process: WarmProcess, seconds: float 
         assert process.poll() is None, "the job ended too early"
         assert time.monotonic() < deadline, "the moment does not come"
         time.sleep(0.01)
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """run.json as a watcher sees it; {} before it is there, and in the moment between its name and its first words."""
+    return read_values(folder / "run.json")
 
 
 def checkpoints(folder: Path) -> list[Path]:
