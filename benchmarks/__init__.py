@@ -1,1 +1,1 @@
-"""Measurements of transact: speed against bare loops, overhead of hooks, and the checks that need a GPU."""
+"""Benchmarks of transact: quality, speed, memory, recovery from crashes, and the checks that need a GPU."""

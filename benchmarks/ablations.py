@@ -1,9 +1,9 @@
-"""The paper's ablations on the demo parent: one table, and one picture of where the redundancy is.
+"""Run the paper's ablations on the demo parent: one table, and one picture of where the redundancy is.
 
     python -m benchmarks.ablations
 
 Attention alone, the MLP alone, or both, at equal parameters; the number of calibration sequences; one round or four;
-what units are chosen by. Every line is `+experiment=ablation_...` with the overrides that it names. The picture shows,
+the criteria. Every line is `+experiment=ablation_...` with the overrides that it names. The picture shows,
 layer by layer, how much of the activations' energy the largest dims hold.
 """
 
@@ -36,7 +36,7 @@ DEMO_PARENT = Path(__file__).parents[1] / "transact" / "assets" / "demo_parent"
 
 
 def ablations(*, smallest: bool) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    """Title -> lines: overrides, and whether the line goes on to recovery. smallest: one line of each kind."""
+    """Return title -> lines: overrides, and whether the line goes on to recovery. smallest: one line of each kind."""
     base = "+experiment=ablation_criteria"
     lines: dict[str, list[tuple[tuple[str, ...], bool]]] = {
         "attention, MLP or both": [((f"+experiment=ablation_{part}",), True) for part in PARTS],
@@ -60,7 +60,7 @@ PARTS = ("attention_only", "mlp_only", "both")
 
 
 def table(parent: dict[str, float], rows: list[dict[str, Any]]) -> str:
-    """One Markdown table of all rows, held-out text of the parent's kind."""
+    """Return one Markdown table of all rows, on held-out text of the parent's kind."""
     text = next(iter(parent))
     lines = [
         "| ablation | overrides | parameters | sliced | recovered |",
@@ -79,7 +79,7 @@ def _figure(value: float | None) -> str:
 
 
 def energy_kept(statistics: ActivationStatistics) -> dict[str, torch.Tensor]:
-    """Share of the energy that the largest dims hold: kind -> (layers, dims), rising to 1 along the dims."""
+    """Return the share of the energy that the largest dims hold: kind -> (layers, dims), rising to 1 along the dims."""
     heads = statistics[ATTENTION_OUTPUT].sort(dim=-1, descending=True).values.sum(dim=1)
     channels = statistics[INTERMEDIATE].sort(dim=-1, descending=True).values
     sums = {"attention": heads, "MLP": channels}
@@ -88,7 +88,7 @@ def energy_kept(statistics: ActivationStatistics) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def demo_statistics(geometry: Geometry, num_sequences: int) -> ActivationStatistics:
-    """Of the demo parent on held-out sequences of its own kind."""
+    """Collect the activation statistics of the demo parent on held-out sequences of its own kind."""
     from itertools import islice
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,7 +107,7 @@ def demo_statistics(geometry: Geometry, num_sequences: int) -> ActivationStatist
 
 
 def draw(kept: dict[str, torch.Tensor], path: Path) -> None:
-    """One panel for attention, one for the MLP; a curve for each layer."""
+    """Draw one panel for attention and one for the MLP, with a curve for each layer."""
     figure, panels = pyplot.subplots(1, len(kept), figsize=(10, 4), sharey=True)
     for panel, (kind, curves) in zip(panels, kept.items(), strict=True):
         for layer, curve in enumerate(curves):

@@ -1,10 +1,10 @@
-"""What accelerators can do at most: dense bfloat16 matrix products, without sparsity, as their makers state."""
+"""Peak FLOP/s of accelerators in dense bfloat16 matrix products, without sparsity, as their makers state."""
 
 from __future__ import annotations
 
 from transact.geometry import Geometry
 
-# FLOP/s by a part of the name that torch gives; the first that fits counts, so the special ones come first.
+# FLOP/s by a part of the name that torch gives. The first match counts, so the more special names come first.
 PEAK_FLOPS_PER_SECOND: dict[str, float] = {
     "GB200": 2500e12,
     "B200": 2250e12,
@@ -30,12 +30,15 @@ FORWARDS_PER_STEP = 3  # the backward computes two products for each of the forw
 
 
 def peak_flops_per_second(name: str) -> float | None:
-    """Of one accelerator; None where the table does not have it."""
+    """Return the peak FLOP/s of one accelerator; None where the table does not have it."""
     return next((peak for part, peak in PEAK_FLOPS_PER_SECOND.items() if part in name), None)
 
 
 def utilisation(tokens_per_s: float, geometry: Geometry, context_length: int, name: str, count: int) -> float | None:
-    """Model FLOPs utilisation of `count` accelerators; what activation checkpointing computes again is no use."""
+    """Return the model FLOPs utilisation of `count` accelerators; None where the table does not have them.
+
+    What activation checkpointing computes again does not count.
+    """
     peak = peak_flops_per_second(name)
     if peak is None:
         return None

@@ -1,7 +1,7 @@
-"""What PyTorch's CPU allocator hands out while some work is done, from the profiler's own record of it.
+"""The peak memory of PyTorch's CPU allocator while some work is done, from the profiler's record of allocations.
 
-transact.evaluation.efficiency.generation counts the tensors that operators return, and names no more; here what the
-kernels take and give back inside counts too.
+transact.evaluation.efficiency.generation counts only the tensors that operators return. Here what kernels allocate and
+free inside counts too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def allocated_peak(work: Callable[[], None]) -> int:
-    """Bytes at the worst moment, above those at the start."""
+    """Return the bytes allocated at the peak of the work, above those at its start."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()

@@ -1,4 +1,4 @@
-"""What the statistics hooks add to a forward of calibration.
+"""Measure what the statistics hooks add to a forward of calibration.
 
     python -m benchmarks.calibration_overhead
 
@@ -34,7 +34,7 @@ TARGET = 1.10  # with hooks / without
 def forward_seconds(
     engine: Engine, geometry: Geometry, tokens: torch.Tensor, group: ProcessGroup, hooks: bool
 ) -> float:
-    """Of one forward as calibration runs it, on all ranks."""
+    """Return the seconds of one forward as calibration runs it, until all ranks are done (collective)."""
     with ExitStack() as stack:
         if hooks:
             stack.enter_context(collect_statistics(engine.module, geometry))
@@ -49,7 +49,7 @@ def forward_seconds(
 def compare(
     engine: Engine, geometry: Geometry, tokens: torch.Tensor, group: ProcessGroup, repetitions: int
 ) -> dict[str, Any]:
-    """Median seconds of either kind, and the median of the ratios of neighbours."""
+    """Return the median seconds with and without hooks, and the median of the ratios of neighbours (collective)."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for repetition in range(-2, repetitions):  # two pairs to warm up
         for hooks in (repetition % 2 == 0, repetition % 2 != 0):
@@ -60,7 +60,7 @@ def compare(
     return {
         "ratio": median(ratios),
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
-        "ratio_of_fastest": min(seconds[True]) / min(seconds[False]),  # says more where other work disturbs
+        "ratio_of_fastest": min(seconds[True]) / min(seconds[False]),  # more reliable where other work disturbs
         "seconds_with_hooks": median(seconds[True]),
         "seconds_plain": median(seconds[False]),
         "repetitions": repetitions,
@@ -68,6 +68,7 @@ def compare(
 
 
 def measure(size: str, arguments: argparse.Namespace, group: ProcessGroup, folder: Path) -> dict[str, Any]:
+    """Measure the overhead on a random model of this size (collective)."""
     architecture, model = ARCHITECTURES[size](), folder / size
     write_random_model(model, architecture, group)
     geometry = read_geometry(architecture.to_model_config())

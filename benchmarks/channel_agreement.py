@@ -1,4 +1,4 @@
-"""Do two devices keep the same channels? The engine on the job's device against stock transformers on the CPU."""
+"""Compare which units two devices keep: the engine on the job's device against stock transformers on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16")
 def channel_agreement(
     folder: Path, architecture: ArchitectureConfig, engine: EngineConfig, group: ProcessGroup, *, sequence_length: int
 ) -> dict[str, float]:
-    """Share of the kept units that both keep, by the dtype of the device's computation; the CPU's is float32."""
+    """Return the share of kept units that both keep, by the device's dtype; the CPU's is float32 (collective)."""
     model, geometry = folder / "model", read_geometry(architecture.to_model_config())
     write_random_model(model, architecture, group)
     config = run_config(
@@ -60,7 +60,7 @@ def channel_agreement(
 
 @torch.no_grad()
 def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometry) -> ActivationStatistics:
-    """Of the same calibration sequences, without an engine."""
+    """Collect the statistics of the same calibration sequences on the CPU, without an engine."""
     config = job.config
     positions = texts.order.reserved(config.recover.validation_sequences, config.prune.calibration_sequences)
     tokens = texts.train.sequences(positions)
@@ -72,7 +72,7 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
 
 
 def selection_of(statistics: ActivationStatistics, target: Geometry, source: Geometry) -> Selection:
-    """By activation norms alone: everything else is computed from them on one device."""
+    """Select units by activation norms alone: everything else is computed from them on one device."""
     evidence = Evidence(geometry=source, statistics=statistics)
     norms = MethodConfig(pair_score="norm_product", values="norm", channels="norm")
     scores = Criteria.of(norms).score(evidence)
@@ -80,7 +80,7 @@ def selection_of(statistics: ActivationStatistics, target: Geometry, source: Geo
 
 
 def kept_units(selection: Selection) -> set[tuple[str | int, ...]]:
-    """Each kept unit under a name of its own."""
+    """Return the kept units as a set, each under a name of its own."""
     pairs = {("pair", pair) for pair in selection.rotary_pairs(0, 0)}
     dims = {
         ("dim", layer, head, dim)

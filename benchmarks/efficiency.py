@@ -1,11 +1,10 @@
-"""What is gained by removing half and four fifths of the parameters: latency, memory, and how near they come to the
-speed-up that the removed FLOPs and bytes allow.
+"""Measure what removing half and four fifths of the parameters gains in latency and memory.
 
     python -m benchmarks.efficiency
 
-On the dimensions of the demo parent and of a LLaMA of 315 million parameters. The weights are random: how
-long a forward takes depends on dimensions alone. Writes the figures, the table of docs/results.md and a picture of
-latencies on the paper's grid of lengths.
+Each speed-up stands beside the one that the removed FLOPs and bytes allow. The models have the dimensions of the demo
+parent and of a LLaMA of 315 million parameters. The weights are random: how long a forward takes depends on dimensions
+alone. Writes the figures, the table of docs/results.md and a picture of latencies on the paper's grid of lengths.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ SMALLEST = {"prompt_tokens": [4], "new_tokens": [2], "batch_sizes": [1], "turns"
 
 
 def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
-    """A random parent and what is left of it, each a stock folder: role -> folder."""
+    """Write a random parent and its cuts, each a stock folder, and return role -> folder."""
     architecture, _, multiples = SIZES[size]
     config = ARCHITECTURES[architecture]().to_model_config()
     parent = read_geometry(config)
@@ -80,6 +79,7 @@ def _write_random(folder: Path, config: dict[str, Any], geometry: Geometry, dtyp
 def measured(
     size: str, dtype: str, config: EfficiencyConfig, folder: Path | None, *, broken_down: bool = False
 ) -> dict[str, Any]:
+    """Measure the models of one size and dtype. broken_down: also where the time of a forward goes."""
     with tempfile.TemporaryDirectory(prefix="transact-efficiency-", dir=folder) as name:
         folders = write_folders(size, dtype, Path(name))
         found = measure(folders, config, dtype=dtype, device=torch.device("cpu"))
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "efficiency.json")
     arguments = parser.parse_args()
     setting = EfficiencyConfig(**(SMALLEST if arguments.smallest else SETTING | {"turns": arguments.turns}))
-    # A generation to the last mark of the grid is long enough that one turn tells.
+    # One turn is enough: a generation up to the last length of the grid is long.
     grid = (
         replace(setting, new_tokens=[2, 3])
         if arguments.smallest

@@ -1,4 +1,4 @@
-"""Where the time of a forward goes: matrix products, which a cut shrinks, and all that no cut does."""
+"""Where the time of a forward goes: to matrix products, which a cut shrinks, and to all that it does not shrink."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TURNS = {"prefill": 3, "decode": 16}
 
 
 def breakdown(folders: Mapping[str, Path], dtype: str, prompt_tokens: int, threads: int) -> list[dict[str, Any]]:
-    """One row for each phase and model, batch 1.
+    """Measure the time of each phase by kind of work: one row for each phase and model, batch 1.
 
     Returns:
         "seconds" by kind of work: "matrix_products", "attention" (the fused operator: scores, softmax and the sum of
@@ -48,7 +48,7 @@ def breakdown(folders: Mapping[str, Path], dtype: str, prompt_tokens: int, threa
 
 
 def _repeat(model: Any, prompt: torch.Tensor, phase: str) -> Callable[[], Any]:
-    """A function that does the phase once more."""
+    """Return a function that does the phase once more."""
     state = {"output": prefill(model, prompt)}
 
     def once() -> None:
@@ -57,7 +57,7 @@ def _repeat(model: Any, prompt: torch.Tensor, phase: str) -> Callable[[], Any]:
         else:
             state["output"] = decode(model, state["output"])
 
-    once()  # the first is slower
+    once()  # the first call is slower
     return once
 
 
@@ -72,7 +72,7 @@ def _seconds_by_kind(once: Callable[[], Any], turns: int) -> dict[str, float]:
     found = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():
         found[_kind(event.key)] += event.self_cpu_time_total / 1e6 / turns
-    # Watching makes the time between operators longer: what an unwatched turn leaves for it counts.
+    # The profiler makes the time between operators longer: it is what remains of a turn without the profiler.
     found["between_operators"] = max(0.0, whole - sum(found.values()))
     return found
 
@@ -84,7 +84,7 @@ def _kind(operator: str) -> str:
 
 
 def _product_work(geometry: Geometry, phase: str) -> int:
-    """What the matrix products of a phase have to do: elements of weights that are read, or multiplied per token.
+    """Return the work of a phase's matrix products: elements of weights that are read, or multiplied per token.
 
     The output layer works on one token in either phase; a prompt's share of it is next to nothing.
     """

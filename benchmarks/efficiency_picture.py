@@ -1,4 +1,4 @@
-"""Latency by lengths of prompt and output, the parent beside what is left of it, as in TransAct's figure."""
+"""A picture of latency by lengths of prompt and output, the parent beside its cuts, as in TransAct's figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SALT = "transact"  # of the identifiers in the file, which would be random other
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """The same figures make the same file.
+    """Draw the picture. The same figures make the same file.
 
     Args:
         measured: what `transact.evaluation.efficiency.measure` returns, for one batch size.

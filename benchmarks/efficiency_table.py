@@ -1,4 +1,4 @@
-"""The rows of the efficiency benchmark as a Markdown table."""
+"""The rows of the efficiency benchmark as Markdown tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def efficiency_markdown(result: dict[str, Any]) -> str:
-    """One line for each model, fraction and batch size; decode is one step."""
+    """Return a table with one line for each model, fraction and batch size; decode is one step."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for measured in result["sizes"]:
         clock = measured["settings"]["clock"]
@@ -42,7 +42,10 @@ def efficiency_markdown(result: dict[str, Any]) -> str:
 
 
 def breakdown_markdown(result: dict[str, Any]) -> str:
-    """Milliseconds of a forward of one sequence by kind of work, and how near the matrix products alone come."""
+    """Return a table of milliseconds of a forward of one sequence by kind of work.
+
+    Its last column has the speed-up of the matrix products alone, the allowed one, and the share reached.
+    """
     columns = ("model", "removed", "phase", *(kind.replace("_", " ") for kind in KINDS), "products' speed-up")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for measured in result["sizes"]:
@@ -56,7 +59,7 @@ def breakdown_markdown(result: dict[str, Any]) -> str:
 
 
 def _speed_up(entry: dict[str, Any] | None) -> list[str]:
-    """The speed-up and the allowed one; the share of it."""
+    """Return two cells: the speed-up and the allowed one, and the share of it that is reached."""
     if entry is None:
         return ["", ""]
     return [f"{entry['speed_up']:.2f} of {entry['allowed']:.2f}", f"{entry['reached']:.2f}"]

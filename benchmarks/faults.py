@@ -33,10 +33,10 @@ from transact.rounds import Stage
 from transact.runs.metrics import read_metrics
 
 RANKS = 2
-SAVING = ": saving"  # behind the name of a recovery: while one of its checkpoints is written
+SAVING = ": saving"  # suffix of a recovery's name: while one of its checkpoints is written
 POLL_SECONDS = 0.005
 LIMIT_SECONDS = 600.0
-# A rank's death is to be noticed within 30 s; the rest is for the interpreter to come and go on a busy machine.
+# A rank's death must be noticed within 30 s; the rest is for the interpreter to start and end on a busy machine.
 NOTICE_SECONDS = 60.0
 DEMO = (
     "+experiment=demo",
@@ -50,7 +50,7 @@ DEMO = (
 
 @dataclass(kw_only=True)
 class Tally:
-    """What the kills met and did."""
+    """Counts of the kills by stage, and how long each death of a rank took to be noticed."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
     noticed_seconds: list[float] = field(default_factory=list)  # from the death of one rank to the end of the job
@@ -67,7 +67,7 @@ def start(overrides: list[str]) -> subprocess.Popen[bytes]:
 
 
 def complete(overrides: list[str], folder: Path) -> None:
-    """Run to the end.
+    """Run the job to its end.
 
     Raises:
         RuntimeError: the job failed, although nobody killed it.
@@ -84,16 +84,18 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def stage_now(folder: Path) -> str | None:
+    """Return the stage at work; None between stages."""
     record = record_of(folder)
     return None if record["stage"] in record["stages"] else record["stage"]
 
 
 def is_saving(folder: Path) -> bool:
+    """Return whether a checkpoint is being written."""
     return any(folder.glob(f"checkpoints/*{TEMPORARY_SUFFIX}"))
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
-    """The processes that compute; submitit starts each as a child of its controller."""
+    """Return the processes of the ranks, by rank; submitit starts each as a child of its controller."""
     ranks = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -103,7 +105,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
 
 
 def is_reached(target: str, folder: Path) -> bool:
-    """Whether the job is there, or past it: a stage may pass faster than anybody looks."""
+    """Return whether the job is at the target or past it: a stage may be shorter than the polling interval."""
     stage, stages = target.removesuffix(SAVING), record_of(folder)["stages"]
     if stage in stages:
         return True
@@ -111,6 +113,7 @@ def is_reached(target: str, folder: Path) -> bool:
 
 
 def place(folder: Path) -> str:
+    """Return where the job is, as the tally names it."""
     stage = stage_now(folder)
     if stage is None:
         return "between stages"
@@ -123,7 +126,7 @@ def kill_in(
     """Start the job and kill in `target`, at a random moment of the `seconds` that it usually takes.
 
     Returns:
-        Whether there was something to kill: the job may have completed meanwhile.
+        Whether a process was killed: the job may have completed meanwhile.
 
     Raises:
         AssertionError: the job did not end as it should.
@@ -167,7 +170,7 @@ def _kill_one(
     chance: random.Random,
     tally: Tally,
 ) -> None:
-    """Kill one rank; the job is to end with a line that says which rank died."""
+    """Kill one rank, and assert that the job ends with a line that says which rank died."""
     number = chance.choice(sorted(ranks))
     begin = time.monotonic()
     ranks[number].kill()
@@ -181,7 +184,7 @@ def _kill_one(
 
 
 def usual_seconds(folder: Path) -> dict[str, float]:
-    """Everything that can be aimed at, in the order in which it comes -> how long it takes."""
+    """Return target -> seconds that it usually takes, in the order in which the targets come."""
     saving = median(
         row["perf/checkpoint_s"] for row in read_metrics(folder / "metrics.jsonl") if "perf/checkpoint_s" in row
     )
@@ -194,13 +197,13 @@ def usual_seconds(folder: Path) -> dict[str, float]:
 
 
 def losses(folder: Path) -> list[tuple[int, int, float]]:
-    """(round, step, loss) of every line about a step of recovery."""
+    """Return (round, step, loss) of every line about a step of recovery."""
     rows = read_metrics(folder / "metrics.jsonl")
     return [(row["round"], row["step"], row["recover/loss"]) for row in rows if "recover/loss" in row]
 
 
 def run_faults(overrides: list[str], *, kills: int, runs: int, seed: int, folder: Path) -> dict[str, Any]:
-    """`kills` kills in all, spread over `runs` jobs. Returns the benchmark's result."""
+    """Kill `kills` times in all, spread over `runs` jobs, and return the benchmark's result."""
     chance, tally = random.Random(seed), Tally()
     undisturbed = folder / "undisturbed"
     complete(overrides, undisturbed)

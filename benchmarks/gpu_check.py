@@ -1,4 +1,4 @@
-"""The whole job on a GPU, at a size that means something there.
+"""Run the whole job on a GPU, at a size that is meaningful there.
 
     python -m benchmarks.gpu_check
     torchrun --nproc-per-node 8 -m benchmarks.gpu_check
@@ -55,13 +55,13 @@ from transact.tracking.view import Lines, Silent
 GIB = 1024**3
 REQUIRED_AGREEMENT = 0.999  # in float32, where only the order of a sum differs; two near-equal channels may swap
 COMPARED_LENGTH = 256  # tokens
-# Stages whose memory is estimated, and compared with what they took.
+# Stages whose estimated memory is compared with what they took.
 ESTIMATED = (Stage("gram", 1), Stage("recover", 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much the check does."""
+    """The size of the check: its models and how much they are trained."""
 
     model: str  # a name of ARCHITECTURES
     compared: str  # the smaller model that CPU and device both calibrate
@@ -96,7 +96,7 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredJob(Job):
-    """A job that notes the peak memory of the accelerator in each stage: bytes, of the rank with the most."""
+    """A job that records the peak memory of the accelerator in each stage: bytes, of the rank with the most."""
 
     peak_bytes: dict[str, float] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ class MeasuredJob(Job):
 
 
 def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
-    """The settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
+    """Return the settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
     settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
     return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
 
@@ -130,7 +130,7 @@ def make_config(size: Size, engine: EngineConfig, group: ProcessGroup, folder: P
 
 
 def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any]:
-    """The chain from a random parent to its export. Returns what was measured, on rank 0."""
+    """Run the chain from a random parent to its export (collective). Returns what was measured, on rank 0."""
     parent, folder = Path(config.model.path or ""), RunFolder(Path(config.output_dir))
     architecture = ARCHITECTURES[size.model]()
     write_random_model(parent, architecture, group)
@@ -147,7 +147,7 @@ def run_job(config: RunConfig, size: Size, group: ProcessGroup) -> dict[str, Any
 
 
 def measured(job: MeasuredJob, result: dict[str, Any]) -> dict[str, Any]:
-    """From what the run left behind."""
+    """Return the figures of a finished run, from its metrics, its record and its stages' peak memory."""
     dense, pruned = (Geometry.from_dict(result[role]["geometry"]) for role in ("dense", "pruned"))
     records = read_metrics(job.path("metrics.jsonl"))
     rate = median(record["perf/tokens_per_s"] for record in records if "perf/tokens_per_s" in record)
@@ -177,7 +177,7 @@ def measured(job: MeasuredJob, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """For a person."""
+    """Return the result as text to read."""
 
     def gib(size: float | None) -> str:
         return "-" if size is None else f"{size / GIB:.2f}"
@@ -196,7 +196,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def check(arguments: argparse.Namespace, group: ProcessGroup, folder: Path) -> int:
-    """Returns the exit code."""
+    """Run all comparisons and return the exit code (collective)."""
     size = SIZES[arguments.size]
     engine = gpu_engine(arguments.device, size.micro_batch_sequences)
     compared, length = ARCHITECTURES[size.compared](), min(size.sequence_length, COMPARED_LENGTH)
@@ -211,7 +211,7 @@ def check(arguments: argparse.Namespace, group: ProcessGroup, folder: Path) -> i
 
 
 def check_vllm(arguments: argparse.Namespace, config: RunConfig, group: ProcessGroup) -> bool:
-    """Whether vLLM, where it is installed beside a GPU, computes the exported model too."""
+    """Return whether vLLM, where it is installed beside a GPU, computes the exported model as transformers does."""
     if not group.is_main or arguments.device != "cuda":
         return True
     difference = vllm_difference(Path(config.output_dir) / "export")

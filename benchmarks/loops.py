@@ -1,4 +1,4 @@
-"""The three training loops that `benchmarks.throughput` compares, each in turns of the same batches."""
+"""The three training loops that `benchmarks.throughput` compares, which take turns on the same batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Turn = Callable[[], float]  # trains for the steps of one turn; seconds of those
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contest:
-    """What all three loops have in common."""
+    """The job, texts, model and settings that all three loops share."""
 
     job: Job
     texts: Texts
@@ -53,7 +53,7 @@ class Contest:
         return self.round.tokens // tokens_per_batch(self.config)
 
     def batches(self) -> list[Batch]:
-        """Those that recovery reads from the token store, one a step."""
+        """Return the batches that recovery reads from the token store, one a step."""
         size, micro_batch = self.config.recover.batch_sequences, self.config.engine.micro_batch_sequences
         device = self.job.group.device
         return [
@@ -65,13 +65,13 @@ class Contest:
         ]
 
     def load_model(self) -> Any:
-        """Whole on every rank, in the engine's dtype."""
+        """Load the whole model on every rank, in the engine's dtype."""
         return load_stock_model(self.model, self.config.engine.dtype).to(self.job.group.device).train()
 
 
 @contextlib.contextmanager
 def our_loop(contest: Contest) -> Iterator[Turn]:
-    """The stage's own class. Seconds come from metrics.jsonl, so that logging and progress are counted in."""
+    """Yield a turn of the recovery stage's own class. Seconds come from metrics.jsonl: logging and progress count."""
     path = contest.job.path("metrics.jsonl")
     log = MetricsLog(path) if contest.job.group.is_main else None
     with (
@@ -93,7 +93,7 @@ def our_loop(contest: Contest) -> Iterator[Turn]:
 
 @contextlib.contextmanager
 def bare_deepspeed_loop(contest: Contest) -> Iterator[Turn]:
-    """DeepSpeed's own example, with our settings: no logging, no learning rate, batches at hand."""
+    """Yield a turn of DeepSpeed's own example with our settings: no logging, no learning rate, batches at hand."""
     engine_config = contest.config.engine
     model = contest.load_model()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -114,7 +114,7 @@ def bare_deepspeed_loop(contest: Contest) -> Iterator[Turn]:
 
 @contextlib.contextmanager
 def plain_pytorch_loop(contest: Contest) -> Iterator[Turn]:
-    """No DeepSpeed: one process alone, or DistributedDataParallel. The optimizer works in the engine's dtype."""
+    """Yield a turn without DeepSpeed: one process, or DistributedDataParallel. AdamW works in the engine's dtype."""
     settings = contest.settings
     model = contest.load_model()
     optimizer = torch.optim.AdamW(
@@ -137,7 +137,7 @@ def plain_pytorch_loop(contest: Contest) -> Iterator[Turn]:
 
 
 def timed(contest: Contest, train: TrainStep) -> Turn:
-    """A turn of a loop that has no metrics: the clock starts after the warm-up, when all ranks are there."""
+    """Return a turn of a loop without metrics: the clock starts after the warm-up, once all ranks are there."""
     batches = contest.batches()
 
     def turn() -> float:

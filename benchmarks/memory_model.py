@@ -1,10 +1,10 @@
-"""The memory model of `mode=estimate` against what ranks really allocate.
+"""Compare the memory model of `mode=estimate` with what ranks really allocate.
 
     python -m benchmarks.memory_model --processes 2
 
 A case is a model, a ZeRO stage, a dtype and so on: its weights are loaded into an engine, and a few optimizer steps are
-made, or calibration forwards. Measured is the peak of PyTorch's CPU allocator on rank 0. Rows of other numbers of ranks
-stay in the results file.
+made, or calibration forwards. The figure is the peak of PyTorch's CPU allocator on rank 0. Rows of other numbers of
+ranks stay in the results file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """What memory depends on."""
+    """The settings of one comparison, on which memory depends."""
 
     size: str
     zero_stage: int = 3
@@ -105,12 +105,12 @@ def all_cases() -> list[Case]:
 
 
 def measure(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
-    """Collective. Bytes that a rank allocates at its peak, beside the estimate."""
+    """Measure the bytes that a rank allocates at its peak, and return them beside the estimate (collective)."""
     model, config = folder / case.size, case.config()
     if not (model / "config.json").is_file():
         write_random_model(model, architecture(case.size), group)
     tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
-    # What lingers in the threads of gloo is there by chance: the smallest count.
+    # What gloo's threads still hold varies by chance: the smallest measurement counts.
     measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(REPETITIONS))
     geometry = geometry_of(model)
     estimate = estimate_memory(geometry, config, group.world_size, case.stage, parent=geometry)
@@ -170,7 +170,7 @@ def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGr
 
 
 def memory_markdown(result: dict[str, Any]) -> str:
-    """Per number of ranks: comparisons, and the errors at their worst."""
+    """Return a table by number of ranks: comparisons, and the errors at their worst."""
     rows = ["| ranks | comparisons | estimate over measured, lowest | highest |", "|---|---|---|---|"]
     for ranks in sorted({row["ranks"] for row in result["rows"]}):
         errors = [row["error"] for row in result["rows"] if row["ranks"] == ranks]
@@ -189,7 +189,7 @@ def main() -> None:
         raise SystemExit(code)
     cases = all_cases()[:1] if arguments.smallest else all_cases()
     with process_group("cpu", timeout_minutes=10) as group, working_folder(group, None) as folder:
-        measure(cases[0], folder, group)  # what is made once, and stays, is not the first case's
+        measure(cases[0], folder, group)  # warm-up: what is allocated once, and stays, must not count
         rows = [measure(case, folder, group) for case in cases]
         if not group.is_main:
             return

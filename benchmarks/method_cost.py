@@ -1,4 +1,4 @@
-"""What the method costs: greedy OBS at the widths of large models, and sequential against parallel calibration.
+"""Measure what the method costs: greedy OBS at the widths of large models, and sequential against parallel calibration.
 
 python -m benchmarks.method_cost
 """
@@ -26,12 +26,12 @@ WIDTHS = (4096, 11008)
 HIDDEN_SIZE = 4096
 RIDGE = 0.01
 CALIBRATION_TOKENS = 4096
-# What a cut of the demo parent consists of, besides the calibration that both need.
+# The stages of a cut of the demo parent, besides the calibration that both refits need.
 STAGES = ("gram", "select", "slice")
 
 
 def obs_seconds(channels: int, outputs: int) -> float:
-    """Choosing half of the channels of one layer; float32, correlated activations."""
+    """Return the seconds to choose half of the channels of one layer; float32, correlated activations."""
     generator = torch.Generator().manual_seed(0)
     activations = torch.randn(CALIBRATION_TOKENS, channels, generator=generator)
     activations += activations.roll(1, dims=1)
@@ -43,7 +43,7 @@ def obs_seconds(channels: int, outputs: int) -> float:
 
 
 def slicing_seconds(refit: str, calibration_sequences: int, settings: Settings) -> dict[str, float]:
-    """Seconds by stage of cutting the demo parent in half once."""
+    """Return the seconds by stage of cutting the demo parent in half once."""
     overrides = (*ONE_SHOT["default, equal split"].overrides, f"prune.method.refit={refit}")
     overrides += (f"prune.calibration_sequences={calibration_sequences}",)
     trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)

@@ -1,9 +1,9 @@
-"""What documents say was measured is what the results hold, and the results hold what the documents claim.
+"""Keep the measured figures in the documents those of the results, and check that the results meet the claims.
 
     python -m benchmarks.published            writes the tables of benchmarks/results into the documents that show them
-    python -m benchmarks.published --check    says what is not so: a line for each, and exit code 1
+    python -m benchmarks.published --check    prints what is wrong: a line for each, and exit code 1
 
-A table stands in a document wherever its first line does.
+A table is recognised in a document by its first line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transact.engine.memory import estimate_memory
 from transact.files import read_json, write_text
 from transact.models.llama import read_geometry
 
-# Table, a file beside the results -> what it is made of, and how.
+# Name of a table in benchmarks/results -> the result file that it is made from, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "quality": ("quality.json", quality_table),
     "quality_summary": ("quality.json", quality_summary),
@@ -34,7 +34,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),
 }
-# Each seed of both is needed; a baseline at these shares is to be this much worse at least.
+# Right after the cut the default must have a lower perplexity than every baseline. The bounds, by removed fraction or
+# dtype: its perplexity over that of paper_heads, its perplexity over that of the paper's recipe after recovery, and the
+# share of the allowed speed-up that matrix products reach.
 BASELINES = ("norms", "paper_heads", "paper_dims", "taylor", "magnitude", "random")
 OF_PAPER_HEADS = {0.3: 1.0, 0.5: 0.7, 0.7: 0.6}
 OF_PAPERS_RECIPE = 0.85
@@ -46,12 +48,12 @@ def documents() -> list[Path]:
 
 
 def blocks(table: str) -> list[str]:
-    """The Markdown tables of a text, each from its first line to its last."""
+    """Return the Markdown tables of a text, each from its first line to its last."""
     return [block.strip() for block in table.split("\n\n") if block.strip()]
 
 
 def with_table(text: str, table: str) -> str:
-    """The text with the table in the place of the one that has the same first line."""
+    """Return the text with the table in place of the one that has the same first line."""
     head = table.splitlines()[0]
     lines, kept, is_inside = text.splitlines(), list[str](), False
     for line in lines:
@@ -65,6 +67,7 @@ def with_table(text: str, table: str) -> str:
 
 
 def written(path: Path, tables: list[str]) -> str:
+    """Return the text of a document with these tables in it."""
     text = path.read_text(encoding="utf-8")
     for table in tables:
         text = with_table(text, table)
@@ -76,6 +79,7 @@ def current_tables() -> dict[str, str]:
 
 
 def wrong_tables() -> Iterator[str]:
+    """Yield a line for each table that is not made of its results, or that no document or an old one shows."""
     tables = current_tables()
     for name, table in tables.items():
         if (RESULTS / f"{name}.md").read_text(encoding="utf-8") != table:
@@ -90,7 +94,10 @@ def wrong_tables() -> Iterator[str]:
 
 
 def wrong_picture() -> Iterator[str]:
-    """The same figures make the same file, with the version of matplotlib that the constraints name."""
+    """Yield a line if the picture is not drawn from its results.
+
+    The same figures make the same file, with the version of matplotlib that the constraints name.
+    """
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "efficiency.svg")
         draw(read_json(RESULTS / "efficiency.json")["grid"], drawn)
@@ -99,7 +106,7 @@ def wrong_picture() -> Iterator[str]:
 
 
 def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: str) -> float:
-    """On held-out Python, the mean over the seeds."""
+    """Return the perplexity on held-out Python, the mean over both seeds."""
     rows = [
         row
         for row in quality["rows"]
@@ -111,6 +118,7 @@ def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: st
 
 
 def shortfalls_of_quality(quality: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each baseline that the default does not beat by enough."""
     for fraction in (0.3, 0.5, 0.7):
         ours = perplexity(quality, "default", fraction, "perplexity_one_shot")
         for baseline in BASELINES:
@@ -127,7 +135,10 @@ def shortfalls_of_quality(quality: dict[str, Any]) -> Iterator[str]:
 
 
 def shortfalls_of_efficiency(efficiency: dict[str, Any]) -> Iterator[str]:
-    """Half removed reaches what it allows in float32; elsewhere matrix products, which a cut shrinks, do."""
+    """Yield a line for each speed-up that is too far below the one that the cut allows.
+
+    In float32 with half removed the whole model is compared; in every case the matrix products, which a cut shrinks.
+    """
     large = [each for each in efficiency["sizes"] if each["size"] != "demo"]
     for measured in large:
         for row in measured["latency"] if measured["dtype"] == "float32" else ():
@@ -146,7 +157,7 @@ def shortfalls_of_efficiency(efficiency: dict[str, Any]) -> Iterator[str]:
 
 
 def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
-    """Against today's formulas, whatever they were when it was measured."""
+    """Yield a line for each estimate that is off, or has changed since the measurement: today's formulas count."""
     assert {row["ranks"] for row in memory["rows"]} == {1, 2, 4}
     for row in memory["rows"]:
         case = Case(**{field.name: row[field.name] for field in fields(Case)})
@@ -159,6 +170,7 @@ def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
 
 
 def shortfalls_of_reliability(faults: dict[str, Any], saving: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each claim about crashes and the cost of checkpoints that the results do not hold."""
     if faults["identical"] != faults["runs"] or faults["kills"] < 30:
         yield f"faults: {faults['identical']} of {faults['runs']} runs ended the same, after {faults['kills']} kills"
     if max(faults["seconds_to_notice"]["all"]) >= 30:
@@ -168,11 +180,12 @@ def shortfalls_of_reliability(faults: dict[str, Any], saving: dict[str, Any]) ->
 
 
 def largest_saved(saving: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of the largest model whose checkpoints were measured."""
     return dict(max(saving["sizes"].values(), key=lambda size: size["parameters"]))
 
 
 def told() -> Iterator[str]:
-    """What some document says in these words."""
+    """Yield words with measured figures, each of which some document must contain."""
     cost = read_json(RESULTS / "method_cost.json")
     seconds = {row["channels"]: row["seconds"] for row in cost["greedy_obs"]}
     yield f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008"
@@ -196,6 +209,7 @@ def told() -> Iterator[str]:
 
 
 def not_told() -> Iterator[str]:
+    """Yield a line for each of the words of `told` that no document contains."""
     pages = [" ".join(path.read_text(encoding="utf-8").split()) for path in documents()]
     yield from (f"no document says {words!r}" for words in told() if not any(words in page for page in pages))
 

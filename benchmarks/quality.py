@@ -1,12 +1,12 @@
-"""How much of the demo parent every method keeps, through the stages of `transact.run`.
+"""Measure how much of the demo parent every method keeps, through the stages of `transact.run`.
 
     python -m benchmarks.quality
     python -m benchmarks.quality --table    (writes the Markdown table again)
 
-Removes a fraction of the transitional parameters (embeddings and norms apart), once without recovery for every method,
-and with recovery on the same number of tokens for the main ones. Perplexity on held-out text of the kind that the
-parent learned from, and on a second kind that it never saw: the descriptions of the installed Python packages, mostly
-prose.
+Removes a fraction of the transitional parameters (all but embeddings and norms), once without recovery for every
+method, and with recovery on the same number of tokens for the main ones. Measures perplexity on held-out text of the
+kind that the parent learned from, and on a second kind that it never saw: the descriptions of the installed Python
+packages, mostly prose.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What all trials share. threads: of each process."""
+    """The settings that all trials share. threads: of each process."""
 
     tokens: int
     evaluation_sequences: int
@@ -70,7 +70,7 @@ class Settings:
 
 
 def write_descriptions(path: Path) -> None:
-    """The second kind of text: what the installed packages say about themselves, each once."""
+    """Write the second kind of text: the descriptions of the installed packages, each once."""
     found = set()
     for distribution in importlib.metadata.distributions():
         text = distribution.metadata.get_payload() or distribution.metadata.get("Description") or ""  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def write_descriptions(path: Path) -> None:
 
 
 def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
-    """The configuration that the same overrides give on the command line."""
+    """Return the configuration that the same overrides give on the command line."""
     common = [
         "name=quality",
         "data.sequence_length=256",
@@ -103,7 +103,7 @@ def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
 
 
 def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
-    """A job of one process, and the texts to evaluate on by name."""
+    """Return a job of one process, its prepared parent, and the texts to evaluate on by name."""
     job = quiet_job(config, geometry_of(Path(config.model.path or "")), group_of_one())
     job.folder.path.mkdir(parents=True, exist_ok=True)
     job.folder.open(job.group.world_size)
@@ -118,12 +118,12 @@ def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
 
 @cache
 def group_of_one() -> ProcessGroup:
-    """For the life of a worker: DeepSpeed does not forgive a second one in the same process."""
+    """Return a group that lives as long as the worker: DeepSpeed does not work with a second one in a process."""
     return process_group("cpu", 30).__enter__()
 
 
 def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
-    """The benchmark's rows of one trial, one for each text."""
+    """Run one trial and return its rows, one for each text."""
     _set_threads(settings)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         config = trial_config(trial, settings, Path(name) / "run")
@@ -209,9 +209,9 @@ def trials(arguments: argparse.Namespace) -> list[Trial]:
 def run_all(
     todo: list[Trial], *, tokens: int, evaluation_sequences: int, jobs: int, partial: Path
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The parent's perplexity by text, and the rows of all trials in their order; `jobs` trials at a time.
+    """Run all trials, `jobs` at a time, and return the parent's perplexity by text, and the rows in the trials' order.
 
-    Finished trials stand in `partial` until all are done: the same call goes on from there.
+    Finished trials are kept in `partial` until all are done: the same call goes on from there.
     """
     sizes = {"tokens": tokens, "evaluation_sequences": evaluation_sequences}
     rows = _finished(partial, sizes)
@@ -233,7 +233,7 @@ def run_all(
 
 
 def _finished(partial: Path, sizes: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the trials that an interrupted call of these sizes has finished."""
+    """Return the rows of the trials that an interrupted call of these sizes has finished."""
     found = read_json(partial) if partial.is_file() else {}
     return found["rows"] if found.get("sizes") == sizes else {}
 

@@ -1,4 +1,4 @@
-"""What the quality benchmark compares: names and the overrides of `python -m transact.run` that make them."""
+"""The methods that the quality benchmark compares: names, and their overrides of `python -m transact.run`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EQUAL = ("prune.split=equal",)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """Attributes: overrides: of the command line. stock: whether the export loads with transformers."""
+    """A method to compare. overrides: of the command line. stock: whether the export loads with transformers."""
 
     overrides: tuple[str, ...]
     stock: bool = True

@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def quality_table(result: dict[str, Any]) -> str:
-    """Means over seeds: a table of one-shot perplexities, and one after recovery."""
+    """Return means over seeds: a table of one-shot perplexities, and one after recovery."""
     rows = result["rows"]
     parts = [
         _table(
@@ -37,7 +37,7 @@ SUMMARY_RECOVERED = {"paper_heads": "paper recipe"}  # where the recipe has anot
 
 
 def quality_summary(result: dict[str, Any]) -> str:
-    """The README's table: perplexity on held-out Python at half of the transitional parameters."""
+    """Return the README's table: perplexity on held-out Python at half of the transitional parameters."""
     rows = [row for row in result["rows"] if row["fraction"] == 0.5 and row["text"] == "python_heldout"]
     trained = next(row["tokens"] for row in rows if row["tokens"] > 0)
     lines = [
@@ -79,7 +79,7 @@ def _table(title: str, parent: dict[str, float], rows: list[Row], figure: Callab
 
 
 def _cache_share(rows: list[Row]) -> str:
-    """Mean KV-cache bytes at half of the transitional parameters, of the parent's."""
+    """Return the mean KV-cache bytes at half of the transitional parameters, as a share of the parent's."""
     half = [row["kv_bytes_per_token"] / row["parent_kv_bytes_per_token"] for row in rows if row["fraction"] == 0.5]
     return f"{mean(half):.0%}" if half else ""
 

@@ -43,7 +43,7 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
     "25m": lambda: _architecture(512, 8, 8, 4, intermediate_size=1408, **SMALL),
     "130m": lambda: _architecture(1024, 10, 16, 8, intermediate_size=2816, **(SMALL | {"vocab_size": 8192})),
     "315m": lambda: _architecture(1536, 12, 24, 8, intermediate_size=4096, **(SMALL | {"vocab_size": 8192})),
-    # TinyLlama's dimensions. Untied, as the models are that this program is for.
+    # TinyLlama's dimensions. Untied, as are the models that transact is for.
     "1b": lambda: _architecture(
         2048, 22, 32, 4, intermediate_size=5632, vocab_size=32_000, max_position_embeddings=2048
     ),
@@ -51,7 +51,7 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
 
 
 def write_random_model(folder: Path, architecture: ArchitectureConfig, group: ProcessGroup) -> None:
-    """Write a random LLaMA as a model folder, a layer at a time. The same weights for any number of ranks."""
+    """Write a random LLaMA as a model folder, a layer at a time (collective). Any number of ranks makes the same."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = architecture.to_model_config()
@@ -72,7 +72,7 @@ def write_random_model(folder: Path, architecture: ArchitectureConfig, group: Pr
 
 
 def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
-    """Gaussian, with rows of very different size.
+    """Return Gaussian weights with rows of very different size; ones for a norm.
 
     Channels of a trained model differ by orders of magnitude. Those of a plain random one differ by a few
     percent, so that rounding would decide which of them are kept.
@@ -85,7 +85,7 @@ def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def load_stock_model(folder: Path, dtype: str) -> Any:
-    """As users of transformers have it: whole, on the CPU, with nothing of transact or DeepSpeed in it."""
+    """Load the model as users of transformers do: whole, on the CPU, with nothing of transact or DeepSpeed in it."""
     from transformers import LlamaForCausalLM
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""What pairs in progression cost, against the best set of pairs, when the heads of the demo parent get smaller.
+"""Measure what pairs in progression cost, against the best set of pairs, when the heads of the demo parent get smaller.
 
     python -m benchmarks.rotary_pairs
 
@@ -20,7 +20,7 @@ HEAD_DIMS = (28, 24, 20, 16, 12, 8)  # of 32
 
 
 def trials(head_dims: list[int], calibration_sequences: int) -> list[Trial]:
-    """For each head_dim one with either choice of pairs, which is its method's name."""
+    """Return a trial for each head_dim and each choice of pairs, which is its method's name."""
     cut = ("prune=explicit", "prune.rounds=1", f"prune.calibration_sequences={calibration_sequences}")
     return [
         Trial(

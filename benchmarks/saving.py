@@ -1,4 +1,4 @@
-"""What a checkpoint inside a recovery costs: seconds, bytes, and the share of the time at the default interval.
+"""Measure what a checkpoint inside a recovery costs: seconds, bytes, and share of the time at the default interval.
 
     python -m benchmarks.saving --processes 2
 
@@ -30,7 +30,7 @@ TARGET = 0.05
 
 
 def measure(size: str, repetitions: int, group: ProcessGroup, folder: Path) -> dict[str, Any]:
-    """Save `repetitions` times with a best apart, which is the most that a checkpoint holds; then load once."""
+    """Save `repetitions` times with best weights apart, the most that a checkpoint holds, then load (collective)."""
     architecture, model, checkpoints = ARCHITECTURES[size](), folder / size, folder / f"{size}_checkpoints"
     write_random_model(model, architecture, group)
     geometry = read_geometry(architecture.to_model_config())

@@ -1,4 +1,4 @@
-"""Tokens per second of recovery beside a bare DeepSpeed loop and a plain PyTorch loop.
+"""Measure tokens per second of recovery beside a bare DeepSpeed loop and a plain PyTorch loop.
 
     python -m benchmarks.throughput --processes 2
 
@@ -40,7 +40,7 @@ TARGET = 0.95  # ours / bare DeepSpeed
 
 
 def compare(contest: Contest, repetitions: int) -> dict[str, list[float]]:
-    """Tokens per second of each loop in every repetition, on rank 0; a first turn of each does not count."""
+    """Return tokens per second of each loop in every repetition, on rank 0; a first turn of each does not count."""
     tokens = (contest.num_steps - WARM_UP_STEPS) * tokens_per_batch(contest.config)
     rates: dict[str, list[float]] = {name: [] for name in LOOPS}
     with contextlib.ExitStack() as stack:
@@ -54,13 +54,13 @@ def compare(contest: Contest, repetitions: int) -> dict[str, list[float]]:
 
 
 def rotated(names: list[str], places: int) -> list[str]:
-    """Nobody is always the first."""
+    """Return the names rotated by `places`, so that no loop is always the first."""
     places %= len(names)
     return names[places:] + names[:places]
 
 
 def summarise(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians. A ratio is taken between neighbours in time, then the median of these."""
+    """Return medians. A ratio is taken between neighbours in time, then the median of these."""
 
     def ratio_to(name: str) -> float:
         return median(ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True))
@@ -69,7 +69,7 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, Any]:
         "tokens_per_s": {name: median(values) for name, values in rates.items()},
         "ours_to_bare_deepspeed": ratio_to("bare_deepspeed"),
         "ours_to_plain_pytorch": ratio_to("plain_pytorch"),
-        # Says more where other work disturbs the machine.
+        # More reliable where other work disturbs the machine.
         "fastest_ours_to_bare_deepspeed": max(rates["ours"]) / max(rates["bare_deepspeed"]),
         "target": TARGET,
         "repetitions": rates,
@@ -96,6 +96,7 @@ def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path
 
 
 def make_contest(config: RunConfig, arguments: argparse.Namespace, group: ProcessGroup, model: Path) -> Contest:
+    """Write a random model and texts, and return what all loops share (collective)."""
     architecture, folder, recover = ARCHITECTURES[arguments.size](), Path(config.output_dir), config.recover
     job = quiet_job(config, read_geometry(architecture.to_model_config()), group)
     round_ = replace(job.outline.rounds[0], geometry=job.outline.parent)  # nothing is cut here

@@ -1,4 +1,4 @@
-"""An exported folder in vLLM against transformers: log-probabilities of the same tokens, in bfloat16, on a GPU.
+"""Compare an exported folder in vLLM and transformers: log-probabilities of the same tokens, in bfloat16, on a GPU.
 
     python -m benchmarks.vllm_check FOLDER
 
@@ -28,7 +28,7 @@ MEMORY_SHARE = 0.3  # of the GPU, beside whoever else is on it
 
 
 def vllm_difference(folder: Path) -> float | None:
-    """Mean difference in nats, from a process of its own; None where vLLM is not installed.
+    """Return the mean absolute difference in nats, from a process of its own; None where vLLM is not installed.
 
     Raises:
         RuntimeError: vLLM does not load the folder; with what it says.
@@ -43,7 +43,7 @@ def vllm_difference(folder: Path) -> float | None:
 
 
 def transformers_log_probabilities(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """Of each token but the first: (length - 1,)."""
+    """Return the log-probability of each token but the first, from transformers: (length - 1,)."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().cuda()
@@ -54,7 +54,7 @@ def transformers_log_probabilities(folder: Path, tokens: list[int]) -> torch.Ten
 
 
 def vllm_log_probabilities(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """The same from vLLM."""
+    """Return the log-probability of each token but the first, from vLLM: (length - 1,)."""
     import vllm
 
     model: Any = vllm.LLM(

@@ -61,7 +61,7 @@ def write_random_tokens(folder: Path, *, num_sequences: int, sequence_length: in
 
 
 def random_texts(folder: Path, config: RunConfig, group: ProcessGroup, *, vocab_size: int) -> Texts:
-    """Token stores of exactly the size that the configuration uses up."""
+    """Write token stores of exactly the size that the configuration uses up, and open them (collective)."""
     reserved = reserved_sequences(config)
     length = config.data.sequence_length
     counts = {"train": reserved + config.recover.tokens // length, "evaluation": config.data.evaluation_sequences}
@@ -88,7 +88,7 @@ def run_config(
     calibration_sequences: int,
     other_sequences: int,
 ) -> RunConfig:
-    """The configuration of one round of pruning with `num_steps` of recovery in `folder`.
+    """Return the configuration of one round of pruning with `num_steps` of recovery in `folder`.
 
     Args:
         other_sequences: for validation, and for evaluation.
@@ -124,7 +124,7 @@ def run_config(
 
 
 def quiet_job(config: RunConfig, parent: Geometry, group: ProcessGroup) -> Job:
-    """A job whose stages can be called one by one: it keeps no metrics and shows nothing.
+    """Return a job whose stages can be called one by one: it keeps no metrics and shows nothing.
 
     Raises:
         ValueError: the request cannot be met with this parent.
@@ -135,7 +135,7 @@ def quiet_job(config: RunConfig, parent: Geometry, group: ProcessGroup) -> Job:
 
 @contextmanager
 def working_folder(group: ProcessGroup, parent: Path | None) -> Iterator[Path]:
-    """A folder of the same name on every rank, removed at the end."""
+    """Yield a folder of the same name on every rank, removed at the end (collective)."""
     if not group.is_main:
         yield Path(group.broadcast(None))
         group.barrier()
@@ -146,14 +146,14 @@ def working_folder(group: ProcessGroup, parent: Path | None) -> Iterator[Path]:
 
 
 def wait(group: ProcessGroup) -> None:
-    """Until every rank and its device are done: a clock may be read now."""
+    """Wait until every rank and its device are done, so that a clock may be read (collective)."""
     if group.device.type == "cuda":
         torch.cuda.synchronize(group.device)
     group.barrier()
 
 
 def relaunch(module: str, processes: int) -> int | None:
-    """Start this command again in several processes. None where that is done already, or where one is enough."""
+    """Start this command again in several processes and return its exit code; None where that is not needed."""
     if processes == 1 or "RANK" in os.environ:
         return None
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -168,7 +168,7 @@ def num_cores() -> int:
 
 
 def environment(group: ProcessGroup) -> dict[str, Any]:
-    """What a figure depends on besides the code: machine, versions, ranks."""
+    """Return what a figure depends on besides the code: machine, versions, ranks."""
     return machine(group.device) | {"world_size": group.world_size}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# No room of the package may have one of these names: an imported room becomes an attribute, in the name's place.
+# No subpackage or module may have one of these names: importing it would put an attribute in the name's place.
 _HOMES = {
     "Result": "transact.launch.from_python",
     "prune": "transact.launch.from_python",
@@ -21,7 +21,7 @@ __all__ = ["Result", "__version__", "prune", "prune_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is public here and defined elsewhere is imported when it is asked for."""
+    """Return a public name that another module defines; the module is imported only now."""
     if name not in _HOMES:
         raise AttributeError(f"module 'transact' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

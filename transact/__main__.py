@@ -9,7 +9,7 @@ import sys
 from transact import __version__
 from transact.errors import DONE, interrupted, leave, leave_at_interrupt, refuse
 
-# Command -> the module whose `main` it is, and what it does. Each module is imported only when it is asked for.
+# Command -> the module whose `main` it is, and what it does. A module is imported only when its command is used.
 COMMANDS = {
     "run": ("transact.run", "prune a model: the same as python -m transact.run"),
     "status": ("transact.launch.status", "say how a run or a sweep stands"),
@@ -32,7 +32,7 @@ COMPLETION = "-sc"  # Hydra's flag: `transact run -sc install=bash` prints what 
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the command that the arguments name and return its exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(USAGE)
@@ -50,9 +50,10 @@ def main() -> int:
 
 
 def complete(arguments: list[str]) -> int:
-    """Answer a shell that asks, in COMP_LINE, how a line goes on. Hydra's script asks the first word of the line alone.
+    """Print the completions of the line in COMP_LINE for a shell, and return the exit code.
 
-    The commands, and after `run` what Hydra says: settings, groups and their choices.
+    These are the commands, and after `run` what Hydra offers: settings, groups and their choices. Hydra's shell script
+    calls only the first word of the line, so that it asks here and not at `transact run`.
     """
     command, run, rest = [*os.environ.get("COMP_LINE", "").split(maxsplit=2), "", "", ""][:3]
     if run != "run":
@@ -65,7 +66,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def entry() -> None:
-    """Where the console script begins."""
+    """Run the console script: end the process with the exit code of its command."""
     if sys.argv[1:2] == ["run"]:
         leave_at_interrupt()
     try:

@@ -1,7 +1,7 @@
-"""How a command ends: its errors, the one line that says why, what helps, the exit code, and leaving.
+"""How a command ends: its errors, the one line that says why, what helps, the exit code, and leaving the process.
 
-Until the first stage begins every ValueError is a refusal: pure functions know no other error. Classes that carry data
-stand beside what raises them, and derive from those here.
+Until the first stage begins every ValueError counts as a refusal: pure functions raise nothing else. Classes that carry
+data stand beside what raises them, and derive from those here.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
 
 
 class TransactError(Exception):
-    """Raised on purpose: the message is one line for the user. code: of a command that ends with it."""
+    """Base of the errors raised on purpose: the message is one line for the user. code: the command's exit code."""
 
     code = FAILED
 
 
 class Refusal(TransactError, ValueError):
-    """What is asked for cannot be done; the same command would end the same."""
+    """A request that cannot be met: the same command would end the same way."""
 
     code = REFUSED
 
 
 class Failure(TransactError, RuntimeError):
-    """The work failed."""
+    """A failure of the work itself, not of the request."""
 
 
 class RankFailed(Failure):
-    """Another rank's work failed: which and why. That rank raises its own error, and tells the user."""
+    """The failure of another rank: which one and why. That rank raises its own error, and tells the user."""
 
 
 class Stopped(TransactError):
-    """The job was asked to stop, and did so with everything saved. asked_by: a signal's name, or why else."""
+    """The end of a job that was asked to stop, with everything saved. asked_by: a signal's name, or another reason."""
 
     def __init__(self, asked_by: str = "") -> None:
         super().__init__(asked_by)
@@ -55,10 +55,10 @@ class Stopped(TransactError):
 
 
 def exit_code(error: BaseException) -> int:
-    """Of a command that ends with this error.
+    """Return the exit code of a command that ends with this error.
 
-    In a SLURM job that was stopped it is that of a process which the signal ended: the batch script must tell a stop
-    from a failure, and nothing is written in run.json before the ranks have met.
+    In a SLURM job that a signal stopped it is the code of a process that the signal ended: the batch script must tell a
+    stop from a failure, and nothing is written in run.json before the ranks have met.
     """
     if isinstance(error, Stopped) and error.asked_by in signal.Signals.__members__ and "SLURM_JOB_ID" in os.environ:
         return 128 + signal.Signals[error.asked_by].value
@@ -66,22 +66,24 @@ def exit_code(error: BaseException) -> int:
 
 
 def worst(codes: Iterable[int]) -> int:
-    """How several ranks, or several points of a sweep, end together: one that failed has work to go on with, and so has
-    one with the code of a signal."""
+    """Return the exit code of several ranks, or several points of a sweep, together.
+
+    Failure is the worst, because it leaves work to go on with; the code of a signal counts as a failure.
+    """
     return max(codes, default=DONE, key=lambda code: FROM_BEST_TO_WORST.index(code if code <= REFUSED else FAILED))
 
 
-LONGEST_MESSAGE = 1000  # characters: a value that fills screens tells nobody anything
-LONGEST_REASON = 300  # of what a library says, inside a message of ours
-ERROR = "error: "  # what the line that says why begins with
+LONGEST_MESSAGE = 1000  # characters: a value that fills screens helps nobody
+LONGEST_REASON = 300  # characters of a library's message inside one of ours
+ERROR = "error: "  # the line that says why begins with this
 STACK = re.compile(r"Traceback \(most recent call last\)|Exception raised from |frame #\d")  # of Python and of C++
 
 
 def one_line(reason: object, longest: int = LONGEST_MESSAGE) -> str:
-    """A text, or what an error says, for the user: line breaks become spaces, what would act on a terminal becomes
-    visible, and what is very long is cut.
+    """Return a text, or what an error says, as one line for the user.
 
-    Of an error: its message without stacks, and its cause's. It is named where its message alone may say little:
+    Line breaks become spaces, what would act on a terminal becomes visible, and what is very long is cut. What an error
+    says is its message without stacks, and its cause's. Its class is named where the message alone may say little:
     KeyError('x') says 'x'.
     """
     text = _said(reason) if isinstance(reason, BaseException) else str(reason)
@@ -100,7 +102,7 @@ def _said(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """What a terminal shows as it is: control characters, and what else would act on it, as escapes.
+    """Return a text with control characters, and what else would act on a terminal, as escapes.
 
     Line breaks stay; a tab becomes spaces.
     """
@@ -112,18 +114,18 @@ def _escape(mark: str) -> str:
 
 
 def speaks() -> bool:
-    """Whether this process is the one of all ranks that talks to the user, before they have met."""
+    """Return whether this process is the one of all ranks that talks to the user before they have met."""
     own = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None  # RANK alone is left from another job
     return (own or os.environ.get("SLURM_PROCID", "0")) == "0"  # torchrun's, or a bare srun's
 
 
 def say_error(reason: object, *more: str) -> None:
-    """Say in one line, and in further lines of ours, why something ended."""
+    """Say why something ended: in one line on stderr, then in further lines of ours."""
     print("\n".join([f"{ERROR}{one_line(reason)}", *more]), file=sys.stderr, flush=True)
 
 
 def refuse(reason: object, *, always: bool = False) -> int:
-    """Say in one line, once for all ranks, why a request is refused. Returns the exit code.
+    """Say in one line, once for all ranks, why a request is refused, and return the exit code.
 
     Args:
         always: say it whichever rank this is.
@@ -134,13 +136,13 @@ def refuse(reason: object, *, always: bool = False) -> int:
 
 
 def fail(reason: object) -> int:
-    """Say in one line why the work failed. Returns the exit code."""
+    """Say in one line why the work failed, and return the exit code."""
     say_error(reason)
     return FAILED
 
 
-# Kind of failure -> what to do. Of memory by what takes most of it, and the kind of stage where that makes a
-# difference: settings that a run takes when it goes on, or else says so.
+# Kind of failure -> what to do. Lack of memory is told apart by what takes most of it, and by the kind of stage where
+# that makes a difference. A run accepts these settings when it goes on, unless the text asks for a new run.
 REMEDIES = {
     "disk": "free some space, and the same command goes on from here",
     "diverged": (
@@ -150,7 +152,7 @@ REMEDIES = {
     "stopped": "the same command goes on from here",
     "died": "the same command goes on",
     "memory": "more memory for each rank",
-    "memory/weights": "engine.zero_stage=3 on more ranks",  # ZeRO stages 1 and 2 share them out in no forward
+    "memory/weights": "engine.zero_stage=3 on more ranks",  # stages 1 and 2 keep them whole where only forwards run
     "memory/weights/recover": "more ranks, or engine.zero_stage=3",
     "memory/gathered": "engine.dtype=bfloat16 in a new run",
     "memory/gradients": "more ranks, or engine.zero_stage=3",
@@ -163,7 +165,7 @@ REMEDIES = {
     "memory/logits": "a smaller engine.micro_batch_sequences",
     "memory/gram": "a smaller prune.method.gram_gib",
     "memory/teacher": "more ranks, or recover.objective=cross_entropy in a new run",
-    # Stages that no estimate exists of:
+    # Stages whose memory is not estimated:
     "memory/tasks": "a smaller eval.task_batch",
     "memory/split": "a smaller engine.micro_batch_sequences",
     "memory/slice": "a smaller engine.micro_batch_sequences",
@@ -172,7 +174,7 @@ REMEDIES = {
 
 
 def remedy(kind: str) -> str:
-    """What to do about a kind of failure, or else about the kind that it is one of: `memory/gram/recover`."""
+    """Return what to do about a kind of failure, or else about the wider kind: for `memory/gram/x` `memory/gram`."""
     while kind not in REMEDIES:
         assert "/" in kind, kind
         kind = kind.rpartition("/")[0]
@@ -180,22 +182,22 @@ def remedy(kind: str) -> str:
 
 
 def killed_by(number: int) -> str:
-    """What ended a process, by the signal's number."""
+    """Return in words which signal ended a process, by the signal's number."""
     name = signal.Signals(number).name
     return f"killed by {name}" + (f" ({remedy(name)})" if name in REMEDIES else "")
 
 
 def leave_at_interrupt() -> None:
-    """Until the work listens to signals itself, Ctrl-C ends this process with a line: nothing is there to be saved.
+    """Let Ctrl-C end this process with one line until the work handles signals itself: there is nothing to save yet.
 
-    Where it is ignored, as in the background of a shell, it stays so.
+    Where the signal is ignored, as in the background of a shell, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
 
 
 def interrupted(*_: object) -> NoReturn:
-    """End the process after Ctrl-C, whatever it is at: an exception might be caught on its way by what is imported."""
+    """End the process after Ctrl-C, whatever it is doing: a module being imported might catch an exception."""
     if speaks():
         os.write(2, b"stopped by SIGINT; the same command goes on with what is finished, or begins\n")
     leave(FAILED, at_once=True)
@@ -213,14 +215,14 @@ def leave(code: int, *, at_once: bool = False) -> NoReturn:
     if not at_once:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # closed by who started us
-                with suppress(OSError):  # or gone, as a terminal
+            if stream is not None:  # None where the process that started us closed it
+                with suppress(OSError):  # gone, as a closed terminal is
                     stream.flush()
     os._exit(code)
 
 
 def leave_after(seconds: float, code: int) -> threading.Timer:
-    """End the process when this time is over, come what may. Returns what `cancel` can be called of."""
+    """End the process after this time, whatever happens, and return the timer, whose `cancel` prevents it."""
     last_resort = threading.Timer(seconds, leave, [code], {"at_once": True})
     last_resort.daemon = True
     last_resort.start()

@@ -20,7 +20,7 @@ DIGEST_BLOCK_BYTES = 1 << 22
 
 
 class DamagedFile(Refusal):
-    """A file is not as it was written, or cannot be read. path: of the file. problem: in words."""
+    """A file that is not as it was written, or cannot be read. path: of the file. problem: in words."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{str(path)!r} {problem}")
@@ -33,15 +33,16 @@ def _umask() -> int:
     return mask
 
 
-UMASK = _umask()  # asked once, before there are threads: there is no asking without setting
+UMASK = _umask()  # read once, before there are threads: the umask can only be read by setting it
 
 
 def temporary_name(path: Path) -> Path:
+    """Return the name that a file or folder has until it is complete."""
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder (a folder: the names in it)."""
+    """Flush a file or a folder to the disk with fsync; of a folder, the names in it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,7 +61,7 @@ def publish(temporary: Path, final: Path) -> None:
             path.chmod(mode)
         flush_to_disk(path)
     if temporary.is_dir() and final.is_symlink():
-        final.unlink()  # of the link; what it leads to is somebody's
+        final.unlink()  # removes the link alone: the folder that it points to is not ours
     if temporary.is_dir() and final.is_dir():
         _move_into(temporary, final)
     else:
@@ -69,10 +70,10 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def _move_into(temporary: Path, final: Path) -> None:
-    """Where somebody else's files are in the way of a folder they stay, beside ours.
+    """Move our files into a folder that exists; the files of others in it stay beside them.
 
     Raises:
-        FileExistsError: one of them has the name of one of ours.
+        FileExistsError: one of those has the name of one of ours.
     """
     for path in temporary.iterdir():
         if os.path.lexists(final / path.name):
@@ -84,10 +85,10 @@ def _move_into(temporary: Path, final: Path) -> None:
 
 
 def remove_flat(folder: Path) -> None:
-    """Remove a folder of our own that holds files alone; never what is deeper, or behind a link.
+    """Remove a folder of our own that holds only files; never what is deeper, or behind a link.
 
     Raises:
-        OSError: a folder is in it, which is not ours.
+        OSError: it holds a folder, which is not ours.
     """
     if folder.is_symlink() or not folder.is_dir():
         folder.unlink(missing_ok=True)
@@ -99,6 +100,7 @@ def remove_flat(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a finished text file, and make its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     if temporary.is_symlink():
@@ -108,7 +110,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A figure that is infinite or not a number is written as null: JSON has no word for it."""
+    """Write a value as JSON; a figure that is infinite or not a number becomes null, as JSON has no word for it."""
     write_text(path, json.dumps(_without_non_finite(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -124,9 +126,10 @@ def _without_non_finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """
+    """Return the value that a JSON file holds.
+
     Raises:
-        DamagedFile: it is empty, cut off, or something else than JSON.
+        DamagedFile: it is empty, cut off, or not JSON.
         OSError: it is missing, is a folder, or may not be read.
     """
     try:
@@ -136,8 +139,10 @@ def read_json(path: Path) -> Any:
 
 
 def copy_finished(source: Path, output: Path) -> None:
-    """A finished file or flat folder under a second name. It takes no space where the file system has hard links:
-    what is finished is never changed in place."""
+    """Give a finished file or flat folder a second name.
+
+    It takes no space where the file system has hard links, which is safe: a finished file is never changed in place.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         temporary_name(output).unlink(missing_ok=True)
@@ -157,7 +162,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def fresh_temporary_folder(final: Path) -> Path:
-    """An empty folder beside `final`; what an interrupted attempt left there is removed."""
+    """Return a new, empty folder beside `final`, after removing what an interrupted attempt left there."""
     temporary = temporary_name(final)
     remove_flat(temporary)
     temporary.mkdir(parents=True)
@@ -165,7 +170,7 @@ def fresh_temporary_folder(final: Path) -> Path:
 
 
 def file_digest(path: Path, on_read: Callable[[], object] = lambda: None) -> str:
-    """SHA-256 of the content, read once from front to back. on_read: called after every few megabytes."""
+    """Return the SHA-256 of the content, read once from front to back. on_read: called after every few megabytes."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(DIGEST_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -176,7 +181,7 @@ def file_digest(path: Path, on_read: Callable[[], object] = lambda: None) -> str
 
 
 def size_damage_of(path: Path, recorded: Mapping[str, Any]) -> str | None:
-    """The part of `damage_of` that reads nothing."""
+    """Return what `damage_of` finds without reading the content."""
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -189,7 +194,7 @@ def size_damage_of(path: Path, recorded: Mapping[str, Any]) -> str | None:
 
 
 def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> str | None:
-    """What is wrong with a finished file, in words; None if it is as it was recorded.
+    """Return what is wrong with a finished file, in words; None if it is as it was recorded.
 
     Args:
         recorded: its "size" in bytes and its "sha256".
@@ -200,13 +205,13 @@ def damage_of(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], obj
         return problem
     try:
         digest = file_digest(path, on_read)
-    except OSError as error:  # blocks that the disk cannot give back
+    except OSError as error:  # blocks that the disk cannot read
         return f"cannot be read: {error.strerror}"
     return None if digest == recorded["sha256"] else "has another SHA-256 than when it was written"
 
 
 def verify_file(path: Path, recorded: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> None:
-    """Check a finished file against what was recorded of it; arguments as in `damage_of`.
+    """Raise DamagedFile unless a finished file is as it was recorded; arguments as in `damage_of`.
 
     Raises:
         DamagedFile: it is missing, or has another size or SHA-256.

@@ -16,8 +16,9 @@ class Geometry:
     """Dimensions of a LLaMA-like decoder.
 
     ``head_dim`` (queries, keys and values alike) and ``intermediate_size`` are the transitional
-    dimensions, the ones that get cut. The others never change. ``query_key_value_bias``: q, k and v
-    have biases. ``query_key_norm``: queries and keys pass a norm over each head's dims.
+    dimensions, the ones that are cut; a cut of whole heads changes the numbers of heads instead of
+    ``head_dim``. The others never change. ``query_key_value_bias``: q, k and v have biases.
+    ``query_key_norm``: queries and keys pass a norm over each head's dims.
 
     Raises:
         ValueError: a dimension is not positive, ``head_dim`` is odd (rotary embeddings turn dims
@@ -53,30 +54,30 @@ class Geometry:
         return self.num_attention_heads // self.num_key_value_heads
 
     def parameters(self) -> int:
-        """All parameters. Tied embeddings count once."""
+        """Return the number of all parameters; tied embeddings count once."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         norms = (2 * self.num_layers + 1) * self.hidden_size
         return embeddings + norms + self._head_vectors() + self.transitional_parameters()
 
     def _head_vectors(self) -> int:
-        """Biases of q, k and v, and weights of the norms of queries and keys."""
+        """Return the number of parameters in the biases of q, k and v and in the norms of queries and keys."""
         biases = self.num_attention_heads + 2 * self.num_key_value_heads if self.query_key_value_bias else 0
         return self.num_layers * self.head_dim * (biases + (2 if self.query_key_norm else 0))
 
     def transitional_parameters(self) -> int:
-        """Weights of the q, k, v, o, gate, up and down projections: all that can be cut, but for a few vectors."""
+        """Return the number of weights in q, k, v, o, gate, up and down: all that can be cut, but for a few vectors."""
         # q and o are as wide as the query heads, k and v as the key-value heads.
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
         inner_width = heads * self.head_dim + 3 * self.intermediate_size
         return self.num_layers * self.hidden_size * inner_width
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
-        """Bytes that one token occupies in the KV cache of all layers (default: 16-bit)."""
+        """Return the bytes that one token occupies in the KV cache of all layers (default: 16-bit)."""
         elements = 2 * self.num_layers * self.num_key_value_heads * self.head_dim
         return elements * bytes_per_element
 
     def training_flops_per_token(self, context_length: int, teacher: Geometry | None = None) -> int:
-        """FLOPs of forward and backward per token, and of the forward of a teacher where there is one.
+        """Return the FLOPs of forward and backward per token, and of the forward of a teacher where there is one.
 
         The backward computes the gradients of inputs and of weights: twice a forward.
         """
@@ -84,7 +85,7 @@ class Geometry:
         return 3 * self.flops_per_token(context_length) + of_teacher
 
     def flops_per_token(self, context_length: int) -> int:
-        """Forward FLOPs per token of a sequence of ``context_length`` tokens.
+        """Return the forward FLOPs per token of a sequence of ``context_length`` tokens.
 
         A multiply-add is two FLOPs. Counts matrix products only, and attention over the whole
         square without the saving of a causal kernel: what ``torch.utils.flop_counter`` reports
@@ -99,12 +100,12 @@ class Geometry:
         return 2 * (linear + attention)
 
     def prefill_flops(self, prompt_tokens: int) -> int:
-        """Forward FLOPs of one prompt whose next token alone is wanted; counted as in `flops_per_token`."""
+        """Return the forward FLOPs of one prompt whose next token alone is wanted, counted as in `flops_per_token`."""
         unwanted = 2 * self.hidden_size * self.vocab_size * (prompt_tokens - 1)  # of the output layer
         return prompt_tokens * self.flops_per_token(prompt_tokens) - unwanted
 
     def decode_bytes(self, context_length: int, batch_size: int = 1, bytes_per_element: int = 2) -> int:
-        """Bytes that must be read to make the next token of every sequence of a batch.
+        """Return the bytes that must be read to make the next token of every sequence of a batch.
 
         All weights once, except the embedding (a row of it a sequence, unless it is the output layer
         as well), and the KV cache of ``context_length`` tokens a sequence.
@@ -115,12 +116,12 @@ class Geometry:
         return weights * bytes_per_element + cache
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
+        """Return a plain dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
-        """Inverse of `to_dict`.
+        """Make a geometry from the dictionary that `to_dict` returns.
 
         Raises:
             ValueError: keys are unknown or missing.

@@ -11,12 +11,12 @@ from transact.pruning.schedule import peak_learning_rate, remove_fractions, toke
 from transact.pruning.search_space import Budget, SearchSpace, explicit_geometry, reached_fraction, solve_rounds, splits
 from transact.pruning.targets import multiples_for
 
-# Kinds of stages whose output only later stages read; what the others make is what the run is for.
+# Kinds of stages whose output only later stages read; the output of the others is the result of the run.
 ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "select", "slice", "recover"}
 
 
 def round_name(number: int) -> str:
-    """Of a round's folder; 0 is the parent's."""
+    """Return the name of a round's folder; 0 is the parent's."""
     return f"round_{number:02d}"
 
 
@@ -26,7 +26,7 @@ class Stage:
 
     Attributes:
         kind: "calibrate", "export" and so on.
-        round: that it belongs to, 0 for the parent's; None: to the whole run.
+        round: number of the round that it belongs to, 0 for the parent; None: it belongs to the whole run.
     """
 
     kind: str
@@ -34,17 +34,18 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """As run.json lists it: "round_01/calibrate"."""
+        """Name in run.json: "round_01/calibrate"."""
         return self.kind if self.round is None else f"{round_name(self.round)}/{self.kind}"
 
     @classmethod
     def named(cls, name: str) -> Stage:
-        """Inverse of `name`, for those who read run.json."""
+        """Return the stage that has this name in run.json."""
         folder, _, kind = name.rpartition("/")
         return cls(kind, int(folder.removeprefix("round_")) if folder else None)
 
     @property
     def is_result(self) -> bool:
+        """Whether the output is a result of the run, and not only read by later stages."""
         return self.kind not in ON_THE_WAY
 
 
@@ -54,7 +55,7 @@ class Round:
 
     number: int  # from 1
     geometry: Geometry  # after the cut
-    asked: float | None  # share of the parent's parameters to be gone after this round
+    asked: float | None  # share of the parent's parameters to be gone after this round; None: nothing is cut
     tokens: int  # of recovery
     first_sequence: int  # position of recovery in the training text
     learning_rate: float
@@ -66,12 +67,12 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outline:
-    """What a run will do: solved before it starts, and again for the end that a measured split has chosen.
+    """The plan of a run: solved before it starts, and again for the dimensions that a measured split has chosen.
 
     Attributes:
         parent: dimensions before the first cut.
-        rounds: in their order.
-        stages: in their order.
+        rounds: in order.
+        stages: in order.
         candidates: dimensions that `prune.split=auto` measures; empty where nothing is to be measured.
     """
 
@@ -87,15 +88,15 @@ class Outline:
 
     @property
     def tokens(self) -> int:
-        """Of recovery, in all rounds."""
+        """Recovery tokens of all rounds."""
         return sum(each.tokens for each in self.rounds)
 
     def before(self, number: int) -> Geometry:
-        """Dimensions of the model that a round cuts."""
+        """Return the dimensions of the model that a round cuts."""
         return self.parent if number == 1 else self.rounds[number - 2].geometry
 
     def at_work(self, stage: Stage) -> Geometry:
-        """Dimensions of the model that a stage of a round works on."""
+        """Return the dimensions of the model that a stage of a round works on."""
         assert stage.round is not None
         if stage.kind in ("calibrate", "gram"):
             return self.before(stage.round)
@@ -103,13 +104,14 @@ class Outline:
 
 
 def tokens_per_batch(config: RunConfig) -> int:
+    """Return the tokens of one optimizer step over all ranks."""
     return config.recover.batch_sequences * config.data.sequence_length
 
 
 def geometries(
     config: PruneConfig, parent: Geometry, final: Geometry | None = None
 ) -> tuple[list[Geometry], list[float]]:
-    """Dimensions after each round, and the cumulative fraction that each round was asked for.
+    """Return the dimensions after each round, and the cumulative fraction that each round was asked for.
 
     Args:
         final: dimensions after the last round where they are known already.
@@ -129,7 +131,7 @@ def geometries(
 
 
 def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
-    """The dimensions that `prune.split=auto` measures: evenly spaced where there are more than it may try.
+    """Return the dimensions that `prune.split=auto` measures, evenly spaced where there are more than it may try.
 
     Raises:
         ValueError: the request cannot be met with this parent.
@@ -148,7 +150,7 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
 
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
-    """The split with this head_dim."""
+    """Return the dimensions that have this head_dim and remove `prune.remove_fraction`."""
     assert config.remove_fraction is not None
     found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
     for geometry in found:
@@ -162,10 +164,7 @@ def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geom
 
 
 def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None:
-    """
-    Raises:
-        ValueError: dimensions that were given are none that the target takes; with the nearest that are.
-    """
+    """Raise ValueError, with the nearest allowed dimensions, unless the target takes those that were given."""
     multiples = _search_space(config, parent).multiples
     for name, below in (
         ("head_dim", multiples.head_dims_below(parent)),
@@ -183,13 +182,13 @@ def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None
 
 
 def _reason(config: PruneConfig, dimension: str) -> str:
-    """The setting that decides which sizes are allowed."""
+    """Return the setting that decides which sizes are allowed, as it is given on the command line."""
     own = getattr(config.multiple, dimension)
     return f"prune.target={config.target}" if own is None else f"prune.multiple.{dimension}={own}"
 
 
 def _search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
-    """What the target takes, unless the configuration says otherwise."""
+    """Return the dimensions that the target takes, unless the configuration says otherwise."""
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
     if own.head_dim is not None:
         found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
@@ -240,7 +239,7 @@ def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None)
 
 
 def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
-    """The single round of `mode=pretrain`: recovery from a random start, nothing cut."""
+    """Return the single round of `mode=pretrain`: recovery from random weights, nothing cut."""
     (tokens,) = _token_budgets(config.recover, 1, tokens_per_batch(config))
     return Round(
         number=1,
@@ -253,7 +252,7 @@ def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
 
 
 def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float]) -> list[float]:
-    """The peak learning rate of each round: as given, or by the parent's size and the share that is gone by then."""
+    """Return each round's peak learning rate: as given, or by the parent's size and the share that is gone by then."""
     given = config.recover.learning_rate
     if config.recover.learning_rates is not None:
         return config.recover.learning_rates
@@ -293,22 +292,28 @@ def _pruning_stages(config: RunConfig) -> list[Stage]:
 
 
 def reserved_sequences(config: RunConfig) -> int:
-    """Sequences of the training text that are never trained on: for validation and calibration."""
+    """Return how many sequences of the training text are never trained on: for validation and calibration."""
     return config.recover.validation_sequences + config.prune.calibration_sequences
 
 
 def text_sequences(config: RunConfig, trained: int) -> int:
-    """Sequences of the training text that the run asks for: those that it trains on, and those that the reserved ones
-    are drawn from, so that more training leaves calibration as it is."""
+    """Return how many sequences of the training text the run asks for.
+
+    These are the sequences that it trains on and the reserved ones, and at least all those that the reserved ones are
+    drawn from, so that more training leaves calibration as it is.
+    """
     reserved = reserved_sequences(config)
     return max(reserved + trained, RESERVED_SPREAD * reserved)
 
 
-TOKENS_PER_CHANNEL = 10  # of calibration; measured on SmolLM2-135M: 5 cost twice the perplexity of 10, 20 gained 4 %
+TOKENS_PER_CHANNEL = 10  # of calibration text; on SmolLM2-135M 5 cost twice the perplexity of 10, and 20 gained 4 %
 
 
 def calibration_warning(config: RunConfig, parent: Geometry) -> str | None:
-    """What is told of too little calibration text: the least squares of a layer have as many unknowns as channels."""
+    """Return a warning if the calibration text is too short, else None.
+
+    The least squares of a layer have as many unknowns as channels.
+    """
     method, tokens = config.prune.method, config.prune.calibration_sequences * config.data.sequence_length
     channels = max(parent.intermediate_size, parent.num_attention_heads * parent.head_dim)
     needed = TOKENS_PER_CHANNEL * channels

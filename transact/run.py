@@ -1,7 +1,7 @@
 """The command: `python -m transact.run [+experiment=NAME] [setting=value ...]`.
 
-Composes and checks the configuration, then works here, submits, or prints the estimate. Light to import:
-torch and its like come in with the work itself.
+It composes and checks the configuration, then works in this process, starts local ranks, submits to SLURM, or prints
+the estimate. It is light to import: torch and other heavy libraries are imported with the work itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SWEEP_FLAGS = ("-m", "--multirun")
 
 
 def run(config: RunConfig, *, is_sweep: bool) -> int:
-    """Do what the configuration asks for. Returns the exit code."""
+    """Do what the configuration asks for, and return the exit code."""
     if config.mode == "estimate":
         from transact.estimate.contents import show_estimate
 
@@ -49,7 +49,7 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
     if config.launch.kind == "slurm":
         from transact.launch.cluster import run_on_slurm
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # it says what becomes of a job that it waits for
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it says itself what becomes of the job
         return run_on_slurm(config, is_sweep=is_sweep)
     if config.launch.kind == "local" and environment_world_size() > 1:
         return refuse("launch=local starts the processes itself: call it without torchrun, or with launch=inline")
@@ -63,7 +63,7 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
 
 
 def point_folder(output_dir: str, command_line: list[str]) -> str:
-    """The folder of one point of a sweep: the sweep's folder, then the settings that are swept over."""
+    """Return the folder of one point of a sweep, named in the sweep's folder after the settings that are swept over."""
     parser = OverridesParser.create()
     given = parser.parse_overrides([each for each in command_line if "=" in each and not each.startswith("--")])
     swept = {each.key_or_group for each in given if each.is_sweep_override()}
@@ -79,7 +79,7 @@ def point_folder(output_dir: str, command_line: list[str]) -> str:
 
 
 def main() -> int:
-    """Returns the exit code; a wrong request ends with one line."""
+    """Do what the command line asks for, and return the exit code; a wrong request ends with one line."""
     if sys.argv[1:2] in (["--help"], ["-h"]):
         return show_help(sys.argv[2] if len(sys.argv) > 2 else None)
     try:
@@ -87,7 +87,7 @@ def main() -> int:
     except OSError:
         return refuse("the current folder has been removed: change to another", always=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing pages and exiting
-    # Hydra takes flags at the front alone.
+    # Hydra takes flags only in front of the settings.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in SWEEP_FLAGS)
     register()
     requests: list[tuple[DictConfig, bool]] = []  # composed, and whether it is a point of a sweep
@@ -96,7 +96,7 @@ def main() -> int:
     def collect(composed: DictConfig) -> None:
         try:
             requests.append(completed(composed))
-        except Exception as error:  # noqa: BLE001 - told below, without Hydra's own lines
+        except Exception as error:  # noqa: BLE001 - reported below, without Hydra's own lines
             failures.append(error)
 
     try:
@@ -105,18 +105,18 @@ def main() -> int:
         return refuse(error, always=True)
     try:
         is_run = check_arguments(sys.argv[1:])
-        # Only collected behind Hydra, so that what goes wrong later is not reported in its way.
+        # Requests are only collected inside Hydra, which would report in its own way what goes wrong later.
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(collect)()
         if failures:
             raise failures[0]
-    except Exception as error:  # noqa: BLE001 - Hydra has plain errors too for what it cannot compose
+    except Exception as error:  # noqa: BLE001 - Hydra also raises plain errors for what it cannot compose
         return refuse(hydra_message(error))
     if is_run and not requests:
         return refuse("nothing was composed, so there is nothing to do: Hydra's launcher or sweeper ran elsewhere")
     if any(is_sweep for _, is_sweep in requests) and environment_world_size() > 1:
         return refuse("-m starts the processes of each job itself: call it without torchrun")
     configs = []
-    for composed, is_sweep in requests:  # all of them before the first starts
+    for composed, is_sweep in requests:  # all of them are checked before the first starts
         try:
             configs.append((checked(composed, is_sweep=is_sweep), is_sweep))
         except (ValueError, OSError) as error:
@@ -126,7 +126,7 @@ def main() -> int:
 
 
 def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
-    """One after the other, whatever becomes of one. Returns the worst exit code.
+    """Run one after the other, even after one that failed, and return the worst exit code.
 
     Raises:
         Exception: the first that a point ended with, after the last point.
@@ -145,15 +145,18 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
 
 
 def note_sweep(points: list[RunConfig]) -> None:
-    """Write down the points of a sweep once one of them has begun, and not before: a request that is refused writes
-    nothing. What they share is kept until none of them needs it."""
+    """Write down the points of a sweep once one of them has begun.
+
+    Not before: a request that is refused writes nothing. The record serves to keep what the points share until none of
+    them needs it.
+    """
     if points and points[0].share_dir is not None:
-        with suppress(ValueError, OSError):  # the points meet the same, and say it
+        with suppress(ValueError, OSError):  # the points meet the same error, and report it
             note_points(points[0].share_dir, [Path(each.output_dir).name for each in points])
 
 
 def show_help(name: str | None) -> int:
-    """On a group, on a setting, or on the command. Returns the exit code."""
+    """Print the help on a group, on a setting, or on the command, and return the exit code."""
     try:
         print(help_on(name))
     except ValueError as error:
@@ -162,7 +165,7 @@ def show_help(name: str | None) -> int:
 
 
 def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
-    """With what only Hydra knows of a request, and whether it is a point of a sweep."""
+    """Return a request with what only Hydra knows of it, and whether it is a point of a sweep."""
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     check_composed(HydraConfig.get())
     if OmegaConf.is_missing(composed, "name"):
@@ -171,7 +174,7 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
         composed.command = run_command(sys.argv[1:])
         fill_from_environment(composed.track)
         if is_sweep:
-            # Hydra's own dump of the request, which names even what is left out of every record.
+            # Hydra's own dump of the request holds even the settings that are left out of every record.
             (Path(HydraConfig.get().sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
             sweep = composed.output_dir
             composed.share_dir = os.path.join(sweep, "shared")
@@ -182,12 +185,13 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
             composed.command = run_command([*alone, f"output_dir={quoted(composed.output_dir)}"])
         if composed.recover.variant is not None:
             composed.output_dir = os.path.join(composed.output_dir, VARIANTS, str(composed.recover.variant))
-    OmegaConf.resolve(composed)  # `${hydra:...}` has a meaning only here
+    OmegaConf.resolve(composed)  # `${hydra:...}` can be resolved only here
     return composed, is_sweep
 
 
 def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
-    """
+    """Convert a request to the typed configuration, and check it.
+
     Raises:
         ValueError, OSError: the request is wrong; of a point of a sweep as far as it can be known before it starts.
     """
@@ -203,11 +207,12 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
 
 
 def with_nearest(error: UnknownSetting) -> str:
+    """Return the message, and the settings whose names are like the unknown one."""
     return f"{error}{nearest(error.key)}"
 
 
 def hydra_message(error: Exception) -> str:
-    """Hydra's pages as one line."""
+    """Return what is wrong in one line, instead of Hydra's pages."""
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file!r} does not exist; it must be one of {', '.join(sorted(error.options))}"
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):

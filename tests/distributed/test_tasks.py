@@ -153,7 +153,7 @@ def test_an_unknown_task_and_missing_data_are_refused_by_name(tasks: Path, tmp_p
     shutil.copytree(tasks, folder)
     broken = folder / "which_word.yaml"
     broken.write_text(broken.read_text().replace(str(tasks), "/nowhere"))
-    with pytest.raises(ValueError, match="'which_word' is not to be had"):
+    with pytest.raises(ValueError, match="'which_word' cannot be loaded"):
         load_tasks({"which_word": 0}, [folder])
 
 

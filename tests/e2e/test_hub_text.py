@@ -1,4 +1,4 @@
-"""Text of the hub, read by the real library from a stand-in: what is not to be had is refused at the start."""
+"""Text of the hub, read by the real library from a stand-in: what cannot be loaded is refused at the start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What accelerators can do at best, from their makers' data sheets: for MFU, and for estimates.
+"""Peak FLOPs and memory of accelerators, from their makers' data sheets: for MFU, and for estimates.
 
-Peaks are those of dense bfloat16 matrix products; data sheets like to print twice as much, for half-empty matrices.
+Peaks are those of dense bfloat16 matrix products. Data sheets often print twice as much, for 2:4 sparse matrices.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ TERA = 1e12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accelerator:
-    """
+    """One kind of accelerator.
+
     Attributes:
         name: how a configuration names it.
-        reported: words that a driver's name of the device has, all of them, in lower case.
+        reported: lower-case words, all of which are in the driver's name of the device.
         peak_flops: bfloat16 FLOPs per second.
         memory_gib: GiB that a process can use at best.
     """
@@ -27,7 +28,7 @@ class Accelerator:
     memory_gib: float
 
 
-# The first that fits counts: narrower names stand before wider ones.
+# The first match counts, so narrower names stand before wider ones.
 ACCELERATORS = (
     Accelerator(name="b200", reported=("b200",), peak_flops=2250 * TERA, memory_gib=178),
     Accelerator(name="h200_nvl", reported=("h200", "nvl"), peak_flops=835 * TERA, memory_gib=139),
@@ -50,7 +51,7 @@ BY_NAME = {each.name: each for each in ACCELERATORS}
 
 
 def reported_as(device_name: str) -> Accelerator | None:
-    """The accelerator that a driver calls `device_name` ("NVIDIA H100 80GB HBM3"); None for one that is not known.
+    """Return the accelerator that a driver calls `device_name` ("NVIDIA H100 80GB HBM3"); None if it is not known.
 
     Whole words count: an A10G is no A10, and slower.
     """
@@ -59,11 +60,11 @@ def reported_as(device_name: str) -> Accelerator | None:
 
 
 def model_flops_utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:
-    """MFU: the share of one accelerator's peak that the model itself needs (PaLM, arXiv 2204.02311, appendix B).
+    """Return MFU: the share of one accelerator's peak that the model itself needs (PaLM, arXiv 2204.02311, appendix B).
 
     Args:
         flops_per_token: of forward and backward, without what activation checkpointing computes again.
-        tokens_per_second: of one accelerator.
+        tokens_per_second: throughput of one accelerator.
         peak_flops: FLOPs per second of one accelerator.
     """
     return flops_per_token * tokens_per_second / peak_flops

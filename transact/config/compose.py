@@ -30,16 +30,16 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_folder() -> Path:
-    """`conf/` beside the package in a checkout, inside it in an installed wheel."""
+    """Return the folder conf/: beside the package in a checkout, inside it in an installed wheel."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 @cache
 def register() -> None:
-    """Tell Hydra what conf/ builds on: `schema` (every setting with its default) and two resolvers.
+    """Register with Hydra what conf/ builds on: `schema` (every setting with its default) and two resolvers.
 
-    `${assets:name}` is a folder that ships with transact; `${scratch_folder:}` one that is gone with the process.
+    `${assets:name}` is a folder that ships with transact; `${scratch_folder:}` is removed when the process ends.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -50,12 +50,12 @@ def register() -> None:
 
 @cache
 def _scratch_folder() -> TemporaryDirectory[str]:
-    """Readable to this user alone."""
+    """Make the temporary folder of this process, readable to this user alone."""
     return TemporaryDirectory(prefix="transact_")
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
-    """What the command makes of these overrides.
+    """Compose the configuration as the command does with these overrides.
 
     Raises:
         ValueError: as `typed_config`.
@@ -70,7 +70,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 
 def method_preset(name: str) -> MethodConfig:
-    """The method of a file in conf/prune/method, read without Hydra.
+    """Read the method of a file in conf/prune/method, without Hydra.
 
     Raises:
         ValueError: there is no such file.
@@ -87,7 +87,9 @@ def method_preset(name: str) -> MethodConfig:
 
 
 def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
-    """Check and convert. Unknown keys are refused however they came (YAML, command line, `+`, `++`).
+    """Check a composed configuration and convert it to dataclasses.
+
+    Unknown keys are refused however they came (YAML, command line, `+`, `++`).
 
     Raises:
         ValueError: one line that names the field, the value and what is allowed.
@@ -110,17 +112,14 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key or 'a setting'} is required: give it, or choose an experiment") from None
     except OmegaConfBaseException as error:
-        message, *_ = str(error).partition("\n")  # below it the key stands once more, and types of ours
+        message, *_ = str(error).partition("\n")  # the lines below repeat the key and name our types
         raise ValueError(f"{error.full_key or 'configuration'}: {message}") from None
     assert isinstance(config, RunConfig)
     return config
 
 
 def _check_groups(kind: type, given: Mapping[Any, Any], prefix: str = "") -> None:
-    """
-    Raises:
-        ValueError: a word stands where settings are expected, as in prune.method=norms.
-    """
+    """Raise ValueError where a single value is given for a group of settings, as in prune.method=norms."""
     for declared, hint in fields_of(kind):
         inner, value, name = dataclass_in(hint), given.get(declared.name), f"{prefix}{declared.name}"
         if inner is None or declared.name not in given or is_dictionary(hint) or _is_interpolation(value):
@@ -161,14 +160,14 @@ def to_dictionary(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`field: old -> new` for every setting that results depend on."""
+    """Return `field: old -> new` for every setting that differs and that results depend on."""
     before, after = _bound(old), _bound(new)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}" for key in changed]
 
 
 def _bound(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that results depend on, flat."""
+    """Return the settings that results depend on, flat."""
     kept = _flat({key: value for key, value in config.items() if key not in FREE_SECTIONS})
     return {key: value for key, value in kept.items() if key not in FREE_SETTINGS}
 

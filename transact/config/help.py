@@ -30,7 +30,7 @@ EXPERIMENT = "experiment"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One setting.
+    """One setting, as help and docs/config explain it.
 
     Attributes:
         path: as on the command line: prune.method.ridge.
@@ -50,6 +50,7 @@ class Setting:
 
     @property
     def group(self) -> str:
+        """Group whose page explains the setting; RUN where it belongs to none."""
         first = self.path.partition(".")[0]
         return first if first in GROUPS else RUN
 
@@ -65,7 +66,7 @@ class Choice:
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """All of them, in the order of the dataclasses; the defaults are those of a run without overrides."""
+    """Return all settings in the order of the dataclasses; the defaults are those of a run without overrides."""
     return tuple(_settings_of(RunConfig, "", compose_config(["name=NAME"])))
 
 
@@ -82,7 +83,7 @@ def _settings_of(kind: type, prefix: str, values: Any) -> Iterator[Setting]:
         if path == "name":
             value, is_required = None, True
         if path == "model.path":
-            value = "the demo parent that ships with transact"  # not where this installation has it
+            value = "the demo parent that ships with transact"  # its path depends on the installation
         yield Setting(
             path=path,
             type=_type_name(hint),
@@ -94,7 +95,10 @@ def _settings_of(kind: type, prefix: str, values: Any) -> Iterator[Setting]:
 
 
 def _default(declared: Field[Any], values: Any) -> tuple[Any, bool]:
-    """The composed value; of a part that is null by default, that of its dataclass. And whether there is none."""
+    """Return the default of a setting, and whether it has none.
+
+    That is the composed value, or where the part that it belongs to is null the default of its dataclass.
+    """
     if values is not None:
         return getattr(values, declared.name), False
     return (None, True) if declared.default is MISSING else (declared.default, False)
@@ -111,7 +115,7 @@ def _type_name(hint: Any) -> str:
 
 @cache
 def field_descriptions(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass, as one line; empty where there is none."""
+    """Return the string below each field of a dataclass, as one line; empty where there is none."""
     module = ast.parse(Path(inspect.getsourcefile(kind) or "").read_text(encoding="utf-8"))
     body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
     found: dict[str, str] = {}
@@ -129,7 +133,7 @@ def _string(node: ast.stmt | None) -> str:
 
 @cache
 def choices() -> tuple[Choice, ...]:
-    """Of all groups, experiments included."""
+    """Return the choices of all groups, experiments included."""
     folder = conf_folder()
     found = []
     for path in sorted(folder.rglob("*.yaml")):
@@ -140,7 +144,7 @@ def choices() -> tuple[Choice, ...]:
 
 
 def _first_comment(path: Path) -> str:
-    """The first sentence of the comment at the head of a file."""
+    """Return the first sentence of the comment at the head of a file."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
@@ -168,7 +172,7 @@ TITLES = {
 
 
 def pages() -> dict[str, str]:
-    """File name -> contents."""
+    """Return the pages of docs/config: file name -> contents."""
     found = {f"{group}.md": _page(group) for group in (RUN, *GROUPS)}
     return {"README.md": _index(), **found}
 
@@ -181,7 +185,7 @@ def default_text(setting: Setting) -> str:
 
 
 def choices_of(group: str) -> list[Choice]:
-    """Those of the group and of the groups inside it: prune, prune/method."""
+    """Return the choices of a group and of the groups inside it: prune, prune/method."""
     return [each for each in choices() if each.group == group or each.group.startswith(f"{group}/")]
 
 
@@ -239,10 +243,10 @@ More: --help GROUP (prune), --help SETTING (prune.rounds); docs/config/ has the 
 
 
 def help_on(name: str | None) -> str:
-    """The page of a group, of a setting, or the first page.
+    """Return the page of a group or of a setting, or the first page where no name is given.
 
     Raises:
-        ValueError: there is no such name; says which are near.
+        ValueError: there is no such name; the message names similar ones.
     """
     if name is None:
         return first_page()
@@ -264,7 +268,7 @@ def first_page() -> str:
 
 
 def is_setting(name: str) -> bool:
-    """Also an entry of a setting that is a dictionary: eval.texts.notes."""
+    """Return whether there is such a setting, or such an entry of a dictionary setting (eval.texts.notes)."""
     return any(each.path == name or _holds(each, name) for each in settings())
 
 
@@ -273,7 +277,7 @@ def _holds(setting: Setting, name: str) -> bool:
 
 
 def nearest(name: str) -> str:
-    """For the end of a message: the settings whose names are like this one; empty if none is."""
+    """Return the end of a message that names the settings whose names are like this one; empty if none is."""
     paths = [each.path for each in settings()]
     close = difflib.get_close_matches(name, paths, n=3, cutoff=0.6)
     # A name given without its group: ridge for prune.method.ridge.
@@ -312,7 +316,7 @@ def _described(setting: Setting) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Print all settings, or write the pages of docs/config, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m transact.config.help", description=__doc__)
     parser.add_argument("--write", metavar="FOLDER", type=Path, help="write a page per group: docs/config")
     folder = parser.parse_args(arguments).write

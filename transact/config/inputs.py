@@ -1,4 +1,4 @@
-"""What goes in: the parent, and the texts that it is trained and evaluated on."""
+"""Settings of what goes in: the parent, and the texts that it is trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class ArchitectureConfig:
     """Whether the output layer is the transposed embedding."""
 
     def to_model_config(self) -> dict[str, Any]:
-        """As a config.json dictionary."""
+        """Return the dimensions as a config.json dictionary."""
         values = {name: getattr(self, name) for name in self.__slots__}
         return {"model_type": "llama", **values}
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Which model is pruned."""
+    """The model that is pruned."""
 
     path: str | None = setting(None, longest=LONGEST_PATH)
     """The parent: a local folder or an id of the Hugging Face hub. null: with mode=pretrain."""
@@ -74,7 +74,7 @@ STDLIB_PARTS = ("train", "heldout")
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig:
-    """Where text comes from: local txt, jsonl and parquet files, a hub dataset, or this Python's library."""
+    """The source of a text: local txt, md, jsonl and parquet files, a hub dataset, or this Python's library."""
 
     source: str = setting(choices=TEXT_SOURCES)
     """"files" (txt, md, jsonl, parquet), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of

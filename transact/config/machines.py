@@ -1,4 +1,4 @@
-"""What a run works on: ranks and their precision, who starts them, and what an estimate assumes of them."""
+"""Settings of the machines: ranks and their precision, what starts them, and what an estimate assumes of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTES_OF_A_YEAR = 525_600
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointEveryConfig:
-    """How much of a recovery may be lost: a checkpoint is due when either has passed since the last one."""
+    """Limits on what a recovery may lose: a checkpoint is due when either has passed since the last one."""
 
     minutes: float | None = setting(20.0, above=0, at_most=MINUTES_OF_A_YEAR)
     """Minutes between two checkpoints of a recovery; stretched where saving takes more than a twentieth of the time.
@@ -27,7 +27,7 @@ class CheckpointEveryConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
-    """How the work is spread over ranks and computed."""
+    """Settings of how the work is spread over ranks and computed."""
 
     zero_stage: int = setting(3, at_least=0, at_most=3)
     """What DeepSpeed splits over the ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too."""
@@ -58,7 +58,7 @@ OPTION = Allowed(longest=64, pattern=r"[A-Za-z0-9][A-Za-z0-9_-]*", words="an opt
 
 @dataclass(kw_only=True, slots=True)
 class LaunchConfig:
-    """Where the processes come from. The settings from `nodes` on are those of SLURM."""
+    """Settings of what starts the ranks. Those from `nodes` on are for SLURM."""
 
     kind: str = setting("inline", choices=LAUNCH_KINDS)
     """"inline" (the processes that are there: this one, torchrun's or srun's), "local" (processes of this machine) or
@@ -146,13 +146,13 @@ class LaunchConfig:
 
     @property
     def num_ranks(self) -> int:
-        """That are started; launch=inline starts none, and counts as one."""
+        """Ranks that the command starts; launch=inline starts none, and counts as one."""
         return self.nodes * self.ranks_per_node if self.kind == "slurm" else self.processes
 
 
 @dataclass(kw_only=True, slots=True)
 class EstimateConfig:
-    """What `mode=estimate` assumes of the machines. No run depends on it."""
+    """Assumptions of `mode=estimate` about the machines. No run depends on them."""
 
     num_ranks: int | None = setting(None, at_least=1, at_most=10**6)
     """Ranks of the job that is estimated. null: those that the launch settings or torchrun's environment start."""

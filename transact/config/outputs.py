@@ -1,4 +1,4 @@
-"""What comes out: evaluations, the exported model, metrics."""
+"""Settings of what comes out: evaluations, the exported model, metrics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from transact.config.inputs import TextConfig
 from transact.config.setting import LONGEST_PATH, Allowed, setting
 
-OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
+OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text in eval.texts
 TASK_NAME = Allowed(longest=200, pattern=r"[^\s/]+", words="names of tasks")
 
 
 @dataclass(kw_only=True, slots=True)
 class EfficiencyConfig:
-    """Which latencies are measured, of the parent and the pruned model in turn."""
+    """The latencies that are measured, of the parent and the pruned model in turn."""
 
     measured: bool = True
     """Whether latencies are measured at the end, of parent and pruned model; both are loaded whole, by one process."""
@@ -33,7 +33,7 @@ class EfficiencyConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    """What is measured besides the perplexity on data.evaluation: of the parent and of the final model."""
+    """Measurements besides the perplexity on data.evaluation: of the parent and of the final model."""
 
     texts: dict[str, TextConfig] = setting(factory=dict, entries=(0, 100), keys=OWN_NAME)
     """Further texts for perplexity, by a name of your own, each described as data.evaluation is."""
@@ -53,7 +53,7 @@ class EvalConfig:
     """Which latencies are measured, of the parent and the pruned model in turn."""
 
     def has_more(self) -> bool:
-        """Whether anything is measured besides the perplexity on data.evaluation."""
+        """Return whether anything is measured besides the perplexity on data.evaluation."""
         return bool(self.texts or self.tasks)
 
 
@@ -62,7 +62,7 @@ GGUF_TYPES = ("none", "f16", "q8_0", "q4_0")
 
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
-    """What is written besides the folder for transformers."""
+    """Exports besides the folder for transformers."""
 
     gguf: str = setting("none", choices=GGUF_TYPES)
     """"none", or the type of the weights in a file for llama.cpp beside export/: "f16", "q8_0" or "q4_0"."""
@@ -73,7 +73,7 @@ TRACK_MODES = ("auto", "online", "offline", "disabled")
 
 @dataclass(kw_only=True, slots=True)
 class TrackConfig:
-    """Where figures go besides metrics.jsonl."""
+    """Settings of where figures go besides metrics.jsonl."""
 
     mode: str = setting("auto", choices=TRACK_MODES)
     """W&B: "auto" (online with a key, else offline), "online", "offline" or "disabled"."""

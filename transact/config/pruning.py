@@ -1,4 +1,4 @@
-"""What is cut and how, and how the loss is recovered."""
+"""Settings of what is cut and how, and of how the loss is recovered."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx")
 
 
 def criterion(default: str) -> Any:
-    """Declare a setting that names a criterion: which there are is known to transact/pruning/criteria.py alone, so the
-    name itself is checked where a request meets it (`stages.preflight`)."""
+    """Declare a setting that names a criterion.
+
+    Only transact/pruning/criteria.py knows which there are, so the name itself is checked in `stages.preflight`.
+    """
     return setting(default, longest=60, pattern=r"[a-z][a-z0-9_]*", words="the name of a criterion (lower case)")
 
 
 @dataclass(kw_only=True, slots=True)
 class MultipleConfig:
-    """Dimensions are multiples of these, whatever prune.target takes."""
+    """Multiples that the cut dimensions must be of, whatever prune.target takes."""
 
     head_dim: int | None = setting(None, at_least=2, at_most=2**12)
     """head_dim is a multiple of this even number. Where whole heads are cut it does not count. null: prune.target
@@ -39,7 +41,7 @@ class MultipleConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MethodConfig:
-    """What is cut inside a layer, how it is chosen, and what makes up for it: conf/prune/method/."""
+    """The method: what is cut inside a layer, how it is chosen, and what makes up for it. See conf/prune/method/."""
 
     attention: str = setting("pairs", choices=ATTENTION_UNITS)
     """"pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads) or "shared_dims" (the same dims in q,
@@ -73,18 +75,18 @@ class MethodConfig:
             require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
 
     def has_basis(self) -> bool:
-        """Whether the values get a basis from the data, instead of losing dims by their scores."""
+        """Return whether the values get a basis from the data, instead of losing dims by their scores."""
         return self.values in ("svd", "pca")
 
     def needs_gram(self) -> bool:
-        """Whether it looks at more of the activations of the dense checkpoint than their size."""
+        """Return whether the method needs Gram matrices of the dense checkpoint's activations, not only their norms."""
         basis = self.has_basis() and self.refit != "sequential"
         return basis or self.channels == "obs" or self.refit == "least_squares"
 
 
 @dataclass(kw_only=True, slots=True)
 class PruneConfig:
-    """How much is cut, in how many rounds, and how."""
+    """Settings of how much is cut, in how many rounds, and how."""
 
     remove_fraction: float | None = setting(0.5, above=0, below=1)
     """Share of all parameters of the parent to remove, embeddings counted. null: the dimensions are
@@ -140,9 +142,9 @@ class PruneConfig:
 
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
-HIGHEST_RATE = 1e10  # far beyond use; what diverges below it is seen in training
-VARIANTS = "variants"  # folder in a run's, with a further recovery of its cut in each folder of it
-RESERVED_SPREAD = 8  # sequences at the beginning of the text, for each that is reserved: it is drawn from them
+HIGHEST_RATE = 1e10  # far beyond use; training itself detects a rate below it that diverges
+VARIANTS = "variants"  # folder in a run's folder; each folder in it is a further recovery of the run's cut
+RESERVED_SPREAD = 8  # reserved sequences are drawn from so many times their number, at the beginning of the text
 LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is computed: 128 MiB in float32
 
 

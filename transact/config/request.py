@@ -1,4 +1,4 @@
-"""The command that a person typed: judged before Hydra reads it, and shown again to go on with a run."""
+"""The command that a user typed: checked before Hydra reads it, and shown again to go on with a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from transact.errors import LONGEST_REASON, one_line
 
 MODULE = ("-m", "transact.run")
-# Lines of shell that prepare a cluster's nodes may hold keys, and this is printed and published.
+# Lines of shell that prepare a cluster's nodes may hold keys, and the command is printed and published.
 NOT_SHOWN = "launch.setup="
 
 
 def run_command(arguments: Iterable[str], environ: Mapping[str, str] = os.environ) -> str:
-    """The command with these arguments, started as this process was: by torchrun, by a bare srun, or by itself.
+    """Return the command with these arguments, started as this process was: by torchrun, by a bare srun, or by itself.
 
     `launch.setup=...` is left out.
     """
@@ -43,7 +43,7 @@ def _launcher(environ: Mapping[str, str]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """For Hydra's grammar, in which a folder named after settings (`a=1,b=2`) is no plain word."""
+    """Quote a value for Hydra's grammar, in which a folder named after settings (`a=1,b=2`) is no plain word."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -68,10 +68,10 @@ INSTEAD = {
 
 
 def check_arguments(arguments: list[str]) -> bool:
-    """Returns whether a run is asked for, and not only information.
+    """Check the command line and return whether a run is asked for, and not only information.
 
     Raises:
-        ValueError: one line: what is not taken, and what to use.
+        ValueError: one line that names what is not allowed, and what to use instead.
     """
     given = _parser().parse_args(arguments)
     if given.experimental_rerun is not None:
@@ -93,7 +93,11 @@ def check_arguments(arguments: list[str]) -> bool:
 
 
 def _parsed(word: str) -> Any:
-    """By Hydra's grammar, which takes few characters without quotes, and none of them for a home folder."""
+    """Parse a word by Hydra's grammar, which allows few characters without quotes, and has no `~` for a home folder.
+
+    Raises:
+        ValueError: it cannot be read; the message says what to write instead.
+    """
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
@@ -118,7 +122,7 @@ def _check_key(key: str, override: Any) -> None:
 
 
 def _num_values(override: Any) -> int:
-    """That a sweep takes from one override, counted without making them; 1 where it is no sweep."""
+    """Return how many values a sweep takes from one override, without making them; 1 where it is no sweep."""
     values = override.value() if override.is_sweep_override() else None
     if isinstance(values, ChoiceSweep):
         return len(values.list)
@@ -132,12 +136,10 @@ def _num_values(override: Any) -> int:
 
 
 def check_composed(hydra: Any) -> None:
-    """
-    Args:
-        hydra: Hydra's own part of what it composed, into which the files of a user reach too.
+    """Raise ValueError if Hydra would change the current folder or write files of its own.
 
-    Raises:
-        ValueError: it would start, sweep or write in its own way.
+    Args:
+        hydra: Hydra's own part of what it composed, which a user's files can change too.
     """
     expected = {"hydra.job.chdir": (None, False), "hydra.run": (".",), "hydra.output_subdir": (None,)}
     found = {"hydra.job.chdir": hydra.job.chdir, "hydra.run": hydra.run.dir, "hydra.output_subdir": hydra.output_subdir}
@@ -147,7 +149,7 @@ def check_composed(hydra: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Hydra's own, which says in one line what is wrong instead of its usage."""
+    """Return Hydra's own parser, changed to say in one line what is wrong instead of printing its usage."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The whole of a run's configuration, and what ties its parts together."""
+"""The whole configuration of a run, and the checks that concern several of its parts."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ class RunConfig:
 
     @property
     def point_name(self) -> str:
-        """What tells this point of a sweep, or this variant, from the others; empty for a run by itself."""
+        """Name that tells this point of a sweep, or this variant, from the others; empty for a run by itself."""
         is_alone = self.share_dir is None and self.recover.variant is None
         return "" if is_alone else Path(self.output_dir).name
 
     @property
     def variant_of(self) -> Path | None:
-        """The folder of the run whose cut is recovered once more."""
+        """Folder of the run whose cut this variant recovers once more; None where this is no variant."""
         return None if self.recover.variant is None else Path(self.output_dir).parents[1]
 
     def without_setup(self) -> RunConfig:
-        """For every record: lines of shell that prepare a cluster's nodes may hold keys."""
+        """Return a copy for records without launch.setup: lines of shell for a cluster's nodes may hold keys."""
         return replace(self, launch=replace(self.launch, setup=[]))
 
     def __post_init__(self) -> None:
@@ -99,9 +99,10 @@ class RunConfig:
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 
 
-# What a finished stage does not depend on: changing these in an existing run folder is no conflict. Of eval, the stages
-# that depend on it keep in run.json what they were made with, and are made again where that has changed. How the work
-# is spread over memory and ranks changes the order of sums alone; a run that ran out of memory must be able to go on.
+# Settings that a finished stage does not depend on: changing these in an existing run folder is no conflict. Stages
+# that depend on eval record in run.json the settings that they ran with, and run again where these have changed. How
+# the work is spread over memory and ranks changes only the order of sums; a run that ran out of memory must be able to
+# go on.
 FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "estimate", "command", "sweep_command")
 FREE_SETTINGS = (
     "engine.activation_checkpointing",

@@ -15,31 +15,30 @@ from typing import Any
 
 
 def require(name: str, value: object, condition: bool, allowed: str) -> None:
-    """
-    Raises:
-        ValueError: the field, the value given, what is allowed.
-    """
+    """Raise ValueError, with the field, the value given and what is allowed, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name}={shown(value)} is not allowed: {allowed}")
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
     require(name, value, value in choices, f"it must be one of {', '.join(choices)}")
 
 
 def require_one_per_round(name: str, values: list[float] | None, rounds: int) -> None:
+    """Raise ValueError unless there is one value per round, or none are given."""
     if values is not None:
         require(name, values, len(values) == rounds, f"one number per round is needed (prune.rounds={rounds})")
 
 
-LONGEST_PATH = 4000  # characters; of a system 4096 bytes
+LONGEST_PATH = 4000  # characters; systems take 4096 bytes
 LONGEST_TEXT = 1000  # characters of a text that declares nothing else
 MOST_ENTRIES = 1000  # of a list or a dictionary that declares nothing else
 LONGEST_SHOWN = 100  # characters of a value in a message
 MISSING_IN_YAML = "???"
-# Directions of text that make a line look like another one.
+# Characters that change the direction of text and so make a line look like another one.
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, line and paragraph separators
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
 PLAIN = "text without line breaks and control characters"
 
 
@@ -53,7 +52,7 @@ class Allowed:
         longest: characters of a text.
         pattern: what a text looks like as a whole; `words` says so to a user.
         entries: least and largest number of entries of a list or a dictionary.
-        keys: of a dictionary.
+        keys: what the keys of a dictionary may be.
         is_secret: no message shows the value.
     """
 
@@ -70,7 +69,7 @@ class Allowed:
     is_secret: bool = False
 
     def takes(self, value: Any) -> bool:
-        """Whether one value, or one entry of a list or a dictionary, is allowed."""
+        """Return whether one value, or one entry of a list or a dictionary, is allowed."""
         if isinstance(value, str):
             return self._takes_text(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -93,7 +92,7 @@ class Allowed:
         return is_plain and (self.pattern is None or re.fullmatch(self.pattern, value) is not None)
 
     def described(self, hint: Any) -> str:
-        """In words, for a setting of this type; empty where the type says all."""
+        """Return in words what is allowed for a setting of this type; empty where the type says all."""
         kinds = scalar_types(hint)
         one = self._range() if kinds & {int, float} else self._text() if str in kinds else ""
         if typing.get_origin(_not_null(hint)) not in (list, dict):
@@ -135,8 +134,8 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
     """Check plain values against the declarations of a dataclass and of those inside it.
 
     Args:
-        values: field -> value; nested dataclasses as mappings. What is absent or null is not looked at.
-        prefix: of the names in messages, with the dot.
+        values: field -> value; nested dataclasses as mappings. What is absent or null is not checked.
+        prefix: beginning of the names in messages, with the dot.
 
     Raises:
         ValueError: one line that names the setting, the value and what is allowed.
@@ -156,7 +155,7 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
             entries = value if isinstance(value, list) else [] if isinstance(value, dict) else [value]
             if not all(allowed.takes(each) for each in entries):
                 raise _refusal(name, value, allowed, hint)
-        elif isinstance(value, Mapping):  # what else stands here is a matter of types
+        elif isinstance(value, Mapping):  # a wrong type is not refused here
             for key, each in value.items() if is_dictionary(hint) else [("", value)]:
                 if isinstance(each, Mapping):
                     check_values(inner, each, f"{name}.{key}." if key else f"{name}.")
@@ -190,10 +189,10 @@ def _refusal(name: str, value: Any, allowed: Allowed, hint: Any) -> ValueError:
 
 
 def shown(value: Any, allowed: Allowed | None = None) -> str:
-    """A value for a message: as it is written in YAML, cut where it is long, and no secret.
+    """Return a value for a message: as it is written in YAML, cut where it is long, and no secret.
 
     Args:
-        allowed: of its setting, which may be a secret.
+        allowed: what its setting allows; says whether it is a secret.
     """
     text = "(not shown)" if allowed is not None and allowed.is_secret else _as_yaml(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
@@ -208,19 +207,19 @@ def _as_yaml(value: Any) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether it is one line that a terminal shows as it is, and that a file can hold."""
+    """Return whether a text is one line that a terminal shows as it is, and that a file can hold."""
     return not any(unicodedata.category(each) in UNPRINTABLE or each in REORDERING for each in text)
 
 
 @cache
 def fields_of(kind: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
-    """The fields of a dataclass with their resolved types."""
+    """Return the fields of a dataclass with their resolved types."""
     hints = typing.get_type_hints(kind)
     return tuple((declared, hints[declared.name]) for declared in dataclasses.fields(kind))
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    """Every setting with its default as plain values, those inside it included; `???` where it must be given.
+    """Return every setting with its default as plain values, nested ones included; `???` where it must be given.
 
     Plain rather than typed, so that `check_values` and not Hydra refuses what is wrong, with what is allowed.
     """
@@ -237,7 +236,7 @@ def _default_of(declared: dataclasses.Field[Any], hint: Any) -> Any:
 
 
 def all_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """(dotted name, field, type) of every setting, those inside it included; `*` stands for a key of one's own."""
+    """Yield (dotted name, field, type) of every setting, nested ones included; `*` stands for a key of the user's."""
     for declared, hint in fields_of(kind):
         inner, name = dataclass_in(hint), f"{prefix}{declared.name}"
         if inner is None or is_dictionary(hint):
@@ -247,7 +246,7 @@ def all_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.
 
 
 def dataclass_in(hint: Any) -> type | None:
-    """The dataclass of a nested setting: of `C`, `C | None` and `dict[str, C]`."""
+    """Return the dataclass of a nested setting, for `C`, `C | None` and `dict[str, C]`; None of any other type."""
     found = [each for each in (hint, *_arguments(hint)) if is_dataclass(each) and isinstance(each, type)]
     return found[0] if found else None
 
@@ -265,7 +264,7 @@ def is_optional(hint: Any) -> bool:
 
 
 def scalar_types(hint: Any) -> set[Any]:
-    """Of the value, or of the entries of a list or the values of a dictionary: {int} for list[int] | None."""
+    """Return the types of the value, or of a list's entries or a dictionary's values: {int} for list[int] | None."""
     arguments = _arguments(hint)
     if typing.get_origin(_not_null(hint)) is dict:
         arguments = list(typing.get_args(_not_null(hint)))[1:]
@@ -273,7 +272,7 @@ def scalar_types(hint: Any) -> set[Any]:
 
 
 def _arguments(hint: Any) -> list[Any]:
-    """The types inside unions, lists and dictionaries."""
+    """Return the types inside unions, lists and dictionaries."""
     found = []
     for each in typing.get_args(hint):
         found += _arguments(each) or [each]

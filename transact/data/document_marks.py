@@ -1,11 +1,11 @@
-"""The marks between documents: what the tokenizer was made with, not what its chats are made of."""
+"""The special tokens that separate documents: those of pretraining, not those of the chat template."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # in order, where `eos` ends a turn of a chat
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in order where `eos` ends a chat turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,7 @@ class DocumentMarks:
     end: tuple[int, ...] = ()
 
     def describe(self, tokenizer: Any) -> str:
-        """ "'<s>' before, '</s>' after"."""
+        """Return the marks in words: "'<s>' before, '</s>' after"."""
         sides = (("before", self.begin), ("after", self.end))
         return ", ".join(
             f"{''.join(tokenizer.convert_ids_to_tokens(list(ids)))!r} {side}" for side, ids in sides if ids
@@ -24,10 +24,10 @@ class DocumentMarks:
 
 
 def document_marks(tokenizer: Any, choice: str) -> DocumentMarks:
-    """The marks that a choice of data.document_marks means for a tokenizer.
+    """Return the marks that a value of data.document_marks means for a tokenizer.
 
-    "auto": before a document what the tokenizer itself puts before every text; after it what it puts there, else its
-    end of text. `eos` counts as that unless the chat template names it: an instruct model's `eos` ends a turn.
+    "auto": before a document, what the tokenizer itself puts before every text; after it, what it puts there, else its
+    end-of-text token. `eos` counts as that unless the chat template names it: an instruct model's `eos` ends a turn.
 
     Raises:
         ValueError: the tokenizer has no such mark.
@@ -52,7 +52,7 @@ def _own_marks(tokenizer: Any, bos: tuple[int, ...]) -> DocumentMarks:
 
 
 def _added(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before and after a text by itself."""
+    """Return the tokens that the tokenizer itself puts before and after a text."""
     backend = tokenizer.backend_tokenizer
     plain = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids

@@ -1,8 +1,8 @@
-"""Documents of local files, taken from all over them.
+"""Documents of local files, in an order that mixes all files and all places in them.
 
-Files are cut into parts (ranges of bytes, row groups of parquet). The parts of all files are visited in hashed order,
-many at a time, a document from each in turn: whoever reads the beginning alone reads a sample of the whole. The order
-follows from names and sizes, so that it is the same on every machine; no file is read twice, none is held in memory.
+Files are cut into parts (byte ranges, or row groups of parquet). The parts of all files are visited in hashed order,
+many at a time, one document from each in turn: the beginning of the stream is a sample of the whole. The order follows
+from names and sizes, so that it is the same on every machine. No file is read twice, and none is held in memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
 READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-LINES_BYTES = 262_144  # of JSON lines in a part
-TEXT_BYTES = 65_536  # of a text file in a part; a longer file is cut, each part of it is a document
+LINES_BYTES = 262_144  # of JSON lines in one part
+TEXT_BYTES = 65_536  # of a text file in one part; each part of a longer file is a document
 OPEN_PARTS = 64
-CUT_WINDOW_BYTES = 4096  # in which the end of a line, or a space, is looked for
+CUT_WINDOW_BYTES = 4096  # searched for the end of a line, or a space
 PARQUET_ROWS = 64  # read at once
 PARQUET_BUFFER_BYTES = 1 << 20
-COUNTED_BYTES = 1 << 31  # of a file before a damaged line, which is told by its number; further on by its place
+COUNTED_BYTES = 1 << 31  # a damaged line up to here is named by its number, further on by its byte
 BYTE_ORDER_MARK = "\ufeff"
 JSON_BLANKS = b" \t\r\n"
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,19 +38,20 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclass(slots=True)
 class LeftOut:
-    """Rows that have no text: without the field, null, or nothing but white space."""
+    """Count of the rows without text: the field is missing, null, or nothing but white space."""
 
     rows: int = 0
-    first: str | None = None  # where
+    first: str | None = None  # where the first of them is
 
     def add(self, where: Callable[[], str]) -> None:
+        """Count a row; `where` is called for the first one only."""
         self.rows += 1
         self.first = self.first or where()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A file that is read for its text. setting: that names it, for messages."""
+    """A file to read text from. setting: the one that names the file, for messages."""
 
     path: Path
     text_field: str
@@ -58,14 +59,15 @@ class Source:
     left_out: LeftOut
 
     def refuse(self, reason: str) -> NoReturn:
+        """Raise ValueError with the setting, the file and the reason."""
         raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
 
 
 def shuffled_documents(sources: list[Source]) -> Iterator[str]:
-    """Every document of all files once.
+    """Yield every document of all files once, in hashed order.
 
     Raises:
-        ValueError: names the file and the row that cannot be read, and why.
+        ValueError: a row cannot be read; the message names the file, the row and the reason.
     """
     counts = [_number_of_parts(each.path) for each in sources]
     names = [f"{each.path.name}:{each.path.stat().st_size}" for each in sources]
@@ -82,7 +84,7 @@ def shuffled_documents(sources: list[Source]) -> Iterator[str]:
 
 
 def _hashes(name: str, count: int) -> Any:
-    """(count,) uint64: the place of every part of a file in the order of all (the finaliser of splitmix64)."""
+    """Return the sort key of every part of a file: (count,) uint64, by the finaliser of splitmix64."""
     key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
     with numpy.errstate(over="ignore"):
         mixed = numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(GOLDEN) + numpy.uint64(key)
@@ -92,7 +94,7 @@ def _hashes(name: str, count: int) -> Any:
 
 
 def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
-    """A document of each open part, again and again; a part that ends makes room for the next."""
+    """Yield one document of each open part in turn; a part that ends makes room for the next."""
     waiting = iter(parts)
     active = deque(itertools.islice(waiting, OPEN_PARTS))
     while active:
@@ -130,7 +132,7 @@ def _text_part(source: Source, number: int) -> Iterator[str]:
 
 
 def _cut(file: Any, position: int) -> int:
-    """Where the part that is to begin at a position really begins: at a line, else a word, else a character."""
+    """Return where the part planned at a position really begins: at a line, else a word, else a character."""
     if position == 0:
         return 0
     file.seek(position)
@@ -143,7 +145,7 @@ def _cut(file: Any, position: int) -> int:
 
 
 def _lines_part(source: Source, number: int) -> Iterator[str]:
-    """Of the lines that begin in a range of bytes."""
+    """Yield the texts of the lines that begin in one range of `LINES_BYTES` bytes."""
     place, content = _whole_lines(source.path, number * LINES_BYTES, (number + 1) * LINES_BYTES)
     for line in content.splitlines(keepends=True):
         begin, place = place, place + len(line)
@@ -160,7 +162,7 @@ def _lines_part(source: Source, number: int) -> Iterator[str]:
 
 
 def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
-    """Position and content of the lines whose first byte is in [start, stop)."""
+    """Return position and content of the lines whose first byte is in [start, stop)."""
     with path.open("rb") as file:
         if start > 0:
             file.seek(start - 1)
@@ -176,18 +178,18 @@ def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
 
 
 class NoText(Refusal):
-    """What is wrong with a line."""
+    """A line holds no usable row; the message says what is wrong with it."""
 
 
 def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names: list[str] | None = None) -> str | None:
-    """The text of a JSON line; None where it has none.
+    """Return the text of a JSON line, or None where it has none.
 
     Args:
-        is_first: of its file, which may begin with a mark of its byte order.
+        is_first: the line is the first of its file, which may begin with a byte order mark.
         names: filled with the names of the row's fields.
 
     Raises:
-        NoText: it is not UTF-8, not a JSON object, or its field holds something else than text.
+        NoText: the line is not UTF-8 or not a JSON object, or its field holds something other than text.
     """
     try:
         decoded = line.decode()
@@ -195,7 +197,7 @@ def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names:
         raise NoText("is binary, not UTF-8 text") from None
     try:
         row = json.loads(decoded.removeprefix(BYTE_ORDER_MARK) if is_first else decoded, object_pairs_hook=_once)
-    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets in brackets in brackets
+    except (ValueError, RecursionError):  # numbers of thousands of digits, deeply nested brackets
         raise NoText("does not hold one JSON object a line") from None
     if row is None:
         return None
@@ -212,6 +214,7 @@ def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary; raise ValueError where it has a name twice."""
     row = dict(pairs)
     if len(row) < len(pairs):
         raise ValueError("a name twice in one object")
@@ -219,6 +222,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def has_words(text: str | None) -> TypeGuard[str]:
+    """Return whether a text holds anything but white space."""
     return bool(text) and not str(text).isspace()
 
 
@@ -254,7 +258,7 @@ def _parquet_part(source: Source, number: int) -> Iterator[str]:
                 texts = [] if batch is None else batch.column(0).to_pylist()
             except MemoryError:
                 raise
-            except Exception as error:  # noqa: BLE001 - damaged bytes make the reader fail in every way
+            except Exception as error:  # noqa: BLE001 - damaged bytes make the reader raise errors of every kind
                 source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")
             if batch is None:
                 return

@@ -1,4 +1,4 @@
-"""Which sequence comes when: pure arithmetic, the same on every rank and for every number of ranks."""
+"""The order of the sequences of a store: pure arithmetic, the same on every rank and for every number of ranks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class SequenceOrder:
         return self.num_sequences - self.num_reserved
 
     def reserved(self, start: int, count: int) -> torch.Tensor:
-        """(count,) positions in the store of the reserved sequences [start, start + count)."""
+        """Return (count,) positions in the store of the reserved sequences [start, start + count)."""
         assert start + count <= self.num_reserved
         return _permutation(self.num_drawn_from, self.seed)[start : start + count]
 
     def trainable(self, start: int, count: int) -> torch.Tensor:
-        """(count,) positions in the store of the sequences number [start, start + count) of training."""
+        """Return (count,) positions in the store of the training sequences number [start, start + count)."""
         drawn_from = self.num_drawn_from
         left = _permutation(drawn_from, self.seed)[self.num_reserved :]
         pool = torch.cat([left, torch.arange(drawn_from, self.num_sequences)])
@@ -61,10 +61,10 @@ def _permutation(count: int, seed: int) -> torch.Tensor:
 
 
 def micro_batches(num_sequences: int, size: int, rank: int, world_size: int) -> list[tuple[int, int] | None]:
-    """This rank's ranges [start, stop) when micro-batches are dealt out to the ranks in turn.
+    """Return this rank's ranges [start, stop) when micro-batches are dealt out to the ranks in turn.
 
     The content of a micro-batch does not depend on the number of ranks. Every rank gets the same number
-    of entries, since a sharded forward needs all ranks; None marks one that only fills up.
+    of entries, since a sharded forward needs all ranks; None marks an entry that only fills up.
     """
     ranges = [(start, min(start + size, num_sequences)) for start in range(0, num_sequences, size)]
     rounds = -(-len(ranges) // world_size)

@@ -16,12 +16,15 @@ from transact.config.inputs import TextConfig
 from transact.data.local_files import READERS, LeftOut, NoText, Source, has_words, shuffled_documents, text_of_line
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
-_checked: set[tuple[str | None, ...]] = set()  # the points of a sweep ask for the same
-SEED = 0  # of the order of a dataset's files: the same on every machine
+_checked: set[tuple[str | None, ...]] = set()  # found on the Hub before: the points of a sweep ask for the same
+SEED = 0  # of the shuffled order of a dataset's files, the same on every machine
 
 
 class HubUnavailable(Refusal):
-    """The hub, or the dataset on it, cannot be had. is_absent: the hub does not answer, which says nothing of it."""
+    """A dataset cannot be read from the Hub.
+
+    is_absent: the Hub does not answer, which says nothing about the dataset.
+    """
 
     def __init__(self, message: str, *, is_absent: bool) -> None:
         super().__init__(message)
@@ -29,13 +32,13 @@ class HubUnavailable(Refusal):
 
 
 def hub_documents(text: TextConfig, field: str, left_out: LeftOut) -> Iterator[str]:
-    """Every document once; the files of the dataset in an order of their own, each from its beginning on.
+    """Yield every document of a Hub dataset once: its files in shuffled order, each from its beginning on.
 
     Raises:
         HubUnavailable: there is no such dataset, configuration, split or revision, or it cannot be read.
-        ValueError: a document is something else than text.
+        ValueError: a document is something other than text.
     """
-    # A document of each of ten files in turn. Files alone are shuffled: a buffer would tear apart what follows on.
+    # One document from each of ten files in turn. Only files are shuffled: a buffer would break up their order.
     dataset = _dataset(text, field).shuffle(seed=SEED, buffer_size=1)
     for number, value in enumerate(_values(dataset, text, field), start=1):
         if has_words(value):
@@ -45,10 +48,10 @@ def hub_documents(text: TextConfig, field: str, left_out: LeftOut) -> Iterator[s
 
 
 def check_hub_text(text: TextConfig, field: str) -> None:
-    """Ask the hub for the dataset and read its first document: a few requests, no more than a part of one file.
+    """Ask the Hub for the dataset and read its first document: a few requests, no more than a part of one file.
 
     Raises:
-        HubUnavailable, ValueError: as `hub_documents`; the dataset has no such field.
+        HubUnavailable, ValueError: as `hub_documents`; ValueError also where the dataset has no such field.
     """
     name = (text.hub_id, text.hub_config, text.hub_revision, text.split, text.text_field)
     if name not in _checked:
@@ -63,7 +66,7 @@ def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
             row = next(rows, None)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - the network, damaged files: the library fails in every way
+        except Exception as error:  # noqa: BLE001 - network, damaged files: the library raises errors of every kind
             raise _unavailable(text, field, error, f" after {number - 1:,} documents") from None
         if row is None:
             return
@@ -83,11 +86,11 @@ def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
 def _dataset(text: TextConfig, field: str) -> Any:
     import datasets
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it tells of errors besides raising them
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors besides raising them
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(
-            f"hf://datasets/{text.hub_id}",  # never a folder here that is called so
+            f"hf://datasets/{text.hub_id}",  # never a local folder of that name
             text.hub_config,
             split=text.split,
             revision=text.hub_revision,
@@ -125,31 +128,32 @@ def _digest(name: str) -> int:
 
 
 def is_held_out(name: str) -> bool:
+    """Return whether a document of the standard library is held out, by a hash of its name; tests never are."""
     if any(part in OPTIONAL_FOLDERS for part in Path(name).parts):
         return False
     return _digest(name) % HELD_OUT_ONE_IN == 0
 
 
 def source_files() -> list[Path]:
-    """Every .py file of the library, sorted by name, without the tables of character encodings."""
+    """Return every .py file of the library, sorted by name, without the tables of character encodings."""
     root = stdlib_folder()
     return sorted(
         path
         for path in root.rglob("*.py")
         if not any(part in SKIPPED_FOLDERS for part in path.relative_to(root).parts)
-        and path.name != "topics.py"  # the documentation: read as documents below
+        and path.name != "topics.py"  # the documentation, which `documentation` reads
     )
 
 
 def documentation() -> dict[str, str]:
-    """Topic -> text of the language reference that `help()` shows."""
+    """Return topic -> text of the language reference that `help()` shows."""
     from pydoc_data.topics import topics
 
     return topics
 
 
 def stdlib_documents(part: str) -> Iterator[str]:
-    """The documents of "train" or "heldout"; a held-out document that also stands in the other is left out."""
+    """Yield the documents of "train" or "heldout"; a held-out document that is also in "train" is left out."""
     if part == "train":
         yield from _documents(held_out=False)
         return
@@ -158,7 +162,7 @@ def stdlib_documents(part: str) -> Iterator[str]:
 
 
 def _documents(*, held_out: bool) -> Iterator[str]:
-    """In an order that mixes all subjects: whoever reads the beginning alone, reads a sample of the whole."""
+    """Yield documents in an order that mixes all subjects: the beginning is a sample of the whole."""
     root = stdlib_folder()
     readers: dict[str, Callable[[], str]] = {
         path.relative_to(root).as_posix(): partial(_read, path) for path in source_files()
@@ -172,7 +176,7 @@ def _documents(*, held_out: bool) -> Iterator[str]:
 
 
 def _read(path: Path) -> str:
-    """The text of a source file; nothing for the few test files that are not UTF-8 on purpose."""
+    """Return the text of a source file; nothing for the few test files that are not UTF-8 on purpose."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -180,7 +184,7 @@ def _read(path: Path) -> str:
 
 
 def stdlib_identity() -> list[list[object]]:
-    """What the text depends on: file names and their sizes in bytes."""
+    """Return what the text depends on: file names and their sizes in bytes."""
     root = stdlib_folder()
     return [[path.relative_to(root).as_posix(), path.stat().st_size] for path in source_files()]
 
@@ -191,10 +195,10 @@ TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def text_files(config: TextConfig, field: str) -> list[Path]:
-    """The local files that the patterns name, sorted. A file of that very name comes before a pattern.
+    """Return the local files that the patterns name, sorted; a file of that very name comes before a pattern.
 
     Raises:
-        ValueError: a pattern names nothing, or a file of a kind that is not read.
+        ValueError: a pattern names no file, or a file of a kind that is not supported.
     """
     found: set[Path] = set()
     for pattern in config.files:
@@ -217,7 +221,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def is_same_content(one: Path, other: Path) -> bool:
-    """Whether two files of the same size are one, or alike at the beginning, in the middle and at the end."""
+    """Return whether two files of the same size are one, or alike at the beginning, in the middle and at the end."""
     if one.samefile(other):
         return True
     size = one.stat().st_size
@@ -231,7 +235,7 @@ def is_same_content(one: Path, other: Path) -> bool:
 
 
 def check_text(config: TextConfig, field: str) -> None:
-    """Look at the beginning of every file before any work starts.
+    """Check the beginning of every local file before any work starts.
 
     Raises:
         ValueError: a file is missing, empty, binary, or has no text field.
@@ -262,7 +266,7 @@ def _check_characters(path: Path, text_field: str, field: str) -> None:
 
 
 def _check_json(path: Path, text_field: str, field: str) -> None:
-    """The first line has the field."""
+    """Raise ValueError unless the first line has the text field."""
     with path.open("rb") as file:
         line = file.readline()
     first = line.removeprefix(codecs.BOM_UTF8).splitlines()[:1] or [b""]
@@ -301,13 +305,13 @@ def _check_parquet(path: Path, text_field: str, field: str) -> None:
 
 
 def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -> Iterator[str]:
-    """Every document once, in a fixed order that mixes all files and places. Rows without text are left out.
+    """Yield every document once, in a fixed order that mixes all files and places, without the rows that have no text.
 
     Args:
         left_out: counts those rows.
 
     Raises:
-        ValueError: names the file and the row that cannot be read, and why.
+        ValueError: a row cannot be read; the message names the file, the row and the reason.
     """
     left_out = left_out or LeftOut()
     if config.source == "python_stdlib":
@@ -323,7 +327,10 @@ def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -
 
 
 def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
-    """What a token store of this text depends on besides the tokenizer. Local files: name, size, time of change."""
+    """Return what a token store of this text depends on besides the tokenizer.
+
+    Local files count by path, size and time of change.
+    """
     if config.source == "python_stdlib":
         return {"source": "python_stdlib", "part": config.part, "order": "hashed", "files": stdlib_identity()}
     if config.source == "hub":

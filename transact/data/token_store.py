@@ -31,9 +31,9 @@ INDEX_NAME = "index.json"
 TOKENS_NAME = "tokens.bin"
 DOCUMENTS_NAME = "documents.bin"  # a hash of every document in it, sorted
 FILE_NAMES = (INDEX_NAME, TOKENS_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
-MOST = 0.5  # of the held-out documents: with more of them in the training text, nothing is held out
+MOST = 0.5  # of the held-out documents may stand in the training text; with more, nothing is held out
 BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep every core busy
-PIECE_CHARACTERS = 500_000  # of longer documents: a tokenizer takes up to 200 bytes of memory for each character
+PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
 
 
 class TokenStore:
@@ -52,19 +52,19 @@ class TokenStore:
         self._tokens = numpy.memmap(folder / TOKENS_NAME, dtype=self.index["dtype"], mode="r", shape=shape)
 
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
-        """positions: (sequences,) -> tokens: (sequences, sequence_length), int64."""
+        """Return the tokens at positions (sequences,): (sequences, sequence_length), int64."""
         return torch.from_numpy(self._tokens[positions.numpy()].astype(numpy.int64))
 
     def documents(self) -> set[int]:
-        """A hash of every document that it holds a part of."""
+        """Return the hashes of all documents that the store holds a part of."""
         return set(numpy.fromfile(self.folder / DOCUMENTS_NAME, dtype=numpy.uint64).tolist())
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json of a store whose files have the sizes that it says.
+    """Return index.json of a store, whose files have the sizes that it says.
 
     Raises:
-        ValueError: it is not as it was written, or a file has another size.
+        ValueError: the index is not as it was written, or a file has another size.
         OSError: a file is missing.
     """
     index = read_json(folder / INDEX_NAME)
@@ -78,7 +78,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def store_damage(folder: Path, on_read: Callable[[], object] = lambda: None) -> str | None:
-    """What is wrong with a store, in words; None if every byte is as it was written. Reads all of it once.
+    """Return what is wrong with a store, in words, or None if every byte is as it was written.
+
+    Reads all of it once.
 
     Args:
         on_read: as in `damage_of`.
@@ -95,7 +97,7 @@ def store_damage(folder: Path, on_read: Callable[[], object] = lambda: None) -> 
 
 
 def write_index(folder: Path, facts: dict[str, Any]) -> None:
-    """index.json of a folder that holds the other files of a store."""
+    """Write index.json into a folder that holds the other files of a store."""
     files = {
         name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
         for name in (TOKENS_NAME, DOCUMENTS_NAME)
@@ -113,7 +115,7 @@ def remove_store(folder: Path) -> None:
     """Remove a store, damaged or half-written, and nothing that is not one.
 
     Raises:
-        ValueError: something else is in the folder.
+        ValueError: the folder is not a store, or holds something else.
     """
     if not os.path.lexists(folder):
         return
@@ -131,25 +133,25 @@ def remove_store(folder: Path) -> None:
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """A link of that name too: removing it leaves what it leads to."""
+    """Return whether an entry is one of a store's files, or a link of that name: removing it leaves its target."""
     return entry.name in FILE_NAMES and (entry.is_symlink() or entry.is_file())
 
 
 def store_folder(root: Path, identity: dict[str, Any]) -> Path:
-    """Where the store of this text, tokenizer, length and size is, or will be."""
+    """Return where the store of this text, tokenizer, length and size is, or will be."""
     text = json.dumps({"format": FORMAT_VERSION, **identity}, sort_keys=True)
     return root / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def tokenizer_digest(tokenizer: Any, marks: DocumentMarks | None = None) -> str:
-    """Of all that tokens depend on: the marks of documents stand outside of tokenizer.json."""
+    """Return a digest of all that tokens depend on; the marks of documents are not in tokenizer.json."""
     marks = marks or document_marks(tokenizer, "auto")
     added = json.dumps([marks.begin, marks.end])
     return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + added).encode()).hexdigest()
 
 
 def document_hash(document: str) -> int:
-    """64 bits, the same for a document with other white space around it."""
+    """Return a hash of 64 bits, the same for a document with other white space around it."""
     return int.from_bytes(hashlib.blake2b(document.strip().encode(), digest_size=8).digest(), "little")
 
 
@@ -178,16 +180,19 @@ def write_token_store(
     name: str = "the text",
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Tokenise until the text ends or all sequences are full; a last piece that is too short is left out.
+    """Write a token store: tokenise until the text ends or all sequences are full.
+
+    A last piece that is too short for a sequence is left out.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
         without: Hashes of held-out documents, which are left out.
-        name: Of the text, for messages.
-        progress: Told the number of tokens written after every batch.
+        name: The text's name, for messages.
+        progress: Called after every batch with the number of tokens that were written.
 
     Raises:
-        ValueError: the text does not fill one sequence, or holds most of the held-out documents; nothing is left of it.
+        ValueError: the text does not fill one sequence, or holds most of the held-out documents. No files are left
+            behind.
     """
     dtype = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
     sequence_length = packing.sequence_length
@@ -228,7 +233,7 @@ def write_token_store(
 
 @contextmanager
 def _made_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes the store; nothing of it is left where that fails: it would begin anew."""
+    """Yield a temporary folder that becomes the store; on an error it is removed, as a retry starts from nothing."""
     remove_store(folder)
     remove_store(temporary_name(folder))
     temporary = fresh_temporary_folder(folder)
@@ -294,7 +299,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(document: _Document) -> Iterator[_Piece]:
-    """The whole document, or pieces of a very long one, cut before white space where there is some."""
+    """Yield the whole document, or pieces of a very long one, cut before white space where there is some."""
     text, start = document.text, 0
     while len(text) - start > PIECE_CHARACTERS:
         stop = start + PIECE_CHARACTERS

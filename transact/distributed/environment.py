@@ -1,4 +1,4 @@
-"""Who started this process, and which rank it is: what the environment says, in the words of torchrun."""
+"""The launcher and the rank of this process, as the environment variables say, under the names of torchrun."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Mapping, MutableMapping
 
 LOOPBACK = "127.0.0.1"
 GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHER = "TRANSACT_LAUNCHER"  # the number of the process that waits for the ranks and tells how they ended
-PARENTS = "TRANSACT_PARENTS"  # numbers of the processes that started this one, and that it does not outlive
+LAUNCHER = "TRANSACT_LAUNCHER"  # id of the process that waits for the ranks and reports how they ended
+PARENTS = "TRANSACT_PARENTS"  # ids of the processes that started this one; it stops when one of them ends
 JOB_TOKEN = "TRANSACT_JOB_TOKEN"  # a secret of the ranks of a job
 INHERITED = (*GIVEN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR", LAUNCHER, PARENTS, JOB_TOKEN)
 MOST = 10**6
-ADDRESS_SECONDS = 5.0  # for a machine's name to be known to the resolver
+ADDRESS_SECONDS = 5.0  # for the resolver to know a machine's name
 OF_TORCHRUN = {
     "RANK": (0, MOST),
     "WORLD_SIZE": (1, MOST),
@@ -37,7 +37,7 @@ PORTS = (20_000, 32_000)  # below those that Linux gives to outgoing connections
 
 
 def environment_rank() -> int:
-    """This process's rank as its launcher says; 0 where there is none."""
+    """Return this process's rank as its launcher says; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -46,21 +46,21 @@ def environment_world_size() -> int:
 
 
 def environment_local_rank() -> int:
-    """Among the ranks of this machine."""
+    """Return this process's rank among the ranks of this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in a step of SLURM.
 
-    Nothing is changed under torchrun, inside srun or not, and where somebody has set them all. A batch script without
-    srun is one process, although SLURM_NTASKS says otherwise there.
+    Nothing is changed under torchrun, inside srun or not, and where rank, world size, address and port are all set. A
+    batch script without srun is one process, although SLURM_NTASKS says otherwise there.
     """
     if "TORCHELASTIC_RUN_ID" in environ or all(name in environ for name in GIVEN):
         return
     if not all(environ.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")):
         return
-    # A port that is another one after every restart: the last attempt's may not be free yet.
+    # Another port after every restart: the last attempt's may not be free yet.
     attempt = ".".join(environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
     nodes = environ.get("SLURM_STEP_NODELIST", "")
     is_one_node = environ.get("SLURM_STEP_NUM_NODES", "1") == "1"
@@ -73,10 +73,12 @@ def adopt_slurm_step(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Who this process is, in torchrun's words; one that nothing launched heeds no address that its shell exports.
+    """Set and check the variables of torchrun for this process.
+
+    Without a launcher they are removed: an address that the shell exports is ignored.
 
     Raises:
-        ValueError: a variable is no such number, or they contradict each other.
+        ValueError: a variable is not an allowed number, or they contradict each other.
     """
     _check_numbers(environ, OF_SLURM)
     adopt_slurm_step(environ)
@@ -88,19 +90,19 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
-    """As `adopt_launcher`, without changing anything, and the address that is given for rank 0 is known here.
+    """Check what `adopt_launcher` checks, without changing anything, and that rank 0's given address is known here.
 
     Raises:
-        ValueError: as `adopt_launcher`; or there is no such machine, for which the ranks would wait.
+        ValueError: as `adopt_launcher`; or no machine has that address, and the ranks would wait for it.
     """
     adopted = dict(environ)
     adopt_launcher(adopted)
-    if int(adopted.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in environ:  # SLURM's own nodes are there
+    if int(adopted.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in environ:  # the nodes that SLURM names exist
         _check_address(environ["MASTER_ADDR"])
 
 
 def _check_address(address: str) -> None:
-    """A name server that is out of reach says nothing about the name."""
+    """Raise ValueError if no machine has this name; a name server that is out of reach says nothing about it."""
     deadline = time.monotonic() + ADDRESS_SECONDS
     while True:
         try:
@@ -112,7 +114,7 @@ def _check_address(address: str) -> None:
             if error.errno != socket.EAI_NONAME:
                 return
         except UnicodeError:
-            pass  # no name could look like this
+            pass  # not a valid name
         else:
             return
         raise ValueError(f"the environment's MASTER_ADDR={address!r} is not allowed: no machine has this name")
@@ -148,16 +150,16 @@ def _check_together(environ: Mapping[str, str]) -> None:
 
 
 def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Drop what the launcher of another job in the same shell said: a new job must not take it for its own."""
+    """Drop the variables of another job's launcher in the same shell: a new job must not take them for its own."""
     for name in [each for each in environ if each in INHERITED or each.startswith("TORCHELASTIC_")]:
         del environ[name]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now.
+    """Return a port of this machine that is free now.
 
     Raises:
-        OSError: none of many was free.
+        OSError: none of many ports was free.
     """
     for port in random.SystemRandom().sample(range(*PORTS), 100):
         with socket.socket() as probe:
@@ -170,12 +172,18 @@ def free_port() -> int:
 
 
 def first_host(nodes: str) -> str:
-    """The first of a list as SLURM writes it: "gpu[003-004,7],cpu1" -> "gpu003". Containers have no scontrol to ask."""
+    """Return the first host of a list as SLURM writes it: "gpu[003-004,7],cpu1" -> "gpu003".
+
+    Containers have no scontrol to ask.
+    """
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _tasks_here(environ: MutableMapping[str, str]) -> int:
-    """SLURM_STEP_TASKS_PER_NODE counts them as "8(x2),4": two nodes with 8, then one with 4."""
+    """Return the number of tasks on this node.
+
+    SLURM_STEP_TASKS_PER_NODE counts them as "8(x2),4": two nodes with 8, then one with 4.
+    """
     counts: list[int] = []
     for group in environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         count, _, times = group.partition("(x")

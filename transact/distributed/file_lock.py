@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 POLL_SECONDS = 0.2
-LEASE_SECONDS = 150.0  # after which NFS and Lustre take the locks of a dead machine away, and some more
+LEASE_SECONDS = 150.0  # the time after which NFS and Lustre release the locks of a dead machine, and some more
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def exclusive(path: Path, *, wait: bool = True, remove: bool = False) -> Iterato
     """Wait until no other process is inside this block with the same path.
 
     Args:
-        wait: otherwise the block is entered at once, with False if another process is inside.
-        remove: the file goes with the last that leaves, else it stays.
+        wait: otherwise the block is entered at once, with False where another process is inside.
+        remove: whoever holds the lock deletes the file on leaving the block, else it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -35,7 +35,7 @@ def exclusive(path: Path, *, wait: bool = True, remove: bool = False) -> Iterato
             file = stack.enter_context(path.open("a"))
             held = _flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not held or _is_still(path, file.fileno()):
-                break  # else somebody removed it meanwhile: the lock is on a file that nobody else will find
+                break  # else it was removed meanwhile: the lock is on a file that no other process will find
         try:
             yield held
         finally:
@@ -52,13 +52,13 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterator[None]:
-    """All ranks of one run inside, no rank of another. Collective.
+    """Lock a run for all its ranks: no rank of another run is inside this block (collective).
 
-    Rank 0 needs the lock for itself for a moment, so that it waits for the last rank of a run that is ending; then
-    every rank holds it together with the others.
+    Rank 0 first takes the lock exclusively, so that it waits for the last rank of a run that is ending; then all ranks
+    share it.
 
     Args:
-        patience_seconds: that another run has to leave, a job that was killed just now for example. On another
+        patience_seconds: time that another run has to leave, for example a job that was just killed. On another
             machine it has at least `LEASE_SECONDS`: the server may not know yet that the machine is dead.
 
     Raises:
@@ -77,7 +77,7 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
 
 @contextmanager
 def held_by_one_run(path: Path, group: ProcessGroup) -> Iterator[None]:
-    """Wait until no other run is inside this block with the same path. Collective.
+    """Wait until no other run is inside this block with the same path (collective).
 
     Raises:
         Stopped: on every rank, when any was asked to stop meanwhile.
@@ -108,7 +108,10 @@ def _take(path: Path, descriptor: int, patience_seconds: float) -> None:
 
 
 def is_known_free(path: Path) -> bool:
-    """Whether no living process holds the lock of a run, for certain: this machine had it, and its disk has locks."""
+    """Return whether it is certain that no living process holds the lock of a run.
+
+    It is where this machine had the lock, and its disk supports locks.
+    """
     if not path.is_file() or _owner(path).get("host") != socket.gethostname():
         return False
     with path.open("r+") as file:
@@ -128,7 +131,7 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def _flock(descriptor: int, operation: int) -> bool:
-    """Whether the lock is held now; on a file system without locks nobody is kept out."""
+    """Try a lock operation and return whether the lock is held; a file system without locks keeps no process out."""
     try:
         fcntl.flock(descriptor, operation)
     except BlockingIOError:

@@ -22,30 +22,26 @@ from transact.errors import RankFailed, Stopped, one_line
 
 
 def check_device(requested: str) -> None:
-    """This rank has what `engine.device` asks for.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """Raise ValueError unless this rank has the device that `engine.device` asks for."""
     if requested != "cuda":
         return
     count, local_rank = torch.cuda.device_count(), environment_local_rank()
     if count == 0 or not torch.cuda.is_available():
         raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
-    if 1 < count <= local_rank:  # where each rank is shown its own GPU alone, that is number 0
+    if 1 < count <= local_rank:  # where each rank sees its own GPU alone, that is number 0
         raise ValueError(
             f"engine.device='cuda' is not allowed for rank {local_rank} of this machine: it has {count} GPUs"
         )
 
 
 def rank_device(requested: str, local_rank: int) -> torch.device:
-    """The device of this process, which torch and DeepSpeed are told as well."""
+    """Return the device of this process, and set it in torch and for DeepSpeed."""
     use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         return torch.device("cpu")
-    index = local_rank % torch.cuda.device_count()  # where each rank is shown its own GPU alone, that is number 0
-    os.environ["LOCAL_RANK"] = str(index)  # which DeepSpeed takes for the device; `ProcessGroup.local_rank` is the rank
+    index = local_rank % torch.cuda.device_count()  # where each rank sees its own GPU alone, that is number 0
+    os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed's device; the rank is `ProcessGroup.local_rank`
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -78,9 +74,9 @@ class ProcessGroup:
         return self.rank == 0
 
     def _exchange(self, collective: Callable[..., Any], *given: Any, is_progress: bool = True, **named: Any) -> None:
-        """Call a collective of torch; every one goes through here, so that the watchdog hears of it before and after.
+        """Call a collective of torch, and report progress to the watchdog before and after; all collectives use this.
 
-        is_progress: False where the main thread of rank 0 only keeps the others company: its work is judged elsewhere.
+        is_progress: False where the main thread of rank 0 only waits with the others: its work is judged elsewhere.
         """
         if is_progress:
             self.watchdog.progress()
@@ -89,43 +85,46 @@ class ProcessGroup:
             self.watchdog.progress()
 
     def barrier(self) -> None:
-        # An all-reduce of a CPU tensor: gloo, on every machine, whatever the GPUs are doing.
+        """Wait until all ranks are here (collective)."""
+        # An all-reduce of a CPU tensor uses gloo on every machine, whatever the GPUs are doing.
         self.sum(torch.zeros(1))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """All-reduce SUM in place; the device of the tensor chooses gloo or NCCL."""
+        """Sum a tensor over all ranks in place (collective); the device of the tensor chooses gloo or NCCL."""
         self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.SUM)
         return tensor
 
     def sum_to(self, rank: int, tensor: torch.Tensor) -> None:
-        """Reduce SUM: in place on `rank`; elsewhere the tensor is of no use afterwards."""
+        """Sum a tensor in place on `rank` (collective); on the others its content is undefined afterwards."""
         self._exchange(distributed.reduce, tensor, dst=rank, op=distributed.ReduceOp.SUM)
 
     def maxima(self, *values: float) -> list[float]:
-        """Of each value, the largest of all ranks."""
+        """Return the largest of all ranks for each value (collective)."""
         tensor = torch.tensor(values, dtype=torch.float64)
         self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
         return [float(value) for value in tensor.tolist()]
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's plain Python value, on every rank."""
+        """Return rank 0's plain Python value on every rank (collective)."""
         box = [value]
         self._exchange(distributed.broadcast_object_list, box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any rank."""
+        """Return for each flag whether it is set on any rank (collective)."""
         tensor = torch.tensor(flags, dtype=torch.uint8)
         self._exchange(distributed.all_reduce, tensor, op=distributed.ReduceOp.MAX)
         return [bool(flag) for flag in tensor.tolist()]
 
     @property
     def is_asked_to_stop(self) -> bool:
-        """Whether this rank is; the others may not know yet."""
+        """Whether this rank was asked to stop; the others may not know yet."""
         return self.interruption.asked_by is not None
 
     def stop_if_asked(self) -> None:
-        """Collective, between two pieces of work that need not be saved.
+        """Stop all ranks if any was asked to stop.
+
+        Collective: between two pieces of work that need not be saved.
 
         Raises:
             Stopped: on every rank, when any was asked to stop.
@@ -134,10 +133,10 @@ class ProcessGroup:
             self.stop()
 
     def turn(self) -> None:
-        """One piece of work is done: the watchdog hears of it, and all ranks stop if any was asked to.
+        """Report a finished piece of work to the watchdog, and stop all ranks if any was asked to stop.
 
         Collective in the main thread: every rank calls it equally often, whatever its share of the work is. In a
-        thread of `on_main`, which looks after signals itself, and while `interruption.deferred()` it only reports.
+        thread of `on_main`, which handles signals itself, and inside `interruption.deferred()` it only reports.
 
         Raises:
             Stopped: on every rank, when any was asked to stop.
@@ -147,35 +146,37 @@ class ProcessGroup:
             self.stop_if_asked()
 
     def stop(self) -> NoReturn:
-        """Leave; all ranks call this, once they have agreed."""
+        """Raise Stopped with what asked for it (collective: all ranks call this, once they have agreed)."""
         names = [name for name in self.gather(self.interruption.asked_by) if name]
-        self.watchdog.end()  # from here on a rank that is gone has only left
+        self.watchdog.end()  # from here on a rank that is gone has left, not died
         with suppress(RuntimeError):
             self.barrier()
         raise Stopped(names[0] if names else "")
 
     def shared_out(self, count: int) -> range:
-        """This rank's numbers when 0 to count - 1 are dealt out in turn."""
+        """Return this rank's numbers when 0 to count - 1 are dealt out in turn."""
         return range(self.rank, count, self.world_size)
 
     def turns(self, count: int) -> Iterator[int | None]:
-        """The same, equally often on every rank: None in a last turn that has no number for this one."""
+        """Yield the numbers of `shared_out`, equally often on every rank: None in a last turn that has none for it."""
         for first in range(0, count, self.world_size):
             yield first + self.rank if first + self.rank < count else None
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's plain Python value, on every rank."""
+        """Return every rank's plain Python value on every rank, in the order of ranks (collective)."""
         values: list[Any] = [None] * self.world_size
         self._exchange(distributed.all_gather_object, values, value)
         return values
 
     def everywhere(self, work: Callable[[], Result]) -> list[Result]:
-        """Run work that may fail (it writes files, say) on every rank; all results, in the order of ranks.
+        """Run work that may fail (it writes files, say) on every rank; return all results, in the order of ranks.
+
+        Collective.
 
         Raises:
             Exception: the work's own, on the ranks where it failed.
-            ValueError: on the others, once all have ended, when it was one.
-            RankFailed: on the others, when it was anything else.
+            ValueError: on the others, once all have ended, when the work raised one.
+            RankFailed: on the others, when it raised anything else.
         """
         result, error = None, None
         try:
@@ -193,14 +194,14 @@ class ProcessGroup:
         return [value for value, _, _ in outcomes]
 
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
-        """Run work on rank 0 while the others wait; its result on every rank.
+        """Run work on rank 0 while the others wait, and return its result on every rank (collective).
 
         The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
         timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
 
         Args:
             may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
-                It may then take as long as it likes; other work is taken to hang like everything else.
+                It may then take any time; other work counts as hanging when it reports no progress.
 
         Raises:
             Stopped: on every rank, when any was asked to stop meanwhile.
@@ -211,7 +212,7 @@ class ProcessGroup:
         pause = 0.005
         while True:
             both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
-            # Of work that may not be left rank 0's watchdog is the judge.
+            # Work that may not be left reports its own progress to rank 0's watchdog.
             waits = may_be_left or not self.is_main
             self._exchange(distributed.all_reduce, both, op=distributed.ReduceOp.MAX, is_progress=waits)
             state, asked = both.tolist()
@@ -236,7 +237,7 @@ class ProcessGroup:
 
 
 def _error_of(rank: int, message: str, *, refused: bool) -> Exception:
-    """What the others raise when the work failed on one rank. refused: with a ValueError, which is the user's."""
+    """Return the error that the others raise when one rank failed. refused: by a ValueError, which is the user's."""
     return ValueError(message) if refused else RankFailed(f"rank {rank} failed: {message}")
 
 
@@ -251,13 +252,13 @@ def process_group(
     broken connection at once instead of waiting for the timeout.
 
     Args:
-        timeout_minutes: without progress, after which a rank counts as hanging.
+        timeout_minutes: time without progress after which a rank counts as hanging.
         refusal: why this rank, having looked at the request, cannot meet it; None if it can.
 
     Raises:
-        Refused: on every rank, before anything else, when one of them refuses.
+        Refusal: on every rank, before anything else, when one of them refuses.
         Stopped: this rank was asked to stop while it waited for the others.
-        TimeoutError: some ranks never came.
+        TimeoutError: some ranks did not arrive in time.
     """
     rank, world_size, local_rank = environment_rank(), environment_world_size(), environment_local_rank()
     complete_environment()
@@ -278,7 +279,7 @@ def process_group(
     yield group
     group.barrier()
     watchdog.end()
-    group.barrier()  # rank 0 may hold the store, which the watchdogs of all use to the end
+    group.barrier()  # rank 0 may serve the store, which all watchdogs use to the end
     distributed.destroy_process_group()
 
 
@@ -301,7 +302,7 @@ def _join(
         store=own_part(store, "group"),
         rank=rank,
         world_size=world_size,
-        # Longer than the watchdog's patience, which knows more about what hangs.
+        # Longer than the watchdog's patience: the watchdog knows more about what hangs.
         timeout=watchdog.patience + GRACE,
     )
     group = ProcessGroup(

@@ -1,4 +1,4 @@
-"""How ranks find each other, and tell their own messages from a stranger's."""
+"""How ranks find each other, and how they sign messages, so that those of other processes do not count."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNNING, DONE, FAILED = 0, 1, 2
 
 
 class Background:
-    """Starts at once; goes on, and holds nobody up, when it is left."""
+    """Work in a daemon thread, which starts at once and does not keep the process alive when it is left."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.state = RUNNING
@@ -50,14 +50,18 @@ SECRET_BYTES = 32
 
 
 def new_token() -> str:
+    """Return a random secret for the ranks of one job."""
     return secrets.token_hex(SECRET_BYTES)
 
 
 def job_token(world_size: int, environ: Mapping[str, str] = os.environ) -> bytes:
-    """The launcher's, where it has set one; a random one for a single process; on one machine one that follows from a
-    secret file of this user. Empty for ranks on several machines that were started without: they share no secret."""
+    """Return the secret that the ranks of a job share and sign with.
+
+    The launcher's, where it has set one; a random one for a single process; on one machine one that follows from a
+    secret file of this user. Empty for ranks on several machines that were started without: they share no secret.
+    """
     given = environ.get(JOB_TOKEN)
-    if given:  # another one for every attempt of torchrun, whose store outlives them
+    if given:  # a different one for every attempt of torchrun, whose store outlives them
         return _code(given.encode(), environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if world_size == 1:
         return new_token().encode()
@@ -69,11 +73,12 @@ def job_token(world_size: int, environ: Mapping[str, str] = os.environ) -> bytes
 
 
 def sign(token: bytes, key: str, text: str) -> str:
+    """Return a text behind its signature for this key, as `signed_text` reads it."""
     return f"{_code(token, f'{key} {text}').decode()} {text}"
 
 
 def signed_text(token: bytes, key: str, signed: bytes) -> str | None:
-    """What was signed for this key; None if it was not, or with another token."""
+    """Return the text that was signed for this key, or None if it was not, or with another token."""
     code, _, text = signed.decode(errors="replace").partition(" ")
     return text if hmac.compare_digest(code.encode(), _code(token, f"{key} {text}")) else None
 
@@ -83,7 +88,10 @@ def _code(token: bytes, text: str) -> bytes:
 
 
 def _user_secret(path: Path) -> bytes:
-    """Made by the first rank that looks; empty where there is no home to keep it in, or where others can read it."""
+    """Return this user's secret, which the first rank that looks makes.
+
+    Empty where there is no home folder to keep it in, or where others can read it.
+    """
     with suppress(OSError, RuntimeError):
         if not path.exists():
             _make_secret(path)
@@ -107,31 +115,32 @@ def _make_secret(path: Path) -> None:
         temporary.unlink()
 
 
-START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to appear
+START_TIMEOUT = timedelta(minutes=10)  # for the slowest rank to arrive
 PORT_SECONDS = 30.0
 POLL_SECONDS = 0.1
 REFUSAL_SECONDS = 10.0  # for the slowest rank to read why all of them leave
 
 
 def complete_environment() -> None:
-    """DeepSpeed looks for MPI when one of these is missing, so a single process gets them all."""
+    """Set the variables that are missing for a single process: without one of them DeepSpeed looks for MPI."""
     os.environ.setdefault("MASTER_ADDR", LOOPBACK)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())  # of a process that is alone, and serves nothing there
+        os.environ["MASTER_PORT"] = str(free_port())  # for a single process, which serves nothing there
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
     if is_one_machine():
-        # A job of one machine talks over its loopback alone: no other machine can reach its ports.
+        # A job of one machine uses its loopback alone: no other machine can reach its ports.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
 
 
 def is_one_machine() -> bool:
+    """Return whether all ranks are on this machine."""
     return os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ["WORLD_SIZE"]
 
 
 def _listener(port: int, address: str = LOOPBACK) -> socket.socket:
-    """Waits a while for a port in use: the other ranks look for this one nowhere else."""
+    """Return a listening socket; wait a while for a port in use, as the other ranks look for this one nowhere else."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     deadline = time.monotonic() + PORT_SECONDS
@@ -148,16 +157,17 @@ def _listener(port: int, address: str = LOOPBACK) -> socket.socket:
 
 
 def meet(rank: int, world_size: int, interruption: Interruption, refusal: str | None) -> Any:
-    """Wait for every rank. Returns the group's store.
+    """Wait for every rank, and return the group's store (collective).
 
-    Raises: as `process_group`.
+    Raises:
+        Refusal, Stopped, TimeoutError: as `process_group`; Refusal also where another process has the port.
     """
     opening = Background(lambda: _open_store(rank, world_size))
-    while opening.state == RUNNING:  # a client waits for the rank that serves it, deaf to signals
+    while opening.state == RUNNING:  # a client that waits for the rank that serves it does not react to signals
         opening.thread.join(POLL_SECONDS)
         _heed(interruption)
     if opening.error is not None:
-        if _is_port_taken(opening.error) and own_job() is None:  # SLURM's next attempt takes another by itself
+        if _is_port_taken(opening.error) and own_job() is None:  # SLURM's next attempt takes another port by itself
             taken = f"the environment's MASTER_PORT={os.environ['MASTER_PORT']} is not allowed: another process has it"
             raise Refusal(taken) from None
         raise opening.error
@@ -188,7 +198,7 @@ def _heed(interruption: Interruption) -> None:
 
 
 def _leave_together(start: Any, rank: int, world_size: int) -> None:
-    """Rank 0, which may serve the store, goes last."""
+    """Wait on rank 0, which may serve the store, until the others have left."""
     left = start.add("left", 1)
     deadline = time.monotonic() + REFUSAL_SECONDS
     while rank == 0 and left < world_size and time.monotonic() < deadline:
@@ -197,18 +207,18 @@ def _leave_together(start: Any, rank: int, world_size: int) -> None:
 
 
 def own_part(store: Any, name: str) -> Any:
-    """Keys of their own in a store that may outlive this attempt, as torchrun's does."""
+    """Return a store with keys of this attempt alone, in one that may outlive it, as torchrun's does."""
     return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", store)
 
 
 def _open_store(rank: int, world_size: int) -> Any:
-    """The group's key-value store: torchrun's, or one that rank 0 serves; one process needs no port for it."""
+    """Return the group's key-value store: torchrun's, or one that rank 0 serves; one process needs no port for it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if world_size == 1 and not is_served:
         return HashStore()
     serves = rank == 0 and not is_served
-    # Of several machines each must reach it, by whatever address: it listens on all.
+    # With several machines it listens on all addresses: each machine must reach it.
     listener = _listener(port, address) if serves and is_one_machine() else None
     return TCPStore(
         address,

@@ -1,4 +1,4 @@
-"""Signals that ask the job to stop: acknowledged at once, heeded by all ranks together at the next safe point."""
+"""Signals that ask the job to stop: acknowledged at once, obeyed by all ranks together at the next safe point."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from transact.distributed.environment import PARENTS
 from transact.errors import FAILED, leave, leave_after, speaks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-WARNINGS = ("SIGUSR1", "SIGUSR2")  # of a cluster, some time before it takes the machines
-# A terminal and a launcher that passes it on both deliver one Ctrl-C.
+WARNINGS = ("SIGUSR1", "SIGUSR2")  # a cluster sends them some time before it takes the machines
+# One Ctrl-C arrives twice: from the terminal, and from a launcher that passes it on.
 SAME_KEY_SECONDS = 1.0
 STOPPING = "stopping after this step; once more leaves at once"
-LEAVE_SECONDS = 5.0  # to say so and write it down, after a second signal
-ORPHAN_SECONDS = 120.0  # to save and leave, once nobody is there who would end this process
+LEAVE_SECONDS = 5.0  # to report and record it, after a second signal
+ORPHAN_SECONDS = 120.0  # to save and leave, once the processes that would end this one are gone
 
 
 def say(message: str) -> None:
+    """Print a line on the original stderr, if it still works."""
     with suppress(OSError):  # the terminal may be gone
-        print(message, file=sys.__stderr__, flush=True)  # the present one may be caught, as that of lm-eval's bars is
+        print(message, file=sys.__stderr__, flush=True)  # sys.stderr may be redirected, as for lm-eval's bars
 
 
 def handle_all(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[signal.Signals, Any]:
-    """Take over the signals that ask a job to stop; from the main thread. Returns what handled them before.
+    """Handle the signals that ask a job to stop, and return their previous handlers; for the main thread.
 
-    The end of the terminal that nohup has made the process deaf to stays ignored.
+    SIGHUP stays ignored where it is, as under nohup.
     """
     heeded = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
     return {each: signal.signal(each, handler) for each in heeded}
 
 
 def let_terminal_go() -> None:
-    """Once the terminal is closed what is written to it goes nowhere: a write that fails would end the job before it
-    has saved."""
+    """Redirect stdout and stderr to /dev/null where their terminal is closed.
+
+    A write that fails would end the job before it has saved.
+    """
     for descriptor in (1, 2):
         poll = select.poll()
         poll.register(descriptor, 0)
@@ -52,15 +55,17 @@ def let_terminal_go() -> None:
 
 
 class Interruption:
-    """What this rank was asked. Once asked it stays asked.
+    """The request to this rank to stop. Once asked it stays asked.
 
-    Attributes: asked_by: the signal's name, or why else. say: shows the user a line. tell_others: told what was asked,
-    so that rank 0 can acknowledge what only another rank has heard. left: told of a second signal, before the process
-    ends.
+    Attributes:
+        asked_by: the signal's name, or why else.
+        say: shows the user a line.
+        tell_others: called with what was asked, so that rank 0 can acknowledge what only another rank has received.
+        left: called with the name of a second signal, before the process ends.
 
     Args:
-        leave_seconds: after a warning (SIGUSR1 or SIGUSR2), when the process ends whatever it is at: a stage that
-            heeds nothing would be killed with the job, and a job that is killed is not queued again. None: never.
+        leave_seconds: after a warning (SIGUSR1 or SIGUSR2), when the process ends whatever it does: a stage that
+            reacts to nothing would be killed with the job, and a job that is killed is not requeued. None: never.
         is_cluster: whether a cluster sends signals: it repeats SIGTERM before it kills, while this rank may still save.
     """
 
@@ -80,7 +85,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, `ProcessGroup.turn` stops nobody: the work looks itself, and saves before it stops."""
+        """Keep `ProcessGroup.turn` from stopping in this block: the work checks itself, and saves before it stops."""
         self._deferred += 1
         try:
             yield
@@ -88,10 +93,10 @@ class Interruption:
             self._deferred -= 1
 
     def listen(self) -> None:
-        """Take over the signals of this process; from its main thread.
+        """Handle the signals of this process; for its main thread.
 
-        Python runs handlers in the main thread alone, which may be deep inside a collective: so a thread reads the
-        numbers that arrive from a pipe, into which the interpreter writes them at once.
+        Python runs handlers in the main thread alone, which may be inside a collective. So a thread reads the signals'
+        numbers from a pipe, into which the interpreter writes them at once.
         """
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -103,7 +108,7 @@ class Interruption:
             threading.Thread(target=self._outlive, args=(parents,), name="parents", daemon=True).start()
 
     def hear(self, name: str) -> None:
-        """Be asked, here or by way of another rank."""
+        """Record a request to stop, which reached this rank or another; only the first counts."""
         if self.asked_by is None:
             self.asked_by = name
             self.tell_others(name)
@@ -111,6 +116,7 @@ class Interruption:
                 self.say(f"{name}: {STOPPING}")
 
     def say_left(self, name: str) -> None:
+        """Tell the user that a second signal ends the process at once."""
         if speaks():
             self.say(f"left at once, after a second {name}; what was finished stays")
 
@@ -136,14 +142,14 @@ class Interruption:
                 leave(FAILED, at_once=True)
 
     def _outlive(self, parents: list[int]) -> None:
-        """Stop when one of these processes ends: nobody would end this one, or tell how it did."""
+        """Stop when one of these processes ends: none would be left to end this one, or to report how it ended."""
         number = wait_for_end(parents)
         leave_after(ORPHAN_SECONDS, FAILED)
         self.hear(f"the end of process {number}, which had started it")
 
 
 def wait_for_end(processes: list[int]) -> int:
-    """Wait until one of some processes, which need not be children, has ended. Returns its number."""
+    """Wait until one of some processes, which need not be children, has ended, and return its process id."""
     descriptors: dict[int, int] = {}
     for number in processes:
         try:

@@ -1,4 +1,4 @@
-"""What SLURM says when it is asked, through its commands."""
+"""Queries to SLURM, through its commands."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from transact.errors import Refusal, one_line
 
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
 PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
-LONG_PATIENCE = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0, 120.0, 120.0)  # another controller takes over
-EARLY_SECONDS = 90.0  # SLURM sends the warning up to a minute before its time
+LONG_PATIENCE = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0, 120.0, 120.0)  # for a backup controller to take over
+EARLY_SECONDS = 90.0  # SLURM may send the warning up to a minute early
 ANSWER_SECONDS = 60.0
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"})
 ENDED |= {"OUT_OF_MEMORY", "REVOKED"}
 
 
 class SlurmError(Refusal):
-    """SLURM did not do what it was asked; one line."""
+    """SLURM did not do what it was asked; the message is one line."""
 
 
 def require_slurm() -> None:
-    """
-    Raises:
-        SlurmError: its commands are not on this machine.
-    """
+    """Raise SlurmError unless SLURM's commands are on this machine."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         raise SlurmError(
@@ -37,13 +34,13 @@ def require_slurm() -> None:
 
 
 def ask(*command: str, patience: Iterable[float] = ()) -> str:
-    """Run a command of SLURM. Returns what it prints.
+    """Run a command of SLURM and return what it prints.
 
     Args:
         patience: seconds to wait before each further attempt.
 
     Raises:
-        SlurmError: it failed to the last.
+        SlurmError: the last attempt failed too.
     """
     pauses = list(patience)
     while True:
@@ -60,7 +57,7 @@ def ask(*command: str, patience: Iterable[float] = ()) -> str:
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str]:
-    """Job -> state, as squeue names it, of those that SLURM still knows.
+    """Return job -> state, as squeue names it, of those jobs that SLURM still knows.
 
     Raises:
         SlurmError: SLURM does not answer, which says nothing about the jobs.
@@ -71,27 +68,27 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
     try:
         lines = ask("squeue", "-a", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=PATIENCE[:1])
     except SlurmError as error:
-        if "Invalid job id" in str(error):  # a single job that it has forgotten
+        if "Invalid job id" in str(error):  # of a single job that SLURM no longer knows
             return {}
         raise
     return dict(line.split(maxsplit=1) for line in lines.splitlines())
 
 
 def live_jobs(jobs: Iterable[str]) -> list[str]:
-    """Those that wait or run, in the given order."""
+    """Return the jobs that wait or run, in the given order."""
     wanted = list(jobs)
     states = job_states(wanted)
     return [job for job in wanted if job in states and states[job] not in ENDED]
 
 
 def own_job() -> tuple[str, int] | None:
-    """The job that this process belongs to, and how often it was queued again; None outside of SLURM."""
+    """Return the job that this process belongs to, and how often it was requeued; None outside of SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return None if job is None else (job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
 def seconds_left(job: str) -> float:
-    """Until the time limit; infinity without one."""
+    """Return the seconds until the job's time limit; infinity without one."""
     text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=PATIENCE)
     if not text[:1].isdigit():
         return float("inf")
@@ -104,6 +101,6 @@ def seconds_left(job: str) -> float:
 
 
 def is_running_still(job: str, restart: int, patience: Iterable[float] = PATIENCE) -> bool:
-    """Whether the job runs, in this attempt: SLURM has neither ended it nor queued it again."""
+    """Return whether the job runs, in this attempt: SLURM has neither ended nor requeued it."""
     shown = dict(word.partition("=")[::2] for word in ask("scontrol", "show", "job", job, patience=patience).split())
     return shown.get("JobState") == "RUNNING" and int(shown.get("Restarts", "0")) == restart

@@ -1,10 +1,10 @@
 """Threads of each rank that notice ranks which died or hang, while the main thread waits in a collective.
 
 gloo tells a rank at once that another is gone, NCCL only when its timeout is over, and neither says which. So every
-rank writes a beat into the process group's key-value store; rank 0 looks at everybody's beat, the others at that of
-rank 0. Whoever notices something writes the verdict, which all ranks read and obey: the first one counts.
+rank writes a beat into the process group's key-value store; rank 0 looks at every rank's beat, the others at that of
+rank 0. A rank that notices something writes a verdict, which all ranks read and obey: the first one counts.
 
-One thread talks to the store and may wait there for ever, when its host is lost without a word; another one judges.
+One thread talks to the store and may wait there for ever, when its host is lost without an error. Another one judges.
 """
 
 from __future__ import annotations
@@ -22,28 +22,33 @@ from transact.distributed.rendezvous import Background, sign, signed_text
 from transact.errors import FAILED, leave, leave_after, one_line, say_error
 
 BEAT_SECONDS = 1.0
-RECORD_SECONDS = 10.0  # for the record of a verdict, before the user is told all the same
+RECORD_SECONDS = 10.0  # for recording a verdict; then the user is told even so
 SILENCE_SECONDS = 20.0  # without a beat: the rank is gone
 SUSPICION_SECONDS = 5.0  # the same, once a collective has failed
-LEAVE_SECONDS = 5.0  # that the main thread has to leave by itself once there is a verdict
+LEAVE_SECONDS = 5.0  # for the main thread to leave by itself once there is a verdict
 LAST_SECONDS = 30.0  # for stacks and run.json on a disk that hangs too; then the process ends without them
 VERDICT = "verdict"
 ASKED = "asked"
 
 
 def ignore(message: str) -> None:
-    """The default of what is told."""
+    """Ignore a message: the default of a callback."""
 
 
 class Watchdog:
-    """Attributes: stage: what the rank is at, for messages. stacks: folder for the stacks of ranks that hang; None:
-    nothing is written. record_failure: told the verdict before the process is ended from here; returns False where
-    another rank has recorded one before, and nothing is left to say. tell: says it to the user, on one rank.
-    when_asked: told why another rank was asked to stop.
+    """The thread of a rank that judges whether ranks died or hang, and ends the process after a verdict.
+
+    Attributes:
+        stage: what the rank is at, for messages.
+        stacks: folder for the stacks of ranks that hang; None: nothing is written.
+        record_failure: called with the verdict before the process is ended from here; returns False where another rank
+            has recorded one before, and nothing is left to say.
+        tell: tells the user the verdict, on one rank.
+        when_asked: called with the reason why another rank was asked to stop.
 
     Args:
-        store: a client of the process group's store of its own.
-        stall_seconds: without progress in the main thread, after which the rank hangs.
+        store: a client of the process group's store, used here alone.
+        stall_seconds: time without progress in the main thread, after which the rank hangs.
         token: what verdicts are signed with; those of others are ignored.
     """
 
@@ -75,7 +80,7 @@ class Watchdog:
         return timedelta(seconds=self._stall_seconds)
 
     def end(self) -> None:
-        """Nobody watches any more; what was reported is known to the others, if the store answers."""
+        """Stop watching; what was reported is then known to the others, if the store answers."""
         self._ended.set()
         self._thread.join()
         self._beats.end()
@@ -83,25 +88,25 @@ class Watchdog:
             time.sleep(2 * BEAT_SECONDS)  # the others read it from a store that may end with this rank
 
     def progress(self) -> None:
-        """The main thread is alive; it says so at every collective and every piece of work."""
+        """Record that the main thread is alive; it calls this at every collective and every piece of work."""
         self._progress = time.monotonic()
 
     def report(self, message: str) -> None:
-        """This rank fails for a reason of its own, which the others are told."""
+        """Tell the others that this rank fails, for a reason of its own."""
         self._beats.propose({"rank": self._rank, "kind": "failed", "message": message})
 
     def ask(self, name: str) -> None:
-        """This rank was asked to stop, which the others are told; they stop together at the next turn."""
+        """Tell the others that this rank was asked to stop; all stop together at the next turn."""
         self._beats.ask(name)
 
     def verdict(self, seconds: float) -> str | None:
-        """What ended the job, waiting for it that long. Asked by a rank whose collective has failed."""
+        """Return what ended the job, or None if it is not known in time; for a rank whose collective has failed."""
         self._silence_seconds = SUSPICION_SECONDS
         self._has_verdict.wait(seconds)
         return None if self._verdict is None else self._verdict["message"]
 
     def speaks(self) -> bool:
-        """Whether this rank tells the user of the verdict: rank 0 does, unless it is the one that is gone."""
+        """Return whether this rank tells the user the verdict: rank 0 does, or every rank if rank 0 is the one gone."""
         return self._rank == 0 or self._verdict is None or self._verdict["rank"] == 0
 
     def _watch(self) -> None:
@@ -120,7 +125,7 @@ class Watchdog:
                 return
 
     def _judge(self, now: float) -> dict[str, Any] | None:
-        """This rank's own view; None while all is well, or while the others are asked whether they saw more."""
+        """Return this rank's verdict, or None while all is well or while the others are asked whether they saw more."""
         seconds = self._silence_seconds
         if self._beats.error is not None or now - self._beats.answered > seconds:
             why = self._beats.error or f"no answer for {seconds:.0f} s"
@@ -140,7 +145,7 @@ class Watchdog:
         return None
 
     def _own_fault(self, now: float) -> dict[str, Any] | None:
-        """This rank was suspended for so long that the others have left without it."""
+        """Return a verdict on this rank if it was suspended for so long that the others have left without it."""
         seconds, until = self._stood_still
         if seconds < SILENCE_SECONDS or now - until > 2 * SILENCE_SECONDS:
             return None
@@ -169,21 +174,23 @@ class Watchdog:
             if self.speaks() and recording.result is not False:
                 self.tell(verdict["message"])
             if verdict["kind"] == "hang":
-                time.sleep(LEAVE_SECONDS)  # rank 0 may hold the store, from which the others read
+                time.sleep(LEAVE_SECONDS)  # rank 0 may serve the store, from which the others read
         finally:
             if is_needed:
                 leave(FAILED, at_once=True)
 
 
 class Beats:
-    """The thread that talks to the store: it beats, listens to the beats of others, and exchanges verdicts.
+    """The thread that talks to the store: it beats, reads the beats of others, and exchanges verdicts.
 
-    Attributes, for other threads to read: heard: when each watched rank last beat. answered: when the store last did.
-    (Both in seconds of `time.monotonic`.) error: what the store says when its host is gone. verdict: the job's, once
-    there is one.
+    Attributes, for other threads to read:
+        heard: when each watched rank last beat, in seconds of `time.monotonic`.
+        answered: when the store last answered, in the same seconds.
+        error: what the store says when its host is gone.
+        verdict: the job's, once there is one.
 
     Args:
-        when_asked: told why a rank was asked to stop.
+        when_asked: called with the reason why a rank was asked to stop.
     """
 
     def __init__(
@@ -210,12 +217,13 @@ class Beats:
         self._thread.start()
 
     def end(self) -> None:
-        """The store is no longer used, unless it does not answer."""
+        """Stop using the store; a thread to which it does not answer is left behind."""
         self._ended.set()
         self._proposed.set()
         self._thread.join(SUSPICION_SECONDS)
 
     def forgive(self, now: float) -> None:
+        """Count the silence of the ranks and of the store from `now` on."""
         self.heard = dict.fromkeys(self.heard, now)
         self.answered = now
 
@@ -244,7 +252,7 @@ class Beats:
             if self._proposal is None or self.verdict is not None:
                 self._proposed.wait(BEAT_SECONDS)
                 if self._proposal is None:
-                    self._proposed.clear()  # it was `ask`
+                    self._proposed.clear()  # `ask` had set it
 
     def _beat(self, turn: int) -> None:
         self._store.set(f"beat/{self._rank}", str(turn))
@@ -259,16 +267,16 @@ class Beats:
         for rank in self.heard:
             key = f"beat/{rank}"
             if not self._store.check([key]):
-                continue  # it has not begun yet, or never will
+                continue  # it has not started yet, or never will
             beat = self._store.get(key)
             if beat != self._seen[rank]:
                 self._seen[rank] = beat
                 self.heard[rank] = time.monotonic()
 
     def _agreed(self, key: str, own: str | None) -> str | None:
-        """What the first rank said under a key; `own` where that is this one.
+        """Return what the first rank said under a key; `own` where that is this one.
 
-        What no rank has signed counts for nothing, and makes room for what one has.
+        A value that no rank has signed does not count, and is replaced by one that a rank has signed.
         """
         found = self._store.get(key) if self._store.check([key]) else b""
         said = signed_text(self._token, key, found)

@@ -23,7 +23,7 @@ from transact.models.tensor_files import ModelReader
 
 
 def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
-    """The model without its weights: every parameter is allocated, or its own part of it, and not initialised."""
+    """Return the model without its weights: parameters, or this rank's part of each, are allocated, not initialised."""
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -41,14 +41,14 @@ def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
     model.to(group.device)
-    model.tie_weights()  # no construction ties the output layer to the embedding here
+    model.tie_weights()  # nothing above ties the output layer to the embedding
     if OWN_FREQUENCIES in described:
         attach_own_frequencies(model, head_frequencies(described))
     return model
 
 
 def _partitioned_construction(settings: dict[str, Any]) -> Any:
-    """zero.Init that partitions each parameter as it is made, without broadcasting values nobody needs."""
+    """Return a zero.Init that partitions each parameter as it is made, without broadcasting values nobody needs."""
     context = import_deepspeed().zero.Init(config_dict_or_path=settings)
 
     def partition_at_once(parameter: Any) -> None:
@@ -60,7 +60,7 @@ def _partitioned_construction(settings: dict[str, Any]) -> Any:
 
 
 def load_masters(wrapped: Any, reader: ModelReader) -> None:
-    """The float32 masters were made from bfloat16 weights: give them the bits that the folder holds."""
+    """Set the float32 masters, which were made from bfloat16 weights, to the exact values that the folder holds."""
     utils, unsharded = import_deepspeed().utils, unsharded_masters(wrapped)
     for name, parameter in wrapped.module.named_parameters():
         if is_partitioned(parameter):
@@ -72,7 +72,10 @@ def load_masters(wrapped: Any, reader: ModelReader) -> None:
 
 
 def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    """DeepSpeed casts the whole module in bfloat16 mode; rotary frequencies must stay float32."""
+    """Give buffers their dtype back.
+
+    DeepSpeed casts the whole module in bfloat16 mode, and rotary frequencies must stay float32.
+    """
     for name, buffer in model.named_buffers():
         if buffer.dtype != buffers[name].dtype:
             owner_name, _, attribute = name.rpartition(".")
@@ -80,7 +83,7 @@ def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None
 
 
 def wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: TrainingSettings | None) -> Any:
-    """DeepSpeed's engine around a loaded model."""
+    """Return DeepSpeed's engine around a loaded model."""
     model.train(training is not None)
     model.requires_grad_(training is not None)
     if training is not None and config.activation_checkpointing:

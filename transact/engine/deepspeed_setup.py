@@ -1,4 +1,4 @@
-"""The door to DeepSpeed: its import, and the settings that a run gives it."""
+"""The only import of DeepSpeed, and the settings that a run gives it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transact.config.machines import EngineConfig
 
 @functools.cache
 def import_deepspeed() -> Any:
-    """DeepSpeed without its noise, and without the extension that it would compile for 26 seconds."""
+    """Import DeepSpeed without its output, and without the extension that it would compile for 26 seconds."""
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
@@ -40,7 +40,7 @@ class TrainingSettings:
 
 
 def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSettings | None) -> dict[str, Any]:
-    """Settings of an engine; without `training` it has no optimizer."""
+    """Return the settings of an engine; without `training` it has no optimizer."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_sequences,
         "bf16": {"enabled": config.dtype == "bfloat16"},
@@ -48,7 +48,7 @@ def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSetti
             "stage": stage,
             "reduce_bucket_size": config.reduce_bucket_elements,
             "allgather_bucket_size": config.reduce_bucket_elements,
-            "stage3_param_persistence_threshold": 0,  # nothing stays whole, not even a norm
+            "stage3_param_persistence_threshold": 0,  # no parameter stays whole on a rank, not even a norm
             "memory_efficient_linear": False,  # it would patch torch.nn.functional.linear for the whole process
         },
     }

@@ -36,7 +36,7 @@ from transact.models.tensor_files import ModelReader
 
 
 class Engine:
-    """A LLaMA spread over the ranks. Every method is collective: all ranks call it, in the same order."""
+    """A LLaMA model sharded over the ranks. Every method is collective: all ranks call it, in the same order."""
 
     def __init__(self, wrapped: Any, group: ProcessGroup, zero_stage: int, *, trains: bool) -> None:
         self._wrapped = wrapped
@@ -58,14 +58,14 @@ class Engine:
         return self._zero_stage == 0
 
     def loss(self, tokens: torch.Tensor, teaching: Teaching | None = None) -> torch.Tensor:
-        """Mean loss of predicting the next token, in nats. tokens: (sequences, length). teaching: for distillation."""
+        """Return the mean next-token loss, in nats. tokens: (sequences, length). teaching: for distillation."""
         tokens = tokens.to(self._group.device)
         with self._head.computing(LossRequest(targets=next_token_targets(tokens), teaching=teaching)):
             return self._wrapped(input_ids=tokens, use_cache=False).logits
 
     @torch.no_grad()
     def final_hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the output layer reads: (sequences, length, hidden_size), on the device."""
+        """Return the hidden states that the output layer reads: (sequences, length, hidden_size), on the device."""
         with self._head.passing_hidden():
             return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits
 
@@ -74,31 +74,31 @@ class Engine:
         return self._wrapped.module.lm_head
 
     def differentiate(self, tokens: torch.Tensor) -> None:
-        """A forward and a backward through an engine for inference, whose frozen weights get no gradients.
+        """Run a forward and a backward through an engine for inference, whose frozen weights get no gradients.
 
         For hooks on activations: something before the first layer must require gradients.
         """
         tokens = tokens.to(self._group.device)
         with self._head.computing(LossRequest(targets=next_token_targets(tokens))):
-            # Around DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
+            # Not through DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
             torch.autograd.backward(self.module(input_ids=tokens, use_cache=False).logits)
 
     def hidden_forward(self, tokens: torch.Tensor) -> None:
-        """A forward for its activations only: the output layer sees a single position."""
+        """Run a forward for its activations only: the output layer sees a single position."""
         self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False, logits_to_keep=1)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(sequences, length) -> (sequences, length, vocab_size), on the CPU in float32."""
+        """Return the logits of tokens (sequences, length): (sequences, length, vocab_size), on the CPU in float32."""
         return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits.float().cpu()
 
     def backward(self, loss: torch.Tensor) -> None:
         self._wrapped.backward(loss)
 
     def step(self, learning_rate: float) -> bool:
-        """One micro-batch is done; on the last of a batch the weights change.
+        """Finish a micro-batch; on the last of a batch, update the weights.
 
         Returns:
-            False where they did not, because a gradient of the batch is infinite or not a number.
+            False where they were not updated, because a gradient of the batch is infinite or not a number.
         """
         for parameters in self._wrapped.optimizer.param_groups:
             parameters["lr"] = learning_rate
@@ -109,17 +109,20 @@ class Engine:
         return not completes_batch or self._wrapped.was_step_applied()
 
     def _step_of_plain_optimizer(self) -> bool:
-        """At stage 0 in float32, where DeepSpeed itself would step with any gradient."""
+        """Step unless a gradient is not finite, and return whether it did.
+
+        For stage 0 in float32, where DeepSpeed itself would step with any gradient.
+        """
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         broken = any(not bool(gradient.isfinite().all()) for gradient in gradients)
-        # What torch's GradScaler tells an optimizer: a fused one then leaves weights, moments and its count alone.
+        # Set as torch's GradScaler does: a fused optimizer then leaves weights, moments and its step count alone.
         self._wrapped.optimizer.found_inf = torch.tensor(float(broken), device=self._group.device)
         self._wrapped.step()
         del self._wrapped.optimizer.found_inf
         return not broken
 
     def gradient_norm(self) -> float | None:
-        """Before clipping, of the last batch; None where DeepSpeed keeps none (stage 0 in float32)."""
+        """Return the last batch's norm before clipping; None where DeepSpeed keeps none (stage 0 in float32)."""
         norm = self._wrapped.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -127,7 +130,7 @@ class Engine:
         return self.module.named_parameters()
 
     def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
-        """A parameter gathered from all ranks: the float32 master where there is one."""
+        """Return a parameter gathered from all ranks: the float32 master where there is one."""
         if self._trains:
             whole = import_deepspeed().utils.safe_get_full_fp32_param(parameter)
             master = unsharded_masters(self._wrapped).get(parameter, whole)
@@ -139,11 +142,11 @@ class Engine:
             return parameter.detach().clone()
 
     def output_weight(self) -> torch.Tensor:
-        """The output layer's weight, whole on every rank, on the device: (vocab_size, hidden_size)."""
+        """Return the output layer's weight, whole on every rank, on the device: (vocab_size, hidden_size)."""
         return self.full_weight(cast(nn.Parameter, self._head.weight)).clone()
 
     def fragments(self) -> dict[str, Fragment]:
-        """Parameter name -> what this rank holds of its master weight and of Adam's moments."""
+        """Return parameter name -> what this rank holds of its master weight and of Adam's moments."""
         return fragments(self._wrapped)
 
     @property
@@ -156,10 +159,10 @@ class Engine:
 
     @torch.no_grad()
     def refresh_weights(self, read: Callable[[str, int], torch.Tensor]) -> None:
-        """After the masters have changed: the weights that forwards read.
+        """Copy the masters, after they have changed, into the weights that forwards read.
 
-        read: gives the first elements of a flattened parameter, by its name and their number. Called where this rank
-        computes with more of it than it owns.
+        read: returns the first elements of a flattened parameter, by its name and their number. It is called where this
+        rank computes with more of the parameter than it owns.
         """
         owned = self.fragments()
         for name, parameter in self.named_parameters():
@@ -170,7 +173,7 @@ class Engine:
                 cast(Any, parameter).ds_tensor[: weight.numel()].copy_(weight)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """This rank's part of the float32 master weights, copied to the CPU."""
+        """Return this rank's part of the float32 master weights, copied to the CPU."""
         return {name: each.weight.to("cpu", copy=True) for name, each in self.fragments().items()}
 
     @torch.no_grad()
@@ -180,7 +183,7 @@ class Engine:
             fragment.weight.copy_(snapshot[name])
 
     def close(self) -> None:
-        """Free everything. DeepSpeed's own `destroy` leaves references that pin the model."""
+        """Free everything; DeepSpeed's own `destroy` leaves references that keep the model alive."""
         parameter_offload = import_deepspeed().runtime.zero.parameter_offload
         module = self._wrapped.module
         self._wrapped.destroy()
@@ -195,10 +198,10 @@ class Engine:
 
 
 def _clear_deepspeed_caches() -> None:
-    """`lru_cache`s on methods of the parameter coordinator hold its `self`, and through it every weight."""
+    """Clear the `lru_cache`s on methods of the parameter coordinator: they hold its `self`, and so every weight."""
     coordinator = import_deepspeed().runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator
     for method in vars(coordinator).values():
-        # Its instrumentation holds the method that it wraps in a closure.
+        # DeepSpeed's instrumentation holds the method that it wraps in a closure.
         inside = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
         for value in (method, *inside):
             if isinstance(value, functools._lru_cache_wrapper):
@@ -221,7 +224,7 @@ def open_engine(
     training: TrainingSettings | None = None,
     round_weights_to: torch.dtype | None = None,
 ) -> Iterator[Engine]:
-    """Load a model folder into a sharded model; closed at the end of the block.
+    """Load a model folder into a sharded model, and close it at the end of the block.
 
     Args:
         training: None for inference.
@@ -244,7 +247,7 @@ def _open(
     settings = deepspeed_settings(config, stage, training)
     model = build(folder, config, group, settings if stage == 3 else None)
     with ModelReader(folder) as reader:
-        for problem in group.gather(load_weights(model, reader, rounding)):  # one for all: nobody waits for the others
+        for problem in group.gather(load_weights(model, reader, rounding)):  # all ranks raise: none waits for another
             if problem is not None:
                 raise UnusableModel(problem)
         wrapped = wrap(model, config, settings, training)

@@ -1,9 +1,9 @@
-"""How many bytes a rank needs at its worst moment, in closed form: a sum over what holds them, each with its formula.
+"""Peak memory of a rank in closed form: the bytes at its worst moment, a sum of terms with a formula each.
 
 P parameters, N ranks, b bytes of the computation's dtype (4 or 2). ZeRO stage 1 divides the optimizer by the ranks,
 stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al., arXiv 1910.02054). What DeepSpeed 0.19 adds to
-that was found by measuring, and is said where it is. Held against what ranks really allocate by
-`benchmarks.memory_model`; allocators and libraries add to it.
+that was measured, and is marked so below. `benchmarks.memory_model` compares the formulas with what ranks really
+allocate; allocators and libraries add to it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FLOAT64_BYTES = 8
 
 
 def gram_bytes(geometry: Geometry) -> int:
-    """Bytes of one layer's Gram matrices while they are summed, in float64."""
+    """Return the bytes of one layer's Gram matrices while they are summed, in float64."""
     width = geometry.num_attention_heads * geometry.head_dim
     return (width**2 + geometry.intermediate_size**2) * FLOAT64_BYTES
 
 
 def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
-    """Layers whose Gram matrices are summed in the same pass over the calibration text, for each pass.
+    """Return, for each pass over the calibration text, the layers whose Gram matrices are summed in it.
 
-    As many at a time as fit into `gram_gib`, one at least, in passes of nearly equal size.
+    As many layers at a time as fit into `gram_gib`, at least one, in passes of nearly equal size.
     """
     at_a_time = max(1, int(gram_gib * GIB / gram_bytes(geometry)))
     passes = math.ceil(geometry.num_layers / at_a_time)
@@ -41,19 +41,22 @@ def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
 
 
 def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
-    """Gram matrices that one rank sums at the same time; 0 where the method needs none."""
+    """Return the bytes of Gram matrices that one rank sums at the same time; 0 where the method needs none."""
     if not method.needs_gram():
         return 0
     return max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
 
 
 def gram_disk_bytes(geometry: Geometry) -> int:
-    """Of all layers, as files: they are summed in float64 and written in float32."""
+    """Return the bytes of all layers' Gram matrices as files: they are summed in float64 and written in float32."""
     return geometry.num_layers * gram_bytes(geometry) * FLOAT32_BYTES // FLOAT64_BYTES
 
 
 def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
-    """Hidden states that sequential calibration keeps in CPU memory of one rank: of the dense and of the cut model."""
+    """Return the bytes of hidden states that sequential calibration keeps in CPU memory of one rank.
+
+    Those of the dense and of the cut model.
+    """
     tokens = config.prune.calibration_sequences * config.data.sequence_length
     return 2 * tokens * geometry.hidden_size * FLOAT32_BYTES / ranks
 
@@ -61,12 +64,12 @@ def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> fl
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
-# Whole weights that DeepSpeed keeps at a time at stage 3, and fetches ahead: its defaults, in elements.
+# Elements of whole weights that DeepSpeed keeps at a time at stage 3, and that it fetches ahead: its defaults.
 MAX_LIVE_ELEMENTS = 1_000_000_000
 PREFETCH_ELEMENTS = 50_000_000
-WHOLE_BUCKET_ELEMENTS = 500_000_000  # of stage 0
-IN_FLIGHT = 0.35  # measured, of gradients that are being reduced: flat buffers beside them, of which some linger
-LAYERS_IN_FLIGHT = 0.5  # measured, of weights that are being fetched
+WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket of stage 0
+IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late
+LAYERS_IN_FLIGHT = 0.5  # measured, a share of the weights being fetched: flat buffers
 # Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
 # has those of the teacher, and the products of both, beside them.
 LOGIT_COPIES = {"cross_entropy": 3, "distillation": 7, "mixed": 7}
@@ -112,11 +115,11 @@ class MemoryEstimate:
 def estimate_memory(
     geometry: Geometry, config: RunConfig, ranks: int, kind: str, *, parent: Geometry | None = None
 ) -> MemoryEstimate:
-    """The peak of one rank, in bytes.
+    """Return the bytes of one rank at its worst moment, by what they hold.
 
     Args:
         kind: of stage: "evaluate", "calibrate", "gram" or "recover".
-        parent: the dense model, which distillation holds besides.
+        parent: the dense model, which distillation holds as well.
     """
     assert kind in STAGE_KINDS, kind
     if kind == "recover":
@@ -137,7 +140,7 @@ def _forward(
 
 
 def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_work: dict[str, float]) -> MemoryEstimate:
-    """There DeepSpeed has no stages 1 and 2: weights are whole."""
+    """Estimate an engine without an optimizer; there DeepSpeed has no stages 1 and 2, so weights are whole."""
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
     is_shared = engine.zero_stage == 3 and ranks > 1
@@ -152,7 +155,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
 
 
 def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
-    """A backward through frozen weights, with all its activations: hooks look at them, so none is computed again."""
+    """Estimate a backward through frozen weights with all activations: hooks read them, so none is recomputed."""
     engine = replace(config.engine, activation_checkpointing=False)
     stored, gradients = _activation_bytes(geometry, engine, _tokens(config))
     logits = _logit_bytes(config, geometry, "cross_entropy")
@@ -174,17 +177,17 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     }
     backward = {
         "gathered": _gathered_bytes(geometry, engine, ranks),
-        # Layers are differentiated after the logits are gone.
+        # The logits are freed before the layers are differentiated.
         "activations": stored + max(logits, recomputed) - logits,
         "logits": logits,
     }
-    # At stage 3 the gradients' part is there all the time.
+    # At stage 3 a rank's part of the gradients is allocated all the time.
     (throughout if stage == 3 else backward)["gradients"] = parameters * width / (ranks if stage >= 2 else 1)
     return MemoryEstimate(**throughout, **_larger(backward, {"update": _update_bytes(parameters, engine, ranks)}))
 
 
 def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Of two moments that do not coincide, the one that needs more."""
+    """Return, of two moments that do not coincide, the one that needs more."""
     return other if sum(other.values()) > sum(usual.values()) else usual
 
 
@@ -193,15 +196,17 @@ def _tokens(config: RunConfig) -> int:
 
 
 def _optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
-    """8 P for the moments; 4 P for masters, which DeepSpeed keeps in float32 too once it shards (stages 1 to 3)."""
+    """Return 8 P for the moments, and 4 P for masters: in bfloat16, and at stages 1 to 3 in float32 too."""
     masters = engine.dtype != "float32" or engine.zero_stage > 0
     states = ADAM_MOMENTS + masters
     return parameters * states * FLOAT32_BYTES / (ranks if engine.zero_stage >= 1 else 1)
 
 
 def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
-    """Measured: gradients once more in float32 and flat. At stage 0 in bfloat16 the first step is the worst, where
-    moments and masters are made."""
+    """Return the bytes that the optimizer's step adds; measured: gradients once more in float32 and flat.
+
+    At stage 0 in bfloat16 the first step is the worst, where moments and masters are made.
+    """
     width = BYTES_BY_DTYPE[engine.dtype]
     if engine.zero_stage == 0:
         return parameters * (10.0 if width == 2 else 5.0)
@@ -211,8 +216,11 @@ def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
 
 
 def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
-    """b times the bucket that gradients are reduced in; stages 1 and 2 hold the largest parameter's beside it, stage 2
-    a part of its gradients twice, and stage 0 reduces them all at once."""
+    """Return b times the bucket that gradients are reduced in.
+
+    Stages 1 and 2 hold the largest parameter's gradient beside it, stage 2 a part of its gradients twice, and stage 0
+    reduces them all at once.
+    """
     width, parameters = BYTES_BY_DTYPE[engine.dtype], geometry.parameters()
     if engine.zero_stage == 3:
         return engine.reduce_bucket_elements * width
@@ -224,36 +232,48 @@ def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -
 
 
 def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
-    """Stage 3 in training: DeepSpeed lets go of a layer only when 10^9 elements more are whole."""
+    """Return the bytes of whole weights at stage 3 in training.
+
+    DeepSpeed releases a layer only when 10^9 elements more are whole.
+    """
     if engine.zero_stage != 3 or ranks == 1:
         return 0
     live = min(geometry.parameters(), MAX_LIVE_ELEMENTS)
-    # Measured: where the backward fetches a layer again for its activations, less of them lingers at the worst moment.
+    # Measured: where the backward fetches a layer again to recompute it, fewer buffers linger at the worst moment.
     share = LAYERS_IN_FLIGHT if engine.activation_checkpointing else LAYERS_IN_FLIGHT * (0.5 + math.log2(ranks))
     embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
     return (live + _in_flight(geometry, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
 
 
 def _in_flight(geometry: Geometry, share: float = LAYERS_IN_FLIGHT) -> float:
-    """Elements of layers that are being fetched: flat buffers beside the weights. share: of all layers at most."""
+    """Return the elements of flat buffers beside the layers being fetched. share: of all layers at most."""
     return share * min(geometry.transitional_parameters(), PREFETCH_ELEMENTS)
 
 
 def _fetched_elements(geometry: Geometry) -> float:
-    """Stage 3 in inference: a layer is let go of after its use; what is fetched ahead is whole, and in flight."""
+    """Return the elements of whole weights at stage 3 in inference.
+
+    A layer is released after its use; what is fetched ahead is whole, and in flight.
+    """
     layer = geometry.transitional_parameters() / geometry.num_layers
     ahead = min(geometry.parameters(), PREFETCH_ELEMENTS)
     return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry)
 
 
 def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float:
-    """The output layer works on a chunk at a time; distillation makes the teacher's logits beside it."""
+    """Return the bytes of logits and of what the loss makes of them.
+
+    The output layer works on a chunk at a time; distillation makes the teacher's logits beside it.
+    """
     elements = min(_tokens(config) * geometry.vocab_size, LOGIT_CHUNK_ELEMENTS)
     return elements * FLOAT32_BYTES * LOGIT_COPIES[objective]
 
 
 def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
-    """The dense parent: sharded weights and those on their way, its output layer whole, its final hidden states."""
+    """Return the bytes of the dense parent in distillation.
+
+    Its sharded weights and those being fetched, its output layer whole, and its final hidden states.
+    """
     if config.recover.objective == "cross_entropy":
         return 0
     engine = config.engine
@@ -266,20 +286,28 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
 
 
 def _forward_bytes(geometry: Geometry, width: int) -> float:
-    """Of one token, in the layer at work: measured in the MLP, gate, its activation and up beside the hidden states."""
+    """Return the bytes of one token in the layer at work.
+
+    Measured in the MLP: gate, its activation and up beside the hidden states.
+    """
     return (3 * geometry.intermediate_size + 7 * geometry.hidden_size) * width
 
 
 def _watched_bytes(geometry: Geometry, width: int) -> float:
-    """Of one token, where a hook sums the squares of the MLP's channels: they, their squares in float32, and of
-    bfloat16 ones a float32 copy."""
+    """Return the bytes of one token where a hook sums the squares of the MLP's channels.
+
+    The channels, their squares in float32, and of bfloat16 channels a float32 copy.
+    """
     copies = FLOAT32_BYTES * (2 if width == 2 else 1)
     return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
 
 
 def _layer_bytes(geometry: Geometry, dtype: str) -> float:
-    """Of one token, in one layer, for its backward: inputs of norms and projections, q, k, v and attention output,
-    gate, up and their product; in bfloat16 a norm keeps its input in float32."""
+    """Return the bytes of one token that one layer keeps for its backward.
+
+    Inputs of norms and projections, q, k, v and attention output, gate, up and their product; in bfloat16 a norm keeps
+    its input in float32.
+    """
     heads = 2 * (geometry.num_attention_heads + geometry.num_key_value_heads)
     elements = 6 * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
     width = BYTES_BY_DTYPE[dtype]
@@ -287,9 +315,9 @@ def _layer_bytes(geometry: Geometry, dtype: str) -> float:
 
 
 def _activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> tuple[float, float]:
-    """What is kept for the backward, and what the backward of one layer makes beside it.
+    """Return the bytes kept for the backward, and those that the backward of one layer adds.
 
-    With checkpointing a hidden state per layer is kept, and one layer at a time computed again.
+    With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed.
     """
     width = BYTES_BY_DTYPE[engine.dtype]
     one_layer = _layer_bytes(geometry, engine.dtype)

@@ -1,4 +1,4 @@
-"""Writing model folders: a shard per layer, each written by one rank, published when all are there."""
+"""Writing model folders: a shard per layer, each written by one rank, published once all are complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def stored_names(reader: ModelReader, config: dict[str, Any]) -> list[str]:
-    """Parameters of a folder, in the order of layers; a tied output layer is not stored twice."""
+    """Return the names of a folder's parameters in the order of layers; a tied output layer is not stored twice."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
 
     def order(name: str) -> tuple[int, str]:
@@ -32,7 +32,7 @@ def stored_names(reader: ModelReader, config: dict[str, Any]) -> list[str]:
 
 
 def layer_groups(names: Iterable[str]) -> list[list[str]]:
-    """Names that are handled together: a layer's, or a single tensor outside the layers."""
+    """Group the names that are handled together: a layer's, or a single tensor outside the layers."""
     groups: dict[str, list[str]] = {}
     for name in names:
         layer = layer_of(name)
@@ -41,13 +41,14 @@ def layer_groups(names: Iterable[str]) -> list[list[str]]:
 
 
 def copy_companions(source: Path, target: Path) -> None:
+    """Copy the files beside the weights, such as the tokenizer's, that the source folder itself holds."""
     for name in COMPANION_FILES:
         if file := own_file(source, name):
             shutil.copyfile(file, target / name)
 
 
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json for weights stored in `dtype`, under the key of transformers 4 and that of 5."""
+    """Return config.json for weights stored in `dtype`, which it names under the keys of transformers 4 and 5."""
     return config | {
         "architectures": [family_of(config).architecture],
         "dtype": dtype,
@@ -65,7 +66,7 @@ def write_model_folder(
     companions: Path,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Write a model folder, one shard at a time, the shards dealt out to the ranks.
+    """Write a model folder, one shard at a time, the shards dealt out to the ranks (collective).
 
     Args:
         shards: A function per shard that returns its tensors.
@@ -107,7 +108,10 @@ def write_model_folder(
 
 
 def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str) -> dict[str, Any]:
-    """Write an engine's weights, gathering a layer at a time; configuration and tokenizer come from `source`."""
+    """Write an engine's weights, gathering a layer at a time (collective).
+
+    Configuration and tokenizer come from `source`.
+    """
     parameters = dict(engine.named_parameters())
 
     def reader(names: list[str]) -> Callable[[], Tensors]:

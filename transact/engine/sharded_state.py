@@ -16,16 +16,17 @@ from transact.models.tensor_files import ModelReader
 
 
 def is_partitioned(parameter: Any) -> bool:
-    """Whether DeepSpeed holds this parameter in parts (ZeRO stage 3)."""
+    """Return whether DeepSpeed holds this parameter in parts (ZeRO stage 3)."""
     return hasattr(parameter, "ds_tensor")
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of the whole parameter, of which this rank may hold a part only."""
     return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
 
 
 def check_names_and_shapes(model: Any, reader: ModelReader) -> None:
-    """The folder holds exactly the model's parameters.
+    """Raise ValueError unless the folder holds exactly the model's parameters.
 
     Raises:
         ValueError: as `check_shapes`.
@@ -37,10 +38,10 @@ def check_names_and_shapes(model: Any, reader: ModelReader) -> None:
 
 @torch.no_grad()
 def load_weights(model: Any, reader: ModelReader, rounding: torch.dtype | None) -> str | None:
-    """Copy every weight, through `rounding` where given, into the dtype of the model.
+    """Copy every weight, rounded to `rounding` where given, into the dtype of the model.
 
     Returns:
-        Which weight that this rank has read holds something else than finite numbers, in words; None if none does.
+        In words, a weight read by this rank that holds something other than finite numbers; None if none does.
     """
     problem = None
     check_names_and_shapes(model, reader)
@@ -57,7 +58,7 @@ def load_weights(model: Any, reader: ModelReader, rounding: torch.dtype | None) 
 
 
 def own_part(parameter: Any, reader: ModelReader, name: str) -> torch.Tensor:
-    """This rank's range of a partitioned parameter, padded with zeros to the length of every rank's part."""
+    """Return this rank's range of a partitioned parameter, padded with zeros to the length of every rank's part."""
     length = parameter.ds_tensor.numel()
     start = min(length * parameter.ds_zero_partition_rank, parameter.ds_numel)
     stop = min(start + length, parameter.ds_numel)
@@ -70,7 +71,7 @@ def own_part(parameter: Any, reader: ModelReader, name: str) -> torch.Tensor:
 
 
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (the norms) do not."""
+    """Return the optimizer's groups of parameters: matrices decay, vectors (the norms) do not."""
     parameters = list(model.parameters())
     matrices = [parameter for parameter in parameters if len(whole_shape(parameter)) > 1]
     vectors = [parameter for parameter in parameters if len(whole_shape(parameter)) <= 1]
@@ -103,7 +104,7 @@ class Fragment:
 
 
 def fragments(wrapped: Any) -> dict[str, Fragment]:
-    """Parameter name -> this rank's fragment, for the parameters of which it owns anything.
+    """Return parameter name -> this rank's fragment, for the parameters of which it owns anything.
 
     At stage 0 every rank owns everything.
     """
@@ -114,7 +115,7 @@ def fragments(wrapped: Any) -> dict[str, Fragment]:
 
 
 def adam_steps(wrapped: Any) -> int:
-    """Updates that Adam has made; its bias correction depends on them."""
+    """Return how many updates Adam has made; its bias correction depends on them."""
     _create_moments(wrapped)
     (steps,) = {int(state["step"]) for state in _inner(wrapped).state.values()}
     return steps
@@ -126,20 +127,22 @@ def set_adam_steps(wrapped: Any, steps: int) -> None:
 
 
 def unsharded_masters(wrapped: Any) -> dict[nn.Parameter, torch.Tensor]:
-    """Parameter -> float32 master, in the one mode whose masters DeepSpeed's own access knows nothing of:
-    stage 0 in bfloat16."""
+    """Return parameter -> float32 master at stage 0 in bfloat16.
+
+    It is the one mode whose masters DeepSpeed's own access functions do not find.
+    """
     optimizer = wrapped.optimizer
     groups = zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=False)
     return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
 
 def _inner(wrapped: Any) -> Any:
-    """The plain torch optimizer inside DeepSpeed's."""
+    """Return the plain torch optimizer inside DeepSpeed's."""
     return getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)
 
 
 def _create_moments(wrapped: Any) -> None:
-    """Adam makes its states in its first step only; a checkpoint is loaded before that."""
+    """Create Adam's states, which Adam itself makes only in its first step; a checkpoint is loaded before that."""
     state = _inner(wrapped).state
     for master in _masters(wrapped):
         if not state.get(master):
@@ -148,7 +151,7 @@ def _create_moments(wrapped: Any) -> None:
 
 
 def _masters(wrapped: Any) -> Iterator[torch.Tensor]:
-    """The tensors that Adam steps: flat partitions, or whole parameters at stage 0."""
+    """Yield the tensors that Adam steps: flat partitions, or whole parameters at stage 0."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3, stages 1 and 2
         if hasattr(wrapped.optimizer, name):
             yield from getattr(wrapped.optimizer, name)

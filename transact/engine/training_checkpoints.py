@@ -46,7 +46,7 @@ OWN_FILE = re.compile(r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?
 def save_training(
     engine: Engine, output: Path, group: ProcessGroup, *, best: dict[str, torch.Tensor] | None, position: dict[str, Any]
 ) -> None:
-    """Write a checkpoint; collective. Older ones than the newest `KEPT` in the same folder are removed.
+    """Write a checkpoint (collective), and remove all but the newest `KEPT` in the same folder.
 
     Args:
         best: weights that training goes back to, this rank's part (as `Engine.snapshot` gives it); None where they
@@ -71,7 +71,7 @@ def save_training(
         write_json(temporary / MANIFEST, described | {SEAL: _seal(described)})
         publish(temporary, output)
         for old in checkpoint_folders(output.parent)[KEPT:]:
-            # Not to be taken for a damaged one if the job is killed meanwhile.
+            # Renamed first, so that it is not taken for a damaged one if the job is killed meanwhile.
             _remove(old.rename(temporary_name(old)))
 
     try:
@@ -84,7 +84,7 @@ def save_training(
 
 
 def _to_write(engine: Engine, group: ProcessGroup) -> dict[str, Fragment]:
-    """What this rank writes: its own part; at stage 0, where every rank has everything, an even share of that."""
+    """Return what this rank writes: its own part; at stage 0, where every rank has everything, an even share."""
     owned = engine.fragments()
     if not engine.is_replicated:
         return owned
@@ -100,23 +100,25 @@ def _tensors(owned: dict[str, Fragment], best: dict[str, torch.Tensor] | None) -
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Complete checkpoints, the newest first."""
+    """Return the complete checkpoints, the newest first."""
     found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
     return sorted((path for path in found if path.suffix not in (TEMPORARY_SUFFIX, DAMAGED_SUFFIX)), reverse=True)
 
 
 def set_aside(checkpoint: Path) -> None:
-    """A damaged one is no longer listed, and does not count among those that are kept. It takes the place of an earlier
-    one of the same step."""
+    """Rename a damaged checkpoint: it is no longer listed, and does not count among those that are kept.
+
+    It takes the place of an earlier damaged one of the same step.
+    """
     aside = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
     if aside.exists():
         _remove(aside)
-    with suppress(OSError):  # somebody has put files into the earlier one
+    with suppress(OSError):  # the earlier one stays where somebody has put files into it
         checkpoint.rename(aside)
 
 
 def _remove(checkpoint: Path) -> None:
-    """What a save writes; the folder stays where somebody has put something else into it."""
+    """Remove what a save writes; the folder stays where somebody has put something else into it."""
     with suppress(OSError):
         for path in checkpoint.iterdir():
             if OWN_FILE.fullmatch(path.name):
@@ -125,7 +127,10 @@ def _remove(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path, group: ProcessGroup) -> str | None:
-    """What is wrong with a checkpoint's files, None if they are as they were written. The ranks share the reading."""
+    """Return what is wrong with a checkpoint's files, or None if they are as they were written.
+
+    Collective: the ranks share the reading.
+    """
     files: dict[str, Any] | None = group.on_main(lambda: _sealed_files(checkpoint / MANIFEST))
     if files is None:
         return f"{MANIFEST} is not as it was written"
@@ -147,7 +152,7 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def _sealed_files(path: Path) -> dict[str, Any] | None:
-    """The files that a manifest lists; None if it is damaged."""
+    """Return the files that a manifest lists, or None if it is damaged."""
     try:
         manifest = read_json(path)
         seal = manifest.pop(SEAL)
@@ -161,7 +166,7 @@ def load_training(engine: Engine, checkpoint: Path, group: ProcessGroup) -> dict
     """Put weights and Adam's state into an engine; every rank reads the ranges that it owns now.
 
     Returns:
-        This rank's part of the best weights, where the checkpoint holds them apart.
+        This rank's part of the best weights; None unless the checkpoint holds them apart.
     """
     manifest = read_json(checkpoint / MANIFEST)
     owned = engine.fragments()
@@ -194,7 +199,7 @@ class Ranges:
                 self.has_best |= f"{name}.best" in keys
 
     def read(self, name: str, kind: str, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) of a parameter's weight or state, float32."""
+        """Return elements [start, stop) of a parameter's weight or state, float32."""
         result = torch.empty(stop - start)
         filled = 0
         for first, last, file in self._parts[name]:
@@ -212,6 +217,6 @@ class Ranges:
 
 @contextmanager
 def open_ranges(paths: list[Path]) -> Iterator[Ranges]:
-    """paths: one for each rank that wrote, in the order of ranks."""
+    """Open the files of a checkpoint. paths: one for each rank that wrote, in the order of ranks."""
     with ExitStack() as stack:
         yield Ranges([stack.enter_context(safe_open(path, framework="pt")) for path in paths])

@@ -1,4 +1,4 @@
-"""estimate.json: everything that is forecast, as plain values."""
+"""The contents of estimate.json: everything that is forecast, as plain values."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the outpu
 
 
 def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
-    """By what it is; "end": all that stays; "peak": with what is there for a while. Text is counted once, the parent's
-    own folder is not, nor is what no stage of the outline makes: files of stages that are taken over are links to those
-    of another run."""
+    """Return the bytes on disk by what they hold, at the "end", and at the "peak" with what is there for a while.
+
+    Text is counted once. The parent's own folder is not counted, nor is what no stage of the outline makes: files of
+    stages that are taken over are links to those of another run.
+    """
     stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
     before = _calibrated(outline)
     trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
@@ -79,12 +81,12 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
 
 
 def _calibrated(outline: Outline) -> list[Geometry]:
-    """The models that are calibrated."""
+    """Return the dimensions of the models that are calibrated."""
     return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
 
 
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
-    """The tokenizer and the header come on top."""
+    """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
     in_float16 = geometry.num_layers * geometry.hidden_size * sum(float16_rows(geometry).values())
     quantised = geometry.parameters() - tables - in_float16
@@ -93,13 +95,16 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
 
 
 def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
-    """Sums in float64, of every layer."""
+    """Return the bytes of the calibration statistics: sums in float64, of every layer."""
     collected = Criteria.of(config.prune.method).statistics(geometry)
     return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
 
 
 def _token_bytes(config: RunConfig, outline: Outline) -> int:
-    """Training text once over, with what is reserved, and the held-out text; 2 bytes a token, 4 above 65,536 words."""
+    """Return the bytes of the token store: 2 bytes a token, 4 where the vocabulary has more than 65,536.
+
+    It holds the training text once over, with what is reserved, and the held-out text.
+    """
     width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
     length = config.data.sequence_length
     sequences = text_sequences(config, outline.tokens // length) + config.data.evaluation_sequences
@@ -107,7 +112,7 @@ def _token_bytes(config: RunConfig, outline: Outline) -> int:
 
 
 def _export_dtype(config: RunConfig) -> str:
-    """ "parent" is looked up where the parent is at hand, and else taken for bfloat16."""
+    """Return the dtype of the export; "parent" counts as bfloat16 where the parent is no local folder."""
     if config.model.export_dtype != "parent":
         return config.model.export_dtype
     if not config.model.path or not Path(config.model.path).is_dir():
@@ -120,7 +125,8 @@ CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "int
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:
-    """
+    """Return what a run would do and need, as plain values for JSON.
+
     Raises:
         ValueError: the request cannot be met; one line.
     """
@@ -158,7 +164,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
 
 
 def _taken_over(config: RunConfig, whole: Outline) -> list[Stage]:
-    """Stages of a variant that are there already, and the passes over Gram matrices before the cut.
+    """Return the stages of a variant that are there already, and the passes for Gram matrices before the cut.
 
     Raises:
         ValueError: the variant's cut is not there, or is another one.
@@ -190,7 +196,7 @@ def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
 
 
 def _shape_warnings(whole: Outline) -> list[str]:
-    """About the dimensions that the run may end with; what the parent has already is nobody's choice here."""
+    """Return warnings about the dimensions that the run may end with, without those that the parent has already."""
     kept = tuple(f"{name} {getattr(whole.parent, name)}:" for name in CUT_DIMENSIONS)
     found = dict.fromkeys(line for end in whole.ends for line in shape_warnings(end))
     return [line for line in found if not line.startswith(kept)]
@@ -208,7 +214,7 @@ def _step_warnings(rounds: Sequence[Round], per_batch: int) -> list[str]:
 
 
 def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[str, Any]:
-    """Tokens that are taken from the text, by what for, as far as it has them."""
+    """Return the lengths of sequences, and the tokens that are taken from the text, by use, as far as it has them."""
     length = config.data.sequence_length
     return {
         "sequence_length": length,
@@ -223,7 +229,7 @@ def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[st
 
 
 def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> dict[str, Any]:
-    """Of the first model that is calibrated, the largest."""
+    """Return the passes and bytes that calibration needs for the first model that is calibrated, the largest."""
     if not calibrated:
         return {"sequences": 0, "gram_passes": []}
     method, geometry = config.prune.method, calibrated[0]
@@ -255,8 +261,10 @@ def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) ->
 
 
 def show_estimate(config: RunConfig) -> int:
-    """On rank 0: writes estimate.json and estimate.txt, and nothing else; a run in the same folder takes no notice of
-    them. Returns the exit code."""
+    """Write estimate.json and estimate.txt on rank 0, print the text, and return the exit code.
+
+    Nothing else is written, and a run in the same folder ignores both files.
+    """
     if not speaks():
         return DONE
     try:

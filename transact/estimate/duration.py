@@ -16,7 +16,7 @@ from transact.stages.workload import stage_flops
 
 
 def num_ranks(config: RunConfig) -> int:
-    """estimate.num_ranks; else those of the launch settings, or of torchrun's environment."""
+    """Return estimate.num_ranks, or else the ranks of the launch settings or of torchrun's environment."""
     return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
@@ -25,7 +25,7 @@ def accelerator(config: RunConfig) -> Accelerator | None:
 
 
 def memory_limit_gib(config: RunConfig) -> float | None:
-    """GiB of a rank; None where nothing was said."""
+    """Return the GiB that a rank can use; None where no setting says."""
     known = accelerator(config)
     return config.estimate.memory_gib or (known.memory_gib if known else None)
 
@@ -39,11 +39,14 @@ KINDS = {
     "cut": ("select", "slice"),
     "recover": ("recover",),
     "evaluate": ("evaluate", "tasks"),
-}  # what is told apart -> the stages that it is made of
+}  # kind of work in the estimate -> the kinds of stages that do it
 
 
 def work(config: RunConfig, outline: Outline) -> dict[str, float]:
-    """FLOPs by kind of stage. What is read and written is not counted, nor are tasks and the efficiency's measuring."""
+    """Return the FLOPs by kind of work.
+
+    Not counted are reading and writing, lm-eval tasks, the check of the export, and the measuring of latencies.
+    """
     stages = stage_flops(config, outline)
     found = {
         kind: sum(flops for stage, flops in stages.items() if stage.kind in members) for kind, members in KINDS.items()
@@ -52,8 +55,11 @@ def work(config: RunConfig, outline: Outline) -> dict[str, float]:
 
 
 def duration(config: RunConfig, outline: Outline) -> dict[str, Any] | None:
-    """ "hours" by kind of stage and in all, "not_counted", "cost", and "basis", which says what they rest on; None
-    without one."""
+    """Return the forecast of time and cost; None where no throughput is known.
+
+    "hours": by kind of work, and of "all". "basis": what they rest on. "not_counted": parts without a forecast.
+    "gpu_hours": hours times ranks. "cost": None without a price.
+    """
     rate = flops_per_second(config, outline.parent)
     if rate is None:
         return None
@@ -72,7 +78,7 @@ def duration(config: RunConfig, outline: Outline) -> dict[str, Any] | None:
 
 
 def not_counted(config: RunConfig) -> list[str]:
-    """Parts of the run that take time which is not foretold, whatever they compute."""
+    """Return the parts of the run whose time is not forecast, whatever they compute."""
     parts = ["reading and writing files"]
     if config.eval.tasks:
         parts.append("eval.tasks")
@@ -83,7 +89,7 @@ def not_counted(config: RunConfig) -> list[str]:
 
 
 def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] | None:
-    """Of all ranks, and what the figure rests on."""
+    """Return the FLOPs per second of all ranks, and what the figure rests on; None where nothing is known."""
     ranks = num_ranks(config)
     if config.estimate.tokens_per_second is not None:
         teacher = None if config.recover.objective == "cross_entropy" else parent
@@ -105,7 +111,7 @@ def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] |
 
 
 def _measured(path: Path, ranks: int) -> tuple[float, str]:
-    """From benchmarks.throughput: cross-entropy steps of an uncut model.
+    """Read the speed from a results file of benchmarks.throughput: cross-entropy steps of an uncut model.
 
     Raises:
         ValueError: it is no such file.

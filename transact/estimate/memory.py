@@ -1,4 +1,4 @@
-"""Memory of a rank at every moment that may be the worst, whether it fits, and what would make it fit."""
+"""Memory of a rank in every stage that may need the most, whether it fits, and what would make it fit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ MOST_RANKS = 1024
 WORST = ("calibrate", "gram", "recover")
 
 
-Moments = list[tuple[Stage, Geometry]]  # stages that may be the worst, and the model that each has at work
+Moments = list[tuple[Stage, Geometry]]  # stages that may need the most memory, and the model that each works on
 
 
 def moments(outline: Outline) -> Moments:
-    """The first calibration, the largest, and every recovery; an evaluation where neither is left to do."""
+    """Return the stages that may need the most memory, and the model that each works on.
+
+    These are the first calibration, whose model is the largest, with its pass for Gram matrices, and every recovery; an
+    evaluation where none of them is left to do.
+    """
     found = [(stage, outline.at_work(stage)) for stage in outline.stages if stage.kind in WORST]
     first = min((stage.round or 0 for stage, _ in found if stage.kind == "calibrate"), default=None)
     found = [(stage, geometry) for stage, geometry in found if stage.kind == "recover" or stage.round == first]
@@ -31,12 +35,12 @@ def moments(outline: Outline) -> Moments:
 
 
 def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> list[dict[str, Any]]:
-    """A row per moment: "stage", "bytes" by component, "total_bytes"."""
+    """Return a row per moment: "stage", "activation_checkpointing", "bytes" by component, "total_bytes"."""
     return [_row(stage, config, geometry, ranks, parent) for stage, geometry in stages]
 
 
 def other_checkpointing(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, Any] | None:
-    """The first recovery with activation checkpointing if the run has none, and without if it has."""
+    """Return the first recovery's row with activation checkpointing if the run has none, and without if it has."""
     other = not config.engine.activation_checkpointing
     otherwise = replace(config, engine=replace(config.engine, activation_checkpointing=other))
     for stage, geometry in _trained(stages):
@@ -59,8 +63,11 @@ def _row(stage: Stage, config: RunConfig, geometry: Geometry, ranks: int, parent
 
 
 def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, int]:
-    """Of a rank, in the machine's memory besides: the best weights seen in a recovery while better ones replace them,
-    and the hidden states of sequential calibration."""
+    """Return the bytes of CPU memory that a rank needs besides.
+
+    These are the best weights seen in a recovery, twice, for while better ones replace them, and the hidden states of
+    sequential calibration.
+    """
     found = {}
     for _, geometry in _trained(stages)[:1]:
         found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
@@ -70,15 +77,18 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
 
 
 def peak_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> float:
-    """The worst moment of the job as it is configured."""
+    """Return the bytes of the worst moment of the job as it is configured."""
     return max(estimate_memory(each, config, ranks, stage.kind, parent=parent).total() for stage, each in stages)
 
 
 def remedies(
     config: RunConfig, parent: Geometry, stages: Moments, ranks: int, limit_gib: float
 ) -> list[dict[str, Any]]:
-    """Changes that make the job fit and that the run takes: each setting alone, what costs least first, and more ranks
-    alone. If neither does, settings and ranks together, as few of both as it takes."""
+    """Return the changes that make the job fit and that the run accepts.
+
+    Each setting alone, what costs least first, and more ranks alone. If neither is enough, settings and ranks together,
+    as few of both as it takes.
+    """
 
     def peak_gib(changed: RunConfig, count: int) -> float:
         return peak_bytes(changed, parent, stages, count) / GIB
@@ -110,9 +120,9 @@ def remedies(
 
 
 def _needed(changes: list[NamedChange], is_enough: Callable[[list[NamedChange]], bool]) -> list[NamedChange]:
-    """What is left when everything that can be done without, dearest first, is taken away; empty if all is too little.
+    """Return the changes that are needed: from the dearest on, those that can be done without are dropped.
 
-    Of two values of one setting the later one, which goes further, counts.
+    Empty if all together are too little. Of two values of one setting the later one, which goes further, counts.
     """
     if not is_enough(changes):
         return []
@@ -131,7 +141,7 @@ def _with(config: RunConfig, changes: list[NamedChange]) -> RunConfig:
 
 
 def _takes(config: RunConfig, ranks: int) -> bool:
-    """Whether the run would start so."""
+    """Return whether the run would start with this configuration on so many ranks."""
     try:
         check_ranks(config, ranks)
     except ValueError:
@@ -144,7 +154,7 @@ NamedChange = tuple[str, Change]
 
 
 def _changes(engine: EngineConfig) -> list[NamedChange]:
-    """What takes less memory, from what costs little to what costs more: the setting as it is given, and its effect."""
+    """Return the settings that take less memory, each as it is given and with its effect, the cheapest first."""
     half = max(1, engine.micro_batch_sequences // 2)
     return [
         ("engine.activation_checkpointing=true", _engine_with(activation_checkpointing=True)),

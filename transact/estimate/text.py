@@ -1,4 +1,4 @@
-"""estimate.txt: the forecast for a person."""
+"""The text of estimate.txt: the forecast in words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SECONDS_PER_HOUR, MINUTES_PER_HOUR = 3600, 60
 
 
 def text(estimate: dict[str, Any]) -> str:
+    """Return the text of estimate.txt for the values that `contents.forecast` returns."""
     lines = [
         *_dimension_lines(estimate),
         *_taken_lines(estimate["taken_over"]),
@@ -33,7 +34,7 @@ def text(estimate: dict[str, Any]) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """A long line goes on below itself, further in; a figure stays with its unit."""
+    """Wrap a long line, further lines indented more; a figure stays with its unit."""
     indent = " " * (len(line) - len(line.lstrip()) + 2)
     whole = re.sub(r"(?<=\d) (?=[GMK]iB|minutes|seconds|hours|/ )|(?<= /) (?=\d)", HARD_SPACE, line)
     lines = textwrap.wrap(whole, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
@@ -104,7 +105,7 @@ def _heads(geometry: dict[str, Any]) -> str:
 
 
 def _split_lines(estimate: dict[str, Any]) -> list[str]:
-    """What the run will try before it knows the dimensions above."""
+    """Return the lines on the splits that the run will measure before its dimensions are known."""
     found = estimate["split_candidates"]
     if not found:
         return []
@@ -216,7 +217,7 @@ def _duration_lines(duration: dict[str, Any] | None, estimate: dict[str, Any]) -
 
 
 def in_words(hours: float) -> str:
-    """Of a size that says something: 0.004 -> "14 seconds", 0.4 -> "24 minutes", 4.1 -> "4.1 hours"."""
+    """Return hours in a fitting unit: 0.004 -> "14 seconds", 0.4 -> "24 minutes", 4.1 -> "4.1 hours"."""
     if hours >= 2:
         return f"{hours:,.1f} hours"
     if hours * MINUTES_PER_HOUR >= 2:

@@ -1,4 +1,4 @@
-"""Run lm-eval tasks on a model that is sharded over ranks, which all take every step together."""
+"""Tasks of lm-eval on a model that is sharded over ranks, which must run every forward together."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from transact.tracking.view import Silent
 
 @contextmanager
 def in_step(module: nn.Module, group: ProcessGroup, fill: Callable[[], object]) -> Iterator[None]:
-    """Inside, every rank runs as many forwards of `module` as it has to; all leave together.
+    """Keep the ranks in step inside this block, however many forwards of `module` each of them runs.
 
-    Before a forward the ranks tell one another who has one; a rank that has none left takes part with `fill`, a
-    forward whose result nobody wants. Not for code that exchanges anything between its forwards.
+    Collective: before a forward the ranks exchange which of them have one; a rank that has none left takes part with
+    `fill`, a forward whose result is not used. All leave the block together. Not for code that exchanges anything
+    between its forwards.
 
     Raises:
         Stopped: on every rank, before the next forward, when any was asked to stop.
@@ -40,33 +41,34 @@ def in_step(module: nn.Module, group: ProcessGroup, fill: Callable[[], object]) 
             group.stop()
         return some
 
-    # Before those hooks that gather weights.
+    # First of all hooks: others gather weights, which is collective.
     hook = module.register_forward_pre_hook(lambda *_: agree(True) and None, prepend=True)
-    yield  # not in a `try`: after an error the others learn from the broken connection, and would wait here
+    yield  # no `finally`: after an error the others notice the broken connection, and this rank would wait here
     hook.remove()
     while agree(False):
         fill()
 
 
 FEWSHOT_SEED = 1234  # lm-eval's own
-WHOLE_FILTER = "none"  # lm-eval's name for answers that are taken as they come
+WHOLE_FILTER = "none"  # lm-eval's name for the filter that takes answers as they are
 
 Loaded = dict[str, Any]  # name -> what TaskManager.load returns
 
 
 def unseen_bar(name: str, requests: int) -> Progress:
+    """Return a progress bar that is not shown."""
     return Progress(Silent(), name, requests, "requests")
 
 
 def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
-    """The tasks with their data, which is downloaded unless it is local or in the cache of datasets.
+    """Return the tasks with their data, which is downloaded unless it is local or in the cache of datasets.
 
     Args:
         shots: name of a task or of a group of tasks -> examples in its prompt.
-        folders: with YAML files of tasks; lm-eval's own are looked through only for what these do not have.
+        folders: with YAML files of tasks; lm-eval's own tasks are searched only for names that these lack.
 
     Raises:
-        ValueError: a task is unknown, or its data is not to be had.
+        ValueError: a task is unknown, or cannot be loaded with its data.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     paths = [str(folder) for folder in folders]
@@ -79,18 +81,15 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
             raise ValueError(f"eval.tasks: {name!r} is a task neither of lm-eval nor of eval.task_folders")
         try:
             loaded[name] = manager.load([name])
-        except Exception as error:  # noqa: BLE001 - files, network, YAML: whatever it is, there is no such task
-            raise ValueError(f"eval.tasks: {name!r} is not to be had: {one_line(error, LONGEST_REASON)}") from None
+        except Exception as error:  # noqa: BLE001 - files, network, YAML: whatever failed, the task cannot run
+            raise ValueError(f"eval.tasks: {name!r} cannot be loaded: {one_line(error, LONGEST_REASON)}") from None
         for task in loaded[name]["tasks"].values():
             task.set_config(key="num_fewshot", value=count)
     return loaded
 
 
 def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
-    """
-    Raises:
-        ValueError: a task runs code that the model writes, or has fewer examples than its prompts take.
-    """
+    """Raise ValueError if a task runs code that the model writes, or has fewer examples than its prompts take."""
     for name, tasks in loaded.items():
         for task in tasks["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False):
@@ -99,7 +98,7 @@ def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
             if count == 0:
                 continue
             examples = list(task.fewshot_docs() or [])
-            # Where they come from the questions themselves, the question is left out.
+            # Examples that come from the questions themselves are one fewer: the question asked is not shown.
             available = len(examples) - (len(examples) > 0 and examples[0] in list(task.eval_docs)[:1])
             if available < count:
                 raise ValueError(f"eval.tasks.{name}={count} is not allowed: there are {available} examples to show")
@@ -113,21 +112,21 @@ def run_tasks(
     done: Callable[[str, Mapping[str, Mapping[str, float]]], None] = lambda name, metrics: None,
     bar: Callable[[str, int], AbstractContextManager[Progress]] = unseen_bar,
 ) -> dict[str, dict[str, float]]:
-    """Metrics by task, the same on every rank. Collective.
+    """Run the tasks and return the metrics by task, the same on every rank (collective).
 
     Args:
         limit: documents of each task, from its first on; None: all.
-        done: told the name of each finished task, or group of tasks, with its metrics by task.
-        bar: opens one for requests of all ranks, from the task's name and their number.
+        done: called with the name of each finished task, or group of tasks, and its metrics by task.
+        bar: opens a progress bar for the requests of all ranks, from the task's name and their number.
     """
     found: dict[str, dict[str, float]] = {}
     for name, tasks in loaded.items():
         model.group.stop_if_asked()
         model.bar = partial(bar, name)
-        for task in tasks["tasks"].values():  # examples are drawn anew: every model is shown the same ones
+        for task in tasks["tasks"].values():  # seeded anew: every model is shown the same examples
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        # Without an estimate of the standard error: for some metrics it forks this process.
-        with redirect_stderr(io.StringIO()):  # the bars of every rank
+        # No bootstrap estimate of the standard error: for some metrics lm-eval forks this process for it.
+        with redirect_stderr(io.StringIO()):  # lm-eval's bars, of every rank
             result = evaluate(lm=model, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=False)
         assert result is not None
         metrics = {task: _metrics(result, task) for task in result["results"]}
@@ -137,7 +136,10 @@ def run_tasks(
 
 
 def _metrics(result: Mapping[str, Any], task: str) -> dict[str, float]:
-    """`acc,none` is "acc"; another filter than that stays in the name. With the number of documents and shots."""
+    """Return the metrics of a task, with its numbers of documents and shots.
+
+    `acc,none` is named "acc"; any other filter stays in the name.
+    """
     metrics = {
         key.removesuffix(f",{WHOLE_FILTER}"): value
         for key, value in result["results"][task].items()
@@ -149,7 +151,7 @@ def _metrics(result: Mapping[str, Any], task: str) -> dict[str, float]:
 
 @contextmanager
 def _counting(module: Any, bar: Progress, own: int, every: int) -> Iterator[None]:
-    """Tell a bar how many of all requests are answered, by the sequences that this rank's forwards had.
+    """Advance a bar by how many of all requests are answered, from the sequences in this rank's forwards.
 
     Answers that share a forward, and the many forwards of one that is generated, make that an estimate: it never goes
     beyond the number of requests, and ends there.
@@ -164,15 +166,15 @@ def _counting(module: Any, bar: Progress, own: int, every: int) -> Iterator[None
         told = done
 
     hook = module.register_forward_pre_hook(count)
-    yield  # not in a `try`: as in `in_step`
+    yield  # no `finally`: as in `in_step`
     hook.remove()
     bar.advance(every - told)
 
 
 class SharedModel(HFLM):  # type: ignore[misc]
-    """A model of which every rank answers its part of the requests, and hears the answers of all.
+    """A model of lm-eval of which every rank answers its part of the requests and receives the answers of all.
 
-    lm-eval itself believes to be alone on each rank, so that every rank computes the same metrics.
+    On each rank lm-eval runs as if it were alone, so that every rank computes the same metrics.
     """
 
     def __init__(
@@ -185,7 +187,8 @@ class SharedModel(HFLM):  # type: ignore[misc]
         context: int = 2048,
         is_partitioned: bool,
     ) -> None:
-        """
+        """Wrap a model for lm-eval.
+
         Args:
             module: a causal language model of transformers.
             context: tokens of a request at most; longer ones lose their beginning.
@@ -199,7 +202,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
             max_length=min(context, context_limit(module.config.to_dict())),
             softmax_dtype="float32",  # bfloat16 would tie choices that differ
         )
-        self._device = group.device  # of a partitioned model no parameter may be there to tell
+        self._device = group.device  # lm-eval asks a parameter for it, which a partitioned model may not hold
         self.group = group
         self._is_partitioned = is_partitioned
         self.bar: Callable[[int], AbstractContextManager[Progress]] = partial(unseen_bar, "")

@@ -1,4 +1,4 @@
-"""Write the final model as a folder that stock software loads, and say to converters which it must not be given to."""
+"""Write the final model as a folder that stock software loads, and that stops a converter which would misread it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from transact.models.model_files import DERIVED, SINGLE_NAME
 from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
 from transact.models.tensor_files import ModelReader, write_index, write_shard
 
-# The converter skips names that *end* with DERIVED. It is no weight of layer 0, and our own readers leave it out.
+# A tensor of this name stops llama.cpp's converter, which skips only names that *end* with DERIVED. It is no weight of
+# layer 0, and our own readers leave it out.
 GUARD_NAME = f"model.layers.0.self_attn.{DERIVED}_of_kept_pairs"
 
 
 def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensor by its name where config.json states factors, else nothing: radians per position, float32."""
+    """Return the guard tensor by name where config.json states factors, else nothing: radians per position, float32."""
     if rope_settings(config)["rope_type"] != "longrope":
         return {}
     return {GUARD_NAME: inverse_frequencies(config).float()}
@@ -30,7 +31,10 @@ SHARD_BYTES = 4_000_000_000
 
 
 def split_into_shards(reader: ModelReader, bytes_per_element: int, limit: int = SHARD_BYTES) -> list[list[str]]:
-    """Tensor names of each shard, in the order of the source, none above `limit` bytes unless one tensor is."""
+    """Return the tensor names of each shard, in the order of the source.
+
+    No shard is above `limit` bytes unless a single tensor is.
+    """
     shards: list[list[str]] = [[]]
     filled = 0
     for name in reader.files:
@@ -44,7 +48,7 @@ def split_into_shards(reader: ModelReader, bytes_per_element: int, limit: int = 
 
 
 def write_export(source: Path, target: Path, dtype: str, model_card: str) -> None:
-    """Fill the folder `target`, which must exist; one shard is in memory at a time."""
+    """Write the exported model into the folder `target`, which must exist; one shard is in memory at a time."""
     torch_dtype = getattr(torch, dtype)
     config = read_json(source / "config.json")
     if is_stock(config):
@@ -70,7 +74,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
 
 
 def _name_old_tokenizer_class(path: Path) -> None:
-    """Transformers 5 writes a class that 4 does not know; both know the name that 4 writes for the same class."""
+    """Name the tokenizer class as transformers 4 does: 5 writes a name that 4 does not know, and knows both."""
     if path.is_file():
         config = read_json(path)
         if config.get("tokenizer_class") == "TokenizersBackend":

@@ -41,7 +41,7 @@ PRE_TOKENIZERS = {
 
 
 def check_tokenizer(folder: Path) -> None:
-    """llama.cpp knows the tokenizer of a folder.
+    """Check that llama.cpp knows the tokenizer of a folder.
 
     Raises:
         ValueError: it does not.
@@ -55,7 +55,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the rules by which a tokenizer.json splits text before the merges.
+    """Return llama.cpp's name for the rules by which a tokenizer.json splits text before the merges.
 
     Raises:
         ValueError: it has none.
@@ -69,7 +69,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
 
 
 def add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
-    """Vocabulary, merges or scores, and special tokens; entries without a token are filled up."""
+    """Add vocabulary, merges or scores, and special tokens; entries without a token are padded."""
     import gguf
 
     byte_level = is_byte_level(folder)
@@ -100,7 +100,7 @@ def _steps(tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rule(step: Mapping[str, Any]) -> str | None:
-    """One step in the words of `PRE_TOKENIZERS`; None for one that splits nothing."""
+    """Return one step in the words of `PRE_TOKENIZERS`; None for one that splits nothing."""
     match step:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": uses_split}:
             return GPT2_SPLIT if uses_split else None
@@ -108,11 +108,11 @@ def _rule(step: Mapping[str, Any]) -> str | None:
             return DIGITS
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
             return pattern
-    return str(step)  # known to no one
+    return str(step)  # not in PRE_TOKENIZERS
 
 
 def _byte_level_tokens(folder: Path) -> list[tuple[bytes, float, Any]]:
-    """(text, score, kind) of every entry of a tokenizer.json, without gaps."""
+    """Return (text, score, kind) of every entry of a tokenizer.json, without gaps."""
     import gguf
 
     tokenizer = read_json(folder / "tokenizer.json")
@@ -131,7 +131,7 @@ def _sentencepiece_tokens(folder: Path) -> list[tuple[bytes, float, Any]]:
 
 
 def _adds_first_token(folder: Path, first: int | None) -> bool:
-    """Whether the tokenizer itself begins a text with this token."""
+    """Return whether the tokenizer itself begins a text with this token."""
     from transformers import AutoTokenizer
 
     encoded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("a").input_ids
@@ -139,7 +139,7 @@ def _adds_first_token(folder: Path, first: int | None) -> bool:
 
 
 def check_gguf(config: RunConfig, model_config: Mapping[str, Any], outline: Outline) -> None:
-    """Package, family and dimensions allow the file.
+    """Check that package, family and dimensions allow the file.
 
     Raises:
         ValueError: one line with what to change.
@@ -156,7 +156,7 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any], outline: Outl
             f"{Q4_BLOCK}; it must be f16"
         )
     result = Path(config.output_dir) / "export" / "config.json"
-    if result.is_file():  # the run is finished: what it ended with counts, not what it might have
+    if result.is_file():  # the run is finished: the exported model counts, not what might have come of it
         check_gguf_result(kind, read_json(result))
     else:
         cuts_pairs = any(end.head_dim < parent.head_dim for end in outline.ends)
@@ -164,7 +164,7 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any], outline: Outl
 
 
 def check_gguf_result(kind: str, model_config: Mapping[str, Any]) -> None:
-    """llama.cpp rotates as an exported model does.
+    """Check that llama.cpp rotates as an exported model does.
 
     Raises:
         ValueError: it does not.
@@ -183,9 +183,10 @@ def check_gguf_result(kind: str, model_config: Mapping[str, Any]) -> None:
 
 
 def check_gguf_rotation(config: RunConfig, model_config: Mapping[str, Any], *, cuts_pairs: bool) -> None:
-    """llama.cpp can rotate as the model will.
+    """Check that llama.cpp can rotate as the model will.
 
-    cuts_pairs: the model may lose rotary pairs.
+    Args:
+        cuts_pairs: the model may lose rotary pairs.
 
     Raises:
         ValueError: it cannot.
@@ -209,8 +210,10 @@ def check_gguf_rotation(config: RunConfig, model_config: Mapping[str, Any], *, c
 
 
 def possible_gguf_types(model_config: Mapping[str, Any], folder: Path) -> list[str]:
-    """The types that `export.gguf` can write of an exported config.json with the tokenizer of a folder; none where
-    llama.cpp cannot rotate so, or does not know the tokenizer."""
+    """Return the types that `export.gguf` can write of an exported config.json with the tokenizer of a folder.
+
+    There are none where llama.cpp cannot rotate so, or does not know the tokenizer.
+    """
     try:
         check_gguf_result("f16", model_config)
         check_tokenizer(folder)
@@ -220,10 +223,10 @@ def possible_gguf_types(model_config: Mapping[str, Any], folder: Path) -> list[s
 
 
 def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:
-    """llama.cpp knows the tokenizer.
+    """Check that llama.cpp knows the tokenizer, where a GGUF file is asked for.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or the package sentencepiece is missing.
     """
     if export.gguf == "none":
         return
@@ -258,7 +261,7 @@ def write_gguf(
         target: the file.
         kind: "f16", "q8_0" or "q4_0".
         name: of the model, for its metadata.
-        advance: told the number of weights of each tensor that is written.
+        advance: called with the number of weights of each tensor that is written.
 
     Returns:
         Weights that are float16 though another type was asked for: their rows do not divide into its blocks.
@@ -312,7 +315,7 @@ def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str
 
 
 def _layout(reader: ModelReader, config: Mapping[str, Any], kind: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and ggml type of every tensor, in the order of the file."""
+    """Return the shape and ggml type of every tensor, in the order of the file."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
     found = {
         name: (shape := reader.shape(name), _tensor_type(name, shape, kind))
@@ -352,7 +355,7 @@ def _add_tensor_info(writer: Any, name: str, shape: tuple[int, ...], kind: str) 
 
 
 def _data(reader: ModelReader, config: Mapping[str, Any], name: str, kind: str) -> Any:
-    """A tensor in its ggml type, as numpy data."""
+    """Return a tensor in its ggml type, as numpy data."""
     import gguf
 
     tensor = frequency_factors(config) if name == FACTORS else reader.tensor(name)
@@ -364,7 +367,7 @@ def _data(reader: ModelReader, config: Mapping[str, Any], name: str, kind: str) 
 
 
 def _rotation_order(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Rows of q and k, dims i and i + head_dim/2 side by side, where the architecture rotates neighbours."""
+    """Put rows i and i + head_dim/2 of q and k side by side, where the architecture rotates neighbours."""
     if family_of(config).gguf_architecture != "llama" or not any(each in name for each in ROTATED):
         return tensor
     half = read_geometry(config).head_dim // 2

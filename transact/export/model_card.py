@@ -19,7 +19,13 @@ COUNTS = ("documents", "shots", "tokens")  # beside a metric, not metrics themse
 
 
 def evaluation_table(summary: Mapping[str, Any]) -> str:
-    """summary: as in result.json. Empty where nothing more than the perplexity on data.evaluation was measured."""
+    """Return the metrics of dense and pruned as a Markdown table.
+
+    It is empty where nothing more than the perplexity on data.evaluation was measured.
+
+    Args:
+        summary: as in result.json.
+    """
     dense, pruned = summary["dense"], summary["pruned"]
     rows = [
         f"| {name}{_shots(found)} | {metric} | {_figure(value)} | {_figure(pruned[kind][name][metric])} |"
@@ -48,19 +54,24 @@ FENCE = "---"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Licence:
-    """Attributes: metadata: the keys of a model card that name it. files: names of its texts in the folder."""
+    """The licence of a model folder.
+
+    Attributes:
+        metadata: the keys of a model card that name it.
+        files: names of its texts in the folder.
+    """
 
     metadata: dict[str, str]
     files: tuple[str, ...]
 
     @property
     def name(self) -> str | None:
-        """In words; None where the folder does not say."""
+        """The licence's name; None where the folder does not say."""
         return self.metadata.get("license_name") or self.metadata.get("license")
 
 
 def read_licence(folder: Path) -> Licence:
-    """From the metadata block of the model card, and the licence texts beside it.
+    """Read the licence from the metadata block of the model card, and from the licence texts beside it.
 
     Raises:
         ValueError: one of these files is a link out of the folder.
@@ -79,7 +90,7 @@ def copy_licence(licence: Licence, source: Path, target: Path) -> None:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer of a folder knows how to write a conversation."""
+    """Return whether the tokenizer of a folder has a chat template."""
     settings = own_file(folder, "tokenizer_config.json")
     return own_file(folder, "chat_template.jinja") is not None or (
         settings is not None and bool(read_object(settings).get("chat_template"))
@@ -87,7 +98,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def _card_metadata(path: Path) -> dict[str, object]:
-    """Empty where YAML cannot read it: a card is decoration, not input."""
+    """Return a card's metadata block; empty where YAML cannot read it: a card is decoration, not input."""
     with path.open("rb") as file:
         lines = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace").splitlines()
     if not lines or lines[0].rstrip() != FENCE or FENCE not in (line.rstrip() for line in lines[1:]):
@@ -95,7 +106,7 @@ def _card_metadata(path: Path) -> dict[str, object]:
     end = [line.rstrip() for line in lines[1:]].index(FENCE) + 1
     try:
         found = yaml.safe_load("\n".join(lines[1:end]))
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an invalid date
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -187,7 +198,7 @@ class Exported:
 
 
 def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> str:
-    """Markdown with the metadata block that model hubs read.
+    """Return the model card in Markdown, with the metadata block that model hubs read.
 
     Args:
         summary: as in result.json.
@@ -226,7 +237,7 @@ def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, expo
 
 
 def _parent(config: RunConfig) -> str:
-    """The hub id where there is one; a folder's name is nobody's business, and names no model."""
+    """Name the parent by its hub id where there is one; a local folder's name is private, and names no model."""
     parent = hub_id(config.model.path or "")
     return "the parent" if parent is None else f"the parent `{parent}`"
 
@@ -250,7 +261,7 @@ def _capital(text: str) -> str:
 
 
 def _how(summary: dict[str, Any], config: RunConfig) -> str:
-    """How units were chosen and what was trained."""
+    """Describe how units were chosen and what was trained."""
     method, recover = config.prune.method, config.recover
     tokens = sum(each["tokens"] for each in summary["rounds"])
     attention = {
@@ -266,12 +277,12 @@ def _how(summary: dict[str, Any], config: RunConfig) -> str:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The dimensions that changed: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
+    """Return the dimensions that changed: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
 def _rotary_note(summary: dict[str, Any], config: RunConfig, has_factors: bool) -> str:
-    """How rotary pairs were cut, where they were."""
+    """Describe how rotary pairs were cut; empty where they were not."""
     if summary["pruned"]["geometry"]["head_dim"] == summary["dense"]["geometry"]["head_dim"]:
         return ""
     if config.prune.method.attention == "shared_dims":

@@ -1,10 +1,10 @@
-"""Around the ranks of a SLURM job: count what ended each attempt, and queue the job again while that may help.
+"""Count the attempts of a SLURM job by what ended them, and requeue the job while that may help.
 
     python -m transact.launch.attempt begin FOLDER [limits]          in the batch script, before srun
     python -m transact.launch.attempt end FOLDER EXIT_CODE [limits]  after it
 
-Why here and not in a rank: a rank can be killed, and a rank that queues its job again while others still save ends
-them. The counts are in run.json, which no rank writes before `begin` or after `end`.
+Why here and not in a rank: a rank can be killed, and a rank that requeues its job ends the others while they still
+save. The counts are in run.json, which no rank writes before `begin` or after `end`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TAKEN = "SLURM took the nodes (preemption, requeue, or a node that broke down)"
 
 
 def begin(folder: Path, limits: dict[str, int]) -> int:
-    """Returns an exit code: 0 when the ranks may start."""
+    """Record that an attempt begins, and return an exit code: 0 when the ranks may start."""
     own = own_job()
     if own is None:
         return refuse("python -m transact.launch.attempt belongs into the batch script of a SLURM job")
@@ -54,7 +54,7 @@ def _begin(job: str, restart: int, folder: Path, limits: dict[str, int]) -> int:
         record["interruptions"] = dict.fromkeys(KINDS, 0) | {"last": None}
     elif not previous["ended"] and previous["restart"] != restart:
         _count(record, "preemptions", TAKEN)
-    was_done = record.get("state") == "done"  # more is asked of a finished run
+    was_done = record.get("state") == "done"  # a finished run may be started again for more work
     record |= {"state": "starting", "error": None, "attempt": _attempt(job, restart, ended=False) | {"done": was_done}}
     exceeded = _exceeded(record, limits)
     if exceeded is not None:
@@ -64,15 +64,15 @@ def _begin(job: str, restart: int, folder: Path, limits: dict[str, int]) -> int:
 
 
 def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) -> int:
-    """Count how the attempt ended and queue the job again, unless it is done, refused, or failed too often."""
+    """Count how the attempt ended, requeue the job unless it is done, refused or out of attempts, and return `code`."""
     own, record = own_job(), _read(folder)
     if own is None or code == DONE or record.get("state") == "done":
         return code
     job, restart = own
     if not is_running_still(job, restart, LONG_PATIENCE):
-        return code  # SLURM has decided already: cancelled, queued again, or out of time
+        return code  # SLURM has decided already: cancelled, requeued, or out of time
     if record.get("attempt", {}).get("job") != job:
-        return code  # another job is at work in this folder: what this one met is not its affair
+        return code  # another job runs in this folder, and its counts do not include this job's failures
     if code == REFUSED and "run_id" not in record:
         write_json(folder / RECORD, record | {"state": "failed", "error": "the request was refused: the log says why"})
         return code
@@ -94,7 +94,8 @@ def end(folder: Path, code: int, limits: dict[str, int], signal_delay: float) ->
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """
+    """Return run.json, or the record of a run that has just been submitted.
+
     Raises:
         DamagedFile: it cannot be read.
     """
@@ -112,7 +113,7 @@ def _count(record: dict[str, Any], kind: str, reason: str) -> None:
 
 
 def _exceeded(record: dict[str, Any], limits: dict[str, int]) -> str | None:
-    """What is said of a job that is not queued again."""
+    """Return the error of a job that has exceeded a limit and is not requeued, or None."""
     counts = record["interruptions"]
     for kind in KINDS:
         if counts[kind] > limits[kind]:
@@ -121,10 +122,10 @@ def _exceeded(record: dict[str, Any], limits: dict[str, int]) -> str | None:
 
 
 def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tuple[str | None, str]:
-    """Kind and reason of an end that was not the intended one; no kind: nothing to try again."""
+    """Return the kind and the reason of an attempt's failure; the kind is None where a requeue would not help."""
     error = record.get("error")
     if record.get("state") == "diverged":
-        return None, str(error)  # and would again
+        return None, str(error)  # it would diverge again
     name = str(error).rpartition(" ")[2] if record.get("state") == "stopped" else SIGNAL_CODES.get(code)
     if name in WARNINGS:
         near = seconds_left(job) <= signal_delay + EARLY_SECONDS
@@ -134,8 +135,8 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
     if name is not None:
         return None, f"stopped by {name}"
     if code == REFUSED and record.get("state") == "failed":
-        return None, str(error)  # the model is to blame, which the first measurement has shown
-    if code == REFUSED:  # what worked before may be refused on a node that does not see a file system
+        return None, str(error)  # the model is unusable, as its first measurement showed
+    if code == REFUSED:  # a node that does not see a file system refuses what another node accepted
         return "failures", "an attempt was refused that was accepted before: its log says why"
     killed = _killed_by(code)
     if error is None and killed is None:
@@ -144,7 +145,10 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
 
 
 def _killed_by(code: int) -> str | None:
-    """srun ends with the highest code of all ranks, which is 128 and the number where a signal has ended one."""
+    """Return which signal killed a rank, or None.
+
+    srun exits with the highest code of all ranks: 128 plus the signal's number where a signal killed one.
+    """
     try:
         return f"a rank was {killed_by(code - 128)}"
     except ValueError:

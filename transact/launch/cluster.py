@@ -1,4 +1,4 @@
-"""Submit a run to SLURM: what can be known to be wrong is refused, then one job is queued, which sees to itself."""
+"""Submit a run to SLURM: refuse a request that is known to be wrong, then queue one job, which requeues itself."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from transact.runs.run_record import JOB_RECORD, LAYOUT, claim_run, read_config,
 from transact.stages.preflight import check
 from transact.tracking.view import Lines
 
-# Of one machine alone, whatever else is true; those of disks may be exported to the nodes under the same name.
+# File systems in memory are of one machine alone. A disk may be exported to the nodes under the same path, in which
+# case the user sets launch.shared_folder=true.
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "overlay", "aufs")
 ON_DISK = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
 PRIVATE_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 def check_shared(folder: Path, hosts: set[str]) -> None:
-    """
+    """Raise ValueError if the folder seems to be on this machine alone and the job may run on another one.
+
     Args:
         hosts: names of the machines on which the job may run.
 
     Raises:
-        ValueError: the folder looks like one of this machine alone, and other machines are among them.
+        ValueError: the folder is on a local file system, and `hosts` has other machines.
     """
     others = sorted(host for host in hosts if host.split(".")[0] != socket.gethostname().split(".")[0])
     if not others:
@@ -49,22 +51,22 @@ def check_shared(folder: Path, hosts: set[str]) -> None:
 
 
 def file_system(path: Path) -> str:
-    """The kind of the file system that a path is on, or will be on."""
+    """Return the type of the file system that a path is on, or will be on."""
     resolved = os.path.realpath(path)
     kinds: dict[str, str] = {}
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         before, _, after = line.partition(" - ")
-        mount = before.split()[4].encode().decode("unicode_escape")  # a space is written as \\040
+        mount = before.split()[4].encode().decode("unicode_escape")  # mountinfo writes a space as \\040
         kinds[mount] = after.split()[0]
     inside = [mount for mount in kinds if mount == "/" or resolved == mount or resolved.startswith(f"{mount}/")]
     return kinds[max(inside, key=len)] if inside else "unknown"
 
 
-POLL_SECONDS = 5.0  # between two questions about a job, which cost the controller something
+POLL_SECONDS = 5.0  # between two queries about a job, each of which loads SLURM's controller
 
 
 def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
-    """Submit, say how to go on, and follow the job where that is wanted. Returns the exit code."""
+    """Submit the job, print how to follow it, wait for its end if asked to, and return the exit code."""
     folder = Path(config.output_dir).absolute()
     config.output_dir = str(folder)
     try:
@@ -88,7 +90,8 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
 
 
 def check_request(launch: LaunchConfig, folder: Path) -> None:
-    """
+    """Raise ValueError unless the cluster can run the job.
+
     Raises:
         ValueError: the cluster has no such partition, or not as many nodes, or they do not see the folder.
     """
@@ -99,7 +102,7 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
         default = name.rstrip("*") if name.endswith("*") else default
         partitions[name.rstrip("*")] = partitions.get(name.rstrip("*"), 0) + int(nodes)
     if launch.partition is None and default is None:
-        return  # a plug-in of the cluster chooses
+        return  # a plug-in of the cluster chooses the partition
     chosen = (launch.partition or default or "").split(",")  # SLURM takes whichever of several is free first
     for name in chosen:
         if name not in partitions:
@@ -114,7 +117,7 @@ def check_request(launch: LaunchConfig, folder: Path) -> None:
 
 
 def live_job(folder: Path) -> str | None:
-    """The job that waits or runs for this folder, submitted from here or by hand."""
+    """Return the job that waits or runs for this folder, submitted by this command or by hand; None without one."""
     submitted, begun = read_record(folder, JOB_RECORD) or {}, read_record(folder) or {}
     jobs = (submitted.get("job"), begun.get("attempt", {}).get("job"))
     found = live_jobs(job for job in jobs if job is not None)
@@ -131,7 +134,7 @@ def _refuse_live(folder: Path) -> None:
 
 
 def _needs_nothing(config: RunConfig, folder: Path) -> bool:
-    """Whether a point of a sweep is at work or finished; says so."""
+    """Return whether a point of a sweep is running or finished already, and print which."""
     live = live_job(folder)
     if live is not None:
         print(f"{folder.name}: job {live} is at it already", flush=True)
@@ -143,7 +146,7 @@ def _needs_nothing(config: RunConfig, folder: Path) -> bool:
 
 
 def _was_asked_this(config: RunConfig, folder: Path) -> bool:
-    """Whether the finished run measured and exported what is asked for now: more may be asked of it."""
+    """Return whether the finished run has measured and exported all that is asked for now."""
     before, now = read_config(folder) or {}, to_dictionary(config)
     return all(before.get(section) == now[section] for section in ("eval", "export"))
 
@@ -153,9 +156,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
-    """The job that must end first, so that no more than `launch.max_running` points of the sweep run at a time.
+    """Return the job to wait for, so that no more than `launch.max_running` points of the sweep run at a time.
 
-    Every job waits for the one that is so many places before it, which makes as many lanes.
+    Every job waits for the one that is `launch.max_running` places before it, which makes as many lanes.
     """
     if launch.max_running is None:
         return None
@@ -165,11 +168,11 @@ def _to_wait_for(launch: LaunchConfig, sweep: Path) -> str | None:
 
 
 def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
-    """Returns the job's id. A job that SLURM refuses leaves nothing behind."""
+    """Submit the job and return its id. A job that SLURM refuses leaves nothing behind."""
     is_new = not folder.exists()
     claim_run(folder, config.share_dir, "submitted")
     with exclusive(folder / "submit.lock"):
-        _refuse_live(folder)  # somebody may have been faster
+        _refuse_live(folder)  # another process may have submitted one meanwhile
         code = snapshot(folder)
         (folder / "logs").mkdir(exist_ok=True)
         try:
@@ -182,7 +185,7 @@ def _submit(config: RunConfig, folder: Path, after: str | None) -> str:
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the package: a job that is queued again runs what was submitted. Returns the folder to import from."""
+    """Copy the package, so that a requeued job runs what was submitted, and return the folder to import from."""
     code = folder / "code" / time.strftime("%Y%m%d-%H%M%S")
     package = code / PACKAGE.name
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "demo_parent", "conf"))

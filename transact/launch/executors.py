@@ -1,6 +1,6 @@
-"""The only file that imports submitit: what it runs in each process, and how it is told to start them.
+"""Start the processes of a job with submitit, on this machine or on SLURM. The only file that imports submitit.
 
-python -m transact.launch.executors FOLDER      controls the ranks of launch=local; started by it alone
+python -m transact.launch.executors FOLDER      controls the ranks of launch=local, which alone starts it
 """
 
 from __future__ import annotations
@@ -34,42 +34,43 @@ from transact.distributed.slurm import SlurmError
 from transact.errors import FAILED, leave
 from transact.runs.verdict import RankEnd, name_the_dead
 
-OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where its controller is: sbatch needs them
-# The ranks see a lost one to its end themselves, and say why; srun would kill the one that writes it down.
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where SLURM's controller is, which sbatch needs
+# The ranks notice a lost rank and end by themselves; srun would kill the rank that records the reason in run.json.
 SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 POLL_SECONDS = 0.05
-STRAGGLER_SECONDS = 90.0  # that ranks go on after another has left; before they have met, nobody tells them
-KILL_SECONDS = 30.0  # to heed SIGTERM after that: a suspended process never does
-SAVE_SECONDS = 600.0  # the same, of ranks that are well and have come to the time limit
+# How long ranks may go on after another has left: without a process group yet, they cannot notice that it has.
+STRAGGLER_SECONDS = 90.0
+KILL_SECONDS = 30.0  # from SIGTERM to SIGKILL after that: a suspended process never reacts to SIGTERM
+SAVE_SECONDS = 600.0  # the same at the time limit, for healthy ranks, which save first
 
 
 class LocalTask:
-    """What each process of launch=local runs. It travels as a pickle, so it holds plain data only."""
+    """The function that each process of launch=local runs. It is pickled, so it holds plain data only."""
 
     def __init__(self, config: dict[str, Any], port: int) -> None:
         self.config = config
         self.port = port
 
     def __call__(self) -> int:
-        """Returns the exit code of `transact.launch.worker.work`."""
+        """Run the rank and return the exit code of `transact.launch.worker.work`."""
         _listen_as_usual()
         os.environ[PARENTS] = f"{os.getppid()} {os.environ.get(LAUNCHER, '')}"
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         from transact.launch.worker import work
 
-        os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: nothing need listen to other machines
-        os.environ["MASTER_PORT"] = str(self.port)  # submitit's comes from the job's number, whether it is free or not
+        os.environ["MASTER_ADDR"] = LOOPBACK  # all ranks are here: no port is open to other machines
+        os.environ["MASTER_PORT"] = str(self.port)  # submitit derives its port from the job's number, free or not
         return work(typed_config(self.config))
 
 
 class SlurmTask:
-    """What each process of launch=slurm runs."""
+    """The function that each process of launch=slurm runs."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
     def __call__(self) -> None:
-        """Ends the process with the exit code of `transact.launch.worker.work`, which the batch script decides upon."""
+        """End the process with the exit code of `transact.launch.worker.work`, on which the batch script acts."""
         _listen_as_usual()
         from transact.launch.worker import work
 
@@ -77,7 +78,10 @@ class SlurmTask:
 
 
 def _listen_as_usual() -> None:
-    """submitit makes its tasks deaf to SIGTERM and queues the job again on SIGUSR2, on rank 0 alone."""
+    """Restore the default signal handlers.
+
+    Under submitit's own, tasks ignore SIGTERM, and rank 0 requeues the job on SIGUSR2.
+    """
     handle_all(signal.SIG_DFL)
 
 
@@ -86,9 +90,9 @@ def log_path(folder: Path, job: str, rank: int) -> Path:
 
 
 def submit_locally(config: RunConfig, logs: Path) -> Any:
-    """Start `launch.processes` processes here. Returns submitit's job.
+    """Start `launch.processes` processes on this machine and return submitit's job.
 
-    They have a session of their own: what a key of the terminal or its end sends reaches this process alone, which
+    They have a session of their own: a signal of the terminal, from a key or its end, reaches this process alone, which
     passes it on where it waits for them.
     """
     executor = _Executor(folder=logs)
@@ -108,10 +112,10 @@ def submit_locally(config: RunConfig, logs: Path) -> Any:
 
 
 class _Executor(LocalExecutor):  # type: ignore[misc]
-    """Starts a controller that remembers how each rank ended.
+    """An executor whose controller records how each rank ended.
 
-    The ranks see the GPUs that the command sees: submitit's own would number them anew, and with
-    CUDA_VISIBLE_DEVICES=2,3 take the first two of the machine.
+    The ranks see the same GPUs as the command. submitit's own executor would number them anew and, with
+    CUDA_VISIBLE_DEVICES=2,3, take the first two of the machine.
     """
 
     def _submit_command(self, command: str) -> Any:
@@ -133,7 +137,7 @@ class _Executor(LocalExecutor):  # type: ignore[misc]
 
 
 class RankController(Controller):  # type: ignore[misc]
-    """The parent of the ranks: alone it knows how each of them ended, and it ends those that no longer can."""
+    """The parent process of the ranks: it alone knows how each of them ended, and it ends those that hang."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -146,10 +150,10 @@ class RankController(Controller):  # type: ignore[misc]
         self._forward_signal(signal.Signals(number))
 
     def wait(self, freq: int = 24) -> Any:
-        """Returns the exit codes of the ranks, once all have ended; by then run.json names the one that died."""
+        """Wait until all ranks have ended and return their exit codes; by then run.json names the one that died."""
         ends: dict[int, RankEnd] = {}
         limit = time.monotonic() + self.timeout_s
-        patience, is_asked = math.inf, False  # until when ranks that were asked to leave may stay
+        patience, is_asked = math.inf, False  # when ranks that were asked to leave are killed
         while len(ends) < len(self.tasks):
             now = time.monotonic()
             for rank, task in enumerate(self.tasks):
@@ -171,7 +175,7 @@ class RankController(Controller):  # type: ignore[misc]
 
 @contextmanager
 def _variables(given: dict[str, str]) -> Iterator[None]:
-    """Of the environment, for what is started inside."""
+    """Set environment variables for processes that are started inside the block."""
     os.environ |= given
     try:
         yield
@@ -182,7 +186,7 @@ def _variables(given: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _silent_children() -> Iterator[None]:
-    """Processes that are started inside do not hold our output open, for which a pipe would wait."""
+    """Send the output of processes started inside to /dev/null: they would hold ours open, and a pipe would wait."""
     kept = [os.dup(number) for number in (1, 2)]
     with open(os.devnull, "w") as nowhere:
         for number in (1, 2):
@@ -196,7 +200,7 @@ def _silent_children() -> Iterator[None]:
 
 
 def local_exit_code(job: Any, rank: int, processes: int) -> int:
-    """How a rank of a job that is over ended; one that was killed counts as failed."""
+    """Return the exit code of a rank of a job that is over; FAILED for one that was killed."""
     try:
         return int(job.task(rank).result() if processes > 1 else job.result())
     except (FailedJobError, UncompletedJobError):
@@ -204,7 +208,7 @@ def local_exit_code(job: Any, rank: int, processes: int) -> int:
 
 
 def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None) -> str:
-    """Returns the job's id.
+    """Submit the job to SLURM and return its id.
 
     Args:
         code: the folder that holds the package to run.
@@ -226,19 +230,19 @@ def submit_to_slurm(config: RunConfig, logs: Path, code: Path, after: str | None
         wckey=None,
         dependency=None if after is None else f"afterany:{after}",
         setup=setup_lines(launch, Path(config.output_dir), code),
-        # srun has not taken this one over from sbatch since SLURM 22.05.
+        # Since SLURM 22.05 srun does not inherit --cpus-per-task from sbatch.
         srun_args=[*SRUN_OPTIONS, *(f"--cpus-per-task={count}" for count in cpus.values()), *launch.srun_options],
         additional_parameters=_sbatch_options(launch),
         **cpus,
     )
-    # sbatch hands the environment on, and heeds its own variables before our request.
+    # sbatch passes the environment on to the job, and its own variables override our request.
     ours = [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_")) and name not in OF_THE_CLUSTER]
     for name in ours:
         del os.environ[name]
     forget_launcher()
     os.environ[JOB_TOKEN] = new_token()
     try:
-        with redirect_stderr(io.StringIO()):  # submitit repeats there what the error holds
+        with redirect_stderr(io.StringIO()):  # submitit prints there what the error says
             return str(executor.submit(SlurmTask(to_dictionary(config.without_setup()))).job_id)
     except FailedJobError as error:
         raise SlurmError(f"SLURM refuses the job: {_reason(str(error))}") from None
@@ -253,20 +257,20 @@ def _sbatch_options(launch: LaunchConfig) -> dict[str, Any]:
         "constraint": launch.constraint,
         "gpus-per-node": launch.gpus_per_node or None,
     }
-    # A flag has no value: {exclusive: true}.
+    # sbatch's flags have no value: launch.options={exclusive: true}.
     options = {name: True if value.lower() == "true" else value for name, value in launch.options.items()}
     return {name: value for name, value in named.items() if value is not None} | {"requeue": True} | options
 
 
 def _reason(text: str) -> str:
-    """What sbatch said, without submitit's frame around it."""
+    """Return what sbatch said, without submitit's message around it."""
     lines = [line.strip() for line in text.splitlines()]
     said = [line.partition("error:")[2].strip() for line in lines if "sbatch: error:" in line]
     return "; ".join(said) or " ".join(line for line in lines if line)
 
 
 def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
-    """The batch script before srun, and beside the code what the user wants there."""
+    """Return the lines of the batch script before srun, and write the user's own to a file beside the code."""
     limits = f"--max-timeouts={launch.max_timeouts} --max-preemptions={launch.max_preemptions} "
     limits += f"--max-failures={launch.max_failures} --signal-delay={launch.signal_delay_seconds}"
     attempt = f"{shlex.quote(sys.executable)} -m transact.launch.attempt"
@@ -282,9 +286,9 @@ def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
 
 
 def _own_setup(launch: LaunchConfig, code: Path) -> list[str]:
-    """The user's lines may hold keys: they are read from a file of the user alone, and no script has them.
+    """Write the user's lines to a file that only the user can read, and return lines that source it.
 
-    The batch script is kept by submitit for all to read, and by SLURM's controller.
+    They may contain keys. submitit keeps the batch script readable for all, and SLURM's controller has a copy.
     """
     if not launch.setup:
         return []

@@ -1,4 +1,4 @@
-"""Show what a job writes while it runs."""
+"""Show the output of a job while it runs: the lines of its log, and the progress that rank 0 reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBMITIT_LINE = "submitit "
 
 @contextmanager
 def view_events_for_ranks(is_awaited: bool) -> Iterator[Path | None]:
-    """The file in which ranks that are started inside tell how far they are; None where no terminal shows it."""
+    """Yield the file to which ranks started inside write their progress; None where no terminal shows it."""
     if not is_awaited or not is_terminal(sys.stderr):
         yield None
         return
@@ -43,7 +43,7 @@ def follow(
     """Show the lines of a growing file, which may not be there yet, until the job is over.
 
     Args:
-        events: of rank 0, where it tells them.
+        events: the file of rank 0's view events, where it writes them.
         is_news: whether a line is shown.
     """
     tails = [_Tail(log, lambda line: _show(view, line) if is_news(line) else None)]
@@ -59,7 +59,7 @@ def follow(
 
 
 class _Tail:
-    """Hands on the lines of a growing file as soon as they are whole."""
+    """A reader that passes on the lines of a growing file as soon as they are complete."""
 
     def __init__(self, path: Path, show: Callable[[str], None]) -> None:
         self._path, self._show = path, show
@@ -67,6 +67,7 @@ class _Tail:
         self._begun = ""
 
     def read(self) -> None:
+        """Pass on the lines that were completed since the last call."""
         if self._file is None:
             if not self._path.exists():
                 return

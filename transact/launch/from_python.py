@@ -1,4 +1,4 @@
-"""Run a whole job from Python: the command, in processes of its own, and what it leaves as a value."""
+"""Run a whole job from Python: start the command in processes of its own, and return its result as a value."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transact.config.setting import require
 from transact.errors import DONE, ERROR, REFUSED, Failure, Refusal
 from transact.files import read_json
 
-LAST_LINES = 20  # that are kept of what the command said
+LAST_LINES = 20  # of the command's output that are kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished job left.
+    """The result of a finished job.
 
     Attributes:
         output_dir: its folder, which `docs/report.md` and the README describe.
@@ -37,12 +37,12 @@ class Result:
 
     @property
     def parameters(self) -> int:
-        """Of the exported model."""
+        """Number of parameters of the exported model."""
         return int(self.summary["pruned"]["parameters"])
 
     @property
     def perplexity(self) -> float:
-        """Of the exported model on the held-out text."""
+        """Perplexity of the exported model on the held-out text."""
         return float(self.summary["pruned"]["perplexity"])
 
 
@@ -56,19 +56,19 @@ def prune(
     processes: int | None = None,
     **settings: Any,
 ) -> Result:
-    """Run the job of `python -m transact.run`, and wait for its end. Called again it goes on, or returns at once.
+    """Run the job of `python -m transact.run` and wait for its end. Called again it goes on, or returns at once.
 
-    The job has processes of its own, so that nothing of it stays in this one; what it says is printed here. After
+    The job has processes of its own, so that nothing of it stays in this one; its output is printed here. After
     Ctrl-C it saves, and the same call goes on.
 
     Args:
-        model: a model folder, or an id of the hub.
-        output_dir: where everything goes.
-        remove_fraction: share of all parameters to remove. None: the settings' own, 0.5.
+        model: a model folder, or an id on the Hub.
+        output_dir: folder of the run, for all of its files.
+        remove_fraction: share of all parameters to remove. None: the default of the settings, 0.5.
         text: files of training text (txt, md, jsonl, parquet; patterns too), with `held_out`.
         held_out: files of text to evaluate on, which share no document with `text`.
-        processes: ranks on this machine, which share the model by ZeRO-3. None: the settings' own, one.
-        settings: any other, a dictionary a group, as in `recover={"tokens": 1_000_000}`; a word chooses a file of
+        processes: ranks on this machine, which share the model by ZeRO-3. None: the default of the settings, one.
+        settings: any other, a dictionary a group, as in `recover={"tokens": 1_000_000}`; a string chooses a file of
             conf/, as in `engine="gpu"` or `experiment="llama7b_50pct"`.
 
     Raises:
@@ -99,7 +99,7 @@ def prune(
 
 
 def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> Iterator[str]:
-    """Settings as words of the command line.
+    """Yield settings as overrides of the command line.
 
     Args:
         group: the names of the dictionaries that these are in.
@@ -117,7 +117,7 @@ def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> It
 
 
 def _literal(value: Any) -> str:
-    """In Hydra's grammar."""
+    """Return the value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -132,10 +132,10 @@ def _literal(value: Any) -> str:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Dictionaries within dictionaries; the second wins.
+    """Merge two dictionaries, and dictionaries within them; the second wins.
 
     Raises:
-        ValueError: a word, which chooses a file of conf/, where this call sets something itself.
+        ValueError: the first has a string, which chooses a file of conf/, where the second has a dictionary.
     """
     both = dict(first)
     for key, value in second.items():
@@ -149,7 +149,7 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
 
 def _run(overrides: Sequence[str]) -> tuple[int, list[str]]:
-    """The command to its end; prints its lines. Returns the exit code and the last lines."""
+    """Run the command to its end and print its output. Returns the exit code and the last lines."""
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-m", "transact.run", *overrides],
@@ -158,7 +158,7 @@ def _run(overrides: Sequence[str]) -> tuple[int, list[str]]:
         text=True,
         errors="replace",
         env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,  # a signal reaches it once, through here
+        start_new_session=True,  # Ctrl-C reaches it once, passed on from here
     )
     said: deque[str] = deque(maxlen=LAST_LINES)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Start the ranks of a job as processes of this machine, and follow them."""
+"""Start the ranks of a job as processes of this machine, follow them, and pass on signals to them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def run_locally(config: RunConfig) -> int:
-    """Run `launch.processes` ranks here, show what rank 0 says, return the exit code of the job."""
+    """Run `launch.processes` ranks here, show the output of rank 0, and return the exit code of the job."""
     try:
         check(config, config.launch.processes)
     except (ValueError, OSError) as error:
         return refuse(error)
     folder, since = Path(config.output_dir), time.time()
     try:
-        claim_run(folder, config.share_dir, "starting")  # before there are logs in it
+        claim_run(folder, config.share_dir, "starting")  # before logs are written into it
     except (ValueError, OSError) as error:
         return refuse(error)
     with view_events_for_ranks(config.launch.wait) as events:
@@ -46,7 +46,8 @@ def run_locally(config: RunConfig) -> int:
         if not config.launch.wait:
             _say_how_to_go_on(job, logs)
             return DONE
-        title = f"{config.name} {config.point_name}".strip()  # the lines of rank 0 name a sweep's point themselves
+        # No label for the view: the lines of rank 0 name the point of a sweep already.
+        title = f"{config.name} {config.point_name}".strip()
         with closing(open_view(config.track.progress_seconds, title)) as view:
             requests, ranks = _Requests(job, view), _Ranks(job)
 
@@ -62,7 +63,7 @@ def run_locally(config: RunConfig) -> int:
 class _Requests:
     """Signals to stop: acknowledged here, and passed on to the ranks, which save first; then the job ends by itself.
 
-    By way of the process that controls them. A second one goes the same way, and the ranks leave at once.
+    They go to the process that controls the ranks. A second signal goes the same way, and the ranks leave at once.
     """
 
     def __init__(self, job: Any, view: View) -> None:
@@ -72,6 +73,7 @@ class _Requests:
 
     @contextmanager
     def passed_on(self) -> Iterator[None]:
+        """Pass signals on to the ranks inside the block; afterwards they are handled as before."""
         before = handle_all(self._pass_on) | {signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend)}
         try:
             yield
@@ -82,32 +84,33 @@ class _Requests:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             let_terminal_go()
-        self.asked.append(signal.Signals(number).name)  # told by `acknowledge`: the view may be writing just now
+        self.asked.append(signal.Signals(number).name)  # `acknowledge` prints it: the view may be writing just now
         with suppress(ProcessLookupError):
             os.kill(int(self._job.job_id), number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: the ranks, which the terminal does not reach, stand still and go on with this process."""
+        """Suspend and resume the ranks together with this process: the terminal's Ctrl-Z does not reach them."""
         with suppress(ProcessLookupError):
             os.killpg(int(self._job.job_id), signal.SIGSTOP)
             signal.signal(number, signal.SIG_DFL)
-            # To this thread: where another takes it, this one may go on to the line behind before it stands still.
-            signal.pthread_kill(threading.get_ident(), number)  # goes on behind this line
+            # To this thread: if another took the signal, this one might resume the ranks before the process stops.
+            signal.pthread_kill(threading.get_ident(), number)  # returns once the process is resumed
             signal.signal(number, self._suspend)
             os.killpg(int(self._job.job_id), signal.SIGCONT)
 
     def acknowledge(self) -> None:
+        """Tell the user once that a signal has arrived."""
         if self._told < len(self.asked) and self._told == 0:
             self._view.say(f"{self.asked[0]}: {STOPPING}")
         self._told = len(self.asked)
 
     def is_news(self, line: str) -> bool:
-        """Whether a line of rank 0 says more than what was acknowledged here."""
+        """Return whether a line of rank 0 says more than what was acknowledged here."""
         return not self.asked or not line.endswith(STOPPING)
 
 
 class _Ranks:
-    """Whether all processes of a job have ended: those of the ranks too when the one that controls them was killed."""
+    """The processes of a job, including ranks that outlive their controller for a while after it was killed."""
 
     def __init__(self, job: Any) -> None:
         self._job = job
@@ -115,6 +118,7 @@ class _Ranks:
         _adopt_orphans()
 
     def are_over(self) -> bool:
+        """Return whether all processes have ended, or ranks without a controller have used up their time."""
         if not self._job.done():
             return False
         self._deadline = self._deadline or time.monotonic() + ORPHAN_SECONDS + LEAVE_SECONDS
@@ -127,7 +131,7 @@ class _Ranks:
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of what a process started here leaves behind when it is killed; on Linux."""
+    """Become the parent of processes whose own parent, started here, is killed (on Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -137,10 +141,11 @@ def _say_how_to_go_on(job: Any, logs: list[Path]) -> None:
 
 
 def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, asked: list[str]) -> int:
-    """The worst of the ranks. Says what ended them, unless rank 0 has: once, and the command that goes on."""
+    """Return the worst exit code of the ranks. Prints what ended them and how to go on, unless rank 0 has."""
     folder = Path(config.output_dir)
     found = (local_exit_code(job, rank, len(logs)) for rank in range(len(logs)))
-    codes = [code if code in (DONE, REFUSED) else FAILED for code in found]  # inside a SLURM job, that of a signal
+    # A rank that was stopped inside a SLURM job has the exit code of the signal.
+    codes = [code if code in (DONE, REFUSED) else FAILED for code in found]
     ended = how_it_ended(folder, since)
     if ended is not None and ended[0] == "stopped":
         return worst([*codes, FAILED])

@@ -1,4 +1,4 @@
-"""How a job ends on one rank: what it means, what is recorded, who tells the user, and with which exit code."""
+"""How a job ends on one rank: why it failed, what is recorded, which rank tells the user, and which error is raised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def say_last_words(message: str, config: RunConfig) -> None:
-    """The reason in one line, then where to look, and the command that goes on.
+    """Print the reason in one line, then where to look, and the command that goes on.
 
     Args:
         message: the stage, the rank and the reason.
@@ -49,12 +49,12 @@ def say_last_words(message: str, config: RunConfig) -> None:
 
 
 def how_to_go_on(config: RunConfig) -> list[str]:
-    """Nothing where the command is not known: the configuration did not come from a command line."""
+    """Return a line with the command that goes on; empty where the configuration did not come from a command line."""
     return [] if config.command is None else [f"  go on:   {config.command}"]
 
 
 def _places(folder: Path) -> list[str]:
-    """What the run has left that may explain more."""
+    """Return lines that name the files of the run that may explain more."""
     stacks, record = folder / "stacks", folder / "run.json"
     lines = [f"  record:  {shlex.quote(str(record))}"] if record.is_file() else []
     if stacks.is_dir() and any(stacks.iterdir()):
@@ -69,14 +69,14 @@ LOST_RANK = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether this rank only met the failure of another."""
+    """Return whether this rank's error only follows from the failure of another rank."""
     if isinstance(error, TransactError) or not isinstance(error, RuntimeError):
         return isinstance(error, RankFailed)
     return LOST_RANK.search(str(error)) is not None and not _is_no_memory(error)
 
 
 def explain(error: BaseException, stage: str, config: RunConfig, world_size: int) -> str:
-    """One line for run.json and the user."""
+    """Return the stage and the reason in one line, for run.json and the user."""
     try:
         return _explained(error, stage, config, world_size)
     except Exception:  # noqa: BLE001 - on a machine that fails, looking closer may fail as well
@@ -108,7 +108,7 @@ def _no_space(error: BaseException, config: RunConfig) -> str:
     if isinstance(error, OSError) and error.filename:
         place = os.fsdecode(error.filename)
         free = _free_bytes(Path(place))
-    else:  # writing to an open file, and safetensors, do not say where: of the places written to it is the fullest
+    else:  # writes to an open file, and safetensors, name no path: take the fullest of the places written to
         free, place = min(
             ((_free_bytes(path), where) for where, path in _written_places(config)), key=lambda each: each[0]
         )
@@ -118,7 +118,7 @@ def _no_space(error: BaseException, config: RunConfig) -> str:
 
 
 def _written_places(config: RunConfig) -> list[tuple[str, Path]]:
-    """Where a run writes, with what names it to the user; of those on one disk the first is named."""
+    """Return where a run writes: what names the place to the user, and its path. The first on a disk stands for it."""
     cache = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     places = [
         ("output_dir=", config.output_dir),
@@ -139,14 +139,14 @@ def _is_no_memory(error: BaseException) -> bool:
 
 
 def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
-    """The largest consumer by the estimate of `mode=estimate`, where there is one of the stage."""
+    """Return the message for out of memory, with the largest consumer where `mode=estimate` estimates the stage."""
     at_work = Stage.named(stage)
     kind = at_work.kind
     if kind not in STAGE_KINDS or at_work.round is None:
         helps = remedy(f"memory/{kind}")
         return f"out of memory, in a stage that mode=estimate has no estimate of; what helps: {helps}"
     parent = declared_geometry(config.model)
-    geometry = outline(config, parent).at_work(at_work)  # of a measured split that of equal shares, which is as large
+    geometry = outline(config, parent).at_work(at_work)  # for a measured split: equal shares, as large
     parts = estimate_memory(geometry, config, world_size, kind, parent=parent).parts()
     largest = max(parts, key=lambda part: parts[part])
     return (
@@ -155,7 +155,7 @@ def _no_memory(stage: str, config: RunConfig, world_size: int) -> str:
     )
 
 
-# For the tracker, once the work has stopped or failed: W&B without a network is not worth holding the machines for.
+# For closing the tracker once the work has stopped or failed: W&B without a network must not hold the machines.
 CLOSING_SECONDS = 30.0
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
@@ -178,22 +178,22 @@ def outcome_recorded(
     clear_screen: Callable[[], None],
     when_recorded: Callable[[], None],
 ) -> Iterator[None]:
-    """run.json says where the work failed and why; a rank that only lost another one says which.
+    """Record in run.json where the work inside failed and why; a rank that only lost another one names that rank.
 
     Args:
-        clear_screen: called before anything is said, and before the process may be ended: a live view gives the
-            terminal back.
+        clear_screen: called before anything is printed, and before the process may be ended: a live view restores the
+            terminal.
         when_recorded: called on rank 0 once the end is in run.json.
 
     Raises:
-        Stopped: as it came.
-        Refusal: on every rank, the model is to blame.
+        Stopped: as raised inside.
+        Refusal: on every rank, when the model is unusable.
         JobFailed: for every other exception.
     """
     watchdog = group.watchdog
 
     def record(state: str, message: str) -> bool | None:
-        """Whether this rank's verdict is the one that counts; None where it cannot be written down.
+        """Record how the attempt ended. Returns whether this rank's verdict counts; None where it cannot be written.
 
         Rank 0 writes it, the others where rank 0 is the one that is gone.
         """
@@ -206,7 +206,10 @@ def outcome_recorded(
         return recorded
 
     def is_to_be_told(recorded: bool | None) -> bool:
-        """By the first to record it, unless a launcher does, or by all where it could not be recorded."""
+        """Return whether this rank tells the user.
+
+        The rank whose verdict was recorded does, unless a launcher does. Where none could be recorded every rank does.
+        """
         return recorded is None or (recorded and LAUNCHER not in os.environ)
 
     def record_failure(message: str) -> bool:
@@ -250,6 +253,6 @@ def outcome_recorded(
         if isinstance(error, UnusableModel):
             raise Refusal(message) from error
         told = (not lost or watchdog.speaks()) and is_to_be_told(recorded)
-        # Without a verdict what looked like a lost rank may be an error of this rank's own.
+        # Without a verdict, what looked like a lost rank may be an error of this rank's own.
         explains_itself = verdict is not None or isinstance(error, Diverged)
         raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error

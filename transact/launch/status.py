@@ -1,4 +1,4 @@
-"""How a run stands, or every run of a sweep: from its files and from SLURM's queue alone.
+"""Show the state of a run, or of every run of a sweep, from its files and from SLURM's queue alone.
 
 python -m transact status FOLDER_OR_SWEEP
 """
@@ -20,7 +20,7 @@ from transact.runs.metrics import read_metrics
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import JOB_RECORD, read_config, read_record
 
-# On held-out text alone: that of the validation part is another figure.
+# On held-out text only: perplexity on the validation part is another figure.
 PERPLEXITIES = {
     "eval/perplexity_recovered": "round {}, recovered",
     "eval/perplexity_sliced": "round {}, sliced",
@@ -34,7 +34,7 @@ HEADINGS = ("run", "state", "stage", "round", "tokens", "perplexity", "tokens/s"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """One run. None where the files do not say.
+    """The state of one run; None where the files do not say.
 
     Attributes:
         state: of run.json; "submitted" while no attempt has begun.
@@ -64,7 +64,7 @@ class Status:
 
 
 def statuses(folders: list[Path]) -> list[Status]:
-    """Asks SLURM once, for all of them; not at all where none was submitted to it."""
+    """Return the status of each run. SLURM is asked once for all, and not at all if none was submitted to it."""
     jobs = {each: _newest_job(each) for each in folders}
     wanted = [job for job in jobs.values() if job is not None]
     try:
@@ -76,13 +76,14 @@ def statuses(folders: list[Path]) -> list[Status]:
 
 
 def _newest_job(folder: Path) -> str | None:
-    """The one submitted last from here, or by hand since."""
+    """Return the job submitted last, by a command of ours or by hand since; None without one."""
     submitted, begun = read_record(folder, JOB_RECORD) or {}, read_record(folder) or {}
     jobs = (submitted.get("job"), begun.get("attempt", {}).get("job"))
     return max((job for job in jobs if job is not None), key=int, default=None)
 
 
 def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
+    """Return the status of one run from its files, and from its newest job and that job's state in SLURM."""
     record, name = read_record(folder), _name(folder)
     if record is None:
         return Status(name=name, state="submitted", job=job, job_state=job_state)
@@ -107,7 +108,7 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
         perplexity_of=None if perplexity is None else perplexity[1],
         text=_held_out_text(_within(config, "data", "evaluation")),
         tokens_per_second=speed,
-        # A round trains for a step at least, so that a few tokens become more than were asked for.
+        # A round trains for at least one step, so that tokens may exceed the total that was asked for.
         seconds_left=max(0, total - tokens) / speed if total is not None and speed and not is_over else None,
         restarts=record.get("restarts"),
         interruptions={kind: count for kind, count in interruptions.items() if isinstance(count, int)},
@@ -118,33 +119,36 @@ def status_of(folder: Path, job: str | None, job_state: str | None) -> Status:
 
 
 def _name(folder: Path) -> str:
-    """Of a variant with the run that it is one of."""
+    """Return the name of the run; that of a variant begins with the run that it recovers."""
     return str(Path(*folder.absolute().parts[-3:])) if folder.parent.name == VARIANTS else folder.name
 
 
 def _state(folder: Path, recorded: str, job_state: str | None) -> str:
-    """A run whose processes were killed could not say so; of a job it is SLURM that knows."""
+    """Return the recorded state, or "died" where all processes were killed, which run.json cannot say.
+
+    For a job SLURM knows it; else the run's lock, free on this machine, shows it.
+    """
     if recorded != "running":
         return recorded
     if job_state is not None:
         return "died" if job_state in ENDED else recorded
     try:
         is_dead = is_known_free(folder / "run.lock")
-    except OSError:  # a folder of somebody else
+    except OSError:  # a folder of another user
         is_dead = False
-    now = str((read_record(folder) or {}).get("state"))  # it may have ended since
+    now = str((read_record(folder) or {}).get("state"))  # the run may have ended since the first look
     return "died" if is_dead and now == "running" else now
 
 
 def _within(values: Any, *names: str) -> Any:
-    """What is so deep inside; None where there is nothing."""
+    """Return the value under these nested names; None where there is none."""
     for name in names:
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
 def _held_out_text(text: Any) -> str | None:
-    """What data.evaluation names."""
+    """Return a short description of the text that data.evaluation names; None where it is unknown."""
     source = _within(text, "source")
     if source == "files":
         names = [Path(str(each)).name for each in text.get("files") or []]
@@ -161,7 +165,7 @@ def _speed(rows: list[dict[str, Any]]) -> float | None:
 
 
 def _perplexity(rows: list[dict[str, Any]]) -> tuple[float, str] | None:
-    """The latest of any kind and whose it is; a row with several tells the one of the most finished model."""
+    """Return the latest perplexity and the model it is of; in a row with several, that of the most finished model."""
     for row in reversed(rows):
         for name, whose in PERPLEXITIES.items():
             if name in row:
@@ -170,6 +174,7 @@ def _perplexity(rows: list[dict[str, Any]]) -> tuple[float, str] | None:
 
 
 def table(found: list[Status]) -> str:
+    """Return the runs as a table for the terminal; below it counts by state, the held-out texts and the errors."""
     rows = [HEADINGS, *(_cells(each) for each in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -37,13 +37,13 @@ from transact.tracking.view import Silent, View, ViewEvents, events_file
 from transact.tracking.wandb_names import DEFAULT_PROJECT, run_tags
 from transact.tracking.wandb_run import WandbRun
 
-LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now
-SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost notice by themselves that they are alone
+LOCK_PATIENCE_SECONDS = 10.0  # for the last rank of a run that was killed just now to end
+SLURM_LOCK_PATIENCE_SECONDS = 120.0  # ranks on a node that SLURM lost end once they notice that the others are gone
 SHORTEST_NOTICE_SECONDS = 30.0
 
 
 def work(config: RunConfig) -> int:
-    """Run as the rank that the environment says. Returns the exit code."""
+    """Run as the rank that the environment names, and return the exit code."""
     try:
         adopt_launcher()
     except ValueError as error:
@@ -60,13 +60,13 @@ def work(config: RunConfig) -> int:
         refusal = str(error)
     try:
         return _run(config, found, interruption, refusal)
-    except Exception as error:  # noqa: BLE001 - whatever ends the rank is told here
+    except Exception as error:  # noqa: BLE001 - whatever ends the rank is reported here
         _tell(error, config, is_main=is_main)
         return exit_code(error)
 
 
 def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
-    """The last words of a rank."""
+    """Tell the user why this rank ends, unless another rank does."""
     if isinstance(error, Refusal):
         refuse(error)
     elif isinstance(error, Stopped):
@@ -78,7 +78,7 @@ def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
             traceback.print_exception(error.__cause__)
         if error.is_told:
             say_last_words(str(error), config)
-    else:  # before there was a job to speak of
+    else:  # it failed before `outcome_recorded` could explain it
         traceback.print_exception(error)
         say_error(f"rank {environment_rank()}: {one_line(error)}")
 
@@ -93,14 +93,14 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
     )
     with (
         process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
-        # Lock and tracker, which may take its time to close, outlive the report of a failure.
+        # The lock and the tracker, which may be slow to close, outlive the report of a failure.
         ExitStack() as held,
         closing(_view(config, group.is_main)) as view,
         outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=pages.finish),
     ):
         if group.is_main:
             interruption.say = view.say
-        assert found is not None  # what one rank refuses none begins
+        assert found is not None  # where one rank refuses, process_group raises on all
         job = Job(
             config=config,
             group=group,
@@ -117,7 +117,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
             job.check_seen("output_dir", folder.path)
             held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
-        except ValueError as error:  # what only the downloaded model, the tokenised text or the folder can show
+        except ValueError as error:  # errors that only the downloaded model, the tokenised text or the folder show
             view.close()
             return refuse(error)
         if group.is_main:
@@ -139,12 +139,12 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             _say_where(folder.path, result)
             if tracker.whereabouts is not None:
                 print(f"W&B: {tracker.whereabouts}", flush=True)
-        group.barrier()  # the lock covers every rank's last act
+        group.barrier()  # the lock is held until every rank is done
     return DONE
 
 
 def _cut(job: Job, prepared: Prepared | None) -> Cut | None:
-    """What a variant takes over before its first stage, read and found whole."""
+    """Return the cut that a variant takes over before its first stage, once its files are checked; None without one."""
     if job.config.recover.variant is None or prepared is None or has_cut(job.config):
         return None
     cut = find_cut(job.config, job.outline)
@@ -161,7 +161,7 @@ def _say_where(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _view(config: RunConfig, is_main: bool) -> View:
-    """On a terminal, here or that of the launcher, a live view; else lines."""
+    """Return the view of rank 0: live on a terminal, here or the launcher's, else lines. Other ranks are silent."""
     if not is_main:
         return Silent()
     events = events_file()
@@ -171,7 +171,7 @@ def _view(config: RunConfig, is_main: bool) -> View:
 
 
 def _leave_seconds(config: RunConfig) -> float | None:
-    """Before SLURM's time limit, in a stage that does not heed the warning."""
+    """Return how long a stage that ignores SLURM's warning may go on, in seconds; None outside of SLURM."""
     if own_job() is None:
         return None
     return max(SHORTEST_NOTICE_SECONDS, config.launch.signal_delay_seconds - EARLY_SECONDS)
@@ -183,7 +183,7 @@ def _lock_patience() -> float:
 
 @contextmanager
 def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tracker]:
-    """metrics.jsonl and W&B on rank 0, nothing elsewhere."""
+    """Yield a tracker that writes metrics.jsonl and W&B on rank 0, and nothing on other ranks."""
     if not is_main:
         yield Tracker(None, None)
         return
@@ -205,14 +205,14 @@ def _tracker(config: RunConfig, folder: RunFolder, is_main: bool) -> Iterator[Tr
 
 
 class PrintableFormatter(logging.Formatter):
-    """Messages hold names from files: none of them acts on a terminal."""
+    """A formatter that escapes control characters: names from files in a message must not act on the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def _set_up_logging(is_main: bool) -> None:
-    """Our own lines only: a handler on the root logger would repeat those of every library."""
+    """Log our own lines only: a handler on the root logger would repeat those of every library."""
     logger = logging.getLogger("transact")
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.ERROR)

@@ -1,1 +1,1 @@
-"""Model families: what is cut where in a model, one module for each family."""
+"""Models as folders and as modules: families, config.json, tensors on disk, hooks, rotary frequencies, loss head."""

@@ -10,28 +10,30 @@ Config = Mapping[str, Any]  # a parsed config.json
 
 
 def no_window(_config: Config) -> None:
-    """Every position sees all before it."""
+    """Return None: every position sees all before it."""
 
 
 def nothing_more(_config: Config) -> None:
-    """The checks that all families share are enough."""
+    """Check nothing: the checks that all families share are enough."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Attributes:
-    model_type: of config.json.
-    architecture: transformers' class of the model.
-    configuration: transformers' class of its configuration.
-    query_key_value_bias: whether q_proj, k_proj and v_proj have a bias.
-    query_key_norm: whether queries and keys pass a norm over each head's dims, after the projection and before
-        the rotation, whose weight the heads share.
-    heads_divide_hidden_size: whether the configuration insists on it.
-    has_own_frequencies: whether `transact_llama` computes the same, with frequencies that no stock class takes.
-    required: fields of config.json that must be there because silence means something else in every family.
-    window: how many positions attention looks back; None: all.
-    check: raises ValueError for what the family has and slicing would damage.
-    gguf_architecture: llama.cpp's name of a computation that is the same.
+    """A model family, and where it differs from LLaMA.
+
+    Attributes:
+        model_type: of config.json.
+        architecture: transformers' class of the model.
+        configuration: transformers' class of its configuration.
+        query_key_value_bias: whether q_proj, k_proj and v_proj have a bias.
+        query_key_norm: whether queries and keys pass a norm over each head's dims, after the projection and before
+            the rotation, whose weight the heads share.
+        heads_divide_hidden_size: whether the configuration insists on it.
+        has_own_frequencies: whether `transact_llama` computes the same, with frequencies that no stock class takes.
+        required: fields of config.json that must be there because their defaults differ between families.
+        window: how many positions attention looks back; None: all.
+        check: raises ValueError for what the family has and slicing would damage.
+        gguf_architecture: llama.cpp's name of a computation that is the same.
     """
 
     model_type: str
@@ -48,12 +50,12 @@ class Family:
 
 
 def refuse_biases(config: Config) -> None:
-    """Raises ValueError: projections have biases, in a family whose biases are not known."""
+    """Raise ValueError if projections have biases, in a family whose biases are not supported."""
     refuse_if_true(config, "attention_bias", "mlp_bias")
 
 
 def refuse_if_true(config: Config, *names: str) -> None:
-    """Raises ValueError: one of these switches is on."""
+    """Raise ValueError if one of these switches is on."""
     for name in names:
         if config.get(name):
             raise ValueError(f"{name} is {config[name]}; supported: False")
@@ -78,10 +80,11 @@ TRANSACT_LLAMA = Family(
 )
 
 
-STOCK_WINDOW = 4096  # where config.json is silent; null is no window
+STOCK_WINDOW = 4096  # default where config.json has no sliding_window; null there means no window
 
 
 def mistral_window(config: Config) -> int | None:
+    """Return the sliding window in positions; None where there is none."""
     return config.get("sliding_window", STOCK_WINDOW)
 
 
@@ -96,7 +99,7 @@ MISTRAL = Family(
 
 
 def qwen_window(config: Config) -> int | None:
-    """Of the layers that have one; off by default, whatever `sliding_window` says."""
+    """Return the window of the layers that have one; None by default, whatever `sliding_window` says."""
     return config.get("sliding_window", STOCK_WINDOW) if config.get("use_sliding_window") else None
 
 
@@ -131,5 +134,5 @@ STOCK_TYPES = tuple(family.model_type for family in STOCK_FAMILIES)
 
 
 def family_of(config: Config) -> Family:
-    """The family of a config.json that was checked before; LLaMA where it does not say."""
+    """Return the family of a config.json that was checked before; LLaMA where it states no model_type."""
     return FAMILIES[config.get("model_type", LLAMA.model_type)]

@@ -1,4 +1,4 @@
-"""Look at a model folder before any work starts: is it a LLaMA, are all its weights there, are they safe?"""
+"""Check a model folder before any work starts: that it is a LLaMA, that its weights are complete and safe to read."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ HUB_TIMEOUT_SECONDS = 10
 
 
 def is_local(path: str) -> bool:
+    """Return whether a path is a local folder, or does not have the form of a hub id."""
     return Path(path).is_dir() or not HUB_ID.fullmatch(path)
 
 
 def hub_id(path: str) -> str | None:
-    """owner/name of a model on the hub, or of a folder in the hub's cache; None of any other folder."""
+    """Return owner/name of a model on the hub, or of a folder in the hub's cache; None for any other folder."""
     if not is_local(path):
         return path
     folder = Path(path).resolve()
@@ -47,7 +48,7 @@ def hub_id(path: str) -> str | None:
 
 
 def read_model_config(model: ModelConfig) -> dict[str, Any]:
-    """The parsed config.json of a local folder, or of a hub model (this one file is downloaded).
+    """Return the parsed config.json of a local folder, or of a hub model (this one file is downloaded).
 
     Raises:
         ValueError: there is none, or it is not a LLaMA that can be pruned.
@@ -77,7 +78,7 @@ def _local_config(path: str) -> Path:
 
 
 def _hub_config(name: str, revision: str | None) -> Path:
-    """config.json from the local cache of the hub, else from the hub."""
+    """Return the path of config.json in the local cache of the hub; download it where it is not there."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -86,12 +87,12 @@ def _hub_config(name: str, revision: str | None) -> Path:
         check_hub_reachable(name)
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception as error:  # noqa: BLE001 - whatever the hub says, the model is not to be had
+    except Exception as error:  # noqa: BLE001 - whatever the client raises, the model is not available
         raise ValueError(_unavailable(name, error)) from None
 
 
 def check_hub_reachable(name: str) -> None:
-    """The hub's client retries for half a minute, aloud, where there is no network at all.
+    """Check that the hub answers: without a network its client retries for half a minute, and logs each retry.
 
     Raises:
         ValueError: the hub does not answer.
@@ -112,7 +113,7 @@ def is_hub_reachable() -> bool:
 
 def _connect_to_hub() -> None:
     if urllib.request.getproxies():
-        return  # what the proxy reaches, only the client can tell
+        return  # only the client can tell what the proxy reaches
     address = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     port = address.port or (80 if address.scheme == "http" else 443)
     socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_SECONDS).close()
@@ -120,16 +121,16 @@ def _connect_to_hub() -> None:
 
 def _unavailable(name: str, error: Exception) -> str:
     return (
-        f"model.path={name!r} is no local folder and not to be had from the hub ({one_line(error, LONGEST_REASON)}): "
+        f"model.path={name!r} is no local folder and was not found on the hub ({one_line(error, LONGEST_REASON)}): "
         "give the path of a folder, or log in with `hf auth login` where the model asks for a licence"
     )
 
 
 def download(model: ModelConfig, *, from_cache: bool) -> Path:
-    """The local folder of a model; a hub model is downloaded, or only looked up in the local cache.
+    """Return the local folder of a model; a hub model is downloaded, or only looked up in the local cache.
 
     Raises:
-        ValueError: it is not to be had.
+        ValueError: it cannot be downloaded, or is not in the cache.
     """
     assert model.path is not None
     if is_local(model.path):
@@ -151,7 +152,7 @@ def download(model: ModelConfig, *, from_cache: bool) -> Path:
 
 
 def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
-    """The dimensions that the configuration declares are those of the folder.
+    """Check that the dimensions that the configuration declares are those of the folder.
 
     Raises:
         ValueError: names the first that differs.
@@ -166,7 +167,7 @@ def check_architecture(model: ModelConfig, config: dict[str, Any]) -> None:
 
 
 def declared_config(model: ModelConfig) -> dict[str, Any]:
-    """config.json for an estimate: that of the local folder, else as declared, else that of the hub model.
+    """Return the config.json for an estimate: of the local folder, else as declared, else of the hub model.
 
     Raises:
         ValueError: there is none, or the folder's is not the one that is declared.
@@ -179,7 +180,7 @@ def declared_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def is_at_hand(model: ModelConfig) -> bool:
-    """Whether model.path is a folder here, which an estimate can look at."""
+    """Return whether model.path is a local folder with a config.json, which an estimate can read."""
     return is_local(model.path or "") and (Path(model.path or "") / "config.json").is_file()
 
 
@@ -188,18 +189,20 @@ def declared_geometry(model: ModelConfig) -> Geometry:
 
 
 def geometry_of(folder: Path) -> Geometry:
-    """Dimensions of a local model folder."""
+    """Return the dimensions of a local model folder."""
     return read_geometry(read_json(folder / "config.json"))
 
 
 def dtype_of(folder: Path) -> str:
-    """What the weights of a local folder count as: see `stored_dtype`."""
+    """Return the dtype that the weights of a local folder count as: see `stored_dtype`."""
     return stored_dtype(read_json(folder / CONFIG), folder)
 
 
 def check_files(folder: Path) -> None:
-    """Everything that headers, names and config.json show: every weight is there in safetensors, complete and of the
-    shape that config.json says; there is a tokenizer; and no file is a link out of the folder.
+    """Check everything that headers, names and config.json show of a folder.
+
+    Every weight must be there in safetensors, complete and of the shape that config.json says; there must be a
+    tokenizer; and no file may be a link out of the folder.
 
     Raises:
         ValueError: names the file, and what to do.

@@ -1,7 +1,7 @@
-"""Show statistics and Gram matrices the activations of a LLaMA-like decoder, with forward hooks.
+"""Sum statistics and Gram matrices over the activations of a LLaMA-like decoder, with forward hooks.
 
 Hooks see activations only, never weights, so they work unchanged on a model whose parameters are
-partitioned over ranks (ZeRO-3). Every rank must run the same number of forwards there.
+partitioned over ranks (ZeRO-3). Every rank must run the same number of forwards of such a model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Collector:
         self.enabled = True
         self._geometry = geometry
         self._statistics = statistics
-        # On the activation's own device: moving each sum would wait for the device every time.
+        # On the activation's own device: moving each sum to the CPU would wait for the device every time.
         self._sums: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, layer: int, value: Tensor) -> None:
@@ -46,7 +46,7 @@ class Collector:
             self._sums[key] = value
 
     def statistics(self, num_tokens: int) -> ActivationStatistics:
-        """What was summed so far, on the CPU.
+        """Return what was summed so far, on the CPU.
 
         Args:
             num_tokens: tokens in the counted forwards of this rank.
@@ -57,7 +57,7 @@ class Collector:
         return collected
 
     def take_gram(self, layer: int) -> LayerGram:
-        """The Gram matrices of one layer, where they were summed; they are forgotten here. No sums: zeros."""
+        """Return the Gram matrices of one layer and forget them here; zeros where nothing was summed."""
         width = self._geometry.num_attention_heads * self._geometry.head_dim
         sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
         sums = {kind: self._sums.pop((kind, layer), None) for kind in sizes}
@@ -73,7 +73,7 @@ class Collector:
 def collect_statistics(
     model: nn.Module, geometry: Geometry, statistics: Collection[Statistic] = SQUARES
 ) -> Iterator[Collector]:
-    """Watch the forwards of a ``LlamaForCausalLM`` until the block ends.
+    """Sum statistics over the forwards of a ``LlamaForCausalLM`` until the block ends.
 
     Put the model in eval mode: with activation checkpointing a training step runs every layer's
     forward, and so its hooks, twice.
@@ -124,7 +124,7 @@ def _adds_gram(collector: Collector, name: str, layer: int) -> Callable[[Tensor]
 def _attach(
     collector: Collector, layer: int, block: Any, statistic: Statistic, geometry: Geometry
 ) -> list[RemovableHandle]:
-    """Hook what one statistic looks at in one decoder layer."""
+    """Attach the hooks that sum one statistic in one decoder layer."""
     if statistic.needs_gradients:
         (name,) = statistic.observes
         return [_watch(block, name, _adds_in_backward(collector, layer, statistic, geometry))]
@@ -159,7 +159,10 @@ def _adds_in_backward(
 
 
 def _watch(block: Any, name: str, saw: Callable[[Tensor], None]) -> RemovableHandle:
-    """Show one of `ACTIVATIONS` of a decoder layer in every forward; with heads apart where norms see them so."""
+    """Call `saw` with one of `ACTIVATIONS` of a decoder layer in every forward.
+
+    The output of a norm has its heads in a dimension of their own.
+    """
     attention, mlp = block.self_attn, block.mlp
     if name in ("cosine", "sine"):
         return attention.register_forward_pre_hook(
@@ -180,7 +183,7 @@ def _watch(block: Any, name: str, saw: Callable[[Tensor], None]) -> RemovableHan
 
 
 def _flat(activation: Tensor) -> Tensor:
-    """Heads side by side."""
+    """Put heads side by side: (batch, length, heads, head_dim) -> (batch, length, heads * head_dim)."""
     return activation.flatten(2)
 
 
@@ -189,7 +192,7 @@ def _decoder_layers(model: Any) -> Any:
 
 
 def _make_differentiable(model: Any) -> RemovableHandle:
-    """Frozen weights make no graph; the embedded tokens, marked as differentiable, do."""
+    """Mark the embedded tokens as differentiable: with frozen weights alone there is no graph for a backward."""
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return output.requires_grad_() if output.is_leaf else output

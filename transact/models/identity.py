@@ -1,4 +1,4 @@
-"""Which model a folder holds, wherever it lies, and whether its weights can be used at all."""
+"""Tell which model a folder holds, wherever it lies, and whether its weights can be used at all."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Identity = dict[str, dict[str, Any]]  # file name -> "size" in bytes, and digest
 
 
 def identity_files(folder: Path) -> list[str]:
-    """The files that make a model: configuration, tokenizer, weights."""
+    """Return the names of the files that make a model: configuration, tokenizer, weights."""
     names = [name for name in (CONFIG, INDEX_NAME, *COMPANION_FILES) if own_file(folder, name)]
     return names + shard_names(folder)
 
 
 def identify(path: Path, *, in_full: bool, on_read: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Size and digests of one file.
+    """Return the size and the digests of one file.
 
     Args:
-        in_full: hash a shard as a whole as well. Other files are anyway.
+        in_full: hash a shard as a whole as well. Other files always are.
         on_read: called after every few megabytes.
     """
     size = path.stat().st_size
@@ -53,8 +53,10 @@ def _sampled(path: Path, size: int) -> dict[str, str]:
 
 
 def difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first file that is another one, in words; None for the same model. Digests that only one side has do not
-    count."""
+    """Return the first file that differs, in words; None for the same model.
+
+    Digests that only one side has do not count.
+    """
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
             return f"{name} is gone"
@@ -68,16 +70,16 @@ def difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mappin
 
 
 class UnusableModel(Refusal):
-    """A model that nothing can be made of, which only its weights or a first measurement show. In one line."""
+    """A model that cannot be used, as only its weights or a first measurement show; the message is one line."""
 
 
 def not_finite(values: Tensor) -> str | None:
-    """What is among the values besides finite numbers, in words; None where there is nothing else."""
+    """Return what is among the values besides finite numbers, in words; None where all are finite."""
     import torch
 
     if values.numel() == 0 or not values.is_floating_point():
         return None
-    lowest, highest = torch.aminmax(values)  # of float32 at 16 GB/s of one core, where isfinite().all() has 0.3
+    lowest, highest = torch.aminmax(values)  # reads float32 at 16 GB/s on one core, isfinite().all() at 0.3
     if bool(lowest.isnan()):  # one NaN makes both NaN
         return "values that are not numbers (NaN)"
     limit = torch.finfo(torch.float32).max  # float64 may hold more, which would be infinite here

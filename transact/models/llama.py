@@ -1,7 +1,7 @@
 """LLaMA-like decoders: their configuration, what is cut in which tensor, and the cut config.json.
 
-What families differ in is in `families/`. Works on the parsed config.json and on single tensors by name, so a
-model can be streamed through layer by layer. Importing this module imports neither torch nor transformers.
+What differs between families is in `families.py`. Works on the parsed config.json and on single tensors by name, so
+a model can be streamed through layer by layer. Importing this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _HEAD_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_norm\.weight")
 
 
 def read_geometry(config: Mapping[str, Any]) -> Geometry:
-    """Dimensions from a config.json.
+    """Read the dimensions from a config.json.
 
     Raises:
         ValueError: a field is missing or not a whole number, or dimensions do not fit together.
@@ -102,7 +102,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise ValueError(f"quantization_config is present ({method}); supported: none")
     geometry = read_geometry(config)
     if family.heads_divide_hidden_size and geometry.hidden_size % geometry.num_attention_heads:
-        # LlamaConfig insists on it even where head_dim is explicit.
+        # LlamaConfig requires it even where head_dim is explicit.
         raise ValueError(
             f"num_attention_heads is {geometry.num_attention_heads}; supported: "
             f"divisors of hidden_size ({geometry.hidden_size})"
@@ -111,7 +111,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
 
 
 def check_special_tokens(config: Mapping[str, Any], file: str, vocab_size: int) -> None:
-    """The ids of special tokens are in the vocabulary: an embedding has no row for others.
+    """Check that the ids of special tokens are in the vocabulary: an embedding has no row for others.
 
     Raises:
         ValueError: names the field of the file.
@@ -132,7 +132,7 @@ def is_stock(config: Mapping[str, Any]) -> bool:
 
 
 def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """config.json of the sliced model, for stock transformers wherever that is possible.
+    """Return the config.json of the sliced model, for stock transformers wherever that is possible.
 
     Save it as is: ``save_pretrained`` of transformers 5 drops the keys that version 4 reads.
     """
@@ -145,8 +145,8 @@ def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, 
         "intermediate_size": target.intermediate_size,
     }
     if config["model_type"] == "llama" and target.hidden_size % target.num_attention_heads:
-        # The same computation without LlamaConfig's condition on the number of heads.
-        limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)  # silence means another there
+        # Mistral computes the same, without LlamaConfig's condition on the number of heads.
+        limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)  # Mistral has another default
         sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None, "max_position_embeddings": limit}
     if target.head_dim < selection.source.head_dim and selection.rotary == "kept":
         if selection.pair_scope == "model" and OWN_FREQUENCIES not in config:
@@ -157,7 +157,7 @@ def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, 
 
 
 def _own_frequencies(config: Mapping[str, Any], selection: Selection) -> list[list[list[float]]]:
-    """Inverse frequency of every kept pair: (layers)(key-value heads)(pairs)."""
+    """Return the inverse frequency of every kept pair: (layers)(key-value heads)(pairs)."""
     before = head_frequencies(config)
     return [
         [before[layer, head, list(selection.rotary_pairs(layer, head))].tolist() for head in range(before.shape[1])]
@@ -166,7 +166,7 @@ def _own_frequencies(config: Mapping[str, Any], selection: Selection) -> list[li
 
 
 def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of the family; an output layer that is tied to the embedding is not stored."""
+    """Return the shape of every weight by name; an output layer that is tied to the embedding is not stored."""
     hidden, channels = geometry.hidden_size, geometry.intermediate_size
     queries = geometry.num_attention_heads * geometry.head_dim
     keys = geometry.num_key_value_heads * geometry.head_dim
@@ -196,18 +196,18 @@ def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
 
 
 def layer_of(name: str) -> int | None:
-    """Index of the decoder layer that a parameter belongs to; ``None`` outside the layers."""
+    """Return the index of the decoder layer that a parameter belongs to; ``None`` outside the layers."""
     match = _LAYER.match(name)
     return int(match[1]) if match else None
 
 
 def down_projection(layer: int) -> str:
-    """Name of the weight that reads the MLP channels of a layer."""
+    """Return the name of the weight that reads the MLP channels of a layer."""
     return f"model.layers.{layer}.mlp.down_proj.weight"
 
 
 def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
-    """The weights among the tensors of one layer that a cut changes; None where these are not those of a layer."""
+    """Return the weights of one layer that a cut changes; None where the tensors are not those of a layer."""
     import torch
 
     from transact.pruning.weights import LayerWeights
@@ -221,7 +221,7 @@ def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
             found[f"{PROJECTIONS[match[1]]}_norm"] = tensor
     if not found:
         return None
-    # Whatever is done to rows of the weight is right for the bias too.
+    # The bias becomes the last column: what a cut does to rows of the weight is right for the bias too.
     found |= {field: torch.cat([found[field], bias.unsqueeze(1)], dim=1) for field, bias in biases.items()}
     return LayerWeights(**found)
 
@@ -229,7 +229,7 @@ def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
 def slice_tensors(
     tensors: Mapping[str, Tensor], selection: Selection, gram: LayerGram | None = None, ridge: float | None = None
 ) -> dict[str, Tensor]:
-    """The sliced version of the parameters of one layer; parameters outside the layers pass unchanged.
+    """Slice the parameters of one layer; parameters outside the layers pass unchanged.
 
     Args:
         tensors: by their names in the state dict of the family's stock class.
@@ -247,7 +247,7 @@ def slice_tensors(
 
 
 def replace_projections(tensors: Mapping[str, Tensor], weights: LayerWeights) -> dict[str, Tensor]:
-    """The tensors of a layer with other projections, their biases and their norms among them."""
+    """Return the tensors of a layer with its projections, their biases and the norms of heads replaced."""
 
     def replaced(name: str, tensor: Tensor) -> Tensor:
         if match := _HEAD_NORM.fullmatch(name):

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 
-IGNORED = -100  # a target that counts for nothing
+IGNORED = -100  # a target that adds nothing to the loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Teaching:
-    """What the teacher says about a batch.
+    """The teacher's outputs for a batch, and how much they count.
 
     Attributes:
         hidden: its final hidden states, (sequences, length, hidden_size of the teacher).
@@ -38,21 +38,26 @@ class Teaching:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LossRequest:
-    """Attributes: targets: (sequences, length) int64, `IGNORED` where nothing is predicted. teaching: or None."""
+    """What a forward needs to return its loss.
+
+    Attributes:
+        targets: (sequences, length) int64, `IGNORED` where nothing is predicted.
+        teaching: None where there is no teacher.
+    """
 
     targets: Tensor
     teaching: Teaching | None = None
 
 
 def next_token_targets(tokens: Tensor) -> Tensor:
-    """(sequences, length) -> the same: the token that follows, `IGNORED` at the end."""
+    """Return the token that follows each token, `IGNORED` at the end: (sequences, length) -> (sequences, length)."""
     targets = torch.full_like(tokens, IGNORED)
     targets[:, :-1] = tokens[:, 1:]
     return targets
 
 
 class LossHead(nn.Linear):
-    """A bias-free output layer. With a request at hand it returns the mean loss in nats instead of logits."""
+    """A bias-free output layer that returns logits, or inside `computing` the mean loss in nats."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
@@ -62,7 +67,7 @@ class LossHead(nn.Linear):
 
     @contextmanager
     def computing(self, request: LossRequest) -> Iterator[None]:
-        """Forwards inside the block return the loss."""
+        """Make forwards inside the block return the loss."""
         self._request = request
         try:
             yield
@@ -71,7 +76,7 @@ class LossHead(nn.Linear):
 
     @contextmanager
     def passing_hidden(self) -> Iterator[None]:
-        """Forwards inside the block return the final hidden states as they are."""
+        """Make forwards inside the block return the final hidden states as they are."""
         self._passes_hidden = True
         try:
             yield
@@ -86,7 +91,7 @@ class LossHead(nn.Linear):
         return self._loss(hidden, self._request)
 
     def _loss(self, hidden: Tensor, request: LossRequest) -> Tensor:
-        """Mean over the targets that count."""
+        """Return the mean loss over the targets that are not `IGNORED`."""
         rows = max(1, self.chunk_elements // self.out_features)
         targets = request.targets.flatten()
         teaching = request.teaching
@@ -98,7 +103,7 @@ class LossHead(nn.Linear):
         ):
             arguments = (chunk, self.weight, target, teacher_hidden, teaching)
             if len(hidden_chunks) > 1 and torch.is_grad_enabled():
-                # The backward makes the chunk's logits again instead of keeping them.
+                # The backward recomputes the chunk's logits, so that they need not be kept.
                 total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
             else:
                 total = total + _chunk_loss(*arguments)
@@ -119,12 +124,12 @@ def _chunk_loss(
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over the tokens that count, in nats. logits: (tokens, vocab_size); targets: (tokens,)."""
+    """Sum the cross-entropy over the targets that are not `IGNORED`, in nats: (tokens, vocab_size), (tokens,) -> ()."""
     return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def distillation_sum(logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Forward divergence KL(teacher || student), summed over the tokens that count, in nats.
+    """Sum the forward divergence KL(teacher || student) over the targets that are not `IGNORED`, in nats.
 
     With a temperature T both logits are divided by T and the sum is multiplied by T^2, so that gradients
     keep their scale (Hinton et al., arXiv 1503.02531).

@@ -1,4 +1,4 @@
-"""The files of a model folder: their names, the index, and tensors read from shards by name."""
+"""The files of a model folder: their names, the index, and what the headers of the shards say of each tensor."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 DOWNLOADED = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "README.md", *LICENCE_FILES)
 SECOND_COPIES = ["consolidated*"]  # the same weights under their maker's own names
 
-MAX_JSON_BYTES = 64_000_000  # a tokenizer.json of 256,000 words with its merges has 35
+MAX_JSON_BYTES = 64_000_000  # a tokenizer.json of 256,000 words with its merges has 35 MB
 MAX_CONFIG_BYTES = 4_000_000
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A regular file of a model folder; None where there is none of this name.
+    """Return the path of a regular file of a model folder; None where there is none of this name.
 
-    A link counts where it leads to another file of the folder, or, as in the cache of the Hugging Face hub, to a blob
-    of the same repository.
+    A link is followed where it leads to another file of the folder, or, as in the cache of the Hugging Face hub, to a
+    blob of the same repository.
 
     Raises:
         ValueError: it is a link that leads elsewhere.
@@ -66,10 +66,10 @@ def own_file(folder: Path, name: str) -> Path | None:
 
 
 def check_names(folder: Path) -> None:
-    """No file that would be read or copied is a link out of the folder, and each has a name that can be written down.
+    """Check that no file to read or copy is a link out of the folder, or has a name that cannot be printed.
 
     Raises:
-        ValueError: names the first that is not so.
+        ValueError: names the first such file.
     """
     for name in sorted(path.name for path in folder.glob("*")):
         if not any(fnmatch(name, pattern) for pattern in DOWNLOADED):
@@ -80,7 +80,7 @@ def check_names(folder: Path) -> None:
 
 
 def licence_files(folder: Path) -> Iterator[Path]:
-    """By name.
+    """Yield the licence files of a folder, sorted by name.
 
     Raises:
         ValueError: as `own_file`.
@@ -91,7 +91,7 @@ def licence_files(folder: Path) -> Iterator[Path]:
 
 
 def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object of a foreign file.
+    """Read a JSON object from a file that others wrote.
 
     Raises:
         DamagedFile: it is longer than `limit` bytes, no JSON, or not an object.
@@ -101,7 +101,7 @@ def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raise DamagedFile(path, f"has {size} bytes, and no such file has more than {limit}")
     try:
         found = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:  # also of UTF-8, of numbers too long, of a million brackets
+    except (ValueError, RecursionError) as error:  # also for invalid UTF-8, numbers too long, a million brackets
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DamagedFile(path, f"is not JSON ({reason})") from None
     if not isinstance(found, dict):
@@ -126,7 +126,7 @@ DERIVED = "rotary_emb.inv_freq"
 
 
 def check_shards(folder: Path, geometry: Geometry) -> None:
-    """Every weight of a LLaMA of these dimensions is there in full.
+    """Check that every weight of a LLaMA of these dimensions is there in full.
 
     Raises:
         ValueError: names the file or the tensor, and what to do.
@@ -141,7 +141,7 @@ def check_shards(folder: Path, geometry: Geometry) -> None:
 
 
 def stored_tensors(folder: Path) -> dict[str, Any]:
-    """Tensor name -> what its shard's header says of it, and "file", the shard's name.
+    """Return, by tensor name, what its shard's header says of it, and "file", the shard's name.
 
     Raises:
         ValueError: a shard is missing or damaged, two hold the same tensor, or the index says something else.
@@ -171,10 +171,10 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
 def check_shapes(
     where: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, is_tied: bool
 ) -> None:
-    """The tensors of a folder are exactly the weights that are expected.
+    """Check that the tensors of a folder are exactly the expected weights.
 
     Raises:
-        ValueError: names the first that is missing, too many or of another shape.
+        ValueError: names the first that is missing, unknown or of another shape.
     """
     tied = {"lm_head.weight"} if is_tied else set()
     known = {name for name in found if DERIVED not in name}
@@ -192,7 +192,7 @@ def check_shapes(
 
 
 def shard_names(folder: Path) -> list[str]:
-    """File names, as the index lists them.
+    """Return the file names of the shards, sorted: those that the index lists, or the single file.
 
     Raises:
         ValueError: there are none, or the index names a file outside the folder.
@@ -212,7 +212,7 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def _indexed(folder: Path) -> dict[str, str]:
-    """Tensor name -> shard, as the index says; empty where there is no index."""
+    """Return the shard of each tensor as the index lists it; empty where there is no index."""
     index = own_file(folder, INDEX_NAME)
     if index is None:
         return {}
@@ -226,7 +226,7 @@ def _indexed(folder: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Tensor name -> {"dtype", "shape", "data_offsets"}, in the order of the data.
+    """Return {"dtype", "shape", "data_offsets"} by tensor name, in the order of the data.
 
     Raises:
         ValueError: the file is not as long as its header says (a download that broke off), is no safetensors, or its
@@ -256,7 +256,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 class _Twice(Refusal):
-    """A key that stands twice in a JSON object, of which readers take one or the other."""
+    """A key occurs twice in a JSON object, and readers differ in which value they take."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _check_places(path: Path, entries: list[tuple[str, Any]]) -> None:
-    """Every byte belongs to one tensor, and each has as many as its shape needs; entries: by their offsets."""
+    """Check that entries, sorted by offset, cover every byte once, each with as many bytes as its shape needs."""
     where = f"model.path: the shard {str(path)!r}"
     position = 0
     for name, entry in entries:
@@ -294,25 +294,25 @@ def _check_places(path: Path, entries: list[tuple[str, Any]]) -> None:
 
 
 def stored_dtype(config: Mapping[str, Any], folder: Path) -> str:
-    """The dtype that a model's weights count as: of an export in the parent's dtype, of a measurement, of an estimate.
+    """Return the dtype that a model's weights count as in measurements, estimates and exports in the parent's dtype.
 
-    As transformers' dtype="auto": what config.json says (`dtype`, or `torch_dtype` of version 4), else the dtype of
-    most of the stored weights, else float32. Of what is computed here: float64 counts as float32, and float16, whose
-    range is short, as bfloat16.
+    As dtype="auto" of transformers: what config.json says (`dtype`, or `torch_dtype` of version 4), else the dtype of
+    most of the stored weights, else float32. But float64 counts as float32, and float16, whose range is short, as
+    bfloat16.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the dtype is none of these.
     """
     stated = config.get("dtype") or config.get("torch_dtype") or _most_stored(folder)
     known = {"float64": "float32", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
     if not isinstance(stated, str) or stated not in known:
-        raise ValueError(f"config.json: dtype is {shown(stated)}; supported: {', '.join(known)}")
+        raise ValueError(f"the model's dtype is {shown(stated)}; supported: {', '.join(known)}")
     return known[stated]
 
 
 def _most_stored(folder: Path) -> str:
     if not any((folder / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
-        return "float32"  # only a config.json is at hand
+        return "float32"  # there is only a config.json
     elements: Counter[str] = Counter()
     for entry in stored_tensors(folder).values():
         elements[entry["dtype"]] += math.prod(entry["shape"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def attach_own_frequencies(model: nn.Module, frequencies: Tensor) -> None:
-    """Make a ``LlamaForCausalLM`` rotate by its own frequencies, for good.
+    """Make a ``LlamaForCausalLM`` rotate by frequencies of its own; the hooks are never removed.
 
     Args:
         model: with ``head_dim`` = 2 * pairs.

@@ -2,7 +2,7 @@
 
 Cutting rotary pairs must not disturb the pairs that stay: each keeps its own frequency. Stock
 code derives frequencies from head_dim, so a cut model states them: by another rope_theta where
-that can be, else as ``longrope`` factors.
+that is possible, else as ``longrope`` factors.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "longrope")
 # In the config.json of a model that no stock class expresses: (layers)(key-value heads)(pairs) inverse frequencies.
 OWN_FREQUENCIES = "rotary_inverse_frequencies"
-# What transformers assumes where config.json is silent.
+# The defaults of transformers where config.json states nothing.
 DEFAULT_ROPE_THETA = 10000.0
 MAX_ROPE_THETA, MAX_FACTOR = 1e15, 1e9
 DEFAULT_MAX_POSITION_EMBEDDINGS = 2048
 
 
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings of a config.json, in one form for old and new transformers.
+    """Return the rotary settings of a config.json, in one form for old and new transformers.
 
     Reads ``rope_parameters`` (transformers 5) or else ``rope_scaling`` and ``rope_theta`` (4).
     The result always has ``rope_type`` and ``rope_theta``.
@@ -48,7 +48,7 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
-    """Angle per position of each rotary pair, in radians: (head_dim // 2,) float64.
+    """Return the angle per position of each rotary pair, in radians: (head_dim // 2,) float64.
 
     Raises:
         ValueError: as `rope_settings`.
@@ -69,14 +69,17 @@ def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:
 
 
 def frequency_factors(config: Mapping[str, Any]) -> Tensor | None:
-    """What rope_theta's frequencies are divided by: (head_dim // 2,) float32; None where they are right as they are."""
+    """Return the divisors of the frequencies of rope_theta: (head_dim // 2,) float32; None where all are 1."""
     plain = _plain_frequencies(rope_settings(config)["rope_theta"], _head_dim(config))
     factors = (plain / inverse_frequencies(config)).float()
     return None if bool((factors == 1).all()) else factors
 
 
 def head_frequencies(config: Mapping[str, Any]) -> Tensor:
-    """Angle per position of each rotary pair of each head: (layers, num_key_value_heads, head_dim // 2) float64."""
+    """Return each head's angle per position and pair, in radians: (layers, num_key_value_heads, head_dim // 2) float64.
+
+    Heads share them unless config.json lists frequencies of their own.
+    """
     import torch
 
     if OWN_FREQUENCIES in config:
@@ -86,7 +89,7 @@ def head_frequencies(config: Mapping[str, Any]) -> Tensor:
 
 
 def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) -> dict[str, Any]:
-    """The rotary keys of a config.json in which each kept pair keeps its frequency.
+    """Return the rotary keys of a config.json in which each kept pair keeps its frequency.
 
     Pairs 0, s, 2s, ... are what stock code makes of another rope_theta; any others are stated as `longrope` factors.
 
@@ -118,7 +121,7 @@ def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) ->
 
 
 def stated_settings(config: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Rotary settings under the keys of every reader.
+    """Return the rotary settings under the keys of every reader.
 
     All are needed: transformers 5 reads ``rope_parameters``; transformers 4 and vLLM read ``rope_scaling`` and
     ``rope_theta``, and silently ignore the first.
@@ -137,14 +140,14 @@ def stated_settings(config: Mapping[str, Any], settings: Mapping[str, Any] | Non
 
 
 def progression_stride(kept_pairs: Sequence[int]) -> int | None:
-    """s where the pairs are 0, s, 2s, ...; None where they are not."""
+    """Return the stride s where the pairs are 0, s, 2s, ...; None where they are not."""
     stride = kept_pairs[1] if len(kept_pairs) > 1 else 1
     is_progression = all(pair == place * stride for place, pair in enumerate(kept_pairs))
     return stride if is_progression else None
 
 
 def context_limit(config: Mapping[str, Any]) -> int:
-    """Tokens that the model was made for; where config.json is silent, LLaMA's own default."""
+    """Return the number of tokens that the model was made for; LLaMA's default where config.json does not say."""
     return int(config.get("max_position_embeddings") or DEFAULT_MAX_POSITION_EMBEDDINGS)
 
 
@@ -153,7 +156,7 @@ def _head_dim(config: Mapping[str, Any]) -> int:
 
 
 def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
-    """theta^(-2i/head_dim) of pair i: RoFormer, arXiv 2104.09864, section 3.2.2."""
+    """Return theta^(-2i/head_dim) for each pair i: RoFormer, arXiv 2104.09864, section 3.2.2."""
     import torch
 
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
@@ -161,7 +164,7 @@ def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
 
 
 def _llama3(plain: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1: divide low frequencies by the factor, keep high ones, blend in between."""
+    """Scale as Llama 3.1 does: divide low frequencies by the factor, keep high ones, blend in between."""
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     turns = settings["original_max_position_embeddings"] * plain / (2 * math.pi)
     kept_share: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
@@ -169,7 +172,7 @@ def _llama3(plain: Tensor, settings: Mapping[str, Any]) -> Tensor:
 
 
 def check_rope(config: Mapping[str, Any], head_dim: int) -> None:
-    """The rotary settings make sense for heads of this many dims.
+    """Check that the rotary settings make sense for heads of this many dims.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.
@@ -202,9 +205,10 @@ def check_rope(config: Mapping[str, Any], head_dim: int) -> None:
 
 
 def check_number(name: str, value: Any, lowest: float, highest: float) -> None:
-    """
+    """Check that a value of config.json is a number in this range.
+
     Raises:
-        ValueError: a value of config.json is no number, or not in this range.
+        ValueError: it is not; names the field and the range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
         raise ValueError(f"config.json: {name} must be a number from {lowest:g} to {highest:g}, got {shown(value)}")

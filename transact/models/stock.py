@@ -1,4 +1,4 @@
-"""Stock transformers' classes: made without weights, asked whether they take a folder, loaded from one."""
+"""Models of stock transformers' classes: built without weights to check a folder, or loaded from one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transact.models.rotary import head_frequencies
 
 
 def check_stock(folder: Path, attention: str = "sdpa") -> None:
-    """Configuration and model classes take config.json, and generation takes generation_config.json.
+    """Check that transformers' classes accept config.json, and that generation accepts generation_config.json.
 
     Raises:
         ValueError: names the file, and what transformers says of it.
@@ -61,13 +61,13 @@ def _make_as_users_do(folder: Path) -> None:
 def _refused(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - a foreign configuration fails in every way
+    except Exception as error:  # noqa: BLE001 - a foreign configuration can fail in any way
         raise ValueError(f"{what} ({one_line(error, LONGEST_REASON)})") from None
 
 
 @contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Errors alone are logged."""
+    """Keep a library from logging anything below an error until the block ends."""
     logger = logging.getLogger(library)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -78,7 +78,7 @@ def quiet(library: str) -> Iterator[None]:
 
 
 def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
-    """The model class and its configuration object for a parsed config.json.
+    """Return the model class and its configuration object for a parsed config.json.
 
     A LLaMA with frequencies of its own is a stock LLaMA but for the hooks of `own_frequencies`.
 
@@ -89,7 +89,7 @@ def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     import transformers
 
     family = family_of(config)
-    # The name of a class that is not stock is not to be found: its weights and configuration are a LLaMA's.
+    # transformers has no class for a model that is not stock; its weights and configuration are a LLaMA's.
     model_class = getattr(transformers, family.architecture if is_stock(config) else LLAMA.architecture)
     config_class = getattr(transformers, family.configuration)
     values = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype")}
@@ -98,9 +98,9 @@ def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
 
 
 def load_non_stock(folder: Path) -> Any:
-    """A folder whose layers or heads have rotary frequencies of their own, as a model in float32.
+    """Load a folder whose layers or heads have rotary frequencies of their own, as a model in float32.
 
-    For evaluation of whole sequences: positions begin at zero, so it generates without a cache only.
+    It is for evaluation of whole sequences: positions begin at zero, so it generates without a cache only.
     """
     config = read_json(folder / "config.json")
     model_class, model_config = stock_class(config, "sdpa")

@@ -1,4 +1,4 @@
-"""Reading and writing model folders in the layout of Hugging Face: safetensors shards and an index.
+"""Read and write model folders in the layout of Hugging Face: safetensors shards and an index.
 
 Nothing here reads more than it is asked for: a rank takes its own range of a tensor, or one tensor.
 """
@@ -20,7 +20,7 @@ from transact.models.model_files import DERIVED, INDEX_NAME, SINGLE_NAME
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Weight -> shard file name; what follows from config.json is not among them."""
+    """Return the shard file name of each weight; stored rotary frequencies, which config.json gives, are left out."""
     if (folder / INDEX_NAME).is_file():
         files = {str(name): str(file) for name, file in read_json(folder / INDEX_NAME)["weight_map"].items()}
     else:
@@ -60,7 +60,7 @@ class ModelReader:
         return self._file(name).get_tensor(name)
 
     def flat_range(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) of the flattened tensor, reading only the rows that hold them."""
+        """Return elements [start, stop) of the flattened tensor, reading only the rows that hold them."""
         shape = self.shape(name)
         row = math.prod(shape[1:])
         first, last = start // row, -(-stop // row)
@@ -71,9 +71,10 @@ class ModelReader:
 def write_shard(
     path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, metadata: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Write one shard to the disk. Returns its size in bytes and its SHA-256.
+    """Write one shard to the disk and return its size in bytes and its SHA-256.
 
-    dtype: of every tensor in the file; None leaves each as it is.
+    Args:
+        dtype: of every tensor in the file; None leaves each as it is.
     """
     cast = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(cast, path, metadata={"format": "pt"} | (metadata or {}))

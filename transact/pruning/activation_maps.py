@@ -1,4 +1,4 @@
-"""What calibration saw and the selection kept, as one picture per kind of channel: layer by channel."""
+"""Maps of what calibration measured and the selection kept, one per kind of channel: layer by channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transact.pruning.statistics import ATTENTION_OUTPUT, INTERMEDIATE, KEY, QUE
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ActivationMap:
-    """One kind of channels of all layers.
+    """Activation norms of one kind of channel in all layers, and which channels were kept.
 
     Attributes:
         norms: (layers, channels) float64, the root of the mean square over tokens.
@@ -24,7 +24,7 @@ class ActivationMap:
     kept: Tensor | None
 
     def kept_energy(self) -> Tensor | None:
-        """(layers,) share of the squares that is in kept channels; 1 for a layer without any."""
+        """Return the share of the squares in kept channels, (layers,): 1 where all are zero; None without `kept`."""
         if self.kept is None:
             return None
         squares = self.norms.square()
@@ -33,8 +33,11 @@ class ActivationMap:
         return torch.where(total > 0, kept / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
 
     def redundancy(self) -> Tensor:
-        """(layers,) 1 - participation ratio / channels: 0 where all channels carry the same energy, near 1 where few
-        carry all. The participation ratio is (sum of squares)^2 / (sum of fourth powers)."""
+        """Return 1 - participation ratio / channels, (layers,).
+
+        It is 0 where all channels carry the same energy, near 1 where few carry all. The participation ratio is
+        (sum of squares)^2 / (sum of fourth powers).
+        """
         squares = self.norms.square()
         tiny = torch.finfo(squares.dtype).tiny
         participating = squares.sum(dim=1).square() / squares.square().sum(dim=1).clamp_min(tiny)
@@ -42,10 +45,11 @@ class ActivationMap:
 
 
 def activation_maps(statistics: ActivationStatistics, selection: Selection) -> dict[str, ActivationMap]:
-    """By kind: "query" and "key" (rotary pairs, head by head), "attention_output" (dims, head by head), "intermediate".
+    """Return the maps by kind of channel.
 
-    A rotary pair counts as kept if any of its two dims is. Of "attention_output" nothing is marked where values get
-    a basis from the data before they are cut.
+    The kinds are "query" and "key" (rotary pairs, head by head), "attention_output" (dims, head by head) and
+    "intermediate". A rotary pair counts as kept if any of its two dims is. "attention_output" has no `kept` where
+    values get a basis from the data before they are cut.
     """
     source = selection.source
     pairs = source.head_dim // 2

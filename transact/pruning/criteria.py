@@ -1,8 +1,8 @@
-"""Criteria: how important is each unit that can be cut?
+"""Criteria: the importance of each unit that can be cut.
 
 Every kind of unit has a table of criteria by name, which the settings of prune.method take. To add one, write a
 function from `Evidence` to scores and enter it there with the statistics that it reads: calibration then sums them.
-Higher is kept.
+The units with the highest scores are kept.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evidence:
-    """What units are judged by.
+    """What a criterion may look at.
 
     Attributes:
         magnitude: `magnitude_scores` of every layer, stacked; only where a criterion looks at weights.
@@ -69,7 +69,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Criterion:
-    """How units of one kind are judged.
+    """A rule that scores the units of one kind.
 
     Attributes:
         score: from the evidence to scores, (layers, ...) as in `Scores`.
@@ -83,24 +83,24 @@ class Criterion:
 
 
 def norm_product(evidence: Evidence) -> Tensor:
-    """Product of the norms of a pair's queries and keys: their part of a logit is at most |q||k|."""
+    """Return the product of the norms of a pair's queries and keys: their part of a logit is at most |q||k|."""
     statistics, group = evidence.statistics, evidence.geometry.queries_per_key_value_head
     key_norm = statistics[KEY].sqrt().repeat_interleave(group, dim=1)
     return _sum_over_group(statistics[QUERY].sqrt() * key_norm, evidence.geometry)
 
 
 def value_norms(evidence: Evidence) -> Tensor:
-    """L2 norm of the attention output, as TransAct (arXiv 2407.05690); a group's query heads add up."""
+    """Return the L2 norm of the attention output, as TransAct (arXiv 2407.05690); a group's query heads add up."""
     return _sum_over_group(evidence.statistics[ATTENTION_OUTPUT], evidence.geometry).sqrt()
 
 
 def channel_norms(evidence: Evidence) -> Tensor:
-    """L2 norm of the MLP's intermediate activation, as TransAct (arXiv 2407.05690)."""
+    """Return the L2 norm of the MLP's intermediate activation, as TransAct (arXiv 2407.05690)."""
     return evidence.statistics[INTERMEDIATE].sqrt()
 
 
 def _sum_of(statistic: Statistic, *, per_query_head: bool = False) -> Criterion:
-    """A statistic that is a score as it is; a group's query heads add up."""
+    """Make a criterion of a statistic that is a score as it is; a group's query heads add up."""
 
     def score(evidence: Evidence) -> Tensor:
         sums = evidence.statistics[statistic]
@@ -118,7 +118,7 @@ def _magnitude(kind: str) -> Criterion:
 
 
 def _random(like: Criterion) -> Criterion:
-    """Scores by chance, in the shape of another criterion's."""
+    """Make a criterion that gives random scores, in the shape of another criterion's."""
 
     def score(evidence: Evidence) -> Tensor:
         generator = torch.Generator().manual_seed(evidence.seed)
@@ -148,7 +148,7 @@ CHANNEL_CRITERIA: dict[str, Criterion] = {
     "magnitude": _magnitude("channels"),
     "random": _random(CHANNEL_NORMS),
 }
-# Choices that need no scores, for which norms stand in: a basis for the values from the data, and greedy elimination.
+# Choices that need no scores, so that norms stand in: a basis for the values from the data, and greedy elimination.
 VALUE_BASES = ("svd", "pca")
 CHANNEL_ELIMINATIONS = ("obs",)
 
@@ -162,7 +162,7 @@ class Choice(Protocol):
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """By setting of prune.method, the names that it takes."""
+    """Return the names that each setting of prune.method takes."""
     return {
         "pair_score": tuple(PAIR_CRITERIA),
         "values": (*VALUE_BASES, *VALUE_CRITERIA),
@@ -172,7 +172,7 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Criteria:
-    """What the units of each kind are judged by."""
+    """The criteria of a method, one for each kind of unit."""
 
     pairs: Criterion
     values: Criterion
@@ -191,7 +191,7 @@ class Criteria:
         return self.pairs, self.values, self.channels
 
     def statistics(self, geometry: Geometry) -> tuple[Statistic, ...]:
-        """What calibration sums for them, and for the cut of norms of queries and keys."""
+        """Return what calibration sums for these criteria, and for the cut of norms of queries and keys."""
         shares = NORM_SHARES if geometry.query_key_norm else ()
         needed = (*SQUARES, *(each for criterion in self._all() for each in criterion.statistics), *shares)
         return tuple(dict.fromkeys(needed))
@@ -206,6 +206,7 @@ class Criteria:
         return any(criterion.looks_at_weights for criterion in self._all())
 
     def score(self, evidence: Evidence) -> Scores:
+        """Score the units of every kind, and whole heads."""
         return Scores(
             pairs=self.pairs.score(evidence),
             values=self.values.score(evidence),
@@ -215,10 +216,10 @@ class Criteria:
 
 
 def magnitude_scores(weights: LayerWeights, geometry: Geometry) -> Scores:
-    """One layer's scores from its weights alone, without the leading dimension of layers.
+    """Return one layer's scores from its weights alone, without the leading dimension of layers.
 
-    The product of the Frobenius norms of all matrices that meet in a unit: q and k rows of a pair, v rows
-    and o columns of a value dim, gate and up rows and down columns of a channel.
+    A score is the product of the Frobenius norms of all matrices that meet in a unit: q and k rows of a pair,
+    v rows and o columns of a value dim, gate and up rows and down columns of a channel.
     """
     groups, dim = geometry.num_key_value_heads, geometry.head_dim
     per_group = geometry.queries_per_key_value_head
@@ -237,7 +238,7 @@ def magnitude_scores(weights: LayerWeights, geometry: Geometry) -> Scores:
 
 
 def stack_scores(layers: list[Scores]) -> Scores:
-    """Scores of single layers as scores of the model."""
+    """Stack the scores of single layers into scores of the model."""
     return Scores(
         pairs=torch.stack([each.pairs for each in layers]),
         values=torch.stack([each.values for each in layers]),
@@ -246,7 +247,7 @@ def stack_scores(layers: list[Scores]) -> Scores:
 
 
 def head_scores(value_norm: Tensor, geometry: Geometry) -> Tensor:
-    """TransAct's score of whole heads: mean + (10 / head_dim) * maximum over a head's channel norms.
+    """Return TransAct's score of whole heads: mean + (10 / head_dim) * maximum over a head's channel norms.
 
     Args:
         value_norm: (layers, num_attention_heads, head_dim) norms of the attention output.
@@ -259,6 +260,6 @@ def head_scores(value_norm: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _sum_over_group(per_query_head: Tensor, geometry: Geometry) -> Tensor:
-    """(layers, query heads, units) -> (layers, key-value heads, units)."""
+    """Sum over each group's query heads: (layers, query heads, units) -> (layers, key-value heads, units)."""
     layers, _, units = per_query_head.shape
     return per_query_head.view(layers, geometry.num_key_value_heads, -1, units).sum(dim=2)

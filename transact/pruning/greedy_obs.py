@@ -1,4 +1,4 @@
-"""Which channels to drop, knowing that the rest will be refitted: greedy optimal brain surgeon.
+"""Choose the channels to drop, knowing that the rest will be refitted: greedy optimal brain surgeon.
 
 Dropping input j of a projection W and refitting the others costs ``|w_j|^2 / [G^-1]_jj``, with G the
 (damped) Gram matrix of the inputs (Hassibi & Stork 1993, for whole columns as in arXiv 2203.07259).
@@ -18,14 +18,14 @@ CANDIDATES_PER_DROP = 4
 
 
 def greedy_obs(weight: Tensor, gram: Tensor, num_kept: int, ridge: float, block: int = BLOCK) -> Tensor:
-    """Ascending int64 indices of the inputs to keep, (num_kept,): `elimination_path` for a single width."""
+    """Return ascending int64 indices of the inputs to keep, (num_kept,): `elimination_path` for a single width."""
     return elimination_path(weight, gram, [num_kept], ridge, block)[num_kept]
 
 
 def elimination_path(
     weight: Tensor, gram: Tensor, widths: Collection[int], ridge: float, block: int = BLOCK
 ) -> dict[int, Tensor]:
-    """Ascending int64 indices of the inputs to keep, (width,), for each width of `widths`.
+    """Return ascending int64 indices of the inputs to keep, (width,), for each width of `widths`.
 
     The cheapest channel goes first, all costs are updated, and so on: whatever the width, the same channels go in the
     same order, so one elimination down to the least width serves all. With `block` above 1, a block is chosen exactly,
@@ -65,20 +65,20 @@ def elimination_path(
 
 
 def _cheapest(weight: Tensor, inverse: Tensor, order: Tensor, count: int) -> Tensor:
-    """Positions of the next `count` channels to drop. order: positions, the cheapest first."""
+    """Return the positions of the next `count` channels to drop, from an order that has the cheapest first."""
     pool = order[: CANDIDATES_PER_DROP * count]
     return pool[_choose(weight[:, pool], inverse[pool][:, pool], count)]
 
 
 def _others(size: int, dropped: Tensor) -> Tensor:
-    """Mask of the positions that stay, (size,)."""
+    """Return the mask of the positions that stay, (size,)."""
     stays = torch.ones(size, dtype=torch.bool, device=dropped.device)
     stays[dropped] = False
     return stays
 
 
 def _choose(weight: Tensor, inverse: Tensor, count: int) -> Tensor:
-    """Positions of `count` channels, picked one by one with exact updates among these columns."""
+    """Pick `count` channels one by one, with exact updates among these columns, and return their positions."""
     energy = (weight.T @ weight).double()
     inverse = inverse.double()
     gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
@@ -92,5 +92,5 @@ def _choose(weight: Tensor, inverse: Tensor, count: int) -> Tensor:
         energy_row = energy[pick]
         energy = energy - row.outer(energy_row) - energy_row.outer(row) + energy[pick, pick] * row.outer(row)
         inverse = inverse - inverse[pick].outer(row)
-        inverse[pick, pick] = 1.0  # gone: only kept from dividing by zero
+        inverse[pick, pick] = 1.0  # the channel is gone, this only avoids a division by zero
     return torch.tensor(chosen, device=inverse.device)

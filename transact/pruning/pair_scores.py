@@ -1,4 +1,4 @@
-"""What each rotary pair, and each unit by first-order Taylor expansion, is worth to the attention that holds it."""
+"""Statistics that score rotary pairs by their part of the logits, and all units by first-order Taylor expansion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transact.pruning.statistics import Statistic
 
 
 def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
-    """Sum over tokens of |q||k| of the same token: no contribution to a logit at that distance is larger.
+    """Sum |q||k| of the same token over tokens: a pair contributes no more than that to a logit at distance zero.
 
     Args:
         query: output of q_proj, (batch, length, num_attention_heads * head_dim); before or after rotation.
@@ -23,7 +23,7 @@ def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
 
 
 def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
-    """Sum over queries of the variance, over the positions it may attend to, of the pair's part of the logit.
+    """Sum over queries the variance of a pair's part of the logit over the positions that the query may attend to.
 
     A part that is the same at every position changes no attention weight: softmax ignores it. For query q
     at position t the variance is q^T (M - m m^T) q, with m and M the mean of the rotated keys' plane
@@ -53,14 +53,17 @@ def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, ge
 
 
 def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
-    """(batch, length, heads * head_dim) -> (batch, length, heads, pairs, 2) float32."""
+    """Return the plane of each rotary pair, float32.
+
+    (batch, length, heads * head_dim) -> (batch, length, heads, pairs, 2)
+    """
     batch, length, _ = activation.shape
     halves = activation.detach().float().view(batch, length, -1, 2, geometry.head_dim // 2)
     return halves.transpose(-1, -2)
 
 
 def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
-    """Queries or keys as attention sees them, by planes: as `_planes`; arguments as in `logit_variances`."""
+    """Rotate queries or keys as attention does: shape as of `_planes`, arguments as of `logit_variances`."""
     pairs = geometry.head_dim // 2
     cos, sin = cosine.float()[..., None, :pairs], sine.float()[..., None, :pairs]  # (batch, length, 1, pairs)
     x, y = _planes(activation, geometry).unbind(dim=-1)
@@ -68,13 +71,14 @@ def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry
 
 
 def _expand(per_key_value_head: Tensor, geometry: Geometry) -> Tensor:
-    """Repeat for the query heads of each group."""
+    """Repeat each key-value head for the query heads of its group."""
     return per_key_value_head.repeat_interleave(geometry.queries_per_key_value_head, dim=2)
 
 
 def gate_gradients(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Sum over tokens of a * dL/da, with L the loss of the sequence: (sequences, length, C) twice -> (sequences, C)
-    float64.
+    """Sum a * dL/da over tokens, with L the loss of the sequence; float64.
+
+    (sequences, length, C) twice -> (sequences, C)
 
     Args:
         gradient: of a loss that is a mean over the sequences: undone here, so that every sequence counts the same.
@@ -83,7 +87,7 @@ def gate_gradients(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def taylor_pairs(query: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
-    """Of gates on rotary pairs: (key-value heads, head_dim // 2).
+    """Sum |dL/dgate| over sequences for gates on rotary pairs: (key-value heads, head_dim // 2).
 
     A pair of a key-value head meets the pairs of all its query heads, so they are gated together. A gate
     on the keys' side would give the same: the logit is a product of both.
@@ -94,14 +98,14 @@ def taylor_pairs(query: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
 
 
 def taylor_values(attention_output: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
-    """Of gates on value dims: (key-value heads, head_dim)."""
+    """Sum |dL/dgate| over sequences for gates on value dims: (key-value heads, head_dim)."""
     gates = gate_gradients(attention_output, gradient)
     shape = (len(gates), geometry.num_key_value_heads, geometry.queries_per_key_value_head, geometry.head_dim)
     return gates.view(shape).sum(dim=2).abs().sum(dim=0)
 
 
 def taylor_channels(intermediate: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
-    """Of gates on MLP channels: (intermediate_size,)."""
+    """Sum |dL/dgate| over sequences for gates on MLP channels: (intermediate_size,)."""
     return gate_gradients(intermediate, gradient).abs().sum(dim=0)
 
 

@@ -1,4 +1,4 @@
-"""Fit the weights that stay to what the whole layer gave: Gram matrices of its inputs, and least squares on them."""
+"""Fit the kept weights to the output of the uncut layer: Gram matrices of its inputs, and least squares on them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class LayerGram:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerGram:
-        """Inverse of `to_tensors`."""
+        """Build from named tensors: the inverse of `to_tensors`."""
         return cls(attention_output=tensors["attention_output"], intermediate=tensors["intermediate"])
 
 
 def gram(activation: Tensor, other: Tensor | None = None) -> Tensor:
-    """(..., C), (..., D) -> (C, D): the sum over tokens of ``x y^T``; float32 products, float64 result.
+    """Sum ``x y^T`` over tokens: (..., C), (..., D) -> (C, D); float32 products, float64 result.
 
     A micro-batch has the same content on any number of ranks, so sums of these over micro-batches and
     ranks differ by the order of float64 additions only. Without `other` it is ``x x^T``.
@@ -44,20 +44,20 @@ def gram(activation: Tensor, other: Tensor | None = None) -> Tensor:
 
 
 def damping(gram_matrix: Tensor, ridge: float) -> float:
-    """What to add to the diagonal: ``ridge`` times its mean; 1 where nothing was ever active."""
+    """Return what to add to the diagonal: ``ridge`` times its mean; 1 where nothing was ever active."""
     mean = float(gram_matrix.diagonal().double().mean())
     return ridge * mean if mean > 0 else 1.0
 
 
 def damped(gram_matrix: Tensor, ridge: float) -> Tensor:
-    """A copy with the damping on its diagonal: positive definite where ``ridge`` is above zero."""
+    """Return a copy with the damping on its diagonal: positive definite where ``ridge`` is above zero."""
     copy = gram_matrix.clone()
     copy.diagonal().add_(damping(gram_matrix, ridge))
     return copy
 
 
 def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tensor:
-    """Weights after the cut: ``W G T^T (T G T^T)^-1`` with ``G`` the damped Gram matrix; float32.
+    """Return the weights after the cut: ``W G T^T (T G T^T)^-1`` with ``G`` the damped Gram matrix; float32.
 
     Args:
         weight: (outputs, inputs).
@@ -74,7 +74,7 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tens
 def refit_shifted(
     weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: float, *, inputs_are_cut: bool = True
 ) -> Tensor:
-    """The refit where the kept inputs have moved away: earlier layers are cut already.
+    """Refit where the kept inputs have changed because earlier layers are cut already.
 
     Minimises ``sum |W x - W' y|^2 + damping * |W - W' T|^2`` with y the kept inputs as they are now.
 

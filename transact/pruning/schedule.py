@@ -1,4 +1,4 @@
-"""How the work is spread over the rounds: what to remove, how many tokens to recover with, and at which rate."""
+"""Spread the work over the rounds: what to remove, how many tokens to recover with, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 }
 SCHEDULES: tuple[str, ...] = tuple(_CURVES)
 
-REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9  # of half of the parameters cut; what Minitron and modelopt train with
+# What Minitron and modelopt train with where half of the parameters are cut.
+REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9
 SIZE_EXPONENT = 0.4  # 8e9 -> 1e-4, 1.3e8 -> 5e-4
-HALF = 0.5  # share that is cut, from which on the rate grows no more
+HALF = 0.5  # share of the parameters cut above which the rate grows no more
 LARGEST_RATE = 2e-3
 
 
 def remove_fractions(
     remove_fraction: float, rounds: int, kind: str, shares: Sequence[float] | None = None
 ) -> list[float]:
-    """Cumulative fraction of the parent's parameters removed after each round.
+    """Return the cumulative fraction of the parent's parameters removed after each round.
 
     Args:
         remove_fraction: share of all parameters removed after the last round, in (0, 1).
@@ -85,7 +86,7 @@ def token_budgets(total_tokens: int, shares: Sequence[float] | None, rounds: int
 
 
 def _split(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to the weights, each at least 1."""
+    """Split a total into whole numbers in proportion to the weights, each at least 1."""
     # Round the cumulative boundaries, not the parts, so that the errors do not add up.
     reached = [round(total * done / sum(weights)) for done in accumulate(weights)]
     return [max(1, end - start) for start, end in zip([0, *reached], reached, strict=False)]
@@ -94,13 +95,14 @@ def _split(total: int, weights: Sequence[float]) -> list[int]:
 def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     """Return the peak learning rate that recovers a cut, to two digits.
 
-    A power of the parent's size, in proportion to the share that is gone up to half of it. At 8 billion parameters and
-    half of them gone it is what Minitron and modelopt distil with (1e-4, about a fifth of the pretraining peak);
-    smaller models were measured, and so was the share (docs/log.md). Rates that rise with what is gone are TransAct's.
+    It is a power of the parent's size, and in proportion to the share that is removed, up to half. At 8 billion
+    parameters and half of them removed it is what Minitron and modelopt distil with (1e-4, about a fifth of the
+    pretraining peak); smaller models were measured, and so was the share (docs/log.md). Rates that rise with the share
+    removed are TransAct's.
 
     Args:
         parent_parameters: of the dense parent, embeddings counted.
-        remove_fraction: share of them that is gone after the cut, of all rounds so far; 1 for random weights.
+        remove_fraction: share of them removed after the cut, in all rounds so far; 1 for random weights.
     """
     by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
     return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")

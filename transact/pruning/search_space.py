@@ -37,7 +37,7 @@ class Multiples:
             raise ValueError(f"the multiple of intermediate_size must be positive, got {self.intermediate_size}")
 
     def head_dims_below(self, high: Geometry) -> list[int]:
-        """Sizes that its heads may be cut to, ascending."""
+        """Return the sizes below that of `high` that its heads may be cut to, ascending."""
         if self.keeps_attention:
             return []
         return [
@@ -48,11 +48,11 @@ class Multiples:
         ]
 
     def intermediate_sizes_below(self, high: Geometry) -> range:
-        """Sizes that its MLPs may be cut to, ascending."""
+        """Return the sizes below that of `high` that its MLPs may be cut to, ascending."""
         return range(self.intermediate_size, high.intermediate_size, self.intermediate_size)
 
     def smallest(self, high: Geometry, *, heads: bool) -> Geometry:
-        """The most that can be cut: to one head, or the narrowest heads, and one multiple of channels."""
+        """Return the smallest model below `high`: one head, or the narrowest heads, and one multiple of channels."""
         smallest = replace(high, intermediate_size=min(self.intermediate_size, high.intermediate_size))
         if self.keeps_attention:
             return smallest
@@ -79,21 +79,21 @@ class SearchSpace:
 
     @classmethod
     def below(cls, largest: Geometry, multiples: Multiples, *, cuts_heads: bool = False) -> SearchSpace:
-        """All that a model can be cut to."""
+        """Return the space of all that a model can be cut to."""
         smallest = multiples.smallest(largest, heads=cuts_heads)
         return cls(multiples=multiples, smallest=smallest, largest=largest, cuts_heads=cuts_heads)
 
     def attention_shapes(self) -> list[Geometry]:
-        """Allowed shapes of attention, from most kept to least."""
+        """Return the allowed shapes of attention, from most kept to least."""
         return self._head_counts() if self.cuts_heads else self._head_dims(self.largest)
 
     def nearest(self, wanted: float) -> list[Geometry]:
-        """For each shape of attention the intermediate size that comes nearest to ``wanted`` parameters."""
+        """Return each shape of attention with the intermediate size that comes nearest to ``wanted`` parameters."""
         bounds = self.smallest.intermediate_size, self.largest.intermediate_size
         return [self._fit_intermediate(shape, wanted, *bounds) for shape in self.attention_shapes()]
 
     def on_the_way(self, wanted: float, rounds_left: int) -> list[Geometry]:
-        """Candidates that remove something from `largest`, and leave as many steps to `smallest` as there are rounds.
+        """Return candidates that remove something from `largest`, and leave each round left a step to `smallest`.
 
         With coarse multiples there may be none.
         """
@@ -112,20 +112,23 @@ class SearchSpace:
         return found
 
     def _attention_steps(self, shape: Geometry) -> int:
-        """How many rounds can each take something from attention alone."""
+        """Return how many rounds can each remove something from attention alone."""
         low = self.smallest
         groups = shape.num_key_value_heads - low.num_key_value_heads
         queries = shape.queries_per_key_value_head - low.queries_per_key_value_head
         return groups + queries + len(self._head_dims(shape)) - 1
 
     def _head_dims(self, high: Geometry) -> list[Geometry]:
-        """Allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
+        """Return the allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
         low = self.smallest.head_dim
         between = (head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim > low)
         return [replace(high, head_dim=head_dim) for head_dim in sorted({low, *between, high.head_dim})[::-1]]
 
     def _head_counts(self) -> list[Geometry]:
-        """Allowed numbers of heads, most key-value heads first; every group keeps the same number of query heads."""
+        """Return the allowed numbers of heads, most key-value heads first.
+
+        Every group keeps the same number of query heads.
+        """
         low, high = self.smallest, self.largest
         return [
             replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
@@ -134,7 +137,7 @@ class SearchSpace:
         ]
 
     def _fit_intermediate(self, shape: Geometry, wanted: float, least: int, most: int) -> Geometry:
-        """The intermediate size within bounds that brings a shape nearest to ``wanted``."""
+        """Return a shape with the intermediate size within bounds that brings it nearest to ``wanted`` parameters."""
         surplus = shape.parameters() - wanted
         exact = shape.intermediate_size - surplus / intermediate_parameters(shape, 1)
         snapped = round(exact / self.multiples.intermediate_size) * self.multiples.intermediate_size
@@ -155,26 +158,26 @@ class Budget:
 
     @property
     def parameters(self) -> float:
-        """What is to stay of them."""
+        """The number of parameters that are to stay."""
         return self.parent.parameters() * (1 - self.remove_fraction)
 
     def tolerance(self, multiples: Multiples) -> int:
-        """Parameters of one multiple of channels: all that comes as near as that is equally good."""
+        """Return the parameters of one multiple of channels: what misses the budget by no more is equally good."""
         return intermediate_parameters(self.parent, multiples.intermediate_size)
 
 
 def intermediate_parameters(geometry: Geometry, channels: int) -> int:
-    """Parameters of so many intermediate channels in all layers: gate, up and down."""
+    """Return the parameters of so many intermediate channels in all layers: gate, up and down."""
     return 3 * geometry.num_layers * geometry.hidden_size * channels
 
 
 def attention_width(geometry: Geometry) -> int:
-    """Inner dimensions of attention; its parameters are proportional to them."""
+    """Return the number of inner dimensions of attention; its parameters are proportional to it."""
     return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
 def reached_fraction(parent: Geometry, child: Geometry) -> float:
-    """Share of all the parent's parameters, embeddings included, that the child lacks."""
+    """Return the share of all the parent's parameters, embeddings included, that the child lacks."""
     return 1 - child.parameters() / parent.parameters()
 
 
@@ -199,7 +202,7 @@ def solve_on_the_way(budget: Budget, space: SearchSpace, rounds_left: int = 0) -
     Args:
         rounds_left: how many rounds are to remove something after this one.
     """
-    # With coarse multiples what comes nearest may be the round before, or leave nothing for those after it.
+    # With coarse multiples the nearest may be the dimensions of the round before, or leave nothing for later rounds.
     possible = space.on_the_way(budget.parameters, rounds_left) or space.nearest(budget.parameters)
     return _best(possible, budget, space, towards=space.smallest)
 
@@ -216,12 +219,12 @@ def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, to
 
 
 def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
-    """Every way to share the same cut between attention and MLP, from most attention kept to least.
+    """Return every way to share the same cut between attention and MLP, from most attention kept to least.
 
     Raises:
         ValueError: more is asked than can be removed.
     """
-    solve_geometry(budget, space)  # says what is wrong, if anything is
+    solve_geometry(budget, space)  # raises where the budget cannot be met
     wanted, tolerance = budget.parameters, budget.tolerance(space.multiples)
     return [each for each in space.nearest(wanted) if abs(each.parameters() - wanted) <= tolerance]
 
@@ -254,7 +257,7 @@ def solve_rounds(space: SearchSpace, fractions: Sequence[float], final: Geometry
 
 
 def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size: int | None) -> Geometry:
-    """The parent with dimensions given by hand; ``None`` leaves a dimension as it is.
+    """Return the parent with dimensions given by hand; ``None`` leaves a dimension as it is.
 
     Raises:
         ValueError: a dimension is out of range, ``head_dim`` is odd, or nothing is cut.
@@ -279,7 +282,7 @@ def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size:
 
 
 def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
-    """Distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
+    """Return the distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
 
     Without a floor, it is zero where attention and MLP keep exactly the same share.
     """
@@ -305,7 +308,7 @@ def _unreachable(budget: Budget, space: SearchSpace) -> str:
 
 
 def _attention_words(parent: Geometry, space: SearchSpace) -> str:
-    """What may become of attention."""
+    """Describe what attention may be cut to, for a message."""
     multiples = space.multiples
     allowed = multiples.head_dims_below(parent)
     if multiples.keeps_attention or not (space.cuts_heads or allowed):

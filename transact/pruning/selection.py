@@ -1,4 +1,4 @@
-"""Which units of each layer stay: rotary pairs, value dimensions, heads and channels, chosen by their scores."""
+"""Choose which units of each layer stay, by their scores: rotary pairs, value dimensions, heads and channels."""
 
 from __future__ import annotations
 
@@ -86,24 +86,24 @@ class Selection:
                 assert dims[target.head_dim // 2 :] == tuple(pair + half for pair in pairs), "not whole rotary pairs"
 
     def rotary_pairs(self, layer: int, key_value_head: int) -> tuple[int, ...]:
-        """Kept pairs of one head; the same everywhere where the scope is the model."""
+        """Return the kept pairs of one head; where the scope is the model, all heads keep the same."""
         assert self.rotary == "kept"
         return self.query_key_dims[layer][key_value_head][: self.target.head_dim // 2]
 
     def to_json(self) -> dict[str, Any]:
-        """Dictionary of JSON types."""
+        """Return the selection as a dictionary of JSON types."""
         values = asdict(self)  # geometries become dictionaries too
         return {name: _as_lists(value) for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Selection:
-        """Inverse of `to_json`."""
+        """Build from a dictionary of JSON types: the inverse of `to_json`."""
         geometries = {name: Geometry.from_dict(values[name]) for name in ("source", "target")}
         return cls(**({name: as_tuples(value) for name, value in values.items()} | geometries))
 
 
 def as_tuples(value: Any) -> Any:
-    """Lists within lists, as JSON and tensors give them, in the form of a selection's attributes."""
+    """Turn lists within lists, as JSON and tensors give them, into tuples, as in a selection's attributes."""
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -119,7 +119,7 @@ def _check_kept(indices: Sequence[int], count: int, available: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
-    """Where a cut is to lead.
+    """The dimensions that a cut is to reach.
 
     Attributes:
         target: dimensions to reach.
@@ -134,7 +134,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What is chosen together, and of what.
+    """Which units are chosen, and what shares one choice.
 
     Attributes:
         unit: what attention loses: "pairs" (rotary pairs of q and k, dims of v and o), "heads" (whole heads), or
@@ -161,7 +161,7 @@ def make_selection(
     channels: Sequence[Sequence[int]] | None = None,
     norm_shares: tuple[Tensor, Tensor] | None = None,
 ) -> Selection:
-    """Keep the best units of each kind.
+    """Choose the best units of each kind.
 
     Args:
         scores: of the units of the model that is cut; for unit "heads" with those of whole heads.
@@ -204,15 +204,19 @@ def make_selection(
 
 
 def _norm_gains(shares: Tensor, query_key: Any, target: Geometry) -> tuple[float, ...]:
-    """Root of the summed shares of each layer's kept pairs."""
+    """Return the root of the summed shares of each layer's kept pairs."""
     pairs = [layer[0][: target.head_dim // 2] for layer in query_key]
     return tuple(float(row[list(kept)].sum().sqrt()) for row, kept in zip(shares, pairs, strict=True))
 
 
 def best_heads(scores: Tensor, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:
-    """Key-value heads whose best query heads score highest, and those query heads.
+    """Return, by layer, the best query heads of the best groups, and the key-value heads of these groups.
 
-    With as many key-value heads as query heads it is the highest scores. scores: (layers, num_attention_heads).
+    The best groups are those whose best query heads have the highest sum of scores. With as many key-value heads as
+    query heads these are the heads with the highest scores.
+
+    Args:
+        scores: (layers, num_attention_heads).
     """
     per_group = target.queries_per_key_value_head
     grouped = scores.view(source.num_layers, source.num_key_value_heads, source.queries_per_key_value_head)
@@ -224,7 +228,7 @@ def best_heads(scores: Tensor, source: Geometry, target: Geometry) -> tuple[list
 
 
 def best_indices(scores: Tensor, count: int) -> Tensor:
-    """Ascending indices of the ``count`` highest scores in each row: (..., C) -> (..., count).
+    """Return the ascending indices of the ``count`` highest scores in each row: (..., C) -> (..., count).
 
     The lower index wins a tie; ``torch.topk`` promises no order, and ranks must agree.
     """
@@ -233,7 +237,7 @@ def best_indices(scores: Tensor, count: int) -> Tensor:
 
 
 def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules) -> list[list[list[int]]]:
-    """Dims of the best pairs, both halves: (layers)(key-value heads)(target.head_dim)."""
+    """Return the dims of the best pairs, both halves: (layers)(key-value heads)(target.head_dim)."""
     scope = rules.pair_scope
     if rules.pairs_in_progression:
         assert scope == "model"
@@ -248,7 +252,7 @@ def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules)
 
 
 def _progression_scores(scores: Tensor, count: int) -> Tensor:
-    """Scores by which the best pairs of the model are 0, s, 2s, ... for the s whose pairs score most together."""
+    """Return scores by which the best pairs are 0, s, 2s, ... for the s whose pairs have the highest sum."""
     available = scores.shape[-1]
     longest = (available - 1) // max(count - 1, 1)
     total = scores.sum(dim=(0, 1))
@@ -270,5 +274,5 @@ def _all_heads(source: Geometry) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _per_head(dims: Tensor, groups: list[list[int]]) -> list[list[list[int]]]:
-    """The dims of the kept key-value heads."""
+    """Return the dims of the kept key-value heads: (layers)(kept heads)(dims)."""
     return [[dims[layer, group].tolist() for group in heads] for layer, heads in enumerate(groups)]

@@ -1,4 +1,4 @@
-"""Smaller weights of one layer, from the units that stay."""
+"""Cut the weights of one layer to the units that stay."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ValueBasis:
 
 
 def head_covariances(gram: Tensor, geometry: Geometry) -> Tensor:
-    """Sum of each group's query heads' own blocks: (heads * d, heads * d) -> (key-value heads, d, d)."""
+    """Sum the diagonal blocks of each group's query heads: (heads * d, heads * d) -> (key-value heads, d, d)."""
     heads, dim = geometry.num_attention_heads, geometry.head_dim
     blocks = gram.double().view(heads, dim, heads, dim).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (heads, d, d)
     return blocks.reshape(geometry.num_key_value_heads, geometry.queries_per_key_value_head, dim, dim).sum(dim=1)
 
 
 def svd_basis(output: Tensor, gram: Tensor, geometry: Geometry, kept: int) -> ValueBasis:
-    """Least error of the attention's output: truncated SVD of ``O C^(1/2)`` in each key-value head.
+    """Return the basis of least error in attention's output: truncated SVD of ``O C^(1/2)`` in each key-value head.
 
     With C the covariance of the head's mixed values and O the columns of o_proj that read them, the best
     projection onto `kept` dims is ``C^(1/2) V V^T C^(-1/2)``, V the leading right singular vectors.
@@ -58,31 +58,31 @@ def svd_basis(output: Tensor, gram: Tensor, geometry: Geometry, kept: int) -> Va
 
 
 def pca_basis(gram: Tensor, geometry: Geometry, kept: int) -> ValueBasis:
-    """The leading principal components of each key-value head's mixed values; as in `svd_basis`."""
+    """Return the leading principal components of each key-value head's mixed values; arguments as in `svd_basis`."""
     leading = torch.linalg.eigh(head_covariances(gram, geometry)).eigenvectors.flip(-1)[..., :kept]
     return ValueBasis(into=leading.mT.contiguous(), back=leading)
 
 
 def output_transform(basis: ValueBasis, queries_per_key_value_head: int) -> Tensor:
-    """T of the whole o_proj input: block diagonal, (heads * kept, heads * head_dim) float64."""
+    """Return T of the whole o_proj input: block diagonal, (heads * kept, heads * head_dim) float64."""
     blocks = basis.into.repeat_interleave(queries_per_key_value_head, dim=0)
     return block_diagonal(blocks)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
-    """(blocks, rows, columns) -> (blocks * rows, blocks * columns)."""
+    """Put blocks on the diagonal of a matrix: (blocks, rows, columns) -> (blocks * rows, blocks * columns)."""
     matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     return matrix
 
 
 def _output_energy(output: Tensor, geometry: Geometry) -> Tensor:
-    """Sum over a group's query heads of O_h^T O_h: (key-value heads, d, d)."""
+    """Sum O_h^T O_h over a group's query heads: (key-value heads, d, d)."""
     heads = output.double().view(output.shape[0], geometry.num_key_value_heads, -1, geometry.head_dim)
     return torch.einsum("ogqd,ogqe->gde", heads, heads)
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and its inverse; directions that were never used get a small floor instead of zero."""
+    """Return the square root and its inverse; directions that were never used get a small floor instead of zero."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = values.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) * 1e-8
     scale = values.maximum(floor).sqrt()
@@ -110,7 +110,7 @@ class AttentionCut:
 def cut_layer(
     weights: LayerWeights, selection: Selection, layer: int, gram: LayerGram | None = None, ridge: float | None = None
 ) -> LayerWeights:
-    """The weights of one layer after the cut, float32.
+    """Return the weights of one layer after the cut, float32.
 
     Args:
         weights: of the layer, before.
@@ -124,7 +124,7 @@ def cut_layer(
     output, down = attention.output, weights.down.float()[:, channels]
     if ridge is not None:
         assert gram is not None
-        # Nothing was cut: the plain weights are the exact answer.
+        # Where nothing was cut, the plain weights are the exact answer.
         if selection.target.num_attention_heads * selection.target.head_dim < weights.output.shape[1]:
             output = refit(weights.output, gram.attention_output, attention.transform, ridge)
         if len(channels) < weights.down.shape[1]:
@@ -145,7 +145,7 @@ def cut_layer(
 def cut_attention(
     weights: LayerWeights, selection: Selection, layer: int, gram: LayerGram | None = None
 ) -> AttentionCut:
-    """q, k, v and o after the cut. gram: needed where the selection's value basis comes from data.
+    """Return q, k, v and o after the cut.
 
     Where queries and keys are normalised, their projections' scale means nothing, so the norms' weights carry it. A
     norm over the kept dims S of d divides by their own size instead of that of all d dims: the parent with the cut
@@ -153,6 +153,9 @@ def cut_attention(
     square), which is put right exactly. The dense parent divides by more: by a factor that varies from token to
     token, sqrt of the share of S in the square, of which only a constant can be kept. It is the selection's gain, the
     root of the mean share on the calibration text.
+
+    Args:
+        gram: needed where the selection's value basis comes from data.
     """
     rows, columns = value_rows(selection, layer), output_columns(selection, layer)
     value, output, transform = weights.value.float()[rows], weights.output.float()[:, columns], columns
@@ -176,7 +179,7 @@ def cut_attention(
 def _cut_norm(
     weight: Tensor | None, selection: Selection, layer: int, gains: Sequence[float] | None, scale: float = 1.0
 ) -> Tensor | None:
-    """The weight of a norm of queries or keys; the heads share it, so they must share their dims."""
+    """Cut the weight of a norm of queries or keys; the heads share it, so they must share their dims."""
     if weight is None:
         return None
     heads = set(selection.query_key_dims[layer])
@@ -186,24 +189,24 @@ def _cut_norm(
 
 
 def query_rows(selection: Selection, layer: int) -> Tensor:
-    """Rows of q_proj to keep: (target.num_attention_heads * target.head_dim,) int64."""
+    """Return the rows of q_proj to keep: (target.num_attention_heads * target.head_dim,) int64."""
     return _head_indices(
         selection.query_heads[layer], _per_query_head(selection, selection.query_key_dims[layer]), selection
     )
 
 
 def key_rows(selection: Selection, layer: int) -> Tensor:
-    """Rows of k_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
+    """Return the rows of k_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
     return _head_indices(selection.key_value_heads[layer], selection.query_key_dims[layer], selection)
 
 
 def value_rows(selection: Selection, layer: int) -> Tensor:
-    """Rows of v_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
+    """Return the rows of v_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
     return _head_indices(selection.key_value_heads[layer], selection.value_dims[layer], selection)
 
 
 def output_columns(selection: Selection, layer: int) -> Tensor:
-    """Columns of o_proj to keep: (target.num_attention_heads * target.head_dim,) int64.
+    """Return the columns of o_proj to keep: (target.num_attention_heads * target.head_dim,) int64.
 
     A query head reads the values of its group's key-value head, so it keeps that head's dims.
     """
@@ -213,12 +216,12 @@ def output_columns(selection: Selection, layer: int) -> Tensor:
 
 
 def channel_indices(selection: Selection, layer: int) -> Tensor:
-    """Rows of gate_proj and up_proj, columns of down_proj: (target.intermediate_size,) int64."""
+    """Return the rows of gate_proj and up_proj, columns of down_proj, to keep: (target.intermediate_size,) int64."""
     return torch.tensor(selection.channels[layer], dtype=torch.int64)
 
 
 def query_scale(selection: Selection) -> float:
-    """Factor for q_proj, so that stock attention keeps the temperature it was trained with.
+    """Return the factor for q_proj with which stock attention keeps the temperature it was trained with.
 
     Stock code divides logits by sqrt(head_dim) of the *new* head: sqrt(r/d) / sqrt(r) is the
     old 1 / sqrt(d). TransAct's code, which recreates the rotary embedding, leaves q as it is.
@@ -233,7 +236,7 @@ def _basis(weights: LayerWeights, selection: Selection, gram: LayerGram) -> Valu
 
 
 def _change_basis(weights: LayerWeights, selection: Selection, basis: ValueBasis) -> tuple[Tensor, Tensor, Tensor]:
-    """v_proj and o_proj in the new basis, and the transform of o_proj's input."""
+    """Return v_proj and o_proj in the new basis, and the transform of o_proj's input."""
     assert selection.target.num_attention_heads == selection.source.num_attention_heads, (
         "a basis and whole heads do not mix"
     )

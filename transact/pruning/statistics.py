@@ -1,4 +1,4 @@
-"""Sums over the calibration text of what each layer computes: what units are judged by.
+"""Sums over the calibration text of what each layer computes, from which criteria score the units.
 
 A `Statistic` says once what it looks at, its shape and how a micro-batch adds to it; hooks, the sum over ranks, the
 file and the criteria follow from that. Every figure is a sum over tokens or sequences: the sum over batches, or over
@@ -55,12 +55,12 @@ class Statistic:
         assert not self.needs_gradients or len(self.observes) == 1, self.observes
 
     def last_observed(self) -> str:
-        """The activation that a layer computes last: all others are there by then."""
+        """Return the observed activation that a layer computes last: all others are there by then."""
         return max(self.observes, key=ACTIVATIONS.index)
 
 
 def channel_energy(activation: Tensor) -> Tensor:
-    """Sum of squares of each channel over all leading dims: (..., C) -> (C,) float64.
+    """Sum the squares of each channel over all leading dims: (..., C) -> (C,) float64.
 
     float32 inside one batch, float64 across batches: all terms are positive, so nothing cancels
     and float32 keeps six digits over a batch (2e-7 off, measured on 2,048 tokens), where a float64
@@ -72,19 +72,19 @@ def channel_energy(activation: Tensor) -> Tensor:
 
 
 def rotary_pair_energy(activation: Tensor, num_heads: int, head_dim: int) -> Tensor:
-    """Sum of squares of each rotary pair, float64.
+    """Sum the squares of each rotary pair, float64.
 
     (..., num_heads * head_dim) -> (num_heads, head_dim // 2)
 
     The rotary embedding rotates a pair in its plane, so the pair's norm is the same before and
-    after it: the output of the projection will do, without the position.
+    after it: the output of the projection is enough, without the position.
     """
     energy = channel_energy(activation).view(num_heads, 2, head_dim // 2)
     return energy.sum(dim=1)
 
 
 def rotary_pair_shares(activation: Tensor, geometry: Geometry) -> Tensor:
-    """Share of each rotary pair in a head's square, summed over tokens and heads.
+    """Sum the share of each rotary pair in a head's square over tokens and heads.
 
     (..., heads * head_dim) -> (head_dim // 2,) float64. A head that is all zero has no shares, and adds none.
     """
@@ -119,7 +119,7 @@ INTERMEDIATE = Statistic(
     shape=lambda geometry: (geometry.intermediate_size,),
     of_batch=lambda intermediate, geometry: channel_energy(intermediate),
 )
-SQUARES = (QUERY, KEY, ATTENTION_OUTPUT, INTERMEDIATE)  # every run sums these: they are what it shows
+SQUARES = (QUERY, KEY, ATTENTION_OUTPUT, INTERMEDIATE)  # every run sums these: its activation maps need them
 
 # Where queries and keys are normalised: what the cut of a norm needs.
 QUERY_SHARE = Statistic(
@@ -150,13 +150,13 @@ class ActivationStatistics:
     num_tokens: int
 
     def __getitem__(self, statistic: Statistic) -> Tensor:
-        """The sum of one statistic, (layers, *shape)."""
+        """Return the sum of one statistic, (layers, *shape)."""
         assert statistic.name in self.sums, f"{statistic.name} was not collected"
         return self.sums[statistic.name]
 
     @classmethod
     def zeros(cls, geometry: Geometry, statistics: Collection[Statistic] = SQUARES) -> ActivationStatistics:
-        """Statistics of no token at all, on the CPU: the neutral element of addition."""
+        """Return statistics of no token at all, on the CPU: the neutral element of addition."""
         sums = {
             each.name: torch.zeros(geometry.num_layers, *each.shape(geometry), dtype=torch.float64)
             for each in statistics
@@ -172,7 +172,7 @@ class ActivationStatistics:
         )
 
     def norm_shares(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
-        """Mean shares of queries and keys, (layers, head_dim // 2) each; None where they were not collected."""
+        """Return the mean shares of queries and keys, (layers, head_dim // 2) each; None if they were not collected."""
         if not {each.name for each in NORM_SHARES} <= self.sums.keys():
             return None
         return (
@@ -181,20 +181,20 @@ class ActivationStatistics:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
+        """Return named tensors for a safetensors file; ``num_tokens`` becomes an int64 scalar."""
         return {**self.sums, "num_tokens": torch.tensor(self.num_tokens, dtype=torch.int64)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ActivationStatistics:
-        """Inverse of `to_tensors`."""
+        """Build from named tensors: the inverse of `to_tensors`."""
         sums = {name: tensor for name, tensor in tensors.items() if name != "num_tokens"}
         return cls(num_tokens=int(tensors["num_tokens"].item()), sums=sums)
 
     def broken_layer(self, statistics: Collection[Statistic]) -> tuple[int, Statistic] | None:
-        """Where the first sum that is not finite was computed: its layer and statistic; None where all are.
+        """Return layer and statistic of the first sum that is not finite; None where all are finite.
 
-        In the order of computation: whatever follows is broken too. All gradients come after the last layer's
-        activations.
+        The first is meant in the order of computation: whatever follows is broken too. All gradients come after the
+        last layer's activations.
 
         Args:
             statistics: those that were collected.

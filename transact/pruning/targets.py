@@ -1,4 +1,4 @@
-"""What the runtimes that serve a model take: its dimensions' multiples, and what they make slow or refuse."""
+"""What the runtimes that serve a model support: multiples of its dimensions, and sizes that are slow or refused."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from transact.pruning.search_space import Multiples
 
 
 def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:
-    """Each dimension that is cut, and how many weights the rows have whose length it decides."""
+    """Return the size of each dimension that is cut, and the length of the weight rows that it decides."""
     width = geometry.num_attention_heads * geometry.head_dim
     channels = geometry.intermediate_size
     return {"head_dim": (geometry.head_dim, width), "intermediate_size": (channels, channels)}
 
 
 def float16_rows(geometry: Geometry) -> dict[str, int]:
-    """Projections that llama.cpp's quantised types leave in float16, and how long their rows are."""
+    """Return the projections that llama.cpp's quantised types leave in float16, and the length of their rows."""
     rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
     return {name: row for name, row in rows.items() if row % Q4_BLOCK}
 
 
 def shape_warnings(geometry: Geometry) -> list[str]:
-    """One line for each dimension that will cost speed or a format, with what to ask for instead."""
+    """Return one line for each dimension that will cost speed or a format, with what to ask for instead."""
     head_dim, channels = geometry.head_dim, geometry.intermediate_size
     lines = []
     if head_dim % FLASH_ATTENTION_MULTIPLE:
@@ -45,18 +45,18 @@ def shape_warnings(geometry: Geometry) -> list[str]:
 
 
 FLASH_ATTENTION_MULTIPLE = 8
-# Those of vLLM 0.32 on CPU, all that it takes there; on GPUs attention kernels are made for these sizes.
+# The only sizes that vLLM 0.32 supports on CPU; on GPUs attention kernels are made for them too.
 ATTENTION_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 TILE = 64  # rows and columns that matrix kernels work on at a time, at least
 Q4_BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together, and mlx-lm with --q-group-size 32
 K_QUANT_BLOCK = 256
-LARGE_HIDDEN_SIZE = 2048  # from here on steps are small beside the dimensions, whatever they are multiples of
-LARGE_HEAD_DIM = 32  # a quantised KV cache scales so many together
+LARGE_HIDDEN_SIZE = 2048  # from here on even coarse multiples are small beside the dimensions
+LARGE_HEAD_DIM = 32  # elements that a quantised KV cache scales together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
-    """What one kind of software takes of a cut model.
+    """What one kind of software supports of a cut model.
 
     Attributes:
         multiples: granularity of the cut dimensions in a small model.
@@ -89,7 +89,7 @@ RUNTIMES = {
 
 
 def multiples_for(target: str, parent: Geometry, *, pairs_are_free: bool) -> Multiples:
-    """Granularity of the cut dimensions for a name of `prune.target`; "any": for all of `RUNTIMES` at once.
+    """Return the granularity of the cut dimensions for a `prune.target`; "any" means all of `RUNTIMES` at once.
 
     Args:
         target: the name.
@@ -107,7 +107,7 @@ def multiples_for(target: str, parent: Geometry, *, pairs_are_free: bool) -> Mul
 
 
 def _common(found: Sequence[Multiples]) -> Multiples:
-    """What suits all of them."""
+    """Return the finest granularity that suits all of them."""
     return Multiples(
         head_dim=math.lcm(*(each.head_dim for each in found)),
         intermediate_size=math.lcm(*(each.intermediate_size for each in found)),
@@ -117,6 +117,6 @@ def _common(found: Sequence[Multiples]) -> Multiples:
 
 
 def _intersection(lists: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    """The sizes that are on every list; None where there is none."""
+    """Return the sizes that are on every list; None where there is no list."""
     given = [each for each in lists if each is not None]
     return tuple(sorted(set(given[0]).intersection(*given))) if given else None

@@ -20,7 +20,7 @@ BLOCK_BYTES = 1 << 16
 
 
 class MetricsLog:
-    """Writes one `metrics.jsonl`. One process writes; any number may read meanwhile.
+    """The writer of one `metrics.jsonl`. One process writes; any number may read meanwhile.
 
     A torn last line, left by a killed process, is dropped on opening: appended to, it would spoil
     the next line as well.
@@ -37,7 +37,7 @@ class MetricsLog:
         self.truncate(self._size())
 
     def append(self, metrics: Mapping[str, float | str], *, step: int, tokens: int, round: int) -> None:
-        """Appends one line.
+        """Append one line.
 
         Raises:
             ValueError: a metric is named like an axis (`time`, `step`, `tokens`, `round`).
@@ -53,13 +53,13 @@ class MetricsLog:
             raise OSError(errno.ENOSPC, "the last line was written only in part", str(self.path))
 
     def position(self) -> int:
-        """Length of the log in bytes, for a checkpoint to remember and `truncate` to go back to."""
+        """Return the length of the log in bytes, for a checkpoint to remember and `truncate` to go back to."""
         # A checkpoint must not point past what a crash of the node would leave of the log.
         os.fsync(self._file.fileno())
         return self._size()
 
     def truncate(self, position: int) -> None:
-        """Drops every line that does not end within the first `position` bytes.
+        """Drop every line that does not end within the first `position` bytes.
 
         A restarted stage calls this to forget the lines of its unfinished attempt.
 
@@ -72,14 +72,14 @@ class MetricsLog:
         self._file.truncate(self._last_line_end(min(position, self._size())))
 
     def close(self) -> None:
-        """Closes the file; closing twice does no harm."""
+        """Close the file; closing twice does no harm."""
         self._file.close()
 
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
     def _last_line_end(self, position: int) -> int:
-        """Bytes up to and including the last newline before `position`."""
+        """Return the number of bytes up to and including the last newline before `position`."""
         while position > 0:
             start = max(0, position - BLOCK_BYTES)
             self._file.seek(start)
@@ -91,7 +91,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All records of a log, oldest first; a torn last line is left out.
+    """Return all records of a log, oldest first; a torn last line is left out.
 
     Infinities and NaN come back as floats.
 
@@ -112,6 +112,6 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _json_value(value: float | str) -> float | str:
-    """JSON has no NaN and no infinity: strings stand in for them."""
+    """Return the value as JSON can hold it: strings stand in for NaN and infinities."""
     is_non_finite = isinstance(value, float) and not math.isfinite(value)
     return str(float(value)) if is_non_finite else value

@@ -1,4 +1,4 @@
-"""The folder of a run: which stages are finished, with which files, and where metrics stood; and where runs are."""
+"""The folder of a run: its finished stages with their files and metrics, and how the folders of runs are found."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from transact.runs.verdict import end_attempt, ended_otherwise
 
 COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
 PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
-# What is written into a folder of each kind, by its name; other files in it are somebody's, and stay. An attempt that
-# was killed cannot tell more of them.
+# Names of the files that a run writes into each kind of folder; other files in it are somebody else's, and stay. After
+# a killed attempt nothing but the name tells them apart.
 _MODEL = (
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.tmp)?|(generation_)?config\.json(\.tmp)?"
     r"|(vocab|added_tokens|special_tokens_map)\.json|tokenizer(_config)?\.json(\.tmp)?|tokenizer\.model|merges\.txt"
@@ -57,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that this code runs from, or was copied from; None in an installed package."""
+    """Return the revision of the checkout that this code runs or was copied from; None in an installed package."""
     if COPIED_REVISION.is_file():
         return COPIED_REVISION.read_text(encoding="utf-8").strip() or None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -68,12 +68,12 @@ def git_revision() -> str | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether it holds a run, or a job that will make one."""
+    """Return whether the folder holds a run, or a job that will make one."""
     return os.path.lexists(folder / RECORD) or os.path.lexists(folder / JOB_RECORD)
 
 
 def point_folders(sweep: Path) -> list[Path]:
-    """The runs right below a folder, by name: 9 comes before 10."""
+    """Return the runs right below a folder, by name: 9 comes before 10."""
     return sorted((path for path in sweep.glob("*") if is_run(path)), key=lambda path: _natural(path.name))
 
 
@@ -83,12 +83,12 @@ def _natural(name: str) -> list[Any]:
 
 
 def variant_folders(folder: Path) -> list[Path]:
-    """The further recoveries of the cut of the run in this folder, by name."""
+    """Return the folders of the run's variants by name: further recoveries of its cut."""
     return point_folders(folder / VARIANTS)
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folder itself and its variants if it holds a run, else the points of the sweep in it.
+    """Return the folder itself and its variants if it holds a run, else the points of the sweep in it.
 
     Raises:
         ValueError: there are none.
@@ -116,19 +116,20 @@ class RoundFolder:
 
 
 class RunFolder:
-    """`run.json` and the stages it lists. Rank 0 changes it; another one writes the end when rank 0 is gone."""
+    """`run.json` and the stages it lists. Rank 0 changes it; another rank records the end when rank 0 is gone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
-        self.attempt: float | None = None  # when this one started: on every rank, once rank 0 has told
+        self.attempt: float | None = None  # when it started, in unix seconds; rank 0 sends it to every rank
         self._writing = threading.Lock()
-        self._others: set[Path] = set()  # files of somebody else where the stage at work writes
+        self._others: set[Path] = set()  # files of somebody else where the present stage writes
 
     def open(self, world_size: int) -> None:
-        """Begin or continue: counts a restart when the folder already holds a run that did not come to its end. (More
-        may be asked of a finished one.) What an attempt that was killed left half-written is removed.
+        """Begin the run or continue it, and remove what a killed attempt left half-written.
+
+        Continuing counts as a restart unless the run had finished: a finished run may be started again for more work.
 
         Raises:
             DamagedFile: the record cannot be read.
@@ -158,7 +159,7 @@ class RunFolder:
     def _write(self) -> None:
         with self._writing:  # the watchdog's thread records a failure
             ended = ended_otherwise(self.path, self.attempt)
-            if ended is not None:  # a rank that was suspended finds the others gone
+            if ended is not None:  # a rank that was suspended may find the others gone
                 raise RankFailed(ended)
             write_json(self.record_path, self.record)
 
@@ -172,15 +173,17 @@ class RunFolder:
         return self.record.setdefault("stages", {})
 
     def is_finished(self, stage: str, settings: dict[str, Any] | None = None) -> bool:
-        """Whether the stage is listed, with these settings if any are given, and not known to be damaged. Its files are
-        looked at when somebody is about to read them: `recorded`."""
+        """Return whether the stage is listed, with these settings if any are given, and not known to be damaged.
+
+        Its files are compared when a stage is about to read them: `recorded`.
+        """
         entry = self.stages.get(stage)
         if entry is not None and settings is not None and entry.get("settings") != settings:
             return False
         return entry is not None and "damaged" not in entry
 
     def recorded(self, *paths: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Finished files at or below these paths: name -> stage, and the size and SHA-256 that it had."""
+        """Return the finished files at or below these paths: name -> stage, and the size and SHA-256 recorded then."""
         wanted = [self._name(path) for path in paths if path.is_relative_to(self.path)]
         return {
             name: (stage, file)
@@ -190,15 +193,15 @@ class RunFolder:
         }
 
     def mark_damaged(self, stage: str, problem: str) -> None:
-        """It is no longer finished; those after it are, until it turns out other than it was."""
+        """Mark a stage as no longer finished; those after it stay finished, unless its new output is another one."""
         self.stages[stage]["damaged"] = problem
         self._write()
 
     def announce(self, *paths: Path) -> None:
-        """List names before anything is made under them, so that after any end it is known what is this run's.
+        """List names in run.json before anything is written there: after a crash they tell what this run has made.
 
         Raises:
-            ValueError: somebody else has put something there, or the way there leads through a link.
+            ValueError: something is there that this run did not make, or a folder of the path is a link.
         """
         known = listed(self.record)
         for path in paths:
@@ -218,7 +221,7 @@ class RunFolder:
         self._write()
 
     def _link_on_the_way(self, path: Path) -> Path | None:
-        """Of the folders between the run's and this name the first that is a link."""
+        """Return the first folder that is a link, of those between the run's folder and this path; None without one."""
         parts = path.relative_to(self.path).parts
         folders = (self.path.joinpath(*parts[:count]) for count in range(1, len(parts)))
         return next((each for each in folders if each.is_symlink()), None)
@@ -227,8 +230,7 @@ class RunFolder:
         return path.relative_to(self.path).as_posix()
 
     def remove(self, path: Path) -> None:
-        """Remove an output of this run, as far as this run made it: what else is in a folder stays, and so does what a
-        link leads to.
+        """Remove an output as far as this run made it: other files in a folder stay, and so does a link's target.
 
         Raises:
             OSError: of the file system.
@@ -247,7 +249,7 @@ class RunFolder:
             _remove_folder(path, lambda file: own is not None and own.fullmatch(file.name) is not None)
 
     def remove_checkpoints(self) -> None:
-        """Of the recovery; what else is in their folder stays."""
+        """Remove the checkpoints of the recovery; what else is in their folder stays."""
         folder = self.path / CHECKPOINTS
         if folder.is_symlink() or not folder.is_dir() or CHECKPOINTS not in listed(self.record):
             return
@@ -259,7 +261,7 @@ class RunFolder:
         self._write()
 
     def remove_leftovers(self) -> None:
-        """What an attempt that was killed left half-written: of names that it listed before, and no others."""
+        """Remove what a killed attempt left half-written: names that it had listed, and temporary files of records."""
         made = self.record.get("made", [])
         for name in made:
             if name.endswith(TEMPORARY_SUFFIX):
@@ -274,7 +276,7 @@ class RunFolder:
         self._forget_what_is_gone()
 
     def _forget_what_is_gone(self) -> None:
-        """A name that is free again may be taken by somebody else; those of finished files stand in their stages."""
+        """Drop names that are free again, which others may take, and those of finished files, which stages list."""
         finished = {name for entry in self._entries for name in entry["files"]}
         finished |= {parent.as_posix() for name in finished for parent in PurePosixPath(name).parents}
         made = self.record.get("made", [])
@@ -283,17 +285,15 @@ class RunFolder:
     def begin(
         self, stage: str, outputs: Sequence[Path] = (), scratch: Sequence[Path] = (), order: Sequence[str] = ()
     ) -> bool:
-        """Work on a stage begins; what was made of an earlier output of it is no longer finished.
+        """Begin work on a stage; unless it is a repair, it and the stages after it are no longer finished.
 
         Args:
             outputs: files and folders that it makes.
-            scratch: what it makes besides for its own use, and what it keeps from one attempt to the next.
-            order: of the run's stages, where more may be asked of a finished run, so that an earlier one was finished
-                later.
+            scratch: what else it makes for its own use, also what it keeps from one attempt to the next.
+            order: of the run's stages, where more is asked of a finished run: an earlier one may be finished later.
 
         Returns:
-            Whether it is made again in the middle of the run because it is damaged: those after it stay for the time
-            being.
+            Whether it is a repair: made again because it is damaged, while the stages after it stay for now.
 
         Raises:
             ValueError: something that is not this run's is in the way.
@@ -319,7 +319,7 @@ class RunFolder:
         return is_repair
 
     def _drop(self, stages: Iterable[str]) -> None:
-        """They are finished no more; their files stay this run's."""
+        """Drop stages from the finished ones; their files stay this run's."""
         files = [name for stage in stages for name in self.stages.pop(stage)["files"]]
         self.record["made"] = sorted({*self.record.get("made", []), *files})
 
@@ -336,19 +336,19 @@ class RunFolder:
         """List a stage as finished.
 
         Args:
-            digests: those that its writer computed already (name -> size, sha256).
+            digests: of files, where the writer has computed them already (name -> size, sha256).
             settings: as in `is_finished`.
             reads: stages whose output it read.
 
         Returns:
-            Whether it counts: one that was made again in the middle, with another outcome than before that others have
-            read, is finished no more, and neither are those after it.
+            Whether it counts. A repaired stage does not if its files differ from the earlier ones and another stage has
+            read those: it is then unfinished, as are the stages after it.
         """
         paths = [path for output in outputs for path in _files(output) if path not in self._others]
         files = {self._name(path): self._describe(path, digests) for path in paths}
         before = self.stages.get(stage)
         entry: dict[str, Any] = {"finished": time.time(), "seconds": seconds, "metrics_position": metrics_position}
-        if before is not None:  # in the middle of the run, with nothing logged
+        if before is not None:  # a repair, in which nothing was logged
             names = list(self.stages)
             if not _is_same(before["files"], files) and any(stage in each.get("reads", []) for each in self._entries):
                 self._drop(names[names.index(stage) :])
@@ -370,11 +370,11 @@ class RunFolder:
         return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path)}
 
     def metrics_position(self) -> int:
-        """Bytes of metrics.jsonl that belong to finished stages."""
+        """Return the number of bytes of metrics.jsonl that belong to finished stages."""
         return max((entry["metrics_position"] for entry in self.stages.values()), default=0)
 
     def end(self, state: str, error: str | None = None) -> bool:
-        """Record how this attempt ended. Any rank may; the first verdict counts. Returns whether this was it."""
+        """Record how this attempt ended. Any rank may; the first verdict counts. Returns whether this was the first."""
         with self._writing:
             is_first = end_attempt(self.path, self.attempt, state, error)
             if is_first:
@@ -383,20 +383,20 @@ class RunFolder:
 
 
 def _files(output: Path) -> list[Path]:
-    """Of an output, whether it is a file or a folder."""
+    """Return the files of an output, which is a file or a folder."""
     if not output.is_dir():
         return [output] if output.exists() else []
     return sorted(path for path in output.rglob("*") if path.is_file())
 
 
 def _is_same(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """But for the model card, which nobody computes with and which tells how long it took."""
+    """Return whether the files are the same, apart from the model card: it says how long the work took."""
     one, other = ({name: each for name, each in files.items() if not name.endswith(".md")} for files in (before, after))
     return one == other
 
 
 def _remove_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
-    """The files in it that are ours, and the folder if that leaves it empty. Never goes deeper, and follows no link."""
+    """Remove our own files in a folder, and the folder if it is empty then. Never goes deeper, and follows no link."""
     for path in folder.iterdir():
         if is_own(path) and (path.is_symlink() or path.is_file()):
             path.unlink()

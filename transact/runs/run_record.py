@@ -1,4 +1,4 @@
-"""The records of a run folder: read with suspicion, made before anything else, and asked whose a folder is."""
+"""The records of a run folder: read and checked, created before any other file, and asked whether a folder is ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transact.files import DamagedFile, flush_to_disk, read_json, write_json
 from transact.runs.metrics import read_metrics
 
 RECORD = "run.json"
-JOB_RECORD = "job.json"  # the job of SLURM that was submitted last
+JOB_RECORD = "job.json"  # the SLURM job that was submitted last
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SWEEP_RECORD = "sweep.json"
@@ -32,16 +32,16 @@ OWN_NAMES = re.compile(
     r"round_\d\d/evaluation\.json|(comparison|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
     r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split)\.json)"
 )
-# These are its own from the moment that the folder is:
+# These are the run's own as soon as the folder is:
 OWN_FROM_THE_START = re.compile(
     r"(run|job|sweep)\.json|estimate\.(json|txt)|config\.yaml|metrics\.jsonl|report\.(html|lock)"
     r"|(run|attempt|submit)\.lock|logs|stacks|code|wandb|shared"
 )
-FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both
+FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both kinds, the names of files
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
-    """run.json, or job.json, of a run's folder; None where there is none.
+    """Return run.json, or another record, of a run's folder; None where there is none.
 
     Raises:
         DamagedFile: it cannot be read, or is of another layout; one line that says what to do.
@@ -53,7 +53,7 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
         record = read_json(path)
     except DamagedFile as damaged:
         raise DamagedFile(path, f"{damaged.problem}; {WAY_OUT}") from None
-    except OSError as error:  # a folder, a loop of links, a file of somebody else
+    except OSError as error:  # a folder, a loop of links, a file of another user
         raise DamagedFile(path, f"cannot be read ({error.strerror}); {WAY_OUT}") from None
     if isinstance(record, dict) and record.get("layout") != LAYOUT:
         found = record.get("layout", "none")
@@ -68,7 +68,7 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """config.yaml of a run's folder; None where there is none.
+    """Return config.yaml of a run's folder; None where there is none.
 
     Raises:
         DamagedFile: it cannot be read.
@@ -93,7 +93,7 @@ def _tokens(config: dict[str, Any]) -> Any:
 
 
 def is_inside(name: object) -> bool:
-    """Whether it names something below the run's folder, and nothing beside it."""
+    """Return whether a name is a normal relative path, which cannot lead out of the run's folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     parts = PurePosixPath(name).parts
@@ -125,7 +125,7 @@ def _has_attempt(record: dict[str, Any]) -> bool:
 
 
 def _has_run(record: dict[str, Any]) -> bool:
-    """What `RunFolder.open` writes is there together, or not yet."""
+    """Return whether the fields that `RunFolder.open` writes are valid, or not there yet."""
     if "run_id" not in record:
         return True
     counts = type(record.get("restarts")) is int and isinstance(record.get("starts", []), list)
@@ -151,7 +151,7 @@ RULES: dict[str, tuple[Callable[[dict[str, Any]], bool], ...]] = {
 
 
 def check_folder(given: str, *, of_sweep: bool = False) -> None:
-    """The folder may be used: it is new, empty or one of ours, and no link leads out of it.
+    """Raise ValueError unless the folder may be used: it is new, empty or one of ours, and no link leads out of it.
 
     Args:
         given: output_dir.
@@ -163,7 +163,7 @@ def check_folder(given: str, *, of_sweep: bool = False) -> None:
     where = f"output_dir={given!r}"
     if not given.strip():
         raise ValueError(f"{where} names no folder: {ELSEWHERE}")
-    folder = Path(os.path.realpath(given))  # "new/../mine" is mine, also before there is a new
+    folder = Path(os.path.realpath(given))  # "new/../mine" is "mine", also where "new" does not exist
     if not folder.is_dir():
         return
     names = _entries(folder)
@@ -178,7 +178,7 @@ def check_folder(given: str, *, of_sweep: bool = False) -> None:
 
 
 def _check_names(where: str, folder: Path, names: Iterable[str], record: dict[str, Any]) -> None:
-    """What stands where the run writes is of the right kind, and this run's."""
+    """Raise ValueError unless all that stands where the run writes is of the right kind and this run's."""
     files = {name for entry in record.get("stages", {}).values() for name in entry["files"]}
     made = files | set(record.get("made", []))
     made |= {parent.as_posix() for name in made for parent in PurePosixPath(name).parents}
@@ -188,7 +188,7 @@ def _check_names(where: str, folder: Path, names: Iterable[str], record: dict[st
         if not is_listed_first and not OWN_FROM_THE_START.fullmatch(name):
             continue
         problem = None
-        if path.is_symlink() and "/" not in name:  # deeper ones are replaced
+        if path.is_symlink() and "/" not in name:  # links further down are replaced
             problem = "is a link, and a run writes through none: put what it leads to in its place"
         elif is_listed_first and name not in made:
             problem = "was not made by this run, which would write there: move it away"
@@ -207,8 +207,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def is_unclaimed(folder: Path) -> bool:
-    """Whether nothing is in it but what mode=estimate wrote, or a record that a killed process did not come to
-    write."""
+    """Return whether the folder holds nothing but what mode=estimate wrote, or a record that a kill left empty."""
     names = _entries(folder)
     if not names or (len(names) == 1 and names[0] in RULES and (folder / names[0]).lstat().st_size == 0):
         return True
@@ -222,22 +221,22 @@ def is_unclaimed(folder: Path) -> bool:
 
 
 def claim(folder: Path, state: str, name: str = RECORD) -> None:
-    """Make the folder a run's, before anything else is written into it; nothing where it is one.
+    """Create the record that makes the folder a run's or a sweep's, before any other file; do nothing where it is one.
 
     Raises:
         ValueError: something else has been put there meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first: dict[str, Any] = {"layout": LAYOUT}
-    if name == RECORD:  # all that a watcher looks at
+    if name == RECORD:  # all fields that `transact status` reads
         first |= {"state": state, "error": None, "stage": None, "restarts": 0, "stages": {}}
     if os.path.lexists(folder / name):
-        if _entries(folder) == [name] and is_unclaimed(folder):  # a process was killed right here
+        if _entries(folder) == [name] and is_unclaimed(folder):  # a process was killed before it wrote the record
             write_json(folder / name, first)
         return
     if not is_unclaimed(folder) and (name == SWEEP_RECORD or read_record(folder, JOB_RECORD) is None):
         raise ValueError(f"{str(folder)!r} is not empty and holds no {name} of transact: {ELSEWHERE}")
-    with suppress(FileExistsError), (folder / name).open("x", encoding="utf-8") as file:  # two may come at once
+    with suppress(FileExistsError), (folder / name).open("x", encoding="utf-8") as file:  # two may claim it at once
         file.write(json.dumps(first, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -245,10 +244,10 @@ def claim(folder: Path, state: str, name: str = RECORD) -> None:
 
 
 def check_metrics(folder: Path) -> None:
-    """What finished stages logged is still there.
+    """Raise DamagedFile unless metrics.jsonl, where it exists, still holds what finished stages logged.
 
     Raises:
-        DamagedFile: it is not.
+        DamagedFile: it is too short, or cannot be read.
     """
     path, stages = folder / METRICS, (read_record(folder) or {}).get("stages", {})
     logged = max((entry["metrics_position"] for entry in stages.values()), default=0)
@@ -266,7 +265,7 @@ def check_metrics(folder: Path) -> None:
 
 
 def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
-    """Make the folder a run's, and the one above it a sweep's if it is a point of one.
+    """Create the record that makes the folder a run's, and a sweep's in the one above if it is a point of one.
 
     Raises:
         ValueError, OSError: as `claim`.
@@ -277,7 +276,7 @@ def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
 
 
 def note_points(share_dir: str, names: list[str]) -> None:
-    """Write down which points a sweep has, besides those of earlier commands. Nothing if no point claimed its folder.
+    """Add points to the record of a sweep, beside those of earlier commands; do nothing if none claimed its folder.
 
     Raises:
         DamagedFile, OSError: the record cannot be read or written.
@@ -292,7 +291,7 @@ def note_points(share_dir: str, names: list[str]) -> None:
 
 
 def check_run_folder(given: str, share_dir: str | None) -> None:
-    """The same of what `claim_run` would claim; writes nothing.
+    """Check the folders that `claim_run` would claim, as `check_folder` does; nothing is written.
 
     Raises:
         ValueError: one line.
@@ -303,6 +302,6 @@ def check_run_folder(given: str, share_dir: str | None) -> None:
 
 
 def listed(record: dict[str, Any]) -> set[str]:
-    """Names, relative to the run's folder, of all that the run has made or was about to make."""
+    """Return the names, relative to the run's folder, of all that the run has made or was about to make."""
     finished = {name for entry in record.get("stages", {}).values() for name in entry["files"]}
     return finished | set(record.get("made", []))

@@ -1,4 +1,4 @@
-"""How an attempt ended, in run.json: written once, by whoever notices first, a rank or a process that started it."""
+"""How an attempt ended, in run.json: written once, by the first to notice, a rank or the process that started it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transact.runs.run_record import RECORD
 
 RUNNING = "running"
 LIVE = (RUNNING, "starting", "submitted")
-LOCK_SECONDS = 5.0  # a suspended process may hold the lock: the verdict is worth more than the order of two
+LOCK_SECONDS = 5.0  # a suspended process may hold the lock: then the verdict is written without it
 DIED = "rank {rank} died in {stage}: {why}"
 
 
 def end_attempt(folder: Path, attempt: float | None, state: str, error: str | None) -> bool:
-    """Record how an attempt ended, unless that is recorded. Returns whether it was not.
+    """Record how an attempt ended, unless that is recorded already. Returns whether this call has recorded it.
 
     Args:
         attempt: when it started, as run.json says; None: there is no such record yet.
@@ -37,7 +37,7 @@ def end_attempt(folder: Path, attempt: float | None, state: str, error: str | No
 
 
 def ended_otherwise(folder: Path, attempt: float | None) -> str | None:
-    """What somebody else has recorded as the end of an attempt that is still at work here."""
+    """Return the error that another process has recorded as the end of an attempt still running here, or None."""
     record = _record_of(folder, attempt)
     if record is None or record["state"] in (RUNNING, "done"):
         return None
@@ -45,10 +45,10 @@ def ended_otherwise(folder: Path, attempt: float | None) -> str | None:
 
 
 def how_it_ended(folder: Path, since: float) -> tuple[str, str] | None:
-    """State and reason of an attempt that has ended.
+    """Return the state and the reason of an attempt that has ended; None where none has.
 
     Args:
-        since: unix seconds; what run.json says from before that is of another attempt.
+        since: unix seconds; a run.json from before that is of another attempt.
     """
     try:
         if (folder / RECORD).stat().st_mtime < since:
@@ -60,7 +60,7 @@ def how_it_ended(folder: Path, since: float) -> tuple[str, str] | None:
 
 
 def _record_of(folder: Path, attempt: float | None) -> dict[str, Any] | None:
-    """None if it is of another attempt, or cannot be read."""
+    """Return run.json; None if it is of another attempt, or cannot be read."""
     try:
         record = read_json(folder / RECORD)
         return record if attempt is not None and record["starts"][-1] == attempt else None
@@ -70,26 +70,27 @@ def _record_of(folder: Path, attempt: float | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankEnd:
-    """How a rank's process ended. code: of subprocess: negative, a signal's number. by_us: ended by its launcher."""
+    """How a rank's process ended. code: of subprocess, negative for a signal. by_us: its launcher ended it."""
 
     rank: int
     code: int
     by_us: bool = False
 
     def why(self) -> str:
+        """Return the reason in words."""
         if self.code >= 0:
             return f"exit code {self.code}, and it left no reason"
         return killed_by(-self.code)
 
 
 def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | None = None) -> None:
-    """Write into run.json what only the parent of the ranks knows, once all have ended.
+    """Record in run.json which rank died and how, once all have ended: only the parent of the ranks knows.
 
-    A rank that was killed is named in place of what the others took it for, and an attempt of which no rank could say
-    how it ended gets a verdict.
+    A killed rank is named in place of what the others guessed, and an attempt whose ranks recorded no end gets a
+    verdict.
 
     Args:
-        since: unix seconds; an earlier attempt is let be.
+        since: unix seconds; the record of an earlier attempt is not changed.
         ends: of all ranks, in the order in which they ended.
         asked: the signal that asked them to stop before they could listen.
     """
@@ -99,7 +100,7 @@ def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | 
             if record["state"] not in (*LIVE, "failed") or _begun(folder, record) < since:
                 return
         except (OSError, ValueError, LookupError, TypeError):
-            return  # nothing was begun
+            return  # no attempt has begun
         stage = record.get("stage") or "the start"
         killed = [end for end in ends if end.code < 0 and not end.by_us]
         first = next(iter(killed or [end for end in ends if end.code != 0]), None)
@@ -117,7 +118,7 @@ def name_the_dead(folder: Path, since: float, ends: list[RankEnd], asked: str | 
 
 
 def _begun(folder: Path, record: dict[str, Any]) -> float:
-    """When the attempt that a record tells of began, in unix seconds."""
+    """Return when the attempt of a record began, in unix seconds."""
     if record["state"] == "starting":
         return (folder / RECORD).stat().st_mtime
     return float(record["starts"][-1])
@@ -125,7 +126,7 @@ def _begun(folder: Path, record: dict[str, Any]) -> float:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks of folders; it leaves no file behind."""
+    """Admit one process at a time, where the file system can lock folders. Leaves no file behind."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -141,7 +142,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether nobody else holds it now, or nobody can."""
+    """Try to take the lock. Returns False while another process holds it; True where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -26,14 +26,14 @@ from transact.stages.texts import Texts
 
 
 def sum_over_ranks(statistics: ActivationStatistics, group: ProcessGroup) -> ActivationStatistics:
-    """The statistics of all ranks' tokens, on every rank: sums merge by addition."""
+    """Return the statistics of all ranks' tokens, on every rank (collective): sums merge by addition."""
     return ActivationStatistics.from_tensors(
         {name: group.sum(tensor) for name, tensor in statistics.to_tensors().items()}
     )
 
 
 def calibration_positions(job: Job, texts: Texts) -> torch.Tensor:
-    """(calibration_sequences,) positions in the training text, behind those for validation."""
+    """Return (calibration_sequences,) positions in the training text, behind those for validation."""
     return texts.order.reserved(job.config.recover.validation_sequences, job.config.prune.calibration_sequences)
 
 
@@ -45,9 +45,10 @@ def run_calibration(
     description: str,
     share: tuple[float, float] = (0.0, 1.0),
 ) -> int:
-    """Send this rank's part of the calibration text through `forward`. Returns the tokens that counted.
+    """Send this rank's part of the calibration text through `forward` and return the number of tokens that counted.
 
-    share: of the stage, as in `Job.progress`.
+    Collective: a rank without a micro-batch in the last turn runs one sequence that does not count. share: of the
+    stage, as in `Job.progress`.
     """
     positions = calibration_positions(job, texts)
     micro_batch = job.config.engine.micro_batch_sequences
@@ -64,7 +65,7 @@ def run_calibration(
 
 
 def collect(job: Job, texts: Texts, model_folder: Path) -> ActivationStatistics:
-    """Run the calibration sequences through a model; the same statistics on every rank.
+    """Run the calibration sequences through a model and return the statistics, the same on every rank (collective).
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
@@ -87,7 +88,7 @@ def collect(job: Job, texts: Texts, model_folder: Path) -> ActivationStatistics:
 
 
 def broken_words(layer: int, statistic: Statistic) -> str:
-    """What `ActivationStatistics.broken_layer` found, for the user."""
+    """Describe for the user what `ActivationStatistics.broken_layer` found."""
     what = "gradients" if statistic.needs_gradients else "activations"
     module = "MLP" if statistic.last_observed() == "intermediate" else "attention"
     return (
@@ -97,7 +98,7 @@ def broken_words(layer: int, statistic: Statistic) -> str:
 
 
 def calibrate(job: Job, texts: Texts, model_folder: Path, output: Path) -> None:
-    """Write statistics.safetensors."""
+    """Collect the statistics of a model and write statistics.safetensors (collective)."""
     statistics = collect(job, texts, model_folder)
     if job.group.is_main:
         save_file(statistics.to_tensors(), temporary_name(output))
@@ -110,7 +111,11 @@ def read_statistics(path: Path) -> ActivationStatistics:
 
 @torch.no_grad()
 def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path) -> dict[str, Any]:
-    """Write a file per layer into the folder `output`. Returns their sizes and digests."""
+    """Write the Gram matrices of each layer into a file of the folder `output` (collective).
+
+    Returns:
+        The size and digest of each file, by name.
+    """
     geometry = geometry_of(model_folder)
     passes = gram_passes(geometry, job.config.prune.method.gram_gib)
     if job.group.is_main:
@@ -135,7 +140,7 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
 
 
 def _write_layer(job: Job, layer: int, gram: LayerGram, folder: Path) -> dict[str, Any]:
-    """Sum one layer's matrices on the rank that owns it; that rank writes them, in float32."""
+    """Sum one layer's matrices on the rank that owns it, which writes them in float32 (collective)."""
     owner = layer % job.group.world_size
     tensors = {name: tensor.to(job.group.device) for name, tensor in gram.to_tensors().items()}
     for tensor in tensors.values():

@@ -35,7 +35,7 @@ MOST_REPAIRS = 3  # of one stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What `mode=prune` has at hand before its first stage."""
+    """The inputs of `mode=prune`, ready before its first stage."""
 
     parent: Path
     record: Record  # of the parent, for run.json
@@ -43,14 +43,14 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared | None:
-    """Download and tokenise, before anything is written to the run folder.
+    """Download and tokenise, before anything is written to the run folder (collective).
 
     Raises:
         ValueError: the request cannot be met.
     """
     if job.config.mode == "pretrain":
         return None  # the tokenizer does not exist yet
-    prepare_tasks(job)  # small beside the parent, and a name that is wrong is known before that is fetched and read
+    prepare_tasks(job)  # first: tasks are small, and a wrong name is reported before the parent is downloaded
     parent, record = fetch(job)
     job.group.everywhere(lambda: _check_same_dimensions(job, parent))
     texts = prepare_texts(job, parent)
@@ -59,16 +59,15 @@ def prepare(job: Job) -> Prepared | None:
 
 
 def _check_same_dimensions(job: Job, parent: Path) -> None:
-    """
-    Raises:
-        ValueError: they are not those that the rounds were solved with.
-    """
+    """Raise ValueError unless the parent's dimensions are those that the rounds were solved with."""
     if geometry_of(parent) != job.outline.parent:
         raise ValueError(f"model.path={job.config.model.path!r} was changed while it was read: start the run again")
 
 
 def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
-    """Returns what result.json holds. Where a file of a finished stage is damaged, from that stage on again.
+    """Run the chain to its end and return the contents of result.json.
+
+    Where a file of a finished stage is damaged, the chain starts again: it skips what is finished and redoes the stage.
 
     Raises:
         RuntimeError: the files of a stage are damaged again and again.
@@ -87,6 +86,7 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
 
 
 def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
+    """Run the stages of `mode=prune` and return the contents of result.json."""
     parent, texts = prepared.parent, prepared.texts
     record_texts(job, texts)
     job.announce(job.outline)
@@ -100,7 +100,7 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
 
 
 def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, Sequence[Round]]:
-    """All turns of the chain. Returns the last model folder, and the rounds as they were done."""
+    """Run every round and return the last model folder, and the rounds as they were done."""
     rounds, model_folder = job.outline.rounds, prepared.parent
     for index in range(len(rounds)):
         rounds, sliced = cut_round(job, prepared, rounds, index, model_folder)
@@ -111,8 +111,11 @@ def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, Sequence[Round]]:
 def cut_round(
     job: Job, prepared: Prepared, rounds: tuple[Round, ...], index: int, model_folder: Path
 ) -> tuple[tuple[Round, ...], Path]:
-    """The first half of a turn: calibrate and slice. Returns the rounds, as the split of the first turn leaves them,
-    and the sliced model folder."""
+    """Calibrate and slice, the first half of a round.
+
+    Returns:
+        The rounds, which the split of the first round may have changed, and the sliced model folder.
+    """
     calibrate_round(job, prepared, rounds[index].number, model_folder)
     measured = None
     if index == 0 and job.outline.candidates:
@@ -124,7 +127,7 @@ def cut_round(
 
 
 def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
-    """The same in all points of a sweep."""
+    """Evaluate the dense parent; all points of a sweep share the result."""
     texts, dense = prepared.texts, {"dense": prepared.parent}
     identity = evaluation_identity(texts, prepared.record["files"])
     shared(job, "evaluation", identity, output, lambda: evaluate(job, texts, dense, output))
@@ -132,9 +135,9 @@ def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
 
 
 def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Path) -> None:
-    """The statistics of a round, and the Gram matrices if the method looks at them.
+    """Collect the statistics of a round, and the Gram matrices if the method needs them.
 
-    Those of the parent are the same in all points of a sweep.
+    Those of the parent are shared by all points of a sweep.
     """
     texts, files = prepared.texts, job.round(number)
 
@@ -150,7 +153,7 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
         lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, model_folder, files.statistics)),
         reads=[model_folder],
     )
-    # They are gone once the round is sliced, and nobody needs them then.
+    # Gram matrices are removed once the round is sliced, and nothing needs them after that.
     if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", number)):
         job.stage(
             Stage("gram", number),
@@ -161,7 +164,7 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
 
 
 def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
-    """The selection that cuts the parent in one go to the split between attention and MLP that measured best."""
+    """Return the selection that cuts the parent in one go to the split with the lowest validation loss."""
     files = job.round(1)
     job.stage(
         Stage("split", 1),
@@ -177,7 +180,7 @@ def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
 def slice_round(
     job: Job, prepared: Prepared, each: Round, model_folder: Path, measured: Selection | None = None
 ) -> Path:
-    """After calibration: decide and cut. Returns the sliced model folder.
+    """Select the units that stay, cut the model and return the sliced model folder.
 
     measured: the selection of `measure_split`.
     """
@@ -204,8 +207,11 @@ def slice_round(
 
 
 def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Path:
-    """The rest of a turn: train and evaluate. Returns the recovered model folder, the sliced one where the
-    round has no tokens."""
+    """Train and evaluate, the second half of a round.
+
+    Returns:
+        The recovered model folder, or the sliced one where the round has no tokens.
+    """
     config, texts, files = job.config, prepared.texts, job.round(each.number)
     models = {"sliced": sliced}
     if each.tokens:
@@ -217,6 +223,7 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
 
 
 def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, start: Path) -> None:
+    """Train the model in `start` on a round's tokens; its training checkpoints are removed afterwards."""
     output = job.round(each.number).recovered
     job.stage(
         Stage("recover", each.number),
@@ -229,7 +236,7 @@ def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, sta
 
 
 def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_number: int, tokens: int) -> None:
-    """The evaluation of a round's own models. tokens: of recovery up to here."""
+    """Evaluate a round's own models. tokens: of recovery up to here."""
     output = job.round(round_number).evaluation
 
     def measure() -> None:
@@ -240,7 +247,7 @@ def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_num
 
 
 def pretrain(job: Job) -> dict[str, Any]:
-    """Recovery from a random start."""
+    """Train a model from random weights and return the contents of result.json."""
     start, (each,) = job.round(0).initial, job.outline.rounds
 
     def make_start() -> None:
@@ -258,7 +265,7 @@ def pretrain(job: Job) -> dict[str, Any]:
 
 
 def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Export the last model and write result.json."""
+    """Run the stages after the last round, write result.json and return its contents."""
     if rounds and job.config.eval.has_more():
         compared, both = job.path("comparison.json"), {"dense": parent, "pruned": model_folder}
         settings = settings_of_tasks(job.config.eval)
@@ -302,18 +309,20 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
 
 
 def fetch(job: Job) -> tuple[Path, Record]:
-    """The parent's folder, and its record for run.json: rank 0 downloads it if it is on the hub, then every rank finds
-    it. What a name without a revision means there is asked once in the life of a run.
+    """Return the parent's folder and its record for run.json (collective).
+
+    Rank 0 downloads a model of the hub, then every rank looks it up in the cache. A name without a revision is resolved
+    to a commit once in the life of a run.
 
     Raises:
-        ValueError: it is not to be had, not complete, or another one than the run began with.
+        ValueError: the parent cannot be downloaded, is not complete, or is another one than the run began with.
     """
     asked = job.config.model
 
     def complete() -> str | None:
         folder = download(pinned(asked, began_with(job)), from_cache=False)
         judge_folder(job.config, folder)
-        return None if is_local(asked.path or "") else folder.name  # of a snapshot: its commit
+        return None if is_local(asked.path or "") else folder.name  # a snapshot's folder is named after its commit
 
     commit = job.group.on_main(complete, may_be_left=True)
     model = replace(asked, revision=commit)

@@ -14,11 +14,11 @@ from transact.models.llama import is_stock
 from transact.stages.job import Job
 
 PRUNED = "pruned"
-MEMORY_MARGIN = 1.5  # of the weights of both models, for what generation needs besides
+MEMORY_MARGIN = 1.5  # times the weights of both models, which leaves room for generation
 
 
 def measure_efficiency(job: Job, parent: Path, exported: Path, output: Path) -> None:
-    """Write efficiency.json: what `measure` returns; without latencies, but with the reason, where it cannot."""
+    """Write efficiency.json: what `measure` returns, or the reason why nothing was measured (collective)."""
     result = job.group.on_main(lambda: _measured(job, {PARENT: parent, PRUNED: exported}), may_be_left=True)
     job.say(f"efficiency: {_sentence(result)}")
     job.tracker.summary(_figures(result))
@@ -34,7 +34,7 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
     if not is_stock(read_json(folders[PRUNED] / "config.json")):
         reason = "the model is not stock and has no KV cache"
     needed = MEMORY_MARGIN * sum(model["parameters"] for model in models.values()) * getattr(torch, dtype).itemsize
-    for place in {device.type, "cpu"}:  # models are read into the machine's memory first
+    for place in {device.type, "cpu"}:  # models are loaded into the machine's memory first
         if needed > available_bytes(torch.device(place)):
             reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
@@ -60,6 +60,6 @@ def _sentence(result: dict[str, Any]) -> str:
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     if not result["latency"]:
         return {}
-    row = result["latency"][0]  # of all settings the one that is measured if any is
+    row = result["latency"][0]  # the first setting that there was time to measure
     figures = {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
     return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}

@@ -35,10 +35,10 @@ def mean_loss(
     group: ProcessGroup,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> float:
-    """Mean next-token cross-entropy in nats per predicted token, in evaluation mode, the same on every rank.
+    """Return the mean next-token cross-entropy in nats per predicted token, the same on every rank (collective).
 
-    Each sequence predicts its second to last tokens. positions: (sequences,). advance: told the tokens that all ranks
-    together have done.
+    The model is in evaluation mode meanwhile. Each sequence predicts its tokens from the second to the last. positions:
+    (sequences,). advance: called with the tokens that all ranks together have done since the last call.
     """
     was_training = engine.module.training
     engine.module.eval()
@@ -61,13 +61,14 @@ def mean_loss(
 
 
 def perplexity_of(loss: float) -> float:
+    """Return the perplexity of a loss in nats, infinite where the loss is not finite."""
     return math.exp(min(loss, PERPLEXITY_OVERFLOW)) if math.isfinite(loss) else math.inf
 
 
 def measure(
     job: Job, texts: Texts, model_folder: Path, advance: Callable[[int], object] = lambda tokens: None
 ) -> dict[str, Any]:
-    """Everything that is reported about one model folder. advance: as in `mean_loss`."""
+    """Return everything that is reported about one model folder (collective). advance: as in `mean_loss`."""
     config = job.config
     with open_engine(model_folder, config.engine, job.group) as engine:
         count = texts.evaluation.num_sequences
@@ -83,7 +84,7 @@ def measure(
 
 
 def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
-    """What follows from dimensions alone. KV bytes for 16-bit caches; FLOPs of a forward at this context."""
+    """Return what follows from dimensions alone: KV bytes are for 16-bit caches, FLOPs of a forward at this context."""
     return {
         "parameters": geometry.parameters(),
         "kv_bytes_per_token": geometry.kv_bytes_per_token(),
@@ -93,8 +94,10 @@ def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
 
 
 def evaluate(job: Job, texts: Texts, models: dict[str, Path], output: Path) -> None:
-    """Write evaluation.json: role -> what `measure` returns. Roles are "dense" of the parent, "sliced" of a round, and
-    "recovered" where it has tokens."""
+    """Write evaluation.json: role -> what `measure` returns (collective).
+
+    Roles are "dense" of the parent, "sliced" of a round, and "recovered" where it has tokens.
+    """
     store, results = texts.evaluation, {}
     with job.progress("evaluate", len(models) * store.num_sequences * store.sequence_length) as bar:
         for role, folder in models.items():
@@ -106,9 +109,10 @@ def evaluate(job: Job, texts: Texts, models: dict[str, Path], output: Path) -> N
 
 
 def judge(job: Job, role: str, measured: dict[str, Any]) -> None:
-    """
+    """Check a model's loss, and alert where the parent's is above that of a uniform guess.
+
     Raises:
-        UnusableModel: the loss is none, or that of a parent which knows nothing of the text.
+        UnusableModel: the loss is not finite, or that of a parent which knows nothing of the text.
     """
     loss, words = measured["loss"], measured["geometry"]["vocab_size"]
     if not math.isfinite(loss):
@@ -127,7 +131,7 @@ def judge(job: Job, role: str, measured: dict[str, Any]) -> None:
 
 
 def report(job: Job, evaluation: Path, *, round_number: int, tokens: int) -> None:
-    """Tell and track what an evaluation.json holds; tokens: of recovery up to here, for the axis of the metrics."""
+    """Log the perplexities of an evaluation.json. tokens: of recovery up to here, for the axis of the metrics."""
     if not job.group.is_main:
         return
     perplexities = {role: result["perplexity"] for role, result in read_json(evaluation).items()}

@@ -1,4 +1,4 @@
-"""Export: a stock folder, which stock code must load to the same logits before it counts, and a GGUF file."""
+"""Export: a stock model folder, published only if stock code loads it to the same logits, and a GGUF file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # float32, relative to the largest logit where that is above 1
 
 
 def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: dict[str, Any], output: Path) -> None:
-    """Write `export/`.
+    """Write `export/`, and publish it once its logits are compared with the pruner's (collective).
 
     Raises:
         RuntimeError: transformers gives other logits than the model in the pruner; nothing is published.
@@ -50,7 +50,7 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
         copy_licence(licence, parent, temporary)
 
     with job.progress("export", 3, unit="steps") as bar:
-        job.group.on_main(write, may_be_left=True)  # half an hour and more, of a large model on slow storage
+        job.group.on_main(write, may_be_left=True)  # half an hour and more for a large model on slow storage
         bar.advance(1, next="logits of the pruner")
         tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
         tokens = tokens[:, :CHECKED_TOKENS]
@@ -72,29 +72,26 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
 
 
 def check_difference(difference: float, loader: str) -> None:
-    """
-    Raises:
-        RuntimeError: it is too large, or not a number.
-    """
+    """Raise RuntimeError if the difference is above the tolerance, or not a number."""
     if not difference <= TOLERANCE:
         raise RuntimeError(f"export: the logits of {loader} differ by {difference:.2g} (allowed: {TOLERANCE:.0e})")
 
 
 def export_dtype(asked: str, parent: Path) -> str:
-    """`parent` means the dtype that the parent's weights count as."""
+    """Return the dtype of the exported weights; `parent` stands for the dtype that the parent's weights count as."""
     return dtype_of(parent) if asked == "parent" else asked
 
 
 @torch.no_grad()
 def _pruner_logits(job: Job, model_folder: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Logits of the sharded model in float32, its weights rounded as the export rounds them."""
+    """Return logits of the sharded model in float32, its weights rounded as the export rounds them (collective)."""
     engine_config = replace(job.config.engine, dtype="float32")
     with open_engine(model_folder, engine_config, job.group, round_weights_to=getattr(torch, dtype)) as engine:
         return engine.logits(tokens)
 
 
 def _load(folder: Path, stock: bool) -> Any:
-    """The exported model in float32, as its users will load it."""
+    """Load the exported model in float32, as its users will."""
     from transformers import AutoModelForCausalLM
 
     if stock:
@@ -109,7 +106,7 @@ def _relative_difference(model: Any, tokens: torch.Tensor, ours: torch.Tensor) -
 
 
 def export_gguf(job: Job, folder: Path, output: Path) -> None:
-    """Write the file; rank 0 alone works, a tensor at a time."""
+    """Write the GGUF file; rank 0 alone works, a tensor at a time (collective)."""
     kind, geometry = job.config.export.gguf, geometry_of(folder)
 
     def write() -> list[str]:
@@ -119,7 +116,7 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
         publish(temporary, output)
         return in_float16
 
-    in_float16 = job.group.on_main(write, may_be_left=True)  # hours, of a large model
+    in_float16 = job.group.on_main(write, may_be_left=True)  # hours for a large model
     job.say(f"gguf: {output}")
     if in_float16:
         job.say(

@@ -1,4 +1,4 @@
-"""Cut a model that is in memory, on one device: the mathematics of a job's stages without their ranks and files."""
+"""Cut a model in memory, on one device: the mathematics of a job's stages without ranks and files."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def prune_model(
 ) -> Any:
     """Cut a transformers model in memory, as a job of one round without recovery cuts a model folder.
 
-    The cut is shared equally by attention and MLP (`prune.split=equal`); a job alone measures splits. The model is left
-    as it is. Statistics are taken in its own dtype, on its device. Gram matrices of all layers are kept in the CPU's
+    The cut is shared equally by attention and MLP (`prune.split=equal`); only a job measures splits. The given model is
+    not changed. Statistics are taken in its own dtype, on its device. Gram matrices of all layers are kept in the CPU's
     memory, in float32.
 
     Args:
@@ -79,7 +79,7 @@ def prune_model(
         A new model of stock transformers, with the dtype, the device and the mode of the old one.
 
     Raises:
-        ValueError: one line: what of the model, the batches or the settings is not taken, and what is.
+        ValueError: one line: what of the model, the batches or the settings is not supported, and what is.
     """
     settings = _settings(remove_fraction, head_dim, intermediate_size, method, rotary_pairs, target)
     config, weights = _described(model)
@@ -117,7 +117,8 @@ def _settings(
     rotary_pairs: str,
     target: str,
 ) -> PruneConfig:
-    """
+    """Return the settings of prune, checked as those of a job are.
+
     Raises:
         ValueError: a setting, or two together, are not allowed.
     """
@@ -141,7 +142,7 @@ def _settings(
 
 
 def _described(model: Any) -> tuple[dict[str, Any], Weights]:
-    """config.json of a model, and its weights by the names of a model folder.
+    """Return config.json of a model, and its weights by the names of a model folder.
 
     Raises:
         ValueError: it is of no supported family, in parts, quantised or changed.
@@ -171,10 +172,10 @@ def _described(model: Any) -> tuple[dict[str, Any], Weights]:
 
 
 def _batches(calibration: Iterable[Any], config: dict[str, Any]) -> list[Tensor]:
-    """Token ids on the CPU, (sequences, length) each.
+    """Return token ids on the CPU, (sequences, length) each.
 
     Raises:
-        ValueError: there are none, or they are no whole sequences of the model's tokens.
+        ValueError: there are none, or they are not whole sequences of the model's tokens.
     """
     batches = []
     for number, given in enumerate(calibration):
@@ -189,8 +190,10 @@ def _batches(calibration: Iterable[Any], config: dict[str, Any]) -> list[Tensor]
         if tokens.numel() == 0 or tokens.shape[1] < 2:
             raise ValueError(f"{name} is {tuple(tokens.shape)}: it must hold a sequence of 2 tokens or more")
         check_length(name, tokens.shape[1], config)
-        if int(tokens.min()) < 0 or int(tokens.max()) >= config["vocab_size"]:
-            raise ValueError(f"{name} holds token {int(tokens.max())}: the vocabulary has {config['vocab_size']}")
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if lowest < 0 or highest >= config["vocab_size"]:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"{name} holds token {wrong}: the vocabulary has {config['vocab_size']}")
         batches.append(tokens.detach().cpu().long())
     if not batches:
         raise ValueError("calibration holds no batch: give token ids, (sequences, length)")
@@ -199,7 +202,7 @@ def _batches(calibration: Iterable[Any], config: dict[str, Any]) -> list[Tensor]
 
 @contextmanager
 def _still(model: Any) -> Iterator[None]:
-    """In evaluation mode, weights without gradients; afterwards every part is as it was."""
+    """Keep the model in evaluation mode with frozen weights, then put every part back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     differentiable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -222,7 +225,8 @@ def _run(model: Any, batches: list[Tensor], forward: Callable[[Tensor], object])
 def _evidence(
     model: Any, batches: list[Tensor], weights: Weights, source: Geometry, method: MethodConfig, seed: int
 ) -> Evidence:
-    """
+    """Collect what the criteria score by: statistics, and magnitudes of weights where a criterion reads them.
+
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
@@ -256,7 +260,7 @@ def _magnitudes(weights: Weights, source: Geometry) -> Scores:
 
 
 def _grams(model: Any, batches: list[Tensor], source: Geometry, method: MethodConfig) -> list[LayerGram]:
-    """Of every layer, on the CPU, rounded to float32 as a job's files are."""
+    """Return the Gram matrices of every layer on the CPU, rounded to float32 as a job's files are."""
     found: list[LayerGram] = []
 
     def taken(collector: Collector, layer: int) -> LayerGram:
@@ -279,7 +283,7 @@ def _cut(
     batches: list[Tensor],
     grams: list[LayerGram] | None,
 ) -> Weights:
-    """All weights after the cut, each rounded to the dtype that it had, on its device."""
+    """Return all weights after the cut, each rounded to the dtype that it had, on its device."""
     device = weights[EMBEDDING].device
     streams = None
     if method.refit == "sequential":
@@ -307,13 +311,13 @@ def _cut(
                 on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
                 gram = LayerGram.from_tensors(on_device)
             cut = slice_tensors(tensors, selection, gram, ridge)
-        # A copy where nothing was cut: the new model shares no weight with the old one.
+        # copy=True also where nothing was cut: the new model must share no weight with the old one.
         result |= {name: tensor.to(weights[name].dtype, copy=True).contiguous() for name, tensor in cut.items()}
     return result
 
 
 def _made(model: Any, config: dict[str, Any], weights: Weights) -> Any:
-    """A stock model of this config.json and these weights, otherwise as the given one."""
+    """Return a stock model of this config.json and these weights, otherwise as the given one."""
     from transformers.initialization import no_init_weights
 
     model_class, made = stock_class(config, model.config._attn_implementation or "sdpa")

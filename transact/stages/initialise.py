@@ -18,7 +18,7 @@ TOKENIZER_DOCUMENTS = 20_000
 
 
 def train_tokenizer(config: RunConfig, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of exactly `vocab_size` entries, one of them the end of a document."""
+    """Train a byte-level BPE tokenizer of exactly `vocab_size` entries, one of them the end of a document."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

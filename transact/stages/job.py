@@ -1,4 +1,4 @@
-"""What every stage works with, and the one rule of a stage: finished output is never made again."""
+"""The job that every stage is given, and the one rule of a stage: finished output is never made again."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from transact.tracking.tracker import Tracker
 from transact.tracking.view import Silent, View
 
 CHECKED_SILENTLY_BYTES = 2_000_000_000  # which are read in seconds
-COMPARED_IN_FULL_BYTES = 16_000_000  # of a file that nobody is about to read; of a larger one the size alone
+COMPARED_IN_FULL_BYTES = 16_000_000  # of larger files that nothing is about to read the size alone is compared
 SHOWN_FILES = 3
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
 class StageUndone(TransactError):
-    """On every rank: a stage that was finished is so no more, and the chain begins anew, to come to it."""
+    """A finished stage does not count any more: raised on every rank, so that the chain starts again and redoes it."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(stage)
@@ -47,20 +47,20 @@ class Job:
     tracker: Tracker
     view: View = field(default_factory=Silent)  # of rank 0; the others are silent
     pages: PageKeeper | None = None  # of rank 0
-    clock: JobClock = field(default_factory=JobClock)  # heeded on rank 0 alone, which knows of earlier attempts
+    clock: JobClock = field(default_factory=JobClock)  # shown on rank 0 alone, which knows of earlier attempts
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
 
     def round(self, number: int) -> RoundFolder:
-        """0: the parent's."""
+        """Return the folder of a round; 0 is the parent's."""
         return RoundFolder(self.path(round_name(number)))
 
     def say(self, message: str) -> None:
         self.view.say(message)
 
     def alert(self, kind: str, text: str, *, step: int, tokens: int, round: int) -> None:
-        """What needs a person's eye goes to the console, to metrics.jsonl and to W&B, from rank 0."""
+        """Send what a person should look at to the console, to metrics.jsonl and to W&B, from rank 0."""
         self.say(f"alert: round {round}, step {step}: {kind}: {text}")
         self.tracker.alert(kind, text, step=step, tokens=tokens, round=round)
 
@@ -73,11 +73,11 @@ class Job:
         share: tuple[float, float] = (0.0, 1.0),
         in_step: bool = True,
     ) -> Progress:
-        """A bar for a loop.
+        """Return a progress bar for a loop.
 
         Args:
             total: units of all ranks together.
-            share: of the stage's work, from where to where, where the stage has other loops too.
+            share: the part of the stage's work that the loop does, from where to where of 1, if there are other loops.
             in_step: Whether all ranks call `advance` equally often, after which the job may stop; a thread of `on_main`
                 may call it too.
         """
@@ -97,7 +97,9 @@ class Job:
         self.clock.expect(stage_flops(self.config, outline))
 
     def check_seen(self, field: str, path: Path) -> None:
-        """Collective. A file system that is shared may need a while to show what rank 0 has just made.
+        """Wait until every rank sees a folder that rank 0 has just made (collective).
+
+        A shared file system may need a while to show it.
 
         Raises:
             ValueError: on every rank, when one does not see the folder.
@@ -116,7 +118,7 @@ class Job:
         self.group.everywhere(look)
 
     def show(self) -> None:
-        """Bring report.html up to date, where that is due. Collective."""
+        """Bring report.html up to date, where that is due (collective)."""
         self.group.on_main(lambda: self.pages.write_if_due() if self.pages else None)
 
     def forget_metrics(self, position: int | None = None) -> None:
@@ -125,12 +127,14 @@ class Job:
             self.tracker.truncate(self.folder.metrics_position() if position is None else position)
 
     def is_finished(self, stage: Stage, settings: dict[str, Any] | None = None) -> bool:
-        """Whether it is done with, with these settings; all ranks ask together."""
+        """Return whether a stage is finished, with these settings if any are given (collective)."""
         is_done = self.folder.is_finished(stage.name, settings) if self.group.is_main else None
         return bool(self.group.broadcast(is_done))
 
     def verify(self, *paths: Path) -> None:
-        """Collective. Read finished files of this run, right before a stage reads them: the ranks share the work.
+        """Compare finished files of this run with their digests, right before a stage reads them (collective).
+
+        The ranks share the reading.
 
         Raises:
             StageUndone: on every rank, when one is not as it was when its stage was finished.
@@ -140,7 +144,10 @@ class Job:
             raise StageUndone(found)
 
     def _damaged(self, *paths: Path) -> str | None:
-        """The stage at or below these paths that is damaged, and now recorded and told as such. Collective."""
+        """Return the first stage with a damaged file at or below these paths, None if there is none (collective).
+
+        The damage is recorded in run.json and logged.
+        """
         recorded = self.group.broadcast(self.folder.recorded(*paths) if self.group.is_main else None)
         names = sorted(recorded)
         own = self.group.shared_out(len(names))
@@ -168,7 +175,7 @@ class Job:
         return stage
 
     def warn_of_damage(self) -> None:
-        """Collective. Tell of files of finished stages that nothing reads any more and that are not as they were.
+        """Warn of damaged files of finished stages that nothing reads any more (collective).
 
         None is made again: that may cost a day, and the result does not need it.
         """
@@ -203,14 +210,14 @@ class Job:
         scratch: Sequence[Path] = (),
         settings: dict[str, Any] | None = None,
     ) -> Path:
-        """Make `output` unless it is finished already. All ranks call this with the same arguments.
+        """Make `output` unless it is finished already (collective: the same arguments on all ranks).
 
-        What is a result of the run is looked at even if it is finished and nobody reads it. A recovery may go on from
-        an earlier attempt, and then sees to that attempt's metrics itself.
+        A result of the run is compared with its digests even if it is finished and nothing reads it. A recovery may
+        continue an earlier attempt, and then drops that attempt's surplus metrics itself.
 
         Args:
             work: Makes the output on all ranks; may return the size and SHA-256 of files by name.
-            reads: What the work reads of this run: it is compared with what was recorded of it first.
+            reads: What the work reads of this run. It is first compared with what was recorded of it.
             also: What it makes besides, and keeps.
             scratch: What it makes besides for its own use.
             settings: Plain values that the output depends on and that may change in a finished run; where they have,

@@ -1,5 +1,7 @@
-"""The parent: judged before anything is written, by its files, by stock classes and weight by weight; and the same
-model at every start of a run, wherever it lies."""
+"""The parent: checked before anything is written, and recognised as the same model at every start of a run.
+
+It is checked by its files, by stock classes and weight by weight, and recognised by its content, wherever it lies.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ PIECE_ELEMENTS = 1 << 24
 
 
 def recorded_parent(run: Path) -> Record | None:
-    """What run.json says of the parent that the run in this folder began with; None where there is none yet.
+    """Return what run.json says of the parent that the run in this folder began with; None where there is none yet.
 
     Raises:
         ValueError: it cannot be read.
@@ -45,7 +47,7 @@ def recorded_parent(run: Path) -> Record | None:
 
 
 def began_with(job: Job) -> Record | None:
-    """The recorded parent of this run, or of the run whose cut it recovers; None where there is none yet.
+    """Return the recorded parent of this run, or of the run whose cut it recovers; None where there is none yet.
 
     Raises:
         ValueError: it cannot be read.
@@ -56,7 +58,7 @@ def began_with(job: Job) -> Record | None:
 
 
 def pinned(model: ModelConfig, recorded: Record | None) -> ModelConfig:
-    """A model of the hub at the commit that the run began with, if it did with this one."""
+    """Return the model at the commit that the run began with, where it began with this one from the hub."""
     if recorded is None or recorded["commit"] is None or is_local(model.path or ""):
         return model
     is_same = (recorded["hub_id"], recorded["revision"]) == (model.path, model.revision)
@@ -64,7 +66,7 @@ def pinned(model: ModelConfig, recorded: Record | None) -> ModelConfig:
 
 
 def recognise(job: Job, folder: Path, commit: str | None, recorded: Record | None) -> Record:
-    """Collective. The record of the parent for run.json.
+    """Return the record of the parent for run.json, compared with what the run began with (collective).
 
     Args:
         commit: of a model of the hub.
@@ -97,8 +99,9 @@ def recognise(job: Job, folder: Path, commit: str | None, recorded: Record | Non
 
 
 def judge_folder(config: RunConfig, folder: Path) -> None:
-    """Everything that can be said against a parent without reading its weights: also what only the export at the end
-    would meet.
+    """Check everything of a parent that can be checked without reading its weights.
+
+    That includes what only the export at the end would meet.
 
     Raises:
         ValueError: one line that names the file, and what to do.
@@ -116,10 +119,10 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
-    """Every token that text is made of has a row in the embedding.
+    """Check that every token that text is made of has a row in the embedding.
 
     Special tokens may have none: tokenizers are published with a padding token that the model never got. Where a text
-    holds one all the same, its token store tells.
+    holds one all the same, the check of its token store finds it.
 
     Raises:
         ValueError: names the token that has none.
@@ -138,7 +141,7 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """A chat template that does not parse would be exported, and fail where the model is used.
+    """Check that the chat template parses; one that does not would be exported, and fail where the model is used.
 
     Raises:
         ValueError: names the place in the template.
@@ -158,8 +161,9 @@ def check_chat_template(tokenizer: Any) -> None:
 
 
 def judge_weights(job: Job, folder: Path) -> None:
-    """Collective. Read all weights once, each rank its share: they are finite, not all zero, and tied where
-    config.json says so.
+    """Check that all weights are finite, not all zero, and tied where config.json says so (collective).
+
+    All weights are read once, each rank its share.
 
     Raises:
         ValueError: on every rank; names the tensor and its file.
@@ -189,7 +193,7 @@ def judge_weights(job: Job, folder: Path) -> None:
 
 
 def _look_through(job: Job, reader: ModelReader, name: str) -> tuple[str | None, bool]:
-    """What of a tensor is no number, in words, and whether it is a matrix that holds anything but zeros."""
+    """Return which values of a tensor are not finite, in words, and whether it is a matrix that is not all zeros."""
     problem, has_values = None, False
     for piece in torch.split(reader.tensor(name).flatten(), PIECE_ELEMENTS):
         problem = problem or not_finite(piece)
@@ -199,7 +203,10 @@ def _look_through(job: Job, reader: ModelReader, name: str) -> tuple[str | None,
 
 
 def _untied(reader: ModelReader, folder: Path) -> str | None:
-    """Two output layers to choose from: transformers 4 takes the embedding, 5 the stored one."""
+    """Return what is wrong where config.json ties the output layer but a stored one differs from the embedding.
+
+    Versions of transformers choose differently: 4 takes the embedding, 5 the stored one.
+    """
     tied = read_json(folder / CONFIG).get("tie_word_embeddings", False)
     if not tied or OUTPUT not in reader.files:
         return None

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before the work starts. Reads little, writes nothing."""
+"""Checks before the work starts, of everything that can be known by then. They read little and write nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ REASONS = {
 
 
 def check_places(config: RunConfig) -> None:
-    """
+    """Check that the run can write to its folders.
+
     Raises:
         ValueError: one line: the setting, the path, why nothing can be written there.
     """
@@ -54,7 +55,10 @@ def check_places(config: RunConfig) -> None:
 
 
 def _check_apart(config: RunConfig) -> None:
-    """The store is written first: in a run's folder, or a sweep's, it would be taken for somebody else's files."""
+    """Raise ValueError if the token store lies in the folder of the run or of its sweep.
+
+    The store is written first, and would be taken there for files that no run has made.
+    """
     store = Path(os.path.realpath(config.data.token_store))
     run = config.output_dir if config.share_dir is None else os.path.dirname(config.share_dir)
     if store.is_relative_to(os.path.realpath(run)):
@@ -65,10 +69,7 @@ def _check_apart(config: RunConfig) -> None:
 
 
 def check_folder(setting: str, path: str) -> None:
-    """
-    Raises:
-        ValueError: the path is no folder, and none can be made there.
-    """
+    """Raise ValueError unless the path is a folder that can be written, or one can be made there."""
     place = Path(os.path.abspath(path))
     if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in place.parts):
         raise _refusal(setting, path, REASONS[errno.ENAMETOOLONG])
@@ -89,7 +90,8 @@ def check_folder(setting: str, path: str) -> None:
 
 
 def make_folder(setting: str, path: str) -> None:
-    """
+    """Make a folder, unless it exists.
+
     Raises:
         ValueError: the system refuses it, for a reason that could not be seen before.
     """
@@ -109,8 +111,10 @@ LONGEST_MEASURED = 4096  # tokens, whatever the model was made for: rotary posit
 
 
 def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
-    """Check a request as far as possible without loading weights. Returns it with the length of sequences worked out,
-    and what the run will do.
+    """Check a request as far as possible without loading weights.
+
+    Returns:
+        The request with data.sequence_length worked out, and what the run will do.
 
     Raises:
         ValueError: one line: the field, the value given, what is allowed.
@@ -123,7 +127,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
             check_files(Path(config.model.path or ""))
-            if environment_rank() == 0:  # which speaks for the others, and reads for them
+            if environment_rank() == 0:  # it reads for the others, and refuses the request for them
                 judge_folder(config, Path(config.model.path or ""))
     else:
         assert config.model.architecture is not None
@@ -135,7 +139,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
         find_cut(config, found)
     check_text(config.data.train, "data.train")
     check_text(config.data.evaluation, "data.evaluation")
-    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists goes on as it began
+    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
         check_held_out(config.data)
     check_evaluation(config.eval)
     check_hub_texts(config)
@@ -145,7 +149,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
 def check_hub_texts(config: RunConfig) -> None:
     """Read the first document of every text that is on the hub, on rank 0, before anything large is downloaded.
 
-    Where the hub is out of reach nothing is said: the text may be tokenised already, and whoever needs it finds out.
+    Where the hub is not reachable nothing is raised: the text may be tokenised already, and else reading it fails.
 
     Raises:
         ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
@@ -166,7 +170,7 @@ def check_hub_texts(config: RunConfig) -> None:
 
 
 def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> RunConfig:
-    """With data.sequence_length as a number of tokens, where it is left to the model."""
+    """Return the request with data.sequence_length as a number of tokens, where it is left to the model."""
     if config.data.sequence_length:
         return config
     limits = (model_config.get("max_position_embeddings"), family_of(model_config).window(model_config))
@@ -175,7 +179,10 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
 
 
 def check_held_out(data: DataConfig) -> None:
-    """No text is trained on and evaluated on, as far as names and a look at files say. Documents are compared later."""
+    """Raise ValueError if a text is trained on and evaluated on, as far as names and the contents of files show.
+
+    Documents are compared later.
+    """
     if data.train.source == "files" and data.evaluation.source == "files":
         trained: dict[int, list[Path]] = {}
         for path in text_files(data.train, "data.train"):
@@ -196,7 +203,7 @@ def _name(text: TextConfig) -> tuple[str | None, ...]:
 
 
 def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> Outline:
-    """Solve what follows from the settings and the model's config.json alone: an estimate is refused for it as well.
+    """Solve what follows from the settings and the model's config.json alone; an estimate is refused for it as well.
 
     Raises:
         ValueError: the dimensions of a round do not exist, or one would recover a part of a batch, or the like.
@@ -212,10 +219,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
 
 
 def check_length(name: str, length: int, model_config: dict[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: the model does not take sequences of this many tokens.
-    """
+    """Raise ValueError unless the model takes sequences of this many tokens."""
     longest = model_config.get("max_position_embeddings")
     require(name, length, longest is None or length <= longest, f"the model takes at most {longest} tokens")
     window = family_of(model_config).window(model_config)
@@ -224,6 +228,7 @@ def check_length(name: str, length: int, model_config: dict[str, Any]) -> None:
 
 
 def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> None:
+    """Raise ValueError unless the model takes the lengths of data.sequence_length and of eval.efficiency."""
     check_length("data.sequence_length", config.data.sequence_length, model_config)
     longest = model_config.get("max_position_embeddings")
     measured = config.eval.efficiency
@@ -237,20 +242,13 @@ def check_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> No
 
 
 def check_criteria(method: MethodConfig) -> None:
-    """
-    Raises:
-        ValueError: a criterion is named that there is not, with those that there are.
-    """
+    """Raise ValueError for a criterion that does not exist, with those that do."""
     for name, allowed in choices().items():
         require_choice(f"prune.method.{name}", getattr(method, name), allowed)
 
 
 def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
-    """The family can take the method's cut.
-
-    Raises:
-        ValueError: names the setting and the family.
-    """
+    """Raise ValueError unless the family can take the method's cut; name the setting and the family."""
     family = family_of(model_config)
     if method.pair_scope != "model" and not family.has_own_frequencies:
         raise ValueError(
@@ -271,7 +269,7 @@ def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
 
 
 def check_ranks(config: RunConfig, world_size: int) -> None:
-    """The global batch divides into the ranks' micro-batches, and no rank is left without a sequence."""
+    """Raise ValueError unless the batch divides into the ranks' micro-batches and every rank gets a sequence."""
     for field, count in (
         ("recover.batch_sequences", config.recover.batch_sequences),
         ("recover.validation_sequences", config.recover.validation_sequences),
@@ -289,7 +287,7 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
 
 
 def check_same_run(config: RunConfig) -> None:
-    """The folder is new, or holds a run of the same configuration."""
+    """Raise ValueError unless the folder is new, or holds a run of the same configuration."""
     folder = Path(config.output_dir)
     before = read_config(folder)
     if before is None:
@@ -297,7 +295,7 @@ def check_same_run(config: RunConfig) -> None:
             raise DamagedFile(folder / "config.yaml", f"is missing, though stages of the run are finished; {WAY_OUT}")
         return
     changed = differences(before, to_dictionary(config))
-    if recorded_parent(folder) is not None:  # which tells the same model by its content, wherever it lies
+    if recorded_parent(folder) is not None:  # the record identifies the model by its content, wherever it lies
         changed = [each for each in changed if not each.startswith(("model.path: ", "model.revision: "))]
     if changed:
         again = ""

@@ -1,4 +1,4 @@
-"""Select: which units stay. Layers are judged by the ranks in turn; the outcome is the same on every rank."""
+"""Select: choose the units that stay. Ranks judge the layers in turn; the outcome is the same on every rank."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transact.stages.job import Job
 
 
 def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
-    """`<kind>.norms` (layers, channels) float32, `<kind>.kept` (layers, channels) uint8 where it is known."""
+    """Write `<kind>.norms` (layers, channels) float32, and `<kind>.kept` (layers, channels) uint8 where it is known."""
     tensors = {f"{kind}.norms": each.norms.float() for kind, each in maps.items()}
     tensors |= {f"{kind}.kept": each.kept.to(torch.uint8) for kind, each in maps.items() if each.kept is not None}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary_name(path))
@@ -38,9 +38,10 @@ def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
 
 
 def map_figures(maps: dict[str, ActivationMap]) -> dict[str, float]:
-    """`calibrate/...`: norms over all channels of all layers, and the mean share of a layer's squares that is kept.
+    """Return `calibrate/...`: norms over all channels and layers, and the mean share of a layer's squares that is kept.
 
-    Kinds differ in scale, so each has its own; without a kind's name stands the MLP's, where most channels are.
+    Kinds differ in scale, so each has figures of its own. Those of the MLP, where most channels are, carry no kind in
+    their names.
     """
     figures: dict[str, float] = {}
     for kind, each in maps.items():
@@ -58,7 +59,7 @@ Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are
 
 
 def collect_evidence(job: Job, model_folder: Path, statistics: Path) -> Evidence:
-    """What scores rest on, whatever the target; collective, equal on every rank."""
+    """Collect the evidence that scores rest on, whatever the target (collective, equal on every rank)."""
     method, source = job.config.prune.method, geometry_of(model_folder)
     return Evidence(
         geometry=source,
@@ -77,7 +78,7 @@ def decide(
     parent: Geometry,
     asked: float | None,
 ) -> Selection:
-    """The selection for one target. channels: as `greedy_channels` returns them."""
+    """Return the selection for one target. channels: as `greedy_channels` returns them."""
     method, source = config.method, evidence.geometry
     rules = Rules(
         unit=method.attention,
@@ -99,7 +100,7 @@ def decide(
 def greedy_channels(
     job: Job, model_folder: Path, grams: Path, widths: Collection[int], share: tuple[float, float] = (0.0, 1.0)
 ) -> Paths | None:
-    """Channels that greedy OBS keeps of each layer, by width; None where the method chooses otherwise.
+    """Return the channels that greedy OBS keeps of each layer, by width; None where the method chooses otherwise.
 
     Collective, equal on every rank. The path of one elimination serves all widths. share: of the stage, as in
     `Job.progress`.
@@ -124,7 +125,7 @@ def greedy_channels(
 
 
 def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], method: MethodConfig) -> dict[int, Tensor]:
-    """Channels of one layer that greedy OBS keeps, by width: (width,) int32 on the CPU.
+    """Return the channels of one layer that greedy OBS keeps, by width: (width,) int32 on the CPU.
 
     weight: of down_proj, (hidden_size, intermediate_size), on the device that computes.
     """
@@ -135,9 +136,10 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
 def select(
     job: Job, round_: Round, model_folder: Path, files: RoundFolder, *, measured: Selection | None = None
 ) -> None:
-    """Write selection.json, and the maps of activations beside it.
+    """Write selection.json, and the maps of activations beside it (collective).
 
-    measured: the selection of the split that was chosen, for the first round; it is this round's where it ends there.
+    measured: the selection of the split that was chosen, for the first round; taken as it is where it leads to this
+    round's dimensions.
     """
     evidence, parent = collect_evidence(job, model_folder, files.statistics), job.outline.parent
     if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
@@ -164,7 +166,7 @@ def select(
 
 
 def describe_cut(made: Selection) -> str:
-    """The dimensions that change: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
+    """Return the dimensions that change, as in "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
     before, after = made.source.to_dict(), made.target.to_dict()
     changes = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
     return ", ".join(changes)
@@ -175,7 +177,7 @@ def read_selection(path: Path) -> Selection:
 
 
 def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
-    """Scores from the weights of every layer."""
+    """Score the units of every layer by the magnitude of their weights (collective)."""
     found = {}
     with ModelReader(model_folder) as reader:
         layers = [names for names in layer_groups(reader.files) if layer_of(names[0]) is not None]
@@ -189,7 +191,7 @@ def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
 
 
 def _merged(job: Job, mine: dict[Any, Result]) -> dict[Any, Result]:
-    """What every rank found for its layers."""
+    """Merge what every rank found for its layers (collective)."""
     merged: dict[Any, Result] = {}
     for theirs in job.group.gather(mine):
         merged |= theirs

@@ -1,4 +1,4 @@
-"""Calibrate and cut layer after layer, each on what the layers before it, already cut, give."""
+"""Sequential calibration: each layer is calibrated and cut on the output of the layers before it, already cut."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ EMBEDDING = "model.embed_tokens.weight"
 def slice_sequentially(
     job: Job, texts: Texts, source: Path, selection: Selection, output: Path, done: Callable[[], object]
 ) -> dict[str, Any]:
-    """Write the sliced model's folder; all ranks work on the same layer. Returns the shards' sizes and digests. done:
-    as in `slice_model`."""
+    """Write the sliced model's folder and return the shards' sizes and digests (collective).
+
+    All ranks work on the same layer. done: as in `slice_model`.
+    """
     config = read_json(source / "config.json")
     smaller = sliced_config(config, selection)
     with ModelReader(source) as reader:
@@ -61,7 +63,7 @@ def slice_sequentially(
 
 
 def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Tensor], int]:
-    """This rank's micro-batches of the calibration text as the first layer reads them; how many turns all take."""
+    """Return this rank's calibration micro-batches as the first layer reads them, and the turns that all ranks take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch_sequences
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
@@ -83,12 +85,13 @@ class Streams:
         turn: Callable[[], object] = lambda: None,
         total: Callable[[Tensor], Tensor] = lambda own: own,
     ) -> None:
-        """
+        """Start both streams from the embedded calibration text.
+
         Args:
             embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each. On
-                the CPU: they are the larger, the longer the text, and visit the device one by one.
+                the CPU, because they grow with the text; they visit the device one by one.
             ridge: of the refit.
-            num_turns: equal on all ranks; one that has fewer micro-batches only takes part in the sums.
+            num_turns: equal on all ranks; a rank with fewer micro-batches takes part in the sums all the same.
             turn: called after each, on every rank equally often: the job may stop there.
             total: sums a tensor over the ranks, in place.
         """
@@ -99,7 +102,7 @@ class Streams:
 
     @torch.no_grad()
     def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
-        """The cut and refitted tensors of the next layer; both streams move on behind it."""
+        """Cut and refit the next layer, return its tensors, and move both streams on to its output (collective)."""
         device = self.device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         weights = layer_weights(tensors)
@@ -123,14 +126,17 @@ class Streams:
         return replace_projections(tensors, fitted)
 
     def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """Micro-batches of streams side by side. Ranks take equally many turns, and the job may stop after each."""
+        """Yield micro-batches of streams side by side.
+
+        Ranks take equally many turns, and the job may stop after each.
+        """
         for number in range(self.num_turns):
             if number < len(streams[0]):
                 yield tuple(stream[number] for stream in streams)
             self.turn()
 
     def _dense_gram(self, dense: SingleLayer) -> LayerGram:
-        """For the value basis, which looks at the attention output alone."""
+        """Sum the Gram matrix for the value basis, which needs that of the attention output alone (collective)."""
         total = self._zeros(dense.block.self_attn.o_proj.in_features, dense.block.self_attn.o_proj.in_features)
         for (hidden,) in self._in_step(self.dense):
             with _inputs_of(dense.block.self_attn.o_proj) as seen:
@@ -139,7 +145,10 @@ class Streams:
         return LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
 
     def _grams(self, dense: SingleLayer, cut: SingleLayer, projection: str) -> tuple[Tensor, Tensor]:
-        """Sums over all ranks' tokens of ``x y^T`` and ``y y^T``: x what the dense projection reads, y the cut one."""
+        """Sum ``x y^T`` and ``y y^T`` over all ranks' tokens (collective).
+
+        x is the input of the dense projection, y that of the cut one.
+        """
         dense_module, cut_module = (each.block.get_submodule(projection) for each in (dense, cut))
         cross = self._zeros(dense_module.in_features, cut_module.in_features)
         own = self._zeros(cut_module.in_features, cut_module.in_features)
@@ -170,9 +179,9 @@ class SingleLayer(nn.Module):
     """A stock decoder layer with its rotary embedding: (batch, length, hidden_size) -> the same, causal."""
 
     def __init__(self, config: Mapping[str, Any], layer: int) -> None:
-        """Random weights; load them with `load_layer`."""
+        """Build the layer with random weights; `load_layer` loads those of a model."""
         super().__init__()
-        # The embedding is of no use here, so it is made as small as it can be.
+        # The embedding is not used here, so it is made as small as possible.
         small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1}
         small |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
         if config.get("layer_types"):

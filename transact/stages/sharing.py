@@ -1,4 +1,4 @@
-"""What is the same for all points of a sweep is computed by the first that needs it, and taken over by the others.
+"""Results that all points of a sweep share: the first point that needs one computes it, and the others take it over.
 
 A result is found under a digest of everything that it depends on, so that a point whose request differs in that
 computes its own.
@@ -34,7 +34,7 @@ from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 DIGESTS = "digests.json"  # beside a shared result: file name (empty where it is a file itself) -> size, SHA-256
-SLICED = Stage("slice", 1).name  # the first stage after which nothing that is shared is needed
+SLICED = Stage("slice", 1).name  # once this stage is finished, a point needs no shared result any more
 SHARED_GRAM = re.compile(r"gram-[0-9a-f]{20}")
 GRAM_FILE = re.compile(r"layer_[0-9]{5}\.safetensors")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ Work = Callable[[], dict[str, Any] | None]
 
 
 def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Work) -> dict[str, Any] | None:
-    """Make `output` by `work`, or take it from another point of the sweep. Collective.
+    """Make `output` by `work`, or take it over from another point of the sweep (collective).
 
     While one point computes, others that want the same wait for it; if it ends without a result, the next one computes.
 
@@ -75,7 +75,7 @@ def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Wo
 
 
 def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: None) -> str | None:
-    """Take a shared result over, if it is as it was written. Returns what is wrong with it else."""
+    """Take over a shared result if it is as it was written, else return what is wrong with it."""
     try:
         for name, entry in read_json(finished.with_name(DIGESTS)).items():
             verify_file(finished / name, entry, on_read)
@@ -88,8 +88,10 @@ def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: N
 
 
 def share(output: Path, finished: Path) -> None:
-    """Put a result where the other points of the sweep find it, in place of a damaged one. Nothing where somebody has
-    put files of his own there: each point then makes its own."""
+    """Put a result where the other points of the sweep find it, in place of a damaged one.
+
+    Where other files lie there that no run wrote, nothing is shared and each point makes its own.
+    """
     if _foreign(finished):
         return
     if os.path.lexists(finished):
@@ -104,7 +106,7 @@ def share(output: Path, finished: Path) -> None:
 
 
 def _foreign(finished: Path) -> str | None:
-    """A name in a shared folder that no run writes there."""
+    """Return a name in a shared folder that no run writes there, None if there is none."""
     if finished.is_symlink() or not finished.is_dir():
         return None
     ours = (path.name for path in finished.iterdir() if GRAM_FILE.fullmatch(path.name) and path.is_file())
@@ -114,8 +116,8 @@ def _foreign(finished: Path) -> str | None:
 def remove_shared_grams(share_dir: Path) -> None:
     """Remove the Gram matrices that points of a sweep share, once every point is sliced: they are large.
 
-    Of a sweep whose points are not written down, and where anything else is among the files, nothing is removed. A
-    point that must be sliced again computes its own.
+    Nothing is removed where the sweep's record lists no points, or where other files are among the matrices. A point
+    that must be sliced again computes its own.
     """
     try:
         if not _all_sliced(share_dir.parent):
@@ -126,7 +128,7 @@ def remove_shared_grams(share_dir: Path) -> None:
                     if held:
                         remove_flat(folder / "gram")
                         remove_flat(folder)
-    except (ValueError, OSError):  # records that are damaged, files that another point removes at this time
+    except (ValueError, OSError):  # a record is damaged, or another point removes the same files now
         return
 
 
@@ -155,7 +157,7 @@ def _common_identity(job: Job) -> dict[str, Any]:
 
 
 def _code_digest() -> str:
-    """Of this package: a revision would not tell of changes that are not committed."""
+    """Return a digest of this package's source; a revision would not show changes that are not committed."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -163,12 +165,18 @@ def _code_digest() -> str:
 
 
 def evaluation_identity(texts: Texts, parent: Identity) -> dict[str, Any]:
-    """parent: the files of its record, which are the same wherever it lies."""
+    """Return what the evaluation of the parent depends on.
+
+    parent: the files of its record, which are the same wherever it lies.
+    """
     return {"parent": parent, "text": texts.evaluation.name, "sequences": texts.evaluation.num_sequences}
 
 
 def calibration_identity(config: RunConfig, texts: Texts, parent: Identity, geometry: Geometry) -> dict[str, Any]:
-    """parent: as in `evaluation_identity`. geometry: of the parent."""
+    """Return what the statistics and Gram matrices of the parent depend on.
+
+    parent: as in `evaluation_identity`. geometry: of the parent.
+    """
     return {
         "parent": parent,
         "text": texts.train.name,

@@ -1,7 +1,7 @@
-"""Slice: physically smaller weights, from a model folder to a model folder.
+"""Slice: write a physically smaller model, from a model folder to a model folder.
 
-Each rank reads, cuts, refits and writes the layers that fall to it, one at a time: no engine is needed, and no
-rank ever holds more than one layer and its Gram matrices.
+Each rank reads, cuts, refits and writes its share of the layers, one at a time: no engine is needed, and no rank ever
+holds more than one layer and its Gram matrices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transact.stages.texts import Texts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GramFolder:
-    """Of the layers' Gram matrices, for a value basis from data and for the refit.
+    """The folder of the layers' Gram matrices, for a value basis from data and for the refit.
 
     Attributes:
         ridge: damping of the refit; None for the plain cut.
@@ -48,7 +48,7 @@ def slice_model(
     grams: GramFolder | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Write the sliced model's folder. Returns the size and SHA-256 of each shard by name.
+    """Write the sliced model's folder and return the size and SHA-256 of each shard by name (collective).
 
     Args:
         done: called for each layer, and for what is outside of them.
@@ -71,7 +71,7 @@ def slice_model(
 
 
 def slice_stage(job: Job, texts: Texts, source: Path, files: RoundFolder) -> dict[str, Any]:
-    """`cut_model` by the round's selection, with a bar of its own."""
+    """Cut the model by the round's selection, with a progress bar; return what `cut_model` returns (collective)."""
     selection = read_selection(files.selection)
     with ModelReader(source) as reader:
         count = len(layer_groups(stored_names(reader, read_json(source / "config.json"))))
@@ -88,12 +88,14 @@ def cut_model(
     grams: Path,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Slice with the run's method: plainly, with a refit, or with sequential calibration. done: as in
-    `slice_model`."""
+    """Slice with the run's method: plainly, with a refit, or with sequential calibration (collective).
+
+    done: as in `slice_model`. Returns the size and SHA-256 of each shard by name.
+    """
     method = job.config.prune.method
     if method.refit == "sequential":
         return slice_sequentially(job, texts, source, selection, output, done)
-    # By the method, not by what a rank's file system shows: a rank with an old view would slice without the refit.
+    # Decided by the method, not by what the file system shows: a rank with a stale view would slice without the refit.
     read = None
     if method.needs_gram():
         job.check_seen("the folder of Gram matrices", grams)

@@ -1,4 +1,4 @@
-"""Split: how the cut is shared between attention and MLP, by measuring every way that meets the budget.
+"""Split: share the cut between attention and MLP by measuring candidates that meet the budget.
 
 Each candidate pair of dimensions is cut out of the parent in one go, by the run's own method, and its loss on the
 validation part of the training text decides. Held-out text is not looked at.
@@ -24,7 +24,7 @@ from transact.stages.workload import elimination_share
 
 
 def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> None:
-    """Write split.json: the candidates with their losses, the chosen dimensions, and the selection that leads there."""
+    """Write split.json: the candidates' losses, the chosen dimensions and the selection for them (collective)."""
     settings, whole, candidates = job.config.prune, job.outline.parent, job.outline.candidates
     evidence = collect_evidence(job, parent, files.statistics)
     widths = {target.intermediate_size for target in candidates}
@@ -53,12 +53,12 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
 
 
 def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, files: RoundFolder) -> float:
-    """Validation loss of the parent cut by a selection, in nats per token; the cut model stays in `files.trial`."""
+    """Cut the parent by a selection into `files.trial` and return its validation loss, in nats per token."""
     cut_model(job, texts, parent, selection, files.trial, files.grams)
     with open_engine(files.trial, job.config.engine, job.group) as engine:
         return validation_loss(job, texts, engine)
 
 
 def read_split(path: Path) -> Selection:
-    """The selection of the candidate that was chosen."""
+    """Return the selection of the candidate that was chosen."""
     return Selection.from_json(read_json(path)["selection"])

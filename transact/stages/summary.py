@@ -24,7 +24,7 @@ MODEL_FIELDS = (
 
 
 def summarise(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
-    """The contents of result.json. Rank 0 only: it alone holds the record of the stages."""
+    """Return the contents of result.json. Rank 0 only: it alone holds the record of the stages."""
     dense = _model(read_json(job.round(0).evaluation)["dense"])
     rows = [_round(job, each) for each in rounds]
     last = end_of(read_json(job.round(rounds[-1].number).evaluation)) if rounds else None
@@ -51,6 +51,7 @@ def gguf_path(job: Job) -> Path:
 
 
 def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Write result.json, send its figures to the tracker and return its contents. Rank 0 only."""
     summary = summarise(job, rounds)
     if "efficiency" in job.folder.stages:
         summary["efficiency"] = read_json(job.path("efficiency.json"))
@@ -76,7 +77,7 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: the dense model and every round."""
+    """Return the columns and rows of the table of rounds: the dense model and every round."""
     dimensions = ("head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     columns = ["round", *dimensions, "parameters", "perplexity_sliced", "perplexity_recovered", "tokens"]
     dense = summary["dense"]
@@ -89,7 +90,7 @@ def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def end_of(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What a round's evaluation.json says of the model that the round ends with: sliced only, without a recovery."""
+    """Return what a round's evaluation.json says of its last model: the sliced one, where nothing was recovered."""
     return evaluation.get("recovered", evaluation["sliced"])
 
 

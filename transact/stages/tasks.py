@@ -1,4 +1,4 @@
-"""Evaluation of the parent and of the final model side by side: perplexity on more texts, and tasks."""
+"""Evaluation of the parent and the final model side by side: perplexity on more texts, and lm-eval tasks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 
 
 def check_evaluation(config: EvalConfig) -> None:
-    """What can be known without loading anything.
+    """Check the texts and tasks of eval without loading anything.
 
     Raises:
-        ValueError: a text is not there, a folder of tasks is not, or lm-eval is not installed.
+        ValueError: a text or a folder of tasks is not found, or lm-eval is not installed.
     """
     for name, text in config.texts.items():
         check_text(text, f"eval.texts.{name}")
@@ -39,7 +39,11 @@ def check_evaluation(config: EvalConfig) -> None:
 
 
 def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
-    """Raises ValueError: a task is unknown, or its data is not to be had."""
+    """Load the tasks of eval.tasks.
+
+    Raises:
+        ValueError: a task is unknown, or its data cannot be loaded.
+    """
     if not config.tasks:
         return {}
     from transact.evaluation.tasks import load_tasks
@@ -48,10 +52,10 @@ def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
 
 
 def prepare_tasks(job: Job) -> None:
-    """Collective. Download what the tasks need, once on every machine, and see that they can be asked.
+    """Download what the tasks need, once on every machine, and check that they can be run (collective).
 
     Raises:
-        ValueError: a task is unknown, its data is not to be had, it runs code, or has too few examples.
+        ValueError: a task is unknown, its data cannot be loaded, it runs code, or has too few examples.
     """
     config = job.config.eval
     if not config.tasks:
@@ -68,7 +72,7 @@ def prepare_tasks(job: Job) -> None:
 
 
 def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path) -> None:
-    """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name.
+    """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name (collective).
 
     Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
     """
@@ -91,7 +95,7 @@ def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], ou
 
 
 def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
-    """What comparison.json depends on."""
+    """Return the settings that comparison.json depends on."""
     return {
         "texts": {name: asdict(text) for name, text in config.texts.items()},
         "text_sequences": config.text_sequences,
@@ -103,13 +107,13 @@ def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
 
 
 class _Turns:
-    """Parts of the stage, one for each text and task of each model, taken for equal."""
+    """Parts of the stage, one for each text and task of each model, taken as equal."""
 
     def __init__(self, count: int) -> None:
         self._count, self._taken = count, 0
 
     def take(self) -> tuple[float, float]:
-        """From where to where the next one goes, of 1."""
+        """Return where the next part begins and ends, of 1."""
         self._taken += 1
         return (self._taken - 1) / self._count, self._taken / self._count
 
@@ -160,7 +164,10 @@ def _evaluate(
 
 
 def _bars_of_tasks(job: Job, role: str, turns: _Turns) -> Callable[[str, int], Progress]:
-    """A task that asks in several ways has a bar for each, in the same part of the stage."""
+    """Return a function that makes the progress bar of a task.
+
+    A task with several kinds of requests has a bar for each, in the same part of the stage.
+    """
     parts: dict[str, tuple[float, float]] = {}
 
     def bar(name: str, requests: int) -> Progress:

@@ -1,4 +1,4 @@
-"""The token stores of a run: made by rank 0 if they are not there yet, then read by every rank."""
+"""The token stores of a run: written by rank 0 if they do not exist yet, then read by every rank."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.job import Job
 
 LOCK_SUFFIX = ".lock"
-LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation gives
+LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation writes
 LEFT_SECONDS = 3600.0
 CHECKED_SILENTLY_BYTES = 2_000_000_000
 
@@ -51,7 +51,7 @@ class Texts:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder.
+    """Return the fast tokenizer of a model folder.
 
     Raises:
         ValueError: the folder has none.
@@ -59,21 +59,21 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with quiet("transformers"):  # it suggests packages to install, over many lines
+        with quiet("transformers"):  # on failure it suggests packages to install, over many lines
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
         reason = one_line(error, LONGEST_REASON)
         raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
     if not tokenizer.is_fast:
         raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
-    # A tokenizer.json may hold what its maker trained with: documents would be cut to that, or filled up.
+    # A tokenizer.json may hold the truncation and padding of its training, which would cut or pad documents.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def prepare_texts(job: Job, model_folder: Path) -> Texts:
-    """Tokenise what is not tokenised yet and open both stores. Collective.
+    """Tokenise what is not tokenised yet and open both stores (collective).
 
     Raises:
         ValueError: the text is shorter than the reserved part and one batch, or not the one that the run began with.
@@ -116,7 +116,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
 
 
 def _check_same_texts(job: Job, texts: Texts) -> None:
-    """A run goes on with the tokens that it began with, wherever they are stored now."""
+    """Raise ValueError unless the tokens are those that the run began with, wherever they are stored now."""
     if not job.folder.record_path.is_file():
         return
     begun = read_json(job.folder.record_path).get("texts", {})
@@ -136,7 +136,7 @@ def record_texts(job: Job, texts: Texts) -> None:
 
 
 def describe_texts(texts: Texts) -> dict[str, Any]:
-    """What run.json says of both texts."""
+    """Return what run.json says of both texts."""
     stores = {"data.train": texts.train, "data.evaluation": texts.evaluation}
     return {
         setting: {
@@ -151,10 +151,10 @@ def describe_texts(texts: Texts) -> dict[str, Any]:
 
 
 def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[str, TokenStore]:
-    """The texts of eval.texts by name, tokenised if they are not yet. Collective.
+    """Open the texts of eval.texts by name, and tokenise those that are not tokenised yet (collective).
 
     Raises:
-        ValueError: a text is not to be had, or shorter than one sequence.
+        ValueError: a text cannot be read, or is shorter than one sequence.
     """
     config = job.config.eval
     stores = {
@@ -172,7 +172,7 @@ def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[
 
 
 def trained_on(store: TokenStore, train: TokenStore) -> int:
-    """How many documents of a text are in the training text too, word for word."""
+    """Return how many documents of a text are in the training text too, word for word."""
     return len(store.documents() & train.documents())
 
 
@@ -185,7 +185,7 @@ def open_store(
     *,
     held_out: Set[int] = frozenset(),
 ) -> TokenStore:
-    """A text as tokens, tokenised by rank 0 if it is not yet, and checked by it. Collective.
+    """Open a text as tokens; rank 0 tokenises it if it is not tokenised yet, and checks its store (collective).
 
     Args:
         model_folder: whose tokenizer is used, and whose vocabulary the tokens must be of.
@@ -202,7 +202,7 @@ def open_store(
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A store that rank 0 finds or makes; the fields are the arguments of `open_store`."""
+    """A token store that rank 0 finds or makes; the fields are the arguments of `open_store`."""
 
     job: Job
     setting: str
@@ -212,7 +212,7 @@ class StoreRequest:
     held_out: Set[int]
 
     def ensure(self) -> str:
-        """Returns the folder of a sound store."""
+        """Return the folder of an undamaged store, and tokenise the text if there is none."""
         data = self.job.config.data
         root, tokenizer = Path(data.token_store), load_tokenizer(self.model_folder)
         marks = document_marks(tokenizer, data.document_marks)
@@ -223,10 +223,10 @@ class StoreRequest:
             "max_sequences": self.max_sequences,
         }
         remove_leftovers(root)
-        # The same tokens for every held-out text that shares nothing with this one.
+        # `folder` serves every held-out text that shares no document with this text, `apart` this held-out text only.
         folder = store_folder(root, identity)
         apart = store_folder(root, identity | {"without": sorted(self.held_out)})
-        # Runs that need the same text at the same time: one tokenises, the others wait for it.
+        # Of the runs that need the same text at the same time, one tokenises and the others wait for it.
         with (
             exclusive(folder.with_suffix(LOCK_SUFFIX), remove=True),
             exclusive(apart.with_suffix(LOCK_SUFFIX), remove=True),
@@ -243,6 +243,7 @@ class StoreRequest:
         return str(found)
 
     def _sound(self, folder: Path) -> Path | None:
+        """Return the folder if it holds an undamaged store; remove a damaged one."""
         if not folder.is_dir():
             return None
         name = f"check {self.setting}"
@@ -260,6 +261,7 @@ class StoreRequest:
         return None
 
     def _without_held_out(self, folder: Path | None) -> Path | None:
+        """Return the folder if there is one and no held-out document is in its store."""
         return None if folder is None or self.held_out & TokenStore(folder).documents() else folder
 
     def _make(self, folder: Path, tokenizer: Any, marks: DocumentMarks) -> None:
@@ -294,7 +296,7 @@ class StoreRequest:
 
 
 def remove_leftovers(root: Path) -> None:
-    """What tokenisations that were killed left half-written, and their locks; nothing else."""
+    """Remove the half-written stores of tokenisations that were killed, and their locks; nothing else."""
     names = {path.stem for path in root.glob("*") if LEFT_BEHIND.fullmatch(path.name)}
     for name in sorted(names):
         half_written = root / f"{name}{TEMPORARY_SUFFIX}"
@@ -304,6 +306,9 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _is_old(folder: Path) -> bool:
-    """Nobody has written to it for a while: where there are no locks, nothing else tells of a living process."""
+    """Return whether nothing was written to a folder for a while.
+
+    Where the file system has no locks, nothing else shows that a process is still at work.
+    """
     newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     return time.time() - newest > LEFT_SECONDS

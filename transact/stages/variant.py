@@ -1,5 +1,8 @@
-"""A further recovery of a cut that another run has made: a run folder of its own below that run's, which takes over the
-stages that its settings do not change, and does the others."""
+"""A variant: another recovery of a cut that an earlier run has made.
+
+It has a run folder of its own below that run's, takes over the stages that its settings do not change, and runs the
+others.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from transact.runs.run_folder import RunFolder
 from transact.runs.run_record import read_config, read_record
 
 METRICS = "metrics.jsonl"
-# What the rounds say for themselves, and what no result depends on.
+# Not compared as settings: the rounds hold what follows from them, or no result depends on them.
 BY_ROUND = {"tokens", "token_shares", "learning_rate", "learning_rates", "variant", "max_skipped_steps"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
-    """What a variant takes over.
+    """The finished stages of another run that a variant takes over.
 
     Attributes:
         run: folder of the run that made it.
@@ -36,7 +39,7 @@ class Cut:
 
 
 def find_cut(config: RunConfig, asked: Outline) -> Cut:
-    """Look for the cut that the variant recovers. Reads records only. asked: the variant's outline.
+    """Find the cut that the variant recovers; only records are read. asked: the variant's outline.
 
     Raises:
         ValueError: there is none, it is not finished, or the variant asks for another one.
@@ -70,14 +73,18 @@ def _check_same_cut(first: RunConfig, config: RunConfig) -> None:
 
 
 def changes_recovery_alone(difference: str) -> bool:
-    """Whether a line of `config.compose.differences` leaves the cut as it is: what is reserved for validation decides
-    which text calibrates."""
+    """Return whether a line of `config.compose.differences` leaves the cut as it is.
+
+    recover.validation_sequences does not: what is reserved for validation decides which text calibrates.
+    """
     return difference.startswith("recover.") and not difference.startswith("recover.validation_sequences:")
 
 
 def kept_stages(first: RunConfig, config: RunConfig, asked: Outline) -> list[str]:
-    """Name the stages of the first run that the variant's settings do not change: all before the first recovery that
-    differs. Gram matrices are not among them: they are gone once the round is sliced.
+    """Name the stages of the first run that the variant's settings do not change.
+
+    These are all before the first recovery that differs, except those of Gram matrices, which are removed once the
+    round is sliced.
 
     Raises:
         ValueError: no recovery differs.
@@ -95,10 +102,10 @@ def kept_stages(first: RunConfig, config: RunConfig, asked: Outline) -> list[str
 
 
 def _first_changed(first: RunConfig, config: RunConfig, before: Outline, asked: Outline) -> int | None:
-    """The number of the first round that is recovered in another way."""
+    """Return the number of the first round that is recovered in another way, None if there is none."""
     common = [each.name for each in fields(RecoverConfig) if each.name not in BY_ROUND]
     length = config.data.sequence_length
-    # Another amount of text is another order of it.
+    # Another amount of text is read in another order.
     texts = text_sequences(first, before.tokens // length), text_sequences(config, asked.tokens // length)
     if any(getattr(first.recover, name) != getattr(config.recover, name) for name in common) or texts[0] != texts[1]:
         return 1
@@ -111,7 +118,7 @@ def _recovery(each: Round) -> tuple[int, int, float]:
 
 
 def has_cut(config: RunConfig) -> bool:
-    """Whether the variant has taken over its cut already.
+    """Return whether the variant has taken over its cut already.
 
     Raises:
         ValueError: its record cannot be read.
@@ -121,7 +128,7 @@ def has_cut(config: RunConfig) -> bool:
 
 
 def check_cut(cut: Cut) -> None:
-    """Read every file of the cut.
+    """Compare every file of the cut with its recorded size and digest.
 
     Raises:
         ValueError: one is not as it was when its stage was finished.
@@ -139,7 +146,7 @@ def take_over(folder: RunFolder, cut: Cut) -> list[str]:
     """Make the cut's files and stages those of the variant too. Files take no space where there are hard links.
 
     Returns:
-        The stages.
+        The names of the stages.
     """
     names = [name for entry in cut.stages.values() for name in entry["files"]]
     folder.announce(*(folder.path / name for name in names))
@@ -152,7 +159,7 @@ def take_over(folder: RunFolder, cut: Cut) -> list[str]:
 
 
 def _take_over_metrics(cut: Cut, output: Path) -> None:
-    """The lines of the stages that are taken over."""
+    """Copy the metrics of the stages that are taken over."""
     length = max(entry["metrics_position"] for entry in cut.stages.values())
     with (cut.run / METRICS).open("rb") as file:
         temporary_name(output).write_bytes(file.read(length))

@@ -1,4 +1,4 @@
-"""How much work every stage of a run is, in FLOPs, from dimensions alone: estimates and the time left rest on it.
+"""The work of every stage of a run in FLOPs, from dimensions alone: estimates and the time left rest on it.
 
 Products of a forward and a backward are counted exactly. Factorisations and eliminations, whose FLOPs take longer, are
 counted with the weights below; reading and writing files is not counted.
@@ -14,14 +14,14 @@ from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.rounds import Outline, Round, Stage
 
-# What a FLOP of these takes beside one of a forward; from one run of a model of 135M parameters on two busy CPU cores.
+# Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
 
 
 def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
-    """Of every stage of the outline, in their order; 0 where the work is not known beforehand (tasks)."""
+    """Return the FLOPs of every stage of the outline, in their order; 0 where they are not known beforehand (tasks)."""
     context, parent, last = config.data.sequence_length, outline.parent, outline.rounds[-1].geometry
     evaluated = config.data.evaluation_sequences * context
     texts = len(config.eval.texts) * config.eval.text_sequences * context
@@ -29,7 +29,7 @@ def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
         Stage("evaluate", 0): evaluated * float(parent.flops_per_token(context)),
         Stage("tasks"): texts * float(parent.flops_per_token(context) + last.flops_per_token(context)),
         Stage("efficiency"): _efficiency_flops(config, parent, last),
-        Stage("export"): 2 * 512.0 * last.flops_per_token(context),  # as the check of the export does
+        Stage("export"): 2 * 512.0 * last.flops_per_token(context),  # the check's 512 tokens through two models
     }
     for each in outline.rounds:
         found |= {Stage(kind, each.number): flops for kind, flops in _round_flops(config, outline, each).items()}
@@ -56,12 +56,12 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
 
 
 def _is_measured_split(config: RunConfig, each: Round) -> bool:
-    """Its selection is taken over from the split."""
+    """Return whether the round takes over the selection of the split."""
     return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
 
 
 def _evaluations(each: Round) -> int:
-    """Sliced and recovered; without a recovery both are the same model."""
+    """Return how many models a round evaluates: sliced and recovered, which are one without a recovery."""
     return 2 if each.tokens else 1
 
 
@@ -86,12 +86,12 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
 
 
 def elimination_share(config: RunConfig, outline: Outline) -> float:
-    """Of the work of a split, what the choice of channels is that comes first."""
+    """Return the share of a split's work that goes into the choice of channels, which comes first."""
     return _elimination_flops(config, outline.parent, outline.candidates) / _split_flops(config, outline)
 
 
 def _split_flops(config: RunConfig, outline: Outline) -> float:
-    """One elimination serves all candidates; each is cut and measured on the validation text."""
+    """Return the FLOPs of a split: one elimination for all candidates, then each is cut and validated."""
     parent, candidates, context = outline.parent, outline.candidates, config.data.sequence_length
     if not candidates:
         return 0.0
@@ -101,7 +101,7 @@ def _split_flops(config: RunConfig, outline: Outline) -> float:
 
 
 def _elimination_flops(config: RunConfig, geometry: Geometry, targets: Sequence[Geometry]) -> float:
-    """Greedy choice of MLP channels, down to the smallest target: the inverse, then an update a block of channels."""
+    """Return the FLOPs of greedy OBS down to the smallest target: the inverse, then an update per block of channels."""
     channels = geometry.intermediate_size
     kept = min(each.intermediate_size for each in targets)
     if config.prune.method.channels != "obs" or kept == channels:
@@ -111,7 +111,7 @@ def _elimination_flops(config: RunConfig, geometry: Geometry, targets: Sequence[
 
 
 def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
-    """The refit: a factorisation of what is kept, and its products with the dense Gram matrix and weights."""
+    """Return the FLOPs of the refit: a factorisation of what is kept, and products with the Gram matrix and weights."""
     method = config.prune.method
     if method.refit == "none":
         return 0.0
@@ -130,7 +130,7 @@ def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
 
 
 def _efficiency_flops(config: RunConfig, parent: Geometry, pruned: Geometry) -> float:
-    """Every turn of both models; a token by itself costs its weights' reading, taken for ten of a prompt."""
+    """Return the FLOPs of all turns of both models; a generated token, which reads all weights, counts as ten."""
     asked = config.eval.efficiency
     tokens = sum(
         batch * (prompt + 10 * new)

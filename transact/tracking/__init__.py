@@ -1,1 +1,1 @@
-"""What a run tells the world: `metrics.jsonl` (the truth), W&B (its mirror), the console."""
+"""Records and shows what a run does: `metrics.jsonl` (the truth), W&B (its mirror), the console."""

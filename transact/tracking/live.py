@@ -25,32 +25,33 @@ PLAIN_MARKS = {"done": "x", "running": ">", "to come": "."}
 
 
 def open_view(interval_seconds: float, title: str, stream: TextIO | None = None, label: str = "") -> View:
-    """A live view where the stream (standard error by default) is a terminal that can show one, else lines.
+    """Open a live view where the stream (standard error by default) is a terminal that can show one, else lines.
 
     Args:
-        label: what every line begins with: the point of a sweep.
+        label: the prefix of every line: the point of a sweep.
     """
     stream = stream or sys.stderr
     if is_terminal(stream):
         try:
             return LiveView(title, stream, Lines(interval_seconds, stream, label), label)
-        except Exception:  # a screen is no reason to end a run
+        except Exception:  # a screen that fails must not end a run
             logging.getLogger(__name__).warning("no live view on this terminal; lines instead", exc_info=True)
     return Lines(interval_seconds, stream, label)
 
 
 def is_terminal(stream: TextIO) -> bool:
+    """Return whether the stream is a terminal whose type, in TERM, is known and not dumb."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 class LiveView:
-    """Drawn by a thread of its own, four times a second; after an error of the screen, lines go on instead.
+    """The view on a terminal, drawn four times a second by its own thread. After a screen error, lines take over.
 
     Args:
         title: the run's name.
         stream: a terminal.
-        lines: what takes over when the screen fails.
-        label: what every message begins with: the point of a sweep.
+        lines: the view that takes over when the screen fails.
+        label: the prefix of every message: the point of a sweep.
     """
 
     def __init__(self, title: str, stream: TextIO, lines: View, label: str = "") -> None:
@@ -64,7 +65,7 @@ class LiveView:
         self._done: set[Stage] = set()
         self._running: Stage | None = None
         self._running_since = self._began
-        self._ends_at: float | None = None  # the whole job
+        self._ends_at: float | None = None  # of the whole job, on the monotonic clock
         self._status: Status | None = None
         self._is_open = True
         self._closing = threading.Lock()
@@ -74,7 +75,7 @@ class LiveView:
             console=self._console,
             refresh_per_second=FRAMES_PER_SECOND,
             transient=True,
-            # A standard output that goes to a file must not end up on the screen.
+            # Standard output that goes to a file must not end up on the screen.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
         )
@@ -97,9 +98,9 @@ class LiveView:
             try:
                 self._console.print(
                     printable(f"{self._label}{message}"), markup=False, highlight=False, soft_wrap=True
-                )  # paths stay whole
+                )  # without wrapping, so that paths stay whole
                 return
-            except Exception:  # noqa: BLE001 - a screen is no reason to end a run
+            except Exception:  # noqa: BLE001 - a screen that fails must not end a run
                 self.close()
         self._lines.say(message)
 
@@ -117,7 +118,7 @@ class LiveView:
             if not self._is_open:
                 return
             self._is_open = False
-            with suppress(Exception):  # a screen is no reason to end a run
+            with suppress(Exception):  # a screen that fails must not end a run
                 self._live.stop()
             _log_to(sys.stderr)
 
@@ -134,7 +135,7 @@ class LiveView:
     def _drawn(self) -> RenderableType:
         try:
             return self._draw()
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - a screen that fails must not end a run
             return f"{self._title} (no picture: {one_line(error)})"
 
     def _draw(self) -> RenderableType:
@@ -149,7 +150,7 @@ class LiveView:
         return Group(*parts)
 
     def _group(self, name: str, stages: list[Stage]) -> Any:
-        """One line: a round and its stages."""
+        """Return one line: a round and its stages."""
         from rich.text import Text
 
         marks = MARKS if (self._console.encoding or "").startswith("utf") else PLAIN_MARKS
@@ -182,7 +183,7 @@ class LiveView:
 
 
 def _grouped(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
-    """By round; what belongs to no round last, under no name."""
+    """Group the stages by round; those of no round come last, under an empty name."""
     groups: dict[int | None, list[Stage]] = {}
     for stage in stages:
         groups.setdefault(stage.round, []).append(stage)
@@ -192,7 +193,7 @@ def _grouped(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
 
 
 def _log_to(stream: TextIO) -> None:
-    """rich puts another stream in the place of standard error; a handler made before holds the old one."""
+    """Send log messages to `stream`: rich replaces standard error, and a handler made before holds the old stream."""
     for handler in logging.getLogger("transact").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(stream)

@@ -1,4 +1,4 @@
-"""How far a loop has come, and the time left of the whole job."""
+"""The progress of a loop, and the time left of the whole job."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from transact.tracking.view import Status, View
 
 
 class Progress:
-    """Tells a view how far a loop has come.
+    """The progress of a loop, shown on a view.
 
         with Progress(view, "recover round 1/2", total=500_000) as progress:
             progress.advance(4096, loss=3.12)
 
     Args:
-        view: where it is shown.
+        view: shows the progress.
         description: what is going on.
         total: units to do, `completed` included.
         unit: the plural name of what is counted.
         completed: units an earlier attempt has done; they do not count towards the rate.
         on_advance: called with every advance, whether it is shown or not.
-        job_left: seconds to the end of the job, from what is known of the loop.
+        job_left: returns the seconds to the end of the job, given the status of the loop.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Progress:
         self._job_left = job_left
 
     def advance(self, amount: int, **figures: float | str) -> None:
-        """Counts `amount` more units, up to the total: the last piece may be smaller than the others. Each figure is
-        shown until a newer one of its name."""
+        """Count `amount` more units, up to the total: the last piece may be smaller than the others.
+
+        Each figure is shown until a newer one of its name.
+        """
         self._completed = min(self._completed + amount, max(self._total, self._completed))
         self._figures.update(figures)
         if self._on_advance is not None:
@@ -76,7 +78,7 @@ class Progress:
 
 
 class JobClock:
-    """Knows how much work every stage is, and learns how long a unit of it takes.
+    """The clock of a job, which knows the work of every stage and learns how long a unit of work takes.
 
     A stage that is still to come takes as long for each unit of work as the latest stage of its kind did; where there
     was none, as long as all finished work on average.
@@ -94,29 +96,33 @@ class JobClock:
         self._since = 0.0
 
     def expect(self, work: Mapping[Stage, float]) -> None:
-        """The stages of the job in their order, with their work in any unit. Again, when it is known better."""
+        """Set the stages of the job in their order, with their work in any unit. Call again when it is known better."""
         self._work = dict(work)
 
     def begin(self, stage: Stage) -> None:
         self._running, self._since = stage, self._now()
 
     def finish(self, stage: Stage, seconds: float | None = None) -> None:
-        """seconds: of a stage that an earlier attempt has finished; else since `begin`."""
+        """Record that a stage is finished.
+
+        Args:
+            seconds: its duration, if an earlier attempt finished it; the time since `begin` by default.
+        """
         self._seconds[stage] = self._now() - self._since if seconds is None else seconds
         if self._running == stage:
             self._running = None
 
     def take_over(self) -> None:
-        """What the running stage makes was there already: its time says nothing about others."""
+        """Exclude the running stage from the pace: its output existed, so its time says nothing about others."""
         if self._running is not None:
             self._not_measured.add(self._running)
 
     def left(self, status: Status | None = None, share: tuple[float, float] = (0.0, 1.0)) -> float | None:
-        """Seconds to the end of the job; None before there is a pace.
+        """Return the seconds to the end of the job, or None before there is a pace.
 
         Args:
-            status: of the loop that the running stage is in, where it has one.
-            share: of the stage's work that the loop covers: from where to where, of 1.
+            status: that of the loop that the running stage is in, if it has one.
+            share: begin and end of the part of the stage's work that the loop covers, from 0 to 1.
         """
         seconds = {stage: value for stage, value in self._seconds.items() if stage not in self._not_measured}
         of_running = None if status is None else _seconds_of_stage(status, share)
@@ -138,7 +144,7 @@ class JobClock:
 
 
 def _seconds_of_stage(status: Status, share: tuple[float, float]) -> tuple[float, float] | None:
-    """All seconds of the stage that a loop belongs to, and those that are left; None before the loop has a pace."""
+    """Return all seconds of a loop's stage and those that are left, or None before the loop has a pace."""
     begin, end = share
     if status.per_second <= 0 or end <= begin:
         return None

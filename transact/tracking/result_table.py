@@ -9,19 +9,22 @@ from typing import Any, TextIO
 
 from transact.errors import printable
 
-COUNTS = ("documents", "shots", "tokens", "documents_trained_on")  # beside a metric, not metrics themselves
-SHARES_OF_DOCUMENTS = ("acc", "acc_norm", "exact_match")  # 0 or 1 for each
+COUNTS = ("documents", "shots", "tokens", "documents_trained_on")  # recorded beside the metrics, not metrics themselves
+SHARES_OF_DOCUMENTS = ("acc", "acc_norm", "exact_match")  # each document scores 0 or 1
 
 
 def standard_error(metric: str, value: float, documents: float | None) -> float | None:
-    """Of a mean over documents that are each right or wrong: exactly what a sample's spread gives; else None."""
+    """Return the standard error of a mean over documents that are each right or wrong, or None for other metrics.
+
+    It is exactly what the spread of the sample gives: sqrt(value (1 - value) / (documents - 1)).
+    """
     if metric.partition(",")[0] not in SHARES_OF_DOCUMENTS or not documents or documents < 2 or not 0 <= value <= 1:
         return None
     return math.sqrt(value * (1 - value) / (documents - 1))
 
 
 def score_text(metric: str, metrics: Mapping[str, float]) -> str:
-    """ "0.4120 +- 0.0156": with the standard error where there is one."""
+    """Format a score with its standard error, where there is one: "0.4120 +- 0.0156"."""
     value = metrics[metric]
     error = standard_error(metric, value, metrics.get("documents"))
     return f"{value:.4f}" + ("" if error is None else f" +- {error:.4f}")
@@ -31,14 +34,15 @@ WIDTH = 100
 
 
 def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width: int = WIDTH, point: str = "") -> None:
-    """Prints the dense model and every round of a `result.json`, sliced and recovered, and below them the texts and
-    tasks that the dense and the last model were measured on.
+    """Print the dense model and every round of a `result.json`, sliced and recovered.
+
+    Below them stand the texts and tasks that the dense and the last model were measured on.
 
     Args:
         result: the contents of `result.json`.
         stream: standard output by default.
-        width: characters a line may have; a longer one is cut, for a wrapped table is unreadable.
-        point: of a sweep, whose name the title has too.
+        width: most characters of a line; a longer one is cut, because a wrapped table is unreadable.
+        point: name of a point of a sweep, shown in the title too.
     """
     asked, reached = (result["remove_fraction"][key] for key in ("asked", "reached"))
     wish = "" if asked is None else f", {asked:.1%} asked"
@@ -62,7 +66,7 @@ def _rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     dense, pruned, rounds = result["dense"], result["pruned"], result["rounds"]
     rows = [_row("dense", dense, dense["perplexity"], dense["parameters"])]
     for record in rounds:
-        # The last round is the pruned model, which always knows its KV cache.
+        # The last round is the pruned model, whose KV cache is always known.
         record = {**(pruned if record is rounds[-1] else {}), **record}
         for state in ("sliced", "recovered") if record["tokens"] else ("sliced",):
             name = f"round {record['round']} {state}"

@@ -1,4 +1,4 @@
-"""The one object a stage reports to: writes `metrics.jsonl` first, then mirrors it to W&B."""
+"""The one object that a stage reports to: writes `metrics.jsonl` first, then mirrors it to W&B."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ Metrics = Mapping[str, float | str]
 
 
 class Tracker:
-    """Records metrics. `Tracker(None, None)`, for ranks other than 0, does nothing.
+    """The recorder of metrics. `Tracker(None, None)`, for ranks other than 0, does nothing.
 
-    As a context manager it finishes the run on exit: exit code 1 if an exception passes, else 0.
+    As a context manager it finishes the run on exit, with exit code 1 after an exception, else 0.
     """
 
     def __init__(self, log: MetricsLog | None, wandb_run: WandbRun | None) -> None:
@@ -23,7 +23,7 @@ class Tracker:
 
     @contextmanager
     def silent(self, is_silent: bool) -> Iterator[None]:
-        """Nothing is recorded or forgotten inside, if `is_silent`: what is measured there is on the record already."""
+        """Record and truncate nothing inside if `is_silent`: what is measured there is on record already."""
         log, wandb_run = self._metrics_log, self._wandb_run
         if is_silent:
             self._metrics_log = self._wandb_run = None
@@ -33,7 +33,7 @@ class Tracker:
             self._metrics_log, self._wandb_run = log, wandb_run
 
     def log(self, metrics: Metrics, *, step: int, tokens: int, round: int) -> None:
-        """Records figures that were already reduced over the ranks.
+        """Record figures that were already reduced over the ranks.
 
         Args:
             metrics: name to value; the part before the slash picks the axis ("recover/loss").
@@ -51,10 +51,10 @@ class Tracker:
             self._wandb_run.log({**metrics, **axes})
 
     def alert(self, kind: str, text: str, *, step: int, tokens: int, round: int) -> None:
-        """Records that something needs a person's eye; W&B may send an e-mail.
+        """Record that something needs a person's attention; W&B may send an e-mail.
 
         Args:
-            kind: "skipped step", "loss spike", "validation", "slow", "checkpoint".
+            kind: "skipped step", "loss spike", "validation", "slow", "checkpoint", "parent".
 
         Raises:
             OSError: as `MetricsLog.append`. W&B never raises.
@@ -65,39 +65,39 @@ class Tracker:
             self._wandb_run.alert(kind, text)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]], *, tokens: int, round: int) -> None:
-        """For W&B alone: figures that stand in files of the run already."""
+        """Log a table to W&B only: its figures are in files of the run already."""
         if self._wandb_run is not None:
             self._wandb_run.log_table(name, columns, rows, {"tokens": tokens, "prune/round": round})
 
     def log_model(self, name: str, folder: Path, metadata: Metrics) -> None:
-        """For W&B alone: where the model is."""
+        """Log to W&B only where the model is."""
         if self._wandb_run is not None:
             self._wandb_run.log_model(name, folder, metadata)
 
     @property
     def whereabouts(self) -> str | None:
-        """Where W&B shows this run, or the command that uploads it; None where there is no W&B."""
+        """The address of this run's page at W&B, or the command that uploads it; None without W&B."""
         return None if self._wandb_run is None else self._wandb_run.whereabouts
 
     def summary(self, figures: Metrics) -> None:
-        """Sets what the W&B table of runs shows; `result.json` is the record of it on disk."""
+        """Set the figures of the W&B table of runs; on disk `result.json` records them."""
         if self._wandb_run is not None:
             self._wandb_run.summary(figures)
 
     def position(self) -> int:
-        """Length of `metrics.jsonl` in bytes, for a checkpoint; 0 on ranks other than 0."""
+        """Return the length of `metrics.jsonl` in bytes, for a checkpoint; 0 on ranks other than 0."""
         return self._metrics_log.position() if self._metrics_log is not None else 0
 
     def truncate(self, position: int) -> None:
-        """Forgets the lines after `position` bytes: an unfinished attempt that starts again.
+        """Remove the lines after `position` bytes, which an unfinished attempt wrote before it starts again.
 
-        W&B cannot forget; there the repeated steps show twice.
+        W&B cannot remove them: the repeated steps show twice there.
         """
         if self._metrics_log is not None:
             self._metrics_log.truncate(position)
 
     def finish(self, exit_code: int) -> None:
-        """Closes the log and marks the W&B run finished (0) or failed. Twice does no harm."""
+        """Close the log and mark the W&B run finished (0) or failed. A second call has no effect."""
         if self._metrics_log is not None:
             self._metrics_log.close()
         if self._wandb_run is not None:

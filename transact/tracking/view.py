@@ -1,4 +1,4 @@
-"""What shows a run to a person: the interface, its form for a log file, and a view at a distance."""
+"""The views that show a run to a person: the interface, lines for a log file, and events for a launcher's terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transact.rounds import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """How far a loop has come.
+    """The progress of a loop at one moment.
 
     Attributes:
         description: what is going on.
@@ -46,10 +46,11 @@ class Status:
         return 100 * self.completed // self.total if self.total else 100
 
     def left(self) -> str:
-        """Time to the end at this pace; "?" before there is one."""
+        """Return the time to the end at this pace, or "?" before there is one."""
         return duration(self.remaining / self.per_second) if self.per_second > 0 else "?"
 
     def line(self) -> str:
+        """Return the status as one line of `key=value` pairs after the description."""
         parts = [f"{self.unit}={self.completed}/{self.total}", f"{self.percent}%"]
         parts += [f"{self.unit}_per_s={figure(self.per_second)}", f"left={self.left()}"]
         parts += [] if self.job_left is None else [f"job_left={duration(self.job_left)}"]
@@ -58,27 +59,31 @@ class Status:
 
 
 class View(Protocol):
-    """Where rank 0 shows what it does. No method raises because of the screen."""
+    """The interface through which rank 0 shows what it does. No method raises because of the screen."""
 
     def expect(self, stages: Sequence[Stage]) -> None:
-        """The stages of the run in their order."""
+        """Set the stages of the run in their order."""
 
     def begin(self, stage: Stage, job_left: float | None = None) -> None:
-        """job_left: seconds to the end of the whole job, where they are known."""
+        """Show that a stage begins.
+
+        Args:
+            job_left: seconds to the end of the whole job; None where they are not known.
+        """
 
     def finish(self, stage: Stage) -> None: ...
 
     def say(self, message: str) -> None:
-        """One line that stays."""
+        """Show one line that stays."""
 
     def opened(self, status: Status) -> None:
-        """A loop begins; `advanced` and `closed` are told of it until the next."""
+        """Show that a loop begins; `advanced` and `closed` belong to it until the next one."""
 
     def advanced(self, status: Status) -> None: ...
     def closed(self, status: Status) -> None: ...
 
     def close(self) -> None:
-        """Nothing more comes; the terminal is as before. Twice does no harm."""
+        """End the view and restore the terminal. A second call has no effect."""
 
 
 class Silent:
@@ -95,18 +100,19 @@ class Silent:
 
 
 class Lines(Silent):
-    """For a log file: messages, a line where a stage begins, and of a loop one `key=value` line an interval and one at
-    its end. No line is wrapped.
+    """The view for a log file, which wraps no line.
+
+    It shows messages, a line where a stage begins, and for a loop one `key=value` line an interval and one at its end.
 
     Args:
         interval_seconds: the least time between two lines of a loop.
         stream: where lines of stages and loops go; standard error by default. Messages go to standard output.
-        label: what every line begins with: the point of a sweep.
+        label: the prefix of every line: the point of a sweep.
     """
 
     def __init__(self, interval_seconds: float, stream: TextIO | None = None, label: str = "") -> None:
         self._interval_seconds = interval_seconds
-        # Those of now: while an engine is made they are caught, and with them what another thread says.
+        # Bound now: standard output is redirected while an engine is made, and another thread's messages would be lost.
         self._stream, self._messages = stream or sys.stderr, sys.stdout
         self._label = f"[{label}] " if label else ""
         self._stages: list[Stage] = []
@@ -146,36 +152,37 @@ class Lines(Silent):
         try:
             print(printable(f"{self._label}{text}"), file=stream, flush=True)
         except OSError as error:
-            # A terminal that is closed, or a `tee` that Ctrl-C has ended, is no reason to end a run.
+            # A terminal that is closed, or a `tee` that Ctrl-C has ended, must not end a run.
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
 
 
 def duration(seconds: float) -> str:
-    """3725.4 -> "1:02:05"; 45 -> "0:45"."""
+    """Format seconds as hours, minutes and seconds: 3725.4 -> "1:02:05"; 45 -> "0:45"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def figure(value: float | str) -> str:
-    """Four digits are enough to watch: 3.1187 -> "3.119", 84123.4 -> "84123"."""
+    """Format a figure with about four digits, which are enough to watch: 3.1187 -> "3.119", 84123.4 -> "84123"."""
     if isinstance(value, str | int):
         return str(value)
     return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-# Set for the ranks by a launcher that has a terminal: the file that it reads.
+# Environment variable that a launcher with a terminal sets for its ranks: the file of events that it reads.
 VARIABLE = "TRANSACT_VIEW_EVENTS"
 STATUS_SECONDS = 0.25
 
 
 def events_file() -> Path | None:
+    """Return the file of events that a launcher reads, or None where no launcher asked for one."""
     return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
 class ViewEvents(Lines):
-    """Lines for the log, and the same as JSON lines for the launcher. A file that cannot be written is let be."""
+    """Lines for the log, and the same as JSON lines for the launcher. A failure to write that file is ignored."""
 
     def __init__(self, interval_seconds: float, path: Path, label: str = "") -> None:
         super().__init__(interval_seconds, label=label)
@@ -216,7 +223,7 @@ class ViewEvents(Lines):
 
 
 def replay(view: View, line: str) -> None:
-    """Show what one line of the file tells; a line that is not whole tells nothing."""
+    """Show on `view` the event in one line of the file; ignore an incomplete line."""
     try:
         contents = json.loads(line)
     except ValueError:

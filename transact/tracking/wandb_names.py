@@ -1,4 +1,4 @@
-"""Under which project, names and tags a run is found in W&B."""
+"""The project, names and tags under which a run is found in W&B."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ VARIABLES = {
 
 
 def fill_from_environment(track: Any, environ: Mapping[str, str] = os.environ) -> None:
-    """Set what is null or empty in the composed section `track`, so that the run's own record holds it too.
+    """Fill null or empty values of the composed section `track` from `VARIABLES`, so that the run's record has them.
 
     Raises:
-        ValueError: a variable holds what the setting does not take.
+        ValueError: a variable holds a value that the setting does not accept.
     """
     for name, variable in VARIABLES.items():
         given = environ.get(variable, "").strip()
@@ -39,12 +39,12 @@ def fill_from_environment(track: Any, environ: Mapping[str, str] = os.environ) -
     track.project = track.get("project") or DEFAULT_PROJECT
 
 
-LONGEST = 64  # characters that W&B takes
+LONGEST = 64  # characters that W&B accepts
 BETWEEN_SETTINGS = re.compile(r",(?=[~+\w./@-]+=)")  # a comma between two settings, not within a list
 
 
 def run_tags(config: RunConfig) -> list[str]:
-    """The user's own, then what the run does; of a point of a sweep also the settings that are swept over."""
+    """Return the user's tags, then what the run does, and for a point of a sweep the settings that are swept over."""
     tags = [*config.track.tags, config.mode]
     if config.model.path:
         tags.append(f"model={Path(config.model.path).name}")
@@ -58,5 +58,5 @@ def run_tags(config: RunConfig) -> list[str]:
 
 
 def point_settings(folder: str) -> list[str]:
-    """What the name of a point's folder says: the settings that are swept over."""
+    """Split the name of a point's folder into the settings that are swept over."""
     return BETWEEN_SETTINGS.split(folder)

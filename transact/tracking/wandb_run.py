@@ -1,4 +1,4 @@
-"""W&B, at arm's length: no failure of it reaches a run. The only file that imports wandb."""
+"""Logging to W&B, of which no failure reaches the run. The only file that imports wandb."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def choose_mode(mode: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def has_api_key(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether credentials for the server are set in the environment or in the netrc file."""
+    """Return whether credentials for the server are set in the environment or in the netrc file."""
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     path = environ.get("NETRC") or Path(environ.get("HOME") or Path.home()) / ".netrc"
@@ -54,12 +54,12 @@ def has_api_key(environ: Mapping[str, str] = os.environ) -> bool:
         # The hosted service answers to two names, and `wandb login` wrote the older one for years.
         names = {server, "api.wandb.ai"} if server == "api.forge.coreweave.com" else {server}
         return not names.isdisjoint(netrc.netrc(str(path)).hosts)
-    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: the address is none
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: the address is not a URL
         return False
 
 
 def server_url(environ: Mapping[str, str]) -> str:
-    """Where W&B is; wandb's own default has changed between versions."""
+    """Return the address of the W&B server; wandb's own default has changed between versions."""
     if url := environ.get("WANDB_BASE_URL"):
         return url
     try:
@@ -70,7 +70,7 @@ def server_url(environ: Mapping[str, str]) -> str:
 
 
 class Names(TypedDict):
-    """As wandb.init takes them."""
+    """The names of a run, as arguments of `wandb.init`."""
 
     project: str
     entity: str | None
@@ -84,7 +84,7 @@ class WandbRun:
     """One W&B run, on rank 0. A failure of W&B never raises: it is one warning, then silence."""
 
     def __init__(self) -> None:
-        self.mode = "disabled"  # what is really going on; see `start`
+        self.mode = "disabled"  # the mode that is in use; see `start`
         self._run: Any = None
         self._whereabouts: str | None = None
 
@@ -97,7 +97,7 @@ class WandbRun:
         folder: str | os.PathLike[str],
         **names: Unpack[Names],
     ) -> None:
-        """Starts the run, or goes on with the one that has this id.
+        """Start the run, or resume the one that has this id.
 
         Online falls back to offline, and offline to "disabled".
 
@@ -116,11 +116,11 @@ class WandbRun:
 
     @property
     def whereabouts(self) -> str | None:
-        """For the end of a run: its page, or the command that uploads it with all attempts before; None without W&B."""
+        """The address of the run's page, or the command that uploads it with all earlier attempts; None without W&B."""
         return self._whereabouts
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Adds one row; it carries the values of its axes, "tokens" and "prune/round"."""
+        """Add one row, which carries the values of its axes, "tokens" and "prune/round"."""
         self._attempt("log", lambda run: run.log(dict(record)))
 
     def log_table(
@@ -129,12 +129,12 @@ class WandbRun:
         self._attempt("log", lambda run: run.log({name: table(columns, rows), **axes}))
 
     def alert(self, title: str, text: str) -> None:
-        """Ten minutes must pass between two of the same title that W&B sends."""
+        """Send an alert. Of the same title W&B sends at most one in ten minutes."""
         more = {"level": "WARN", "wait_duration": SECONDS_BETWEEN_ALERTS}
         self._attempt("send an alert", lambda run: run.alert(title=title, text=text, **more))
 
     def log_model(self, name: str, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """The folder as an artifact by reference: W&B learns where it is, and gets no file of it."""
+        """Log the folder as an artifact by reference: W&B learns where it is, and gets no file of it."""
 
         def log(run: Any) -> None:
             run.log_artifact(model_by_reference(name, folder, metadata))
@@ -142,18 +142,18 @@ class WandbRun:
         self._attempt("log the model", log)
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Sets figures of the run as a whole."""
+        """Set figures of the run as a whole."""
         self._attempt("write the summary", lambda run: run.summary.update(dict(figures)))
 
     def finish(self, exit_code: int) -> None:
-        """Ends the run, waiting up to a minute for uploads; does nothing the second time."""
+        """End the run, waiting up to a minute for uploads. A second call has no effect."""
         self._attempt("finish", lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
     def _try_to_start(self, mode: Mode, arguments: dict[str, Any]) -> None:
         try:
             if mode == "online" and not has_api_key():
-                # On a terminal wandb would ask for a key, and wait.
+                # On a terminal wandb would ask for a key and wait for it.
                 raise RuntimeError("no API key; set WANDB_API_KEY or run `wandb login`")
             self._run = initialise(mode, server_url(os.environ), arguments)
             self.mode = mode
@@ -177,12 +177,12 @@ class WandbRun:
 
 
 def initialise(mode: Mode, server: str, arguments: Mapping[str, Any]) -> Any:
-    """Start or go on with the run whose id is in `arguments`, those of `wandb.init`.
+    """Start or resume the run whose id is in `arguments`, those of `wandb.init`.
 
     Raises:
         Exception: whatever wandb raises.
     """
-    # What an artifact holds waits there for `wandb sync`. wandb's own place is the home folder, of one machine perhaps.
+    # The files of an artifact wait there for `wandb sync`. wandb's default, the home folder, may be local to a machine.
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(arguments["dir"]).absolute() / "wandb" / "data"))
     import wandb
 
@@ -190,7 +190,7 @@ def initialise(mode: Mode, server: str, arguments: Mapping[str, Any]) -> Any:
         run = wandb.init(**arguments, resume="allow", settings=_settings(mode, server))
         _define_axes(run)
     except Exception:
-        # The service process still holds the id, and would refuse it to the next attempt.
+        # The service process still holds the id and would refuse the next attempt with it.
         wandb.teardown()
         raise
     return run
@@ -203,7 +203,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 
 
 def model_by_reference(name: str, folder: Path, metadata: Mapping[str, Any]) -> Any:
-    """An artifact that says where the files are; they are neither read nor copied."""
+    """Return an artifact that says where the files are; they are neither read nor copied."""
     import wandb
 
     artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
@@ -224,7 +224,7 @@ def _settings(mode: Mode, server: str) -> Any:
         x_transaction_log_flush_interval=2.0,
         silent=True,
         console="off",
-        # Code, command line, host and packages stay here: they hold paths, and at times tokens.
+        # Code, command line, host and packages are not uploaded: they hold paths, and at times tokens.
         disable_code=True,
         disable_git=True,
         x_disable_meta=True,
@@ -244,5 +244,5 @@ def _define_axes(run: Any) -> None:
 def _whereabouts(mode: Mode, run: Any) -> str:
     if mode == "online":
         return str(run.url)
-    attempts = Path(run.dir).parents[1] / "offline-run-*"  # in the order of their names, which is that of time
+    attempts = Path(run.dir).parents[1] / "offline-run-*"  # sorted by name, they are in order of time
     return f"wandb sync {attempts}"

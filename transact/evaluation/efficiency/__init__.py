@@ -1,1 +1,1 @@
-"""What a pruned model costs to run, measured beside its parent."""
+"""The cost of running a pruned model, measured beside its parent."""

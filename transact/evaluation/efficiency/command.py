@@ -34,7 +34,7 @@ CLOCKS = {"processor": "processor time of one thread", "wall": "wall time"}
 
 
 def efficiency_table(result: Mapping[str, Any]) -> str:
-    """result: what `measure` returns."""
+    """Return the tables of a result of `measure` as text."""
     settings = result["settings"]
     clock = settings["clock"]
     title = (
@@ -50,13 +50,13 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
 
 
 def turns_text(latency: Sequence[Mapping[str, Any]]) -> str:
-    """latency: rows of `measure`, of which some may have had time for fewer turns than others."""
+    """Return how many turns the rows of `measure` have; some may have had time for fewer than others."""
     fewest, most = (pick((row["turns"] for row in latency), default=0) for pick in (min, max))
     return f"{most} turns" if fewest == most else f"{fewest} to {most} turns"
 
 
 def _work(latency: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """What dimensions alone say: FLOPs, and the weights and the cache that a decoding step reads."""
+    """Return what dimensions alone say: FLOPs, and the weights and the cache that a decoding step reads."""
     rows = [["batch", "tokens", "", "prefill GFLOPs", "decode GFLOPs", "decode MiB read"]]
     for row in latency:
         for role, model in row["models"].items():
@@ -109,7 +109,7 @@ def _speed_up_cells(entry: Mapping[str, Any] | None) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Text columns to the left, numbers to the right; empty columns at the end are left out."""
+    """Return rows as lines of columns aligned to the right; empty columns at the end are left out."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     has_content = [any(cell for cell in column) for column in zip(*rows[1:], strict=True)]
     last = max(index for index, each in enumerate(has_content) if each) + 1
@@ -118,10 +118,12 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-PATIENT_MINUTES = 1e6  # who asks for it on the command line can also end it
+PATIENT_MINUTES = 1e6  # the user at the command line can end it with Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser that refuses a wrong command line in one line."""
+
     def error(self, message: str) -> NoReturn:
         refuse(message)
         sys.exit(REFUSED)
@@ -145,7 +147,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
-    """The preset with what the command line says instead.
+    """Return the preset, overridden by what the command line says.
 
     Raises:
         ValueError: a number is not allowed.
@@ -161,7 +163,11 @@ def requested(arguments: argparse.Namespace) -> EfficiencyConfig:
 
 
 def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
-    """Raises ValueError: a folder is no complete model, or the device is not there."""
+    """Measure the model, beside the parent where one is given, and return the result of `measure`.
+
+    Raises:
+        ValueError: a folder is not a complete model, or the device is not available.
+    """
     from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
 
     folders = {} if arguments.against is None else {PARENT: arguments.against}
@@ -174,7 +180,7 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
 
 
 def main(command_line: list[str] | None = None) -> int:
-    """Returns the exit code; a wrong request ends with one line."""
+    """Run the command and return its exit code; a wrong request ends with one line."""
     arguments = parse(command_line)
     try:
         if arguments.output is not None and not arguments.output.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Time and measure one model's prefill and decode, beside another's in turns."""
+"""Time and memory of a model's prefill and decode, and the speed-up over another model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seconds:
-    """What one piece of work took. processor: of the thread that computes, or of the process if there are several."""
+    """Time of one piece of work. processor: of the thread that computes, or of the process if there are several."""
 
     processor: float
     wall: float
 
     @classmethod
     def between(cls, start: tuple[float, float], end: tuple[float, float], pieces: int = 1) -> Seconds:
+        """Return the time for each of some pieces of work, from two readings of a clock."""
         return cls(processor=(end[0] - start[0]) / pieces, wall=(end[1] - start[1]) / pieces)
 
 
@@ -31,7 +32,7 @@ PHASES = ("prefill", "decode", "whole")  # decode: of one step; whole: the laten
 
 
 def medians(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Seconds of each phase by both clocks."""
+    """Return the median seconds of each phase, in processor time and in wall time."""
     return {
         phase: {
             "processor_seconds": median(turn[phase].processor for turn in turns),
@@ -44,14 +45,14 @@ def medians(turns: Sequence[Turn]) -> dict[str, Any]:
 def speed_ups(
     parent: Sequence[Turn], child: Sequence[Turn], allowed: Mapping[str, float], clock: str
 ) -> dict[str, dict[str, float]]:
-    """Per phase: how many times as fast the child is; medians of the ratios within one turn.
+    """Return per phase how many times as fast the child is: medians of the ratios within one turn.
 
     Args:
         allowed: phase -> ratio of the parent's FLOPs or bytes to the child's.
-        clock: "processor" or "wall": what counts.
+        clock: "processor" or "wall": the time that counts.
 
     Returns:
-        phase -> speed_up and wall_speed_up; with `allowed` given, also that and `reached`, the share of it that the
+        phase -> speed_up and wall_speed_up; for a phase in `allowed` also that and `reached`, the share of it that the
         speed-up is.
     """
     result = {}
@@ -69,10 +70,10 @@ def speed_ups(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clock:
-    """Reads a device's time.
+    """Clock for work on a device.
 
     On a CPU with one thread, processor time leaves out what other programs took. On a GPU only wall time means
-    anything, and the device must be done before it is read.
+    anything, and the device must be synchronised before it is read.
     """
 
     device: torch.device
@@ -84,7 +85,7 @@ class Clock:
         return "processor" if self.device.type == "cpu" and self.threads == 1 else "wall"
 
     def read(self) -> tuple[float, float]:
-        """Seconds of processor time (of this thread where it computes alone) and of wall time."""
+        """Return seconds of processor time (of this thread where it computes alone) and of wall time."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         processor = time.thread_time() if self.basis == "processor" else time.process_time()
@@ -95,7 +96,7 @@ class Clock:
 def generate(
     model: Any, prompt: torch.Tensor, marks: Sequence[int], read: Callable[[], tuple[float, float]]
 ) -> dict[int, dict[str, Seconds]]:
-    """Greedy generation after a prompt, as far as the last mark.
+    """Generate greedily after a prompt, as far as the last mark, and time it.
 
     Args:
         model: a causal language model of transformers.
@@ -124,32 +125,33 @@ def generate(
 
 @torch.inference_mode()
 def prefill(model: Any, prompt: torch.Tensor) -> Any:
+    """Run a forward over the prompt, for its KV cache and the logits of its last position."""
     return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()
 def decode(model: Any, output: Any) -> Any:
-    """One more token for every sequence, after what a forward has returned."""
+    """Run one decoding step: one more token for every sequence, after what a forward has returned."""
     tokens = output.logits[:, -1:].argmax(dim=-1)
     return model(input_ids=tokens, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
 
 
 def random_prompt(vocab_size: int, sequences: int, length: int, device: torch.device) -> torch.Tensor:
-    """The same tokens for every model: (sequences, length)."""
+    """Return random tokens (sequences, length), the same for every model."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocab_size, (sequences, length), generator=generator).to(device)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Parameters and buffers, tied ones once."""
+    """Return the bytes of parameters and buffers, tied ones counted once."""
     tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def peak_bytes(model: Any, prompt: torch.Tensor, new_tokens: int) -> int:
-    """Weights, KV cache and activations at the worst moment of generating `new_tokens` after a prompt.
+    """Return the bytes of weights, KV cache and activations at the worst moment of generating after a prompt.
 
-    Of tensors alone: Python, the libraries and what kernels allocate inside come on top. The worst moment is in the
+    Only tensors count: Python, the libraries and what kernels allocate inside come on top. The worst moment is in the
     prefill, or in the last step, when the KV cache is longest; one prefill of the whole length makes that cache here.
     """
     in_prefill = allocated_peak(lambda: prefill(model, prompt))
@@ -161,7 +163,7 @@ def peak_bytes(model: Any, prompt: torch.Tensor, new_tokens: int) -> int:
 
 
 def allocated_peak(work: Callable[[], Any]) -> int:
-    """Bytes of tensors that `work` has made, at the worst moment, less those it has freed by then."""
+    """Return the bytes of the tensors that `work` has made, at the worst moment, less those it has freed by then."""
     with _Allocations() as allocations:
         work()
     return allocations.peak
@@ -172,7 +174,7 @@ def _storage_bytes(tensor: torch.Tensor) -> int:
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the life of every storage that an operator returns.
+    """Tracker of the life of every storage that an operator returns.
 
     A storage is alive as long as C++ holds it, a view or the graph of autograd for example: its Python object may be
     gone long before.
@@ -182,8 +184,8 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._made: dict[StorageWeakRef, int] = {}
-        self._met: dict[StorageWeakRef, int] = {}  # as an argument: they were there before
-        self._freed = 0  # of those
+        self._met: dict[StorageWeakRef, int] = {}  # seen first as an argument: made before
+        self._freed = 0  # bytes of those that are gone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._see((args, kwargs), made=False)

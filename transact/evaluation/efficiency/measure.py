@@ -30,10 +30,10 @@ from transact.models.model_files import shard_names
 
 
 def check_folder(folder: Path) -> Geometry:
-    """The dimensions of a complete folder that stock transformers loads.
+    """Return the dimensions of a complete folder that stock transformers loads.
 
     Raises:
-        ValueError: one line with the folder and what is wrong.
+        ValueError: one line that names the folder and what is wrong.
     """
     try:
         config = read_json(folder / "config.json")
@@ -49,6 +49,7 @@ def check_folder(folder: Path) -> Geometry:
 
 
 def load(folder: Path, dtype: str, device: torch.device) -> Any:
+    """Return the model of a folder, ready for inference on the device."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -58,10 +59,10 @@ def load(folder: Path, dtype: str, device: torch.device) -> Any:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: a GPU if there is one.
+    """Return the device of this name; auto is a GPU if there is one.
 
     Raises:
-        ValueError: there is none, but it was asked for.
+        ValueError: there is no GPU, but it was asked for.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device='cuda' is not allowed: torch sees no GPU")
@@ -69,7 +70,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory of the device that is free."""
+    """Return the free memory of the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -80,7 +81,7 @@ def available_bytes(device: torch.device) -> int:
 PARENT = "parent"  # the role that others are compared with
 WARM_UP_TOKENS = 3
 
-Turns = dict[str, list[dict[int, dict[str, Any]]]]  # role -> a turn each -> new tokens -> phase -> seconds
+Turns = dict[str, list[dict[int, dict[str, Any]]]]  # role -> its turns, each: new tokens -> phase -> seconds
 
 
 def measure(
@@ -91,12 +92,12 @@ def measure(
     device: torch.device,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
-    """What running each model costs.
+    """Measure what running each model costs.
 
     Args:
         folders: by role; where there is a "parent", the others are compared with it.
         dtype: of weights and computation, the same for all.
-        progress: told the number of tokens that were made.
+        progress: called with the number of tokens that were made, or left out for lack of time.
 
     Returns:
         "models": role -> counts, "settings", and "latency": a row for each batch size, prompt length and number of
@@ -137,19 +138,19 @@ def measure(
 
 
 class Patience:
-    """What can still be done in a limited time."""
+    """A time limit, which runs from its construction on."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
 
     def turns(self, wanted: int, seconds_per_turn: float) -> int:
-        """As many as there is time for, at most as many as are wanted."""
+        """Return the turns that there is time for, at most as many as are wanted."""
         left = self._until - time.monotonic()
         return max(0, min(wanted, int(left / seconds_per_turn)))
 
 
 def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> float:
-    """Seconds of a decoding step of every model together: what a turn will take is foreseen with it."""
+    """Warm up every model and return the seconds of one decoding step of all together, to foresee a turn's length."""
     seconds = 0.0
     for model in models.values():
         begin = time.monotonic()
@@ -159,7 +160,7 @@ def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> f
 
 
 def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
-    """What dimensions and files say without running anything. KV bytes for a cache in this dtype."""
+    """Return what dimensions and files say without running anything; KV bytes are those of a cache in this dtype."""
     return {
         "parameters": geometry.parameters(),
         "file_bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
@@ -169,7 +170,7 @@ def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
 
 
 def tokens_to_make(config: EfficiencyConfig, models: int) -> int:
-    """The sum of what `progress` is told."""
+    """Return the number of tokens that `measure` reports to `progress` in all."""
     settings = len(config.batch_sizes) * len(config.prompt_tokens)
     return settings * config.turns * models * max(config.new_tokens)
 
@@ -193,7 +194,7 @@ def _take_turns(
     clock: Clock,
     progress: Callable[[int], None],
 ) -> Turns:
-    """Every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates.
+    """Run every model once in each turn, so that what disturbs the machine disturbs all alike; the order alternates.
 
     marks: numbers of new tokens, ascending.
     """
@@ -241,6 +242,6 @@ def _row(
 
 
 def _allowed(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs bound prefill, bytes decode."""
+    """Return the speed-up that each phase allows: FLOPs bound prefill, bytes bound decode."""
     units = {"prefill": "flops", "decode": "bytes"}
     return {phase: parent[phase][unit] / child[phase][unit] for phase, unit in units.items()}

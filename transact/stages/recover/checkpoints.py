@@ -1,4 +1,4 @@
-"""Where a recovery stands, saved now and then: a job that dies goes on from its newest sound checkpoint."""
+"""Checkpoints of a recovery: a job that dies resumes from the newest one that is not damaged."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.job import Job
 from transact.stages.recover.health import TrainingHealth
 
-LARGEST_SHARE = 1 / 20  # of the time, for saves that are due by the clock
+LARGEST_SHARE = 1 / 20  # of the time, spent on saves that are due by the clock
 
 
 @dataclass(kw_only=True, slots=True)
 class Position:
-    """Where one round's recovery stands.
+    """The position of one round's recovery.
 
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
     learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
-    the lowest one, met after best_step steps. validated_step: the step of the last validation that came to its end.
+    the lowest one, met after best_step steps. validated_step: the step of the last validation that was completed.
     """
 
     step: int = 0
@@ -39,7 +39,7 @@ class Position:
 
     @classmethod
     def at_start(cls, loss: float) -> Position:
-        """loss: validation loss, in nats per token."""
+        """Return the position at the start of a round. loss: validation loss, in nats per token."""
         return cls(start_loss=loss, best_loss=loss)
 
     @classmethod
@@ -50,7 +50,7 @@ class Position:
 
 
 class CheckpointClock:
-    """Says when the next checkpoint is due: so many tokens or so many minutes after the last one.
+    """A clock that says when the next checkpoint is due: so many tokens or so many minutes after the last one.
 
     Where saves are slow the minutes are stretched, so that they never cost more than a twentieth of the time.
     """
@@ -62,14 +62,14 @@ class CheckpointClock:
         self._fewest_seconds = 0.0
 
     def is_due(self, tokens: int) -> bool:
-        """Called once a step. tokens: of the step."""
+        """Count one step and return whether a checkpoint is due. tokens: of the step."""
         self._tokens += tokens
         minutes, limit = self._every.minutes, self._every.tokens
         by_time = minutes is not None and time.monotonic() - self._since >= max(60 * minutes, self._fewest_seconds)
         return by_time or (limit is not None and self._tokens >= limit)
 
     def restart(self, save_seconds: float) -> None:
-        """save_seconds: that the checkpoint took which is now complete."""
+        """Count anew from a checkpoint that is now complete. save_seconds: the time that saving it took."""
         self._tokens, self._since = 0, time.monotonic()
         self._fewest_seconds = save_seconds * (1 / LARGEST_SHARE - 1)
 
@@ -79,9 +79,9 @@ def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
 
 
 def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
-    """This round's newest checkpoint that is sound, and its manifest. Collective.
+    """Return this round's newest undamaged checkpoint and its manifest, None if there is none (collective).
 
-    Damaged ones are named and set aside until the recovery ends: they would count among the few that are kept.
+    Damaged ones are logged and set aside until the recovery ends: they would count among the few that are kept.
     """
 
     def names() -> list[str]:
@@ -102,6 +102,6 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
 
 
 def clear_checkpoints(job: Job) -> None:
-    """After a recovery: the recovered folder holds what was worth keeping."""
+    """Remove the checkpoints after a recovery: the recovered folder holds what was worth keeping."""
     if job.group.is_main:
         job.folder.remove_checkpoints()

@@ -1,4 +1,4 @@
-"""Notice early that a recovery goes wrong: losses that are no numbers, validation that rises, slow steps."""
+"""Health of a recovery: losses that are not finite, loss spikes, rising validation loss and slow steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transact.errors import Failure
 
 WINDOW = 32  # steps that a loss is compared with
 FEWEST = 8
-DEVIATIONS = 8  # median absolute deviations above the median, and
-SHARE = 0.1  # of the median itself: a smooth curve deviates by next to nothing
+DEVIATIONS = 8  # a spike is more than this many median absolute deviations above the median, plus
+SHARE = 0.1  # this share of the median itself: the deviation of a smooth curve is close to zero
 
 
 class Diverged(Failure):
-    """Training has come to nothing: too many steps in a row without a finite loss and gradient."""
+    """Training has failed: too many steps in a row without a finite loss and gradient."""
 
 
 class Alert(NamedTuple):
-    """What needs a person's eye."""
+    """An event that a person should look at."""
 
     kind: str
     text: str
@@ -29,8 +29,11 @@ class Alert(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class TrainingHealth:
-    """Attributes: skipped: steps whose loss or gradient was infinite or not a number, all of them and those since the
-    last good one. spikes: losses far above those before. recent: the newest finite losses, in nats."""
+    """Counts of skipped steps and loss spikes in one round's recovery.
+
+    Attributes: skipped: steps whose loss or gradient was infinite or not a number, all of them and those since the
+    last good one. spikes: losses far above those before. recent: the newest finite losses, in nats.
+    """
 
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -38,7 +41,7 @@ class TrainingHealth:
     recent: list[float] = field(default_factory=list)
 
     def observe(self, loss: float, applied: bool) -> Alert | None:
-        """Count one step. Returns what is worth telling, if anything.
+        """Count one step and return an alert if it was skipped or its loss spiked.
 
         applied: whether the step changed the weights.
         """
@@ -59,7 +62,7 @@ class TrainingHealth:
 
 
 def rise(start: float, now: float, learning_rate: float) -> Alert | None:
-    """Return what is worth telling of a validation: that the weights are worse than those the round began with.
+    """Return an alert if a validation finds the weights worse than those that the round began with.
 
     start, now: validation perplexities. learning_rate: the round's peak.
     """
@@ -69,20 +72,23 @@ def rise(start: float, now: float, learning_rate: float) -> Alert | None:
     return Alert("validation", f"{told} {learning_rate:.1e}); the best weights seen are kept")
 
 
-RECENT = 8  # steps, of which the median must be slow
+RECENT = 8  # steps whose median must be slow
 FEWEST_BEFORE = 24
 MOST_BEFORE = 256
 SLOWER = 2.0  # times
 
 
 class PaceWatch:
-    """Compares the newest steps of this attempt with those before them."""
+    """A comparison of the newest steps of this attempt with those before them, to find slow ones."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=MOST_BEFORE + RECENT)
 
     def observe(self, step_seconds: float) -> Alert | None:
-        """Count one step. After an alert the new pace is the usual one: it is told once."""
+        """Count one step and return an alert if steps have become slow.
+
+        After an alert the new pace is the usual one, so that it is raised once.
+        """
         self._seconds.append(step_seconds)
         if len(self._seconds) < FEWEST_BEFORE + RECENT:
             return None

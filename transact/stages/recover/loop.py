@@ -1,4 +1,4 @@
-"""Recover: continued pretraining of a model, sharded by ZeRO. Never ends worse than it began."""
+"""Recover: continued pretraining of a model, sharded by ZeRO. It never ends with worse weights than it began with."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from transact.stages.recover.performance import Pace, memory_figures, peak_flops
 from transact.stages.recover.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
 
-# What the loss that is trained is: its perplexity is one of a cross-entropy alone.
+# Name of the training loss. Only a cross-entropy has a perplexity.
 LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
 
 
 class Recovery:
     """One round's training loop on one rank.
 
-    position: where it begins; of a new recovery, with the validation loss of the weights as they are. best: this
-    rank's part of the best weights so far. teacher: what the weights are distilled from, if anything.
+    position: where it begins; for a new recovery, with the validation loss of the weights as they are. best: this
+    rank's part of the best weights so far. teacher: the model that the weights are distilled from, if there is one.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Recovery:
             self.num_steps * self.tokens_per_batch,
             completed=self.position.step * self.tokens_per_batch,
         ) as bar:
-            self._validate_if_due()  # where the job stopped while it did
+            self._validate_if_due()  # an earlier attempt may have stopped during this validation
             for step in range(self.position.step, self.num_steps):
                 loss = self._train_step(step)
                 bar.advance(self.tokens_per_batch, **{self.loss_name: loss})
@@ -100,9 +100,9 @@ class Recovery:
             self.engine.restore(self.best)
 
     def _save_if_due(self) -> None:
-        """A checkpoint after this step, if the time has come or the job must stop."""
+        """Save a checkpoint after this step if one is due, or if the job must stop (collective)."""
         group = self.job.group
-        # Between steps that were skipped nothing is worth saving: the newest checkpoint stays the last good one.
+        # After a skipped step nothing is worth saving: the newest checkpoint stays the last good one.
         is_well = self.position.health.skipped_in_a_row == 0
         due, asked = group.any(self.clock.is_due(self.tokens_per_batch) and is_well, group.is_asked_to_stop)
         if self.position.step == self.num_steps:
@@ -130,8 +130,9 @@ class Recovery:
                 best=self.best if 0 < best_step < step else None,
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
-        except Exception as error:  # of a full disk safetensors makes its own, and rank 0 hears of another's as a third
-            if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):  # else a rank is lost
+        except Exception as error:  # on a full disk safetensors raises an error of its own
+            # RankFailed: another rank could not save. Any other RuntimeError: a rank is lost, the save is not to blame.
+            if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):
                 self._alert(Alert("checkpoint", f"cannot be saved: {one_line(error)}"), step)
             raise
         seconds = time.perf_counter() - begin
@@ -141,10 +142,10 @@ class Recovery:
         self.job.show()
 
     def _validate_if_due(self) -> None:
-        """Measure the weights of this step, if that is due and not done yet.
+        """Measure the validation loss of this step, if that is due and not done yet (collective).
 
-        When the job must stop meanwhile it saves before, and the validation is done when the job goes on: what comes
-        out of it decides which weights are the best.
+        When the job must stop meanwhile, it saves a checkpoint first and validates when it resumes, because the loss
+        decides which weights are the best.
 
         Raises:
             Stopped: on every rank.
@@ -155,7 +156,7 @@ class Recovery:
 
         def look(tokens: int) -> None:
             if group.any(group.is_asked_to_stop)[0]:
-                raise Stopped  # on every rank; nothing else stops while it is deferred
+                raise Stopped  # on every rank; while stopping is deferred, nothing else ends the validation
 
         try:
             loss = validation_loss(self.job, self.texts, self.engine, look)
@@ -180,7 +181,7 @@ class Recovery:
         self.job.show()
 
     def _train_step(self, step: int) -> float:
-        """One global batch. Returns its mean loss over all ranks, in nats per token."""
+        """Train on one global batch and return its mean loss over all ranks, in nats per token."""
         config = self.job.config.recover
         rate = learning_rate_at(
             step,
@@ -229,13 +230,14 @@ class Recovery:
         return mean
 
     def _observe(self, loss: float, applied: bool, figures: dict[str, float]) -> Alert | None:
-        """Add the counts of what went wrong to the step's figures, once there are any. Returns what did."""
+        """Count what went wrong in the step, add the counts above zero to its figures, and return an alert if any."""
         health = self.position.health
         news = health.observe(loss, applied)
         figures |= {f"recover/{name}": getattr(health, name) for name in ("skipped", "spikes") if getattr(health, name)}
         return news
 
     def _check_health(self, step: int) -> None:
+        """Raise Diverged after too many skipped steps in a row."""
         health, where = self.position.health, f"round {self.round.number}, step {step} of {self.num_steps}"
         if health.skipped_in_a_row > self.job.config.recover.max_skipped_steps:
             raise Diverged(
@@ -257,7 +259,7 @@ class Recovery:
 def validation_loss(
     job: Job, texts: Texts, engine: Engine, advance: Callable[[int], object] = lambda tokens: None
 ) -> float:
-    """On the part of the training text that is reserved for it; nats per token. advance: as in `mean_loss`."""
+    """Return the loss on the reserved part of the training text, in nats per token. advance: as in `mean_loss`."""
     positions = texts.order.reserved(0, job.config.recover.validation_sequences)
     return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group, advance)
 
@@ -265,14 +267,14 @@ def validation_loss(
 def own_batch(
     order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
 ) -> list[torch.Tensor]:
-    """This rank's micro-batches, as positions in the store, of the global batch that begins at sequence `first`."""
+    """Return this rank's micro-batches of the batch from sequence `first` on, as positions in the store."""
     positions = order.trainable(first, batch_sequences)
     micro_batches = torch.split(positions, micro_batch)
     return list(micro_batches[group.rank :: group.world_size])
 
 
 def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
-    """Train `source` on the round's tokens and write the best weights seen to `output`.
+    """Train `source` on the round's tokens and write the best weights seen to `output` (collective).
 
     parent: the dense model, for distillation; None where there is none.
     """
@@ -297,14 +299,17 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
             saved = load_training(engine, found[0], job.group)
             if position.best_step > 0:
                 best = saved or engine.snapshot()
-        with job.group.interruption.deferred():  # it saves before it stops, and what is trained is written down
+        with job.group.interruption.deferred():  # a checkpoint is saved before a stop, and trained weights are written
             Recovery(job, texts, round_, engine, position, best, teacher).run()
             return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
 def _start_loss(job: Job, texts: Texts, source: Path) -> float:
-    """In an engine of its own: DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first
-    forward has no backward, which costs an eighth of the speed."""
+    """Return the validation loss of `source`, measured in an engine of its own.
+
+    DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first forward has no backward, which
+    costs an eighth of the speed.
+    """
     size = job.config.recover.validation_sequences * texts.train.sequence_length
     with (
         open_engine(source, job.config.engine, job.group) as engine,
@@ -323,7 +328,10 @@ def learning_rate_at(
     final_fraction: float,
     decay: str = "cosine",
 ) -> float:
-    """Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it. step: from 0."""
+    """Return the learning rate of a step, counted from 0.
+
+    Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it.
+    """
     warmup = warmup_steps(num_steps, warmup_fraction, min_warmup_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -333,5 +341,5 @@ def learning_rate_at(
 
 
 def warmup_steps(num_steps: int, fraction: float, fewest: int) -> int:
-    """Return the steps of the warm-up: a share of the round's, `fewest` at least, but those at most for half of it."""
+    """Return the number of warm-up steps: a share of the round, but at least `fewest` or half the round if less."""
     return max(math.ceil(fraction * num_steps), min(fewest, num_steps // 2))

@@ -1,4 +1,4 @@
-"""How fast training goes and what it takes: figures for the log."""
+"""Throughput, MFU and memory of training: figures for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transact.engine.memory import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """What turns the seconds of a step into figures.
+    """The constants that turn the seconds of a step into throughput and MFU.
 
     Attributes:
         tokens: of a step, over all ranks.
@@ -29,7 +29,7 @@ class Pace:
     peak_flops: float | None
 
     def figures(self, step_seconds: float, data_seconds: float) -> dict[str, float]:
-        """Of one step. data_seconds: of it, spent on reading text."""
+        """Return the figures of one step. data_seconds: the part of it that was spent on reading text."""
         rate = self.tokens / step_seconds
         figures = {
             "perf/tokens_per_s": rate,
@@ -43,7 +43,7 @@ class Pace:
 
 
 def peak_flops_of(device: torch.device) -> float | None:
-    """bfloat16 FLOPs per second that the device can do at best; None where that is not known."""
+    """Return the device's peak bfloat16 FLOPs per second; None where that is not known."""
     if device.type != "cuda":
         return None
     accelerator = reported_as(torch.cuda.get_device_name(device))
@@ -51,7 +51,7 @@ def peak_flops_of(device: torch.device) -> float | None:
 
 
 def memory_figures(group: ProcessGroup) -> dict[str, float]:
-    """Collective. Peaks since the process began, in GiB, of the rank that has the largest."""
+    """Return peak memory since the process began, in GiB, each of the rank with the largest (collective)."""
     peaks = {"mem/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
     if group.device.type == "cuda":
         peaks["mem/allocated_peak_gib"] = torch.cuda.max_memory_allocated(group.device) / GIB

@@ -1,4 +1,4 @@
-"""The dense parent as a teacher: what a recovery by distillation learns from."""
+"""The dense parent as the teacher of a recovery by distillation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Teacher:
         self.head = engine.output_weight()
 
     def teach(self, tokens: torch.Tensor) -> Teaching:
-        """Its final hidden states; logits are made from them chunk by chunk, and never kept."""
+        """Return the teacher's final hidden states; logits are made from them chunk by chunk, and never kept."""
         hidden = self.engine.final_hidden(tokens)
         return Teaching(hidden=hidden, head=self.head, weight=self.weight, temperature=self.temperature)
 
 
 @contextmanager
 def open_teacher(job: Job, parent: Path | None) -> Iterator[Teacher | None]:
-    """The teacher where the objective asks for one; None otherwise."""
+    """Yield the teacher where the objective asks for one, else None."""
     config = job.config.recover
     weight = {"cross_entropy": 0.0, "distillation": 1.0, "mixed": config.distillation_weight}[config.objective]
     if weight == 0 or parent is None:

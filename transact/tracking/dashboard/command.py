@@ -15,7 +15,7 @@ from transact.tracking.wandb_run import has_api_key
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="transact dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

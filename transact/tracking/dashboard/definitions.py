@@ -17,7 +17,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A point a run: one figure of its summary against another."""
+    """One point for each run: one figure of its summary against another."""
 
     title: str
     x: str
@@ -36,7 +36,7 @@ class Definition:
     sections: tuple[Section, ...]
 
     def names(self) -> set[str]:
-        """All figures that it shows."""
+        """Return the names of all figures that it shows."""
         found: set[str] = set()
         for section in self.sections:
             for panel in section.panels:

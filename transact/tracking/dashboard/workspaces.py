@@ -1,4 +1,4 @@
-"""From the definitions to W&B's own, and to its server. The only file that imports wandb_workspaces."""
+"""Turns definitions into W&B workspaces and saves them on the server. The only file that imports wandb_workspaces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from transact.tracking.dashboard.definitions import Curves, Definition, Points
 
 COLUMNS = 2
 HEIGHT = 8
-WIDTH = 12  # of 24
+WIDTH = 12  # of the 24 columns of W&B's grid
 
 
 def create(definition: Definition, entity: str, project: str) -> str:
-    """Make a new workspace. Returns its address.
+    """Make a new workspace and return its address.
 
     Raises:
         Exception: whatever wandb raises: no such project, no permission, no network.
@@ -25,7 +25,7 @@ def create(definition: Definition, entity: str, project: str) -> str:
 
 
 def overwrite(definition: Definition, address: str) -> str:
-    """Show in the workspace at this address what is defined now. Returns the address.
+    """Replace the contents of the workspace at this address by the definition, and return the address.
 
     Raises:
         Exception: whatever wandb raises: no such workspace, no permission, no network.

@@ -1,4 +1,4 @@
-"""What calibration saw, layer by channel, and what the selection kept of it."""
+"""Charts of the activations that calibration measured, by layer and channel, and of the channels that were kept."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from transact.tracking.report.run_files import KINDS, ActivationMap, Array, Roun
 
 CELLS = 450_000  # of all heat maps together, a byte each: what keeps the page below 3 MB
 MOST_COLUMNS, FEWEST_COLUMNS = 256, 16
-DECADES = 3.0  # below the largest norm of a map, what is smaller is drawn alike
+DECADES = 3.0  # below the largest norm of a map; smaller norms all get the lowest colour
 STEPS = 255
 SHORT = {"attention_output": "attention output", "intermediate": "MLP", "query": "queries", "key": "keys"}
 
 
 def channels_section(run: RunFiles) -> Section | None:
-    """Redundancy, kept energy and heat maps. None where no maps are there."""
+    """Return charts of redundancy and kept energy, and heat maps; None where there are no maps."""
     rounds = [each for each in run.rounds if each.maps]
     if not rounds:
         return None
@@ -43,13 +43,13 @@ def channels_section(run: RunFiles) -> Section | None:
 
 
 def columns_of(rounds: Sequence[RoundFiles]) -> int:
-    """How many columns every heat map may have so that all of them are small enough."""
+    """Return how many columns each heat map may have so that all of them together are small enough."""
     rows = sum(2 * len(each.norms) for one in rounds for each in one.maps.values())
     return max(FEWEST_COLUMNS, min(MOST_COLUMNS, CELLS // rows))
 
 
 def _by_layer(name: str, title: str, y_title: str, found: dict[str, dict[str, Array]], told: str) -> Chart:
-    """Lines over layers. found: round -> series -> (layers,)"""
+    """Return a chart of lines over layers, from `found`: round -> series -> (layers,)."""
     views = {}
     for label, named in found.items():
         traces = [
@@ -118,7 +118,7 @@ def _told(one: ActivationMap) -> str:
 
 
 def heat_map(one: ActivationMap, columns: int) -> Figure:
-    """Norms by colour, on a logarithmic scale, and below them the share of channels that stay."""
+    """Draw norms by colour, on a logarithmic scale, and below them the share of channels that are kept."""
     norms, kept = one.binned(columns)
     channels = one.norms.shape[1]
     size = -(-channels // norms.shape[1])
@@ -144,7 +144,7 @@ def heat_map(one: ActivationMap, columns: int) -> Figure:
 
 
 def _range(norms: Array) -> tuple[float, float]:
-    """Powers of ten at the two ends of the colours."""
+    """Return the powers of ten at the two ends of the colours."""
     largest = float(norms.max())
     if largest <= 0:
         return -1.0, 0.0
@@ -154,7 +154,7 @@ def _range(norms: Array) -> tuple[float, float]:
 
 
 def _trace(levels: Array, size: int, name: str, y_axis: str, length: float) -> Figure:
-    """The page turns the bytes into figures."""
+    """Return a heat map trace whose figures are bytes, which the page's script decodes."""
     encoded = base64.b64encode(np.round(levels * STEPS).astype(np.uint8).tobytes()).decode("ascii")
     return {
         "type": "heatmap",

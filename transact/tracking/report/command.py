@@ -21,6 +21,7 @@ SECONDS = 30.0
 
 
 def main() -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="transact report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +32,7 @@ def main() -> int:
     try:
         require("--seconds", given.seconds, given.seconds > 0, "more than 0")
         check_records(given.folder)
-        is_last = not (given.watch and is_live(given.folder))  # asked first: what is written then has the end in it
+        is_last = not (given.watch and is_live(given.folder))  # asked first, so that the last page shows the end
         print(write_pages(given.folder)[-1], flush=True)
     except ValueError as error:
         return refuse(error)
@@ -41,10 +42,12 @@ def main() -> int:
 
 
 def check_records(folder: Path) -> None:
-    """A page shows what it can of damaged files; what the run is and how it stands must be readable.
+    """Raise DamagedFile unless the record and the configuration of every run can be read.
+
+    A page shows what it can of other damaged files, but it must say what the run is and how it stands.
 
     Raises:
-        DamagedFile: one is not, of the run or of a point of the sweep.
+        DamagedFile: one of them cannot, of the run or of a point of the sweep.
     """
     for each in run_folders(folder):
         read_record(each)
@@ -67,4 +70,5 @@ def watch(folder: Path, seconds: float) -> int:
 
 
 def is_live(folder: Path) -> bool:
+    """Return whether a run in the folder is submitted or running."""
     return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in run_folders(folder))

@@ -1,4 +1,4 @@
-"""What a page is made of: sections, tables and text, figures in words, and charts as plotly.js takes them."""
+"""The parts of a page: sections, tables and text, figures in words, and charts as plotly.js takes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def number(value: Any) -> str:
-    """All digits of a whole number, four of another one."""
+    """Format a whole number with all its digits, another one with at least four; return a text as it is."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     found = figure(value)
@@ -30,7 +30,7 @@ def number(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """6.74B, 524k."""
+    """Format a figure in thousands, millions and so on: 6.74B, 524k."""
     found = figure(value)
     if found is None:
         return MISSING
@@ -41,6 +41,7 @@ def short(value: Any) -> str:
 
 
 def size(value: Any) -> str:
+    """Format a number of bytes: 12.55 GiB."""
     found = figure(value)
     if found is None:
         return MISSING
@@ -51,12 +52,13 @@ def size(value: Any) -> str:
 
 
 def share(part: Any, whole: Any) -> str:
-    """In per cent."""
+    """Format `part` as a percentage of `whole`."""
     above, below = figure(part), figure(whole)
     return MISSING if above is None or not below else f"{above / below:.1%}"
 
 
 def duration(seconds: Any) -> str:
+    """Format seconds in words: 5 s, 12 min, 3 h 05 min, 4 d 2 h."""
     found = figure(seconds)
     if found is None:
         return MISSING
@@ -70,12 +72,12 @@ def duration(seconds: Any) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Unix seconds as date and time of this machine."""
+    """Format unix seconds as date and time in the time zone of this machine."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
 def significant(value: float, digits: int = 5) -> float:
-    """Fewer digits: a page has many figures."""
+    """Round to `digits` significant digits: a page has many figures and must stay small."""
     return float(f"{value:.{digits}g}")
 
 
@@ -84,7 +86,8 @@ Figure = dict[str, Any]  # "data" and "layout", as plotly.js takes them; a colou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """
+    """The contents of a table.
+
     Attributes:
         rows: of as many cells as there are headings; the first cell names the row.
         links: a row's name -> where it leads.
@@ -99,9 +102,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """
+    """A drawing with its figures as a table.
+
     Attributes:
-        name: in the page's addresses; letters, digits and dashes.
+        name: its anchor in the page: letters, digits and dashes.
         summary: what the chart shows, in words, for those who do not see it.
         views: label -> figure; where there are several, the reader chooses, and the last one is shown first.
         table: the figures behind it.
@@ -128,7 +132,7 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Code:
-    """Text to read or copy as it is. is_folded: shown when it is asked for."""
+    """Text to read or copy as it is, hidden until the reader opens it if `is_folded`."""
 
     title: str
     text: str
@@ -137,7 +141,7 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """A sentence. is_warning: something is wrong."""
+    """A sentence, which says that something is wrong if `is_warning`."""
 
     text: str
     is_warning: bool = False
@@ -148,7 +152,7 @@ Block = Chart | Named | Code | Note
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """name: in the page's addresses."""
+    """A titled part of the page, with `name` as its anchor."""
 
     name: str
     title: str
@@ -157,12 +161,13 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """
+    """The contents of a whole page.
+
     Attributes:
         state: one word for what the run is doing: running, done, failed, ...
         lines: below the title.
         tiles: the figures to see first: what it is, value, and a remark.
-        is_live: the page will be written again; it offers to be loaded again.
+        is_live: the page will be written again, so it offers to reload itself.
     """
 
     title: str
@@ -175,17 +180,17 @@ class Page:
 
 COLOURS = tuple(f"--series-{number}" for number in range(1, 7))
 MUTED, WARNING = "--muted", "--warning"
-FEW_ROUNDS = 4  # whose marks have room for a word
-LONG_LINE = 60  # points beyond which each has no dot of its own
+FEW_ROUNDS = 4  # up to which a mark has room for a word
+LONG_LINE = 60  # points; a longer line is drawn without dots
 
 
 def plain(text: str) -> str:
-    """A user's words in a chart: plotly.js reads tags and entities in them."""
+    """Escape a user's words for a chart: plotly.js would read tags and entities in them."""
     return html.escape(text, quote=False)
 
 
 def by_round(rows: Sequence[Row], name: str) -> dict[int, list[Point]]:
-    """The series of each round by itself: the first point of one may have the tokens of the last one before."""
+    """Return a series for each round: its first point may have the same tokens as the last one of the round before."""
     parts: dict[int, list[Row]] = {}
     for row in rows:
         if name in row and (number := figure(row.get("round"))) is not None:
@@ -195,7 +200,7 @@ def by_round(rows: Sequence[Row], name: str) -> dict[int, list[Point]]:
 
 
 def line(name: str, parts: Mapping[int, Sequence[Point]] | Sequence[Point], colour: str, **more: Any) -> dict[str, Any]:
-    """A trace; parts are not joined."""
+    """Return the trace of a line, with a gap between its parts."""
     pieces = list(parts.values()) if isinstance(parts, Mapping) else [parts]
     whole = sum(len(piece) for piece in pieces)
     longest = max(16, LONGEST_SERIES // max(1, len(pieces)))
@@ -245,7 +250,7 @@ def bars(name: str, labels: Sequence[str], values: Sequence[float | None], colou
 
 
 def layer_axis(layers: int) -> dict[str, Any]:
-    """Whole numbers only."""
+    """Return an axis over layers, with whole numbers only."""
     return axis("layer", dtick=max(1, round(layers / 8)), tick0=0)
 
 
@@ -254,15 +259,16 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def over_tokens(data: list[dict[str, Any]], y_title: str, marks: Figure, **y_axis: Any) -> Figure:
-    """marks: of `round_marks`."""
+    """Return a figure over the tokens of recovery, with marks from `round_marks`."""
     layout = {"xaxis": axis("tokens of recovery", rangemode="tozero"), "yaxis": axis(y_title, **y_axis), **marks}
     return {"data": data, "layout": layout}
 
 
 def round_marks(rows: Sequence[Row], starts: Sequence[Any]) -> Figure:
-    """Parts of a layout: where rounds begin, and where the run was started again.
+    """Return the parts of a layout that mark where rounds begin and where the run was restarted.
 
-    starts: unix seconds of every start of the run, the first one included.
+    Args:
+        starts: unix seconds of every start of the run, the first one included.
     """
     begun: dict[int, float] = {}
     for row in rows:
@@ -279,7 +285,7 @@ def round_marks(rows: Sequence[Row], starts: Sequence[Any]) -> Figure:
 def _mark(tokens: float, text: str, colour: str, dash: str, side: str) -> tuple[Figure, Figure]:
     shape = {"type": "line", "x0": tokens, "x1": tokens, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
     label = {"x": tokens, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": side, "text": text}
-    label |= {"yshift": 12} if side == "right" else {}  # restarts above rounds, whose words would be touched
+    label |= {"yshift": 12} if side == "right" else {}  # restarts stand above rounds, or their words would overlap
     return (
         shape | {"line": {"color": colour, "width": 1, "dash": dash}},
         label | {"showarrow": False, "font": {"color": colour, "size": 11}},

@@ -1,4 +1,4 @@
-"""report.html while the run goes on, and as it ended. No failure of it ends the run."""
+"""Writes report.html while the run goes on, and at its end. No failure of it ends the run."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class PageKeeper:
     """Writes the page of a run, and that of the sweep that it is a point of.
 
     Args:
-        folder: of the run.
-        is_point: of a sweep, whose folder is the one above.
-        variant_of: the folder of the run that it is a variant of, whose page lists it.
-        seconds: between two pages at least; 0: only at the end.
+        folder: that of the run.
+        is_point: whether the run is a point of a sweep, whose folder is the one above.
+        variant_of: the folder of the run that this one is a variant of, whose page lists it.
+        seconds: least time between two pages; 0: only at the end.
     """
 
     def __init__(self, folder: Path, *, is_point: bool, seconds: float, variant_of: Path | None = None) -> None:
         self._folder, self._is_point, self._seconds = folder, is_point, seconds
         self._variant_of = variant_of
         self._due = -math.inf if seconds > 0 else math.inf
-        self._writing = threading.Lock()  # the watchdog tells the end from a thread of its own
+        self._writing = threading.Lock()  # the watchdog calls `finish` from its own thread
         self._has_ended = False
         self._told: set[str] = set()
 
     def write_if_due(self) -> None:
-        """Write the pages while the run goes on; the next ones later where these took long."""
+        """Write the pages of a run that goes on, if they are due; the longer they take, the later the next ones."""
         begin = time.monotonic()
         if begin < self._due:
             return
         with self._writing:
-            if not self._has_ended:  # what is read now must not come last
+            if not self._has_ended:  # this page, read earlier, must not replace the last one
                 self._write([self._folder], patience_seconds=0)
         end = time.monotonic()
         self._due = end + max(self._seconds, (end - begin) / LARGEST_SHARE)
@@ -69,8 +69,8 @@ class PageKeeper:
                 write()
             except Exception as error:  # noqa: BLE001 - the page is not the run
                 if isinstance(error, TimeoutError) and not self._has_ended:
-                    continue  # another point is writing it, and knows nearly as much
+                    continue  # another point is writing it from nearly the same files
                 message = f"{folder / REPORT} cannot be written: {one_line(error)}"
-                if message not in self._told:  # the next time may go better: a file system that did not answer, say
+                if message not in self._told:  # the next try may succeed, once a file system answers again
                     logger.warning(message)
                 self._told.add(message)

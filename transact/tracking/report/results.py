@@ -21,8 +21,8 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 from transact.tracking.result_table import COUNTS
 
-PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the one that stands for a task
-NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # how names of metrics end where less is better
+PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the first of these is a task's score
+NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # endings of metric names where less is better
 
 
 def evaluation_section(run: RunFiles) -> Section | None:
@@ -39,12 +39,12 @@ def evaluation_section(run: RunFiles) -> Section | None:
 
 
 def sides(run: RunFiles) -> tuple[Values, Values]:
-    """ "texts" and "tasks" of the parent and of the pruned model."""
+    """Return "texts" and "tasks" of the parent and of the pruned model."""
     return values_in(run.compared, "dense"), values_in(run.compared, "pruned")
 
 
 def task_score(metrics: Values) -> tuple[str, float] | None:
-    """The metric that stands for a task, and its value: a share of 1, so that tasks can be averaged."""
+    """Return the metric that is the score of a task, and its value: between 0 and 1, so that tasks can be averaged."""
     for name in (*PREFERRED, *(each for each in metrics if each not in COUNTS and not each.endswith(NO_SCORES))):
         value = figure(metrics.get(name))
         if value is not None and 0 <= value <= 1:
@@ -53,7 +53,7 @@ def task_score(metrics: Values) -> tuple[str, float] | None:
 
 
 def mean_score(side: Values) -> float | None:
-    """The mean over all tasks that have a score; one that measures perplexity has none."""
+    """Return the mean over all tasks that have a score; one that measures perplexity has none."""
     tasks = values_in(side, "tasks")
     scores = [found[1] for name in tasks if (found := task_score(values_in(tasks, name))) is not None]
     return sum(scores) / len(scores) if scores else None
@@ -147,13 +147,13 @@ def latency_rows(efficiency: Values) -> list[Values]:
 
 
 def decode_seconds(efficiency: Values, role: str = PRUNED) -> float | None:
-    """Of one step, in the first setting: the one for which there was time if there was any."""
+    """Return the seconds of one decoding step in the first setting that was measured, or None where there is none."""
     rows = latency_rows(efficiency)
     return _seconds(rows[0], role, "decode", _clock(efficiency)) if rows else None
 
 
 def decode_setting(efficiency: Values) -> str | None:
-    """What `decode_seconds` was measured with."""
+    """Return the setting in which `decode_seconds` was measured."""
     rows = latency_rows(efficiency)
     return _setting(rows[0]) if rows else None
 
@@ -185,7 +185,7 @@ def _conditions(efficiency: Values, rows: list[Values]) -> str:
 
 
 def _speed_ups(rows: list[Values]) -> Chart:
-    """What was reached beside what the removed FLOPs and bytes allow."""
+    """Return a chart of the measured speed-ups beside those that the removed FLOPs and bytes allow."""
     labels = [f"{phase}, {_setting(row)}" if len(rows) > 1 else phase for row in rows for phase in PHASES]
     entries = [values_in(row, "speed_ups", PRUNED, phase) for row in rows for phase in PHASES]
     wanted = {"speed_up": "measured", "allowed": "allowed by the cut"}
@@ -227,7 +227,7 @@ def _latencies(rows: list[Values], efficiency: Values) -> Table:
 
 
 def _work(rows: list[Values]) -> Table:
-    """What dimensions alone say."""
+    """Return the table of FLOPs and bytes read, which follow from the dimensions alone."""
     cells = []
     for row in rows:
         for role in (PARENT, PRUNED):

@@ -24,7 +24,7 @@ from transact.tracking.report.drawing import (
 )
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 
-LARGEST_LOSS = 700.0  # nats whose exponential is a float
+LARGEST_LOSS = 700.0  # nats; the exponential of more could overflow a float
 DIMENSIONS = {
     "head_dim": "head_dim",
     "num_attention_heads": "query heads",
@@ -34,10 +34,10 @@ DIMENSIONS = {
 
 
 def models(run: RunFiles) -> list[tuple[str, Values]]:
-    """The parent and the model after every round whose selection is made so far: name and what is known of it.
+    """Return the name and known figures of the parent and of the model after every round with a finished selection.
 
-    Beside dimensions: "parameters", "kv_bytes_per_token", "sliced", "recovered" and "perplexity": that of the model
-    which the round ends with, sliced only where there is no recovery.
+    The figures are dimensions, "parameters", "kv_bytes_per_token", the perplexities "sliced" and "recovered", and
+    "perplexity": that of the model at the end of the round, which is only sliced where there is no recovery.
     """
     parent = values_in(run.dense, "geometry") or next((values_in(each.selection, "source") for each in run.rounds), {})
     dense = run.dense.get("perplexity")
@@ -77,7 +77,7 @@ def rounds_section(run: RunFiles) -> Section | None:
 
 
 def _splits(split: Values) -> Named | None:
-    """Every way to share the cut between attention and MLP that was measured."""
+    """Return the table of all measured ways to share the cut between attention and MLP."""
     candidates = split.get("candidates")
     rows: list[list[str]] = []
     for each in candidates if isinstance(candidates, list) else []:
@@ -175,7 +175,7 @@ def _perplexities(found: list[tuple[str, Values]]) -> Chart | None:
 
 
 def _ticks(labels: list[str]) -> list[str]:
-    """Short ones, for a phone: parent, 1, 2 and so on."""
+    """Return short labels, for a phone: parent, 1, 2 and so on."""
     return [label.removeprefix("round ") for label in labels]
 
 
@@ -196,7 +196,7 @@ def variants_section(run: RunFiles) -> Section | None:
 
 
 def _changed(run: RunFiles, variant: RunFiles) -> list[str]:
-    """Settings of recovery in which they differ."""
+    """Return the settings of recovery in which the variant differs from the run."""
     before, after = _recover(run), _recover(variant)
     return [name for name in after if before.get(name) != after[name]]
 

@@ -1,4 +1,4 @@
-"""What a run has left in its folder so far. Any file may be missing, half-written, or of another version."""
+"""The files of a run as they are so far. Any of them may be missing, half-written, or of another version."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ActivationMap:
-    """One kind of channels.
+    """The norms of one kind of channels, and which of these are kept.
 
     Attributes:
         norms: (layers, channels) root of the mean square over tokens.
@@ -46,7 +46,7 @@ class ActivationMap:
     kept: Array | None
 
     def kept_energy(self) -> Array | None:
-        """(layers,) share of the squares that is in kept channels; 1 for a layer without any."""
+        """Return the share of the squares that is in kept channels, (layers,); 1 for a layer without any."""
         if self.kept is None:
             return None
         squares = np.square(self.norms)
@@ -55,15 +55,18 @@ class ActivationMap:
         return np.where(total > 0, kept / np.where(total > 0, total, 1), 1.0)
 
     def redundancy(self) -> Array:
-        """(layers,) 1 - participation ratio / channels: 0 where all channels carry the same energy, near 1 where few
-        carry all. The participation ratio is (sum of squares)^2 / (sum of fourth powers)."""
+        """Return 1 - participation ratio / channels, (layers,).
+
+        0 where all channels carry the same energy, near 1 where few carry all. The participation ratio is
+        (sum of squares)^2 / (sum of fourth powers).
+        """
         squares = np.square(self.norms)
         fourth = np.square(squares).sum(axis=1)
         participating = np.square(squares.sum(axis=1)) / np.where(fourth > 0, fourth, 1)
         return 1 - participating / squares.shape[1]
 
     def binned(self, columns: int) -> tuple[Array, Array | None]:
-        """Norms and share of kept channels, (layers, at most `columns`): neighbours share a column."""
+        """Return norms and share of kept channels, (layers, at most `columns`): neighbours share a column."""
         channels = self.norms.shape[1]
         size = -(-channels // columns)
         starts = np.arange(0, channels, size)
@@ -74,7 +77,7 @@ class ActivationMap:
 
 
 def read_activation_maps(path: Path) -> dict[str, ActivationMap]:
-    """By kind; empty where the file is not there, or not (yet) readable."""
+    """Return the maps by kind; none where the file is missing or not (yet) readable."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError):
@@ -101,7 +104,7 @@ LONGEST_SERIES = 1200  # points that a chart draws; a screen has no more
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every line that is a JSON object, oldest first. A missing file has none; what is torn or alien is left out."""
+    """Return every line that is a JSON object, oldest first, and skip all others; a missing file has none."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
@@ -118,15 +121,17 @@ def _row(line: bytes) -> Row | None:
 
 
 def figure(value: Any) -> float | None:
-    """A finite number; None for everything else."""
+    """Return a finite number as a float, and None for everything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def series(rows: Iterable[Row], name: str) -> list[Point]:
-    """(tokens, value) of a metric, in order of the tokens. Of rows with the same tokens, which a repeated step leaves,
-    the last counts."""
+    """Return (tokens, value) of a metric, in order of the tokens.
+
+    Of rows with the same tokens, which a repeated step leaves, the last counts.
+    """
     found: dict[float, float] = {}
     for row in rows:
         place, value = figure(row.get("tokens")), figure(row.get(name))
@@ -136,17 +141,17 @@ def series(rows: Iterable[Row], name: str) -> list[Point]:
 
 
 def names_below(rows: Iterable[Row], prefix: str) -> list[str]:
-    """The metrics of a group, as "mem/" or "calibrate/", in the order in which they came."""
+    """Return the metrics of a group, such as "mem/" or "calibrate/", in order of their first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
 
 
 def broken(rows: Iterable[Row], *names: str) -> int:
-    """How many rows have one of these metrics, and it is infinite or not a number."""
+    """Count the rows in which one of these metrics is infinite or not a number."""
     return sum(any(row.get(name) in NON_FINITE for name in names) for row in rows)
 
 
 def thinned(points: Sequence[Point], longest: int = LONGEST_SERIES) -> list[Point]:
-    """At most about `longest` points: of every stretch the lowest and the highest, so that no spike is lost."""
+    """Return at most about `longest` points: of every stretch the lowest and the highest, so that no spike is lost."""
     if len(points) <= longest:
         return list(points)
     size = math.ceil(2 * len(points) / longest)
@@ -160,14 +165,14 @@ def thinned(points: Sequence[Point], longest: int = LONGEST_SERIES) -> list[Poin
 
 
 def even_sample(points: Sequence[Any], longest: int) -> list[Any]:
-    """At most `longest` of them, evenly spread, the first and the last among them."""
+    """Return at most `longest` of the points, evenly spread, the first and the last among them."""
     if len(points) <= longest:
         return list(points)
     return [points[round(turn * (len(points) - 1) / (longest - 1))] for turn in range(longest)]
 
 
 def tokens_at(rows: Iterable[Row], time: float) -> float:
-    """The tokens that had been trained on at a moment (unix seconds), by what is left in the log."""
+    """Return the tokens trained on up to a moment (unix seconds), according to what is left in the log."""
     before = (row for row in rows if (figure(row.get("time")) or math.inf) <= time)
     return max((figure(row.get("tokens")) or 0.0 for row in before), default=0.0)
 
@@ -181,7 +186,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundFiles:
-    """One turn of the chain.
+    """The files of one round.
 
     Attributes:
         selection, evaluation: as in selection.json and evaluation.json; empty where they are not there yet.
@@ -196,7 +201,7 @@ class RoundFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """A run folder.
+    """The contents of a run folder.
 
     Attributes:
         record, result: of run.json and result.json.
@@ -224,12 +229,12 @@ class RunFiles:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Of metrics.jsonl, read when they are first asked for: the page of a sweep needs none of them."""
+        """The rows of metrics.jsonl, read at first use: the page of a sweep needs none of them."""
         return read_rows(self.path / METRICS)
 
     @property
     def parent_name(self) -> str:
-        """The hub's id, or the last part of a folder's path; empty where there is no parent."""
+        """The Hub id, or the last part of a folder's path; empty where there is no parent."""
         path = str(values_in(self.config, "model").get("path") or "")
         return path if HUB_ID.fullmatch(path) else Path(path).name
 
@@ -243,7 +248,7 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Never fails for what is in the folder."""
+    """Read a run folder; nothing that is in it makes this fail."""
     config_text = _text(path / CONFIG)
     compared = read_values(path / "comparison.json")
     return RunFiles(
@@ -263,7 +268,7 @@ def read_run(path: Path) -> RunFiles:
 
 
 def _rounds(path: Path) -> Iterator[RoundFiles]:
-    """Those that have begun."""
+    """Yield the rounds that have begun."""
     for number in itertools.count(1):
         if not (path / round_name(number)).is_dir():
             return
@@ -277,7 +282,7 @@ def _rounds(path: Path) -> Iterator[RoundFiles]:
 
 
 def read_values(path: Path) -> Values:
-    """A JSON object; empty where there is none."""
+    """Read a JSON object; return an empty one where there is none."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -286,7 +291,7 @@ def read_values(path: Path) -> Values:
 
 
 def values_in(values: Values, *names: str) -> Values:
-    """The dictionary that is so deep inside; empty where there is none."""
+    """Return the dictionary nested under these names; empty where there is none."""
     for name in names:
         inside = values.get(name)
         values = inside if isinstance(inside, dict) else {}
@@ -303,7 +308,7 @@ def _text(path: Path) -> str:
 def _yaml(text: str) -> Values:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: of a date that there is not
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -1,4 +1,4 @@
-"""The page of one run, from what its folder holds."""
+"""The page of one run, made from the files in its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from transact.tracking.report.rounds import models, rounds_section, variants_sec
 from transact.tracking.report.run_files import LIVE_STATES, Row, RunFiles, Values, figure, values_in
 from transact.tracking.report.training import latest_speed, speed_section, training_section
 
-SILENT_SECONDS = 900.0  # without a sign of life, after which a run that calls itself running is doubted
+SILENT_SECONDS = 900.0  # without a change of its files, after which a running run may have been killed
 MOST_ALERTS = 100
 
 
@@ -115,13 +115,13 @@ def _perplexity_tile(found: Sequence[tuple[str, Values]]) -> tuple[str, str, str
 
 
 def _tokens(run: RunFiles) -> tuple[float | None, float | None]:
-    """Done, and asked for."""
+    """Return the tokens trained on so far, and those that were asked for."""
     done = [value for row in run.rows if (value := figure(row.get("tokens"))) is not None]
     return max(done, default=None), figure(values_in(run.config, "recover").get("tokens"))
 
 
 def _alerts(rows: Sequence[Row]) -> Section | None:
-    """Lines of metrics.jsonl that say what went wrong, in words."""
+    """Return the table of alerts: lines of metrics.jsonl that say in words what went wrong."""
     found = [row for row in rows if any(name == "alert" or name.startswith("alert/") for name in row)]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""The page of a sweep: its points, and what each keeps against what it costs."""
+"""The page of a sweep: its points, and the quality of each against its cost."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ FRACTION = "prune.remove_fraction"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPoint:
-    """One model of the trade-off. None where it is not known, or not yet.
+    """One model of the trade-off; a value is None where it is not known, or not yet.
 
     Attributes:
         folder: its name below the sweep's folder.
         label: the settings in which it differs, without the fraction to remove.
-        has_page: its own report.html is there.
+        has_page: whether its own report.html exists.
         score: the mean over all tasks.
         decode_seconds: of one step, in `decode_setting`.
         dimensions: those that can be cut, by name.
@@ -66,7 +66,13 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFiles:
-    """parent: the dense model, measured in the points; parent_name: what it is called. command: of the whole sweep."""
+    """The points of a sweep and their parent.
+
+    Attributes:
+        parent: the dense model, measured in the points.
+        parent_name: its Hub id or the name of its folder.
+        command: that of the whole sweep.
+    """
 
     name: str
     points: list[SweepPoint]
@@ -77,7 +83,7 @@ class SweepFiles:
 
 
 def read_sweep(sweep: Path) -> SweepFiles:
-    """Never fails for what is in the folders."""
+    """Read the folders of a sweep; nothing that is in them makes this fail."""
     runs = [read_run(path) for path in point_folders(sweep)]
     points = [_point(run) for run in runs]
     parents = [_parent(run) for run in runs if run.dense]
@@ -109,7 +115,7 @@ def _point(run: RunFiles) -> SweepPoint:
         has_page=(run.path / REPORT).is_file(),
         parameters=figure(last.get("parameters")),
         kv_bytes=figure(last.get("kv_bytes_per_token")),
-        # Of a run that goes on, a middle round's would stand at the wrong place.
+        # While a run goes on, this is the perplexity of a middle round, which would stand at the wrong place.
         perplexity=figure(last.get("perplexity")) if is_over else None,
         score=mean_score(sides(run)[1]),
         decode_seconds=decode_seconds(run.efficiency),
@@ -137,7 +143,7 @@ def _parent(run: RunFiles) -> SweepPoint:
 
 
 def label_of(folder: str) -> str:
-    """What tells one line of the trade-off from another: all settings but the fraction to remove."""
+    """Return all settings but the fraction to remove: they tell one line of the trade-off from another."""
     return ", ".join(each for each in point_settings(folder) if not each.startswith(f"{FRACTION}="))
 
 
@@ -249,7 +255,7 @@ def _standing(point: SweepPoint) -> str:
 
 
 def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
-    """A line for each setting besides the fraction that is removed, and the parent."""
+    """Return a chart with the parent and a line for each setting besides the fraction that is removed."""
     (y_title, worth), (x_title, price) = QUALITIES[quality], COSTS[cost]
     groups: dict[str, list[tuple[float, float, str]]] = {}
     for point in sweep.points:

@@ -116,7 +116,7 @@ def _steps(rows: Sequence[Row], marks: Figure) -> list[Chart]:
 def line_chart(
     name: str, title: str, y_title: str, named: Mapping[str, Parts], marks: Figure, **y_axis: Any
 ) -> Chart | None:
-    """Lines over tokens, one a name, each in parts a round. None where there is no point at all."""
+    """Return a chart of lines over tokens, one a name, with a part for each round; None without any point."""
     named = {label: parts for label, parts in named.items() if parts}
     if not named:
         return None
@@ -152,7 +152,7 @@ def _table(named: Mapping[str, Parts]) -> Table:
 
 FIGURES = {
     "perf/tokens_per_s": "tokens/s",
-    "perf/tokens_per_s_per_gpu": "tokens/s per rank",  # of which each has one GPU, if any
+    "perf/tokens_per_s_per_gpu": "tokens/s per rank",  # a rank has one GPU, if any
     "perf/mfu": "MFU",
     "perf/step_s": "step, seconds",
     "perf/data_s": "of it waiting for data, seconds",
@@ -187,7 +187,7 @@ def _stages_table(rows: Sequence[Row]) -> Table:
 
 
 def _memory(rows: Sequence[Row], marks: Figure) -> Chart | None:
-    """Whatever is recorded below mem/, in GiB."""
+    """Return a chart of everything that is recorded below mem/, in GiB."""
     named = {
         name.removeprefix("mem/").removesuffix("_gib").replace("_", " "): by_round(rows, name)
         for name in names_below(rows, "mem/")
@@ -218,5 +218,6 @@ def _stages(stages: Values) -> Chart | None:
 
 
 def latest_speed(rows: Sequence[Row]) -> str:
+    """Return the median tokens/s of the last 20 records; empty where there are none."""
     values = [value for row in rows if (value := figure(row.get("perf/tokens_per_s"))) is not None]
     return short(median(values[-20:])) if values else ""

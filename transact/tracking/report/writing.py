@@ -1,4 +1,4 @@
-"""report.html in the folder that it tells of: one file that asks nobody for anything."""
+"""Writes report.html into the folder that it describes: one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCRIPT, STYLE = ASSETS / "report" / "page.js", ASSETS / "report" / "page.css"
 
 
 def render(page: Page) -> str:
-    """The whole file. Only the two scripts that are in it may run, and nothing may be loaded."""
+    """Return the whole file. Only the two scripts that are in it may run, and nothing may be loaded."""
     scripts = [path.read_text(encoding="utf-8") for path in (PLOTLY, SCRIPT)]
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src 'unsafe-inline'; img-src data:; "
@@ -134,7 +134,7 @@ def _chart(chart: Chart) -> str:
 
 
 def _json(value: Any) -> str:
-    """Inside a script element, which a `<` in a user's words could end."""
+    """Encode JSON for the inside of a script element, which a `<` in a user's words could end."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -153,7 +153,7 @@ def _table(table: Table, label: str) -> str:
 
 
 def _is_text(cells: Sequence[str]) -> bool:
-    """Numbers stand to the right."""
+    """Return whether a column holds text: numbers are aligned to the right."""
     return any(cell and not NUMBER.match(cell) for cell in cells)
 
 
@@ -168,12 +168,12 @@ def _row(row: Sequence[str], columns: Sequence[bool], links: dict[str, str]) -> 
     return f'<tr><th scope="row">{shown}</th>{"".join(rest)}</tr>'
 
 
-LOCK = "report.lock"  # of a sweep, whose points write the same page
+LOCK = "report.lock"  # in the folder of a sweep, whose points write the same page
 POLL_SECONDS = 0.05
 
 
 def write_run_page(folder: Path) -> Path:
-    """Returns the page's path.
+    """Write the page of a run and return its path.
 
     Raises:
         OSError: it cannot be written.
@@ -182,10 +182,10 @@ def write_run_page(folder: Path) -> Path:
 
 
 def write_sweep_page(folder: Path, patience_seconds: float = math.inf) -> Path:
-    """One writer at a time, each reads what is there then: the last one knows all.
+    """Write the page of a sweep, one writer at a time. Each reads the files then, so the last page has everything.
 
     Raises:
-        TimeoutError: others were writing it for that long.
+        TimeoutError: others were writing it for `patience_seconds`.
         OSError: it cannot be written.
     """
     deadline = time.monotonic() + patience_seconds
@@ -199,7 +199,7 @@ def write_sweep_page(folder: Path, patience_seconds: float = math.inf) -> Path:
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """The page of a run after those of its variants; or that of a sweep, after those of its points.
+    """Write the page of a run after those of its variants, or that of a sweep after those of its points.
 
     Raises:
         ValueError: the folder holds neither.
@@ -211,7 +211,7 @@ def write_pages(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Under a name of this thread's own first: a run, and who watches it, may write the same page at once."""
+    """Write under a temporary name of this thread: a run and `transact report` may write the same page at once."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY_SUFFIX}")
     try:
         temporary.write_text(text, encoding="utf-8")
