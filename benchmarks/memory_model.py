@@ -104,14 +104,14 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def measure(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
+def measure(case: Case, folder: Path, group: ProcessGroup, repetitions: int = REPETITIONS) -> dict[str, Any]:
     """Measure the bytes that a rank allocates at its peak, and return them beside the estimate (collective)."""
     model, config = folder / case.size, case.config()
     if not (model / "config.json").is_file():
         write_random_model(model, architecture(case.size), group)
     tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
     # What gloo's threads still hold varies by chance: the smallest measurement counts.
-    measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(REPETITIONS))
+    measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(repetitions))
     geometry = geometry_of(model)
     estimate = estimate_memory(geometry, config, group.world_size, case.stage, parent=geometry)
     error = estimate.total() / measured - 1

@@ -23,7 +23,7 @@ from tests.support.runs import assert_same_export, recovery_steps
 from tests.support.slurm import Slurm, wait_for
 from transact.files import read_json
 
-STEPS = 240  # a quick machine needs some seconds for them, in which there is something to be done
+STEPS = 120  # a quick machine needs some seconds for them, in which there is something to be done
 LONG = f"recover.tokens={STEPS * TOKENS_PER_STEP}"
 
 

@@ -74,18 +74,17 @@ def test_logarithmic_axes_are_readable_at_any_width(browser: Any, tmp_path: Path
         run = MadeUpRun(lowest=lowest, growth=growth, steps=4, fraction=fraction, geometry=SMALL, rounds=3, done=3)
         write_run(tmp_path / "sweep" / f"prune.remove_fraction={fraction}", run)
     *runs, sweep = write_pages(tmp_path / "sweep")
-    for page in (runs[-1], sweep):
-        for width in (320, 1280):
-            with opened(browser, page, width=width) as watched:
-                found = watched.page.evaluate(TICKS)
-            assert {each["chart"] for each in found} >= ({"perplexity-kv"} if page == sweep else {"perplexity"})
-            for each in found:
-                words = [tick["words"] for tick in each["ticks"]]
-                values = [float(word.replace(",", "")) for word in words]
-                assert len(values) >= 2, (each, width)
-                assert {f"{value:.4e}"[:6] for value in values} <= {"1.0000", "2.0000", "5.0000"}, (each, width)
-                boxes = sorted((tick["top"], tick["bottom"]) for tick in each["ticks"])
-                assert all(first[1] <= second[0] + 1 for first, second in pairwise(boxes)), (each, width)
+    for page, width in ((runs[-1], 320), (runs[-1], 1280), (sweep, 320)):
+        with opened(browser, page, width=width) as watched:
+            found = watched.page.evaluate(TICKS)
+        assert {each["chart"] for each in found} >= ({"perplexity-kv"} if page == sweep else {"perplexity"})
+        for each in found:
+            words = [tick["words"] for tick in each["ticks"]]
+            values = [float(word.replace(",", "")) for word in words]
+            assert len(values) >= 2, (each, width)
+            assert {f"{value:.4e}"[:6] for value in values} <= {"1.0000", "2.0000", "5.0000"}, (each, width)
+            boxes = sorted((tick["top"], tick["bottom"]) for tick in each["ticks"])
+            assert all(first[1] <= second[0] + 1 for first, second in pairwise(boxes)), (each, width)
 
 
 def test_a_large_run_fits(pages: dict[str, Path]) -> None:
