@@ -6,6 +6,7 @@ data stand beside what raises them, and derive from those here.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DONE = 0
 FAILED = 1  # the work failed or was stopped; the same command goes on from the last finished stage
@@ -133,6 +134,16 @@ def refuse(reason: object, *, always: bool = False) -> int:
     if always or speaks():
         say_error(reason)
     return REFUSED
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's arguments that refuses wrong ones in one line, without its usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(refuse(f"{message}; see {self.prog} --help"))
 
 
 def fail(reason: object) -> int:

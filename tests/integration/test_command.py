@@ -50,6 +50,22 @@ def test_another_word_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["status"], "the following arguments are required: folder"),
+        (["report", "x", "--second=1"], "unrecognized arguments: --second=1"),
+        (["efficiency", "x", "--turns", "many"], "argument --turns: invalid int value: 'many'"),
+        (["dashboard", "pull"], "argument action: invalid choice: 'pull'"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(words: list[str], reason: str) -> None:
+    ended = shell("transact", *words)
+    assert (ended.returncode, ended.stdout) == (REFUSED, "")
+    assert ended.stderr.startswith(f"error: {reason}")
+    assert ended.stderr.endswith(f"; see transact {words[0]} --help\n") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("line", "words", "answer"),
     [
         ("transact re", 1, "report"),

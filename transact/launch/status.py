@@ -5,7 +5,6 @@ python -m transact status FOLDER_OR_SWEEP
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from transact.config.pruning import VARIANTS
 from transact.distributed.file_lock import is_known_free
 from transact.distributed.slurm import ENDED, SlurmError, job_states
-from transact.errors import DONE, one_line, printable, refuse, remedy
+from transact.errors import DONE, Parser, one_line, printable, refuse, remedy
 from transact.rounds import Stage
 from transact.runs.metrics import read_metrics
 from transact.runs.run_folder import run_folders
@@ -210,9 +209,7 @@ def _cells(status: Status) -> tuple[str, ...]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="transact status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="transact status", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
     given = parser.parse_args()
     try:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transact.config.inputs import DTYPES
 from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
 from transact.config.setting import check_values, require_choice
-from transact.errors import DONE, REFUSED, refuse
+from transact.errors import DONE, Parser, refuse
 from transact.files import write_json
 from transact.models.folder import dtype_of
 
@@ -121,16 +120,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 PATIENT_MINUTES = 1e6  # the user at the command line can end it with Ctrl-C
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses a wrong command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
-        sys.exit(REFUSED)
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="transact efficiency", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="transact efficiency", description=__doc__)
     parser.add_argument("folder", type=Path, help="an exported model, or any folder of a supported family")
     parser.add_argument("--against", type=Path, metavar="PARENT", help="the model to compare it with")
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="lengths; single ones below win over it")

@@ -5,20 +5,17 @@ python -m transact dashboard push --entity ENTITY --project PROJECT
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 
-from transact.errors import DONE, fail, one_line, refuse
+from transact.errors import DONE, Parser, fail, one_line, refuse
 from transact.tracking.dashboard.definitions import RUNS, SWEEPS
 from transact.tracking.wandb_run import has_api_key
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="transact dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="transact dashboard", description=__doc__)
     parser.add_argument("action", choices=("push", "show"), help="push: to the server; show: print what they show")
     parser.add_argument("--entity", default="", help="your user or team at W&B; needed to make new ones")
     parser.add_argument("--project", default="transact", help="as in track.project (default: transact)")

@@ -5,13 +5,12 @@ python -m transact report FOLDER [--watch]
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from transact.config.setting import require
-from transact.errors import DONE, fail, refuse
+from transact.errors import DONE, Parser, fail, refuse
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import RECORD, read_config, read_record
 from transact.tracking.report.run_files import LIVE_STATES, read_values
@@ -22,9 +21,7 @@ SECONDS = 30.0
 
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="transact report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="transact report", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
     parser.add_argument("--watch", action="store_true", help="write it again and again, until all runs have ended")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"between two times (default: {SECONDS:g})")
