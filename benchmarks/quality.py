@@ -35,7 +35,7 @@ from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
-from transact.runs.run_folder import package_versions
+from transact.runs.software import package_versions
 from transact.stages.chain import Prepared, cut_round, prepare, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job

@@ -29,7 +29,8 @@ from transact.distributed.process import ProcessGroup
 from transact.files import write_json
 from transact.geometry import Geometry
 from transact.rounds import outline, reserved_sequences
-from transact.runs.run_folder import RunFolder, package_versions
+from transact.runs.run_folder import RunFolder
+from transact.runs.software import package_versions
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 from transact.tracking.tracker import Tracker

@@ -17,8 +17,8 @@ from transact.errors import DONE, FAILED, fail, refuse
 from transact.files import write_json
 from transact.launch.executors import log_path, submit_to_slurm
 from transact.launch.following import follow
-from transact.runs.run_folder import COPIED_REVISION, git_revision
 from transact.runs.run_record import JOB_RECORD, LAYOUT, claim_run, read_config, read_record
+from transact.runs.software import COPIED_REVISION, git_revision
 from transact.stages.preflight import check
 from transact.tracking.view import Lines
 

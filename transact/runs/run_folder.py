@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import secrets
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,10 +16,9 @@ from transact.config.pruning import VARIANTS
 from transact.errors import RankFailed
 from transact.files import TEMPORARY_SUFFIX, file_digest, temporary_name, write_json
 from transact.runs.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
+from transact.runs.software import git_revision, package_versions
 from transact.runs.verdict import end_attempt, ended_otherwise
 
-COPIED_REVISION = Path(__file__).resolve().parents[1] / "REVISION"  # in the copy of the code that a cluster job runs
-PACKAGES = ("transact", "torch", "transformers", "deepspeed", "datasets", "hydra-core", "wandb", "submitit")
 # Names of the files that a run writes into each kind of folder; other files in it are somebody else's, and stay. After
 # a killed attempt nothing but the name tells them apart.
 _MODEL = (
@@ -44,27 +40,6 @@ OWN_TEMPORARY = re.compile(
 )
 CHECKPOINTS = "checkpoints"
 OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
-
-
-def package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def git_revision() -> str | None:
-    """Return the revision of the checkout that this code runs or was copied from; None in an installed package."""
-    if COPIED_REVISION.is_file():
-        return COPIED_REVISION.read_text(encoding="utf-8").strip() or None
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def is_run(folder: Path) -> bool:
