@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from tests.distributed.test_engine import CONFIGURATIONS, each_engine, some_tokens, weights_of
+from tests.support.apart import anonymous_growth, in_a_file
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
+from transact.engine.sharded_state import KINDS, Fragment
+from transact.models.shard_writer import WRITE_BUFFER_BYTES
 
 STEPS, SAVED_AFTER = 6, 3
 
@@ -166,3 +169,43 @@ def test_damage_is_named(saved: tuple[Path, dict[Any, Any]]) -> None:
         assert run_on_ranks(2, damaged, checkpoint) == ["manifest.json is not as it was written"] * 2
     manifest.write_text(intact)
     assert run_on_ranks(2, damaged, checkpoint) == [None, None]
+
+
+ELEMENTS = 50_000_000  # of each of weight and moments: 600 MB together
+
+
+class OnADevice:
+    """What `save_training` asks of an engine: fragments on a device, here a stand-in for one."""
+
+    is_replicated = False
+    adam_steps = 7
+
+    def __init__(self, folder: Path) -> None:
+        self._kinds = {kind: in_a_file(folder / kind, ELEMENTS) for kind in KINDS}
+
+    def fragments(self) -> dict[str, Fragment]:
+        return {"embedding": Fragment(start=0, **self._kinds)}
+
+
+def growth_of_a_save(folder: Path) -> tuple[int, bool]:
+    """How far the process's own memory rises while a checkpoint is written, and whether it holds what it should."""
+    from transact.distributed.process import process_group
+    from transact.engine.training_checkpoints import damage, open_ranges, save_training
+
+    with process_group("cpu", 5) as group:
+        engine: Any = OnADevice(folder)
+        checkpoint = folder / "checkpoint"
+        with anonymous_growth() as risen:
+            save_training(engine, checkpoint, group, best=None, position={"step": 1})
+            growth = risen()
+        same = damage(checkpoint, group) is None
+        with open_ranges([checkpoint / "state-00000-of-00001.safetensors"]) as ranges:
+            for kind, tensor in engine._kinds.items():
+                same &= torch.equal(ranges.read("embedding", kind, 0, ELEMENTS), tensor.inner)
+        return growth, same
+
+
+def test_a_save_needs_a_buffer_and_not_the_state_again(tmp_path: Path) -> None:
+    ((growth, same),) = run_on_ranks(1, growth_of_a_save, tmp_path)
+    assert same
+    assert WRITE_BUFFER_BYTES / 2 < growth < 150e6

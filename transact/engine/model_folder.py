@@ -15,7 +15,8 @@ from transact.files import fresh_temporary_folder, publish, read_json, temporary
 from transact.models.families import family_of
 from transact.models.llama import layer_of
 from transact.models.model_files import COMPANION_FILES, own_file
-from transact.models.tensor_files import ModelReader, write_index, write_shard
+from transact.models.shard_writer import write_shard
+from transact.models.tensor_files import ModelReader, write_index
 
 Tensors = dict[str, torch.Tensor]
 

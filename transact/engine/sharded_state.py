@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from transact.engine.deepspeed_setup import import_deepspeed
 from transact.models.identity import not_finite
 from transact.models.model_files import check_shapes
 from transact.models.tensor_files import ModelReader
@@ -170,14 +169,20 @@ def _fragment(wrapped: Any, parameter: Any, masters: dict[nn.Parameter, torch.Te
 
 
 def _stage_3_fragment(parameter: Any) -> Fragment | None:
-    utils = import_deepspeed().utils
     length = parameter.ds_tensor.numel()
     start = length * parameter.ds_zero_partition_rank
     count = min(length, parameter.ds_numel - start)  # the rest of the last parts is padding
     if count <= 0:
         return None
-    moments = {name: utils.safe_get_local_optimizer_state(parameter, name)[:count] for name in MOMENTS}
-    return Fragment(start=start, weight=utils.safe_get_local_fp32_param(parameter).detach()[:count], **moments)
+
+    def view(key: str | None) -> torch.Tensor:
+        # DeepSpeed's `safe_get_local_...` copies to the GPU what an optimizer offloaded to the CPU holds.
+        whole, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        return whole.detach()[:count]
+
+    return Fragment(start=start, weight=view(None), **{name: view(name) for name in MOMENTS})
 
 
 def _stage_1_or_2_fragment(wrapped: Any, parameter: Any) -> Fragment | None:

@@ -32,7 +32,7 @@ from transact.files import (
     temporary_name,
     write_json,
 )
-from transact.models.tensor_files import write_shard
+from transact.models.shard_writer import write_shard
 
 MANIFEST = "manifest.json"
 STARTS = "starts"  # in a file's metadata: parameter -> position of its first element, as JSON
@@ -54,7 +54,7 @@ def save_training(
         position: what else must be known to go on; rank 0's is written.
 
     Raises:
-        OSError, SafetensorError: the disk is full, on the rank that met it; RankFailed on the others. Nothing is left
+        OSError: the disk is full, on the rank that met it; RankFailed on the others. Nothing is left
             of the attempt.
     """
     temporary = group.on_main(lambda: fresh_temporary_folder(output))
@@ -64,7 +64,8 @@ def save_training(
     def write() -> dict[str, Any]:
         owned = _to_write(engine, group)
         starts = json.dumps({name: fragment.start for name, fragment in owned.items()})
-        return {name: write_shard(temporary / name, _tensors(owned, best), None, {STARTS: starts})}
+        alive = group.watchdog.progress
+        return {name: write_shard(temporary / name, _tensors(owned, best), None, {STARTS: starts}, alive)}
 
     def finish() -> None:
         described = position | {"adam_steps": adam_steps, "world_size": group.world_size, "files": files}

@@ -11,6 +11,7 @@ from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
 from transact.engine.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
 from transact.geometry import Geometry
+from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
 from transact.stages.preflight import check_ranks
 
@@ -65,12 +66,13 @@ def _row(stage: Stage, config: RunConfig, geometry: Geometry, ranks: int, parent
 def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, int]:
     """Return the bytes of CPU memory that a rank needs besides.
 
-    These are the best weights seen in a recovery, twice, for while better ones replace them, and the hidden states of
-    sequential calibration.
+    These are the best weights seen in a recovery, twice, for while better ones replace them, the buffer through which
+    a training checkpoint is written, and the hidden states of sequential calibration.
     """
     found = {}
     for _, geometry in _trained(stages)[:1]:
         found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
+        found["write_buffer"] = WRITE_BUFFER_BYTES
     if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found

@@ -13,7 +13,8 @@ from transact.files import read_json, write_json, write_text
 from transact.models.llama import is_stock
 from transact.models.model_files import DERIVED, SINGLE_NAME
 from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
-from transact.models.tensor_files import ModelReader, write_index, write_shard
+from transact.models.shard_writer import write_shard
+from transact.models.tensor_files import ModelReader, write_index
 
 # A tensor of this name stops llama.cpp's converter, which skips only names that *end* with DERIVED. It is no weight of
 # layer 0, and our own readers leave it out.

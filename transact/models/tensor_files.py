@@ -1,4 +1,4 @@
-"""Read and write model folders in the layout of Hugging Face: safetensors shards and an index.
+"""Read model folders in the layout of Hugging Face: safetensors shards and an index.
 
 Nothing here reads more than it is asked for: a rank takes its own range of a tensor, or one tensor.
 """
@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from transact.files import file_digest, flush_to_disk, read_json, write_json
+from transact.files import read_json, write_json
 from transact.models.model_files import DERIVED, INDEX_NAME, SINGLE_NAME
 
 
@@ -66,20 +65,6 @@ class ModelReader:
         first, last = start // row, -(-stop // row)
         rows = self._file(name).get_slice(name)[first:last]
         return rows.reshape(-1)[start - first * row : stop - first * row]
-
-
-def write_shard(
-    path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, metadata: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """Write one shard to the disk and return its size in bytes and its SHA-256.
-
-    Args:
-        dtype: of every tensor in the file; None leaves each as it is.
-    """
-    cast = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(cast, path, metadata={"format": "pt"} | (metadata or {}))
-    flush_to_disk(path)
-    return {"size": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def write_index(folder: Path, files: dict[str, str], total_bytes: int) -> None:

@@ -17,7 +17,7 @@ from transact.files import fresh_temporary_folder, publish, temporary_name
 from transact.models.folder import geometry_of
 from transact.models.hooks import Collector, collect_grams, collect_statistics
 from transact.models.identity import UnusableModel
-from transact.models.tensor_files import write_shard
+from transact.models.shard_writer import write_shard
 from transact.pruning.criteria import Criteria
 from transact.pruning.refit import LayerGram
 from transact.pruning.statistics import ActivationStatistics, Statistic
