@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     assert sorted(record["starts"]) == record["starts"] and len(record["starts"]) == 3  # the report marks them
     assert record["state"] == "done"
     for stage, entry in first.items():
-        assert record["stages"][stage] == entry, f"{stage} was done again"
+        now = record["stages"][stage]
+        assert now | {"files": now["files"] | now.pop("removed", {})} == entry, f"{stage} was done again"
     assert_same_export(folder, chain_runs[1])
     assert recovery_steps(folder) == list(range(1, 33))
     assert not list(folder.rglob("*.tmp"))
@@ -85,3 +87,23 @@ def test_the_tokens_may_move_but_another_text_is_refused(workplace: Workplace) -
     assert {name: each["sha256"] for name, each in after.items()} == {
         name: each["sha256"] for name, each in begun.items()
     }
+
+
+def test_a_model_that_a_later_round_superseded_is_made_again_where_it_is_needed(
+    chain_runs: Mapping[int, Path], tmp_path: Path
+) -> None:
+    """All model folders of the last round are damaged, those of the first one were removed: the end is the same."""
+    place, folder = chain_runs[1].parent, tmp_path / "run"
+    workplace = Workplace(place, place / "model", place / "text" / "train.txt", place / "text" / "heldout.txt")
+    store = f"data.token_store={tmp_path}/tokens"
+    shutil.copytree(chain_runs[1], folder)
+    assert not (folder / "round_01" / "sliced").exists() and not (folder / "round_01" / "recovered").exists()
+    (folder / "export" / "model.safetensors").unlink()
+    for name in ("sliced", "recovered"):
+        next((folder / "round_02" / name).glob("*.safetensors")).unlink()
+    again = transact([*workplace.overrides("ranks_1"), ENOUGH, store, f"output_dir={folder}"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    for stage in ("round_01/recover", "round_01/slice"):
+        assert f"{stage}: its model folder was removed (keep_rounds=last) and is needed again" in again.stdout
+    assert_same_export(folder, chain_runs[1])
+    assert not (folder / "round_01" / "recovered").exists()

@@ -28,7 +28,7 @@ def read(path: Path) -> Any:
 
 
 def overrides(workplace: Workplace, name: str) -> list[str]:
-    small = [f"recover.tokens={16 * TOKENS_PER_STEP}", "eval.efficiency.measured=false"]
+    small = [f"recover.tokens={16 * TOKENS_PER_STEP}", "eval.efficiency.measured=false", "keep_rounds=all"]
     return [*workplace.overrides(name), *small]
 
 

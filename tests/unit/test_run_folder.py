@@ -57,3 +57,30 @@ def test_more_that_is_asked_of_a_finished_run_is_no_restart(tmp_path: Path) -> N
     finished(tmp_path).end("done")
     finished(tmp_path)
     assert read_json(tmp_path / "run.json")["restarts"] == 0
+
+
+def test_what_a_later_round_superseded_is_gone_and_its_stage_finished(tmp_path: Path) -> None:
+    """What a user put there stays; made again with the same bytes, nothing after it is done again."""
+    run = RunFolder(tmp_path)
+    run.open(1)
+    folder = tmp_path / "round_01" / "sliced"
+
+    def make() -> bool:
+        run.begin("round_01/slice", [folder])
+        write_text(folder / "config.json", "{}")
+        return run.finish("round_01/slice", [folder], 1.0, 0, {})
+
+    make()
+    run.begin("round_01/recover", [tmp_path / "recovered"])
+    write_text(tmp_path / "recovered", "weights")
+    run.finish("round_01/recover", [tmp_path / "recovered"], 1.0, 1, {}, reads=["round_01/slice"])
+    write_text(folder / "notes.txt", "mine")
+    run.supersede(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    again = RunFolder(tmp_path)
+    again.open(1)
+    assert again.is_finished("round_01/slice") and not again.recorded(folder)
+    assert again.superseded(folder) == "round_01/slice" and again.superseded(tmp_path / "recovered") is None
+    run.mark_damaged("round_01/slice", "was removed")
+    assert make()
+    assert run.superseded(folder) is None and run.is_finished("round_01/recover")

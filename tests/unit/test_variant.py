@@ -13,7 +13,7 @@ from transact.config.compose import to_yaml
 from transact.config.run import RunConfig
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
-from transact.files import write_json, write_text
+from transact.files import read_json, write_json, write_text
 from transact.geometry import Geometry
 from transact.rounds import outline
 from transact.runs.run_record import LAYOUT
@@ -167,7 +167,7 @@ def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
 def test_its_estimate_counts_what_is_left_to_do(
     tmp_path: Path, setting: str, next_stage: str, most: float, is_begun: bool
 ) -> None:
-    model = [f"model.path={DEMO_PARENT}", *ROUNDS, "estimate.accelerator=h100"]
+    model = [f"model.path={DEMO_PARENT}", *ROUNDS, "estimate.accelerator=h100", "keep_rounds=all"]
     first = written(tmp_path, *model)
     whole = forecast(first)
     config = composed(tmp_path, *model, setting, "mode=estimate", variant="v")
@@ -207,3 +207,17 @@ def test_an_estimate_of_a_variant_that_trains_nothing_is_of_its_evaluation(tmp_p
     assert [each["stage"] for each in found["memory"]["moments"]] == ["round_01/evaluate"]
     assert found["calibration"]["sequences"] == 0 and "calibration:" not in text(found)
     assert found["disk_bytes"]["sliced_and_recovered"] == 0 and found["disk_bytes"]["export"] > 0
+
+
+def test_a_variant_of_a_round_whose_model_was_removed_is_refused(tmp_path: Path) -> None:
+    """By keep_rounds=last; the last round's model is there, and can be recovered again."""
+    first = written(tmp_path, *ROUNDS)
+    record = read_json(tmp_path / "run.json")
+    for number in (1, 2):
+        record["stages"][f"round_0{number}/slice"]["removed"] = {"config.json": {"size": 1, "sha256": "beef"}}
+    write_json(tmp_path / "run.json", record)
+    assert first.keep_rounds == "last"
+    last = "recover.learning_rates=[1e-3,1e-3,1e-4]"
+    assert "round_03/slice" in cut_for(composed(tmp_path, *ROUNDS, last, variant="v")).stages
+    with pytest.raises(ValueError, match=r"the model of round_01/slice, which .* has removed \(keep_rounds=last\)"):
+        cut_for(composed(tmp_path, *ROUNDS, "recover.learning_rate=1e-4", variant="v"))

@@ -12,6 +12,7 @@ from transact.config.pruning import PruneConfig, RecoverConfig
 from transact.config.setting import LONGEST_PATH, require, require_one_per_round, setting
 
 MODES = ("prune", "pretrain", "estimate")
+KEPT_ROUNDS = ("last", "all")
 LONGEST_NAME = 100  # characters: of a folder, which takes 255 bytes, beside what others add to it
 LONGEST_COMMAND = 2**20
 
@@ -34,6 +35,9 @@ class RunConfig:
     """"prune", "pretrain" (train from random weights) or "estimate" (say what would be done and needed)."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1)
     """Of the order of the text, of random weights and of random scores."""
+    keep_rounds: str = setting("last", choices=KEPT_ROUNDS)
+    """Whose model folders (sliced, recovered) stay: the "last" round's, or those of "all" rounds, which a variant of an
+    earlier round's recovery needs."""
     model: ModelConfig
     """Which model is pruned."""
     data: DataConfig
@@ -103,7 +107,18 @@ class RunConfig:
 # that depend on eval record in run.json the settings that they ran with, and run again where these have changed. How
 # the work is spread over memory and ranks changes only the order of sums; a run that ran out of memory must be able to
 # go on.
-FREE_SECTIONS = ("track", "launch", "output_dir", "share_dir", "export", "eval", "estimate", "command", "sweep_command")
+FREE_SECTIONS = (
+    "track",
+    "launch",
+    "output_dir",
+    "share_dir",
+    "export",
+    "eval",
+    "estimate",
+    "command",
+    "sweep_command",
+    "keep_rounds",
+)
 FREE_SETTINGS = (
     "engine.activation_checkpointing",
     "engine.micro_batch_sequences",

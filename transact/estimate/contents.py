@@ -45,6 +45,7 @@ CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
 BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
+MODEL_STAGES = ("slice", "recover")  # that leave a model folder
 
 
 def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
@@ -56,9 +57,16 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
     before = _calibrated(outline)
     trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
-    sliced = [each.geometry for each in rounds if Stage("slice", each.number) in outline.stages]
+    models = [
+        stored * each.geometry.parameters() * sum(Stage(kind, each.number) in outline.stages for kind in MODEL_STAGES)
+        for each in rounds
+    ]
+    # Those of a round are removed once the next one has its own.
+    kept, at_most = sum(models), sum(models)
+    if config.keep_rounds == "last":
+        kept, at_most = models[-1], max(map(sum, zip(models, [0, *models], strict=False)))
     parts = {
-        "sliced_and_recovered": sum(each.parameters() * stored for each in [*sliced, *trained]),
+        "sliced_and_recovered": kept,
         "statistics": sum(_statistics_bytes(config, each) for each in before),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
@@ -76,7 +84,8 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
         "end": end,
         "gram": max(grams),
         "training_checkpoints": max(checkpoints),
-        "peak": end + max(*grams, *checkpoints),
+        "round_before": at_most - kept,
+        "peak": end - kept + at_most + max(*grams, *checkpoints),
     }
 
 
@@ -158,6 +167,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "calibration": _calibration(config, _calibrated(to_do), ranks),
         "memory": _memory(config, parent, moments(to_do), ranks),
         "disk_bytes": disk_bytes(config, to_do),
+        "keep_rounds": config.keep_rounds,
         "flops": work(config, to_do),
         "duration": duration(config, to_do),
     }

@@ -27,7 +27,7 @@ def text(estimate: dict[str, Any]) -> str:
         *_text_lines(estimate["text"]),
         *_calibration_lines(estimate["calibration"], estimate["dense"]["geometry"]["num_layers"]),
         *_memory_lines(estimate["memory"], estimate),
-        *_disk_lines(estimate["disk_bytes"]),
+        *_disk_lines(estimate["disk_bytes"], estimate["keep_rounds"]),
         *_duration_lines(estimate["duration"], estimate),
     ]
     return "\n".join(lines) + "\n"
@@ -185,10 +185,14 @@ def _moment_lines(moment: dict[str, Any]) -> list[str]:
     return _wrapped(f"  {moment['stage']:19} {_size(moment['total_bytes']):>10} ({parts})")
 
 
-def _disk_lines(disk: dict[str, int]) -> list[str]:
+def _disk_lines(disk: dict[str, int], keep_rounds: str) -> list[str]:
     kept = ("sliced_and_recovered", "export", "gguf", "token_store", "statistics")
-    parts = ", ".join(f"{name.replace('_', ' ')} {_size(disk[name])}" for name in kept if disk[name])
+    rounds = {"sliced_and_recovered": " of the last round" if keep_rounds == "last" else " of all rounds"}
+    parts = ", ".join(
+        f"{name.replace('_', ' ')}{rounds.get(name, '')} {_size(disk[name])}" for name in kept if disk[name]
+    )
     passing = {"training checkpoints": disk["training_checkpoints"], "gram matrices": disk["gram"]}
+    passing["the round before"] = disk["round_before"]
     meanwhile = " and ".join(f"{name} {_size(size)}" for name, size in passing.items() if size)
     most = f"; at most {_size(disk['peak'])} meanwhile ({meanwhile})" if meanwhile else ""
     return _wrapped(f"disk: {_size(disk['end'])} at the end ({parts}){most}")

@@ -167,6 +167,25 @@ class RunFolder:
             if any(each == "." or name == each or name.startswith(f"{each}/") for each in wanted)
         }
 
+    def supersede(self, *paths: Path) -> None:
+        """Remove finished files at or below these paths, which only a repair would read. Their digests stay known."""
+        gone = self.recorded(*paths)
+        for name, (stage, file) in gone.items():
+            del self.stages[stage]["files"][name]
+            self.stages[stage].setdefault("removed", {})[name] = file
+        if gone:
+            # Known as this run's until they are gone: a kill may come, and a user's file may keep the folder.
+            self.record["made"] = sorted({*self.record.get("made", []), *gone, *map(self._name, paths)})
+            self._write()
+        for path in paths:
+            self.remove(path)
+
+    def superseded(self, *paths: Path) -> str | None:
+        """Return the stage whose files at or below these paths were removed by `supersede`, None if there is none."""
+        wanted = [f"{self._name(path)}/" for path in paths if path.is_relative_to(self.path)]
+        removed = ((stage, name) for stage, entry in self.stages.items() for name in entry.get("removed", {}))
+        return next((stage for stage, name in removed if any(name.startswith(each) for each in wanted)), None)
+
     def mark_damaged(self, stage: str, problem: str) -> None:
         """Mark a stage as no longer finished; those after it stay finished, unless its new output is another one."""
         self.stages[stage]["damaged"] = problem
@@ -325,7 +344,8 @@ class RunFolder:
         entry: dict[str, Any] = {"finished": time.time(), "seconds": seconds, "metrics_position": metrics_position}
         if before is not None:  # a repair, in which nothing was logged
             names = list(self.stages)
-            if not _is_same(before["files"], files) and any(stage in each.get("reads", []) for each in self._entries):
+            made = before["files"] | before.get("removed", {})
+            if not _is_same(made, files) and any(stage in each.get("reads", []) for each in self._entries):
                 self._drop(names[names.index(stage) :])
                 self._write()
                 return False

@@ -106,7 +106,10 @@ def _is_stage(entry: Any) -> bool:
         and isinstance(entry.get("files"), dict)
         and isinstance(entry.get("seconds"), int | float)
         and type(entry.get("metrics_position")) is int
-        and all(is_inside(name) and _is_file(file) for name, file in entry["files"].items())
+        and isinstance(entry.get("removed", {}), dict)
+        and all(
+            is_inside(name) and _is_file(file) for name, file in (entry["files"] | entry.get("removed", {})).items()
+        )
     )
 
 

@@ -105,7 +105,16 @@ def prune_rounds(job: Job, prepared: Prepared) -> tuple[Path, Sequence[Round]]:
     for index in range(len(rounds)):
         rounds, sliced = cut_round(job, prepared, rounds, index, model_folder)
         model_folder = recover_round(job, prepared, rounds[index], sliced)
+        if index > 0:
+            remove_superseded(job, rounds[index - 1])
     return model_folder, rounds
+
+
+def remove_superseded(job: Job, each: Round) -> None:
+    """Remove the model folders of a round once the next one has its own: only a repair or a variant would read them."""
+    files = job.round(each.number)
+    if job.config.keep_rounds == "last" and job.group.is_main:
+        job.folder.supersede(files.sliced, files.recovered)
 
 
 def cut_round(

@@ -59,6 +59,12 @@ def find_cut(config: RunConfig, asked: Outline) -> Cut:
             f"recover.variant={name!r}: the run in {str(folder)!r} has not finished {missing[0]} yet, which a variant "
             "takes over: let it come to that first, by its own command without recover.variant"
         )
+    start = next(each for each in reversed(list(stages)) if Stage.named(each).kind == "slice")
+    if stages[start].get("removed"):
+        raise ValueError(
+            f"recover.variant={name!r} recovers the model of {start}, which the run in {str(folder)!r} has removed "
+            "(keep_rounds=last): only a run with keep_rounds=all can be recovered from an earlier round"
+        )
     return Cut(run=folder, run_id=record["run_id"], stages=stages)
 
 
