@@ -31,7 +31,7 @@ from transact.engine.memory import estimate_memory
 from transact.errors import DONE, leave
 from transact.files import read_json, write_text
 from transact.models.folder import geometry_of
-from transact.models.hooks import collect_statistics
+from transact.models.hooks import collect_grams, collect_statistics
 from transact.pruning.criteria import Criteria
 from transact.stages.recover.teacher import Teacher
 
@@ -57,8 +57,8 @@ class Case:
     sequence_length: int = 64
     checkpointing: bool = False
     objective: str = "cross_entropy"
-    stage: str = "recover"  # or "calibrate"
-    method: str = "norms"  # no Gram matrices: their bytes follow from their shapes
+    stage: str = "recover"  # or "calibrate" or "gram"
+    method: str = "norms"
 
     def config(self) -> RunConfig:
         config = copy.deepcopy(_composed(self.method))
@@ -99,6 +99,7 @@ def all_cases() -> list[Case]:
             cases.append(Case(size="deep", objective="distillation", checkpointing=True, **long))
             cases.append(Case(size="vocabulary", objective="distillation", dtype=dtype, zero_stage=stage))
             cases.append(Case(size="wide", stage="calibrate", **long))
+            cases.append(Case(size="wide", stage="gram", method="default", **long))
             cases.append(Case(size="deep", stage="calibrate", method="taylor", **long))
             cases.append(Case(size="vocabulary", stage="calibrate", method="taylor", dtype=dtype, zero_stage=stage))
     return cases
@@ -127,6 +128,8 @@ def measure(case: Case, folder: Path, group: ProcessGroup, repetitions: int = RE
 def _work(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
     if case.stage == "recover":
         _train(model, case, config, tokens, group)
+    elif case.stage == "gram":
+        _sum_grams(model, config, tokens, group)
     else:
         _look(model, config, tokens, group)
 
@@ -167,6 +170,17 @@ def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGr
     ):
         for _ in range(STEPS):
             (engine.differentiate if differentiates else engine.hidden_forward)(tokens)
+
+
+@torch.no_grad()
+def _sum_grams(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
+    geometry = geometry_of(model)
+    with (
+        open_engine(model, config.engine, group) as engine,
+        collect_grams(engine.module, geometry, range(geometry.num_layers)),
+    ):
+        for _ in range(STEPS):
+            engine.hidden_forward(tokens)
 
 
 def memory_markdown(result: dict[str, Any]) -> str:

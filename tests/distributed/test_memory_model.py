@@ -15,6 +15,7 @@ CASES = (
     Case(size="deep", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=256),
     Case(size="vocabulary", zero_stage=1, objective="distillation"),
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
+    Case(size="wide", stage="gram", method="default", sequences=2, sequence_length=256),
     Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
 )
 

@@ -17,6 +17,7 @@ from transact.config.pruning import LOGIT_CHUNK_ELEMENTS, MethodConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
+from transact.pruning.refit import GRAM_BLOCK_ELEMENTS
 
 GIB = 1024**3
 FLOAT32_BYTES = 4
@@ -41,10 +42,20 @@ def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
 
 
 def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
-    """Return the bytes of Gram matrices that one rank sums at the same time; 0 where the method needs none."""
+    """Return the bytes of Gram matrices that one rank sums at the same time; 0 where the method needs none.
+
+    Beside the float64 sums there is a block of the product that is being added.
+    """
     if not method.needs_gram():
         return 0
-    return max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
+    largest = max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
+    return largest + gram_block_bytes(geometry)
+
+
+def gram_block_bytes(geometry: Geometry) -> int:
+    """Return the bytes of a block of a product: float32, and a float64 copy on CPUs, whose addition makes one."""
+    width = max(geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size)
+    return min(width**2, GRAM_BLOCK_ELEMENTS) * (FLOAT32_BYTES + FLOAT64_BYTES)
 
 
 def gram_disk_bytes(geometry: Geometry) -> int:

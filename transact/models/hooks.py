@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transact.geometry import Geometry
-from transact.pruning.refit import LayerGram, gram
+from transact.pruning.refit import LayerGram, add_gram
 from transact.pruning.statistics import SQUARES, ActivationStatistics, Statistic
 
 if TYPE_CHECKING:
@@ -38,12 +38,19 @@ class Collector:
         self._sums: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, layer: int, value: Tensor) -> None:
-        """Add the float64 sums of one forward; ``name`` is that of a statistic, or a field of `LayerGram`."""
+        """Add the float64 sums of one forward; ``name`` is that of a statistic."""
         key = (name, layer)
         if key in self._sums:
             self._sums[key] += value
         else:
             self._sums[key] = value
+
+    def add_gram(self, name: str, layer: int, activation: Tensor) -> None:
+        """Add the Gram matrix of one forward's activations; ``name`` is a field of `LayerGram`."""
+        key, width = (name, layer), activation.shape[-1]
+        if key not in self._sums:
+            self._sums[key] = torch.zeros(width, width, dtype=torch.float64, device=activation.device)
+        add_gram(self._sums[key], activation)
 
     def statistics(self, num_tokens: int) -> ActivationStatistics:
         """Return what was summed so far, on the CPU.
@@ -116,7 +123,7 @@ def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterat
 def _adds_gram(collector: Collector, name: str, layer: int) -> Callable[[Tensor], None]:
     def saw(activation: Tensor) -> None:
         if collector.enabled:
-            collector.add(name, layer, gram(activation))
+            collector.add_gram(name, layer, activation)
 
     return saw
 

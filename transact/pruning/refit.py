@@ -32,15 +32,21 @@ class LayerGram:
         return cls(attention_output=tensors["attention_output"], intermediate=tensors["intermediate"])
 
 
-def gram(activation: Tensor, other: Tensor | None = None) -> Tensor:
-    """Sum ``x y^T`` over tokens: (..., C), (..., D) -> (C, D); float32 products, float64 result.
+GRAM_BLOCK_ELEMENTS = 1 << 23  # of a product in float32, and of its float64 copy where the device adds no mixed types
+
+
+def add_gram(total: Tensor, activation: Tensor, other: Tensor | None = None) -> None:
+    """Add the sum of ``x y^T`` over tokens, (..., C), (..., D), to `total`, (C, D) float64, by float32 products.
 
     A micro-batch has the same content on any number of ranks, so sums of these over micro-batches and
-    ranks differ by the order of float64 additions only. Without `other` it is ``x x^T``.
+    ranks differ by the order of float64 additions only. Without `other` it is ``x x^T``. The product is made some
+    rows at a time: beside the sum it would be as large as half of it.
     """
     left = activation.detach().reshape(-1, activation.shape[-1]).float()
     right = left if other is None else other.detach().reshape(-1, other.shape[-1]).float()
-    return (left.T @ right).double()
+    rows = max(1, GRAM_BLOCK_ELEMENTS // right.shape[-1])
+    for start in range(0, left.shape[-1], rows):
+        total[start : start + rows] += left[:, start : start + rows].T @ right
 
 
 def damping(gram_matrix: Tensor, ridge: float) -> float:

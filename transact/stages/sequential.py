@@ -20,7 +20,7 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
-from transact.pruning.refit import LayerGram, gram, refit_shifted
+from transact.pruning.refit import LayerGram, add_gram, refit_shifted
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
@@ -141,7 +141,7 @@ class Streams:
         for (hidden,) in self._in_step(self.dense):
             with _inputs_of(dense.block.self_attn.o_proj) as seen:
                 dense(hidden.to(total.device))
-            total += gram(seen[0])
+            add_gram(total, seen[0])
         return LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
 
     def _grams(self, dense: SingleLayer, cut: SingleLayer, projection: str) -> tuple[Tensor, Tensor]:
@@ -156,8 +156,8 @@ class Streams:
             with _inputs_of(dense_module) as x, _inputs_of(cut_module) as y:
                 dense(left.to(own.device))
                 cut(right.to(own.device))
-            cross += gram(x[0], y[0])
-            own += gram(y[0])
+            add_gram(cross, x[0], y[0])
+            add_gram(own, y[0])
         return self.total(cross), self.total(own)
 
     def _zeros(self, rows: int, columns: int) -> Tensor:

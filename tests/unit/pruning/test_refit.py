@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transact.pruning.refit import damped, damping, gram, refit, refit_shifted
+from tests.support.apart import anonymous_growth
+from transact.pruning import refit as module
+from transact.pruning.refit import add_gram, damped, damping, refit, refit_shifted
+
+
+def gram(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+    total = torch.zeros(x.shape[-1], (x if y is None else y).shape[-1], dtype=torch.float64)
+    add_gram(total, x, y)
+    return total
 
 
 def correlated(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -21,6 +29,26 @@ def test_gram_by_hand() -> None:
     assert gram(x.bfloat16()).dtype == torch.float64
     assert damping(gram(x), 0.1) == pytest.approx(0.7)
     assert damped(gram(x), 0.1).tolist() == [[10.7, 2], [2, 4.7]]
+
+
+@pytest.mark.parametrize("elements", [1, 40, 100, 10**9])
+def test_gram_in_blocks_of_any_size_is_the_sum_of_products(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    monkeypatch.setattr(module, "GRAM_BLOCK_ELEMENTS", elements)
+    x, y = correlated(64, 13).float(), correlated(64, 7, seed=1).float()
+    total = torch.ones(13, 7, dtype=torch.float64)
+    for part in range(2):
+        add_gram(total, x[32 * part :][:32].view(4, 8, 13), y[32 * part :][:32].view(4, 8, 7))
+    torch.testing.assert_close(total, 1 + x.double().T @ y.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gram_sum_needs_a_block_beside_itself_and_no_copy() -> None:
+    """Of 36 million elements a product in float32 and its float64 copy would be 430 MB."""
+    x, total = torch.randn(8, 6000), torch.ones(6000, 6000, dtype=torch.float64)
+    block_bytes = module.GRAM_BLOCK_ELEMENTS * 12
+    with anonymous_growth() as risen:
+        add_gram(total, x)
+        assert risen() < block_bytes + 50e6
+    torch.testing.assert_close(total[5999], 1 + (x.T[5999] @ x).double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chosen", ["indices", "matrix"])
