@@ -1,4 +1,4 @@
-"""Writing model folders: a shard per layer, each written by one rank, published once all are complete."""
+"""Writing model folders: a shard per layer, as many at a time as there are ranks, published once all are complete."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def write_model_folder(
     companions: Path,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Write a model folder, one shard at a time, the shards dealt out to the ranks (collective).
+    """Write a model folder, the shards dealt out to the ranks, which write at the same time (collective).
 
     Args:
         shards: A function per shard that returns its tensors.
         config: config.json, as `stored_config` makes it; it says the dtype.
-        every_rank_reads: Whether reading a shard is collective (its owner alone writes it).
+        every_rank_reads: Whether reading a shard is collective (its owner alone keeps and writes it).
         companions: The folder to take tokenizer files from.
         done: Called for each shard, on every rank equally often.
 
@@ -83,17 +83,24 @@ def write_model_folder(
         fresh_temporary_folder(output)
     group.barrier()
     temporary = temporary_name(output)
+    dtype: torch.dtype = getattr(torch, config["dtype"])
     written, files = {}, {}
-    for number, read in enumerate(shards):
-        mine = number % group.world_size == group.rank
-        tensors = read() if mine or every_rank_reads else {}
-        if mine:
-            name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-            written[name] = write_shard(temporary / name, tensors, getattr(torch, config["dtype"]))
-            files.update(dict.fromkeys(tensors, name))
-        del tensors
+    for first in range(0, len(shards), group.world_size):
+        together = range(first, min(first + group.world_size, len(shards)))
+        own: Tensors = {}
+        for number in together:
+            mine = number == first + group.rank
+            tensors = shards[number]() if mine or every_rank_reads else {}
+            if mine:  # already rounded: it waits beside the shards of the others while those are read
+                own = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            del tensors
+        if first + group.rank in together:
+            name = f"model-{first + group.rank + 1:05d}-of-{len(shards):05d}.safetensors"
+            written[name] = write_shard(temporary / name, own, dtype)
+            files.update(dict.fromkeys(own, name))
         group.turn()
-        done()
+        for _ in together:
+            done()
     digests: dict[str, Any] = {}
     all_files: dict[str, str] = {}
     for their_digests, their_files in group.gather((written, files)):

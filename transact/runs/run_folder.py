@@ -33,7 +33,7 @@ OWN_FILES = (
     (re.compile(r"export(\.tmp)?"), re.compile(_EXPORT)),
     (re.compile(r"gram(\.tmp)?"), re.compile(_GRAM)),
     (re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
-    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(\.tmp)*"), re.compile(_MODEL)),
+    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(_\d{3})?(\.tmp)*"), re.compile(_MODEL)),
 )
 OWN_TEMPORARY = re.compile(
     r"(run|job|result|comparison|efficiency|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
@@ -82,12 +82,18 @@ class RoundFolder:
         self.statistics = path / "statistics.safetensors"
         self.grams = path / "gram"
         self.split = path / "split.json"
-        self.trial = temporary_name(path / "split_candidate")  # each candidate in turn, to be measured
         self.selection = path / "selection.json"
         self.maps = path / "activation_maps.safetensors"
         self.sliced = path / "sliced"
         self.recovered = path / "recovered"
         self.evaluation = path / "evaluation.json"
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of one candidate of a split, to be measured.
+
+        Each has a name of its own: a rank to which the file system shows an old view must not read another candidate.
+        """
+        return temporary_name(self.split.with_name(f"split_candidate_{number:03d}"))
 
 
 class RunFolder:

@@ -128,9 +128,10 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
                 name = f"gram pass {number} of {len(passes)}"
                 share = ((number - 1) / len(passes), number / len(passes))
                 run_calibration(job, texts, collector, engine.hidden_forward, name, share)
-            for layer in layers:
+            for first in range(0, len(layers), job.group.world_size):
                 job.group.turn()
-                written |= _write_layer(job, layer, collector.take_gram(layer), temporary_name(output))
+                together = layers[first : first + job.group.world_size]
+                written |= _write_layers(job, together, collector, temporary_name(output))
     digests: dict[str, Any] = {}
     for theirs in job.group.gather(written):
         digests |= theirs
@@ -139,16 +140,17 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
     return digests
 
 
-def _write_layer(job: Job, layer: int, gram: LayerGram, folder: Path) -> dict[str, Any]:
-    """Sum one layer's matrices on the rank that owns it, which writes them in float32 (collective)."""
-    owner = layer % job.group.world_size
-    tensors = {name: tensor.to(job.group.device) for name, tensor in gram.to_tensors().items()}
-    for tensor in tensors.values():
-        job.group.sum_to(owner, tensor)
-    if job.group.rank != owner:
-        return {}
-    name = file_name(layer)
-    return {name: write_shard(folder / name, tensors, torch.float32)}
+def _write_layers(job: Job, layers: range, collector: Collector, folder: Path) -> dict[str, Any]:
+    """Sum the matrices of a layer for each rank, which then write them in float32 at the same time (collective)."""
+    own = {}
+    for owner, layer in enumerate(layers):
+        gram = collector.take_gram(layer).to_tensors()
+        tensors = {name: tensor.to(job.group.device) for name, tensor in gram.items()}
+        for tensor in tensors.values():
+            job.group.sum_to(owner, tensor)
+        if job.group.rank == owner:
+            own[file_name(layer)] = tensors
+    return {name: write_shard(folder / name, tensors, torch.float32) for name, tensors in own.items()}
 
 
 def file_name(layer: int) -> str:

@@ -175,12 +175,13 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
 def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
     """Return the selection that cuts the parent in one go to the split with the lowest validation loss."""
     files = job.round(1)
+    trials = [files.trial(number) for number in range(len(job.outline.candidates))]
     job.stage(
         Stage("split", 1),
         files.split,
         lambda: choose_split(job, texts, parent, files),
         reads=[files.statistics, files.grams],
-        scratch=[files.trial, temporary_name(files.trial)],
+        scratch=[*trials, *map(temporary_name, trials)],
     )
     job.verify(files.split)
     return read_split(files.split)

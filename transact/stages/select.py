@@ -110,6 +110,7 @@ def greedy_channels(
     source, device = geometry_of(model_folder), job.group.device
     if set(widths) == {source.intermediate_size}:  # no Gram matrix needs to be read
         return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
+    job.check_seen("the folder of Gram matrices", grams)
     kept = {}
     with (
         ModelReader(model_folder) as reader,

@@ -33,11 +33,9 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
     rows: list[dict[str, Any]] = []
     best, least = None, math.inf
     with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:
-        for target in candidates:
-            if job.group.is_main:
-                remove_flat(files.trial)
+        for number, target in enumerate(candidates):
             selection = decide(settings, evidence, target, channels, parent=whole, asked=settings.remove_fraction)
-            loss = _loss_after(job, texts, parent, selection, files)
+            loss = _loss_after(job, texts, parent, selection, files.grams, files.trial(number))
             if best is None or loss < least:
                 best, least = selection, math.inf if math.isnan(loss) else loss
             rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
@@ -48,15 +46,18 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
             bar.advance(1, perplexity=perplexity_of(loss))
     assert best is not None
     if job.group.is_main:
-        remove_flat(files.trial)
         write_json(files.split, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
 
 
-def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, files: RoundFolder) -> float:
-    """Cut the parent by a selection into `files.trial` and return its validation loss, in nats per token."""
-    cut_model(job, texts, parent, selection, files.trial, files.grams)
-    with open_engine(files.trial, job.config.engine, job.group) as engine:
-        return validation_loss(job, texts, engine)
+def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, grams: Path, trial: Path) -> float:
+    """Cut the parent by a selection into the folder `trial`, for its validation loss, in nats per token."""
+    cut_model(job, texts, parent, selection, trial, grams)
+    job.check_seen("a candidate of the split", trial)
+    with open_engine(trial, job.config.engine, job.group) as engine:
+        loss = validation_loss(job, texts, engine)
+    if job.group.is_main:
+        remove_flat(trial)
+    return loss
 
 
 def read_split(path: Path) -> Selection:
