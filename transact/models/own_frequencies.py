@@ -22,21 +22,45 @@ def attach_own_frequencies(model: nn.Module, frequencies: Tensor) -> None:
         frequencies: (layers, num_key_value_heads, pairs), radians per position, float64.
     """
     layers: Any = model.get_submodule("model.layers")
-    for block, per_head in zip(layers, frequencies, strict=True):
+    assert len(layers) == len(frequencies), (len(layers), len(frequencies))
+    table = Table(frequencies)
+    for number, block in enumerate(layers):
         attention = block.self_attn
-        attention.q_proj.register_forward_hook(_rotation(per_head))
-        attention.k_proj.register_forward_hook(_rotation(per_head))
+        attention.q_proj.register_forward_hook(_rotation(table, number))
+        attention.k_proj.register_forward_hook(_rotation(table, number))
         attention.register_forward_pre_hook(_identity_embedding, with_kwargs=True)
 
 
-def _rotation(frequencies: Tensor) -> Callable[..., Tensor]:
+class Table:
+    """Cosines and sines of a model's frequencies, computed once for each device and the longest text seen on it.
+
+    Layers and heads keep different pairs of the same few frequencies, so there is a column for each of these alone.
+    """
+
+    def __init__(self, frequencies: Tensor) -> None:
+        """Find the distinct ones among frequencies (layers, groups, pairs), float64."""
+        self._distinct, self._columns = frequencies.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        self._kept: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def of(self, layer: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the layer's cosines and sines: (length, groups, pairs) each, float32, on the device."""
+        if device not in self._kept or len(self._kept[device][0]) < length:
+            self._kept[device] = self._computed(length, device)
+        cosine, sine, columns = self._kept[device]
+        return cosine[:length, columns[layer]], sine[:length, columns[layer]]
+
+    def _computed(self, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.inference_mode(False):  # a training step may use what an evaluation has computed
+            angles = torch.arange(length, dtype=torch.float64)[:, None] * self._distinct  # (length, distinct)
+            cosine, sine = (part.to(device, torch.float32) for part in (angles.cos(), angles.sin()))
+            return cosine, sine, self._columns.to(device)
+
+
+def _rotation(table: Table, layer: int) -> Callable[..., Tensor]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        groups, pairs = frequencies.shape
         batch, length, width = output.shape
-        angles = torch.arange(length, dtype=torch.float64)[:, None, None] * frequencies  # (length, groups, pairs)
-        cosine, sine = (
-            part.to(output.device, torch.float32)[None, :, :, None] for part in (angles.cos(), angles.sin())
-        )
+        cosine, sine = (part[None, :, :, None] for part in table.of(layer, length, output.device))
+        groups, pairs = cosine.shape[2], cosine.shape[4]
         # (batch, length, groups, heads of a group, 2, pairs)
         x, y = output.float().view(batch, length, groups, width // (groups * 2 * pairs), 2, pairs).unbind(dim=4)
         rotated = torch.stack([x * cosine - y * sine, y * cosine + x * sine], dim=4)
