@@ -68,7 +68,7 @@ def _run_chain(folder: Path, ranks: int) -> dict[str, str]:
         overrides += ["launch=local", "launch.processes=2", "track.mode=offline"]
         ended = transact_in_terminal(overrides, variables=SECRETS | OF_ANOTHER_JOB | OF_WANDB, umask=UMASKS[ranks])
     else:
-        overrides.append("engine.micro_batch_sequences=2")
+        overrides += ["engine.micro_batch_sequences=2", "+launch.transport={GLOO_SOCKET_IFNAME:lo}"]
         ended = transact(overrides, ranks=ranks, umask=UMASKS[ranks])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {"stdout": ended.stdout, "stderr": ended.stderr}

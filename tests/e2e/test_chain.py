@@ -85,6 +85,12 @@ def test_number_of_ranks_changes_nothing_but_noise(chain_runs: Mapping[int, Path
         assert max(perplexities) <= 1.005 * min(perplexities)
 
 
+def test_a_job_says_at_its_start_what_its_ranks_are_told_of_the_network(
+    chain_commands: Mapping[int, ChainRun],
+) -> None:
+    assert chain_commands[4].ended.stdout.startswith("transport: GLOO_SOCKET_IFNAME=lo\n")
+
+
 def test_recovery_helps_in_every_round(chain_runs: Mapping[int, Path]) -> None:
     for each in read(chain_runs[1] / "result.json")["rounds"]:
         assert each["perplexity_recovered"] < 0.98 * each["perplexity_sliced"]

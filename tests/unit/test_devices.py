@@ -1,12 +1,15 @@
-"""What a rank takes of its machine: the device that its launcher means, which DeepSpeed reads, and its cores."""
+"""What a rank takes of its machine: the device that its launcher means, cores, open files, the network."""
 
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 import torch
 
+from tests.support.configs import compose_config
+from transact.distributed.environment import allow_open_files, transport_settings
 from transact.distributed.process import rank_device, share_cores
 
 
@@ -52,3 +55,41 @@ def test_the_ranks_of_a_machine_share_its_cores_unless_the_user_says_otherwise(
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
     share_cores()
     assert chosen == threads
+
+
+@pytest.mark.parametrize(
+    ("world_size", "limits", "raised"),
+    [
+        (1, (1024, 4096), None),
+        (1000, (1024, 4096), (3512, 4096)),
+        (1000, (1024, resource.RLIM_INFINITY), (3512, resource.RLIM_INFINITY)),
+        (1000, (resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_to_what_the_group_needs(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, limits: tuple[int, int], raised: tuple[int, int] | None
+) -> None:
+    chosen: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: chosen.append(both))
+    allow_open_files(world_size)
+    assert chosen == ([] if raised is None else [raised])
+
+
+def test_a_machine_that_does_not_allow_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(
+        ValueError, match=r"world_size=2,000 needs up to 6,512 open files in a process, .* allows 4,096"
+    ):
+        allow_open_files(2000)
+
+
+def test_the_transport_is_told_by_its_variables_alone() -> None:
+    assert transport_settings({"PATH": "/", "NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "lo", "MY_NCCL_KEY": "x"}) == {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_DEBUG": "INFO",
+    }
+    asked = compose_config(["name=x", "+launch.transport={NCCL_IB_DISABLE:1}"])
+    assert asked.launch.transport == {"NCCL_IB_DISABLE": "1"}
+    with pytest.raises(ValueError, match=r"launch\.transport.*LD_PRELOAD.*NCCL_SOCKET_IFNAME"):
+        compose_config(["name=x", "+launch.transport={LD_PRELOAD:evil}"])

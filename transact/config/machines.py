@@ -53,6 +53,11 @@ class EngineConfig:
 
 
 LAUNCH_KINDS = ("inline", "local", "slurm")
+TRANSPORT = Allowed(
+    longest=64,
+    pattern=r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+",
+    words="a variable of NCCL, gloo, UCX or libfabric, as NCCL_SOCKET_IFNAME",
+)
 OPTION = Allowed(longest=64, pattern=r"[A-Za-z0-9][A-Za-z0-9_-]*", words="an option of sbatch without dashes")
 
 
@@ -90,6 +95,9 @@ class LaunchConfig:
     """Features that a node must have, as sbatch takes them: "a100&nvlink". null: none."""
     signal_delay_seconds: int = setting(300, at_least=0, at_most=65_535)
     """Seconds before the time limit at which the job is told to save: the time to finish a step and write."""
+    transport: dict[str, str] = setting(factory=dict, entries=(0, 100), keys=TRANSPORT)
+    """Variables of NCCL and gloo that every rank sets: {NCCL_SOCKET_IFNAME: ib0, GLOO_SOCKET_IFNAME: ib0}. A job says
+    at its start which are set, these and those of its environment."""
     max_timeouts: int = setting(100, at_least=0, at_most=10**6)
     """Time limits that one job may meet, each followed by another start."""
     max_preemptions: int = setting(100, at_least=0, at_most=10**6)
@@ -120,7 +128,7 @@ class LaunchConfig:
             self._check_nothing_is_ignored()
 
     def _check_nothing_is_ignored(self) -> None:
-        own = ("kind", "processes") if self.kind == "inline" else ("kind", "processes", "timeout_minutes", "wait")
+        own = {"kind", "processes", "transport"} | (set() if self.kind == "inline" else {"timeout_minutes", "wait"})
         for declared in fields(self):
             value = getattr(self, declared.name)
             made = declared.default_factory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
@@ -190,3 +191,35 @@ def _tasks_here(environ: MutableMapping[str, str]) -> int:
         counts += [int(count)] * int(times.rstrip(")") or 1)
     node = int(environ.get("SLURM_NODEID", "0"))
     return counts[node] if node < len(counts) else counts[0]
+
+
+TRANSPORT_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
+
+
+def transport_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of NCCL, gloo and the libraries below them that this process has."""
+    return {name: environ[name] for name in sorted(environ) if name.startswith(TRANSPORT_PREFIXES)}
+
+
+# gloo connects all ranks with all, and rank 0 serves the store that all watchdogs use: measured on 1 to 12 ranks, it
+# has 25 files and 3 for each rank, the others fewer. The rest is for what a job reads and writes, and for NCCL.
+FILES_OF_A_RANK = 3
+FILES_OF_A_JOB = 512
+
+
+def allow_open_files(world_size: int) -> None:
+    """Raise this process's limit of open files to what a group of that size needs.
+
+    Raises:
+        ValueError: the machine does not allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES_OF_A_RANK * world_size + FILES_OF_A_JOB
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"world_size={world_size:,} needs up to {needed:,} open files in a process, and this machine allows {hard:,}: "
+            "raise the hard limit (ulimit -Hn; on SLURM LimitNOFILE of slurmd), or use fewer ranks"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

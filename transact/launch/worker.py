@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,7 +14,14 @@ from typing import Any
 
 from transact.config.compose import to_dictionary, to_yaml
 from transact.config.run import RunConfig
-from transact.distributed.environment import adopt_launcher, environment_rank, environment_world_size
+from transact.config.setting import shown
+from transact.distributed.environment import (
+    adopt_launcher,
+    allow_open_files,
+    environment_rank,
+    environment_world_size,
+    transport_settings,
+)
 from transact.distributed.file_lock import run_lock
 from transact.distributed.process import check_device, process_group
 from transact.distributed.signals import Interruption
@@ -56,8 +64,10 @@ def work(config: RunConfig) -> int:
     try:
         config, found = check(config, environment_world_size())
         check_device(config.engine.device)
+        allow_open_files(environment_world_size())
     except (ValueError, OSError) as error:  # a path that is too long, or a file that may not be read
         refusal = str(error)
+    os.environ.update(config.launch.transport)  # which NCCL and gloo read when the group is made
     try:
         return _run(config, found, interruption, refusal)
     except Exception as error:  # noqa: BLE001 - whatever ends the rank is reported here
@@ -110,6 +120,8 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             view=view,
             pages=pages if group.is_main else None,
         )
+        if transport := transport_settings():
+            job.say("transport: " + " ".join(f"{name}={shown(value)}" for name, value in transport.items()))
         try:
             prepared = prepare(job)
             cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
