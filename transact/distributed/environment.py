@@ -219,7 +219,7 @@ def allow_open_files(world_size: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ValueError(
-            f"world_size={world_size:,} needs up to {needed:,} open files in a process, and this machine allows {hard:,}: "
-            "raise the hard limit (ulimit -Hn; on SLURM LimitNOFILE of slurmd), or use fewer ranks"
+            f"world_size={world_size:,} needs up to {needed:,} open files in a process, and this machine allows "
+            f"{hard:,}: raise the hard limit (ulimit -Hn; on SLURM LimitNOFILE of slurmd), or use fewer ranks"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

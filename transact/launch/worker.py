@@ -14,7 +14,6 @@ from typing import Any
 
 from transact.config.compose import to_dictionary, to_yaml
 from transact.config.run import RunConfig
-from transact.config.setting import shown
 from transact.distributed.environment import (
     adopt_launcher,
     allow_open_files,
@@ -94,7 +93,7 @@ def _tell(error: Exception, config: RunConfig, *, is_main: bool) -> None:
 
 
 def _run(config: RunConfig, found: Outline | None, interruption: Interruption, refusal: str | None) -> int:
-    folder = RunFolder(Path(config.output_dir))
+    folder, transport = RunFolder(Path(config.output_dir)), transport_settings()
     pages = PageKeeper(
         folder.path,
         is_point=config.share_dir is not None,
@@ -120,8 +119,8 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             view=view,
             pages=pages if group.is_main else None,
         )
-        if transport := transport_settings():
-            job.say("transport: " + " ".join(f"{name}={shown(value)}" for name, value in transport.items()))
+        if transport:
+            job.say("transport: " + " ".join(f"{name}={printable(value)}" for name, value in transport.items()))
         try:
             prepared = prepare(job)
             cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
