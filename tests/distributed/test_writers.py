@@ -133,3 +133,33 @@ def test_a_rank_that_sees_the_gram_folder_late_does_not_cut_without_it(workplace
     assert one["without"] != one["same"]
     assert "is not there on rank 1" in one["never"] and "Gram matrices" in one["never"]
     assert not (tmp_path / "never_cut").exists()
+
+
+def passes_by_free_memory(folder: Path, model: Path, text: Path) -> dict[str, Any]:
+    """Rank 1 finds little memory: the passes that both choose, and the files that these leave, by what was asked."""
+    from transact.distributed.process import process_group
+    from transact.engine import free_memory
+    from transact.models.folder import geometry_of
+    from transact.stages.calibrate import choose_passes, collect_gram_files
+    from transact.stages.texts import prepare_texts
+
+    with process_group("cpu", 5) as group:
+        found: dict[str, Any] = {}
+        for name, asked, kibibytes in (("much", None, 1 << 22), ("little", None, 100), ("asked", 1.0, 100)):
+            job = make_job(folder, model, text, group, METHOD | {"gram_gib": asked})
+            if group.rank == 1:
+                free_memory.MEMORY_INFO = folder / "meminfo"
+                free_memory.MEMORY_INFO.write_text(f"MemTotal: 1 kB\nMemAvailable: {kibibytes} kB\n")
+            texts = prepare_texts(job, model)
+            files = digests(collect_gram_files(job, texts, model, folder / name))
+            found[name] = [list(each) for each in choose_passes(job, geometry_of(model))], files
+        return found
+
+
+def test_the_rank_with_the_least_free_memory_decides_how_often_all_calibrate(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    one, other = run_on_ranks(2, passes_by_free_memory, tmp_path, workplace.model, workplace.train)
+    assert one == other
+    assert [passes for passes, _ in one.values()] == [[[0, 1]], [[0], [1]], [[0, 1]]]
+    assert one["much"][1] == one["little"][1] == one["asked"][1]

@@ -126,6 +126,26 @@ def test_embeddings_of_q4_0_are_q8_0() -> None:
     assert gguf_bytes(small, "q4_0") == pytest.approx((inside * 4.5 + 2 * 32000 * 4096 * 8.5) / 8)
 
 
+def test_passes_for_gram_matrices_follow_from_the_memory_of_the_accelerator() -> None:
+    """At 7B all layers' sums are 35 GiB: one pass on what has room for them, more where less is left or asked for."""
+
+    def passes(*overrides: str) -> list[int]:
+        found = estimate("prune.method.gram_gib=null", *overrides)
+        calibration, memory = found["calibration"], found["memory"]
+        assert sum(calibration["gram_passes"]) == 32
+        (moment,) = (each for each in memory["moments"] if each["stage"].endswith("gram"))
+        assert moment["bytes"]["gram"] == calibration["gram_bytes_per_rank"]
+        if memory["limit_gib"] is not None:
+            assert moment["total_bytes"] < memory["limit_gib"] * 2**30
+        return calibration["gram_passes"]
+
+    assert passes("estimate.accelerator=h100") == [32]
+    assert passes("estimate.accelerator=a100_40gb") == [16, 16]
+    assert passes("estimate.memory_gib=5") == [1] * 32
+    assert passes() == passes("prune.method.gram_gib=8") == passes("prune.method.gram_gib=8", "estimate.memory_gib=80")
+    assert len(passes()) == 5
+
+
 def test_nothing_fits_into_nothing() -> None:
     assert estimate("estimate.memory_gib=0.01")["memory"]["would_fit_with"] == []
 

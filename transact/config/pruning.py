@@ -61,8 +61,9 @@ class MethodConfig:
     on the cut model's own inputs)."""
     ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
     """Ridge of the least squares, relative to the mean of a Gram matrix's diagonal."""
-    gram_gib: float = setting(8.0, above=0, at_most=10**6)
-    """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text."""
+    gram_gib: float | None = setting(None, above=0, at_most=10**6)
+    """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text. null:
+    what is free on the rank that has the least."""
 
     def __post_init__(self) -> None:
         if self.attention == "pairs":

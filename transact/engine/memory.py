@@ -10,57 +10,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
+from transact.config.accelerators import BY_NAME
 from transact.config.machines import EngineConfig
-from transact.config.pruning import LOGIT_CHUNK_ELEMENTS, MethodConfig
+from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 from transact.config.run import RunConfig
+from transact.engine.gram_memory import FLOAT32_BYTES, GIB, gram_block_bytes, gram_gib_of, gram_peak_bytes
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
-from transact.pruning.refit import GRAM_BLOCK_ELEMENTS
 
-GIB = 1024**3
-FLOAT32_BYTES = 4
-FLOAT64_BYTES = 8
+UNKNOWN_FREE_GIB = 8.0  # what is assumed to be free for Gram matrices where no setting says how much memory there is
 
 
-def gram_bytes(geometry: Geometry) -> int:
-    """Return the bytes of one layer's Gram matrices while they are summed, in float64."""
-    width = geometry.num_attention_heads * geometry.head_dim
-    return (width**2 + geometry.intermediate_size**2) * FLOAT64_BYTES
+def memory_limit_gib(config: RunConfig) -> float | None:
+    """Return the GiB that a rank of the estimated machines can use; None where no setting says."""
+    accelerator, limit = config.estimate.accelerator, config.estimate.memory_gib
+    return limit or (None if accelerator is None else BY_NAME[accelerator].memory_gib)
 
 
-def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
-    """Return, for each pass over the calibration text, the layers whose Gram matrices are summed in it.
-
-    As many layers at a time as fit into `gram_gib`, at least one, in passes of nearly equal size.
-    """
-    at_a_time = max(1, int(gram_gib * GIB / gram_bytes(geometry)))
-    passes = math.ceil(geometry.num_layers / at_a_time)
-    bounds = [round(geometry.num_layers * turn / passes) for turn in range(passes + 1)]
-    return [range(start, stop) for start, stop in pairwise(bounds)]
-
-
-def gram_peak_bytes(geometry: Geometry, method: MethodConfig) -> int:
-    """Return the bytes of Gram matrices that one rank sums at the same time; 0 where the method needs none.
-
-    Beside the float64 sums there is a block of the product that is being added.
-    """
-    if not method.needs_gram():
-        return 0
-    largest = max(map(len, gram_passes(geometry, method.gram_gib))) * gram_bytes(geometry)
-    return largest + gram_block_bytes(geometry)
+def assumed_gram_gib(geometry: Geometry, config: RunConfig, ranks: int) -> float:
+    """Return prune.method.gram_gib, or where it is null what a rank would find free on the estimated machines."""
+    if config.prune.method.gram_gib is not None:
+        return config.prune.method.gram_gib
+    limit = memory_limit_gib(config)
+    if limit is None:
+        return UNKNOWN_FREE_GIB
+    needed = estimate_memory(geometry, config, ranks, "evaluate").total() + gram_block_bytes(geometry)
+    return gram_gib_of(limit * GIB - needed)
 
 
-def gram_block_bytes(geometry: Geometry) -> int:
-    """Return the bytes of a block of a product: float32, and a float64 copy on CPUs, whose addition makes one."""
-    width = max(geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size)
-    return min(width**2, GRAM_BLOCK_ELEMENTS) * (FLOAT32_BYTES + FLOAT64_BYTES)
-
-
-def gram_disk_bytes(geometry: Geometry) -> int:
-    """Return the bytes of all layers' Gram matrices as files: they are summed in float64 and written in float32."""
-    return geometry.num_layers * gram_bytes(geometry) * FLOAT32_BYTES // FLOAT64_BYTES
+def bytes_beside_grams(geometry: Geometry, config: RunConfig, ranks: int) -> float:
+    """Return the bytes that summing Gram matrices takes beside them and the weights of an engine that is open."""
+    estimate = estimate_memory(geometry, config, ranks, "evaluate")
+    return estimate.total() - estimate.weights - estimate.loading + gram_block_bytes(geometry)
 
 
 def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
@@ -137,7 +119,9 @@ def estimate_memory(
         return _training(geometry, config, ranks, parent)
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
         return _differentiating(geometry, config, ranks)
-    gram = gram_peak_bytes(geometry, config.prune.method) if kind == "gram" else 0
+    gram = 0
+    if kind == "gram" and config.prune.method.needs_gram():
+        gram = gram_peak_bytes(geometry, assumed_gram_gib(geometry, config, ranks))
     return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.run import RunConfig
-from transact.engine.memory import (
-    BYTES_BY_DTYPE,
+from transact.engine.gram_memory import (
     FLOAT32_BYTES,
     FLOAT64_BYTES,
     GIB,
     gram_disk_bytes,
     gram_passes,
     gram_peak_bytes,
-    hidden_stream_bytes,
 )
+from transact.engine.memory import BYTES_BY_DTYPE, assumed_gram_gib, hidden_stream_bytes, memory_limit_gib
 from transact.errors import DONE, printable, refuse, speaks
-from transact.estimate.duration import accelerator, duration, memory_limit_gib, num_ranks, work
+from transact.estimate.duration import accelerator, duration, num_ranks, work
 from transact.estimate.memory import (
     Moments,
     host_bytes,
@@ -245,8 +244,9 @@ def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> d
     method, geometry = config.prune.method, calibrated[0]
     found: dict[str, Any] = {"sequences": config.prune.calibration_sequences, "gram_passes": []}
     if method.needs_gram():
-        found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, method.gram_gib)]
-        found["gram_bytes_per_rank"] = gram_peak_bytes(geometry, method)
+        gram_gib = assumed_gram_gib(geometry, config, ranks)
+        found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, gram_gib)]
+        found["gram_bytes_per_rank"] = gram_peak_bytes(geometry, gram_gib)
         found["gram_bytes_on_disk"] = gram_disk_bytes(geometry)
     if method.refit == "sequential":
         found["hidden_state_bytes_per_rank"] = round(hidden_stream_bytes(geometry, config, ranks))

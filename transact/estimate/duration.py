@@ -24,12 +24,6 @@ def accelerator(config: RunConfig) -> Accelerator | None:
     return None if config.estimate.accelerator is None else BY_NAME[config.estimate.accelerator]
 
 
-def memory_limit_gib(config: RunConfig) -> float | None:
-    """Return the GiB that a rank can use; None where no setting says."""
-    known = accelerator(config)
-    return config.estimate.memory_gib or (known.memory_gib if known else None)
-
-
 SECONDS_PER_HOUR = 3600.0
 
 

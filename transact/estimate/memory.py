@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,8 @@ from typing import Any
 
 from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
-from transact.engine.memory import FLOAT32_BYTES, GIB, estimate_memory, hidden_stream_bytes
+from transact.engine.gram_memory import FLOAT32_BYTES, GIB
+from transact.engine.memory import estimate_memory, hidden_stream_bytes
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
@@ -174,7 +176,7 @@ def _engine_with(**settings: Any) -> Change:
 
 
 def _with_little_gram(config: RunConfig) -> RunConfig:
-    method = replace(config.prune.method, gram_gib=min(1.0, config.prune.method.gram_gib))
+    method = replace(config.prune.method, gram_gib=min(1.0, config.prune.method.gram_gib or math.inf))
     return replace(config, prune=replace(config.prune, method=method))
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from transact.engine.memory import GIB
+from transact.engine.gram_memory import GIB
 
 MAX_WARNINGS = 5
 MAX_MOMENTS = 3

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from transact.config.run import RunConfig
 from transact.distributed.environment import LAUNCHER
 from transact.distributed.watchdog import SILENCE_SECONDS
-from transact.engine.memory import GIB, STAGE_KINDS, estimate_memory
+from transact.engine.gram_memory import GIB
+from transact.engine.memory import STAGE_KINDS, estimate_memory
 from transact.errors import (
     FAILED,
     Failure,

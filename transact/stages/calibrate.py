@@ -12,8 +12,11 @@ from safetensors.torch import load_file, save_file
 from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import open_engine
-from transact.engine.memory import gram_passes
+from transact.engine.free_memory import free_bytes_of_rank
+from transact.engine.gram_memory import GIB, gram_gib_of, gram_passes
+from transact.engine.memory import bytes_beside_grams
 from transact.files import fresh_temporary_folder, publish, temporary_name
+from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import Collector, collect_grams, collect_statistics
 from transact.models.identity import UnusableModel
@@ -117,12 +120,12 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
         The size and digest of each file, by name.
     """
     geometry = geometry_of(model_folder)
-    passes = gram_passes(geometry, job.config.prune.method.gram_gib)
     if job.group.is_main:
         fresh_temporary_folder(output)
     job.group.barrier()
     written: dict[str, Any] = {}
     with open_engine(model_folder, job.config.engine, job.group) as engine:
+        passes = choose_passes(job, geometry)
         for number, layers in enumerate(passes, start=1):
             with collect_grams(engine.module, geometry, layers) as collector:
                 name = f"gram pass {number} of {len(passes)}"
@@ -138,6 +141,25 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
     if job.group.is_main:
         publish(temporary_name(output), output)
     return digests
+
+
+def choose_passes(job: Job, geometry: Geometry) -> list[range]:
+    """Return the layers of every pass for Gram matrices, and say what they follow from (collective).
+
+    Equal on all ranks. The engine is open, so what is free now is beside its weights.
+    """
+    asked = job.config.prune.method.gram_gib
+    if asked is None:
+        needed = bytes_beside_grams(geometry, job.config, job.group.world_size)
+        (least,) = job.group.maxima(-free_bytes_of_rank(job.group.device))
+        passes = gram_passes(geometry, gram_gib_of(-least - needed))
+        reason = f"{-least / GIB:.1f} GiB are free on the rank that has the least"
+    else:
+        passes, reason = gram_passes(geometry, asked), f"prune.method.gram_gib={asked:g}"
+    turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
+    largest = max(map(len, passes))
+    job.say(f"gram matrices: {turns}, at most {largest} of {geometry.num_layers} layers at a time: {reason}")
+    return passes
 
 
 def _write_layers(job: Job, layers: range, collector: Collector, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from transact.evaluation.efficiency.measure import PARENT, available_bytes, describe, measure, tokens_to_make
+from transact.engine.free_memory import free_bytes
+from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
 from transact.files import read_json, write_json
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
@@ -35,7 +36,7 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
         reason = "the model is not stock and has no KV cache"
     needed = MEMORY_MARGIN * sum(model["parameters"] for model in models.values()) * getattr(torch, dtype).itemsize
     for place in {device.type, "cpu"}:  # models are loaded into the machine's memory first
-        if needed > available_bytes(torch.device(place)):
+        if needed > free_bytes(torch.device(place)):
             reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
         return {"models": models, "latency": [], "left_out": [], "not_measured": reason}

@@ -16,7 +16,8 @@ from torch.nn import functional
 from transact.config.compose import method_preset
 from transact.config.pruning import MethodConfig, PruneConfig
 from transact.config.setting import check_values, require
-from transact.engine.memory import gram_passes
+from transact.engine.free_memory import free_bytes
+from transact.engine.gram_memory import gram_disk_bytes, gram_gib_of, gram_passes
 from transact.engine.model_folder import layer_groups
 from transact.geometry import Geometry
 from transact.models.families import family_of
@@ -267,7 +268,9 @@ def _grams(model: Any, batches: list[Tensor], source: Geometry, method: MethodCo
         tensors = collector.take_gram(layer).to_tensors()
         return LayerGram.from_tensors({name: tensor.to("cpu", torch.float32) for name, tensor in tensors.items()})
 
-    for layers in gram_passes(source, method.gram_gib):
+    kept = gram_disk_bytes(source) if model.device.type == "cpu" else 0
+    gram_gib = method.gram_gib or gram_gib_of(free_bytes(model.device) - kept)
+    for layers in gram_passes(source, gram_gib):
         with collect_grams(model, source, layers) as collector:
             _run(model, batches, lambda tokens: model(input_ids=tokens, use_cache=False, logits_to_keep=1))
         found += [taken(collector, layer) for layer in layers]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transact.config.run import RunConfig
-from transact.engine.memory import gram_passes
+from transact.distributed.environment import environment_world_size
+from transact.engine.gram_memory import gram_passes
+from transact.engine.memory import assumed_gram_gib
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.rounds import Outline, Round, Stage
@@ -79,7 +81,8 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     if not method.needs_gram():
         return 0.0
     calibrated = config.prune.calibration_sequences * context
-    passes = len(gram_passes(geometry, method.gram_gib))
+    ranks = config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
+    passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, ranks)))
     width = geometry.num_attention_heads * geometry.head_dim
     sums = 2 * geometry.num_layers * (width**2 + geometry.intermediate_size**2)
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)

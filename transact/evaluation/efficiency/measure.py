@@ -69,15 +69,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def available_bytes(device: torch.device) -> int:
-    """Return the free memory of the device, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return 1024 * int(available)
-
-
 PARENT = "parent"  # the role that others are compared with
 WARM_UP_TOKENS = 3
 

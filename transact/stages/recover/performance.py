@@ -9,7 +9,7 @@ import torch
 
 from transact.config.accelerators import model_flops_utilisation, reported_as
 from transact.distributed.process import ProcessGroup
-from transact.engine.memory import GIB
+from transact.engine.gram_memory import GIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
