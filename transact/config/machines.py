@@ -172,8 +172,9 @@ class EstimateConfig:
     """Measured throughput of recovery before any cut, of all ranks. null: from the accelerator and estimate.mfu."""
     throughput_file: str | None = setting(None, longest=LONGEST_PATH)
     """A results file of benchmarks.throughput from the same kind of machines, instead of that. null: none."""
-    mfu: float = setting(0.4, at_least=1e-4, at_most=1)
-    """Assumed model FLOPs utilisation, where no throughput is given."""
+    mfu: float = setting(0.25, at_least=1e-4, at_most=1)
+    """Assumed model FLOPs utilisation, where no throughput is given. The default was counted from what a recovery makes
+    a GPU do; it was measured on none."""
     price_per_gpu_hour: float | None = setting(None, above=0, at_most=1e9)
     """What a rank costs for an hour, in any currency. null: no costs are shown."""
 

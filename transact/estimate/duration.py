@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transact.config.accelerators import BY_NAME, Accelerator
+from transact.config.accelerators import BY_NAME, TERA, Accelerator
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.errors import one_line
@@ -96,8 +96,8 @@ def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] |
     if known is None:
         return None
     basis = (
-        f"estimate.mfu={config.estimate.mfu:g}, an assumption, of {known.peak_flops / 1e12:g} TFLOP/s ({known.name}, "
-        f"dense bfloat16), {ranks} of them"
+        f"estimate.mfu={config.estimate.mfu:g}, an assumption, not measured, of {known.peak_flops / TERA:g} TFLOP/s "
+        f"({known.name}, dense bfloat16), {ranks} of them"
     )
     if config.engine.dtype == "float32":
         basis += "; float32 reaches a fraction of that"
