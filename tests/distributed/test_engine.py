@@ -17,6 +17,7 @@ from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 from tests.support.selections import hand_selection
 from tests.support.tiny import write_model
+from tests.support.tiny_families import FAMILIES, write_family_model
 
 MEGABYTE = 1024**2
 
@@ -273,3 +274,77 @@ def test_loading_is_exact_and_damage_can_be_undone(
         assert any((damaged[name] != expected[name]).any() for name in expected)
         assert rotary == {"torch.float32"}
         assert loss == pytest.approx(expected_loss, rel=1e-5 if dtype == "float32" else 1e-2)
+
+
+MICRO_BATCHES = 16
+
+
+def summing_errors(model: Path) -> dict[int, float]:
+    """ZeRO stage -> largest relative error of a gradient that the engine summed over micro-batches."""
+    from transact.distributed.process import process_group
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage in (1, 2, 3):
+            each = gradients(model, group, stage, micro_batches=1)
+            (summed,) = gradients(model, group, stage, micro_batches=MICRO_BATCHES)
+            exact = {name: sum(one[name] for one in each) / MICRO_BATCHES for name in summed}
+            found[stage] = max(float((summed[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
+    return found
+
+
+def gradients(model: Path, group: Any, stage: int, micro_batches: int) -> list[dict[str, torch.Tensor]]:
+    """Name -> gradient, float64, of each step over `MICRO_BATCHES` micro-batches in all; no step changes a weight."""
+    from dataclasses import replace
+
+    from transact.engine.engine import open_engine
+
+    # Without a memory Adam's mean of gradients is the last one.
+    settings = replace(training(), gradient_accumulation_steps=micro_batches, gradient_clipping=0.0, betas=(0.0, 0.95))
+    found = []
+    config = engine_config(zero_stage=stage, dtype="bfloat16")
+    with open_engine(model, config, group, training=settings) as engine:
+        for number in range(MICRO_BATCHES):
+            engine.backward(engine.loss(some_tokens(number)))
+            engine.step(0.0)
+            if (number + 1) % micro_batches == 0:
+                found.append({name: each.exp_avg.double() for name, each in engine.fragments().items()})
+    return found
+
+
+def test_gradients_of_micro_batches_are_summed_in_float32(workplace: Workplace) -> None:
+    """In bfloat16 the sum would be off by more than 1e-3."""
+    (found,) = run_on_ranks(1, summing_errors, workplace.model)
+    assert max(found.values()) < 1e-6, found
+
+
+def gathers_by_family(models: dict[str, Path]) -> dict[str, tuple[int, int]]:
+    """Family -> all-gathers of a micro-batch once DeepSpeed knows the order of modules, and layers of the model."""
+    from benchmarks.engine_work import GATHERS, counting
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for family, model in models.items():
+            config = engine_config(prefetch_elements=0, live_elements=0)
+            with open_engine(model, config, group, training=training()) as engine:
+                for _ in range(3):
+                    with counting() as counted:
+                        engine.backward(engine.loss(some_tokens(group.rank, vocab_size=64)))
+                    engine.step(1e-3)
+            found[family] = sum(counted.calls[name] for name in GATHERS), engine_layers(model)
+    return found
+
+
+def engine_layers(model: Path) -> int:
+    from transact.models.folder import geometry_of
+
+    return geometry_of(model).num_layers
+
+
+def test_every_family_is_gathered_by_layers(tmp_path: Path) -> None:
+    """A layer at once in the forward and in the backward, and around them embedding, last norm and output layer."""
+    models = {family: write_family_model(tmp_path / family, family) for family in FAMILIES}
+    for gathers, layers in run_on_ranks(2, gathers_by_family, models)[0].values():
+        assert 2 * layers <= gathers <= 2 * layers + 6

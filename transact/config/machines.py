@@ -43,6 +43,11 @@ class EngineConfig:
     """Compute activations again in the backward instead of keeping them: less memory, more work."""
     reduce_bucket_elements: int = setting(5_000_000, at_least=1, at_most=2_000_000_000)
     """Elements that DeepSpeed gathers or reduces in one call."""
+    prefetch_elements: int = setting(50_000_000, at_least=0, at_most=2_000_000_000)
+    """Elements of weights that ZeRO stage 3 gathers before the layers at work need them."""
+    live_elements: int = setting(1_000_000_000, at_least=0, at_most=10**12)
+    """Elements of gathered weights that ZeRO stage 3 keeps for the backward instead of gathering them once more: in
+    bfloat16 2 bytes each."""
     collective_timeout_minutes: float = setting(30.0, at_least=0.01, at_most=10_080)
     """Minutes without progress after which a job that hangs is ended, with the stacks of all ranks."""
     checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)

@@ -126,6 +126,8 @@ FREE_SETTINGS = (
     "engine.verify",
     "engine.collective_timeout_minutes",
     "engine.reduce_bucket_elements",
+    "engine.prefetch_elements",
+    "engine.live_elements",
     "engine.checkpoint_every.minutes",
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",

@@ -15,6 +15,7 @@ from transact.distributed.process import ProcessGroup
 from transact.engine.deepspeed_setup import TrainingSettings, import_deepspeed
 from transact.engine.sharded_state import is_partitioned, optimizer_groups, own_part, unsharded_masters
 from transact.files import read_json
+from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead
 from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
@@ -82,12 +83,23 @@ def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None
             setattr(model.get_submodule(owner_name), attribute, buffers[name].to(buffer.device))
 
 
+def _gather_by_layers(model: nn.Module) -> None:
+    """Have ZeRO-3 gather and release a decoder layer as a whole: a tenth of the calls, and of the work of the host.
+
+    Hooks inside a layer go on to see activations; only DeepSpeed's own stand around layers alone.
+    """
+    for layer in decoder_layers(model):
+        import_deepspeed().utils.set_z3_leaf_module(layer, True)
+
+
 def wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: TrainingSettings | None) -> Any:
     """Return DeepSpeed's engine around a loaded model."""
     model.train(training is not None)
     model.requires_grad_(training is not None)
     if training is not None and config.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if settings["zero_optimization"]["stage"] == 3:
+        _gather_by_layers(model)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with contextlib.redirect_stdout(io.StringIO()):
         wrapped = import_deepspeed().initialize(

@@ -32,6 +32,7 @@ from transact.engine.sharded_state import (
 )
 from transact.models.identity import UnusableModel
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
+from transact.models.stock import unpacked
 from transact.models.tensor_files import ModelReader
 
 
@@ -61,13 +62,17 @@ class Engine:
         """Return the mean next-token loss, in nats. tokens: (sequences, length). teaching: for distillation."""
         tokens = tokens.to(self._group.device)
         with self._head.computing(LossRequest(targets=next_token_targets(tokens), teaching=teaching)):
-            return self._wrapped(input_ids=tokens, use_cache=False).logits
+            return self._forward(tokens).logits
 
     @torch.no_grad()
     def final_hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the hidden states that the output layer reads: (sequences, length, hidden_size), on the device."""
         with self._head.passing_hidden():
-            return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits
+            return self._forward(tokens.to(self._group.device)).logits
+
+    @unpacked()
+    def _forward(self, tokens: torch.Tensor, **options: Any) -> Any:
+        return self._wrapped(input_ids=tokens, use_cache=False, **options)
 
     @property
     def _head(self) -> LossHead:
@@ -85,11 +90,11 @@ class Engine:
 
     def hidden_forward(self, tokens: torch.Tensor) -> None:
         """Run a forward for its activations only: the output layer sees a single position."""
-        self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False, logits_to_keep=1)
+        self._forward(tokens.to(self._group.device), logits_to_keep=1)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the logits of tokens (sequences, length): (sequences, length, vocab_size), on the CPU in float32."""
-        return self._wrapped(input_ids=tokens.to(self._group.device), use_cache=False).logits.float().cpu()
+        return self._forward(tokens.to(self._group.device)).logits.float().cpu()
 
     def backward(self, loss: torch.Tensor) -> None:
         self._wrapped.backward(loss)

@@ -57,12 +57,9 @@ def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> fl
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
-# Elements of whole weights that DeepSpeed keeps at a time at stage 3, and that it fetches ahead: its defaults.
-MAX_LIVE_ELEMENTS = 1_000_000_000
-PREFETCH_ELEMENTS = 50_000_000
-WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket of stage 0
+WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
 IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late
-LAYERS_IN_FLIGHT = 0.5  # measured, a share of the weights being fetched: flat buffers
+LAYERS_IN_FLIGHT = 0.75  # measured, a share of the weights being fetched: flat buffers
 # Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
 # has those of the teacher, and the products of both, beside them.
 LOGIT_COPIES = {"cross_entropy": 3, "distillation": 7, "mixed": 7}
@@ -144,7 +141,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
-        gathered=_fetched_elements(geometry) * width if is_shared else 0,
+        gathered=_fetched_elements(geometry, engine) * width if is_shared else 0,
         **_larger(at_work, loading),
     )
 
@@ -177,7 +174,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
         "logits": logits,
     }
     # At stage 3 a rank's part of the gradients is allocated all the time.
-    (throughout if stage == 3 else backward)["gradients"] = parameters * width / (ranks if stage >= 2 else 1)
+    (throughout if stage == 3 else backward)["gradients"] = _gradient_bytes(geometry, engine, ranks)
     return MemoryEstimate(**throughout, **_larger(backward, {"update": _update_bytes(parameters, engine, ranks)}))
 
 
@@ -197,6 +194,18 @@ def _optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float
     return parameters * states * FLOAT32_BYTES / (ranks if engine.zero_stage >= 1 else 1)
 
 
+def _gradient_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+    """Return the bytes of a global batch's gradients: float32, which stage 0 in bfloat16 alone has not.
+
+    At stage 3 those of a layer in the computation's dtype beside them: they are reduced once all of them are there.
+    """
+    width = BYTES_BY_DTYPE[engine.dtype] if engine.zero_stage == 0 else FLOAT32_BYTES
+    of_batch = geometry.parameters() * width / (ranks if engine.zero_stage >= 2 else 1)
+    if engine.zero_stage != 3:
+        return of_batch
+    return of_batch + geometry.transitional_parameters() / geometry.num_layers * BYTES_BY_DTYPE[engine.dtype]
+
+
 def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
     """Return the bytes that the optimizer's step adds; measured: gradients once more in float32 and flat.
 
@@ -213,14 +222,15 @@ def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
 def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
     """Return b times the bucket that gradients are reduced in.
 
-    Stages 1 and 2 hold the largest parameter's gradient beside it, stage 2 a part of its gradients twice, and stage 0
-    reduces them all at once.
+    Stages 1 and 2 hold the largest parameter's gradient beside it, stage 2 a part of its gradients twice. Stage 0, and
+    in bfloat16 stage 1, reduce them all at once.
     """
     width, parameters = BYTES_BY_DTYPE[engine.dtype], geometry.parameters()
     if engine.zero_stage == 3:
         return engine.reduce_bucket_elements * width
-    if engine.zero_stage == 0:
-        return IN_FLIGHT * min(parameters, WHOLE_BUCKET_ELEMENTS) * width if ranks > 1 else 0
+    if engine.zero_stage == 0 or (engine.zero_stage == 1 and engine.dtype == "bfloat16"):
+        accumulated = width if engine.zero_stage == 0 else FLOAT32_BYTES
+        return IN_FLIGHT * min(parameters, WHOLE_BUCKET_ELEMENTS) * accumulated if ranks > 1 else 0
     twice = IN_FLIGHT * parameters / ranks if engine.zero_stage == 2 else 0
     bucket = min(engine.reduce_bucket_elements, parameters) + geometry.vocab_size * geometry.hidden_size
     return (twice + (bucket if ranks > 1 else 0)) * width
@@ -229,30 +239,32 @@ def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -
 def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
     """Return the bytes of whole weights at stage 3 in training.
 
-    DeepSpeed releases a layer only when 10^9 elements more are whole.
+    `engine.live_elements` of them stay from the forward to the backward.
     """
     if engine.zero_stage != 3 or ranks == 1:
         return 0
-    live = min(geometry.parameters(), MAX_LIVE_ELEMENTS)
+    live = min(geometry.parameters(), engine.live_elements)
     # Measured: where the backward fetches a layer again to recompute it, fewer buffers linger at the worst moment.
-    share = LAYERS_IN_FLIGHT if engine.activation_checkpointing else LAYERS_IN_FLIGHT * (0.5 + math.log2(ranks))
+    share = LAYERS_IN_FLIGHT
+    if not engine.activation_checkpointing:
+        share *= 0.75 + 0.5 * math.log2(ranks)
     embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
-    return (live + _in_flight(geometry, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
+    return (live + _in_flight(geometry, engine, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
 
 
-def _in_flight(geometry: Geometry, share: float = LAYERS_IN_FLIGHT) -> float:
+def _in_flight(geometry: Geometry, engine: EngineConfig, share: float = LAYERS_IN_FLIGHT) -> float:
     """Return the elements of flat buffers beside the layers being fetched. share: of all layers at most."""
-    return share * min(geometry.transitional_parameters(), PREFETCH_ELEMENTS)
+    return share * min(geometry.transitional_parameters(), engine.prefetch_elements)
 
 
-def _fetched_elements(geometry: Geometry) -> float:
+def _fetched_elements(geometry: Geometry, engine: EngineConfig) -> float:
     """Return the elements of whole weights at stage 3 in inference.
 
     A layer is released after its use; what is fetched ahead is whole, and in flight.
     """
     layer = geometry.transitional_parameters() / geometry.num_layers
-    ahead = min(geometry.parameters(), PREFETCH_ELEMENTS)
-    return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry)
+    ahead = min(geometry.parameters(), engine.prefetch_elements)
+    return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry, engine)
 
 
 def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float:
@@ -276,7 +288,7 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
     elements = parent.parameters() / (ranks if is_sharded else 1)
     elements += (parent.vocab_size + _tokens(config)) * parent.hidden_size
     if is_sharded and ranks > 1:
-        elements += _in_flight(parent)
+        elements += _in_flight(parent, engine)
     return elements * BYTES_BY_DTYPE[engine.dtype]
 
 

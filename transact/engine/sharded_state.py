@@ -151,11 +151,14 @@ def _create_moments(wrapped: Any) -> None:
 
 def _masters(wrapped: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors that Adam steps: flat partitions, or whole parameters at stage 0."""
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3, stages 1 and 2
-        if hasattr(wrapped.optimizer, name):
-            yield from getattr(wrapped.optimizer, name)
-            return
-    yield from unsharded_masters(wrapped).values() or wrapped.module.parameters()
+    yield from (_flat_masters(wrapped) or unsharded_masters(wrapped).values() or wrapped.module.parameters())
+
+
+def _flat_masters(wrapped: Any) -> list[torch.Tensor]:
+    """Return this rank's flat part of each group's masters; none at stage 0."""
+    # Stage 3, stages 1 and 2, and stage 1 in bfloat16.
+    names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    return next((getattr(wrapped.optimizer, name) for name in names if hasattr(wrapped.optimizer, name)), [])
 
 
 def _fragment(wrapped: Any, parameter: Any, masters: dict[nn.Parameter, torch.Tensor]) -> Fragment | None:
@@ -189,7 +192,7 @@ def _stage_1_or_2_fragment(wrapped: Any, parameter: Any) -> Fragment | None:
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
-    flat = wrapped.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    flat = _flat_masters(wrapped)[mapping.param_group_index]
     here = mapping.hp_fragment_address
     state = _inner(wrapped).state[flat]
     moments = {name: state[name].narrow(0, here.start, here.numel) for name in MOMENTS}

@@ -93,7 +93,7 @@ def collect_statistics(
     collector = Collector(geometry, statistics)
     handles: list[RemovableHandle] = []
     try:
-        for layer, block in enumerate(_decoder_layers(model)):
+        for layer, block in enumerate(decoder_layers(model)):
             for statistic in statistics:
                 handles += _attach(collector, layer, block, statistic, geometry)
         if any(each.needs_gradients for each in statistics):
@@ -110,7 +110,7 @@ def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterat
     collector = Collector(geometry)
     handles: list[RemovableHandle] = []
     try:
-        blocks = _decoder_layers(model)
+        blocks = decoder_layers(model)
         for layer in layers:
             for name in ("attention_output", "intermediate"):
                 handles.append(_watch(blocks[layer], name, _adds_gram(collector, name, layer)))
@@ -194,7 +194,8 @@ def _flat(activation: Tensor) -> Tensor:
     return activation.flatten(2)
 
 
-def _decoder_layers(model: Any) -> Any:
+def decoder_layers(model: Any) -> Any:
+    """Return the list of decoder layers of a model of any family."""
     return model.model.layers
 
 

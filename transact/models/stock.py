@@ -97,6 +97,22 @@ def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     return model_class, model_config
 
 
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Keep forwards in the block from asking the device whether positions start anew within a sequence: they do not.
+
+    transformers reads the answer in every forward, and the host waits for all that the device has to do.
+    """
+    from transformers import masking_utils
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
 def load_non_stock(folder: Path) -> Any:
     """Load a folder whose layers or heads have rotary frequencies of their own, as a model in float32.
 
