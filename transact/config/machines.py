@@ -58,6 +58,8 @@ class EngineConfig:
 
 
 LAUNCH_KINDS = ("inline", "local", "slurm")
+LONGEST_SIGNAL_DELAY_SECONDS = 65_535  # of sbatch
+SIGNAL_DELAY_SECONDS = 300  # at least, where launch.signal_delay_seconds is null
 TRANSPORT = Allowed(
     longest=64,
     pattern=r"(NCCL|TORCH_NCCL|GLOO|UCX|FI)_[A-Z0-9_]+",
@@ -98,8 +100,9 @@ class LaunchConfig:
     """Memory per node, as sbatch takes it: 200G; 0 is all of a node. null: what the cluster gives."""
     constraint: str | None = setting(None)
     """Features that a node must have, as sbatch takes them: "a100&nvlink". null: none."""
-    signal_delay_seconds: int = setting(300, at_least=0, at_most=65_535)
-    """Seconds before the time limit at which the job is told to save: the time to finish a step and write."""
+    signal_delay_seconds: int | None = setting(None, at_least=0, at_most=LONGEST_SIGNAL_DELAY_SECONDS)
+    """Seconds before the time limit at which the job is told to save: the time to finish a step and write. null: 300,
+    or more where each rank has much to write."""
     transport: dict[str, str] = setting(factory=dict, entries=(0, 100), keys=TRANSPORT)
     """Variables of NCCL and gloo that every rank sets: {NCCL_SOCKET_IFNAME: ib0, GLOO_SOCKET_IFNAME: ib0}. A job says
     at its start which are set, these and those of its environment."""
@@ -145,7 +148,7 @@ class LaunchConfig:
     def _check_slurm(self) -> None:
         instead = "launch=slurm counts in launch.nodes, and launch.gpus_per_node or launch.tasks_per_node"
         require("launch.processes", self.processes, self.processes == 1, instead)
-        early = self.signal_delay_seconds < 60 * self.timeout_minutes
+        early = (self.signal_delay_seconds or 0) < 60 * self.timeout_minutes
         delay = f"it must be below the time limit (launch.timeout_minutes={self.timeout_minutes})"
         require("launch.signal_delay_seconds", self.signal_delay_seconds, early, delay)
         both = self.gpus_per_node == 0 or self.tasks_per_node == 1

@@ -6,10 +6,11 @@ import os
 import shutil
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from transact.config.compose import PACKAGE, to_dictionary
-from transact.config.machines import LaunchConfig
+from transact.config.machines import LONGEST_SIGNAL_DELAY_SECONDS, SIGNAL_DELAY_SECONDS, LaunchConfig
 from transact.config.run import RunConfig
 from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
@@ -72,7 +73,10 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
     try:
         require_slurm()
         check_request(config.launch, folder)
-        check(config, config.launch.num_ranks)
+        found = check(config, config.launch.num_ranks)[1]
+        config.launch = with_signal_delay(
+            config.launch, largest=max(each.geometry.parameters() for each in found.rounds)
+        )
         if is_sweep and _needs_nothing(config, folder):
             return DONE
         _refuse_live(folder)
@@ -87,6 +91,24 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
         flush=True,
     )
     return _wait(job, folder, log) if config.launch.wait else DONE
+
+
+SAVED_BYTES_OF_A_PARAMETER = 16  # float32 of the weight, Adam's two moments and the best weight seen
+SLOW_BYTES_PER_SECOND = 100e6  # that a rank writes where a shared file system is busy; an assumption
+STEP_SECONDS = 120  # for a step to end, or a piece of another stage
+
+
+def with_signal_delay(launch: LaunchConfig, largest: int) -> LaunchConfig:
+    """Return the settings with a time to save before the time limit, where none is given: half of the limit at most.
+
+    Args:
+        largest: parameters of the largest model that is trained.
+    """
+    if launch.signal_delay_seconds is not None:
+        return launch
+    bytes_of_a_rank = SAVED_BYTES_OF_A_PARAMETER * largest / launch.num_ranks
+    delay = max(SIGNAL_DELAY_SECONDS, round(STEP_SECONDS + 2 * bytes_of_a_rank / SLOW_BYTES_PER_SECOND))
+    return replace(launch, signal_delay_seconds=min(delay, 30 * launch.timeout_minutes, LONGEST_SIGNAL_DELAY_SECONDS))
 
 
 def check_request(launch: LaunchConfig, folder: Path) -> None:

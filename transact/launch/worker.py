@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.compose import to_dictionary, to_yaml
+from transact.config.machines import SIGNAL_DELAY_SECONDS
 from transact.config.run import RunConfig
 from transact.distributed.environment import (
     adopt_launcher,
@@ -185,7 +186,7 @@ def _leave_seconds(config: RunConfig) -> float | None:
     """Return how long a stage that ignores SLURM's warning may go on, in seconds; None outside of SLURM."""
     if own_job() is None:
         return None
-    return max(SHORTEST_NOTICE_SECONDS, config.launch.signal_delay_seconds - EARLY_SECONDS)
+    return max(SHORTEST_NOTICE_SECONDS, (config.launch.signal_delay_seconds or SIGNAL_DELAY_SECONDS) - EARLY_SECONDS)
 
 
 def _lock_patience() -> float:
