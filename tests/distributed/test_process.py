@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -189,3 +192,16 @@ def test_warned_by_a_cluster_it_leaves_in_time_whatever_it_is_at() -> None:
     process.start()
     process.join(timeout=60)
     assert process.exitcode == 128 + signal.SIGUSR2
+
+
+def test_products_in_float32_are_float32_whatever_the_image_says() -> None:
+    """torch reads the variable, which NVIDIA's images set, when it is imported."""
+    told = (
+        "import torch; before = torch.get_float32_matmul_precision(); "
+        "from transact.distributed.process import rank_device; rank_device('cpu', 0); "
+        "print(before, torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision)"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    command = [sys.executable, "-c", told]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["high", "highest", "ieee"]

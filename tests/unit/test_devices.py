@@ -10,7 +10,7 @@ import torch
 
 from tests.support.configs import compose_config
 from transact.distributed.environment import allow_open_files, transport_settings
-from transact.distributed.process import rank_device, share_cores
+from transact.distributed.process import rank_device, set_allocator, share_cores
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,31 @@ def test_local_rank_becomes_the_devices_number(
     assert rank_device("cuda", local_rank) == torch.device("cuda", index)
     assert os.environ["LOCAL_RANK"] == str(index)
     assert chosen == [index]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": "backend:native"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}),
+    ],
+)
+def test_segments_of_gpu_memory_grow_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    set_allocator(given)
+    assert given == expected
+
+
+def test_the_allocator_is_configured_before_cuda_is_asked_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    seen: list[str | None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen.append(os.environ.get("PYTORCH_ALLOC_CONF")))
+    rank_device("auto", 0)
+    assert seen == ["expandable_segments:True"]
 
 
 def test_on_cpu_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from transact.stages.recover.health import FEWEST, WINDOW, TrainingHealth
+from transact.stages.recover.health import FEWEST, WINDOW, AllocatorWatch, TrainingHealth
+from transact.stages.recover.performance import allocator_figures
 
 
 def test_a_falling_curve_is_healthy() -> None:
@@ -44,3 +45,21 @@ def test_steps_without_effect_are_counted_in_all_and_in_a_row(loss: float, appli
     health.observe(loss, applied)
     assert (health.skipped, health.skipped_in_a_row) == (3, 1)
     assert health.recent == [3.0]
+
+
+def test_retries_of_the_allocator_are_told_once() -> None:
+    """From `torch.cuda.memory_stats`, whose counters grow through the life of a process."""
+    watch, told = AllocatorWatch(), []
+    for retries in (0, 0, 3, 3, 5):
+        stats = {
+            "num_alloc_retries": retries,
+            "reserved_bytes.all.current": 70 * 1024**3,
+            "allocated_bytes.all.current": 66 * 1024**3,
+        }
+        alert = watch.observe({"mem/host_peak_gib": 1.0} | allocator_figures(stats))
+        told.append(alert and (alert.kind, alert.text.partition(" times")[0][-1], "4.0 GiB" in alert.text))
+    assert told == [None, None, ("memory", "3", True), None, ("memory", "2", True)]
+
+
+def test_a_machine_without_gpus_has_no_allocator_to_watch() -> None:
+    assert AllocatorWatch().observe({"mem/host_peak_gib": 1.0}) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +35,11 @@ def check_device(requested: str) -> None:
 
 
 def rank_device(requested: str, local_rank: int) -> torch.device:
-    """Return the device of this process, and set it in torch and for DeepSpeed."""
+    """Return the device of this process, and set it in torch and for DeepSpeed, with its precision and allocator."""
+    # Images with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 round the factors of float32 products to 10 bits.
+    torch.set_float32_matmul_precision("highest")
+    if requested != "cpu":
+        set_allocator(os.environ)  # before CUDA starts, which reads it once
     use_cuda = torch.cuda.is_available() if requested == "auto" else requested == "cuda"
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
@@ -46,6 +50,16 @@ def rank_device(requested: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def set_allocator(environ: MutableMapping[str, str]) -> None:
+    """Let segments of GPU memory grow, unless the user configured the allocator.
+
+    ZeRO-3 gathers layers of several sizes while others are freed: with segments of fixed size the free memory ends up
+    in pieces, none of which is large enough.
+    """
+    if not any(environ.get(name) for name in ALLOCATOR_SETTINGS):
+        environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+
+
 def share_cores() -> None:
     """Share the cores of a machine between its ranks, unless the user said otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -54,6 +68,8 @@ def share_cores() -> None:
 
 
 Result = TypeVar("Result")
+
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
 
 GRACE = timedelta(minutes=2)
 

@@ -54,7 +54,7 @@ class Tracker:
         """Record that something needs a person's attention; W&B may send an e-mail.
 
         Args:
-            kind: "skipped step", "loss spike", "validation", "slow", "checkpoint", "parent".
+            kind: "skipped step", "loss spike", "validation", "slow", "memory", "checkpoint", "parent".
 
         Raises:
             OSError: as `MetricsLog.append`. W&B never raises.

@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from transact.files import write_json
-from transact.stages.export import TOLERANCE, check_difference, export_dtype
+from transact.stages.export import TOLERANCE, check_difference, export_dtype, logit_difference
 
 
 @pytest.mark.parametrize("difference", [2 * TOLERANCE, math.inf, math.nan])
@@ -19,6 +20,37 @@ def test_a_model_that_computes_something_else_is_not_published(difference: float
 
 def test_rounding_is_allowed() -> None:
     check_difference(0.5 * TOLERANCE, "transformers")
+
+
+def to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Round float32 to the 10 bits of mantissa that a tensor core reads of it."""
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 30.0])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+def test_products_in_tf32_are_seen_and_those_in_float32_are_not(size: float, outlier: float) -> None:
+    """Whatever the logits' size, and although one of them may be far larger than the others."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 256, generator=generator)
+    head = size * torch.randn(512, 256, generator=generator)
+    head[7] *= outlier
+    exact = (hidden.double() @ head.double().T).float()
+    check_difference(logit_difference(hidden @ head.T, exact), "transformers")
+    with pytest.raises(RuntimeError, match="root mean square"):
+        check_difference(logit_difference(to_tf32(hidden) @ to_tf32(head).T, exact), "transformers")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_seen(broken: float) -> None:
+    with pytest.raises(RuntimeError):
+        check_difference(logit_difference(torch.tensor([1.0, broken]), torch.ones(2)), "transformers")
+
+
+def test_logits_that_are_all_zero_equal_themselves_only() -> None:
+    assert logit_difference(torch.zeros(3), torch.zeros(3)) == 0
+    assert logit_difference(torch.full((3,), 1e-6), torch.zeros(3)) > TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -70,6 +71,29 @@ def rise(start: float, now: float, learning_rate: float) -> Alert | None:
         return None
     told = f"perplexity {now:.2f} is above the {start:.2f} that recovery began with (peak learning rate"
     return Alert("validation", f"{told} {learning_rate:.1e}); the best weights seen are kept")
+
+
+ALLOCATOR_RETRIES, UNUSED_GIB = "mem/allocator_retries", "mem/unused_gib"
+
+
+class AllocatorWatch:
+    """A comparison of a GPU's allocator with its last look: each retry frees all its cache, and waits for the GPU."""
+
+    def __init__(self) -> None:
+        self._retries = 0.0
+
+    def observe(self, figures: Mapping[str, float]) -> Alert | None:
+        """Return an alert if there were retries since the last call. figures: as `memory_figures` gives them."""
+        retries = figures.get(ALLOCATOR_RETRIES, 0.0)
+        news, self._retries = retries - self._retries, retries
+        if news <= 0:
+            return None
+        return Alert(
+            "memory",
+            f"GPU memory is short: the allocator freed its cache and tried again {news:.0f} times since the last "
+            f"validation, with {figures[UNUSED_GIB]:.1f} GiB reserved and unused; lower engine.micro_batch_sequences, "
+            "engine.live_elements or engine.prefetch_elements",
+        )
 
 
 RECENT = 8  # steps whose median must be slow

@@ -21,7 +21,7 @@ from transact.rounds import Round
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
-from transact.stages.recover.health import Alert, Diverged, PaceWatch, rise
+from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recover.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
@@ -61,7 +61,7 @@ class Recovery:
         self.saved_step = position.step
         self.loss_name = LOSS_NAMES[job.config.recover.objective]
         self.clock = CheckpointClock(job.config.engine.checkpoint_every)
-        self.pace_watch = PaceWatch()
+        self.pace_watch, self.allocator_watch = PaceWatch(), AllocatorWatch()
         self.pace = Pace(
             tokens=self.tokens_per_batch,
             world_size=job.group.world_size,
@@ -177,7 +177,11 @@ class Recovery:
             f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity {perplexity:.2f}"
         )
         figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
-        self._log(figures | memory_figures(self.job.group), step)
+        memory = memory_figures(self.job.group)
+        self._log(figures | memory, step)
+        alert = self.allocator_watch.observe(memory)
+        if alert is not None:
+            self._alert(alert, step)
         self.job.show()
 
     def _train_step(self, step: int) -> float:

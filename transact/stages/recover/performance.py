@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from transact.config.accelerators import model_flops_utilisation, reported_as
 from transact.distributed.process import ProcessGroup
 from transact.engine.gram_memory import GIB
+from transact.stages.recover.health import ALLOCATOR_RETRIES, UNUSED_GIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +52,24 @@ def peak_flops_of(device: torch.device) -> float | None:
     return None if accelerator is None else accelerator.peak_flops
 
 
+def allocator_figures(stats: Mapping[str, int]) -> dict[str, float]:
+    """Return how often the allocator had to give its cache back to the GPU, and the GiB that it holds unused.
+
+    Args:
+        stats: as `torch.cuda.memory_stats` returns them.
+    """
+    reserved, allocated = (stats.get(f"{name}_bytes.all.current", 0) for name in ("reserved", "allocated"))
+    return {ALLOCATOR_RETRIES: float(stats.get("num_alloc_retries", 0)), UNUSED_GIB: (reserved - allocated) / GIB}
+
+
 def memory_figures(group: ProcessGroup) -> dict[str, float]:
-    """Return peak memory since the process began, in GiB, each of the rank with the largest (collective)."""
+    """Return peak memory since the process began, in GiB, and figures of the GPU's allocator (collective).
+
+    Each is of the rank where it is largest.
+    """
     peaks = {"mem/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
     if group.device.type == "cuda":
         peaks["mem/allocated_peak_gib"] = torch.cuda.max_memory_allocated(group.device) / GIB
         peaks["mem/reserved_peak_gib"] = torch.cuda.max_memory_reserved(group.device) / GIB
+        peaks |= allocator_figures(torch.cuda.memory_stats(group.device))
     return dict(zip(peaks, group.maxima(*peaks.values()), strict=True))
