@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,13 @@ def write_shard(
     on_gpu = any(tensor.is_cuda for tensor in tensors.values())
     buffer = torch.empty(WRITE_BUFFER_BYTES, dtype=torch.uint8, pin_memory=on_gpu)
     digest, size = hashlib.sha256(header), len(header)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
         file.write(header)
         for name in names:
             for piece in _pieces(tensors[name], dtypes[name], buffer):
-                digest.update(piece)
+                hashed = beside.submit(digest.update, piece)
                 file.write(piece)
+                hashed.result()
                 size += len(piece)
                 on_write()
         file.flush()
