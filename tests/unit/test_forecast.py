@@ -16,6 +16,7 @@ from transact.config.accelerators import BY_NAME
 from transact.estimate.contents import forecast, gguf_bytes
 from transact.estimate.text import in_words, text
 from transact.geometry import Geometry
+from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.run import main
 
 GIB = 1024**3
@@ -131,6 +132,13 @@ def test_embeddings_of_q4_0_are_q8_0() -> None:
     small = Geometry.from_dict(estimate()["rounds"][-1]["geometry"])
     inside = small.parameters() - 2 * 32000 * 4096
     assert gguf_bytes(small, "q4_0") == pytest.approx((inside * 4.5 + 2 * 32000 * 4096 * 8.5) / 8)
+
+
+def test_a_save_needs_a_buffer_of_the_machine_s_memory_and_not_the_state() -> None:
+    """The first recovery has the largest model; its best weights are kept twice while better ones replace them."""
+    found = estimate()
+    parameters, host = found["rounds"][0]["parameters"], found["memory"]["host_bytes"]
+    assert host == {"best_weights": 2 * parameters * 4 // found["ranks"], "write_buffer": WRITE_BUFFER_BYTES}
 
 
 def test_passes_for_gram_matrices_follow_from_the_memory_of_the_accelerator() -> None:
