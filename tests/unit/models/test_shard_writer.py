@@ -58,6 +58,6 @@ def test_every_tensor_is_rounded_as_torch_rounds(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_of_the_system() -> None:
-    """The rank that meets it says so, and what was written so far is removed with its folder."""
+    """Whichever part of the write meets it: what a disk takes is not known before."""
     with pytest.raises(OSError, match="No space left on device"):
         write_shard(Path("/dev/full"), {"a": torch.zeros(1 << 20)}, None)
