@@ -348,3 +348,28 @@ def test_every_family_is_gathered_by_layers(tmp_path: Path) -> None:
     models = {family: write_family_model(tmp_path / family, family) for family in FAMILIES}
     for gathers, layers in run_on_ranks(2, gathers_by_family, models)[0].values():
         assert 2 * layers <= gathers <= 2 * layers + 6
+
+
+def refusal_of(settings: dict[str, Any]) -> str | None:
+    from transact.distributed.process import process_group
+    from transact.engine.deepspeed_setup import check_deepspeed_settings
+
+    with process_group("cpu", 5):
+        try:
+            check_deepspeed_settings(engine_config(deepspeed=settings))
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"zero_optimization.overlap_comm": False, "wall_clock_breakdown": True}, None),
+        ({"zero_optimization.overlap_com": False}, "engine.deepspeed.zero_optimization.overlap_com=false is not"),
+        ({"zero_optimization.overlap_comm": "perhaps"}, "engine.deepspeed.zero_optimization.overlap_comm='perhaps'"),
+    ],
+)
+def test_settings_that_deepspeed_does_not_take_are_refused(settings: dict[str, Any], refused: str | None) -> None:
+    (found,) = run_on_ranks(1, refusal_of, settings)
+    assert (found is None) if refused is None else found is not None and found.startswith(refused)

@@ -209,3 +209,37 @@ def test_a_save_needs_a_buffer_and_not_the_state_again(tmp_path: Path) -> None:
     ((growth, same),) = run_on_ranks(1, growth_of_a_save, tmp_path)
     assert same
     assert WRITE_BUFFER_BYTES / 2 < growth < 150e6
+
+
+def offloaded(model: Path, folder: Path) -> dict[Any, Any]:
+    """Configuration -> losses of six steps on the device, with the optimizer offloaded, and resumed on the way."""
+    from tests.distributed.test_engine import engine_config, training
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
+    from transact.engine.training_checkpoints import load_training, save_training
+
+    found = {}
+    with process_group("cpu", 5) as group:
+        for stage, dtype in ((1, "bfloat16"), (2, "float32"), (3, "bfloat16")):
+            checkpoint = checkpoint_of(folder, (stage, dtype))
+            losses = []
+            for offload in (None, "cpu", "cpu"):
+                config = engine_config(zero_stage=stage, dtype=dtype, offload_optimizer=offload)
+                with open_engine(model, config, group, training=training()) as engine:
+                    begins = SAVED_AFTER if len(losses) == 2 else 0
+                    if begins:
+                        load_training(engine, checkpoint, group)
+                    first = train(engine, group, begins, SAVED_AFTER)
+                    if offload and not begins:
+                        save_training(engine, checkpoint, group, best=None, position={})
+                    losses.append(first + train(engine, group, SAVED_AFTER, STEPS))
+            found[stage, dtype] = losses
+    return found
+
+
+def test_an_offloaded_optimizer_trains_alike_and_resumes_bit_for_bit(workplace: Workplace, tmp_path: Path) -> None:
+    """On ranks without GPUs both memories are the same; the way that DeepSpeed takes is the one of a GPU."""
+    for results in run_on_ranks(2, offloaded, workplace.model, tmp_path):
+        for configuration, (on_device, offload, resumed_losses) in results.items():
+            assert offload == pytest.approx(on_device, rel=1e-3), configuration
+            assert resumed_losses == offload[SAVED_AFTER:], configuration

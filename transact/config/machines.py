@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from transact.config.accelerators import BY_NAME
 from transact.config.inputs import DTYPES
@@ -11,6 +12,57 @@ from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, 
 ATTENTION_KINDS = ("sdpa", "eager")
 VERIFY_KINDS = ("sample", "full")
 DEVICES = ("auto", "cpu", "cuda")
+OFFLOAD_DEVICES = ("cpu",)
+DEEPSPEED_NAME = Allowed(
+    longest=200, pattern=r"[a-z0-9_]+(\.[a-z0-9_]+)*", words="settings of DeepSpeed, with dots between the levels"
+)
+# Settings of DeepSpeed, with all below them, that the program itself makes or relies on, and what stands for them here.
+DEEPSPEED_OWN = {
+    "train_batch_size": "recover.batch_sequences",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch_sequences",
+    "gradient_accumulation_steps": "recover.batch_sequences and engine.micro_batch_sequences",
+    "gradient_clipping": "recover.gradient_clipping",
+    "optimizer": "recover.learning_rate, recover.weight_decay, recover.beta1 and recover.beta2",
+    "scheduler": "recover.decay and recover.warmup_fraction",
+    "bf16": "engine.dtype",
+    "fp16": "engine.dtype",
+    "amp": "engine.dtype",
+    "torch_autocast": "engine.dtype",
+    "data_types": "",
+    "communication_data_type": "",
+    "timers": "",
+    "compression_training": "",
+    "data_efficiency": "",
+    "curriculum_learning": "",
+    "progressive_layer_drop": "",
+    "elasticity": "",
+    "autotuning": "",
+    "tensor_parallel": "",
+    "compile": "",
+    "zero_allow_untested_optimizer": "",
+    "zero_force_ds_cpu_optimizer": "engine.offload_optimizer",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.reduce_bucket_size": "engine.reduce_bucket_elements",
+    "zero_optimization.allgather_bucket_size": "engine.reduce_bucket_elements",
+    "zero_optimization.stage3_prefetch_bucket_size": "engine.prefetch_elements",
+    "zero_optimization.stage3_max_reuse_distance": "engine.live_elements",
+    "zero_optimization.stage3_max_live_parameters": "engine.live_elements",
+    "zero_optimization.stage3_param_persistence_threshold": "",
+    "zero_optimization.stage3_module_granularity_threshold": "",
+    "zero_optimization.leaf_module": "",
+    "zero_optimization.memory_efficient_linear": "",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
+    "zero_optimization.offload_param": "",
+    "zero_optimization.cpu_offload": "engine.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "",
+    "zero_optimization.zenflow": "",
+    "zero_optimization.sub_group_size": "",
+    "zero_optimization.elastic_checkpoint": "",
+    "zero_optimization.zero_hpz_partition_size": "",
+    "zero_optimization.zero_quantized_weights": "",
+    "zero_optimization.zero_quantized_nontrainable_weights": "",
+    "zero_optimization.zero_quantized_gradients": "",
+}
 MINUTES_OF_A_YEAR = 525_600
 
 
@@ -48,6 +100,13 @@ class EngineConfig:
     live_elements: int = setting(1_000_000_000, at_least=0, at_most=10**12)
     """Elements of gathered weights that ZeRO stage 3 keeps for the backward instead of gathering them once more: in
     bfloat16 2 bytes each."""
+    offload_optimizer: str | None = setting(None, choices=OFFLOAD_DEVICES)
+    """"cpu": at ZeRO stages 1 to 3 Adam's moments and the float32 masters are in the machine's memory, and its cores
+    make the step. null: on the device."""
+    deepspeed: dict[str, Any] = setting(factory=dict, entries=(0, 100), keys=DEEPSPEED_NAME)
+    """Further settings of DeepSpeed, which come last, with dots between the levels:
+    +engine.deepspeed={zero_optimization.overlap_comm: false}. Those that the program relies on are refused; outside
+    zero_optimization DeepSpeed itself passes over names that it does not know."""
     collective_timeout_minutes: float = setting(30.0, at_least=0.01, at_most=10_080)
     """Minutes without progress after which a job that hangs is ended, with the stacks of all ranks."""
     checkpoint_every: CheckpointEveryConfig = field(default_factory=CheckpointEveryConfig)
@@ -55,6 +114,21 @@ class EngineConfig:
     verify: str = setting("sample", choices=VERIFY_KINDS)
     """How a restart sees that the parent is the same: "sample" (sizes, headers, a sample of the weights: seconds) or
     "full" (every byte, which the ranks read once at each start)."""
+
+    def __post_init__(self) -> None:
+        splits = self.offload_optimizer is None or self.zero_stage > 0
+        require(
+            "engine.offload_optimizer", self.offload_optimizer, splits, "with engine.zero_stage=0 it is on the device"
+        )
+        for name, value in self.deepspeed.items():
+            owner = next((each for each in DEEPSPEED_OWN if _is_within(name, each) or _is_within(each, name)), None)
+            instead = DEEPSPEED_OWN.get(owner or "")
+            words = f"use {instead}" if instead else "the program relies on a value of its own"
+            require(f"engine.deepspeed.{name}", value, owner is None, words)
+
+
+def _is_within(name: str, section: str) -> bool:
+    return f"{name}.".startswith(f"{section}.")
 
 
 LAUNCH_KINDS = ("inline", "local", "slurm")

@@ -128,6 +128,7 @@ FREE_SETTINGS = (
     "engine.reduce_bucket_elements",
     "engine.prefetch_elements",
     "engine.live_elements",
+    "engine.offload_optimizer",
     "engine.checkpoint_every.minutes",
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",

@@ -150,8 +150,10 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
             _check_entries(name, value, allowed, hint)
         if inner is None:
             for key, each in value.items() if isinstance(value, dict) else []:
+                of_entry = typing.get_args(_not_null(hint))[1]
+                _check_shape(f"{name}.{key}", each, of_entry)
                 if not allowed.takes(each):
-                    raise _refusal(f"{name}.{key}", each, allowed, typing.get_args(_not_null(hint))[1])
+                    raise _refusal(f"{name}.{key}", each, allowed, of_entry)
             entries = value if isinstance(value, list) else [] if isinstance(value, dict) else [value]
             if not all(allowed.takes(each) for each in entries):
                 raise _refusal(name, value, allowed, hint)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transact.config.machines import EngineConfig
+from transact.config.setting import shown
 
 
 @functools.cache
@@ -40,6 +41,37 @@ class TrainingSettings:
     gradient_clipping: float  # norm; 0 is off
 
 
+def check_deepspeed_settings(config: EngineConfig) -> None:
+    """Raise ValueError where DeepSpeed does not take `engine.deepspeed`.
+
+    It is imported if there is anything in it, so the device must be chosen before.
+    """
+    if not config.deepspeed:
+        return
+    import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**_with_own(config, {}).get("zero_optimization", {}))
+    except ValueError as error:
+        refused: Any = error  # pydantic's, which says what is wrong where
+        found = refused.errors()[0]
+        name = ".".join(map(str, ("zero_optimization", *found["loc"])))
+        value = shown(config.deepspeed.get(name))
+        raise ValueError(f"engine.deepspeed.{name}={value} is not allowed: DeepSpeed says: {found['msg']}") from None
+
+
+def _with_own(config: EngineConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of `engine.deepspeed`, whose names have dots, put in."""
+    for name, value in config.deepspeed.items():
+        *levels, last = name.split(".")
+        section = settings
+        for level in levels:
+            section = section.setdefault(level, {})
+        section[last] = value
+    return settings
+
+
 def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSettings | None) -> dict[str, Any]:
     """Return the settings of an engine; without `training` it has no optimizer."""
     settings: dict[str, Any] = {
@@ -59,13 +91,16 @@ def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSetti
         },
     }
     if training is None:
-        return settings
+        return _with_own(config, settings)
+    if config.offload_optimizer is not None:
+        settings["zero_optimization"]["offload_optimizer"] = {"device": config.offload_optimizer, "pin_memory": True}
+        settings["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own Adam for CPUs compiles for minutes
     if (config.dtype, stage) != ("bfloat16", 0):  # DeepSpeed refuses it there
         # In bfloat16 the sum of 16 micro-batches' gradients would be off by 4e-3 of itself.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if (config.dtype, stage) == ("bfloat16", 1):
+    if (config.dtype, stage, config.offload_optimizer) == ("bfloat16", 1, None):
         settings["communication_data_type"] = "fp32"  # the sums are exchanged once in a step, and would be rounded
-    return settings | _training(training)
+    return _with_own(config, settings | _training(training))
 
 
 def _training(training: TrainingSettings) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transact.distributed.file_lock import run_lock
 from transact.distributed.process import check_device, process_group
 from transact.distributed.signals import Interruption
 from transact.distributed.slurm import EARLY_SECONDS, own_job
+from transact.engine.deepspeed_setup import check_deepspeed_settings
 from transact.errors import DONE, Refusal, Stopped, exit_code, one_line, printable, refuse, remedy, say_error
 from transact.files import write_text
 from transact.launch.outcome import JobFailed, how_to_go_on, outcome_recorded, say_last_words
@@ -123,6 +124,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
         if transport:
             job.say("transport: " + " ".join(f"{name}={printable(value)}" for name, value in transport.items()))
         try:
+            check_deepspeed_settings(config.engine)
             prepared = prepare(job)
             cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
             group.on_main(lambda: make_folder("output_dir", config.output_dir))
