@@ -69,8 +69,9 @@ lint: $(SETUP) ## ruff, mypy, and whether documents point at what there is and t
 check: lint ## the same, and the unit tests: a minute or two
 	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
-bench: $(SETUP) ## throughput, calibration overhead and the cost of saving, written to benchmarks/results
+bench: $(SETUP) ## throughput, collectives and host time, calibration overhead and the cost of saving, written to benchmarks/results
 	$(PYTHON_RUN) -m benchmarks.throughput --processes 2
+	$(PYTHON_RUN) -m benchmarks.engine_work --processes 2
 	$(PYTHON_RUN) -m benchmarks.calibration_overhead
 	$(PYTHON_RUN) -m benchmarks.saving --processes 2
 

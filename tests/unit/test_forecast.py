@@ -141,6 +141,20 @@ def test_a_save_needs_a_buffer_of_the_machine_s_memory_and_not_the_state() -> No
     assert host == {"best_weights": 2 * parameters * 4 // found["ranks"], "write_buffer": WRITE_BUFFER_BYTES}
 
 
+def test_an_offloaded_optimizer_is_in_the_machine_s_memory() -> None:
+    """Masters and two moments, and the gradients that they are updated with."""
+    changes = ("engine.device=cuda", "engine.offload_optimizer=cpu")
+    found, offloaded = estimate(changes[0]), estimate(*changes)
+    (device, smaller) = (
+        next(each for each in of["memory"]["moments"] if each["stage"] == "round_01/recover")
+        for of in (found, offloaded)
+    )
+    assert device["total_bytes"] - smaller["total_bytes"] >= device["bytes"]["optimizer"] > 0
+    assert "optimizer" not in smaller["bytes"]
+    share = found["rounds"][0]["parameters"] / found["ranks"]
+    assert offloaded["memory"]["host_bytes"]["offloaded_optimizer"] == pytest.approx(16 * share)
+
+
 def test_passes_for_gram_matrices_follow_from_the_memory_of_the_accelerator() -> None:
     """At 7B all layers' sums are 35 GiB: one pass on what has room for them, more where less is left or asked for."""
 

@@ -82,7 +82,8 @@ class EngineConfig:
     """Settings of how the work is spread over ranks and computed."""
 
     zero_stage: int = setting(3, at_least=0, at_most=3)
-    """What DeepSpeed splits over the ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too."""
+    """What DeepSpeed splits over the ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too. Gradients
+    of micro-batches are summed in float32; at stage 0 in the dtype of the computation."""
     dtype: str = setting("float32", choices=DTYPES)
     """"float32" or "bfloat16": of the computation. Master weights are float32 always."""
     device: str = setting("auto", choices=DEVICES)

@@ -136,8 +136,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
     is_shared = engine.zero_stage == 3 and ranks > 1
-    on_cpu = engine.device != "cuda" and config.estimate.accelerator is None
-    is_made_whole = width == 2 and on_cpu and not is_shared
+    is_made_whole = width == 2 and _is_on_cpu(config) and not is_shared
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
@@ -163,7 +162,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": parameters * width / (ranks if stage == 3 else 1),
-        "optimizer": _optimizer_bytes(parameters, engine, ranks),
+        "optimizer": 0.0 if is_offloaded(config) else optimizer_bytes(parameters, engine, ranks),
         "communication": _communication_bytes(geometry, engine, ranks),
         "teacher": 0.0 if parent is None else _teacher_bytes(parent, config, ranks),
     }
@@ -175,7 +174,8 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     }
     # At stage 3 a rank's part of the gradients is allocated all the time.
     (throughout if stage == 3 else backward)["gradients"] = _gradient_bytes(geometry, engine, ranks)
-    return MemoryEstimate(**throughout, **_larger(backward, {"update": _update_bytes(parameters, engine, ranks)}))
+    update = 0.0 if is_offloaded(config) else _update_bytes(parameters, engine, ranks)
+    return MemoryEstimate(**throughout, **_larger(backward, {"update": update}))
 
 
 def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float]:
@@ -187,7 +187,16 @@ def _tokens(config: RunConfig) -> int:
     return config.engine.micro_batch_sequences * config.data.sequence_length
 
 
-def _optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
+def is_offloaded(config: RunConfig) -> bool:
+    """Return whether the optimizer's state is in another memory than the computation."""
+    return config.engine.offload_optimizer is not None and not _is_on_cpu(config)
+
+
+def _is_on_cpu(config: RunConfig) -> bool:
+    return config.engine.device != "cuda" and config.estimate.accelerator is None
+
+
+def optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
     """Return 8 P for the moments, and 4 P for masters: in bfloat16, and at stages 1 to 3 in float32 too."""
     masters = engine.dtype != "float32" or engine.zero_stage > 0
     states = ADAM_MOMENTS + masters

@@ -11,7 +11,7 @@ from typing import Any
 from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
 from transact.engine.gram_memory import FLOAT32_BYTES, GIB
-from transact.engine.memory import estimate_memory, hidden_stream_bytes
+from transact.engine.memory import estimate_memory, hidden_stream_bytes, is_offloaded, optimizer_bytes
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
@@ -69,12 +69,16 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
     """Return the bytes of CPU memory that a rank needs besides.
 
     These are the best weights seen in a recovery, twice, for while better ones replace them, the buffer through which
-    a training checkpoint is written, and the hidden states of sequential calibration.
+    a training checkpoint is written, an offloaded optimizer, and the hidden states of sequential calibration.
     """
     found = {}
     for _, geometry in _trained(stages)[:1]:
         found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
         found["write_buffer"] = WRITE_BUFFER_BYTES
+        if is_offloaded(config):
+            # Gradients are copied there for the step, in float32.
+            state = optimizer_bytes(geometry.parameters(), config.engine, ranks)
+            found["offloaded_optimizer"] = round(state + geometry.parameters() * FLOAT32_BYTES / ranks)
     if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found
