@@ -226,14 +226,13 @@ def _ratio(times: list[tuple[float, float]]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_work", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="ranks to start on this machine")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--output", type=Path, default=RESULTS / "engine_work.json")
     arguments = parser.parse_args()
     code = relaunch("benchmarks.engine_work", arguments.processes)
     if code is not None:
         return code
-    with process_group(arguments.device, timeout_minutes=10) as group, working_folder(group, None) as folder:
+    with process_group("cpu", timeout_minutes=10) as group, working_folder(group, None) as folder:
         work = measure(folder, group, arguments.repetitions)
         if group.is_main:
             for name, value in asdict(work).items():

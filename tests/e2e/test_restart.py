@@ -27,6 +27,14 @@ def kill_after_stage(overrides: list[str], folder: Path, stage: str) -> None:
     process.wait()
 
 
+def kill_at_checkpoint(overrides: list[str], folder: Path, round_name: str) -> None:
+    """Start the job and kill -9 everything once the recovery of this round has saved."""
+    process = start(overrides, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: list(folder.glob(f"checkpoints/{round_name}_step_*/manifest.json")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     workplace: Workplace, chain_runs: Mapping[int, Path]
 ) -> None:
@@ -35,12 +43,14 @@ def test_finished_stages_are_not_repeated_and_the_result_is_the_same(
     kill_after_stage(overrides, folder, "round_01/slice")
     first = read(folder / "run.json")["stages"]
     kill_after_stage(overrides, folder, "round_01/recover")
+    kill_at_checkpoint([*overrides, "engine.checkpoint_every.tokens=1024"], folder, "round_02")
     again = transact(overrides)
     assert again.returncode == 0, again.stderr
+    assert "goes on from checkpoint round_02_step_" in again.stdout
 
     record = read(folder / "run.json")
-    assert record["restarts"] == 2
-    assert sorted(record["starts"]) == record["starts"] and len(record["starts"]) == 3  # the report marks them
+    assert record["restarts"] == 3
+    assert sorted(record["starts"]) == record["starts"] and len(record["starts"]) == 4  # the report marks them
     assert record["state"] == "done"
     for stage, entry in first.items():
         now = record["stages"][stage]

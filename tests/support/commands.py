@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from tests.support.warm import run_warm
+from transact.distributed.environment import TRANSPORT_PREFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENOUGH = "recover.tokens=16384"  # for every one of two rounds to gain by its recovery
@@ -61,7 +62,8 @@ def make_workplace(folder: Path) -> Workplace:
 
 
 def environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SUBMITIT", "SLURM"))}
+    of_others = ("WANDB", "SUBMITIT", "SLURM", *TRANSPORT_PREFIXES)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(of_others)}
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     return kept | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 

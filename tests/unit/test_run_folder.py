@@ -77,8 +77,11 @@ def test_what_a_later_round_superseded_is_gone_and_its_stage_finished(tmp_path: 
     write_text(folder / "notes.txt", "mine")
     run.supersede(folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    write_text(folder / "tokenizer.json", "also mine, with a name of ours")
     again = RunFolder(tmp_path)
     again.open(1)
+    again.supersede(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "tokenizer.json"]
     assert again.is_finished("round_01/slice") and not again.recorded(folder)
     assert again.superseded(folder) == "round_01/slice" and again.superseded(tmp_path / "recovered") is None
     run.mark_damaged("round_01/slice", "was removed")

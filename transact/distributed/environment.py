@@ -198,7 +198,8 @@ TRANSPORT_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 
 def transport_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables of NCCL, gloo and the libraries below them that this process has."""
-    return {name: environ[name] for name in sorted(environ) if name.startswith(TRANSPORT_PREFIXES)}
+    found = (name for name in sorted(environ) if name.startswith(TRANSPORT_PREFIXES))
+    return {name: environ[name] for name in found if name != "NCCL_VERSION"}  # which images state, and nothing reads
 
 
 # gloo connects all ranks with all, and rank 0 serves the store that all watchdogs use: measured on 1 to 12 ranks, it

@@ -84,7 +84,7 @@ class Engine:
         For hooks on activations: something before the first layer must require gradients.
         """
         tokens = tokens.to(self._group.device)
-        with self._head.computing(LossRequest(targets=next_token_targets(tokens))):
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens))), unpacked():
             # Not through DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
             torch.autograd.backward(self.module(input_ids=tokens, use_cache=False).logits)
 

@@ -167,6 +167,7 @@ def _changes(engine: EngineConfig) -> list[NamedChange]:
     return [
         ("engine.activation_checkpointing=true", _engine_with(activation_checkpointing=True)),
         ("engine.zero_stage=3", _engine_with(zero_stage=3)),
+        *[(f"engine.live_elements={most}", partial(_with_few_live, most)) for most in (1_000_000_000, 0)],
         (f"engine.micro_batch_sequences={half}", _engine_with(micro_batch_sequences=half)),
         ("engine.micro_batch_sequences=1", _engine_with(micro_batch_sequences=1)),
         ("engine.dtype=bfloat16", _engine_with(dtype="bfloat16")),
@@ -177,6 +178,10 @@ def _changes(engine: EngineConfig) -> list[NamedChange]:
 
 def _engine_with(**settings: Any) -> Change:
     return lambda config: replace(config, engine=replace(config.engine, **settings))
+
+
+def _with_few_live(most: int, config: RunConfig) -> RunConfig:
+    return replace(config, engine=replace(config.engine, live_elements=min(most, config.engine.live_elements)))
 
 
 def _with_little_gram(config: RunConfig) -> RunConfig:

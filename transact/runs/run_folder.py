@@ -15,31 +15,21 @@ from typing import Any
 from transact.config.pruning import VARIANTS
 from transact.errors import RankFailed
 from transact.files import TEMPORARY_SUFFIX, file_digest, temporary_name, write_json
-from transact.runs.run_record import JOB_RECORD, LAYOUT, METRICS, RECORD, listed, read_record
+from transact.runs.run_record import (
+    JOB_RECORD,
+    LAYOUT,
+    METRICS,
+    OWN_CHECKPOINT,
+    OWN_FILES,
+    OWN_TEMPORARY,
+    RECORD,
+    listed,
+    read_record,
+)
 from transact.runs.software import git_revision, package_versions
 from transact.runs.verdict import end_attempt, ended_otherwise
 
-# Names of the files that a run writes into each kind of folder; other files in it are somebody else's, and stay. After
-# a killed attempt nothing but the name tells them apart.
-_MODEL = (
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.tmp)?|(generation_)?config\.json(\.tmp)?"
-    r"|(vocab|added_tokens|special_tokens_map)\.json|tokenizer(_config)?\.json(\.tmp)?|tokenizer\.model|merges\.txt"
-    r"|chat_template\.jinja"
-)
-_EXPORT = rf"{_MODEL}|README\.md(\.tmp)?|(LICEN[SC]E|NOTICE|USE_POLICY).*"
-_GRAM = r"layer_\d{5}\.safetensors"
-_CHECKPOINT = r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?"
-OWN_FILES = (
-    (re.compile(r"export(\.tmp)?"), re.compile(_EXPORT)),
-    (re.compile(r"gram(\.tmp)?"), re.compile(_GRAM)),
-    (re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
-    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(_\d{3})?(\.tmp)*"), re.compile(_MODEL)),
-)
-OWN_TEMPORARY = re.compile(
-    r"(run|job|result|comparison|efficiency|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
-)
 CHECKPOINTS = "checkpoints"
-OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
 
 
 def is_run(folder: Path) -> bool:
@@ -183,8 +173,10 @@ class RunFolder:
             # Known as this run's until they are gone: a kill may come, and a user's file may keep the folder.
             self.record["made"] = sorted({*self.record.get("made", []), *gone, *map(self._name, paths)})
             self._write()
+        known = listed(self.record)  # no pattern of names: what a user put there since the last time stays
         for path in paths:
-            self.remove(path)
+            if path.is_dir() and not path.is_symlink() and self._link_on_the_way(path) is None:
+                _remove_folder(path, lambda file: self._name(file) in known)
 
     def superseded(self, *paths: Path) -> str | None:
         """Return the stage whose files at or below these paths were removed by `supersede`, None if there is none."""
@@ -248,13 +240,13 @@ class RunFolder:
             own = next((files for folders, files in OWN_FILES if folders.fullmatch(path.name)), None)
             _remove_folder(path, lambda file: own is not None and own.fullmatch(file.name) is not None)
 
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints of the recovery; what else is in their folder stays."""
+    def remove_checkpoints(self, round_name: str) -> None:
+        """Remove the checkpoints of a round's recovery; what else is in their folder stays."""
         folder = self.path / CHECKPOINTS
         if folder.is_symlink() or not folder.is_dir() or CHECKPOINTS not in listed(self.record):
             return
         for each in sorted(folder.iterdir()):
-            if OWN_CHECKPOINT.fullmatch(each.name):
+            if OWN_CHECKPOINT.fullmatch(each.name) and each.name.startswith(f"{round_name}_"):
                 self.remove(each)
         _remove_folder(folder, lambda file: False)
         self._forget_what_is_gone()

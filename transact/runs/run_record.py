@@ -38,6 +38,26 @@ OWN_FROM_THE_START = re.compile(
     r"|(run|attempt|submit)\.lock|logs|stacks|code|wandb|shared"
 )
 FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both kinds, the names of files
+# Names of the files that a run writes into each kind of folder; other files in it are somebody else's, and stay. After
+# a killed attempt nothing but the name tells them apart.
+_MODEL = (
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.tmp)?|(generation_)?config\.json(\.tmp)?"
+    r"|(vocab|added_tokens|special_tokens_map)\.json|tokenizer(_config)?\.json(\.tmp)?|tokenizer\.model|merges\.txt"
+    r"|chat_template\.jinja"
+)
+_EXPORT = rf"{_MODEL}|README\.md(\.tmp)?|(LICEN[SC]E|NOTICE|USE_POLICY).*"
+_GRAM = r"layer_\d{5}\.safetensors"
+_CHECKPOINT = r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?"
+OWN_FILES = (
+    (re.compile(r"export(\.tmp)?"), re.compile(_EXPORT)),
+    (re.compile(r"gram(\.tmp)?"), re.compile(_GRAM)),
+    (re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
+    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(_\d{3})?(\.tmp)*"), re.compile(_MODEL)),
+)
+OWN_TEMPORARY = re.compile(
+    r"(run|job|result|comparison|efficiency|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
+)
+OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:

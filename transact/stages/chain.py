@@ -242,7 +242,7 @@ def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, sta
         reads=[start],
         scratch=[job.path(CHECKPOINTS)],
     )
-    clear_checkpoints(job)
+    clear_checkpoints(job, each)
 
 
 def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_number: int, tokens: int) -> None:

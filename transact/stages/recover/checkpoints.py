@@ -101,7 +101,7 @@ def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | 
     return None
 
 
-def clear_checkpoints(job: Job) -> None:
-    """Remove the checkpoints after a recovery: the recovered folder holds what was worth keeping."""
+def clear_checkpoints(job: Job, round_: Round) -> None:
+    """Remove a round's checkpoints after its recovery, and no others: a later round may resume from its own."""
     if job.group.is_main:
-        job.folder.remove_checkpoints()
+        job.folder.remove_checkpoints(round_.folder_name)

@@ -80,12 +80,12 @@ class AllocatorWatch:
     """A comparison of a GPU's allocator with its last look: each retry frees all its cache, and waits for the GPU."""
 
     def __init__(self) -> None:
-        self._retries = 0.0
+        self._retries: float | None = None  # the allocator counts over the life of the process
 
     def observe(self, figures: Mapping[str, float]) -> Alert | None:
         """Return an alert if there were retries since the last call. figures: as `memory_figures` gives them."""
         retries = figures.get(ALLOCATOR_RETRIES, 0.0)
-        news, self._retries = retries - self._retries, retries
+        news, self._retries = retries - (retries if self._retries is None else self._retries), retries
         if news <= 0:
             return None
         return Alert(

@@ -130,7 +130,7 @@ class Recovery:
                 best=self.best if 0 < best_step < step else None,
                 position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
             )
-        except Exception as error:  # on a full disk safetensors raises an error of its own
+        except Exception as error:  # of the disk, or of whatever serves it
             # RankFailed: another rank could not save. Any other RuntimeError: a rank is lost, the save is not to blame.
             if isinstance(error, RankFailed) or not isinstance(error, RuntimeError):
                 self._alert(Alert("checkpoint", f"cannot be saved: {one_line(error)}"), step)
