@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import ENOUGH, Workplace, transact
-from tests.support.runs import assert_same_export, record_of, recovery_steps, start, wait_until
+from tests.support.runs import assert_same_export, checkpoints, record_of, recovery_steps, start, wait_until
 
 
 def read(path: Path) -> Any:
@@ -30,7 +30,7 @@ def kill_after_stage(overrides: list[str], folder: Path, stage: str) -> None:
 def kill_at_checkpoint(overrides: list[str], folder: Path, round_name: str) -> None:
     """Start the job and kill -9 everything once the recovery of this round has saved."""
     process = start(overrides, start_new_session=True, stdout=subprocess.DEVNULL)
-    wait_until(lambda: list(folder.glob(f"checkpoints/{round_name}_step_*/manifest.json")), process)
+    wait_until(lambda: any(each.name.startswith(round_name) for each in checkpoints(folder)), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
