@@ -35,7 +35,9 @@ from transact.models.hooks import collect_grams, collect_statistics
 from transact.pruning.criteria import Criteria
 from transact.stages.recover.teacher import Teacher
 
-TARGET = 0.1
+# An estimate that is too low ends a job; one that is too high costs a look at another setting. At ZeRO-3 it depends on
+# the moment whether the buffers of a layer that is fetched ahead are there at the peak.
+MOST_BELOW, MOST_ABOVE = 0.1, 0.25
 STEPS, MICRO_BATCHES = 2, 2
 REPETITIONS = 2
 SIZES: dict[str, dict[str, Any]] = {
@@ -183,6 +185,11 @@ def _sum_grams(model: Path, config: RunConfig, tokens: torch.Tensor, group: Proc
             engine.hidden_forward(tokens)
 
 
+def is_off(error: float) -> bool:
+    """Return whether an estimate is too far from what was measured. error: estimate / measured - 1."""
+    return not -MOST_BELOW < error < MOST_ABOVE
+
+
 def memory_markdown(result: dict[str, Any]) -> str:
     """Return a table by number of ranks: comparisons, and the errors at their worst."""
     rows = ["| ranks | comparisons | estimate over measured, lowest | highest |", "|---|---|---|---|"]
@@ -209,7 +216,7 @@ def main() -> None:
             return
         before = read_json(arguments.output)["rows"] if arguments.output.is_file() else []
         others = [row for row in before if row["ranks"] != group.world_size]
-        result = {"target": TARGET, "environment": environment(group), "rows": [*others, *rows]}
+        result = {"target": [-MOST_BELOW, MOST_ABOVE], "environment": environment(group), "rows": [*others, *rows]}
         write_result(arguments.output, result)
         write_text(arguments.output.with_suffix(".md"), memory_markdown(result))
         print(memory_markdown(result))

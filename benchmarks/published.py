@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
-from benchmarks.memory_model import Case, architecture, memory_markdown
+from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
 from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
@@ -165,7 +165,7 @@ def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
         estimate = estimate_memory(geometry, case.config(), row["ranks"], case.stage, parent=geometry).total()
         if round(estimate) != row["estimated_bytes"]:
             yield f"memory: {case} on {row['ranks']} ranks was estimated otherwise when it was measured: bench-memory"
-        if abs(estimate / row["measured_bytes"] - 1) >= memory["target"]:
+        if is_off(estimate / row["measured_bytes"] - 1):
             yield f"memory: {case} on {row['ranks']} ranks is off by {estimate / row['measured_bytes'] - 1:+.1%}"
 
 

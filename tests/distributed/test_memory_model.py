@@ -1,11 +1,11 @@
-"""The memory that mode=estimate announces is what ranks allocate, within a tenth."""
+"""The memory that mode=estimate announces is what ranks allocate, a tenth less at most and a quarter more."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory_model import TARGET, Case, measure
+from benchmarks.memory_model import Case, is_off, measure
 from tests.support.ranks import run_on_ranks
 from transact.distributed.process import ProcessGroup, process_group
 
@@ -28,10 +28,10 @@ def _measured(folder: Path) -> list[dict[str, Any]]:
 def _row(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
     """Measured once more where it is off: what lingers in gloo's threads is there by chance."""
     row = measure(case, folder, group, repetitions=1)
-    (is_off,) = group.any(abs(row["error"]) >= TARGET)
-    return measure(case, folder, group) if is_off else row
+    (again,) = group.any(is_off(row["error"]))
+    return measure(case, folder, group) if again else row
 
 
-def test_the_estimate_is_within_a_tenth(tmp_path: Path) -> None:
+def test_the_estimate_is_a_tenth_too_low_at_most_and_a_quarter_too_high(tmp_path: Path) -> None:
     for row in run_on_ranks(2, _measured, tmp_path)[0][1:]:
-        assert abs(row["error"]) < TARGET, row
+        assert not is_off(row["error"]), row
