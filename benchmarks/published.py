@@ -158,7 +158,7 @@ def shortfalls_of_efficiency(efficiency: dict[str, Any]) -> Iterator[str]:
 
 def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each estimate that is off, or has changed since the measurement: today's formulas count."""
-    assert {row["ranks"] for row in memory["rows"]} == {1, 2, 4}
+    assert {row["ranks"] for row in memory["rows"]} >= {1, 2}
     for row in memory["rows"]:
         case = Case(**{field.name: row[field.name] for field in fields(Case)})
         geometry = read_geometry(architecture(case.size).to_model_config())
