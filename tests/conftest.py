@@ -16,12 +16,15 @@ from tests.support.commands import Workplace, make_workplace
 
 
 def pytest_configure() -> None:
-    """Tests under nohup hear the end of a terminal as others do; so do the processes that they start.
+    """Tests under nohup, or in the background of a script, hear a terminal's end and Ctrl-C, and so do their processes.
 
     One thread for each process of a test: where more threads than cores wait for each other in tiny products, a job of
     eight seconds of processor time takes seventy.
     """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
