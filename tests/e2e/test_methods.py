@@ -57,8 +57,6 @@ def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace)
         "split.json",
         "selection.json",
         "activation_maps.safetensors",
-        "sliced",
-        "recovered",
         "evaluation.json",
     }
     # The same command again finds everything finished, though the Gram matrices are gone.

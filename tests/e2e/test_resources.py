@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Workplace, transact
+from tests.support.commands import ENOUGH, Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, start, wait_until
 from transact.runs.metrics import read_metrics
 
@@ -41,7 +41,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(
     workplace: Workplace, small_disk: Path, chain_runs: Mapping[int, Path]
 ) -> None:
     folder = small_disk / "run"
-    arguments = [*workplace.overrides("full_disk"), f"output_dir={folder}"]
+    arguments = [*workplace.overrides("full_disk"), ENOUGH, f"output_dir={folder}"]
     arguments.append(f"engine.checkpoint_every.tokens={2 * TOKENS_PER_STEP}")
     process = start(arguments, stderr=subprocess.PIPE)
     wait_until(lambda: checkpoints(folder), process)
