@@ -28,7 +28,8 @@ ORPHAN_SECONDS = 120.0  # to save and leave, once the processes that would end t
 def say(message: str) -> None:
     """Print a line on the original stderr, if it still works."""
     with suppress(OSError):  # the terminal may be gone
-        print(message, file=sys.__stderr__, flush=True)  # sys.stderr may be redirected, as for lm-eval's bars
+        # In one piece, as other threads print too; sys.stderr may be redirected, as for lm-eval's bars.
+        print(f"{message}\n", end="", file=sys.__stderr__, flush=True)
 
 
 def handle_all(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[signal.Signals, Any]:

@@ -150,7 +150,8 @@ class Lines(Silent):
 
     def _write(self, text: str, stream: TextIO) -> None:
         try:
-            print(printable(f"{self._label}{text}"), file=stream, flush=True)
+            # In one piece: `print` would write the end of the line by itself, and a signal could speak before it.
+            print(printable(f"{self._label}{text}") + "\n", end="", file=stream, flush=True)
         except OSError as error:
             # A terminal that is closed, or a `tee` that Ctrl-C has ended, must not end a run.
             if error.errno not in (errno.EIO, errno.EPIPE):
