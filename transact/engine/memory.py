@@ -56,6 +56,7 @@ def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> fl
 
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
+TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
 IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late

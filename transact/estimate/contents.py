@@ -17,7 +17,13 @@ from transact.engine.gram_memory import (
     gram_passes,
     gram_peak_bytes,
 )
-from transact.engine.memory import BYTES_BY_DTYPE, assumed_gram_gib, hidden_stream_bytes, memory_limit_gib
+from transact.engine.memory import (
+    BYTES_BY_DTYPE,
+    TRAINED_COPIES,
+    assumed_gram_gib,
+    hidden_stream_bytes,
+    memory_limit_gib,
+)
 from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, num_ranks, work
 from transact.estimate.memory import (
@@ -41,7 +47,6 @@ from transact.stages.preflight import check_hub_texts, check_places, check_setti
 from transact.stages.variant import find_cut
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
-TRAINED_COPIES = 4  # weights, both moments, and the best weights seen, in float32
 BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
 MODEL_STAGES = ("slice", "recover")  # that leave a model folder

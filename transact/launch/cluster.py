@@ -14,6 +14,8 @@ from transact.config.machines import LONGEST_SIGNAL_DELAY_SECONDS, SIGNAL_DELAY_
 from transact.config.run import RunConfig
 from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
+from transact.engine.gram_memory import FLOAT32_BYTES
+from transact.engine.memory import TRAINED_COPIES
 from transact.errors import DONE, FAILED, fail, refuse
 from transact.files import write_json
 from transact.launch.executors import log_path, submit_to_slurm
@@ -93,7 +95,6 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
     return _wait(job, folder, log) if config.launch.wait else DONE
 
 
-SAVED_BYTES_OF_A_PARAMETER = 16  # float32 of the weight, Adam's two moments and the best weight seen
 SLOW_BYTES_PER_SECOND = 100e6  # that a rank writes where a shared file system is busy; an assumption
 STEP_SECONDS = 120  # for a step to end, or a piece of another stage
 
@@ -106,7 +107,7 @@ def with_signal_delay(launch: LaunchConfig, largest: int) -> LaunchConfig:
     """
     if launch.signal_delay_seconds is not None:
         return launch
-    bytes_of_a_rank = SAVED_BYTES_OF_A_PARAMETER * largest / launch.num_ranks
+    bytes_of_a_rank = TRAINED_COPIES * FLOAT32_BYTES * largest / launch.num_ranks
     delay = max(SIGNAL_DELAY_SECONDS, round(STEP_SECONDS + 2 * bytes_of_a_rank / SLOW_BYTES_PER_SECOND))
     return replace(launch, signal_delay_seconds=min(delay, 30 * launch.timeout_minutes, LONGEST_SIGNAL_DELAY_SECONDS))
 

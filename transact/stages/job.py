@@ -148,13 +148,14 @@ class Job:
 
         The damage is recorded in run.json and logged.
         """
-        gone = self.group.broadcast(self.folder.superseded(*paths) if self.group.is_main else None)
+        gone, recorded = self.group.broadcast(
+            (self.folder.superseded(*paths), self.folder.recorded(*paths)) if self.group.is_main else None
+        )
         if gone is not None:
             self.say(f"{gone}: its model folder was removed (keep_rounds=last) and is needed again: it is made again")
             if self.group.is_main:
                 self.folder.mark_damaged(gone, "was removed (keep_rounds=last)")
             return str(gone)
-        recorded = self.group.broadcast(self.folder.recorded(*paths) if self.group.is_main else None)
         names = sorted(recorded)
         own = self.group.shared_out(len(names))
         size = sum(recorded[names[number]][1]["size"] for number in own)
