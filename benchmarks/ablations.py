@@ -21,7 +21,7 @@ import matplotlib.pyplot as pyplot
 import torch
 
 from benchmarks.quality import Trial, partial_name, run_all
-from benchmarks.workload import RESULTS, num_cores, write_result
+from benchmarks.workload import DEMO_PARENT, RESULTS, num_cores, write_result
 from transact.errors import DONE, leave
 from transact.files import temporary_name, write_text
 from transact.geometry import Geometry
@@ -32,7 +32,6 @@ from transact.pruning.statistics import ATTENTION_OUTPUT, INTERMEDIATE, Activati
 CALIBRATIONS = (8, 32, 128, 512)
 PAIR_SCORES = ("norm_product", "token_product", "logit_variance")
 METHODS = ("norms", "taylor", "magnitude", "random")
-DEMO_PARENT = Path(__file__).parents[1] / "transact" / "assets" / "demo_parent"
 
 
 def ablations(*, smallest: bool) -> dict[str, list[tuple[tuple[str, ...], bool]]]:

@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import transact
 from benchmarks.efficiency_breakdown import breakdown
 from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
 from transact.config.outputs import EfficiencyConfig
-from transact.engine.model_folder import stored_config
 from transact.errors import DONE, leave
 from transact.evaluation.efficiency.command import PRESETS
 from transact.evaluation.efficiency.measure import PARENT, measure
-from transact.files import write_json, write_text
-from transact.geometry import Geometry
-from transact.models.llama import expected_shapes, read_geometry
-from transact.models.rotary import kept_pairs_settings
+from transact.files import write_text
+from transact.models.llama import read_geometry
 from transact.pruning.search_space import Budget, Multiples, SearchSpace, solve_geometry
 
 REMOVED = (0.5, 0.8)
@@ -49,31 +47,19 @@ def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
     config = ARCHITECTURES[architecture]().to_model_config()
     parent = read_geometry(config)
     folders = {PARENT: folder / PARENT}
-    _write_random(folders[PARENT], config, parent, dtype)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**config)).to(getattr(torch, dtype))
+    model.save_pretrained(folders[PARENT])
+    tokens = [torch.randint(parent.vocab_size, (1, 64))]
     for fraction in REMOVED:
         cut = solve_geometry(Budget(parent=parent, remove_fraction=fraction), SearchSpace.below(parent, multiples))
-        sliced = config | {"head_dim": cut.head_dim, "intermediate_size": cut.intermediate_size}
-        if cut.head_dim < parent.head_dim:
-            pairs = torch.linspace(0, parent.head_dim // 2 - 1, cut.head_dim // 2).long().tolist()
-            sliced |= kept_pairs_settings(config, pairs)
         role = f"{fraction:.0%} removed"
         folders[role] = folder / role.split("%")[0]
-        _write_random(folders[role], sliced, cut, dtype)
+        smaller = transact.prune_model(
+            model, tokens, head_dim=cut.head_dim, intermediate_size=cut.intermediate_size, method="magnitude"
+        )
+        smaller.save_pretrained(folders[role])
     return folders
-
-
-def _write_random(folder: Path, config: dict[str, Any], geometry: Geometry, dtype: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=generator)
-        for name, shape in expected_shapes(geometry).items()
-    }
-    folder.mkdir(parents=True)
-    torch_dtype = getattr(torch, dtype)
-    save_file(
-        {name: each.to(torch_dtype) for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    write_json(folder / "config.json", stored_config(config, dtype))
 
 
 def measured(

@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import Settings, Trial, group_of_one, opened, trial_config, write_descriptions
-from benchmarks.quality_methods import ONE_SHOT
-from benchmarks.workload import RESULTS, environment, num_cores, write_result
+import transact
+from benchmarks.workload import DEMO_PARENT, RESULTS, machine, write_result
 from transact.errors import DONE, leave
 from transact.pruning.greedy_obs import BLOCK, greedy_obs
-from transact.rounds import Stage
-from transact.stages.chain import cut_round
 
 WIDTHS = (4096, 11008)
 HIDDEN_SIZE = 4096
@@ -42,15 +39,24 @@ def obs_seconds(channels: int, outputs: int) -> float:
     return time.perf_counter() - begin
 
 
-def slicing_seconds(refit: str, calibration_sequences: int, settings: Settings) -> dict[str, float]:
+def slicing_seconds(refit: str, calibration_sequences: int, folder: Path) -> dict[str, float]:
     """Return the seconds by stage of cutting the demo parent in half once."""
-    overrides = (*ONE_SHOT["default, equal split"].overrides, f"prune.method.refit={refit}")
-    overrides += (f"prune.calibration_sequences={calibration_sequences}",)
-    trial = Trial(method=refit, overrides=overrides, fraction=0.5, seed=0, recovered=False)
-    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
-        job, prepared, _ = opened(trial_config(trial, settings, Path(name) / "run"))
-        cut_round(job, prepared, job.outline.rounds, 0, prepared.parent)
-        return {kind: job.folder.stages[Stage(kind, 1).name]["seconds"] for kind in STAGES}
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        result = transact.prune(
+            DEMO_PARENT,
+            Path(name) / "run",
+            data={"sequence_length": 256, "evaluation_sequences": 16, "token_store": str(folder / "tokens")},
+            prune={
+                "method": {"refit": refit},
+                "split": "equal",
+                "rounds": 1,
+                "calibration_sequences": calibration_sequences,
+            },
+            recover={"tokens": 0, "validation_sequences": 16},
+            eval={"efficiency": {"measured": False}},
+            track={"mode": "disabled"},
+        )
+        return {kind: result.summary["seconds"][kind] for kind in STAGES}
 
 
 def main() -> None:
@@ -74,16 +80,14 @@ def main() -> None:
         ]
     }
     with tempfile.TemporaryDirectory(prefix="transact-method-cost-") as name:
-        settings = Settings(tokens=16_384, evaluation_sequences=16, threads=num_cores(), folder=Path(name))
-        write_descriptions(settings.folder / "descriptions.txt")
         turns = [
             {
-                refit: slicing_seconds(refit, arguments.calibration_sequences, settings)
+                refit: slicing_seconds(refit, arguments.calibration_sequences, Path(name))
                 for refit in ("least_squares", "sequential")
             }
             for _ in range(arguments.repetitions)
         ]
-        result["environment"] = environment(group_of_one())
+    result["environment"] = machine(torch.device("cpu"))
     result["slicing"] = turns
     result["sequential_over_parallel"] = median(
         sum(turn["sequential"].values()) / sum(turn["least_squares"].values()) for turn in turns

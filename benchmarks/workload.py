@@ -37,6 +37,7 @@ from transact.tracking.tracker import Tracker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
+DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 TOKEN_SKEW = 3.0
 
 

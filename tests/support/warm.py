@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -262,6 +263,7 @@ def _become_module(
 ) -> None:
     """What exec would have done, and then what `python -m` does; never returns."""
     try:
+        weakref.finalize._registry.clear()  # type: ignore[attr-defined]  # the parent's temporary folders stay
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
