@@ -14,6 +14,7 @@ LARGE = {
     "llama7b_70pct": 0.7,
     "llama7b_to_1p3b": None,
     "llama3_8b_50pct": 0.5,
+    "llama13b_50pct": 0.5,
     "llama70b_50pct": 0.5,
 }
 EXPERIMENTS = Path(__file__).parents[2] / "conf" / "experiment"

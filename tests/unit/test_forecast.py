@@ -13,7 +13,9 @@ import pytest
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.configs import compose_config
 from transact.config.accelerators import BY_NAME
-from transact.estimate.contents import forecast, gguf_bytes
+from transact.estimate.contents import forecast
+from transact.estimate.duration import RANK_BYTES_PER_SECOND
+from transact.estimate.storage import gguf_bytes
 from transact.estimate.text import in_words, text
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
@@ -188,11 +190,48 @@ def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
         each["tokens"] * (3 * forward + teacher) for each, forward in zip(found["rounds"], forwards, strict=True)
     )
     flops += 5 * 128 * 4096 * sum(forwards)  # validation, at the start of a round and four times in it
-    hours = found["duration"]["hours"]
-    assert hours["recover"] == pytest.approx(flops / (0.5 * 8 * BY_NAME["a100_80gb"].peak_flops) / 3600, rel=1e-3)
+    hours, files = found["duration"]["hours"], found["duration"]["input_output_hours"]
+    assert hours["recover"] - files["recover"] == pytest.approx(
+        flops / (0.5 * 8 * BY_NAME["a100_80gb"].peak_flops) / 3600, rel=1e-3
+    )
     assert hours["split"] > 0
-    assert {"reading and writing files", "eval.tasks"} <= set(found["duration"]["not_counted"])
+    assert {"reading and tokenising text", "eval.tasks"} <= set(found["duration"]["not_counted"])
     assert found["duration"]["cost"] == pytest.approx(hours["all"] * 8 * 3, rel=1e-2)
+
+
+def test_files_take_their_bytes_over_what_the_nodes_move() -> None:
+    """Calibration reads a model once for its engine, and one of a later round once more, to compare its digests."""
+    found = estimate("estimate.accelerator=h100")
+    sizes = [4 * each["parameters"] for each in (found["dense"], *found["rounds"][:-1])]
+    one = found["duration"]["input_output_hours"]
+    assert one["calibrate"] * 3600 == pytest.approx((sizes[0] + 2 * sum(sizes[1:])) / 2e9, rel=1e-3)
+    on_eight_nodes = estimate("estimate.accelerator=h100", "estimate.num_ranks=64")["duration"]
+    for kind in ("calibrate", "gram", "slice", "evaluate"):
+        assert on_eight_nodes["input_output_hours"][kind] == pytest.approx(one[kind] / 8, rel=1e-3)
+    # One rank writes the export: 2 bytes a parameter, at the speed of a rank.
+    exported = 2 * found["rounds"][-1]["parameters"] / RANK_BYTES_PER_SECOND
+    for each in (found["duration"], on_eight_nodes):
+        assert each["one_rank_hours"]["export"] * 3600 == pytest.approx(exported, rel=1e-3)
+
+
+def test_checkpoints_of_a_recovery_are_counted_by_the_time_between_them() -> None:
+    found = estimate("estimate.accelerator=h100")["duration"]
+    seldom = estimate("estimate.accelerator=h100", "engine.checkpoint_every.minutes=100000")
+    assert seldom["duration"]["saves"] == 0
+    assert 8 <= found["saves"] <= 3 * seldom["duration"]["hours"]["recover"]  # at most one in twenty minutes
+    hours = found["input_output_hours"]["recover"] - seldom["duration"]["input_output_hours"]["recover"]
+    last, first = (16 * seldom["rounds"][number]["parameters"] / 2e9 / 3600 for number in (-1, 0))
+    assert found["saves"] * last < hours < found["saves"] * first
+
+
+def test_layers_that_are_shared_out_take_as_long_as_the_rank_with_the_most() -> None:
+    """32 layers on 24 ranks take as long as two on each: as on 16."""
+    computing = []
+    for ranks in (16, 24):
+        batch = f"recover.batch_sequences={ranks}"
+        found = estimate("estimate.accelerator=h100", f"estimate.num_ranks={ranks}", batch)["duration"]
+        computing.append(found["hours"]["slice"] - found["input_output_hours"]["slice"])
+    assert computing[0] == pytest.approx(computing[1], abs=1e-5)
 
 
 def test_a_throughput_that_was_measured_counts_instead() -> None:
@@ -282,7 +321,7 @@ def test_times_have_the_unit_that_says_something(hours: float, said: str) -> Non
 
 def test_a_small_run_is_told_in_minutes_and_one_rank_as_one() -> None:
     said = small("launch=inline")[1]
-    assert re.search(r"time: about \d+ (minutes|seconds) ", said) and " 0.0" not in said.split("time:")[1]
+    assert re.search(r"time: about \d+ (minutes|seconds), ", said) and " 0.0" not in said.split("time:")[1]
     assert "memory per rank on 1 rank, " in said and "rank(s)" not in said
 
 

@@ -64,6 +64,7 @@ DEEPSPEED_OWN = {
     "zero_optimization.zero_quantized_gradients": "",
 }
 MINUTES_OF_A_YEAR = 525_600
+MOST_SAVING = 0.05  # of the time of a recovery, which makes its checkpoints rarer where saving is slow
 
 
 @dataclass(kw_only=True, slots=True)
@@ -258,6 +259,9 @@ class EstimateConfig:
     mfu: float = setting(0.25, at_least=1e-4, at_most=1)
     """Assumed model FLOPs utilisation, where no throughput is given. The default was counted from what a recovery makes
     a GPU do; it was measured on none."""
+    node_gb_per_second: float = setting(2.0, at_least=1e-3, at_most=1e6)
+    """Assumed GB (10^9 bytes) per second that a node reads from, or writes to, the shared file system. Without
+    launch=slurm eight ranks count as a node."""
     price_per_gpu_hour: float | None = setting(None, above=0, at_most=1e9)
     """What a rank costs for an hour, in any currency. null: no costs are shown."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +9,18 @@ from typing import Any
 
 from transact.config.run import RunConfig
 from transact.engine.gram_memory import (
-    FLOAT32_BYTES,
-    FLOAT64_BYTES,
     GIB,
     gram_disk_bytes,
     gram_passes,
     gram_peak_bytes,
 )
 from transact.engine.memory import (
-    BYTES_BY_DTYPE,
-    TRAINED_COPIES,
     assumed_gram_gib,
     hidden_stream_bytes,
     memory_limit_gib,
 )
 from transact.errors import DONE, printable, refuse, speaks
-from transact.estimate.duration import accelerator, duration, num_ranks, work
+from transact.estimate.duration import accelerator, duration, num_ranks, ranks_per_node, work
 from transact.estimate.memory import (
     Moments,
     host_bytes,
@@ -35,103 +30,16 @@ from transact.estimate.memory import (
     peak_bytes,
     remedies,
 )
+from transact.estimate.storage import calibrated, disk_bytes
 from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
-from transact.models.folder import declared_config, dtype_of, is_at_hand
-from transact.pruning.criteria import Criteria
-from transact.pruning.targets import float16_rows, shape_warnings
-from transact.rounds import Outline, Round, Stage, calibration_warning, text_sequences, tokens_per_batch
+from transact.models.folder import declared_config, is_at_hand
+from transact.pruning.targets import shape_warnings
+from transact.rounds import Outline, Round, Stage, calibration_warning, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_sequence_length
 from transact.stages.variant import find_cut
-
-CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
-BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
-BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
-MODEL_STAGES = ("slice", "recover")  # that leave a model folder
-
-
-def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
-    """Return the bytes on disk by what they hold, at the "end", and at the "peak" with what is there for a while.
-
-    Text is counted once. The parent's own folder is not counted, nor is what no stage of the outline makes: files of
-    stages that are taken over are links to those of another run.
-    """
-    stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
-    before = _calibrated(outline)
-    trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
-    models = [
-        stored * each.geometry.parameters() * sum(Stage(kind, each.number) in outline.stages for kind in MODEL_STAGES)
-        for each in rounds
-    ]
-    # Those of a round are removed once the next one has its own.
-    kept, at_most = sum(models), sum(models)
-    if config.keep_rounds == "last":
-        kept, at_most = models[-1], max(map(sum, zip(models, [0, *models], strict=False)))
-    parts = {
-        "sliced_and_recovered": kept,
-        "statistics": sum(_statistics_bytes(config, each) for each in before),
-        "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
-        "gguf": 0,
-        "token_store": _token_bytes(config, outline),
-    }
-    if config.export.gguf != "none":
-        parts["gguf"] = gguf_bytes(rounds[-1].geometry, config.export.gguf)
-    end = sum(parts.values())
-    grams = [0]
-    if config.prune.method.needs_gram():
-        grams += [gram_disk_bytes(each) for each in before]
-    checkpoints = [0, *(CHECKPOINTS * TRAINED_COPIES * FLOAT32_BYTES * each.parameters() for each in trained)]
-    return {
-        **parts,
-        "end": end,
-        "gram": max(grams),
-        "training_checkpoints": max(checkpoints),
-        "round_before": at_most - kept,
-        "peak": end - kept + at_most + max(*grams, *checkpoints),
-    }
-
-
-def _calibrated(outline: Outline) -> list[Geometry]:
-    """Return the dimensions of the models that are calibrated."""
-    return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
-
-
-def gguf_bytes(geometry: Geometry, kind: str) -> int:
-    """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
-    tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
-    in_float16 = geometry.num_layers * geometry.hidden_size * sum(float16_rows(geometry).values())
-    quantised = geometry.parameters() - tables - in_float16
-    bits = quantised * BITS_PER_WEIGHT[kind] + in_float16 * 16 + tables * BITS_OF_EMBEDDINGS[kind]
-    return round(bits / 8)
-
-
-def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
-    """Return the bytes of the calibration statistics: sums in float64, of every layer."""
-    collected = Criteria.of(config.prune.method).statistics(geometry)
-    return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
-
-
-def _token_bytes(config: RunConfig, outline: Outline) -> int:
-    """Return the bytes of the token store: 2 bytes a token, 4 where the vocabulary has more than 65,536.
-
-    It holds the training text once over, with what is reserved, and the held-out text.
-    """
-    width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
-    length = config.data.sequence_length
-    sequences = text_sequences(config, outline.tokens // length) + config.data.evaluation_sequences
-    return sequences * length * width
-
-
-def _export_dtype(config: RunConfig) -> str:
-    """Return the dtype of the export; "parent" counts as bfloat16 where the parent is no local folder."""
-    if config.model.export_dtype != "parent":
-        return config.model.export_dtype
-    if not config.model.path or not Path(config.model.path).is_dir():
-        return "bfloat16"
-    return dtype_of(Path(config.model.path))
-
 
 FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -168,7 +76,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "text": _text(config, described, whole.tokens),
         "tokens": whole.tokens,
         "tokens_per_batch": tokens_per_batch(config),
-        "calibration": _calibration(config, _calibrated(to_do), ranks),
+        "calibration": _calibration(config, calibrated(to_do), ranks),
         "memory": _memory(config, parent, moments(to_do), ranks),
         "disk_bytes": disk_bytes(config, to_do),
         "keep_rounds": config.keep_rounds,
@@ -263,11 +171,14 @@ def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) ->
     peak = peak_bytes(config, parent, stages, ranks) / GIB
     fits = None if limit is None else peak <= limit
     helps = remedies(config, parent, stages, ranks, limit) if limit is not None and not fits else []
+    host, on_a_node = host_bytes(config, parent, stages, ranks), ranks_per_node(config)
     return {
         "zero_stage": config.engine.zero_stage,
         "moments": memory_moments(config, parent, stages, ranks),
         "other_checkpointing": other_checkpointing(config, parent, stages, ranks),
-        "host_bytes": host_bytes(config, parent, stages, ranks),
+        "host_bytes": host,
+        "ranks_per_node": on_a_node,
+        "host_bytes_of_a_node": on_a_node * sum(host.values()),
         "peak_gib": round(peak, 3),
         "limit_gib": limit,
         "fits": fits,

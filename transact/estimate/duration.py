@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from transact.config.accelerators import BY_NAME, TERA, Accelerator
+from transact.config.machines import MOST_SAVING
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.errors import one_line
+from transact.estimate.storage import Traffic, stage_traffic, training_checkpoint_bytes
 from transact.files import read_json
 from transact.geometry import Geometry
-from transact.rounds import Outline
+from transact.rounds import Outline, Stage
 from transact.stages.workload import stage_flops
+
+SECONDS_PER_HOUR = 3600.0
+GB = 1e9
+RANKS_OF_A_NODE = 8
 
 
 def num_ranks(config: RunConfig) -> int:
@@ -20,60 +27,116 @@ def num_ranks(config: RunConfig) -> int:
     return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
+def ranks_per_node(config: RunConfig) -> int:
+    """Return the ranks that share a node's memory and its way to the file system."""
+    return config.launch.ranks_per_node if config.launch.kind == "slurm" else min(num_ranks(config), RANKS_OF_A_NODE)
+
+
+def storage_bytes_per_second(config: RunConfig, ranks: int) -> float:
+    """Return what all nodes together read from, or write to, the file system in a second."""
+    return config.estimate.node_gb_per_second * GB * math.ceil(ranks / ranks_per_node(config))
+
+
 def accelerator(config: RunConfig) -> Accelerator | None:
     return None if config.estimate.accelerator is None else BY_NAME[config.estimate.accelerator]
 
 
-SECONDS_PER_HOUR = 3600.0
-
-
-KINDS = {
-    "calibrate": ("calibrate", "gram"),
-    "split": ("split",),
-    "cut": ("select", "slice"),
-    "recover": ("recover",),
-    "evaluate": ("evaluate", "tasks"),
-}  # kind of work in the estimate -> the kinds of stages that do it
+# What one rank writes in a second, with its SHA-256 and until it is on the disk: two busy cores of a virtual machine
+# did so at best (benchmarks/results/saving.json).
+RANK_BYTES_PER_SECOND = 0.3e9
+OF_LAYERS = ("split", "select", "slice")  # whose layers are shared out to the ranks, one at a time
 
 
 def work(config: RunConfig, outline: Outline) -> dict[str, float]:
-    """Return the FLOPs by kind of work.
+    """Return the FLOPs by kind of stage.
 
     Not counted are reading and writing, lm-eval tasks, the check of the export, and the measuring of latencies.
     """
-    stages = stage_flops(config, outline)
-    found = {
-        kind: sum(flops for stage, flops in stages.items() if stage.kind in members) for kind, members in KINDS.items()
-    }
-    return {kind: flops for kind, flops in found.items() if flops}
+    found: dict[str, float] = {}
+    for stage, flops in stage_flops(config, outline).items():
+        if flops and stage.kind not in ("export", "efficiency"):
+            found[stage.kind] = found.get(stage.kind, 0.0) + flops
+    return found
 
 
 def duration(config: RunConfig, outline: Outline) -> dict[str, Any] | None:
     """Return the forecast of time and cost; None where no throughput is known.
 
-    "hours": by kind of work, and of "all". "basis": what they rest on. "not_counted": parts without a forecast.
-    "gpu_hours": hours times ranks. "cost": None without a price.
+    "hours": by kind of stage, and of "all". "input_output_hours": those of them in which files are read and written,
+    "one_rank_hours": in which one rank writes and the others wait. "saves": training checkpoints. "basis": what the
+    hours rest on. "not_counted": parts without a forecast. "gpu_hours": hours times ranks. "cost": None without a
+    price.
     """
     rate = flops_per_second(config, outline.parent)
     if rate is None:
         return None
     speed, basis = rate
     ranks = num_ranks(config)
-    hours = {kind: flops / speed / SECONDS_PER_HOUR for kind, flops in work(config, outline).items()}
-    hours["all"] = sum(hours.values())
+    computing = _computing_seconds(config, outline, ranks, speed)
+    saves = _saves(config, outline, ranks, computing)
+    storage = storage_bytes_per_second(config, ranks)
+    both: dict[str, float] = {}
+    moving: dict[str, float] = {}
+    alone: dict[str, float] = {}
+    traffic = stage_traffic(config, outline, ranks, saves)
+    for stage in outline.stages:
+        moved = traffic.get(stage, Traffic())
+        by_one = moved.by_one / RANK_BYTES_PER_SECOND
+        seconds = moved.read / storage + moved.written / min(storage, ranks * RANK_BYTES_PER_SECOND) + by_one
+        for hours, each in ((both, computing.get(stage, 0.0) + seconds), (moving, seconds), (alone, by_one)):
+            if each:
+                hours[stage.kind] = hours.get(stage.kind, 0.0) + each / SECONDS_PER_HOUR
+    for hours in (both, moving, alone):
+        hours["all"] = sum(hours.values())
     price = config.estimate.price_per_gpu_hour
     return {
-        "hours": {kind: round(each, 6) for kind, each in hours.items()},
+        "hours": _rounded(both),
+        "input_output_hours": _rounded(moving),
+        "one_rank_hours": _rounded(alone),
+        "saves": round(sum(saves.values())),
         "basis": basis,
+        "node_gb_per_second": config.estimate.node_gb_per_second,
         "not_counted": not_counted(config),
-        "gpu_hours": round(hours["all"] * ranks, 6),
-        "cost": None if price is None else round(hours["all"] * ranks * price, 2),
+        "gpu_hours": round(both["all"] * ranks, 6),
+        "cost": None if price is None else round(both["all"] * ranks * price, 2),
     }
+
+
+def _rounded(hours: dict[str, float]) -> dict[str, float]:
+    return {kind: round(each, 6) for kind, each in hours.items()}
+
+
+def _computing_seconds(config: RunConfig, outline: Outline, ranks: int, speed: float) -> dict[Stage, float]:
+    """Return the seconds of computing by stage.
+
+    Layers that are shared out take as long as the rank that has the most of them.
+    """
+    layers = outline.parent.num_layers
+    uneven = math.ceil(layers / ranks) * ranks / layers
+    counted = work(config, outline)
+    return {
+        stage: flops / speed * (uneven if stage.kind in OF_LAYERS else 1.0)
+        for stage, flops in stage_flops(config, outline).items()
+        if stage.kind in counted
+    }
+
+
+def _saves(config: RunConfig, outline: Outline, ranks: int, computing: dict[Stage, float]) -> dict[int, float]:
+    """Return the training checkpoints of each recovery, by its round's number."""
+    every, found = config.engine.checkpoint_every, {}
+    storage = min(storage_bytes_per_second(config, ranks), ranks * RANK_BYTES_PER_SECOND)
+    for each in outline.rounds:
+        seconds = computing.get(Stage("recover", each.number), 0.0)
+        save = training_checkpoint_bytes(each.geometry) / storage
+        by_time = seconds / max(60 * every.minutes, save / MOST_SAVING) if every.minutes is not None else 0.0
+        by_tokens = each.tokens / every.tokens if every.tokens is not None else 0.0
+        found[each.number] = float(math.floor(max(by_time, by_tokens)))
+    return found
 
 
 def not_counted(config: RunConfig) -> list[str]:
     """Return the parts of the run whose time is not forecast, whatever they compute."""
-    parts = ["reading and writing files"]
+    parts = ["starting processes", "reading and tokenising text"]
     if config.eval.tasks:
         parts.append("eval.tasks")
     if config.eval.efficiency.measured:

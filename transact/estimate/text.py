@@ -169,7 +169,8 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
         lines.append(f"  {how} engine.activation_checkpointing, {otherwise['stage']}: {total}")
     host = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in memory["host_bytes"].items())
     if host:
-        lines.append(f"  besides, in the machine's memory, a rank: {host}")
+        node = f"; a node of {memory['ranks_per_node']} ranks: {_size(memory['host_bytes_of_a_node'])}"
+        lines += _wrapped(f"  besides, in the machine's memory, a rank: {host}{node if estimate['ranks'] > 1 else ''}")
     if memory["fits"] is None:
         return [*lines, "whether it fits: say what a rank runs on, estimate.accelerator=h100 or estimate.memory_gib=80"]
     verdict = "fits" if memory["fits"] else "does NOT fit"
@@ -207,17 +208,29 @@ def _duration_lines(duration: dict[str, Any] | None, estimate: dict[str, Any]) -
             *lines,
             "time: not known here; give estimate.tokens_per_second, or estimate.accelerator and estimate.mfu",
         ]
-    hours = duration["hours"]
-    parts = ", ".join(f"{kind} {in_words(each)}" for kind, each in hours.items() if kind != "all")
+    hours, moving, alone = (duration[name] for name in ("hours", "input_output_hours", "one_rank_hours"))
     unit = "GPU" if estimate["accelerator"] else "rank"
-    lines += _wrapped(f"time: about {in_words(hours['all'])} ({parts}), {duration['gpu_hours']:.3g} {unit} hours")
+    lines += _wrapped(f"time: about {in_words(hours['all'])}, {duration['gpu_hours']:.3g} {unit} hours")
+    lines += _wrapped(f"  {_by_kind(hours)}")
+    saves = duration["saves"]
+    saving = f"; recover with {saves} save{'' if saves == 1 else 's'}" if "recover" in moving else ""
+    lines += _wrapped(
+        f"  of it files {in_words(moving['all'])} ({_by_kind(moving)}{saving}), from estimate.node_gb_per_second="
+        f"{duration['node_gb_per_second']:g}, an assumption"
+    )
+    if alone["all"]:
+        lines += _wrapped(f"  and one rank alone, for which the others wait: {_by_kind(alone)}")
     lines += _wrapped(f"  from {duration['basis']}")
-    if "split" in hours or "cut" in hours:
-        lines.append("  split and cut: factorisations are weighted as they were measured on CPU cores")
+    if any(kind in estimate["flops"] for kind in ("split", "select", "slice")):
+        lines.append("  split, select and slice: factorisations are weighted as they were measured on CPU cores")
     lines += _wrapped(f"  not counted: {', '.join(duration['not_counted'])}")
     if duration["cost"] is not None:
         lines.append(f"cost: about {duration['cost']:,.2f} (estimate.price_per_gpu_hour)")
     return lines
+
+
+def _by_kind(hours: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {in_words(each)}" for kind, each in hours.items() if kind != "all")
 
 
 def in_words(hours: float) -> str:

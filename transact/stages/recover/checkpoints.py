@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transact.config.machines import CheckpointEveryConfig
+from transact.config.machines import MOST_SAVING, CheckpointEveryConfig
 from transact.engine.training_checkpoints import MANIFEST, checkpoint_folders, damage, set_aside
 from transact.files import read_json
 from transact.rounds import Round
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.job import Job
 from transact.stages.recover.health import TrainingHealth
-
-LARGEST_SHARE = 1 / 20  # of the time, spent on saves that are due by the clock
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,7 +69,7 @@ class CheckpointClock:
     def restart(self, save_seconds: float) -> None:
         """Count anew from a checkpoint that is now complete. save_seconds: the time that saving it took."""
         self._tokens, self._since = 0, time.monotonic()
-        self._fewest_seconds = save_seconds * (1 / LARGEST_SHARE - 1)
+        self._fewest_seconds = save_seconds * (1 / MOST_SAVING - 1)
 
 
 def checkpoint_path(job: Job, round_: Round, step: int) -> Path:

@@ -1,0 +1,169 @@
+"""What a run keeps on the disk, and what it reads and writes on the way, in bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from transact.config.run import RunConfig
+from transact.engine.gram_memory import FLOAT32_BYTES, FLOAT64_BYTES, gram_disk_bytes
+from transact.engine.memory import BYTES_BY_DTYPE, TRAINED_COPIES
+from transact.geometry import Geometry
+from transact.models.folder import dtype_of
+from transact.pruning.criteria import Criteria
+from transact.pruning.targets import float16_rows
+from transact.rounds import Outline, Round, Stage, text_sequences
+
+CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
+BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
+MODEL_STAGES = ("slice", "recover")  # that leave a model folder
+
+
+def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
+    """Return the bytes on disk by what they hold, at the "end", and at the "peak" with what is there for a while.
+
+    Text is counted once. The parent's own folder is not counted, nor is what no stage of the outline makes: files of
+    stages that are taken over are links to those of another run.
+    """
+    stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
+    before = calibrated(outline)
+    trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
+    models = [
+        stored * each.geometry.parameters() * sum(Stage(kind, each.number) in outline.stages for kind in MODEL_STAGES)
+        for each in rounds
+    ]
+    # Those of a round are removed once the next one has its own.
+    kept, at_most = sum(models), sum(models)
+    if config.keep_rounds == "last":
+        kept, at_most = models[-1], max(map(sum, zip(models, [0, *models], strict=False)))
+    parts = {
+        "sliced_and_recovered": kept,
+        "statistics": sum(_statistics_bytes(config, each) for each in before),
+        "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
+        "gguf": 0,
+        "token_store": _token_bytes(config, outline),
+    }
+    if config.export.gguf != "none":
+        parts["gguf"] = gguf_bytes(rounds[-1].geometry, config.export.gguf)
+    end = sum(parts.values())
+    grams = [0]
+    if config.prune.method.needs_gram():
+        grams += [gram_disk_bytes(each) for each in before]
+    checkpoints = [0, *(CHECKPOINTS * training_checkpoint_bytes(each) for each in trained)]
+    return {
+        **parts,
+        "end": end,
+        "gram": max(grams),
+        "training_checkpoints": max(checkpoints),
+        "round_before": at_most - kept,
+        "peak": end - kept + at_most + max(*grams, *checkpoints),
+    }
+
+
+def calibrated(outline: Outline) -> list[Geometry]:
+    """Return the dimensions of the models that are calibrated."""
+    return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
+
+
+def training_checkpoint_bytes(geometry: Geometry) -> int:
+    """Return the bytes of one training checkpoint: float32 masters, both moments of Adam, the best weights so far."""
+    return TRAINED_COPIES * FLOAT32_BYTES * geometry.parameters()
+
+
+def gguf_bytes(geometry: Geometry, kind: str) -> int:
+    """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
+    tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
+    in_float16 = geometry.num_layers * geometry.hidden_size * sum(float16_rows(geometry).values())
+    quantised = geometry.parameters() - tables - in_float16
+    bits = quantised * BITS_PER_WEIGHT[kind] + in_float16 * 16 + tables * BITS_OF_EMBEDDINGS[kind]
+    return round(bits / 8)
+
+
+def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
+    """Return the bytes of the calibration statistics: sums in float64, of every layer."""
+    collected = Criteria.of(config.prune.method).statistics(geometry)
+    return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
+
+
+def _token_bytes(config: RunConfig, outline: Outline) -> int:
+    """Return the bytes of the token store: 2 bytes a token, 4 where the vocabulary has more than 65,536.
+
+    It holds the training text once over, with what is reserved, and the held-out text.
+    """
+    width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
+    length = config.data.sequence_length
+    sequences = text_sequences(config, outline.tokens // length) + config.data.evaluation_sequences
+    return sequences * length * width
+
+
+def _export_dtype(config: RunConfig) -> str:
+    """Return the dtype of the export; "parent" counts as bfloat16 where the parent is no local folder."""
+    if config.model.export_dtype != "parent":
+        return config.model.export_dtype
+    if not config.model.path or not Path(config.model.path).is_dir():
+        return "bfloat16"
+    return dtype_of(Path(config.model.path))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """The bytes that a stage moves between memory and the file system, of all ranks together.
+
+    Attributes: read: by all of them. written: by all of them. by_one: that rank 0 alone writes.
+    """
+
+    read: float = 0.0
+    written: float = 0.0
+    by_one: float = 0.0
+
+
+def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[int, float]) -> dict[Stage, Traffic]:
+    """Return what every stage of the outline moves, as far as it is known beforehand.
+
+    Comparing files with their digests, before a stage reads them, counts as reading them once more; text is not
+    counted, nor what is small.
+
+    Args:
+        saves: training checkpoints that the recovery of a round writes, by the round's number.
+    """
+    parent, last = outline.parent, outline.rounds[-1].geometry
+    copies = 1 if config.engine.zero_stage == 3 else ranks  # of a model that an engine opens; at stage 3 its parts
+    stored = BYTES_BY_DTYPE[config.model.dtype]
+    exported = last.parameters() * BYTES_BY_DTYPE[_export_dtype(config)]
+    found = {
+        Stage("evaluate", 0): Traffic(read=copies * stored * parent.parameters()),
+        Stage("export"): Traffic(read=(1 + copies) * stored * last.parameters() + 2 * exported, by_one=exported),
+    }
+    if config.export.gguf != "none":
+        size = gguf_bytes(last, config.export.gguf)
+        found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported, by_one=size)
+    for each in outline.rounds:
+        of_round = _round_traffic(config, outline, each, copies, saves.get(each.number, 0.0))
+        found |= {Stage(kind, each.number): traffic for kind, traffic in of_round.items()}
+    return {stage: found[stage] for stage in outline.stages if stage in found}
+
+
+def _round_traffic(config: RunConfig, outline: Outline, each: Round, copies: int, saves: float) -> dict[str, Traffic]:
+    stored, whole = BYTES_BY_DTYPE[config.model.dtype], outline.before(each.number)
+    before, after = stored * whole.parameters(), stored * each.geometry.parameters()
+    grams = gram_disk_bytes(whole) if config.prune.method.needs_gram() else 0
+    checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
+    opened = copies * before
+    candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
+    trained = Traffic(
+        read=after + copies * (after + stored * outline.parent.parameters()),
+        written=saves * training_checkpoint_bytes(each.geometry) + after,
+    )
+    return {
+        "calibrate": Traffic(read=checked + opened),
+        "gram": Traffic(read=checked + opened, written=grams),
+        "split": Traffic(
+            read=2 * grams + len(candidates) * (before + grams) + copies * sum(candidates), written=sum(candidates)
+        ),
+        "select": Traffic(read=checked + before + 2 * grams),
+        "slice": Traffic(read=checked + before + 2 * grams, written=after),
+        "recover": trained if each.tokens else Traffic(),
+        "evaluate": Traffic(read=(1 + copies) * after * (2 if each.tokens else 1)),
+    }
