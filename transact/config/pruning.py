@@ -58,7 +58,7 @@ class MethodConfig:
     """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
     refit: str = setting("least_squares", choices=REFITS)
     """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
-    on the cut model's own inputs)."""
+    on the cut model's own inputs, to the dense model's residual stream)."""
     ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
     """Ridge of the least squares, relative to the mean of a Gram matrix's diagonal."""
     gram_gib: float | None = setting(None, above=0, at_most=10**6)

@@ -46,12 +46,15 @@ def bytes_beside_grams(geometry: Geometry, config: RunConfig, ranks: int) -> flo
 
 
 def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
-    """Return the bytes of hidden states that sequential calibration keeps in CPU memory of one rank.
+    """Return the bytes of hidden states that sequential calibration keeps in CPU memory of one rank, at most.
 
-    Those of the dense and of the cut model.
+    The residual streams of the dense and of the cut model; while attention is fitted the dense one between attention
+    and MLP too; and the inputs of the projection that is fitted.
     """
     tokens = config.prune.calibration_sequences * config.data.sequence_length
-    return 2 * tokens * geometry.hidden_size * FLOAT32_BYTES / ranks
+    attention = geometry.hidden_size + geometry.num_attention_heads * geometry.head_dim
+    width = 2 * geometry.hidden_size + max(attention, geometry.intermediate_size)
+    return tokens * width * FLOAT32_BYTES / ranks
 
 
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated

@@ -152,7 +152,7 @@ def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str
         )
     if "hidden_state_bytes_per_rank" in calibration:
         stream = _size(calibration["hidden_state_bytes_per_rank"])
-        lines.append(f"sequential calibration: three runs of every layer, {stream} of hidden states a rank")
+        lines.append(f"sequential calibration: one run of every layer of both models, {stream} of hidden states a rank")
     return lines
 
 

@@ -74,37 +74,40 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tens
     Returns:
         (outputs, kept).
     """
-    return refit_shifted(weight, gram, gram, transform, ridge, inputs_are_cut=False)
+    weight, gram = weight.double(), gram.double()
+    if transform.dtype == torch.int64:
+        cross, own = gram[:, transform], gram[transform][:, transform]
+    else:
+        cross = gram @ transform.double().T
+        own = transform.double() @ cross
+    return _solve(weight, weight @ cross, own, transform, damping(gram, ridge))
 
 
-def refit_shifted(
-    weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: float, *, inputs_are_cut: bool = True
-) -> Tensor:
-    """Refit where the kept inputs have changed because earlier layers are cut already.
+def refit_to(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tensor:
+    """Refit to any target t, from inputs y that may differ from what the weights were trained on; float32.
 
-    Minimises ``sum |W x - W' y|^2 + damping * |W - W' T|^2`` with y the kept inputs as they are now.
+    Minimises ``sum |t - W' y|^2 + damping * |W - W' T|^2``.
 
     Args:
-        weight: (outputs, inputs).
-        cross: (inputs, kept), sum of ``x y^T``; where `inputs_are_cut` is false (inputs, inputs), still to be cut.
-        gram: (kept, kept), sum of ``y y^T``; where `inputs_are_cut` is false (inputs, inputs).
-        transform: (kept, inputs), or (kept,) indices.
+        weight: W, (outputs, inputs).
+        cross: (outputs, kept), sum of ``t y^T``.
+        gram: (kept, kept), sum of ``y y^T``.
+        transform: T, (kept, inputs), or (kept,) indices: what the cut made of the inputs.
         ridge: damping, relative to the mean of the Gram matrix's diagonal.
 
     Returns:
-        (outputs, kept) float32.
+        W', (outputs, kept).
     """
-    weight, cross, gram = weight.double(), cross.double(), gram.double()
-    strength = damping(gram, ridge)
+    gram = gram.double()
+    return _solve(weight.double(), cross.double(), gram, transform, damping(gram, ridge))
+
+
+def _solve(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, strength: float) -> Tensor:
+    """Solve the normal equations ``W' (gram + s T T^T) = cross + s W T^T``."""
     if transform.dtype == torch.int64:
-        if not inputs_are_cut:
-            cross, gram = cross[:, transform], gram[transform][:, transform]
         pull, overlap = weight[:, transform], torch.eye(len(transform), dtype=torch.float64, device=gram.device)
     else:
         transform = transform.double()
-        if not inputs_are_cut:
-            cross, gram = cross @ transform.T, transform @ gram @ transform.T
         pull, overlap = weight @ transform.T, transform @ transform.T
-    right = weight @ cross + strength * pull  # (outputs, kept)
-    solved = torch.linalg.solve(gram + strength * overlap, right.T)
+    solved = torch.linalg.solve(gram + strength * overlap, (cross + strength * pull).T)
     return solved.T.float().contiguous()

@@ -1,9 +1,12 @@
-"""Sequential calibration: each layer is calibrated and cut on the output of the layers before it, already cut."""
+"""Sequential calibration: each layer is fitted on the output of the layers before it, already cut.
+
+An output projection is fitted so that the cut model's residual stream behind it comes nearest to the dense model's:
+it makes up for its own cut and for what the layers before it have lost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from transact.data.order import micro_batches
 from transact.engine.model_folder import Tensors, layer_groups, stored_config, stored_names, write_model_folder
@@ -20,7 +24,7 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
-from transact.pruning.refit import LayerGram, add_gram, refit_shifted
+from transact.pruning.refit import LayerGram, add_gram, refit_to
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
@@ -103,80 +107,81 @@ class Streams:
     @torch.no_grad()
     def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
         """Cut and refit the next layer, return its tensors, and move both streams on to its output (collective)."""
-        device = self.device
+        device, selection = self.device, self.selection
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         weights = layer_weights(tensors)
         assert weights is not None
         dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
-        basis = self._dense_gram(dense) if self.selection.value_basis != "dims" else None
-        attention = cut_attention(weights, self.selection, layer, basis)
-        fitted = cut_layer(weights, self.selection, layer, basis)
-        for projection, field, transform in (
-            ("self_attn.o_proj", "output", attention.transform),
-            ("mlp.down_proj", "down", channel_indices(self.selection, layer).to(device)),
-        ):
-            cut.load_layer(replace_projections(tensors, fitted), layer)
-            cross, own = self._grams(dense, cut, projection)
-            refitted = refit_shifted(getattr(weights, field), cross, own, transform, self.ridge)
-            fitted = replace(fitted, **{field: refitted})
+        between, gram = self._advance_dense(dense, with_gram=selection.value_basis != "dims")
+        attention = cut_attention(weights, selection, layer, gram)
+        fitted = cut_layer(weights, selection, layer, gram)
         cut.load_layer(replace_projections(tensors, fitted), layer)
-        self.dense = [dense(hidden.to(device)).cpu() for (hidden,) in self._in_step(self.dense)]
-        self.cut = [cut(hidden.to(device)).cpu() for (hidden,) in self._in_step(self.cut)]
-        return replace_projections(tensors, fitted)
+        output = self._fit(cut.attention_inputs, between, weights.output, attention.transform)
+        channels = channel_indices(selection, layer).to(device)
+        down = self._fit(cut.mlp_inputs, self.dense, weights.down, channels)
+        return replace_projections(tensors, replace(fitted, output=output, down=down))
 
     def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield micro-batches of streams side by side.
+        """Yield micro-batches of streams side by side, on the device.
 
         Ranks take equally many turns, and the job may stop after each.
         """
         for number in range(self.num_turns):
             if number < len(streams[0]):
-                yield tuple(stream[number] for stream in streams)
+                yield tuple(stream[number].to(self.device) for stream in streams)
             self.turn()
 
-    def _dense_gram(self, dense: SingleLayer) -> LayerGram:
-        """Sum the Gram matrix for the value basis, which needs that of the attention output alone (collective)."""
-        total = self._zeros(dense.block.self_attn.o_proj.in_features, dense.block.self_attn.o_proj.in_features)
-        for (hidden,) in self._in_step(self.dense):
-            with _inputs_of(dense.block.self_attn.o_proj) as seen:
-                dense(hidden.to(total.device))
-            add_gram(total, seen[0])
-        return LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
+    def _advance_dense(self, dense: SingleLayer, *, with_gram: bool) -> tuple[list[Tensor], LayerGram | None]:
+        """Move the dense stream on to the layer's output (collective).
 
-    def _grams(self, dense: SingleLayer, cut: SingleLayer, projection: str) -> tuple[Tensor, Tensor]:
-        """Sum ``x y^T`` and ``y y^T`` over all ranks' tokens (collective).
-
-        x is the input of the dense projection, y that of the cut one.
+        Returns:
+            The residual stream between attention and MLP, and the Gram matrix of o_proj's inputs, which a value basis
+            needs, where it is asked for.
         """
-        dense_module, cut_module = (each.block.get_submodule(projection) for each in (dense, cut))
-        cross = self._zeros(dense_module.in_features, cut_module.in_features)
-        own = self._zeros(cut_module.in_features, cut_module.in_features)
-        for left, right in self._in_step(self.dense, self.cut):
-            with _inputs_of(dense_module) as x, _inputs_of(cut_module) as y:
-                dense(left.to(own.device))
-                cut(right.to(own.device))
-            add_gram(cross, x[0], y[0])
-            add_gram(own, y[0])
-        return self.total(cross), self.total(own)
+        width = dense.block.self_attn.o_proj.in_features
+        total, between = self._zeros(width, width), []
+        for number, (hidden,) in enumerate(self._in_step(self.dense)):
+            inputs = dense.attention_inputs(hidden)
+            if with_gram:
+                add_gram(total, inputs)
+            hidden = hidden + dense.block.self_attn.o_proj(inputs)
+            between.append(hidden.cpu())
+            self.dense[number] = (hidden + dense.block.mlp.down_proj(dense.mlp_inputs(hidden))).cpu()
+        if not with_gram:
+            return between, None
+        return between, LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
+
+    def _fit(
+        self, inputs_of: Callable[[Tensor], Tensor], wanted: list[Tensor], weight: Tensor, transform: Tensor
+    ) -> Tensor:
+        """Return the cut projection that brings the cut stream nearest to `wanted`, and add its output (collective).
+
+        Args:
+            inputs_of: from the cut stream to the inputs of the cut projection.
+            wanted: the dense residual stream behind the projection.
+            weight: of the dense projection.
+            transform: as in `refit`.
+        """
+        kept = len(transform)
+        cross, own = self._zeros(len(weight), kept), self._zeros(kept, kept)
+        inputs = []
+        for target, hidden in self._in_step(wanted, self.cut):
+            found = inputs_of(hidden)
+            add_gram(cross, target - hidden, found)
+            add_gram(own, found)
+            inputs.append(found.cpu())
+        fitted = refit_to(weight, self.total(cross), self.total(own), transform, self.ridge)
+        for number, (hidden, found) in enumerate(self._in_step(self.cut, inputs)):
+            self.cut[number] = (hidden + functional.linear(found, fitted)).cpu()
+        return fitted
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
         return torch.zeros(rows, columns, dtype=torch.float64, device=self.device)
 
 
-@contextmanager
-def _inputs_of(module: Any) -> Iterator[list[Tensor]]:
-    """Catch the first argument of a module's forwards until the block ends."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
 class SingleLayer(nn.Module):
-    """A stock decoder layer with its rotary embedding: (batch, length, hidden_size) -> the same, causal."""
+    """The parts of a stock decoder layer before its output projections, causal, with its rotary embedding."""
 
     def __init__(self, config: Mapping[str, Any], layer: int) -> None:
         """Build the layer with random weights; `load_layer` loads those of a model."""
@@ -201,13 +206,26 @@ class SingleLayer(nn.Module):
         prefix = f"model.layers.{layer}."
         self.block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def attention_inputs(self, hidden: Tensor) -> Tensor:
+        """Return what o_proj reads: (batch, length, hidden_size) -> (batch, length, heads * head_dim)."""
         positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        output = self.block(
-            hidden,
-            attention_mask=None,
-            position_ids=positions,
-            position_embeddings=self.rotary(hidden, positions),
-            use_cache=False,
-        )
-        return output[0] if isinstance(output, tuple) else output
+        seen: list[Tensor] = []
+        attention = self.block.self_attn
+        handle = attention.o_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            attention(
+                hidden_states=self.block.input_layernorm(hidden),
+                attention_mask=None,
+                position_ids=positions,
+                position_embeddings=self.rotary(hidden, positions),
+            )
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def mlp_inputs(self, hidden: Tensor) -> Tensor:
+        """Return what down_proj reads, from the stream behind attention: (..., hidden_size) -> (..., channels)."""
+        mlp = self.block.mlp
+        normed = self.block.post_attention_layernorm(hidden)
+        inputs: Tensor = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+        return inputs

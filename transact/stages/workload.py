@@ -118,17 +118,18 @@ def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     method = config.prune.method
     if method.refit == "none":
         return 0.0
-    flops = 0.0
+    tokens, context = config.prune.calibration_sequences * config.data.sequence_length, config.data.sequence_length
+    flops, sums = 0.0, 0
     for whole, kept in (
         (before.num_attention_heads * before.head_dim, after.num_attention_heads * after.head_dim),
         (before.intermediate_size, after.intermediate_size),
     ):
         flops += kept**3 + 2 * whole * before.hidden_size * kept + 2 * kept**2 * before.hidden_size
+        sums += 2 * before.num_layers * kept * (kept + before.hidden_size)
     streams = 0.0
-    if method.refit == "sequential":  # three runs of every layer of either model
-        tokens = config.prune.calibration_sequences * config.data.sequence_length
-        context = config.data.sequence_length
-        streams = 3.0 * tokens * (before.flops_per_token(context) + after.flops_per_token(context))
+    if method.refit == "sequential":  # one run of every layer of either model, and the sums for the fits
+        runs = before.flops_per_token(context) + after.flops_per_token(context)
+        streams = tokens * (runs + GRAM_WEIGHT * sums)
     return REFIT_WEIGHT * before.num_layers * flops + streams
 
 

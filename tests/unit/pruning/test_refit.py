@@ -7,7 +7,7 @@ import torch
 
 from tests.support.apart import anonymous_growth
 from transact.pruning import refit as module
-from transact.pruning.refit import add_gram, damped, damping, refit, refit_shifted
+from transact.pruning.refit import add_gram, damped, damping, refit, refit_to
 
 
 def gram(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,16 +72,15 @@ def test_refit_solves_the_damped_least_squares(chosen: str) -> None:
     torch.testing.assert_close(refit(weight, x.T @ x, transform, 0.05), expected.float())
 
 
-def test_shifted_refit_solves_its_own_normal_equations() -> None:
-    """Targets from one stream of activations, inputs from another."""
-    x, weight, kept = correlated(50, 6), torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4])
-    y = x[:, kept] + 0.3 * torch.randn(50, 2, dtype=torch.float64)
+def test_a_refit_to_any_target_solves_its_own_normal_equations() -> None:
+    """Inputs and targets that the weights were not made for."""
+    weight, kept = torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4])
+    y, target = correlated(50, 2), torch.randn(50, 3, dtype=torch.float64)
     strength = damping(y.T @ y, 0.1)
     left = torch.cat([y, strength**0.5 * torch.eye(2, dtype=torch.float64)])
-    right = torch.cat([x @ weight.T, strength**0.5 * weight[:, kept].T])
+    right = torch.cat([target, strength**0.5 * weight[:, kept].T])
     expected = torch.linalg.lstsq(left, right).solution.T
-    found = refit_shifted(weight, x.T @ y, y.T @ y, kept, 0.1)
-    torch.testing.assert_close(found, expected.float())
+    torch.testing.assert_close(refit_to(weight, target.T @ y, y.T @ y, kept, 0.1), expected.float())
 
 
 def test_refit_lowers_the_error_of_the_plain_cut() -> None:
