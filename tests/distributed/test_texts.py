@@ -188,7 +188,7 @@ def test_what_a_tokenisation_left_that_did_not_end_is_removed_and_nothing_else(
         (folder.with_suffix(".tmp") / "tokens.bin").write_bytes(bytes(100))
         folder.with_suffix(".lock").touch()
     for path in (old.with_suffix(".tmp") / "tokens.bin", old.with_suffix(".tmp")):
-        os.utime(path, (time.time() - 7200,) * 2)
+        os.utime(path, (time.time() - 8 * 86_400,) * 2)
     kept = {"x.tmp", "x.lock", f"{'c' * 19}.tmp", "notes.txt"}
     for name in kept:
         (root / name).write_text("mine")

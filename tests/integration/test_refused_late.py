@@ -15,7 +15,8 @@ from tests.support.commands import Workplace, transact
 from tests.support.ranks import run_on_ranks
 from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
-from transact.data.token_store import Packing, TokenStore, write_token_store
+from transact.data.token_parts import Packing
+from transact.data.token_store import TokenStore, write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work.

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy
 import torch
 
 from transact.data.document_marks import DocumentMarks, document_marks
+from transact.data.token_parts import PART_NAME, Packing, TextParts, part_path, read_part, token_dtype
 from transact.files import (
     TEMPORARY_SUFFIX,
+    DamagedFile,
     damage_of,
     file_digest,
-    fresh_temporary_folder,
     publish,
     read_json,
     temporary_name,
@@ -32,8 +33,7 @@ TOKENS_NAME = "tokens.bin"
 DOCUMENTS_NAME = "documents.bin"  # a hash of every document in it, sorted
 FILE_NAMES = (INDEX_NAME, TOKENS_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
 MOST = 0.5  # of the held-out documents may stand in the training text; with more, nothing is held out
-BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep every core busy
-PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
+Result = TypeVar("Result")
 
 
 class TokenStore:
@@ -119,6 +119,16 @@ def remove_store(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         return
+    _check_is_store(folder)
+    for entry in list(os.scandir(folder)):
+        os.unlink(entry.path)
+    folder.rmdir()
+
+
+def _check_is_store(folder: Path) -> None:
+    """Raise ValueError if there is something else than a store, or what was finished of one."""
+    if not os.path.lexists(folder):
+        return
     if folder.is_symlink() or not folder.is_dir():
         foreign = ["a link" if folder.is_symlink() else "a file"]
     else:
@@ -127,14 +137,12 @@ def remove_store(folder: Path) -> None:
         raise ValueError(
             f"data.token_store: {str(folder)!r} is no token store: it is or holds {foreign[0]}; move it away"
         )
-    for entry in list(os.scandir(folder)):
-        os.unlink(entry.path)
-    folder.rmdir()
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is one of a store's files, or a link of that name: removing it leaves its target."""
-    return entry.name in FILE_NAMES and (entry.is_symlink() or entry.is_file())
+    is_named_so = entry.name in FILE_NAMES or PART_NAME.fullmatch(entry.name) is not None
+    return is_named_so and (entry.is_symlink() or entry.is_file())
 
 
 def store_folder(root: Path, identity: dict[str, Any]) -> Path:
@@ -150,24 +158,74 @@ def tokenizer_digest(tokenizer: Any, marks: DocumentMarks | None = None) -> str:
     return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + added).encode()).hexdigest()
 
 
-def document_hash(document: str) -> int:
-    """Return a hash of 64 bits, the same for a document with other white space around it."""
-    return int.from_bytes(hashlib.blake2b(document.strip().encode(), digest_size=8).digest(), "little")
+class Workers(Protocol):
+    """The processes that tokenise together."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def on_all(self, work: Callable[[], Result], *, may_be_left: bool = False) -> list[Result]:
+        """Do work in every process and return all results in the order of processes."""
+
+    def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
+        """Do work in the first process and return its result in every one."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """How documents become sequences of one length.
+class Alone:
+    """This process by itself, as `Workers`."""
+
+    rank, world_size = 0, 1
+
+    def on_all(self, work: Callable[[], Result], *, may_be_left: bool = False) -> list[Result]:
+        return [work()]
+
+    def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
+        return work()
+
+
+class Finished(NamedTuple):
+    """What a process tells the others of a part.
 
     Attributes:
-        sequence_length: tokens of each.
-        max_sequences: all that are wanted.
-        marks: around documents. None: the tokenizer's own.
+        tokens: that the part has.
+        is_new: it was tokenised now, not found.
+        left_out: hashes of held-out documents, and where in the part they would have been.
     """
 
-    sequence_length: int
-    max_sequences: int
-    marks: DocumentMarks | None = None
+    tokens: int
+    is_new: bool
+    left_out: list[tuple[int, int]]
+
+
+class _Count:
+    """The parts that are finished, in the order of their numbers, and what they hold up to the wanted tokens."""
+
+    def __init__(self, wanted: int, without: Collection[int], name: str) -> None:
+        self._wanted, self._without, self._name = wanted, without, name
+        self.parts, self.tokens, self.left_out = 0, 0, set[int]()
+        self.is_over = False
+
+    def add(self, part: Finished | None) -> None:
+        """Count the next part; None: the text has ended before it.
+
+        Raises:
+            ValueError: the text holds most of the held-out documents.
+        """
+        if part is None or self.is_over:
+            self.is_over = True
+            return
+        self.left_out |= {each for each, start in part.left_out if self.tokens + start < self._wanted}
+        if len(self.left_out) > len(self._without) * MOST:
+            raise ValueError(
+                f"{self._name} holds {len(self.left_out)} of the {len(self._without)} documents of data.evaluation "
+                "word for word: they are not held out; name another text, or take these documents out of one of them"
+            )
+        self.parts += 1
+        self.tokens = min(self.tokens + part.tokens, self._wanted)
+        self.is_over = self.tokens == self._wanted
 
 
 def write_token_store(
@@ -178,146 +236,104 @@ def write_token_store(
     *,
     without: Collection[int] = (),
     name: str = "the text",
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int, int], None] = lambda tokens, new: None,
+    workers: Workers | None = None,
+    most_workers: int | None = None,
+    keeps_parts: bool = False,
 ) -> None:
-    """Write a token store: tokenise until the text ends or all sequences are full.
+    """Write a token store: tokenise until the text ends or all sequences are full (collective).
 
-    A last piece that is too short for a sequence is left out.
+    What was tokenised before a kill is not tokenised again. A last piece that is too short for a sequence is left out.
 
     Args:
+        documents: in the same order in every process.
         tokenizer: A fast tokenizer of transformers.
         without: Hashes of held-out documents, which are left out.
         name: The text's name, for messages.
-        progress: Called after every batch with the number of tokens that were written.
+        progress: Called whenever every process has finished a part, with the number of tokens that they add, and how
+            many tokens were made for that.
+        workers: the processes that tokenise. None: this one.
+        most_workers: how many of them read the text. None: all.
+        keeps_parts: whether finished parts stay where the text cannot be read: another time it may be.
 
     Raises:
         ValueError: the text does not fill one sequence, or holds most of the held-out documents. No files are left
             behind.
     """
-    dtype = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
-    sequence_length = packing.sequence_length
-    wanted = sequence_length * packing.max_sequences
-    written, largest, rest = 0, 0, numpy.empty(0, dtype=dtype)
-    used: set[int] = set()
-    left_out: set[int] = set()
-    with _made_whole(folder) as temporary:
-        with (temporary / TOKENS_NAME).open("wb") as file:
-            for batch in _token_batches(_kept(documents, without, left_out, name), tokenizer, packing.marks):
-                kept = batch.tokens[: wanted - written]
-                used.update(each for each, start in batch.documents if start < len(kept))
-                rest = numpy.concatenate([rest, numpy.asarray(kept, dtype=dtype)])
-                whole, rest = numpy.split(rest, [len(rest) // sequence_length * sequence_length])
-                file.write(whole.data)  # `tofile` does not say that the disk is full
-                largest = max(largest, int(whole.max(initial=0)))
-                written += len(kept)
-                progress(len(kept))
-                if written == wanted:
-                    break
-        num_sequences = written // sequence_length
-        if num_sequences == 0:
-            raise ValueError(f"{name} has {written} tokens, fewer than one sequence of {sequence_length}")
-        (temporary / DOCUMENTS_NAME).write_bytes(numpy.asarray(sorted(used), dtype=numpy.uint64).data)
-        write_index(
-            temporary,
-            {
-                "num_sequences": num_sequences,
-                "sequence_length": sequence_length,
-                "dtype": numpy.dtype(dtype).name,
-                "is_whole_text": written < wanted,
-                "largest_token": largest,
-                "documents": len(used),
-                "documents_left_out": len(left_out),
-            },
-        )
-
-
-@contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes the store; on an error it is removed, as a retry starts from nothing."""
-    remove_store(folder)
-    remove_store(temporary_name(folder))
-    temporary = fresh_temporary_folder(folder)
+    workers = workers or Alone()
+    readers = min(workers.world_size, most_workers or workers.world_size)
+    temporary, count = temporary_name(folder), _Count(packing.tokens, without, name)
     try:
-        yield temporary
-    except BaseException:
-        with suppress(OSError):
-            remove_store(temporary)
+        workers.on_main(lambda: _begin(folder))
+        parts = TextParts(documents, tokenizer, packing, without)
+        while not count.is_over:
+            first, before = count.parts, count.tokens
+            own = first + workers.rank if workers.rank < readers else None
+            turn = workers.on_all(partial(_ensure, parts, temporary, own), may_be_left=True)[:readers]
+            for part in turn:
+                count.add(part)
+            progress(count.tokens - before, sum(part.tokens for part in turn if part is not None and part.is_new))
+        workers.on_main(lambda: _join(folder, count, tokenizer, packing, name), may_be_left=True)
+    except ValueError:
+        if workers.rank == 0 and not keeps_parts:
+            with suppress(OSError, ValueError):
+                remove_store(temporary)
         raise
+
+
+def _begin(folder: Path) -> None:
+    """Make room for a store, and the folder that its parts are written to; finished parts in it stay."""
+    remove_store(folder)
+    temporary = temporary_name(folder)
+    _check_is_store(temporary)
+    temporary.mkdir(parents=True, exist_ok=True)
+    for entry in list(os.scandir(temporary)):
+        if not PART_NAME.fullmatch(entry.name) or entry.name.endswith(TEMPORARY_SUFFIX) or entry.is_symlink():
+            os.unlink(entry.path)
+
+
+def _ensure(parts: TextParts, folder: Path, number: int | None) -> Finished | None:
+    found = None if number is None else parts.ensure(folder, number)
+    if found is None:
+        return None
+    part, is_new = found
+    left_out = zip(part.left_out.tolist(), part.left_out_starts.tolist(), strict=True)
+    return Finished(len(part.tokens), is_new, list(left_out))
+
+
+def _join(folder: Path, count: _Count, tokenizer: Any, packing: Packing, name: str) -> None:
+    """Make the store of its parts, and remove them."""
+    temporary, length, wanted = temporary_name(folder), packing.sequence_length, packing.tokens
+    num_sequences = count.tokens // length
+    if num_sequences == 0:
+        raise ValueError(f"{name} has {count.tokens} tokens, fewer than one sequence of {length}")
+    largest, position = 0, 0
+    hashes: list[Any] = []
+    with (temporary / TOKENS_NAME).open("wb") as file:
+        for number in range(count.parts):
+            part = read_part(part_path(temporary, number))
+            if part is None:
+                raise DamagedFile(part_path(temporary, number), "is not as it was written a moment ago")
+            whole = part.tokens[: num_sequences * length - position]
+            file.write(whole.data)  # `tofile` does not say that the disk is full
+            largest = max(largest, int(whole.max(initial=0)))
+            hashes.append(part.documents[part.starts < wanted - position])
+            position += len(part.tokens)
+    used = numpy.unique(numpy.concatenate(hashes))
+    (temporary / DOCUMENTS_NAME).write_bytes(used.data)
+    write_index(
+        temporary,
+        {
+            "num_sequences": num_sequences,
+            "sequence_length": length,
+            "dtype": token_dtype(tokenizer).__name__,
+            "is_whole_text": count.tokens < wanted,
+            "largest_token": largest,
+            "documents": len(used),
+            "documents_left_out": len(count.left_out),
+        },
+    )
+    for entry in list(os.scandir(temporary)):
+        if PART_NAME.fullmatch(entry.name):
+            os.unlink(entry.path)
     publish(temporary, folder)
-
-
-def _kept(documents: Iterable[str], without: Collection[int], left_out: set[int], name: str) -> Iterator[_Document]:
-    for text in documents:
-        number = document_hash(text)
-        if number not in without:
-            yield _Document(text, number)
-            continue
-        left_out.add(number)
-        if len(left_out) > len(without) * MOST:
-            raise ValueError(
-                f"{name} holds {len(left_out)} of the {len(without)} documents of data.evaluation word for word: they "
-                "are not held out; name another text, or take these documents out of one of them"
-            )
-
-
-class _Document(NamedTuple):
-    text: str
-    hash: int
-
-
-class _Batch(NamedTuple):
-    tokens: list[int]
-    documents: list[tuple[int, int]]  # hash, and the position of its first token
-
-
-def _token_batches(documents: Iterable[_Document], tokenizer: Any, marks: DocumentMarks | None) -> Iterator[_Batch]:
-    marks = marks or document_marks(tokenizer, "auto")
-    for batch in _batches(piece for document in documents for piece in _pieces(document)):
-        yield _tokens(batch, tokenizer, marks)
-
-
-def _tokens(batch: list[_Piece], tokenizer: Any, marks: DocumentMarks) -> _Batch:
-    texts = [piece.text for piece in batch]
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    tokens: list[int] = []
-    starts: list[tuple[int, int]] = []
-    for piece, encoding in zip(batch, encodings, strict=True):
-        starts.append((piece.document, len(tokens)))
-        tokens += marks.begin if piece.is_first else ()
-        tokens += encoding.ids
-        tokens += marks.end if piece.is_last else ()
-    return _Batch(tokens, starts)
-
-
-class _Piece(NamedTuple):
-    """A part of a document that is tokenised by itself."""
-
-    text: str
-    document: int  # its hash
-    is_first: bool
-    is_last: bool
-
-
-def _pieces(document: _Document) -> Iterator[_Piece]:
-    """Yield the whole document, or pieces of a very long one, cut before white space where there is some."""
-    text, start = document.text, 0
-    while len(text) - start > PIECE_CHARACTERS:
-        stop = start + PIECE_CHARACTERS
-        space = max(text.rfind(mark, start + PIECE_CHARACTERS // 2, stop) for mark in " \n")
-        stop = stop if space < 0 else space
-        yield _Piece(text[start:stop], document.hash, start == 0, False)
-        start = stop
-    yield _Piece(text[start:], document.hash, start == 0, True)
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -62,9 +62,11 @@ def set_allocator(environ: MutableMapping[str, str]) -> None:
 
 def share_cores() -> None:
     """Share the cores of a machine between its ranks, unless the user said otherwise."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(threads)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of tokenizers, which reads it when it first works
 
 
 Result = TypeVar("Result")
@@ -199,6 +201,35 @@ class ProcessGroup:
             result = work()
         except Exception as own:  # noqa: BLE001 - raised again once the other ranks know
             error = own
+        return self._results(result, error)
+
+    def on_all(self, work: Callable[[], Result], *, may_be_left: bool = False) -> list[Result]:
+        """Do what `everywhere` does in a thread of each rank; meanwhile all exchange a heartbeat (collective).
+
+        Args:
+            may_be_left: as in `on_main`.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop meanwhile.
+            Exception: as `everywhere`.
+        """
+        outcome = Background(work)
+        pause = 0.005
+        while True:
+            flags = torch.tensor([outcome.state == RUNNING, may_be_left and self.is_asked_to_stop], dtype=torch.uint8)
+            self._exchange(distributed.all_reduce, flags, op=distributed.ReduceOp.MAX, is_progress=may_be_left)
+            is_running, asked = flags.tolist()
+            if not is_running:
+                break
+            if asked:
+                self.stop()
+            outcome.thread.join(pause)  # a rank that is done waits for the others in the collective
+            pause = min(2 * pause, 0.25)
+        outcome.thread.join()
+        return self._results(outcome.result, outcome.error)
+
+    def _results(self, result: Any, error: BaseException | None) -> list[Any]:
+        """Return every rank's result, or raise what `everywhere` says (collective)."""
         refused = isinstance(error, ValueError)
         message = None if error is None else one_line(error)
         outcomes = self.gather((result, message, refused))

@@ -1,8 +1,11 @@
-"""The token stores of a run: written by rank 0 if they do not exist yet, then read by every rank."""
+"""The token stores of a run: made by all ranks if they do not exist yet, then read by every rank."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import socket
 import time
 from collections.abc import Mapping, Set
 from contextlib import ExitStack
@@ -16,8 +19,8 @@ from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.local_files import LeftOut
 from transact.data.order import SequenceOrder
 from transact.data.text import documents, text_identity
+from transact.data.token_parts import Packing
 from transact.data.token_store import (
-    Packing,
     TokenStore,
     read_index,
     remove_store,
@@ -33,10 +36,13 @@ from transact.models.folder import geometry_of
 from transact.models.stock import quiet
 from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.job import Job
+from transact.tracking.progress import Progress
 
 LOCK_SUFFIX = ".lock"
 LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation writes
-LEFT_SECONDS = 3600.0
+LEFT_SECONDS = 7 * 86_400.0  # a tokenisation that was killed may go on within that time
+HUB_READERS = 8  # ranks that tokenise a dataset of the Hub, since each reads all of it from there
+SAID_SECONDS, SAID_SECONDS_OF_GPUS = 60.0, 1.0  # of tokenising that is worth a line
 CHECKED_SILENTLY_BYTES = 2_000_000_000
 
 
@@ -185,7 +191,7 @@ def open_store(
     *,
     held_out: Set[int] = frozenset(),
 ) -> TokenStore:
-    """Open a text as tokens; rank 0 tokenises it if it is not tokenised yet, and checks its store (collective).
+    """Open a text as tokens; the ranks tokenise it if it is not tokenised yet (collective).
 
     Args:
         model_folder: whose tokenizer is used, and whose vocabulary the tokens must be of.
@@ -195,14 +201,18 @@ def open_store(
         ValueError: the text cannot be read, or has tokens that the model does not know.
     """
     request = StoreRequest(job, setting, text, model_folder, max_sequences, held_out)
-    folder = Path(job.group.on_main(request.ensure, may_be_left=True))
-    job.check_seen("data.token_store", folder)
-    return TokenStore(folder)
+    with ExitStack() as locks:  # of rank 0
+        found, folder, apart = job.group.on_main(lambda: request.find(locks), may_be_left=True)
+        if found is None:
+            request.make(apart)
+            found = job.group.on_main(lambda: request.settle(folder, apart))
+    job.check_seen("data.token_store", found)
+    return TokenStore(found)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A token store that rank 0 finds or makes; the fields are the arguments of `open_store`."""
+    """A token store that the ranks find or make; the fields are the arguments of `open_store`."""
 
     job: Job
     setting: str
@@ -211,36 +221,43 @@ class StoreRequest:
     max_sequences: int
     held_out: Set[int]
 
-    def ensure(self) -> str:
-        """Return the folder of an undamaged store, and tokenise the text if there is none."""
-        data = self.job.config.data
-        root, tokenizer = Path(data.token_store), load_tokenizer(self.model_folder)
-        marks = document_marks(tokenizer, data.document_marks)
+    def find(self, locks: ExitStack) -> tuple[Path | None, Path, Path]:
+        """Return the folder of an undamaged store, if there is one, and both that it may have.
+
+        The first serves every held-out text that shares no document with this text, the second this held-out text only.
+
+        Args:
+            locks: what keeps other runs from the store, to be held until it is settled. Of the runs that need the same
+                text at the same time, one tokenises and the others wait for it.
+        """
+        folder, apart = self._folders()
+        remove_leftovers(folder.parent)
+        for path in (folder, apart):
+            locks.enter_context(exclusive(path.with_suffix(LOCK_SUFFIX), remove=True))
+        found = self._sound(apart) or self._without_held_out(self._sound(folder))
+        if found is not None:
+            self._check_vocabulary(read_index(found))
+        return found, folder, apart
+
+    def settle(self, folder: Path, apart: Path) -> Path:
+        """Return the folder of a store that was made in `apart`, under the name that serves most runs."""
+        found = apart
+        if read_index(apart)["documents_left_out"] == 0:
+            remove_store(folder)
+            found = apart.rename(folder)
+        self._check_vocabulary(read_index(found))
+        return found
+
+    def _folders(self) -> tuple[Path, Path]:
+        data, tokenizer = self.job.config.data, load_tokenizer(self.model_folder)
         identity = {
             "text": text_identity(self.text, self.setting),
-            "tokenizer": tokenizer_digest(tokenizer, marks),
+            "tokenizer": tokenizer_digest(tokenizer, document_marks(tokenizer, data.document_marks)),
             "sequence_length": data.sequence_length,
             "max_sequences": self.max_sequences,
         }
-        remove_leftovers(root)
-        # `folder` serves every held-out text that shares no document with this text, `apart` this held-out text only.
-        folder = store_folder(root, identity)
-        apart = store_folder(root, identity | {"without": sorted(self.held_out)})
-        # Of the runs that need the same text at the same time, one tokenises and the others wait for it.
-        with (
-            exclusive(folder.with_suffix(LOCK_SUFFIX), remove=True),
-            exclusive(apart.with_suffix(LOCK_SUFFIX), remove=True),
-        ):
-            found = self._sound(apart) or self._without_held_out(self._sound(folder))
-            if found is None:
-                self._make(apart, tokenizer, marks)
-                found = apart
-                if read_index(apart)["documents_left_out"] == 0:
-                    remove_store(folder)
-                    apart.rename(folder)
-                    found = folder
-        self._check_vocabulary(read_index(found))
-        return str(found)
+        root = Path(data.token_store)
+        return store_folder(root, identity), store_folder(root, identity | {"without": sorted(self.held_out)})
 
     def _sound(self, folder: Path) -> Path | None:
         """Return the folder if it holds an undamaged store; remove a damaged one."""
@@ -264,27 +281,58 @@ class StoreRequest:
         """Return the folder if there is one and no held-out document is in its store."""
         return None if folder is None or self.held_out & TokenStore(folder).documents() else folder
 
-    def _make(self, folder: Path, tokenizer: Any, marks: DocumentMarks) -> None:
+    def make(self, folder: Path) -> None:
+        """Tokenise the text on all ranks (collective)."""
         job, left_out, length = self.job, LeftOut(), self.job.config.data.sequence_length
-        with job.progress(f"tokenise {self.setting}", length * self.max_sequences) as progress:
+        tokenizer = load_tokenizer(self.model_folder)
+        packing = Packing(
+            sequence_length=length,
+            max_sequences=self.max_sequences,
+            marks=document_marks(tokenizer, job.config.data.document_marks),
+        )
+        self._check_same_text()
+        with job.progress(f"tokenise {self.setting}", packing.tokens) as progress:
+            cost = _Cost(job, self.setting, packing.tokens, progress)
             write_token_store(
                 folder,
                 documents(self.text, self.setting, left_out),
                 tokenizer,
-                Packing(sequence_length=length, max_sequences=self.max_sequences, marks=marks),
+                packing,
                 without=self.held_out,
                 name=self.setting,
-                progress=progress.advance,
+                progress=cost.advance,
+                workers=job.group,
+                most_workers=HUB_READERS if self.text.source == "hub" else None,
+                keeps_parts=self.text.source == "hub",
             )
-        around = marks.describe(tokenizer) or "no marks around it"
-        job.say(f"{self.setting}: each document is stored with {around} (data.document_marks)")
-        if left_out.rows:
-            job.say(
-                f"{self.setting}: {left_out.rows:,} rows have no text and are left out, the first: {left_out.first}"
+        rows, first = max(job.group.gather((left_out.rows, left_out.first or "")))  # ranks may stop before the end
+        if job.group.is_main:
+            around = (packing.marks or DocumentMarks()).describe(tokenizer) or "no marks around it"
+            job.say(f"{self.setting}: each document is stored with {around} (data.document_marks)")
+            if rows:
+                job.say(f"{self.setting}: {rows:,} rows have no text and are left out, the first: {first}")
+            self._say_what_is_held_out(folder)
+
+    def _check_same_text(self) -> None:
+        """Raise ValueError unless every rank sees the same files with the same sizes (collective)."""
+
+        def look() -> tuple[str, str]:
+            files = [each[:2] for each in text_identity(self.text, self.setting).get("files", [])]
+            return socket.gethostname(), hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+        (main, seen), *others = self.job.group.everywhere(look)
+        other = next((host for host, view in others if view != seen), None)
+        if other is not None:
+            raise ValueError(
+                f"{self.setting}: host {other} has files of other names or sizes than host {main}: all ranks read them"
             )
+
+    def _say_what_is_held_out(self, folder: Path) -> None:
         shared = read_index(folder)["documents_left_out"]
         if shared:
-            job.say(f"{self.setting}: {shared} documents of data.evaluation stand in it too and are not trained on")
+            self.job.say(
+                f"{self.setting}: {shared} documents of data.evaluation stand in it too and are not trained on"
+            )
 
     def _check_vocabulary(self, index: dict[str, Any]) -> None:
         known = geometry_of(self.model_folder).vocab_size
@@ -293,6 +341,33 @@ class StoreRequest:
                 f"{self.setting}: the tokenizer in {str(self.model_folder)!r} makes token {index['largest_token']}, "
                 f"the model has tokens 0 to {known - 1} (vocab_size={known}): they do not belong together"
             )
+
+
+class _Cost:
+    """What tokenising costs a job that has other work to do: said once, when the first part is done.
+
+    Args:
+        tokens: that are wanted; the text may have fewer.
+    """
+
+    def __init__(self, job: Job, setting: str, tokens: int, progress: Progress) -> None:
+        self._job, self._setting, self._left, self._progress = job, setting, tokens, progress
+        self._since, self._is_said = time.monotonic(), job.config.mode == "tokenize"
+
+    def advance(self, tokens: int, new: int) -> None:
+        """Count tokens of which some were made since the last call."""
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        self._left -= tokens
+        self._progress.advance(tokens)
+        if new and not self._is_said:
+            self._is_said = True
+            still, is_gpu = self._left * seconds / new, self._job.group.device.type == "cuda"
+            if still >= (SAID_SECONDS_OF_GPUS if is_gpu else SAID_SECONDS):
+                self._job.say(
+                    f"{self._setting}: up to {self._left + tokens:,} tokens are made in this job, for about "
+                    f"{still:,.0f} seconds{' in which its GPUs wait' if is_gpu else ''}; mode=tokenize does this on "
+                    "CPUs beforehand"
+                )
 
 
 def remove_leftovers(root: Path) -> None:

@@ -14,12 +14,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import train_tokenizer
-from transact.data import token_store
+from transact.data import token_parts, token_store
+from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import (
     FILE_NAMES,
-    Packing,
     TokenStore,
-    document_hash,
     remove_store,
     store_damage,
     store_folder,
@@ -45,7 +44,11 @@ def expected_tokens(tokenizer: Any) -> list[int]:
 def test_sequences_are_the_tokens_in_order(tokenizer: Any, tmp_path: Path) -> None:
     counted: list[int] = []
     write_token_store(
-        tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000), progress=counted.append
+        tmp_path / "s",
+        TEXTS,
+        tokenizer,
+        Packing(sequence_length=16, max_sequences=1000),
+        progress=lambda tokens, new: counted.append(tokens),
     )
     store = TokenStore(tmp_path / "s")
     tokens = expected_tokens(tokenizer)
@@ -72,7 +75,7 @@ def test_a_long_document_in_pieces_has_the_same_tokens(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut before a space where there is one; where there is none, no character is lost."""
-    monkeypatch.setattr(token_store, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(token_parts, "PIECE_CHARACTERS", 100)
     texts = ["some words of prose " * 100, "a b" * 33 + "a", "x" * 1000]
     write_token_store(tmp_path / "s", texts, tokenizer, Packing(sequence_length=1, max_sequences=10**6))
     store = TokenStore(tmp_path / "s")
@@ -90,18 +93,44 @@ def test_too_little_text_leaves_no_store(tokenizer: Any, tmp_path: Path) -> None
 
 
 def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokenizer: Any, tmp_path: Path) -> None:
+    """What was finished of it is not tokenised again; what a process had at work when it was killed is removed."""
+    texts = [TEXTS[0] * 10_000, *TEXTS]  # several parts
+
     def broken() -> Iterator[str]:
-        yield TEXTS[0] * 10_000
+        yield texts[0]
         raise OSError("the disk went away")
 
+    packing = Packing(sequence_length=16, max_sequences=10**9)
     with pytest.raises(OSError, match="went away"):
-        write_token_store(tmp_path / "s", broken(), tokenizer, Packing(sequence_length=16, max_sequences=10**9))
+        write_token_store(tmp_path / "s", broken(), tokenizer, packing)
     assert not (tmp_path / "s").exists()
-    (tmp_path / "s.tmp").mkdir()  # as one that is killed leaves it
     (tmp_path / "s.tmp" / "tokens.bin").write_bytes(bytes(100))
-    write_token_store(tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=3))
-    assert TokenStore(tmp_path / "s").num_sequences == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    (tmp_path / "s.tmp" / "part_000007.safetensors.tmp").write_bytes(bytes(100))
+    new: list[int] = []
+    write_token_store(tmp_path / "s", texts, tokenizer, packing, progress=lambda tokens, made: new.append(made))
+    write_token_store(tmp_path / "whole", texts, tokenizer, packing)
+    stores = [TokenStore(tmp_path / name) for name in ("s", "whole")]
+    assert stores[0].index == stores[1].index
+    assert new[0] == 0 and 0 < sum(new) < stores[0].index["num_sequences"] * 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "whole"]
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {*STORED}
+
+
+def test_a_damaged_part_is_tokenised_again(tokenizer: Any, tmp_path: Path) -> None:
+    parts = token_parts.TextParts(TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000))
+    (tmp_path / "s.tmp").mkdir()
+    found = parts.ensure(tmp_path / "s.tmp", 0)
+    assert found is not None and found[1]
+    path = token_parts.part_path(tmp_path / "s.tmp", 0)
+    sound = path.read_bytes()
+    for place in range(0, len(sound), 97):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 4]) + sound[place + 1 :])
+        assert token_parts.read_part(path) is None, place
+    for content in (b"", sound[:-1], sound + b"\0"):
+        path.write_bytes(content)
+        assert token_parts.read_part(path) is None
+    whole = write(tmp_path / "whole", tokenizer)
+    assert TokenStore(write(tmp_path / "s", tokenizer)).index == TokenStore(whole).index
 
 
 def test_the_folder_follows_from_text_tokenizer_and_length(tmp_path: Path) -> None:
@@ -113,14 +142,13 @@ def test_the_folder_follows_from_text_tokenizer_and_length(tmp_path: Path) -> No
 
 def test_a_full_disk_is_told_as_such(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing."""
-    make = token_store.fresh_temporary_folder
+    begin = token_store._begin
 
-    def on_a_full_disk(final: Path) -> Path:
-        folder = make(final)
-        (folder / token_store.TOKENS_NAME).symlink_to("/dev/full")
-        return folder
+    def on_a_full_disk(folder: Path) -> None:
+        begin(folder)
+        (folder.with_suffix(".tmp") / token_store.TOKENS_NAME).symlink_to("/dev/full")
 
-    monkeypatch.setattr(token_store, "fresh_temporary_folder", on_a_full_disk)
+    monkeypatch.setattr(token_store, "_begin", on_a_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         write_token_store(tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000))
 

@@ -1,0 +1,243 @@
+"""A text as numbered parts: each tokenised by whichever process it falls to, with the same tokens always.
+
+Where a part begins follows from the text alone. Every process reads the whole text, which is quick, and tokenises its
+own parts. A finished part is a file, so that a tokenisation that was killed goes on behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from transact.data.document_marks import DocumentMarks, document_marks
+from transact.files import TEMPORARY_SUFFIX, publish, temporary_name
+
+BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep a few cores busy
+PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
+PART_NAME = re.compile(rf"part_[0-9]{{6}}\.safetensors({re.escape(TEMPORARY_SUFFIX)})?")
+MOST_BATCHES = 16  # of a part
+PARTS_OF_A_SIZE = 16  # before parts have twice as many batches
+
+
+def document_hash(document: str) -> int:
+    """Return a hash of 64 bits, the same for a document with other white space around it."""
+    return int.from_bytes(hashlib.blake2b(document.strip().encode(), digest_size=8).digest(), "little")
+
+
+def num_batches(part: int) -> int:
+    """Return how many batches a part has.
+
+    One at the beginning, where no process may work for nothing when few tokens are wanted; more of them later, so that
+    a long text is thousands of files and not a million.
+    """
+    return int(min(2 ** (part // PARTS_OF_A_SIZE), MOST_BATCHES))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """How documents become sequences of one length.
+
+    Attributes:
+        sequence_length: tokens of each.
+        max_sequences: all that are wanted.
+        marks: around documents. None: the tokenizer's own.
+    """
+
+    sequence_length: int
+    max_sequences: int
+    marks: DocumentMarks | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences that are wanted."""
+        return self.sequence_length * self.max_sequences
+
+
+class Part(NamedTuple):
+    """What a part holds. Positions count tokens from the beginning of the part.
+
+    Attributes:
+        tokens: (tokens,), in the dtype of the store.
+        documents: (documents,) uint64, the hash of each document that it has a piece of.
+        starts: (documents,) int64, the position of the document's first token here.
+        left_out: (documents,) uint64, the hash of each held-out document that was left out.
+        left_out_starts: (documents,) int64, the position of the batch that it would have been in.
+    """
+
+    tokens: Any
+    documents: Any
+    starts: Any
+    left_out: Any
+    left_out_starts: Any
+
+
+def token_dtype(tokenizer: Any) -> type[numpy.unsignedinteger[Any]]:
+    """Return the type that every token of a tokenizer fits in."""
+    return numpy.uint16 if len(tokenizer) <= 2**16 else numpy.uint32
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f"part_{number:06d}.safetensors"
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Write a finished part."""
+    tensors = part._asdict()
+    temporary_name(path).write_bytes(save(tensors | {"digest": _digest(tensors)}))
+    publish(temporary_name(path), path)
+
+
+def read_part(path: Path) -> Part | None:
+    """Return a finished part; None where there is none, or it is not as it was written."""
+    try:
+        tensors = load(path.read_bytes())
+        digest = tensors.pop("digest")
+        return Part(**tensors) if numpy.array_equal(digest, _digest(tensors)) else None
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+
+
+def _digest(tensors: dict[str, Any]) -> Any:
+    digest = hashlib.sha256()
+    for name in Part._fields:
+        digest.update(memoryview(tensors[name]).cast("B") if tensors[name].size else b"")
+        digest.update(f" {name} {tensors[name].size} ".encode())
+    return numpy.frombuffer(digest.digest(), dtype=numpy.uint8)
+
+
+@dataclass(slots=True)
+class Piece:
+    """A piece of a document, or all of it, that is tokenised by itself."""
+
+    text: str
+    document: int  # its hash
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pieces that are tokenised at once, and the hashes of the held-out documents that were left out among them."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+
+
+def batches(documents: Iterable[str], without: Collection[int]) -> Iterator[Batch]:
+    """Yield all documents as batches, without those whose hashes are in `without`."""
+    batch, characters = Batch(), 0
+    for document in documents:
+        number = document_hash(document)
+        if number in without:
+            batch.left_out.append(number)
+            continue
+        for piece in _pieces(document, number):
+            batch.pieces.append(piece)
+            characters += len(piece.text)
+            if characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = Batch(), 0
+    if batch.pieces or batch.left_out:
+        yield batch
+
+
+def _pieces(text: str, number: int) -> Iterator[Piece]:
+    """Yield the whole document, or pieces of a very long one, cut before white space where there is some."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        stop = start + PIECE_CHARACTERS
+        space = max(text.rfind(mark, start + PIECE_CHARACTERS // 2, stop) for mark in " \n")
+        stop = stop if space < 0 else space
+        yield Piece(text[start:stop], number, start == 0, False)
+        start = stop
+    yield Piece(text[start:], number, start == 0, True)
+
+
+class TextParts:
+    """The parts of a text, taken in the order of their numbers; those in between are passed over.
+
+    Args:
+        documents: all of the text, in the same order in every process.
+        tokenizer: A fast tokenizer of transformers.
+        without: hashes of held-out documents, which are left out.
+    """
+
+    def __init__(
+        self, documents: Iterable[str], tokenizer: Any, packing: Packing, without: Collection[int] = ()
+    ) -> None:
+        self._batches = batches(documents, without)
+        self._tokenizer = tokenizer
+        self._marks = packing.marks or document_marks(tokenizer, "auto")
+        self._most = packing.tokens
+        self._dtype = token_dtype(tokenizer)
+        self._next = 0
+
+    def ensure(self, folder: Path, number: int) -> tuple[Part, bool] | None:
+        """Return a part, tokenised and written to the folder unless it is there; None where the text ends before it.
+
+        Returns:
+            The part, and whether it was tokenised now.
+        """
+        for passed in range(self._next, number):
+            _exhaust(islice(self._batches, num_batches(passed)))
+        self._next = number + 1
+        own = islice(self._batches, num_batches(number))
+        finished = read_part(part_path(folder, number))
+        if finished is not None:
+            return (finished, False) if _exhaust(own) else None
+        part = self._tokenised(own)
+        if part is None:
+            return None
+        write_part(part_path(folder, number), part)
+        return part, True
+
+    def _tokenised(self, own: Iterator[Batch]) -> Part | None:
+        """Tokenise the batches of a part, and no more of them than fill a store by themselves."""
+        tokens = [numpy.empty(0, dtype=self._dtype)]
+        documents: list[tuple[int, int]] = []
+        left_out: list[tuple[int, int]] = []
+        written, is_empty = 0, True
+        for batch in own:
+            left_out += [(each, written) for each in batch.left_out]
+            found, starts = _tokens(batch.pieces, self._tokenizer, self._marks)
+            documents += [(each, written + start) for each, start in starts]
+            tokens.append(numpy.asarray(found, dtype=self._dtype))
+            written, is_empty = written + len(found), False
+            if written >= self._most:
+                break
+        return None if is_empty else Part(numpy.concatenate(tokens), *_columns(documents), *_columns(left_out))
+
+
+def _exhaust(own: Iterator[Batch]) -> bool:
+    """Pass over batches and return whether there were any."""
+    return sum(1 for _ in own) > 0
+
+
+def _columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
+    return (
+        numpy.asarray([hashed for hashed, _ in rows], dtype=numpy.uint64),
+        numpy.asarray([start for _, start in rows], dtype=numpy.int64),
+    )
+
+
+def _tokens(pieces: list[Piece], tokenizer: Any, marks: DocumentMarks) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens of pieces, and the hash of each one's document with the position of its first token."""
+    texts = [piece.text for piece in pieces]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    tokens: list[int] = []
+    starts: list[tuple[int, int]] = []
+    for piece, encoding in zip(pieces, encodings, strict=True):
+        starts.append((piece.document, len(tokens)))
+        tokens += marks.begin if piece.is_first else ()
+        tokens += encoding.ids
+        tokens += marks.end if piece.is_last else ()
+    return tokens, starts
