@@ -30,7 +30,7 @@ from transact.config.compose import UnknownSetting, conf_folder, register, typed
 from transact.config.help import help_on, is_setting, nearest
 from transact.config.pruning import VARIANTS
 from transact.config.request import check_arguments, check_composed, quoted, run_command
-from transact.config.run import RunConfig
+from transact.config.run import TOKENIZE_SUFFIX, RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
 from transact.runs.run_record import note_points
@@ -185,6 +185,9 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
             composed.command = run_command([*alone, f"output_dir={quoted(composed.output_dir)}"])
         if composed.recover.variant is not None:
             composed.output_dir = os.path.join(composed.output_dir, VARIANTS, str(composed.recover.variant))
+        if composed.mode == "tokenize":
+            composed.output_dir += TOKENIZE_SUFFIX
+            composed.engine.device = "cpu"
     OmegaConf.resolve(composed)  # `${hydra:...}` can be resolved only here
     return composed, is_sweep
 

@@ -111,3 +111,22 @@ def test_bare_sbatch_and_srun_end_the_same(
     assert run.record["world_size"] == 2
     assert run.counts() == (0, 0, 0)
     assert_same_export(run.folder, undisturbed)
+
+
+def test_a_text_is_tokenised_by_a_job_of_two_nodes_that_asks_for_no_gpu(
+    slurm: Slurm, workplace: Workplace, tmp_path: Path
+) -> None:
+    tokens = [f"data.token_store={tmp_path}", f"output_dir={workplace.folder}/cluster_tokens"]
+    asked = [*overrides(workplace, "cluster_tokens"), *tokens, "mode=tokenize", "launch.wait=true"]
+    refused = transact(slurm, asked)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "launch.gpus_per_node=1 is not allowed: mode=tokenize asks for no GPUs" in refused.stderr
+    done = transact(slurm, [*asked, "launch.gpus_per_node=0"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = workplace.folder / "cluster_tokens_tokenize"
+    record, job = read_json(folder / "run.json"), read_json(folder / "job.json")["job"]
+    assert (record["state"], record["world_size"], record["stages"]) == ("done", 2, {})
+    assert "gpu" not in slurm.run("scontrol", "show", "job", job)
+    assert "gpus" not in next((folder / "logs").glob("*.sh")).read_text()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ""]
+    assert not (workplace.folder / "cluster_tokens").exists()

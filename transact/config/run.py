@@ -11,7 +11,8 @@ from transact.config.outputs import EvalConfig, ExportConfig, TrackConfig
 from transact.config.pruning import PruneConfig, RecoverConfig
 from transact.config.setting import LONGEST_PATH, require, require_one_per_round, setting
 
-MODES = ("prune", "pretrain", "estimate")
+MODES = ("prune", "pretrain", "tokenize", "estimate")
+TOKENIZE_SUFFIX = "_tokenize"  # of the folder of such a job, beside that of the run
 KEPT_ROUNDS = ("last", "all")
 LONGEST_NAME = 100  # characters: of a folder, which takes 255 bytes, beside what others add to it
 LONGEST_COMMAND = 2**20
@@ -32,7 +33,8 @@ class RunConfig:
     share_dir: str | None = setting(None, longest=LONGEST_PATH)
     """Where the points of a sweep share what is the same for all of them; set by the sweep. null: not part of one."""
     mode: str = setting("prune", choices=MODES)
-    """"prune", "pretrain" (train from random weights) or "estimate" (say what would be done and needed)."""
+    """"prune", "pretrain" (train from random weights), "tokenize" (download and tokenise on CPUs what a run of the same
+    settings needs, with its logs beside the run's folder) or "estimate" (say what would be done and needed)."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1)
     """Of the order of the text, of random weights and of random scores."""
     keep_rounds: str = setting("last", choices=KEPT_ROUNDS)
@@ -88,6 +90,8 @@ class RunConfig:
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
             variant = self.recover.variant
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
+        if self.mode == "tokenize":
+            self._check_tokenizing()
         scope = self.prune.method.pair_scope
         stock = scope == "model" or self.model.allow_non_stock or self.mode == "pretrain"
         require(
@@ -101,6 +105,18 @@ class RunConfig:
         require("eval.tasks", list(self.eval.tasks), stock, "a model that only transact loads has no cache for them")
         if self.mode != "pretrain":
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
+
+    def _check_tokenizing(self) -> None:
+        gpus, variant = self.launch.gpus_per_node, self.recover.variant
+        cpus = "mode=tokenize asks for no GPUs; launch.tasks_per_node=N starts N processes on each node"
+        require("launch.gpus_per_node", gpus, gpus == 0, cpus)
+        require("recover.variant", variant, variant is None, "mode=tokenize takes the settings of the run itself")
+        require(
+            "mode",
+            self.mode,
+            self.share_dir is None,
+            "it is one job, without -m: the points of a sweep find its tokens",
+        )
 
 
 # Settings that a finished stage does not depend on: changing these in an existing run folder is no conflict. Stages

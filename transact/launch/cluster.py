@@ -76,9 +76,8 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
         require_slurm()
         check_request(config.launch, folder)
         found = check(config, config.launch.num_ranks)[1]
-        config.launch = with_signal_delay(
-            config.launch, largest=max(each.geometry.parameters() for each in found.rounds)
-        )
+        trained = [] if config.mode == "tokenize" else [each.geometry.parameters() for each in found.rounds]
+        config.launch = with_signal_delay(config.launch, largest=max(trained, default=0))
         if is_sweep and _needs_nothing(config, folder):
             return DONE
         _refuse_live(folder)

@@ -37,6 +37,7 @@ from transact.runs.run_record import claim_run
 from transact.stages.chain import Prepared, prepare, run_chain
 from transact.stages.job import Job
 from transact.stages.preflight import check, make_folder
+from transact.stages.texts import tokens_made
 from transact.stages.variant import Cut, check_cut, find_cut, has_cut, take_over
 from transact.tracking.live import open_view
 from transact.tracking.report.keeper import PageKeeper
@@ -102,12 +103,13 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
         variant_of=config.variant_of,
         seconds=config.track.report_seconds,
     )
+    when_recorded = pages.finish if config.mode != "tokenize" else lambda: None  # there is nothing to report
     with (
         process_group(config.engine.device, config.engine.collective_timeout_minutes, interruption, refusal) as group,
         # The lock and the tracker, which may be slow to close, outlive the report of a failure.
         ExitStack() as held,
         closing(_view(config, group.is_main)) as view,
-        outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=pages.finish),
+        outcome_recorded(config, folder, group, clear_screen=view.close, when_recorded=when_recorded),
     ):
         if group.is_main:
             interruption.say = view.say
@@ -143,6 +145,14 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
                 stages = ", ".join(take_over(folder, cut))
                 job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
         folder.attempt = group.broadcast(folder.attempt)
+        if config.mode == "tokenize":
+            assert prepared is not None
+            if group.is_main:
+                folder.end("done")
+                view.close()
+                print("\n".join(tokens_made(prepared.texts)), flush=True)
+            group.barrier()
+            return DONE
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
         if group.is_main:

@@ -122,7 +122,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     check_places(config)
     check_run_folder(config.output_dir, config.share_dir)
     check_metrics(Path(config.output_dir))
-    if config.mode == "prune":
+    if config.mode != "pretrain":
         model_config = read_model_config(pinned(config.model, recorded_parent(Path(config.output_dir))))
         check_architecture(config.model, model_config)
         if is_local(config.model.path or ""):
@@ -133,7 +133,10 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
     config = with_sequence_length(config, model_config)
-    check_same_run(config)
+    if config.mode == "tokenize":
+        world_size = 1  # of the processes here no rank of the run depends
+    else:
+        check_same_run(config)
     found = check_settings(config, model_config, world_size)
     if config.recover.variant is not None and not has_cut(config):
         find_cut(config, found)

@@ -103,7 +103,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
             f"data.train has {train.num_sequences} sequences of {train.sequence_length} tokens; at least {needed} are "
             f"needed: {reserved} for validation and calibration, one batch for recovery"
         )
-    if evaluation.num_sequences < job.group.world_size:
+    if config.mode != "tokenize" and evaluation.num_sequences < job.group.world_size:
         raise ValueError(
             f"data.evaluation has {evaluation.num_sequences} sequences for {job.group.world_size} ranks: "
             "there must be at least one for each rank"
@@ -154,6 +154,16 @@ def describe_texts(texts: Texts) -> dict[str, Any]:
         }
         for setting, store in stores.items()
     }
+
+
+def tokens_made(texts: Texts) -> list[str]:
+    """Return lines that say how many tokens there are of each text, and where."""
+    further = {f"eval.texts.{name}": store for name, store in texts.further.items()}
+    stores = {"data.train": texts.train, "data.evaluation": texts.evaluation} | further
+    return [
+        f"{name}: {store.num_sequences * store.sequence_length:,} tokens in {store.folder}"
+        for name, store in stores.items()
+    ]
 
 
 def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[str, TokenStore]:

@@ -1,0 +1,168 @@
+"""A text tokenised by several ranks: the bits of one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from tests.support.commands import Workplace
+from tests.support.ranks import run_on_ranks
+from transact.data import token_parts
+from transact.data.token_parts import Packing, document_hash
+from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, Alone, TokenStore, write_token_store
+from transact.stages.texts import load_tokenizer
+
+LENGTH = 16
+BATCH = 4000  # characters
+KILLS = 6
+ALL = 100_000  # sequences, more than there are
+
+
+def texts() -> list[str]:
+    chosen = random.Random(0)
+    words = [f"{chosen.choice(['plain', 'naïve', 'def', 'return'])} {number}" for number in range(400)]
+    return [" ".join(chosen.sample(words, chosen.randrange(1, 300))) for _ in range(250)]
+
+
+HELD_OUT = {document_hash(each) for each in texts()[::10]} | set(range(50))
+
+
+def store_on_ranks(folder: Path, model: Path, most: int, kill_after: float | None = None) -> Any:
+    """Tokenise on real ranks; the parts are a 500th of their usual size. Returns the store's folder."""
+    from transact.distributed.process import process_group
+
+    token_parts.BATCH_CHARACTERS = BATCH
+    packing = Packing(sequence_length=LENGTH, max_sequences=most)
+    with process_group("cpu", 5) as group:
+        if kill_after is not None and group.rank == group.world_size - 1:
+            threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        write_token_store(folder, texts(), load_tokenizer(model), packing, without=HELD_OUT, workers=group)
+    return bytes_of(folder)
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def expected(model: Path, most: int) -> tuple[Any, set[int], int]:
+    """The tokens and documents of a store and how many were left out, by a loop over the documents."""
+    tokenizer = load_tokenizer(model)
+    tokens: list[int] = []
+    used, left_out, characters, wanted = set(), set(), 0, LENGTH * most
+    for text in texts():
+        if characters >= BATCH:  # a batch ends here
+            characters = 0
+            if len(tokens) >= wanted:
+                break
+        if document_hash(text) in HELD_OUT:
+            left_out.add(document_hash(text))
+            continue
+        if len(tokens) < wanted:
+            used.add(document_hash(text))
+        tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        characters += len(text)
+    count = min(len(tokens), wanted) // LENGTH
+    return numpy.asarray(tokens[: count * LENGTH]).reshape(count, LENGTH), used, len(left_out)
+
+
+@pytest.mark.parametrize("most", [10, 500, ALL])
+def test_every_number_of_ranks_makes_the_bits_of_one_process(most: int, workplace: Workplace, tmp_path: Path) -> None:
+    """Of a store that one part fills, that several fill, and that the text does not fill."""
+    found = [run_on_ranks(ranks, store_on_ranks, tmp_path / f"{ranks}", workplace.model, most) for ranks in (1, 2, 3)]
+    assert all(each == found[0][0] for ranks in found for each in ranks)
+    assert found[0][0].keys() == {TOKENS_NAME, DOCUMENTS_NAME, "index.json"}
+    tokens, used, left_out = expected(workplace.model, most)
+    for ranks in (1, 2, 3):
+        store = TokenStore(tmp_path / f"{ranks}")
+        assert numpy.array_equal(store._tokens, tokens) and store.documents() == used
+        assert store.index["documents_left_out"] == left_out
+        assert store.is_whole_text == (len(tokens) < most)
+
+
+def test_killed_at_any_moment_it_goes_on_with_any_number_of_ranks(workplace: Workplace, tmp_path: Path) -> None:
+    chosen = random.Random(int(time.time()))
+    (whole,) = run_on_ranks(1, store_on_ranks, tmp_path / "whole", workplace.model, ALL)
+    deaths = 0
+    for _ in range(KILLS):
+        ranks, seconds = chosen.choice((1, 2, 3)), chosen.uniform(0.0, 0.6)
+        try:
+            run_on_ranks(ranks, store_on_ranks, tmp_path / "s", workplace.model, ALL, seconds)
+        except AssertionError:
+            deaths += 1
+            assert not (tmp_path / "s").exists() or bytes_of(tmp_path / "s") == whole
+    assert deaths
+    assert run_on_ranks(2, store_on_ranks, tmp_path / "s", workplace.model, ALL) == [whole] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "whole"}
+
+
+@pytest.mark.parametrize("moment", range(0, 30, 5))
+def test_what_was_finished_is_not_tokenised_again(
+    moment: int, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped behind any part; every token is made once in all."""
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", BATCH)
+    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
+    made: list[int] = []
+
+    class Killed(Exception):
+        pass
+
+    class KilledLater(Alone):
+        turns = 0
+
+        def on_all(self, work: Any, *, may_be_left: bool = False) -> Any:
+            self.turns += 1
+            if self.turns > moment:
+                raise Killed
+            return [work()]
+
+    def count(tokens: int, new: int) -> None:
+        made.append(new)
+
+    with pytest.raises(Killed):
+        write_token_store(
+            tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, progress=count, workers=KilledLater()
+        )
+    write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, progress=count)
+    tokens, _, _ = expected(workplace.model, ALL)
+    assert tokens.size <= sum(made) < tokens.size + LENGTH
+    assert numpy.array_equal(TokenStore(tmp_path / "s")._tokens, tokens)
+
+
+def test_a_rank_that_cannot_read_the_text_ends_all_with_its_reason(workplace: Workplace, tmp_path: Path) -> None:
+    for keeps, left in ((False, set()), (True, {"s.tmp"})):
+        ends = run_on_ranks(2, refused, tmp_path / "s", workplace.model, keeps)
+        assert ends == ["the third part is not text"] * 2
+        assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def refused(folder: Path, model: Path, keeps: bool) -> str:
+    from transact.distributed.process import process_group
+
+    token_parts.BATCH_CHARACTERS = BATCH
+    packing = Packing(sequence_length=LENGTH, max_sequences=ALL)
+
+    def documents(rank: int) -> Iterator[str]:
+        for number, text in enumerate(texts()):
+            if number > 50 and rank == 1:
+                raise ValueError("the third part is not text")
+            yield text
+
+    with process_group("cpu", 5) as group:
+        try:
+            tokenizer = load_tokenizer(model)
+            write_token_store(folder, documents(group.rank), tokenizer, packing, workers=group, keeps_parts=keeps)
+        except ValueError as error:
+            group.barrier()
+            return str(error)
+    return ""
