@@ -27,7 +27,7 @@ from benchmarks.workload import REPOSITORY, RESULTS, machine, write_result
 from transact.config.inputs import TextConfig
 from transact.data.text import documents
 from transact.data.token_parts import Packing, batches
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import Course, TokenStore, write_token_store
 from transact.distributed.process import process_group
 from transact.errors import leave
 from transact.files import read_json, write_json
@@ -53,7 +53,7 @@ def work(arguments: argparse.Namespace) -> None:
     with process_group("cpu", timeout_minutes=10) as group:
         folder = arguments.work / "store"
         begin = time.perf_counter()
-        write_token_store(folder, text, tokenizer, packing, workers=group)
+        write_token_store(folder, text, tokenizer, packing, course=Course(workers=group))
         group.barrier()
         seconds = time.perf_counter() - begin
         if group.is_main:

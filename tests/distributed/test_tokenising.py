@@ -20,7 +20,7 @@ from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 from transact.data import token_parts
 from transact.data.token_parts import Packing, document_hash
-from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, Alone, TokenStore, write_token_store
+from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, Alone, Course, TokenStore, write_token_store
 from transact.stages.texts import load_tokenizer
 
 LENGTH = 16
@@ -47,7 +47,9 @@ def store_on_ranks(folder: Path, model: Path, most: int, kill_after: float | Non
     with process_group("cpu", 5) as group:
         if kill_after is not None and group.rank == group.world_size - 1:
             threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        write_token_store(folder, texts(), load_tokenizer(model), packing, without=HELD_OUT, workers=group)
+        write_token_store(
+            folder, texts(), load_tokenizer(model), packing, without=HELD_OUT, course=Course(workers=group)
+        )
     return bytes_of(folder)
 
 
@@ -136,9 +138,14 @@ def test_what_was_finished_is_not_tokenised_again(
 
     with pytest.raises(Killed):
         write_token_store(
-            tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, progress=count, workers=KilledLater()
+            tmp_path / "s",
+            texts(),
+            tokenizer,
+            packing,
+            without=HELD_OUT,
+            course=Course(progress=count, workers=KilledLater()),
         )
-    write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, progress=count)
+    write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, course=Course(progress=count))
     tokens, _, _ = expected(workplace.model, ALL)
     assert tokens.size <= sum(made) < tokens.size + LENGTH
     assert numpy.array_equal(tokens_of(TokenStore(tmp_path / "s")), tokens)
@@ -166,7 +173,9 @@ def refused(folder: Path, model: Path, keeps: bool) -> str:
     with process_group("cpu", 5) as group:
         try:
             tokenizer = load_tokenizer(model)
-            write_token_store(folder, documents(group.rank), tokenizer, packing, workers=group, keeps_parts=keeps)
+            write_token_store(
+                folder, documents(group.rank), tokenizer, packing, course=Course(workers=group, keeps_parts=keeps)
+            )
         except ValueError as error:
             group.barrier()
             return str(error)

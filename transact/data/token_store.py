@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -186,6 +187,24 @@ class Alone:
         return work()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """How a text is tokenised; its tokens do not depend on it.
+
+    Attributes:
+        workers: the processes that tokenise.
+        most_workers: how many of them read the text. None: all.
+        keeps_parts: whether finished parts stay where the text cannot be read: another time it may be.
+        progress: called whenever every process has finished a part, with the number of tokens that they add, and how
+            many tokens were made for that.
+    """
+
+    workers: Workers = Alone()
+    most_workers: int | None = None
+    keeps_parts: bool = False
+    progress: Callable[[int, int], None] = lambda tokens, new: None
+
+
 class Finished(NamedTuple):
     """What a process tells the others of a part.
 
@@ -236,10 +255,7 @@ def write_token_store(
     *,
     without: Collection[int] = (),
     name: str = "the text",
-    progress: Callable[[int, int], None] = lambda tokens, new: None,
-    workers: Workers | None = None,
-    most_workers: int | None = None,
-    keeps_parts: bool = False,
+    course: Course | None = None,
 ) -> None:
     """Write a token store: tokenise until the text ends or all sequences are full (collective).
 
@@ -250,18 +266,15 @@ def write_token_store(
         tokenizer: A fast tokenizer of transformers.
         without: Hashes of held-out documents, which are left out.
         name: The text's name, for messages.
-        progress: Called whenever every process has finished a part, with the number of tokens that they add, and how
-            many tokens were made for that.
-        workers: the processes that tokenise. None: this one.
-        most_workers: how many of them read the text. None: all.
-        keeps_parts: whether finished parts stay where the text cannot be read: another time it may be.
+        course: who tokenises, and who hears of it. None: this process alone.
 
     Raises:
         ValueError: the text does not fill one sequence, or holds most of the held-out documents. No files are left
             behind.
     """
-    workers = workers or Alone()
-    readers = min(workers.world_size, most_workers or workers.world_size)
+    course = course or Course()
+    workers = course.workers
+    readers = min(workers.world_size, course.most_workers or workers.world_size)
     temporary, count = temporary_name(folder), _Count(packing.tokens, without, name)
     try:
         workers.on_main(lambda: _begin(folder))
@@ -272,10 +285,12 @@ def write_token_store(
             turn = workers.on_all(partial(_ensure, parts, temporary, own), may_be_left=True)[:readers]
             for part in turn:
                 count.add(part)
-            progress(count.tokens - before, sum(part.tokens for part in turn if part is not None and part.is_new))
+            course.progress(
+                count.tokens - before, sum(part.tokens for part in turn if part is not None and part.is_new)
+            )
         workers.on_main(lambda: _join(folder, count, tokenizer, packing, name), may_be_left=True)
     except ValueError:
-        if workers.rank == 0 and not keeps_parts:
+        if workers.rank == 0 and not course.keeps_parts:
             with suppress(OSError, ValueError):
                 remove_store(temporary)
         raise

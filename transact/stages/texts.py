@@ -21,6 +21,7 @@ from transact.data.order import SequenceOrder
 from transact.data.text import documents, text_identity
 from transact.data.token_parts import Packing
 from transact.data.token_store import (
+    Course,
     TokenStore,
     read_index,
     remove_store,
@@ -310,10 +311,12 @@ class StoreRequest:
                 packing,
                 without=self.held_out,
                 name=self.setting,
-                progress=cost.advance,
-                workers=job.group,
-                most_workers=HUB_READERS if self.text.source == "hub" else None,
-                keeps_parts=self.text.source == "hub",
+                course=Course(
+                    workers=job.group,
+                    most_workers=HUB_READERS if self.text.source == "hub" else None,
+                    keeps_parts=self.text.source == "hub",
+                    progress=cost.advance,
+                ),
             )
         rows, first = max(job.group.gather((left_out.rows, left_out.first or "")))  # ranks may stop before the end
         if job.group.is_main:

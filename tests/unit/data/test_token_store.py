@@ -18,6 +18,7 @@ from transact.data import token_parts, token_store
 from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import (
     FILE_NAMES,
+    Course,
     TokenStore,
     remove_store,
     store_damage,
@@ -48,7 +49,7 @@ def test_sequences_are_the_tokens_in_order(tokenizer: Any, tmp_path: Path) -> No
         TEXTS,
         tokenizer,
         Packing(sequence_length=16, max_sequences=1000),
-        progress=lambda tokens, new: counted.append(tokens),
+        course=Course(progress=lambda tokens, new: counted.append(tokens)),
     )
     store = TokenStore(tmp_path / "s")
     tokens = expected_tokens(tokenizer)
@@ -107,7 +108,9 @@ def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokeni
     (tmp_path / "s.tmp" / "tokens.bin").write_bytes(bytes(100))
     (tmp_path / "s.tmp" / "part_000007.safetensors.tmp").write_bytes(bytes(100))
     new: list[int] = []
-    write_token_store(tmp_path / "s", texts, tokenizer, packing, progress=lambda tokens, made: new.append(made))
+    write_token_store(
+        tmp_path / "s", texts, tokenizer, packing, course=Course(progress=lambda tokens, made: new.append(made))
+    )
     write_token_store(tmp_path / "whole", texts, tokenizer, packing)
     stores = [TokenStore(tmp_path / name) for name in ("s", "whole")]
     assert stores[0].index == stores[1].index
