@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -199,7 +199,7 @@ class Course:
             many tokens were made for that.
     """
 
-    workers: Workers = Alone()
+    workers: Workers = field(default_factory=Alone)
     most_workers: int | None = None
     keeps_parts: bool = False
     progress: Callable[[int, int], None] = lambda tokens, new: None
