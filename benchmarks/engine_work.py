@@ -138,8 +138,8 @@ def training() -> TrainingSettings:
 
 
 def our_step(engine: Engine, teacher: Teacher, batch: list[torch.Tensor]) -> None:
-    for tokens in batch:
-        engine.backward(engine.loss(tokens, teacher.teach(tokens)))
+    for tokens, teaching in zip(batch, teacher.teach(batch), strict=True):
+        engine.backward(engine.loss(tokens, teaching))
         engine.step(LEARNING_RATE)
 
 
@@ -196,7 +196,7 @@ def measure(folder: Path, group: ProcessGroup, repetitions: int, at_most: int = 
         open_engine(model, config, group) as parent,
         open_engine(model, config, group, training=training()) as engine,
     ):
-        teacher = Teacher(parent, geometry_of(model), weight=1.0, temperature=1.0)
+        teacher = Teacher(parent, geometry_of(model), weight=1.0, temperature=1.0, at_once=MICRO_BATCHES)
 
         def turn() -> tuple[float, float]:
             return processor_seconds(lambda: our_step(engine, teacher, batch)), processor_seconds(lambda: stock(batch))

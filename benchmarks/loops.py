@@ -22,8 +22,9 @@ from transact.engine.sharded_state import optimizer_groups
 from transact.rounds import Round, tokens_per_batch
 from transact.runs.metrics import MetricsLog, read_metrics
 from transact.stages.job import Job
+from transact.stages.recover.batches import own_batch
 from transact.stages.recover.checkpoints import Position
-from transact.stages.recover.loop import Recovery, own_batch
+from transact.stages.recover.loop import Recovery
 from transact.stages.texts import Texts
 from transact.tracking.tracker import Tracker
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
-from transact.engine.memory import estimate_memory
+from transact.engine.memory import estimate_memory, taught_at_once
 from transact.errors import DONE, leave
 from transact.files import read_json, write_text
 from transact.models.folder import geometry_of
@@ -110,6 +111,7 @@ def all_cases() -> list[Case]:
 def measure(case: Case, folder: Path, group: ProcessGroup, repetitions: int = REPETITIONS) -> dict[str, Any]:
     """Measure the bytes that a rank allocates at its peak, and return them beside the estimate (collective)."""
     model, config = folder / case.size, case.config()
+    config.recover.batch_sequences = case.sequences * MICRO_BATCHES * group.world_size
     if not (model / "config.json").is_file():
         write_random_model(model, architecture(case.size), group)
     tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
@@ -152,14 +154,17 @@ def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, gro
         open_engine(model, config.engine, group) as parent,
         open_engine(model, config.engine, group, training=settings) as engine,
     ):
-        _steps(engine, Teacher(parent, geometry_of(model), weight=1.0, temperature=1.0), tokens)
+        geometry = geometry_of(model)
+        at_once = taught_at_once(geometry, config, group.world_size)
+        _steps(engine, Teacher(parent, geometry, weight=1.0, temperature=1.0, at_once=at_once), tokens)
 
 
 def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor) -> None:
-    for _ in range(STEPS * MICRO_BATCHES):
-        loss = engine.loss(tokens, teacher.teach(tokens) if teacher else None)
-        engine.backward(loss)
-        engine.step(1e-4)
+    for _ in range(STEPS):
+        teachings = teacher.teach([tokens] * MICRO_BATCHES) if teacher else itertools.repeat(None)
+        for _ in range(MICRO_BATCHES):
+            engine.backward(engine.loss(tokens, next(teachings)))
+            engine.step(1e-4)
 
 
 def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:

@@ -142,7 +142,7 @@ def distilled(model: Path, chunk_elements: int) -> dict[str, Any]:
         head = teacher.output_weight()
         share = tokens[group.rank :: group.world_size]
         for weight in (0.5, 1.0, 1.0):
-            teaching = Teaching(hidden=teacher.final_hidden(share), head=head, weight=weight, temperature=2.0)
+            teaching = Teaching(hidden=teacher.final_hidden([share])[0], head=head, weight=weight, temperature=2.0)
             loss = student.loss(share, teaching)
             student.backward(loss)
             student.step(1e-2)

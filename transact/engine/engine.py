@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from transact.engine.sharded_state import (
     unsharded_masters,
 )
 from transact.models.identity import UnusableModel
+from transact.models.layer_by_layer import layer_by_layer
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
 from transact.models.stock import unpacked
 from transact.models.tensor_files import ModelReader
@@ -65,10 +66,16 @@ class Engine:
             return self._forward(tokens).logits
 
     @torch.no_grad()
-    def final_hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states that the output layer reads: (sequences, length, hidden_size), on the device."""
-        with self._head.passing_hidden():
-            return self._forward(tokens.to(self._group.device)).logits
+    def final_hidden(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the hidden states that the output layer reads, of each micro-batch as if it were computed alone.
+
+        batch: tokens (sequences, length) each, of the same shape; hidden states (sequences, length, hidden_size) on the
+        device. At stage 3 each layer is gathered once.
+        """
+        size, alive = len(batch[0]), self._group.watchdog.progress
+        with self._head.passing_hidden(), layer_by_layer(self.module, size, alive):
+            hidden: torch.Tensor = self._forward(torch.cat(list(batch)).to(self._group.device)).logits
+        return torch.split(hidden, size)
 
     @unpacked()
     def _forward(self, tokens: torch.Tensor, **options: Any) -> Any:

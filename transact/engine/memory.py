@@ -62,6 +62,7 @@ ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
+TAUGHT_BYTES = GIB  # of hidden states that the teacher computes ahead
 IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late
 LAYERS_IN_FLIGHT = 0.75  # measured, a share of the weights being fetched: flat buffers
 # Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
@@ -292,17 +293,30 @@ def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float
 def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
     """Return the bytes of the dense parent in distillation.
 
-    Its sharded weights and those being fetched, its output layer whole, and its final hidden states.
+    Its sharded weights and those being fetched, its output layer whole, its hidden states of the micro-batches that it
+    is run on together, and a copy of those that the student learns from.
     """
     if config.recover.objective == "cross_entropy":
         return 0
     engine = config.engine
     is_sharded = engine.zero_stage == 3
     elements = parent.parameters() / (ranks if is_sharded else 1)
-    elements += (parent.vocab_size + _tokens(config)) * parent.hidden_size
+    taught = taught_at_once(parent, config, ranks) + 1
+    elements += (parent.vocab_size + taught * _tokens(config)) * parent.hidden_size
     if is_sharded and ranks > 1:
         elements += _in_flight(parent, engine)
     return elements * BYTES_BY_DTYPE[engine.dtype]
+
+
+def taught_at_once(parent: Geometry, config: RunConfig, ranks: int) -> int:
+    """Return on how many micro-batches of a step the teacher is run together: as many as `TAUGHT_BYTES` hold."""
+    engine = config.engine
+    in_step = config.recover.batch_sequences // (engine.micro_batch_sequences * ranks)
+    elements = parent.hidden_size
+    if engine.attention == "eager":  # transformers makes a mask for each sequence
+        elements += config.data.sequence_length
+    fitting = int(TAUGHT_BYTES // (_tokens(config) * elements * BYTES_BY_DTYPE[engine.dtype]))
+    return max(1, min(in_step, fitting))
 
 
 def _forward_bytes(geometry: Geometry, width: int) -> float:

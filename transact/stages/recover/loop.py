@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -10,8 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from transact.data.order import SequenceOrder
-from transact.distributed.process import ProcessGroup
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.model_folder import save_engine
@@ -20,6 +19,7 @@ from transact.errors import RankFailed, Stopped, one_line, remedy
 from transact.rounds import Round
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
+from transact.stages.recover.batches import Batches
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
@@ -57,6 +57,7 @@ class Recovery:
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
         count = job.config.recover.validations
         self.validation_steps = {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
+        self.batches = Batches(texts, round_.first_sequence, job.config, job.group)
         self.position, self.best = position, best
         self.saved_step = position.step
         self.loss_name = LOSS_NAMES[job.config.recover.objective]
@@ -197,25 +198,17 @@ class Recovery:
             decay=config.decay,
         )
         begin = time.perf_counter()
-        batch = own_batch(
-            self.texts.order,
-            self.round.first_sequence + step * config.batch_sequences,
-            config.batch_sequences,
-            self.job.config.engine.micro_batch_sequences,
-            self.job.group,
-        )
+        batch = self.batches.of(step)
+        teachings = self.teacher.teach(batch) if self.teacher else itertools.repeat(None)
         total = torch.zeros((), device=self.job.group.device)
-        data_seconds = 0.0
-        for positions in batch:
-            reading = time.perf_counter()
-            tokens = self.texts.train.sequences(positions)
-            data_seconds += time.perf_counter() - reading
-            teaching = self.teacher.teach(tokens) if self.teacher else None
-            loss = self.engine.loss(tokens, teaching)
+        for tokens in batch:
+            loss = self.engine.loss(tokens, next(teachings))
             self.engine.backward(loss)
             applied = self.engine.step(rate)
             total += loss.detach()
             self.job.group.watchdog.progress()
+        if step + 1 < self.num_steps:
+            self.batches.read_ahead(step + 1)  # before the loss is read, which waits for the device
         mean = self.job.group.sum(total.double().cpu()).item() / (len(batch) * self.job.group.world_size)
         seconds = time.perf_counter() - begin
         figures = {"recover/loss": mean, f"recover/{self.loss_name}": mean, "recover/lr": rate}
@@ -224,7 +217,7 @@ class Recovery:
         norm = self.engine.gradient_norm()
         if norm is not None:
             figures["recover/grad_norm"] = norm
-        figures |= self.pace.figures(seconds, data_seconds)
+        figures |= self.pace.figures(seconds, self.batches.take_seconds())
         news = self._observe(mean, applied, figures)
         self._log(figures, step + 1)
         for alert in (news, self.pace_watch.observe(seconds)):
@@ -266,15 +259,6 @@ def validation_loss(
     """Return the loss on the reserved part of the training text, in nats per token. advance: as in `mean_loss`."""
     positions = texts.order.reserved(0, job.config.recover.validation_sequences)
     return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group, advance)
-
-
-def own_batch(
-    order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
-) -> list[torch.Tensor]:
-    """Return this rank's micro-batches of the batch from sequence `first` on, as positions in the store."""
-    positions = order.trainable(first, batch_sequences)
-    micro_batches = torch.split(positions, micro_batch)
-    return list(micro_batches[group.rank :: group.world_size])
 
 
 def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Run many micro-batches through a decoder a layer at a time, instead of one after the other through all layers.
+
+With ZeRO-3 a layer's weights are then gathered once for all of them. Each micro-batch is computed by itself as ever:
+its numbers are the same bit for bit, and only hidden states are kept of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from transact.models.hooks import decoder_layers
+
+
+@contextmanager
+def layer_by_layer(model: nn.Module, micro_batch: int, done: Callable[[], object]) -> Iterator[None]:
+    """Have forwards in the block, which must need no gradients, go through each layer in micro-batches.
+
+    Args:
+        micro_batch: sequences of each.
+        done: called when a layer has computed one.
+    """
+    with ExitStack() as stack:
+        for module in (*decoder_layers(model), model.get_submodule("model.norm")):
+            inner = module.forward
+            module.forward = partial(_in_turn, inner, micro_batch, done)  # type: ignore[method-assign]
+            stack.callback(delattr, module, "forward")  # the class's own is found again
+        yield
+
+
+def _in_turn(
+    inner: Callable[..., Tensor], micro_batch: int, done: Callable[[], object], hidden: Tensor, **given: Any
+) -> Tensor:
+    """Replace each micro-batch of hidden (sequences, length, hidden_size) by what the module makes of it."""
+    masks = given.pop("attention_mask", None)
+    for first in range(0, len(hidden), micro_batch):
+        own = slice(first, first + micro_batch)
+        if masks is not None:
+            given["attention_mask"] = masks[own] if len(masks) == len(hidden) else masks
+        hidden[own] = inner(hidden[own], **given)
+        done()
+    return hidden

@@ -1,0 +1,60 @@
+"""A rank's part of each global batch, read one step ahead so that a GPU never waits for text."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from transact.config.run import RunConfig
+from transact.data.order import SequenceOrder
+from transact.distributed.process import ProcessGroup
+from transact.stages.texts import Texts
+
+
+def own_batch(
+    order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
+) -> list[torch.Tensor]:
+    """Return this rank's micro-batches of the batch from sequence `first` on, as positions in the store."""
+    positions = order.trainable(first, batch_sequences)
+    micro_batches = torch.split(positions, micro_batch)
+    return list(micro_batches[group.rank :: group.world_size])
+
+
+class Batches:
+    """The batches of a recovery. first_sequence: of its text, where its first step begins."""
+
+    def __init__(self, texts: Texts, first_sequence: int, config: RunConfig, group: ProcessGroup) -> None:
+        self._texts = texts
+        self._first = first_sequence
+        self._sequences = config.recover.batch_sequences
+        self._micro_batch = config.engine.micro_batch_sequences
+        self._group = group
+        self._ahead: tuple[int, list[torch.Tensor]] | None = None
+        self._seconds = 0.0
+
+    def of(self, step: int) -> list[torch.Tensor]:
+        """Return this rank's micro-batches of a step on its device: tokens (sequences, length) each."""
+        if self._ahead is None or self._ahead[0] != step:
+            self.read_ahead(step)
+        assert self._ahead is not None
+        (_, batch), self._ahead = self._ahead, None
+        return batch
+
+    def read_ahead(self, step: int) -> None:
+        """Read a step's text, and have it copied to the device while that computes."""
+        begin = time.perf_counter()
+        first = self._first + step * self._sequences
+        batch = own_batch(self._texts.order, first, self._sequences, self._micro_batch, self._group)
+        self._ahead = step, [self._on_device(self._texts.train.sequences(positions)) for positions in batch]
+        self._seconds += time.perf_counter() - begin
+
+    def take_seconds(self) -> float:
+        """Return the seconds spent on reading since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _on_device(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self._group.device.type != "cuda":
+            return tokens
+        return tokens.pin_memory().to(self._group.device, non_blocking=True)  # pageable memory would be waited for
