@@ -18,10 +18,11 @@ import transact
 from benchmarks.workload import DEMO_PARENT, RESULTS, machine, write_result
 from transact.errors import DONE, leave
 from transact.pruning.greedy_obs import BLOCK, greedy_obs
+from transact.pruning.refit import Ridge
 
 WIDTHS = (4096, 11008)
 HIDDEN_SIZE = 4096
-RIDGE = 0.01
+RIDGE = Ridge(share=0.01)
 CALIBRATION_TOKENS = 4096
 # The stages of a cut of the demo parent, besides the calibration that both refits need.
 STAGES = ("gram", "select", "slice")

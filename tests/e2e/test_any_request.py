@@ -268,6 +268,7 @@ VALID = {
     "prune.method.channels": ["obs", "norm", "random"],
     "prune.method.pair_score": ["norm_product", "token_product", "magnitude"],
     "prune.method.refit": ["none", "least_squares", "sequential"],
+    "prune.method.ridge_unit": ["mean", "median"],
     "recover.objective": ["cross_entropy", "distillation", "mixed"],
     "engine.zero_stage": ["0", "1", "2", "3"],
     "engine.dtype": ["float32", "bfloat16"],

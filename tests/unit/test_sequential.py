@@ -13,7 +13,7 @@ from tests.support.selections import hand_selection
 from tests.support.tiny import TINY
 from transact.config.pruning import MethodConfig
 from transact.models.llama import layer_of, read_geometry
-from transact.pruning.refit import damping
+from transact.pruning.refit import Ridge, damping
 from transact.stages.in_memory import prune_model
 from transact.stages.sequential import EMBEDDING, Streams
 
@@ -100,7 +100,7 @@ def test_the_ridge_pulls_towards_the_plain_cut() -> None:
         if name.endswith("down_proj"):
             whole, part = (each.model.layers[int(name[0])].mlp.gate_proj.weight for each in (model, cut))
             dense = dense[:, [int((whole == row).all(dim=1).nonzero()) for row in part]]
-        strength = damping(inputs.T @ inputs, 0.3) ** 0.5
+        strength = damping(inputs.T @ inputs, Ridge(share=0.3)) ** 0.5
         rows = torch.cat([inputs, strength * torch.eye(inputs.shape[1], dtype=torch.float64)])
         expected = torch.linalg.lstsq(rows, torch.cat([targets, strength * dense.T])).solution.T
         torch.testing.assert_close(projection(cut, name), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -135,7 +135,9 @@ def test_where_nothing_is_cut_the_weights_come_back() -> None:
     )
     weights = model.state_dict()
     embedded = [weights[EMBEDDING][batch] for batch in BATCHES]
-    streams = Streams(everything, embedded, device=torch.device("cpu"), ridge=0.01, num_turns=len(embedded))
+    streams = Streams(
+        everything, embedded, device=torch.device("cpu"), ridge=Ridge(share=0.01), num_turns=len(embedded)
+    )
     for layer in range(source.num_layers):
         tensors = {name: tensor for name, tensor in weights.items() if layer_of(name) == layer}
         for name, tensor in streams.cut_layer(layer, tensors, config, config).items():

@@ -11,6 +11,7 @@ SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
 ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
 PAIR_SCOPES = ("model", "layer", "head")
+RIDGE_UNITS = ("mean", "median")
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
 TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx")
@@ -60,7 +61,10 @@ class MethodConfig:
     """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
     on the cut model's own inputs, to the dense model's residual stream)."""
     ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
-    """Ridge of the least squares, relative to the mean of a Gram matrix's diagonal."""
+    """Ridge of the least squares, relative to prune.method.ridge_unit."""
+    ridge_unit: str = setting("mean", choices=RIDGE_UNITS)
+    """What the ridge is relative to: the "mean" or the "median" of a Gram matrix's diagonal. On large models a few
+    channels are huge at the first token of every sequence, and own the mean."""
     gram_gib: float | None = setting(None, above=0, at_most=10**6)
     """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text. null:
     what is free on the rank that has the least."""

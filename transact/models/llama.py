@@ -25,7 +25,7 @@ from transact.models.rotary import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from transact.pruning.refit import LayerGram
+    from transact.pruning.refit import LayerGram, Ridge
     from transact.pruning.selection import Selection
     from transact.pruning.weights import LayerWeights
 
@@ -227,7 +227,7 @@ def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
 
 
 def slice_tensors(
-    tensors: Mapping[str, Tensor], selection: Selection, gram: LayerGram | None = None, ridge: float | None = None
+    tensors: Mapping[str, Tensor], selection: Selection, gram: LayerGram | None = None, ridge: Ridge | None = None
 ) -> dict[str, Tensor]:
     """Slice the parameters of one layer; parameters outside the layers pass unchanged.
 

@@ -11,19 +11,19 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from transact.pruning.refit import damped
+from transact.pruning.refit import Ridge, damped
 
 BLOCK = 64  # channels dropped between two updates of the large matrices
 CANDIDATES_PER_DROP = 4
 
 
-def greedy_obs(weight: Tensor, gram: Tensor, num_kept: int, ridge: float, block: int = BLOCK) -> Tensor:
+def greedy_obs(weight: Tensor, gram: Tensor, num_kept: int, ridge: Ridge, block: int = BLOCK) -> Tensor:
     """Return ascending int64 indices of the inputs to keep, (num_kept,): `elimination_path` for a single width."""
     return elimination_path(weight, gram, [num_kept], ridge, block)[num_kept]
 
 
 def elimination_path(
-    weight: Tensor, gram: Tensor, widths: Collection[int], ridge: float, block: int = BLOCK
+    weight: Tensor, gram: Tensor, widths: Collection[int], ridge: Ridge, block: int = BLOCK
 ) -> dict[int, Tensor]:
     """Return ascending int64 indices of the inputs to keep, (width,), for each width of `widths`.
 

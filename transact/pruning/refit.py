@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -49,27 +50,63 @@ def add_gram(total: Tensor, activation: Tensor, other: Tensor | None = None) -> 
         total[start : start + rows] += left[:, start : start + rows].T @ right
 
 
-def damping(gram_matrix: Tensor, ridge: float) -> float:
-    """Return what to add to the diagonal: ``ridge`` times its mean; 1 where nothing was ever active."""
-    mean = float(gram_matrix.diagonal().double().mean())
-    return ridge * mean if mean > 0 else 1.0
+RIDGE_UNITS = ("mean", "median")
 
 
-def damped(gram_matrix: Tensor, ridge: float) -> Tensor:
-    """Return a copy with the damping on its diagonal: positive definite where ``ridge`` is above zero."""
+class Damping(Protocol):
+    """The settings of prune.method that say how least squares are damped."""
+
+    ridge: float
+    ridge_unit: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ridge:
+    """How strongly least squares are damped.
+
+    Attributes:
+        share: relative to the unit.
+        unit: of a Gram matrix's diagonal, "mean" or "median". A few channels that are huge at one token of a sequence,
+            as behind an attention sink, own the mean and leave the median as it is.
+    """
+
+    share: float
+    unit: str = "mean"
+
+    def __post_init__(self) -> None:
+        assert self.share > 0 and self.unit in RIDGE_UNITS, self
+
+    @classmethod
+    def of(cls, settings: Damping) -> Ridge:
+        return cls(share=settings.ridge, unit=settings.ridge_unit)
+
+
+def damping(gram_matrix: Tensor, ridge: Ridge) -> float:
+    """Return what to add to the diagonal.
+
+    Where its median is zero, because most channels were never active, the mean takes its place; 1 where none ever was.
+    """
+    diagonal = gram_matrix.diagonal().double()
+    median = float(diagonal.median()) if ridge.unit == "median" else 0.0
+    unit = median if median > 0 else float(diagonal.mean())
+    return ridge.share * unit if unit > 0 else 1.0
+
+
+def damped(gram_matrix: Tensor, ridge: Ridge) -> Tensor:
+    """Return a copy with the damping on its diagonal: positive definite."""
     copy = gram_matrix.clone()
     copy.diagonal().add_(damping(gram_matrix, ridge))
     return copy
 
 
-def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tensor:
+def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tensor:
     """Return the weights after the cut: ``W G T^T (T G T^T)^-1`` with ``G`` the damped Gram matrix; float32.
 
     Args:
         weight: (outputs, inputs).
         gram: (inputs, inputs), not damped yet.
         transform: (kept, inputs), or (kept,) int64 indices of the inputs that stay.
-        ridge: damping, relative to the mean of the Gram matrix's diagonal.
+        ridge: of the Gram matrix.
 
     Returns:
         (outputs, kept).
@@ -83,7 +120,7 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tens
     return _solve(weight, weight @ cross, own, transform, damping(gram, ridge))
 
 
-def refit_to(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: float) -> Tensor:
+def refit_to(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tensor:
     """Refit to any target t, from inputs y that may differ from what the weights were trained on; float32.
 
     Minimises ``sum |t - W' y|^2 + damping * |W - W' T|^2``.
@@ -93,7 +130,7 @@ def refit_to(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, rid
         cross: (outputs, kept), sum of ``t y^T``.
         gram: (kept, kept), sum of ``y y^T``.
         transform: T, (kept, inputs), or (kept,) indices: what the cut made of the inputs.
-        ridge: damping, relative to the mean of the Gram matrix's diagonal.
+        ridge: of the Gram matrix.
 
     Returns:
         W', (outputs, kept).

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.pruning.refit import LayerGram, refit
+from transact.pruning.refit import LayerGram, Ridge, refit
 from transact.pruning.selection import Selection
 from transact.pruning.weights import LayerWeights
 
@@ -108,7 +108,7 @@ class AttentionCut:
 
 
 def cut_layer(
-    weights: LayerWeights, selection: Selection, layer: int, gram: LayerGram | None = None, ridge: float | None = None
+    weights: LayerWeights, selection: Selection, layer: int, gram: LayerGram | None = None, ridge: Ridge | None = None
 ) -> LayerWeights:
     """Return the weights of one layer after the cut, float32.
 

@@ -37,7 +37,7 @@ from transact.models.loss_head import next_token_targets
 from transact.models.rotary import stated_settings
 from transact.models.stock import stock_class
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
-from transact.pruning.refit import LayerGram
+from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Selection
 from transact.rounds import geometries
 from transact.stages.calibrate import broken_words
@@ -295,10 +295,10 @@ def _cut(
             selection,
             [embedding[tokens] for tokens in batches],
             device=device,
-            ridge=method.ridge,
+            ridge=Ridge.of(method),
             num_turns=len(batches),
         )
-    ridge = method.ridge if method.refit == "least_squares" else None
+    ridge = Ridge.of(method) if method.refit == "least_squares" else None
     result: Weights = {}
     names = sorted(weights, key=lambda name: -1 if layer_of(name) is None else layer_of(name))  # type: ignore[arg-type, return-value]
     for group in layer_groups(names):

@@ -21,7 +21,7 @@ from transact.models.tensor_files import ModelReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.greedy_obs import elimination_path
-from transact.pruning.refit import LayerGram
+from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
 from transact.runs.run_folder import RoundFolder
@@ -130,7 +130,7 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
 
     weight: of down_proj, (hidden_size, intermediate_size), on the device that computes.
     """
-    path = elimination_path(weight.float(), gram.intermediate.to(weight.device), widths, method.ridge)
+    path = elimination_path(weight.float(), gram.intermediate.to(weight.device), widths, Ridge.of(method))
     return {width: chosen.to("cpu", torch.int32) for width, chosen in path.items()}
 
 

@@ -24,7 +24,7 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
-from transact.pruning.refit import LayerGram, add_gram, refit_to
+from transact.pruning.refit import LayerGram, Ridge, add_gram, refit_to
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
 from transact.stages.calibrate import calibration_positions
@@ -45,7 +45,7 @@ def slice_sequentially(
     smaller = sliced_config(config, selection)
     with ModelReader(source) as reader:
         embedded, num_turns = _embedded(job, texts, reader)
-        ridge, group = job.config.prune.method.ridge, job.group
+        ridge, group = Ridge.of(job.config.prune.method), job.group
         streams = Streams(
             selection, embedded, device=group.device, ridge=ridge, num_turns=num_turns, turn=group.turn, total=group.sum
         )
@@ -84,7 +84,7 @@ class Streams:
         embedded: list[Tensor],
         *,
         device: torch.device,
-        ridge: float,
+        ridge: Ridge,
         num_turns: int,
         turn: Callable[[], object] = lambda: None,
         total: Callable[[Tensor], Tensor] = lambda own: own,

@@ -17,6 +17,7 @@ from transact.engine.model_folder import Tensors, layer_groups, stored_config, s
 from transact.files import read_json
 from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.tensor_files import ModelReader
+from transact.pruning.refit import Ridge
 from transact.pruning.selection import Selection
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
@@ -35,7 +36,7 @@ class GramFolder:
     """
 
     path: Path
-    ridge: float | None
+    ridge: Ridge | None
 
 
 def slice_model(
@@ -99,7 +100,7 @@ def cut_model(
     read = None
     if method.needs_gram():
         job.check_seen("the folder of Gram matrices", grams)
-        read = GramFolder(path=grams, ridge=method.ridge if method.refit == "least_squares" else None)
+        read = GramFolder(path=grams, ridge=Ridge.of(method) if method.refit == "least_squares" else None)
     return slice_model(source, selection, output, job.group, dtype=job.config.model.dtype, grams=read, done=done)
 
 

@@ -23,7 +23,7 @@ from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
 from transact.models.model_files import check_shards
 from transact.pruning.pair_scores import LOGIT_VARIANCE, TOKEN_PRODUCT
-from transact.pruning.refit import LayerGram
+from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.slicing import cut_layer
 from transact.pruning.statistics import NORM_SHARES, QUERY, SQUARES, ActivationStatistics
 from transact.stages.preflight import check_method
@@ -112,7 +112,7 @@ def test_a_change_of_value_basis_takes_the_bias_along(tmp_path: Path, family: st
         weights = layer_weights(part)
         if weights is not None and layer is not None:
             gram: LayerGram = collector.take_gram(layer)
-            part = replace_projections(part, cut_layer(weights, selection, layer, gram, ridge=1e-6))
+            part = replace_projections(part, cut_layer(weights, selection, layer, gram, ridge=Ridge(share=1e-6)))
         tensors |= part
     sliced = slice_folder(parent, tmp_path / "sliced", replace(selection, value_basis="dims"))
     save_file(tensors, sliced / "model.safetensors", metadata={"format": "pt"})

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from transact.pruning.greedy_obs import CANDIDATES_PER_DROP, elimination_path, greedy_obs
-from transact.pruning.refit import damped
+from transact.pruning.refit import Ridge, damped
+
+TWO_PERCENT, ONE_PERCENT = Ridge(share=0.02), Ridge(share=0.01)
 
 
 def example(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,29 +38,31 @@ def brute_force(weight: torch.Tensor, gram: torch.Tensor, num_kept: int) -> list
 def test_greedy_equals_brute_force_on_eight_channels(seed: int, block: int) -> None:
     """A block's candidates are all eight channels here, so blocks too are exact."""
     weight, gram = example(8, seed)
-    assert greedy_obs(weight, gram, 3, 0.02, block).tolist() == brute_force(weight, damped(gram, 0.02), 3)
+    assert greedy_obs(weight, gram, 3, TWO_PERCENT, block).tolist() == brute_force(weight, damped(gram, TWO_PERCENT), 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_blocks_lose_little(seed: int) -> None:
     weight, gram = example(96, seed)
-    exact, blocked = (greedy_obs(weight, gram, 48, 0.01, block).tolist() for block in (1, 16))
+    exact, blocked = (greedy_obs(weight, gram, 48, ONE_PERCENT, block).tolist() for block in (1, 16))
     norms = gram.diagonal().topk(48).indices.tolist()
-    errors = [error(weight, damped(gram, 0.01), kept) for kept in (exact, blocked, norms)]
+    errors = [error(weight, damped(gram, ONE_PERCENT), kept) for kept in (exact, blocked, norms)]
     assert errors[1] < 1.1 * errors[0]
     assert errors[1] < 0.9 * errors[2]
 
 
 def test_float32_chooses_as_float64() -> None:
     weight, gram = example(64, 7)
-    assert torch.equal(greedy_obs(weight.float(), gram.float(), 30, 0.01), greedy_obs(weight, gram, 30, 0.01))
+    assert torch.equal(
+        greedy_obs(weight.float(), gram.float(), 30, ONE_PERCENT), greedy_obs(weight, gram, 30, ONE_PERCENT)
+    )
 
 
 def test_duplicates_go_first() -> None:
     """Three copies of a channel: two of them cost nothing once the third takes over."""
     weight, gram = example(6, 0)
     copies = torch.tensor([0, 1, 2, 3, 4, 5, 2, 2])
-    kept = greedy_obs(weight[:, copies], gram[copies][:, copies], 6, 1e-6).tolist()
+    kept = greedy_obs(weight[:, copies], gram[copies][:, copies], 6, Ridge(share=1e-6)).tolist()
     assert len({2, 6, 7} & set(kept)) == 1
 
 
@@ -66,12 +70,12 @@ def test_dead_channels_go_first() -> None:
     weight, gram = example(8, 1)
     gram[:, [2, 5]] = 0
     gram[[2, 5]] = 0
-    assert not {2, 5} & set(greedy_obs(weight, gram, 4, 0.01).tolist())
-    assert len(greedy_obs(weight, torch.zeros_like(gram), 4, 0.01)) == 4  # nothing ever active: still an answer
+    assert not {2, 5} & set(greedy_obs(weight, gram, 4, ONE_PERCENT).tolist())
+    assert len(greedy_obs(weight, torch.zeros_like(gram), 4, ONE_PERCENT)) == 4  # nothing ever active: still an answer
 
 
 def separate_elimination(
-    weight: torch.Tensor, gram: torch.Tensor, num_kept: int, ridge: float, block: int
+    weight: torch.Tensor, gram: torch.Tensor, num_kept: int, ridge: Ridge, block: int
 ) -> list[int]:
     """One width alone, from the start, with rank-one updates of the large matrices inside each block."""
     inverse = damped(gram, ridge).inverse()
@@ -97,16 +101,16 @@ def test_one_path_serves_all_widths(seed: int, block: int) -> None:
     """At every width, between blocks too, it keeps what an elimination down to that width alone keeps."""
     weight, gram = example(30, seed)
     widths = range(1, 31)
-    path = elimination_path(weight, gram, widths, 0.02, block)
+    path = elimination_path(weight, gram, widths, TWO_PERCENT, block)
     assert path.keys() == set(widths)
     for width in widths:
-        assert path[width].tolist() == separate_elimination(weight, gram, width, 0.02, block), width
-        assert torch.equal(path[width], greedy_obs(weight, gram, width, 0.02, block))
+        assert path[width].tolist() == separate_elimination(weight, gram, width, TWO_PERCENT, block), width
+        assert torch.equal(path[width], greedy_obs(weight, gram, width, TWO_PERCENT, block))
 
 
 @pytest.mark.parametrize("widths", [[128], [200, 65, 64, 63, 1], [256, 255, 192]])
 def test_whatever_is_asked_besides_changes_nothing(widths: list[int]) -> None:
     """In float32, where another order of operations would show."""
     weight, gram = (each.float() for each in example(256, 11))
-    path = elimination_path(weight, gram, widths, 0.01)
-    assert all(torch.equal(path[width], greedy_obs(weight, gram, width, 0.01)) for width in widths)
+    path = elimination_path(weight, gram, widths, ONE_PERCENT)
+    assert all(torch.equal(path[width], greedy_obs(weight, gram, width, ONE_PERCENT)) for width in widths)

@@ -7,7 +7,7 @@ import torch
 
 from tests.support.apart import anonymous_growth
 from transact.pruning import refit as module
-from transact.pruning.refit import add_gram, damped, damping, refit, refit_to
+from transact.pruning.refit import Ridge, add_gram, damped, damping, refit, refit_to
 
 
 def gram(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -27,8 +27,24 @@ def test_gram_by_hand() -> None:
     assert gram(x).tolist() == [[10, 2], [2, 4]]
     assert gram(x, torch.tensor([[[1.0]], [[2.0]]])).tolist() == [[7], [2]]
     assert gram(x.bfloat16()).dtype == torch.float64
-    assert damping(gram(x), 0.1) == pytest.approx(0.7)
-    assert damped(gram(x), 0.1).tolist() == [[10.7, 2], [2, 4.7]]
+    assert damping(gram(x), Ridge(share=0.1)) == pytest.approx(0.7)
+    assert damped(gram(x), Ridge(share=0.1)).tolist() == [[10.7, 2], [2, 4.7]]
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "mean", "median"),
+    [
+        ((1.0, 2.0, 3.0), 2.0, 2.0),
+        ((1.0, 2.0, 600_000.0), 200_001.0, 2.0),  # an attention sink's channel
+        ((4.0, 1.0, 1000.0, 3.0), 252.0, 3.0),  # of an even number the lower of both in the middle
+        ((0.0, 0.0, 6.0), 2.0, 2.0),  # most channels were never active: the mean takes the median's place
+        ((0.0, 0.0, 0.0), 10.0, 10.0),  # nothing ever was: 1, whatever the share
+    ],
+)
+def test_damping_by_hand(diagonal: tuple[float, ...], mean: float, median: float) -> None:
+    matrix = torch.tensor(diagonal).diag() + 0.5 - 0.5 * torch.eye(len(diagonal))
+    assert damping(matrix, Ridge(share=0.1)) == pytest.approx(0.1 * mean)
+    assert damping(matrix, Ridge(share=0.1, unit="median")) == pytest.approx(0.1 * median)
 
 
 @pytest.mark.parametrize("elements", [1, 40, 100, 10**9])
@@ -65,27 +81,27 @@ def test_refit_solves_the_damped_least_squares(chosen: str) -> None:
     x, weight = correlated(50, 6), torch.randn(3, 6, dtype=torch.float64)
     kept = torch.tensor([0, 2, 5])
     transform = kept if chosen == "indices" else torch.randn(3, 6, dtype=torch.float64)
-    strength = damping(x.T @ x, 0.05)
+    strength = damping(x.T @ x, Ridge(share=0.05))
     rows = torch.cat([x, strength**0.5 * torch.eye(6, dtype=torch.float64)])
     inputs = rows[:, kept] if chosen == "indices" else rows @ transform.T
     expected = torch.linalg.lstsq(inputs, rows @ weight.T).solution.T
-    torch.testing.assert_close(refit(weight, x.T @ x, transform, 0.05), expected.float())
+    torch.testing.assert_close(refit(weight, x.T @ x, transform, Ridge(share=0.05)), expected.float())
 
 
 def test_a_refit_to_any_target_solves_its_own_normal_equations() -> None:
     """Inputs and targets that the weights were not made for."""
     weight, kept = torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4])
     y, target = correlated(50, 2), torch.randn(50, 3, dtype=torch.float64)
-    strength = damping(y.T @ y, 0.1)
+    strength = damping(y.T @ y, Ridge(share=0.1))
     left = torch.cat([y, strength**0.5 * torch.eye(2, dtype=torch.float64)])
     right = torch.cat([target, strength**0.5 * weight[:, kept].T])
     expected = torch.linalg.lstsq(left, right).solution.T
-    torch.testing.assert_close(refit_to(weight, target.T @ y, y.T @ y, kept, 0.1), expected.float())
+    torch.testing.assert_close(refit_to(weight, target.T @ y, y.T @ y, kept, Ridge(share=0.1)), expected.float())
 
 
 def test_refit_lowers_the_error_of_the_plain_cut() -> None:
     x, weight, kept = correlated(200, 8), torch.randn(4, 8, dtype=torch.float64), torch.arange(5)
-    fitted = refit(weight, x.T @ x, kept, 1e-6).double()
+    fitted = refit(weight, x.T @ x, kept, Ridge(share=1e-6)).double()
 
     def error(candidate: torch.Tensor) -> float:
         return float((x @ weight.T - x[:, kept] @ candidate.T).square().sum())
@@ -97,12 +113,12 @@ def test_refit_lowers_the_error_of_the_plain_cut() -> None:
 
 def test_nothing_cut_changes_nothing() -> None:
     x, weight = correlated(50, 6), torch.randn(3, 6)
-    torch.testing.assert_close(refit(weight, x.T @ x, torch.arange(6), 0.01), weight)
+    torch.testing.assert_close(refit(weight, x.T @ x, torch.arange(6), Ridge(share=0.01)), weight)
 
 
 def test_damping_pulls_towards_the_plain_cut() -> None:
     x, weight, kept = correlated(50, 6), torch.randn(3, 6), torch.tensor([0, 3])
-    torch.testing.assert_close(refit(weight, x.T @ x, kept, 1e9), weight[:, kept], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(refit(weight, x.T @ x, kept, Ridge(share=1e9)), weight[:, kept], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def test_damping_pulls_towards_the_plain_cut() -> None:
 )
 def test_degenerate_input_stays_finite_and_no_worse_than_the_plain_cut(x: torch.Tensor) -> None:
     weight, kept = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, 1, 2])
-    fitted = refit(weight, x.T @ x, kept, 0.01).double()
+    fitted = refit(weight, x.T @ x, kept, Ridge(share=0.01)).double()
     assert fitted.isfinite().all()
     target = x @ weight.T
     plain = (target - x[:, kept] @ weight[:, kept].T).square().sum()
