@@ -37,7 +37,7 @@ def channel_agreement(
         model=model,
         engine=engine,
         sequence_length=sequence_length,
-        batch_sequences=engine.micro_batch_sequences * group.world_size,
+        batch_sequences=engine.micro_batch * group.world_size,
         num_steps=1,
         calibration_sequences=8 * group.world_size,
         other_sequences=group.world_size,
@@ -66,7 +66,7 @@ def cpu_statistics(job: Job, texts: Texts, model_folder: Path, geometry: Geometr
     tokens = texts.train.sequences(positions)
     model = load_stock_model(model_folder, "float32").eval()
     with collect_statistics(model, geometry) as collector:
-        for batch in torch.split(tokens, config.engine.micro_batch_sequences):
+        for batch in torch.split(tokens, config.engine.micro_batch):
             model(input_ids=batch, use_cache=False, logits_to_keep=1)
     return collector.statistics(tokens.numel())
 

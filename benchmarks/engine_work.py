@@ -151,7 +151,7 @@ def stock_step(
     settings = training()
     teacher = load_stock_model(model, config.dtype).to(device).eval()
     student = load_stock_model(model, config.dtype).to(device).train()
-    if config.activation_checkpointing:
+    if config.recomputes:
         student.activation_checkpointing_enable({"use_reentrant": False})
     groups = optimizer_groups(student, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)

@@ -111,9 +111,10 @@ class MeasuredJob(Job):
 
 
 def gpu_engine(device: str, micro_batch_sequences: int) -> EngineConfig:
-    """Return the settings that runs on GPUs use (conf/engine/gpu.yaml), with larger micro-batches."""
+    """Return the settings that runs on GPUs use (conf/engine/gpu.yaml), and micro-batches of this size."""
+    own = {"device": device, "micro_batch_sequences": micro_batch_sequences, "activation_checkpointing": True}
     settings = yaml.safe_load((REPOSITORY / "conf" / "engine" / "gpu.yaml").read_text(encoding="utf-8"))
-    return EngineConfig(**(settings | {"device": device, "micro_batch_sequences": micro_batch_sequences}))
+    return EngineConfig(**(settings | own))
 
 
 def make_config(size: Size, engine: EngineConfig, group: ProcessGroup, folder: Path) -> RunConfig:

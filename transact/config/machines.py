@@ -9,6 +9,7 @@ from transact.config.accelerators import BY_NAME
 from transact.config.inputs import DTYPES
 from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, setting, shown
 
+AUTO = "auto"
 ATTENTION_KINDS = ("sdpa", "eager")
 VERIFY_KINDS = ("sample", "full")
 DEVICES = ("auto", "cpu", "cuda")
@@ -64,6 +65,7 @@ DEEPSPEED_OWN = {
     "zero_optimization.zero_quantized_gradients": "",
 }
 MINUTES_OF_A_YEAR = 525_600
+LARGEST_MICRO_BATCH = 2**16
 MOST_SAVING = 0.05  # of the time of a recovery, which makes its checkpoints rarer where saving is slow
 
 
@@ -91,10 +93,12 @@ class EngineConfig:
     """"auto" (CUDA where there is a GPU), "cpu" or "cuda"."""
     attention: str = setting("sdpa", choices=ATTENTION_KINDS)
     """"sdpa" or "eager": the attention implementation of transformers."""
-    micro_batch_sequences: int = setting(8, at_least=1, at_most=2**16)
-    """Sequences of a forward on each rank; bounds the memory of activations."""
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward instead of keeping them: less memory, more work."""
+    micro_batch_sequences: int | str = setting(8, at_least=1, at_most=LARGEST_MICRO_BATCH, choices=(AUTO,))
+    """Sequences of a forward on each rank; bounds the memory of activations. "auto": the most that fit into free
+    memory and divide a batch, chosen once when the run starts, and kept when it goes on."""
+    activation_checkpointing: bool | str = setting(False, choices=(AUTO,))
+    """Compute activations again in the backward instead of keeping them: less memory, more work. "auto": where without
+    it only a small micro-batch would fit."""
     reduce_bucket_elements: int = setting(5_000_000, at_least=1, at_most=2_000_000_000)
     """Elements that DeepSpeed gathers or reduces in one call."""
     prefetch_elements: int = setting(50_000_000, at_least=0, at_most=2_000_000_000)
@@ -127,6 +131,22 @@ class EngineConfig:
             instead = DEEPSPEED_OWN.get(owner or "")
             words = f"use {instead}" if instead else "the program relies on a value of its own"
             require(f"engine.deepspeed.{name}", value, owner is None, words)
+
+    @property
+    def micro_batch(self) -> int:
+        """Return engine.micro_batch_sequences as a number; "auto" must have been settled."""
+        assert isinstance(self.micro_batch_sequences, int), self.micro_batch_sequences
+        return self.micro_batch_sequences
+
+    @property
+    def recomputes(self) -> bool:
+        """Return engine.activation_checkpointing as a flag; "auto" must have been settled."""
+        assert isinstance(self.activation_checkpointing, bool), self.activation_checkpointing
+        return self.activation_checkpointing
+
+    @property
+    def is_settled(self) -> bool:
+        return AUTO not in (self.micro_batch_sequences, self.activation_checkpointing)
 
 
 def _is_within(name: str, section: str) -> bool:

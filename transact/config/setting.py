@@ -48,7 +48,7 @@ class Allowed:
 
     Attributes:
         at_least, at_most, above, below: bounds of a number, the first two included. Every number is finite.
-        choices: all that a text may be.
+        choices: all that a text may be; beside a number or a flag, the words that may stand for it.
         longest: characters of a text.
         pattern: what a text looks like as a whole; `words` says so to a user.
         entries: least and largest number of entries of a list or a dictionary.
@@ -94,7 +94,8 @@ class Allowed:
     def described(self, hint: Any) -> str:
         """Return in words what is allowed for a setting of this type; empty where the type says all."""
         kinds = scalar_types(hint)
-        one = self._range() if kinds & {int, float} else self._text() if str in kinds else ""
+        one = self._range() if kinds & {int, float} else "true or false" if kinds == {bool, str} else ""
+        one = ", or ".join(part for part in (one, self._text() if str in kinds else "") if part)
         if typing.get_origin(_not_null(hint)) not in (list, dict):
             return one
         least, most = self.entries
@@ -109,7 +110,7 @@ class Allowed:
 
     def _text(self) -> str:
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
         return f"{self.words}, at most {self.longest:,} characters"
 
 
@@ -155,12 +156,19 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
                 if not allowed.takes(each):
                     raise _refusal(f"{name}.{key}", each, allowed, of_entry)
             entries = value if isinstance(value, list) else [] if isinstance(value, dict) else [value]
-            if not all(allowed.takes(each) for each in entries):
+            if not all(_takes(allowed, each, scalar_types(hint)) for each in entries):
                 raise _refusal(name, value, allowed, hint)
         elif isinstance(value, Mapping):  # a wrong type is not refused here
             for key, each in value.items() if is_dictionary(hint) else [("", value)]:
                 if isinstance(each, Mapping):
                     check_values(inner, each, f"{name}.{key}." if key else f"{name}.")
+
+
+def _takes(allowed: Allowed, value: Any, kinds: set[Any]) -> bool:
+    if type(value) is bool and bool in kinds:
+        return True
+    # Of a single type the conversion tells what is none of it.
+    return allowed.takes(value) and (len(kinds) == 1 or type(value) in kinds)
 
 
 def _check_shape(name: str, value: Any, hint: Any) -> None:

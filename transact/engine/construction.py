@@ -96,7 +96,7 @@ def wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: T
     """Return DeepSpeed's engine around a loaded model."""
     model.train(training is not None)
     model.requires_grad_(training is not None)
-    if training is not None and config.activation_checkpointing:
+    if training is not None and config.recomputes:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings["zero_optimization"]["stage"] == 3:
         _gather_by_layers(model)

@@ -75,7 +75,7 @@ def _with_own(config: EngineConfig, settings: dict[str, Any]) -> dict[str, Any]:
 def deepspeed_settings(config: EngineConfig, stage: int, training: TrainingSettings | None) -> dict[str, Any]:
     """Return the settings of an engine; without `training` it has no optimizer."""
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_batch_sequences,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice in every micro-batch
         "zero_optimization": {

@@ -141,7 +141,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
     engine = config.engine
     width = BYTES_BY_DTYPE[engine.dtype]
     is_shared = engine.zero_stage == 3 and ranks > 1
-    is_made_whole = width == 2 and _is_on_cpu(config) and not is_shared
+    is_made_whole = width == 2 and is_on_cpu(config) and not is_shared
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
@@ -189,15 +189,16 @@ def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float
 
 
 def _tokens(config: RunConfig) -> int:
-    return config.engine.micro_batch_sequences * config.data.sequence_length
+    return config.engine.micro_batch * config.data.sequence_length
 
 
 def is_offloaded(config: RunConfig) -> bool:
     """Return whether the optimizer's state is in another memory than the computation."""
-    return config.engine.offload_optimizer is not None and not _is_on_cpu(config)
+    return config.engine.offload_optimizer is not None and not is_on_cpu(config)
 
 
-def _is_on_cpu(config: RunConfig) -> bool:
+def is_on_cpu(config: RunConfig) -> bool:
+    """Return whether ranks compute in the machine's memory, as far as the settings say."""
     return config.engine.device != "cuda" and config.estimate.accelerator is None
 
 
@@ -260,7 +261,7 @@ def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> flo
     live = min(geometry.parameters(), engine.live_elements)
     # Measured: where the backward fetches a layer again to recompute it, fewer buffers linger at the worst moment.
     share = LAYERS_IN_FLIGHT
-    if not engine.activation_checkpointing:
+    if not engine.recomputes:
         share *= 0.75 + 0.5 * math.log2(ranks)
     embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
     return (live + _in_flight(geometry, engine, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
@@ -311,7 +312,7 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
 def taught_at_once(parent: Geometry, config: RunConfig, ranks: int) -> int:
     """Return on how many micro-batches of a step the teacher is run together: as many as `TAUGHT_BYTES` hold."""
     engine = config.engine
-    in_step = config.recover.batch_sequences // (engine.micro_batch_sequences * ranks)
+    in_step = config.recover.batch_sequences // (engine.micro_batch * ranks)
     elements = parent.hidden_size
     if engine.attention == "eager":  # transformers makes a mask for each sequence
         elements += config.data.sequence_length
@@ -357,6 +358,6 @@ def _activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> 
     one_layer = _layer_bytes(geometry, engine.dtype)
     end = 3 * geometry.hidden_size * width  # around the last norm
     gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
-    if engine.activation_checkpointing:
+    if engine.recomputes:
         return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
     return tokens * (geometry.num_layers * one_layer + end), tokens * gradients

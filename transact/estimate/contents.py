@@ -22,13 +22,10 @@ from transact.engine.memory import (
 from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, num_ranks, ranks_per_node, work
 from transact.estimate.memory import (
-    Moments,
-    host_bytes,
     memory_moments,
-    moments,
     other_checkpointing,
-    peak_bytes,
     remedies,
+    settled,
 )
 from transact.estimate.storage import calibrated, disk_bytes
 from transact.estimate.text import text
@@ -38,6 +35,7 @@ from transact.models.folder import declared_config, is_at_hand
 from transact.pruning.targets import shape_warnings
 from transact.rounds import Outline, Round, Stage, calibration_warning, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
+from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_sequence_length
 from transact.stages.variant import find_cut
 
@@ -54,6 +52,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     described, ranks = declared_config(config.model), num_ranks(config)
     config = with_sequence_length(config, described)
     whole = check_settings(config, described, ranks)
+    config, micro_batch = settled(config, whole, ranks)
     taken = _taken_over(config, whole)
     to_do = replace(whole, stages=tuple(stage for stage in whole.stages if stage not in taken))
     parent, rounds, known = whole.parent, whole.rounds, accelerator(config)
@@ -77,6 +76,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "tokens": whole.tokens,
         "tokens_per_batch": tokens_per_batch(config),
         "calibration": _calibration(config, calibrated(to_do), ranks),
+        "micro_batch": micro_batch,
         "memory": _memory(config, parent, moments(to_do), ranks),
         "disk_bytes": disk_bytes(config, to_do),
         "keep_rounds": config.keep_rounds,

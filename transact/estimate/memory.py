@@ -10,31 +10,28 @@ from typing import Any
 
 from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
-from transact.engine.gram_memory import FLOAT32_BYTES, GIB
-from transact.engine.memory import estimate_memory, hidden_stream_bytes, is_offloaded, optimizer_bytes
+from transact.engine.gram_memory import GIB
+from transact.engine.memory import estimate_memory, memory_limit_gib
 from transact.geometry import Geometry
-from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
+from transact.stages.micro_batch import Moments, choose, peak_bytes, trained
 from transact.stages.preflight import check_ranks
 
 MOST_RANKS = 1024
-WORST = ("calibrate", "gram", "recover")
 
 
-Moments = list[tuple[Stage, Geometry]]  # stages that may need the most memory, and the model that each works on
+def settled(config: RunConfig, outline: Outline, ranks: int) -> tuple[RunConfig, str | None]:
+    """Return the request with what a run would choose where it is left to it, and a line on that; None without one.
 
-
-def moments(outline: Outline) -> Moments:
-    """Return the stages that may need the most memory, and the model that each works on.
-
-    These are the first calibration, whose model is the largest, with its pass for Gram matrices, and every recovery; an
-    evaluation where none of them is left to do.
+    Where no setting says how much memory there is, the least that can be asked for is estimated.
     """
-    found = [(stage, outline.at_work(stage)) for stage in outline.stages if stage.kind in WORST]
-    first = min((stage.round or 0 for stage, _ in found if stage.kind == "calibrate"), default=None)
-    found = [(stage, geometry) for stage, geometry in found if stage.kind == "recover" or stage.round == first]
-    last = outline.rounds[-1]
-    return found or [(Stage("evaluate", last.number), last.geometry)]
+    if config.engine.is_settled:
+        return config, None
+    limit = memory_limit_gib(config)
+    chosen = choose(config, outline, ranks, 0.0 if limit is None else limit * GIB)
+    unknown = "micro-batch: the run chooses it from the memory that is free then; below is the least"
+    words = unknown if limit is None else chosen.words()
+    return replace(config, engine=chosen.of(config.engine)), words
 
 
 def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> list[dict[str, Any]]:
@@ -44,15 +41,11 @@ def memory_moments(config: RunConfig, parent: Geometry, stages: Moments, ranks: 
 
 def other_checkpointing(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, Any] | None:
     """Return the first recovery's row with activation checkpointing if the run has none, and without if it has."""
-    other = not config.engine.activation_checkpointing
+    other = not config.engine.recomputes
     otherwise = replace(config, engine=replace(config.engine, activation_checkpointing=other))
-    for stage, geometry in _trained(stages):
+    for stage, geometry in trained(stages):
         return _row(stage, otherwise, geometry, ranks, parent)
     return None
-
-
-def _trained(stages: Moments) -> Moments:
-    return [(stage, geometry) for stage, geometry in stages if stage.kind == "recover"]
 
 
 def _row(stage: Stage, config: RunConfig, geometry: Geometry, ranks: int, parent: Geometry) -> dict[str, Any]:
@@ -63,30 +56,6 @@ def _row(stage: Stage, config: RunConfig, geometry: Geometry, ranks: int, parent
         "bytes": {name: round(size) for name, size in estimate.parts().items() if size},
         "total_bytes": round(estimate.total()),
     }
-
-
-def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, int]:
-    """Return the bytes of CPU memory that a rank needs besides.
-
-    These are the best weights seen in a recovery, twice, for while better ones replace them, the buffer through which
-    a training checkpoint is written, an offloaded optimizer, and the hidden states of sequential calibration.
-    """
-    found = {}
-    for _, geometry in _trained(stages)[:1]:
-        found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
-        found["write_buffer"] = WRITE_BUFFER_BYTES
-        if is_offloaded(config):
-            # Gradients are copied there for the step, in float32.
-            state = optimizer_bytes(geometry.parameters(), config.engine, ranks)
-            found["offloaded_optimizer"] = round(state + geometry.parameters() * FLOAT32_BYTES / ranks)
-    if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
-        found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
-    return found
-
-
-def peak_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> float:
-    """Return the bytes of the worst moment of the job as it is configured."""
-    return max(estimate_memory(each, config, ranks, stage.kind, parent=parent).total() for stage, each in stages)
 
 
 def remedies(
@@ -163,7 +132,7 @@ NamedChange = tuple[str, Change]
 
 def _changes(engine: EngineConfig) -> list[NamedChange]:
     """Return the settings that take less memory, each as it is given and with its effect, the cheapest first."""
-    half = max(1, engine.micro_batch_sequences // 2)
+    half = max(1, engine.micro_batch // 2)
     return [
         ("engine.activation_checkpointing=true", _engine_with(activation_checkpointing=True)),
         ("engine.zero_stage=3", _engine_with(zero_stage=3)),

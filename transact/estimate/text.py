@@ -26,6 +26,7 @@ def text(estimate: dict[str, Any]) -> str:
         *_warning_lines(estimate["warnings"]),
         *_text_lines(estimate["text"]),
         *_calibration_lines(estimate["calibration"], estimate["dense"]["geometry"]["num_layers"]),
+        *([] if estimate["micro_batch"] is None else _wrapped(estimate["micro_batch"])),
         *_memory_lines(estimate["memory"], estimate),
         *_disk_lines(estimate["disk_bytes"], estimate["keep_rounds"]),
         *_duration_lines(estimate["duration"], estimate),

@@ -36,6 +36,7 @@ from transact.runs.run_folder import RunFolder
 from transact.runs.run_record import claim_run
 from transact.stages.chain import Prepared, prepare, run_chain
 from transact.stages.job import Job
+from transact.stages.micro_batch import settle
 from transact.stages.preflight import check, make_folder
 from transact.stages.texts import tokens_made
 from transact.stages.variant import Cut, check_cut, find_cut, has_cut, take_over
@@ -140,7 +141,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             folder.open(group.world_size)
             if prepared is not None:
                 folder.note(parent=prepared.record)
-            write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))
+            write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))  # as asked for
             if cut is not None:
                 stages = ", ".join(take_over(folder, cut))
                 job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
@@ -153,6 +154,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
                 print("\n".join(tokens_made(prepared.texts)), flush=True)
             group.barrier()
             return DONE
+        config.engine = settle(job)  # for all that holds the configuration
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
         if group.is_main:

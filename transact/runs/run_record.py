@@ -155,6 +155,15 @@ def _has_run(record: dict[str, Any]) -> bool:
     return counts and isinstance(record["run_id"], str) and isinstance(record.get("stages"), dict)
 
 
+def _has_engine(record: dict[str, Any]) -> bool:
+    """Return whether the settings that the run chose are valid, or not there."""
+    engine = record.get("engine")
+    if not isinstance(engine, dict):
+        return engine is None
+    size = engine.get("micro_batch_sequences")
+    return type(size) is int and size > 0 and type(engine.get("activation_checkpointing")) is bool
+
+
 STATES = ("submitted", "starting", "running", "stopped", "failed", "diverged", "done")
 RULES: dict[str, tuple[Callable[[dict[str, Any]], bool], ...]] = {
     RECORD: (
@@ -165,6 +174,7 @@ RULES: dict[str, tuple[Callable[[dict[str, Any]], bool], ...]] = {
         _has_stages,
         _has_attempt,
         _has_run,
+        _has_engine,
     ),
     JOB_RECORD: (lambda record: isinstance(record.get("job"), str) and record["job"].isdecimal(),),
     SWEEP_RECORD: (

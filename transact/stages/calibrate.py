@@ -54,7 +54,7 @@ def run_calibration(
     stage, as in `Job.progress`.
     """
     positions = calibration_positions(job, texts)
-    micro_batch = job.config.engine.micro_batch_sequences
+    micro_batch = job.config.engine.micro_batch
     num_tokens = 0
     with job.progress(description, positions.numel() * texts.train.sequence_length, share=share) as bar:
         for turn in micro_batches(len(positions), micro_batch, job.group.rank, job.group.world_size):

@@ -72,7 +72,7 @@ def measure(
     config = job.config
     with open_engine(model_folder, config.engine, job.group) as engine:
         count = texts.evaluation.num_sequences
-        positions, micro_batch = torch.arange(count), config.engine.micro_batch_sequences
+        positions, micro_batch = torch.arange(count), config.engine.micro_batch
         loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
     return describe(geometry_of(model_folder), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),

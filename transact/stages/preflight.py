@@ -282,7 +282,10 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
         if count < world_size:
             raise ValueError(f"{field}={count} is not allowed: {world_size} ranks need at least one sequence each")
     batch, micro_batch = config.recover.batch_sequences, config.engine.micro_batch_sequences
-    if batch % (micro_batch * world_size):
+    if not isinstance(micro_batch, int):  # it is chosen among those that divide the batch
+        ranks = f"it must be a multiple of the number of ranks ({world_size})"
+        require("recover.batch_sequences", batch, batch % world_size == 0, ranks)
+    elif batch % (micro_batch * world_size):
         raise ValueError(
             f"recover.batch_sequences={batch} is not allowed: it must be a multiple of engine.micro_batch_sequences "
             f"({micro_batch}) times the number of ranks ({world_size})"

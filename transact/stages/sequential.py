@@ -69,7 +69,7 @@ def slice_sequentially(
 def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Tensor], int]:
     """Return this rank's calibration micro-batches as the first layer reads them, and the turns that all ranks take."""
     embedding = reader.tensor(EMBEDDING).float()
-    positions, size = calibration_positions(job, texts), job.config.engine.micro_batch_sequences
+    positions, size = calibration_positions(job, texts), job.config.engine.micro_batch
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
     hidden = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
     return hidden, len(turns)

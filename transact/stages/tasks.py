@@ -134,7 +134,7 @@ def _evaluate(
             count = store.num_sequences
             size = count * store.sequence_length
             with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
-                positions, micro_batch = torch.arange(count), engine_config.micro_batch_sequences
+                positions, micro_batch = torch.arange(count), engine_config.micro_batch
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
             tokens = count * (store.sequence_length - 1)
             measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}

@@ -28,7 +28,7 @@ class Batches:
         self._texts = texts
         self._first = first_sequence
         self._sequences = config.recover.batch_sequences
-        self._micro_batch = config.engine.micro_batch_sequences
+        self._micro_batch = config.engine.micro_batch
         self._group = group
         self._ahead: tuple[int, list[torch.Tensor]] | None = None
         self._seconds = 0.0

@@ -258,7 +258,7 @@ def validation_loss(
 ) -> float:
     """Return the loss on the reserved part of the training text, in nats per token. advance: as in `mean_loss`."""
     positions = texts.order.reserved(0, job.config.recover.validation_sequences)
-    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch_sequences, job.group, advance)
+    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch, job.group, advance)
 
 
 def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
     config = job.config
     settings = TrainingSettings(
         gradient_accumulation_steps=config.recover.batch_sequences
-        // (config.engine.micro_batch_sequences * job.group.world_size),
+        // (config.engine.micro_batch * job.group.world_size),
         learning_rate=round_.learning_rate,
         weight_decay=config.recover.weight_decay,
         betas=(config.recover.beta1, config.recover.beta2),
