@@ -52,9 +52,12 @@ def test_out_of_memory_names_the_largest_consumer_and_a_remedy(error: Exception,
     assert not is_lost_rank(error)
 
 
+SETTLED = ["engine.micro_batch_sequences=1", "engine.activation_checkpointing=true"]  # as a run has it by then
+
+
 def test_what_is_named_is_held_in_that_stage() -> None:
     """Gram matrices are made in one stage alone, and a cut model is smaller than its parent."""
-    config = compose_config(["+experiment=llama7b_50pct", "prune.method.gram_gib=100"])
+    config = compose_config(["+experiment=llama7b_50pct", *SETTLED, "prune.method.gram_gib=100"])
     assert "The largest consumer is gram" in explain(MemoryError(), "round_01/gram", config, 8)
     for stage in ("round_00/evaluate", "round_01/calibrate", "round_08/recover"):
         told = explain(MemoryError(), stage, config, 8)
@@ -64,7 +67,7 @@ def test_what_is_named_is_held_in_that_stage() -> None:
     for stage, helps in (("tasks", "eval.task_batch"), ("export", "more memory"), ("round_01/slice", "micro_batch")):
         told = explain(MemoryError(), stage, config, 8)
         assert "no estimate" in told and helps in told
-    by_gradients = compose_config(["+experiment=llama7b_50pct", "prune/method=taylor"])
+    by_gradients = compose_config(["+experiment=llama7b_50pct", *SETTLED, "prune/method=taylor"])
     told = explain(MemoryError(), "round_01/calibrate", by_gradients, 8)
     assert "consumer is activations" in told and "checkpointing" not in told
 
