@@ -39,7 +39,7 @@ from transact.stages.job import Job
 from transact.stages.micro_batch import settle
 from transact.stages.preflight import check, make_folder
 from transact.stages.texts import tokens_made
-from transact.stages.variant import Cut, check_cut, find_cut, has_cut, take_over
+from transact.stages.variant import Cut, checked_cut, has_cut, take_over
 from transact.tracking.live import open_view
 from transact.tracking.report.keeper import PageKeeper
 from transact.tracking.result_table import result_table
@@ -142,10 +142,9 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             if prepared is not None:
                 folder.note(parent=prepared.record)
             write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))  # as asked for
-            if cut is not None:
-                stages = ", ".join(take_over(folder, cut))
-                job.say(f"variant {config.recover.variant}: takes over {stages} from {cut.run}; all else is done anew")
         folder.attempt = group.broadcast(folder.attempt)
+        if cut is not None:
+            _take_over(job, cut)
         if config.mode == "tokenize":
             assert prepared is not None
             if group.is_main:
@@ -173,9 +172,14 @@ def _cut(job: Job, prepared: Prepared | None) -> Cut | None:
     """Return the cut that a variant takes over before its first stage, once its files are checked; None without one."""
     if job.config.recover.variant is None or prepared is None or has_cut(job.config):
         return None
-    cut = find_cut(job.config, job.outline)
-    check_cut(cut)
-    return cut
+    return checked_cut(job.config, job.outline)
+
+
+def _take_over(job: Job, cut: Cut) -> None:
+    """Take over the cut's files and stages, and say which (collective)."""
+    taken = job.group.on_main(lambda: take_over(job.folder, job.config, job.outline, cut))
+    name, stages = job.config.recover.variant, ", ".join(taken.stages)
+    job.say(f"variant {name}: takes over {stages} from {taken.run}; all else is done anew")
 
 
 def _say_where(folder: Path, result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from transact.config.compose import differences, to_dictionary, typed_config
 from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
 from transact.files import copy_finished, damage_of, publish, temporary_name
+from transact.models.identity import UnusableModel
 from transact.rounds import Outline, Round, Stage, outline, text_sequences
 from transact.runs.run_folder import RunFolder
 from transact.runs.run_record import read_config, read_record
@@ -133,35 +134,73 @@ def has_cut(config: RunConfig) -> bool:
     return record is not None and "cut" in record
 
 
-def check_cut(cut: Cut) -> None:
-    """Compare every file of the cut with its recorded size and digest.
+def checked_cut(config: RunConfig, asked: Outline) -> Cut:
+    """Find the cut, and compare every file of it with its recorded size and digest. Arguments as `find_cut`.
+
+    The run may go on meanwhile, and with keep_rounds=last remove the models of rounds that are over.
 
     Raises:
-        ValueError: one is not as it was when its stage was finished.
+        ValueError: there is none, or a file is not as it was when its stage was finished.
     """
+    cut = find_cut(config, asked)
+    while (problem := _damage(cut)) is not None:
+        cut = _found_again(config, asked, cut, problem)
+    return cut
+
+
+def _damage(cut: Cut) -> str | None:
+    """Return the first file of the cut that is not as it was recorded, in words; None if there is none."""
     for stage, entry in cut.stages.items():
         for name, described in entry["files"].items():
             problem = damage_of(cut.run / name, described)
             if problem is not None:
-                raise ValueError(
-                    f"{str(cut.run / name)!r} of {stage} {problem}: the command of that run, once more, makes it anew"
-                )
+                return f"{str(cut.run / name)!r} of {stage} {problem}"
+    return None
 
 
-def take_over(folder: RunFolder, cut: Cut) -> list[str]:
+def _found_again(config: RunConfig, asked: Outline, cut: Cut, problem: str) -> Cut:
+    """Return the cut as the run's record has it now.
+
+    Raises:
+        ValueError: it is the same, so the problem is not that its run has removed something; or there is none any more.
+    """
+    again = find_cut(config, asked)
+    if again == cut:
+        raise ValueError(f"{problem}: the command of that run, once more, makes it anew")
+    return again
+
+
+def take_over(folder: RunFolder, config: RunConfig, asked: Outline, cut: Cut) -> Cut:
     """Make the cut's files and stages those of the variant too. Files take no space where there are hard links.
 
     Returns:
-        The names of the stages.
+        The cut, without files that its run has removed since it was found.
+
+    Raises:
+        UnusableModel: it cannot be recovered any more, because its run has removed its model.
     """
-    names = [name for entry in cut.stages.values() for name in entry["files"]]
-    folder.announce(*(folder.path / name for name in names))
-    for name in names:
-        copy_finished(cut.run / name, folder.path / name)
+    while True:
+        names = _names(cut)
+        folder.announce(*(folder.path / name for name in names))
+        try:
+            for name in names:
+                copy_finished(cut.run / name, folder.path / name)
+            break
+        except FileNotFoundError as error:
+            try:
+                cut = _found_again(config, asked, cut, f"{str(error.filename)!r} is missing")
+            except ValueError as refusal:
+                raise UnusableModel(str(refusal)) from None
+            for name in set(names).difference(_names(cut)):
+                (folder.path / name).unlink(missing_ok=True)
     _take_over_metrics(cut, folder.path / METRICS)
     folder.stages.update(cut.stages)
     folder.note(cut={"run": str(cut.run.absolute()), "run_id": cut.run_id, "stages": list(cut.stages)})
-    return list(cut.stages)
+    return cut
+
+
+def _names(cut: Cut) -> list[str]:
+    return [name for entry in cut.stages.values() for name in entry["files"]]
 
 
 def _take_over_metrics(cut: Cut, output: Path) -> None:
