@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "many_passes": {"gram_gib": 1e-9},
     "sequential": {"refit": "sequential"},
+    "one_shot": {"pair_gains": "attention", "channels": "norm", "refit": "sequential", "ridge_unit": "median"},
     "taylor": {"pair_score": "taylor", "values": "taylor", "channels": "taylor", "refit": "none"},
     "magnitude": {"pair_score": "magnitude", "values": "magnitude", "channels": "magnitude", "refit": "none"},
 }

@@ -18,6 +18,7 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
 from transact.pruning.criteria import Criteria, Evidence, Scores
+from transact.pruning.refit import Ridge
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 
 
@@ -89,7 +90,7 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
     for names in layer_groups(stored):
         layer, part = layer_of(names[0]), {name: stored[name] for name in names}
         gram = None if layer is None else grams.take_gram(layer)
-        tensors |= slice_tensors(part, selection, gram, None if layer is None else 0.01)
+        tensors |= slice_tensors(part, selection, gram, None if layer is None else Ridge(share=0.01))
     target.mkdir()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     write_json(target / "config.json", sliced_config(read_json(source / "config.json"), selection))

@@ -19,6 +19,7 @@ REQUESTS: list[list[str]] = [
     ["prune/method=taylor"],
     ["prune/method=paper_heads"],
     ["prune.method.refit=sequential"],
+    ["prune/method=one_shot"],
     ["recover.objective=cross_entropy"],
     ["export.gguf=f16", "eval.efficiency.measured=false"],
     ["+experiment=llama7b_50pct"],

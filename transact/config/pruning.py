@@ -11,6 +11,7 @@ SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
 ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
 PAIR_SCOPES = ("model", "layer", "head")
+PAIR_GAINS = ("none", "attention")
 RIDGE_UNITS = ("mean", "median")
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
@@ -53,6 +54,9 @@ class MethodConfig:
     pair_scope: str = setting("model", choices=PAIR_SCOPES)
     """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
     loads."""
+    pair_gains: str = setting("none", choices=PAIR_GAINS)
+    """What makes up for the rotary pairs that are cut: "none", or "attention" (a scale and a phase of the queries of
+    each pair that stays, by least squares on the logits where attention looks)."""
     values: str = criterion("svd")
     """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
     channels: str = criterion("obs")
@@ -75,6 +79,7 @@ class MethodConfig:
         for name, value, fits in (
             ("values", self.values, self.values == "norm" if self.attention == "heads" else not self.has_basis()),
             ("pair_scope", self.pair_scope, self.pair_scope == "model"),
+            ("pair_gains", self.pair_gains, self.pair_gains == "none"),
             ("refit", self.refit, self.refit != "sequential"),
         ):
             require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")

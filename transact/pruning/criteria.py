@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
+from transact.pruning.pair_gains import PART_COVARIANCE
 from transact.pruning.pair_scores import (
     LOGIT_VARIANCE,
     TAYLOR_CHANNELS,
@@ -159,6 +160,7 @@ class Choice(Protocol):
     pair_score: str
     values: str
     channels: str
+    pair_gains: str
 
 
 def choices() -> dict[str, tuple[str, ...]]:
@@ -172,11 +174,12 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Criteria:
-    """The criteria of a method, one for each kind of unit."""
+    """The criteria of a method, one for each kind of unit, and whether the pairs that stay get gains."""
 
     pairs: Criterion
     values: Criterion
     channels: Criterion
+    has_gains: bool = False
 
     @classmethod
     def of(cls, choice: Choice) -> Criteria:
@@ -185,15 +188,17 @@ class Criteria:
             pairs=PAIR_CRITERIA[choice.pair_score],
             values=VALUE_NORMS if choice.values in VALUE_BASES else VALUE_CRITERIA[choice.values],
             channels=CHANNEL_NORMS if choice.channels in CHANNEL_ELIMINATIONS else CHANNEL_CRITERIA[choice.channels],
+            has_gains=choice.pair_gains != "none",
         )
 
     def _all(self) -> tuple[Criterion, ...]:
         return self.pairs, self.values, self.channels
 
     def statistics(self, geometry: Geometry) -> tuple[Statistic, ...]:
-        """Return what calibration sums for these criteria, and for the cut of norms of queries and keys."""
+        """Return what calibration sums for these criteria, for gains, and for the cut of norms of queries and keys."""
         shares = NORM_SHARES if geometry.query_key_norm else ()
-        needed = (*SQUARES, *(each for criterion in self._all() for each in criterion.statistics), *shares)
+        gains = (PART_COVARIANCE,) if self.has_gains else ()
+        needed = (*SQUARES, *(each for criterion in self._all() for each in criterion.statistics), *gains, *shares)
         return tuple(dict.fromkeys(needed))
 
     @property

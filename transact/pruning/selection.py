@@ -45,6 +45,8 @@ class Selection:
         query_norm_gains: a factor per layer for the norm of queries, where there is one and pairs are cut: the
             root of the mean share that the kept pairs have in the square of a query. None: 1.
         key_norm_gains: the same of keys.
+        pair_gains: (layers)(query heads)(2)(kept pairs) real and imaginary parts of complex factors for the queries of
+            the pairs that stay, which make up for those that go; None: 1.
     """
 
     query_heads: tuple[tuple[int, ...], ...]
@@ -62,6 +64,7 @@ class Selection:
     method: dict[str, Any]
     query_norm_gains: tuple[float, ...] | None = None
     key_norm_gains: tuple[float, ...] | None = None
+    pair_gains: tuple[tuple[tuple[tuple[float, ...], ...], ...], ...] | None = None
 
     def __post_init__(self) -> None:
         source, target = self.source, self.target
@@ -160,6 +163,7 @@ def make_selection(
     *,
     channels: Sequence[Sequence[int]] | None = None,
     norm_shares: tuple[Tensor, Tensor] | None = None,
+    part_covariance: Tensor | None = None,
 ) -> Selection:
     """Choose the best units of each kind.
 
@@ -169,6 +173,7 @@ def make_selection(
         channels: kept channels of each layer where they were chosen already.
         norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
             of a key, (layers, source.head_dim // 2) each.
+        part_covariance: where the pairs that stay get gains: (layers, num_attention_heads, head_dim, head_dim).
     """
     target = goal.target
     queries, groups = _all_heads(source)
@@ -200,7 +205,23 @@ def make_selection(
         method=dict(rules.method),
         query_norm_gains=query_gains,
         key_norm_gains=key_gains,
+        pair_gains=None if part_covariance is None else as_tuples(_pair_gains(part_covariance, query_key, target)),
     )
+
+
+def _pair_gains(covariance: Tensor, query_key: Any, target: Geometry) -> list[list[Any]]:
+    """Return the gains of every query head, whose group shares its pairs: (layers)(query heads)(2)(kept pairs)."""
+    from transact.pruning.pair_gains import pair_gains
+
+    group, pairs = target.queries_per_key_value_head, target.head_dim // 2
+    return [
+        [
+            gains
+            for number, dims in enumerate(layer)
+            for gains in pair_gains(heads[group * number : group * (number + 1)], dims[:pairs]).tolist()
+        ]
+        for heads, layer in zip(covariance, query_key, strict=True)
+    ]
 
 
 def _norm_gains(shares: Tensor, query_key: Any, target: Geometry) -> tuple[float, ...]:

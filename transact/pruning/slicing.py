@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from transact.geometry import Geometry
+from transact.pruning.pair_gains import fold_gains
 from transact.pruning.refit import LayerGram, Ridge, refit
 from transact.pruning.selection import Selection
 from transact.pruning.weights import LayerWeights
@@ -164,8 +165,12 @@ def cut_attention(
         basis = _basis(weights, selection, gram)
         value, output, transform = _change_basis(weights, selection, basis)
     scale = query_scale(selection)
+    query = weights.query.float()[query_rows(selection, layer)] * (scale if weights.query_norm is None else 1.0)
+    if selection.pair_gains is not None:
+        assert weights.query_norm is None, "a norm that the heads share takes no gains of theirs"
+        query = fold_gains(query, torch.tensor(selection.pair_gains[layer], dtype=torch.float64))
     return AttentionCut(
-        query=weights.query.float()[query_rows(selection, layer)] * (scale if weights.query_norm is None else 1.0),
+        query=query,
         key=weights.key.float()[key_rows(selection, layer)],
         value=value,
         output=output,

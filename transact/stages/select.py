@@ -21,6 +21,7 @@ from transact.models.tensor_files import ModelReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.greedy_obs import elimination_path
+from transact.pruning.pair_gains import PART_COVARIANCE
 from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
@@ -87,13 +88,15 @@ def decide(
         value_basis=method.values if method.has_basis() else "dims",
         method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
     )
+    criteria, cuts_pairs = Criteria.of(method), target.head_dim < source.head_dim
     return make_selection(
-        Criteria.of(method).score(evidence),
+        criteria.score(evidence),
         source,
         Goal(target=target, parent=parent, asked=asked),
         rules,
         channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
-        norm_shares=evidence.statistics.norm_shares(source) if target.head_dim < source.head_dim else None,
+        norm_shares=evidence.statistics.norm_shares(source) if cuts_pairs else None,
+        part_covariance=evidence.statistics[PART_COVARIANCE] if criteria.has_gains and cuts_pairs else None,
     )
 
 

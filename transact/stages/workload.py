@@ -14,12 +14,14 @@ from transact.engine.gram_memory import gram_passes
 from transact.engine.memory import assumed_gram_gib
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
+from transact.pruning.pair_gains import POSITIONS
 from transact.rounds import Outline, Round, Stage
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
+PAIR_GAINS_WEIGHT = 4.0
 
 
 def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
@@ -47,7 +49,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
     after = each.geometry
     teacher = None if config.recover.objective == "cross_entropy" or config.mode == "pretrain" else parent
     return {
-        "calibrate": passes * calibrated * float(before.flops_per_token(context)),
+        "calibrate": passes * calibrated * float(before.flops_per_token(context)) + _pair_gains_flops(config, before),
         "gram": _gram_flops(config, before),
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
@@ -74,6 +76,15 @@ def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> 
     validated = (config.recover.validations + 1) * config.recover.validation_sequences * context
     forward = each.geometry.flops_per_token(context)
     return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + validated * forward)
+
+
+def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:
+    """Return the FLOPs of the covariances that gains follow from: at a few queries of a sequence, over half of it."""
+    if not Criteria.of(config.prune.method).has_gains:
+        return 0.0
+    keys = config.prune.calibration_sequences * POSITIONS * config.data.sequence_length / 2
+    heads = geometry.num_layers * geometry.num_attention_heads
+    return PAIR_GAINS_WEIGHT * keys * heads * 2 * geometry.head_dim**2
 
 
 def _gram_flops(config: RunConfig, geometry: Geometry) -> float:

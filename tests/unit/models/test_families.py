@@ -179,6 +179,7 @@ def test_the_gain_of_a_norm_brings_logits_nearer_to_the_dense_normaliser(tmp_pat
     ("method", "family", "message"),
     [
         ({"pair_scope": "layer"}, "qwen2", "pair_scope='layer' is not allowed for model_type qwen2"),
+        ({"pair_gains": "attention"}, "qwen3", "pair_gains='attention' is not allowed for model_type qwen3"),
         (
             {"attention": "shared_dims", "values": "norm"},
             "qwen3",
