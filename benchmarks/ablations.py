@@ -13,17 +13,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as pyplot
 import torch
 
+from benchmarks.pictures import pyplot, save_picture
 from benchmarks.quality import Trial, partial_name, run_all
 from benchmarks.workload import DEMO_PARENT, RESULTS, num_cores, write_result
 from transact.errors import DONE, leave
-from transact.files import temporary_name, write_text
+from transact.files import write_text
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_statistics
@@ -107,18 +103,17 @@ def demo_statistics(geometry: Geometry, num_sequences: int) -> ActivationStatist
 
 def draw(kept: dict[str, torch.Tensor], path: Path) -> None:
     """Draw one panel for attention and one for the MLP, with a curve for each layer."""
-    figure, panels = pyplot.subplots(1, len(kept), figsize=(10, 4), sharey=True)
-    for panel, (kind, curves) in zip(panels, kept.items(), strict=True):
-        for layer, curve in enumerate(curves):
-            share = torch.arange(1, len(curve) + 1) / len(curve)
-            panel.plot(share.tolist(), curve.tolist(), label=f"layer {layer}")
-        panel.set(title=kind, xlabel="dims kept, largest first", xlim=(0, 1), ylim=(0, 1.02))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("energy of the activations kept")
-    panels[-1].legend()
-    figure.tight_layout()
-    figure.savefig(temporary_name(path), format="svg", metadata={"Date": None})
-    temporary_name(path).replace(path)
+    with save_picture(path):
+        figure, panels = pyplot.subplots(1, len(kept), figsize=(10, 4), sharey=True)
+        for panel, (kind, curves) in zip(panels, kept.items(), strict=True):
+            for layer, curve in enumerate(curves):
+                share = torch.arange(1, len(curve) + 1) / len(curve)
+                panel.plot(share.tolist(), curve.tolist(), label=f"layer {layer}")
+            panel.set(title=kind, xlabel="dims kept, largest first", xlim=(0, 1), ylim=(0, 1.02))
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("energy of the activations kept")
+        panels[-1].legend()
+        figure.tight_layout()
 
 
 def main() -> None:

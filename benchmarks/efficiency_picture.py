@@ -5,15 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as pyplot
-
-from transact.files import temporary_name
-
-SALT = "transact"  # of the identifiers in the file, which would be random otherwise
+from benchmarks.pictures import pyplot, save_picture
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
@@ -26,7 +18,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
     rows = measured["latency"]
     roles = list(measured["models"])
     width = 0.8 / len(roles)
-    with pyplot.rc_context({"svg.hashsalt": SALT}):
+    with save_picture(path):
         figure, axes = pyplot.subplots(figsize=(10, 4))
         for number, role in enumerate(roles):
             seconds = [row["models"][role]["whole"][f"{clock}_seconds"] for row in rows]
@@ -39,6 +31,3 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        figure.savefig(temporary_name(path), format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    temporary_name(path).replace(path)

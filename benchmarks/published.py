@@ -21,6 +21,7 @@ from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.estimate_table import estimate_markdown
 from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
+from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
@@ -38,7 +39,6 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 # Right after the cut the default must have a lower perplexity than every baseline. The bounds, by removed fraction or
 # dtype: its perplexity over that of paper_heads, its perplexity over that of the paper's recipe after recovery, and the
 # share of the allowed speed-up that matrix products reach.
-BASELINES = ("norms", "paper_heads", "paper_dims", "taylor", "magnitude", "random")
 OF_PAPER_HEADS = {0.3: 1.0, 0.5: 0.7, 0.7: 0.6}
 OF_PAPERS_RECIPE = 0.85
 PRODUCTS_REACH = {"float32": 0.85, "bfloat16": 0.8}

@@ -14,29 +14,25 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import multiprocessing
-import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
-from benchmarks.workload import RESULTS, num_cores, quiet_job, write_result
+from benchmarks.trials import of_all_parameters, opened_job, set_threads
+from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.config.compose import compose_config
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
-from transact.distributed.process import ProcessGroup, process_group
 from transact.errors import DONE, leave
 from transact.files import read_json, write_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock
 from transact.runs.software import package_versions
-from transact.stages.chain import Prepared, cut_round, prepare, prune_rounds
+from transact.stages.chain import Prepared, cut_round, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job
 from transact.stages.texts import Texts, prepare_texts
@@ -97,18 +93,13 @@ def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
     ]
     if trial.fraction is not None:
         parent = geometry_of(Path(compose_config(["name=parent"]).model.path or ""))
-        removed = trial.fraction * parent.transitional_parameters() / parent.parameters()
-        common.append(f"prune.remove_fraction={removed}")
+        common.append(f"prune.remove_fraction={of_all_parameters(trial.fraction, parent)}")
     return compose_config([*common, *trial.overrides])
 
 
 def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
     """Return a job of one process, its prepared parent, and the texts to evaluate on by name."""
-    job = quiet_job(config, geometry_of(Path(config.model.path or "")), group_of_one())
-    job.folder.path.mkdir(parents=True, exist_ok=True)
-    job.folder.open(job.group.world_size)
-    prepared = prepare(job)
-    assert prepared is not None
+    job, prepared = opened_job(config)
     path = Path(config.data.token_store).parent / "descriptions.txt"
     second = replace(config.data, evaluation=TextConfig(source="files", files=[str(path)]))
     other = replace(job, config=replace(config, data=second))
@@ -116,15 +107,9 @@ def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
     return job, prepared, dict(zip(TEXTS, texts, strict=True))
 
 
-@cache
-def group_of_one() -> ProcessGroup:
-    """Return a group that lives as long as the worker: DeepSpeed does not work with a second one in a process."""
-    return process_group("cpu", 30).__enter__()
-
-
 def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
     """Run one trial and return its rows, one for each text."""
-    _set_threads(settings)
+    set_threads(settings.threads)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         config = trial_config(trial, settings, Path(name) / "run")
         job, prepared, texts = opened(config)
@@ -156,17 +141,12 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
 
 
 def parent_perplexities(settings: Settings) -> dict[str, float]:
-    _set_threads(settings)
+    set_threads(settings.threads)
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         trial = Trial(method="default", overrides=(), fraction=0.5, seed=0, recovered=False)
         config = trial_config(trial, settings, Path(name))
         job, prepared, texts = opened(config)
         return {text: measure(job, each, prepared.parent)["perplexity"] for text, each in texts.items()}
-
-
-def _set_threads(settings: Settings) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
-    torch.set_num_threads(settings.threads)
 
 
 def parse_arguments() -> argparse.Namespace:

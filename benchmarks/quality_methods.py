@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BASELINES = ("norms", "paper_heads", "paper_dims", "taylor", "magnitude", "random")  # files of conf/prune/method
 EIGHT_SHOTS = (
     "prune.rounds=8",
     "recover.token_shares=[7,9,11,13,15,17,19,21]",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,27 @@ def run_calibration(
     return num_tokens
 
 
-def collect(job: Job, texts: Texts, model_folder: Path) -> ActivationStatistics:
+def collect(
+    job: Job, texts: Texts, model_folder: Path, needed: Sequence[Statistic] | None = None
+) -> ActivationStatistics:
     """Run the calibration sequences through a model and return the statistics, the same on every rank (collective).
+
+    Args:
+        needed: what to sum; None: what the job's method reads.
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
     geometry = geometry_of(model_folder)
-    criteria = Criteria.of(job.config.prune.method)
-    needed = criteria.statistics(geometry)
+    if needed is None:
+        needed = Criteria.of(job.config.prune.method).statistics(geometry)
+    needs_gradients = any(each.needs_gradients for each in needed)
     with (
-        torch.set_grad_enabled(criteria.needs_gradients),
+        torch.set_grad_enabled(needs_gradients),
         open_engine(model_folder, job.config.engine, job.group) as engine,
         collect_statistics(engine.module, geometry, needed) as collector,
     ):
-        forward = engine.differentiate if criteria.needs_gradients else engine.hidden_forward
+        forward = engine.differentiate if needs_gradients else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
     broken = statistics.broken_layer(needed)

@@ -1,0 +1,425 @@
+"""Measure what every method keeps of a real LLaMA, through the stages of `transact.run`.
+
+    python -m benchmarks.real_model --text FOLDER                          one-shot rows: hours on one core
+    python -m benchmarks.real_model --text FOLDER --recover 131072         and rows after recovery
+    python -m benchmarks.real_model --text FOLDER --tasks FOLDER           and accuracies
+    python -m benchmarks.real_model --table                                writes table and picture again
+
+Without --model it is SmolLM2-135M-Instruct, from PyPI. One calibration serves all methods. A row is kept as soon as it
+is finished: the same call, or one that asks for more rows, goes on from there, after a kill too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.flap import SUMS, flap_selection
+from benchmarks.real_model_inputs import MeasuredText, prepare_tasks, prepare_text
+from benchmarks.real_model_methods import (
+    DENSE,
+    FLAP,
+    METHODS,
+    RECIPES,
+    Row,
+    method_overrides,
+    preset_of,
+    with_and_without_refit,
+)
+from benchmarks.real_model_table import draw, real_model_markdown
+from benchmarks.smollm2 import smollm2_folder
+from benchmarks.trials import of_all_parameters, opened_job, set_threads
+from benchmarks.workload import REPOSITORY, RESULTS, machine, num_cores
+from transact.config.compose import compose_config
+from transact.config.run import RunConfig
+from transact.errors import DONE, Failure, Parser, Refusal, fail, leave, refuse
+from transact.files import copy_finished, file_digest, publish, read_json, temporary_name, write_json, write_text
+from transact.geometry import Geometry
+from transact.launch.from_python import overrides_of
+from transact.models.folder import geometry_of
+from transact.models.identity import identity_files
+from transact.pruning.activation_maps import activation_maps
+from transact.pruning.criteria import Criteria
+from transact.pruning.statistics import ActivationStatistics, Statistic
+from transact.rounds import Stage
+from transact.runs.software import git_revision
+from transact.stages.calibrate import calibration_positions, collect, collect_gram_files, read_statistics
+from transact.stages.chain import Prepared, cut_round, prune_rounds
+from transact.stages.evaluate import measure
+from transact.stages.job import Job
+from transact.stages.select import write_maps
+from transact.stages.tasks import evaluate_side_by_side
+
+MICRO_BATCH = 4  # sequences
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What all rows share. work: folder for what is made on the way; settings: what the figures depend on."""
+
+    model: Path
+    text: MeasuredText
+    work: Path
+    settings: dict[str, Any]
+    tasks: list[str]
+
+    def overrides(self, row: Row) -> list[str]:
+        """Return what chooses a row on the command line of `transact.run`, but for output_dir and data.token_store."""
+        chosen, settings = [], self.settings
+        if row.method != DENSE:
+            removed = of_all_parameters(row.fraction, geometry_of(self.model))
+            chosen = [*method_overrides(row.method), f"prune.remove_fraction={removed}"]
+        first, *others = self.text.held_out.items()
+        evaluation = {"text_sequences": settings["evaluation_sequences"]}
+        groups = {
+            "model": {"path": str(self.model.resolve())},
+            "data": {
+                "train": {"files": [str(self.text.train.resolve())]},
+                "evaluation": {"files": [str(first[1].resolve())]},
+                "sequence_length": settings["sequence_length"],
+                "evaluation_sequences": settings["evaluation_sequences"],
+            },
+            "prune": {
+                "calibration_sequences": settings["calibration_sequences"],
+                "multiple": dict.fromkeys(("head_dim", "intermediate_size"), settings["multiple"]),
+            },
+            "recover": {
+                "tokens": row.tokens,
+                "batch_sequences": settings["batch_sequences"],
+                "validation_sequences": settings["validation_sequences"],
+            },
+            "engine": {"micro_batch_sequences": min(MICRO_BATCH, settings["batch_sequences"])},
+            "eval": evaluation,
+            "track": {"mode": "disabled", "progress_seconds": 3600},
+            "seed": settings["seed"],
+        }
+        if row.tasks:
+            evaluation["task_limit"] = settings["task_limit"]
+            names = {"tasks": dict.fromkeys(self.tasks, 0), "task_folders": [str((self.work / "tasks").resolve())]}
+            more = [f"eval.{each}" for each in overrides_of(names)]
+        else:
+            files = {name: f"{{source:files,files:['{path.resolve()}']}}" for name, path in others}
+            more = [f"+eval.texts.{name}={text}" for name, text in files.items()]
+        return ["data=local", *chosen, *overrides_of(groups), *more]
+
+    def config(self, row: Row) -> RunConfig:
+        places = [f"output_dir={self.row_folder(row)}", f"data.token_store={self.work / 'tokens'}"]
+        return compose_config(["name=real_model", *self.overrides(row), *places])
+
+    def row_folder(self, row: Row) -> Path:
+        return self.work / "rows" / hashlib.sha256(row.name.encode()).hexdigest()[:12]
+
+
+def needed_statistics(rows: Iterable[Row], plan: Plan) -> list[Statistic]:
+    """Return what calibration sums for the methods of all rows together."""
+    geometry = geometry_of(plan.model)
+    methods = {row.method: plan.config(row).prune.method for row in rows if row.method != DENSE}
+    needed = [each for method in methods.values() for each in Criteria.of(method).statistics(geometry)]
+    return list(dict.fromkeys([*needed, *(SUMS if FLAP in map(preset_of, methods) else ())]))
+
+
+def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> dict[str, Any]:
+    """Make statistics and Gram matrices for all methods in `folder`, unless they are there, and return what it was.
+
+    Sums of gradients have a pass of their own, so that the seconds of the others are what a run without them takes.
+    """
+    texts, parent = prepared.texts, prepared.parent
+    tokens = texts.train.sequences(calibration_positions(job, texts))
+    names = sorted(each.name for each in needed)
+    identity = {
+        "parent": {name: file["size"] for name, file in prepared.record["files"].items()},
+        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+    }
+    described, statistics = folder / "calibration.json", folder / "statistics.safetensors"
+    if described.is_file():
+        found = read_json(described)
+        if found["identity"] == identity and set(names) <= set(found["statistics"]):
+            return dict(found)
+    described.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for kind, wanted in (
+        ("statistics", [each for each in needed if not each.needs_gradients]),
+        ("gradients", [each for each in needed if each.needs_gradients]),
+    ):
+        if wanted:
+            say(f"calibration: {kind} ({', '.join(each.name for each in wanted)}) of {tokens.numel():,} tokens")
+            begun = time.monotonic()
+            tensors |= collect(job, texts, parent, wanted).to_tensors()
+            seconds[kind] = time.monotonic() - begun
+    save_file(ActivationStatistics.from_tensors(tensors).to_tensors(), temporary_name(statistics))
+    publish(temporary_name(statistics), statistics)
+    say(f"calibration: Gram matrices of {tokens.numel():,} tokens")
+    begun = time.monotonic()
+    collect_gram_files(job, texts, parent, folder / "gram")
+    seconds["gram"] = time.monotonic() - begun
+    found = {"identity": identity, "tokens": tokens.numel(), "statistics": names, "seconds": seconds}
+    write_json(described, found)
+    return found
+
+
+def take_calibration(job: Job, shared: Path) -> None:
+    """Finish the stages of calibration of a row's first round by what `calibrate_once` made."""
+    files = job.round(1)
+    source = shared / files.statistics.name
+    job.stage(Stage("calibrate", 1), files.statistics, lambda: copy_finished(source, files.statistics))
+    if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", 1)):
+        job.stage(Stage("gram", 1), files.grams, lambda: copy_finished(shared / "gram", files.grams))
+
+
+def take_selection(job: Job, parent: Path) -> None:
+    """Finish the first round's selection by FLAP's, which is no criterion of the program."""
+    (only,), files = job.outline.rounds, job.round(1)
+
+    def select() -> None:
+        made = flap_selection(job, only, parent)
+        write_maps(activation_maps(read_statistics(files.statistics), made), files.maps)
+        write_json(files.selection, made.to_json())
+
+    job.stage(Stage("select", 1), files.selection, select, also=[files.maps])
+
+
+def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Measure one row and return it, and what the calibration was where it was read."""
+    job, prepared = opened_job(plan.config(row))
+    calibration, checkpoint = None, prepared.parent
+    if row.method != DENSE:
+        calibration = calibrate_once(job, prepared, needed, plan.work / "calibration")
+        take_calibration(job, plan.work / "calibration")
+        if preset_of(row.method) == FLAP:
+            take_selection(job, prepared.parent)
+        checkpoint = (
+            prune_rounds(job, prepared)[0]
+            if row.tokens
+            else cut_round(job, prepared, job.outline.rounds, 0, prepared.parent)[1]
+        )
+    figures = accuracies(job, prepared, checkpoint) if row.tasks else perplexities(job, prepared, checkpoint, plan)
+    measured = describe_row(row, job, geometry_of(checkpoint)) | figures | {"overrides": plan.overrides(row)}
+    shutil.rmtree(job.folder.path)
+    return measured, calibration
+
+
+def perplexities(job: Job, prepared: Prepared, checkpoint: Path, plan: Plan) -> dict[str, Any]:
+    texts = prepared.texts
+    first = next(iter(plan.text.held_out))
+    stores = {first: texts.evaluation, **texts.further}
+    found = {name: measure(job, replace(texts, evaluation=store), checkpoint) for name, store in stores.items()}
+    return {
+        "perplexity": {name: each["perplexity"] for name, each in found.items()},
+        "evaluation_tokens": {name: stores[name].num_sequences * (stores[name].sequence_length - 1) for name in stores},
+    }
+
+
+def accuracies(job: Job, prepared: Prepared, checkpoint: Path) -> dict[str, Any]:
+    """Run the tasks and return, by task, the accuracy, its standard error and the number of documents."""
+    output = job.path("tasks.json")
+    evaluate_side_by_side(job, replace(prepared.texts, further={}), {"pruned": checkpoint}, output)
+    return {"tasks": {name: accuracy(found) for name, found in read_json(output)["pruned"]["tasks"].items()}}
+
+
+def accuracy(found: dict[str, float]) -> dict[str, float]:
+    """Return the accuracy with its standard error: of a mean over documents that are right or wrong."""
+    share, count = found["acc"], found["documents"]
+    return {"accuracy": share, "standard_error": (share * (1 - share) / (count - 1)) ** 0.5, "documents": count}
+
+
+def describe_row(row: Row, job: Job, geometry: Geometry) -> dict[str, Any]:
+    """Return what a row says besides its figures. removed: the share of the transitional parameters that is gone."""
+    parent, method = job.outline.parent, job.config.prune.method
+    seconds = {name: entry["seconds"] for name, entry in job.folder.stages.items()}
+    return {
+        "method": row.method,
+        "fraction": row.fraction,
+        "recovery_tokens": row.tokens,
+        "refit": None if row.method == DENSE else method.refit,
+        "split": None if row.method == DENSE else job.config.prune.split,
+        "rounds": 0 if row.method == DENSE else job.config.prune.rounds,
+        "removed_transitional": 1 - geometry.transitional_parameters() / parent.transitional_parameters(),
+        "removed_of_all": 1 - geometry.parameters() / parent.parameters(),
+        "parameters": geometry.parameters(),
+        "kv_bytes_per_token": geometry.kv_bytes_per_token(),
+        "geometry": geometry.to_dict(),
+        # Those of calibration and Gram matrices stand beside the rows: all methods share them.
+        "seconds": {
+            name: each for name, each in seconds.items() if name not in ("round_01/calibrate", "round_01/gram")
+        },
+        "revision": git_revision(),
+    }
+
+
+def asked_rows(arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows that the command line asks for, in the order in which they are measured."""
+    rows = [Row(method=DENSE, fraction=0.0)]
+    for fraction in arguments.fractions:
+        for method in arguments.methods:
+            both = [method] if arguments.own_refit else with_and_without_refit(method)
+            rows += [Row(method=each, fraction=fraction) for each in both]
+    if arguments.recover:
+        cuts = [(method, fraction) for fraction in arguments.recovered_fractions for method in arguments.recovered]
+        rows += [Row(method=method, fraction=fraction, tokens=arguments.recover) for method, fraction in cuts]
+    if arguments.tasks:
+        cuts = [(method, fraction) for fraction in arguments.task_fractions for method in arguments.task_methods]
+        rows += [Row(method=method, fraction=fraction, tasks=True) for method, fraction in [(DENSE, 0.0), *cuts]]
+    return list(dict.fromkeys(rows))
+
+
+def name_of(measured: dict[str, Any]) -> str:
+    """Return the name of the row that a part of the result is of."""
+    own = {name: measured[name] for name in ("method", "fraction")}
+    return Row(**own, tokens=measured["recovery_tokens"], tasks="tasks" in measured).name
+
+
+def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> dict[str, Any]:
+    """Return what an earlier call has measured, without the rows of the methods to measure again.
+
+    Raises:
+        Refusal: it was measured with another model, other text or other settings.
+    """
+    if not output.is_file():
+        return fixed | {"rows": []}
+    found = read_json(output)
+    for name, value in fixed.items():
+        if found[name] != value:
+            raise Refusal(
+                f"--output: {str(output)!r} holds rows of another {name} ({found[name]} there, {value} here): choose "
+                "another file, or remove it"
+            )
+    return dict(found) | {"rows": [row for row in found["rows"] if row["method"] not in redo]}
+
+
+def measure_rows(rows: list[Row], plan: Plan, result: dict[str, Any], output: Path) -> None:
+    """Measure the rows that the result lacks, and write it after each."""
+    finished = {name_of(row) for row in result["rows"]}
+    waiting = [row for row in rows if row.name not in finished]
+    needed = needed_statistics(rows, plan)
+    begun = time.monotonic()
+    for number, row in enumerate(waiting, start=1):
+        say(f"row {number} of {len(waiting)}: {row.name}")
+        measured, calibration = run_row(row, plan, needed)
+        result["rows"].append(measured)
+        if calibration is not None:
+            result["calibration"] = calibration
+        write_json(output, result)
+        left = (time.monotonic() - begun) / number * (len(waiting) - number)
+        say(f"  {summary(measured)}; about {left / 60:,.0f} minutes left")
+
+
+def summary(measured: dict[str, Any]) -> str:
+    if "tasks" in measured:
+        return ", ".join(f"{name} {each['accuracy']:.3f}" for name, each in measured["tasks"].items())
+    return ", ".join(f"{name} {each:,.2f}" for name, each in measured["perplexity"].items())
+
+
+def say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def fixed_parts(model: Path, text: MeasuredText, tasks: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what rows of one result have in common; task files may come with a later call."""
+    geometry = geometry_of(model)
+    return {
+        "model": {
+            "name": model.resolve().name,
+            "files": {name: file_digest(model / name) for name in identity_files(model)},
+            "geometry": geometry.to_dict(),
+            "parameters": geometry.parameters(),
+            "transitional_parameters": geometry.transitional_parameters(),
+            "kv_bytes_per_token": geometry.kv_bytes_per_token(),
+        },
+        "texts": text.description,
+        "settings": settings,
+    } | ({"tasks": tasks} if tasks else {})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a model folder; without it SmolLM2-135M-Instruct from PyPI")
+    parser.add_argument("--text", type=Path, help="a folder: .jsonl files are the mixture, .txt files are held out")
+    parser.add_argument("--tasks", type=Path, help="a folder with .yaml files of lm-eval tasks")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="names of conf/prune/method, and flap")
+    parser.add_argument(
+        "--own-refit", action="store_true", help="each method as it is alone, not with and without refit"
+    )
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.3, 0.7])
+    parser.add_argument(
+        "--recover", type=int, default=0, metavar="TOKENS", help="rows after recovery on so many tokens"
+    )
+    parser.add_argument("--recovered", nargs="*", default=["default", *RECIPES])
+    parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--task-methods", nargs="*", default=["default", "paper_heads"])
+    parser.add_argument("--task-fractions", type=float, nargs="*", default=[0.3, 0.5])
+    parser.add_argument("--task-limit", type=int, default=500, help="documents of each task, from its first on")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--calibration-sequences", type=int, default=64)
+    parser.add_argument("--validation-sequences", type=int, default=8, help="that splits and recovery are judged by")
+    parser.add_argument("--evaluation-sequences", type=int, default=16, help="of every held-out text")
+    parser.add_argument("--batch-sequences", type=int, default=4, help="of a step of recovery")
+    parser.add_argument("--multiple", type=int, default=8, help="that head_dim and intermediate_size are multiples of")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=num_cores())
+    parser.add_argument(
+        "--work", type=Path, default=REPOSITORY / "outputs" / "real_model", help="for what is made on the way"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "real_model.json")
+    parser.add_argument(
+        "--redo", nargs="*", default=[], metavar="METHOD", help="measure the rows of these methods again"
+    )
+    parser.add_argument("--table", action="store_true", help="only write table and picture of --output again")
+    arguments = parser.parse_args()
+    if arguments.text is None and not arguments.table:
+        parser.error("--text is required: a folder of text, which is not part of the project")
+    return arguments
+
+
+SETTINGS = (
+    "sequence_length",
+    "calibration_sequences",
+    "validation_sequences",
+    "evaluation_sequences",
+    "batch_sequences",
+    "multiple",
+    "seed",
+    "task_limit",
+)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    set_threads(arguments.threads)
+    if not arguments.table:
+        work: Path = arguments.work
+        rows = asked_rows(arguments)
+        for row in rows:
+            if row.method != DENSE:
+                method_overrides(row.method)
+        text = prepare_text(arguments.text, work / "texts")
+        tasks, files = prepare_tasks(arguments.tasks, work / "tasks") if arguments.tasks else ([], {})
+        model = arguments.model or smollm2_folder(work)
+        settings = {name: getattr(arguments, name) for name in SETTINGS}
+        plan = Plan(model=model, text=text, work=work, settings=settings, tasks=tasks)
+        fixed = fixed_parts(model, text, files, settings)
+        result = begun_result(arguments.output, fixed, arguments.redo)
+        result |= {"tasks": files or result.get("tasks", {}), "machine": machine(torch.device("cpu"))}
+        measure_rows(rows, plan, result, arguments.output)
+    found = read_json(arguments.output)
+    table = real_model_markdown(found)
+    write_text(arguments.output.with_suffix(".md"), table)
+    draw(found, arguments.output.with_suffix(".svg"))
+    print(table)
+
+
+if __name__ == "__main__":
+    try:
+        run(parse_arguments())
+    except (Refusal, Failure) as error:
+        leave(refuse(error) if isinstance(error, Refusal) else fail(error))
+    leave(DONE)

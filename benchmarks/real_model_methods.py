@@ -1,0 +1,94 @@
+"""The rows that are measured on a real model: how a method is named, and what it is on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.quality_methods import BASELINES, ENTROPY
+from transact.config.compose import method_preset
+from transact.errors import Refusal
+
+FLAP = "flap"
+DENSE = "dense"
+METHODS = ("default", "default, equal split", *BASELINES, FLAP)
+ADDITIONS = {
+    "equal split": "prune.split=equal",
+    "auto split": "prune.split=auto",
+    "refit": "prune.method.refit=least_squares",
+    "no refit": "prune.method.refit=none",
+}
+# TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
+PAPER_RECIPE = (
+    "prune/method=paper_heads",
+    "prune.split=equal",
+    "prune.rounds=8",
+    "recover.token_shares=[7,9,11,13,15,17,19,21]",
+    "recover.learning_rates=[1.25e-5,2.5e-5,3.75e-5,5.0e-5,6.25e-5,7.5e-5,8.75e-5,1.0e-4]",
+    "recover.decay=linear",
+    "recover.final_learning_rate_fraction=0",
+    "recover.warmup_fraction=0.1",
+    ENTROPY,
+)
+RECIPES = {"paper recipe": PAPER_RECIPE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One row to measure.
+
+    Attributes:
+        method: a name of conf/prune/method, `flap`, "paper recipe" or "dense", with additions after commas.
+        fraction: of the transitional parameters to remove; 0 for the dense model.
+        tokens: of recovery, over all rounds.
+        tasks: whether tasks are run, instead of perplexities.
+    """
+
+    method: str
+    fraction: float
+    tokens: int = 0
+    tasks: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = [self.method, *([f"{self.fraction:.0%}"] if self.fraction else [])]
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        return ", ".join(parts + (["tasks"] if self.tasks else []))
+
+
+def preset_of(method: str) -> str:
+    return method.split(", ")[0]
+
+
+def method_overrides(method: str) -> list[str]:
+    """Return the overrides of the command line that choose a method.
+
+    FLAP cuts whole heads as TransAct does: the selection alone is another. Baselines cut attention and MLP by the same
+    share, other methods by the measured split.
+
+    Raises:
+        ValueError: there is no such method, or no such addition.
+    """
+    if method in RECIPES:
+        return list(RECIPES[method])
+    preset, *additions = method.split(", ")
+    for each in additions:
+        if each not in ADDITIONS:
+            raise Refusal(f"--methods: {each!r} in {method!r} is not one of {', '.join(ADDITIONS)}")
+    choice = "paper_heads" if preset == FLAP else preset
+    method_preset(choice)
+    split = "equal" if preset in (*BASELINES, FLAP) else "auto"
+    return [
+        f"prune/method={choice}",
+        f"prune.split={split}",
+        "prune.rounds=1",
+        *(ADDITIONS[each] for each in additions),
+    ]
+
+
+def with_and_without_refit(method: str) -> list[str]:
+    """Return a method as it is, and with the refit added, or without the one that it has."""
+    preset = preset_of(method)
+    refit = method_preset("paper_heads" if preset == FLAP else preset).refit
+    other = {"none": "refit", "least_squares": "no refit"}.get(refit)
+    is_named = any(each in method.split(", ") for each in ("refit", "no refit"))
+    return [method] if other is None or is_named else [method, f"{method}, {other}"]
