@@ -5,6 +5,7 @@
 #   TORCH   what pip installs for torch. Default without a GPU: torch==2.13.0, which is a CPU build where pip finds
 #           one (elsewhere: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu");
 #           default with a GPU: torch, the newest build of PyPI.
+#   TEXT, TASKS  folders for bench-real: text (.jsonl documents with a source, .txt held out), lm-eval tasks
 #   PYTHON_RUN  the interpreter that commands run with (default: .venv's). `make gpu-check PYTHON_RUN=python3` uses
 #           the torch that a machine already has, and makes no .venv.
 
@@ -20,7 +21,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
-	bench-memory ablations gpu-check docs clean
+	bench-memory bench-real ablations gpu-check docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -86,6 +87,9 @@ bench-efficiency: $(SETUP) ## latency and memory at half and a fifth of the para
 
 bench-memory: $(SETUP) ## the estimate's memory model against what 1, 2 and 4 ranks allocate: about ten minutes
 	for ranks in 1 2 4; do $(PYTHON_RUN) -m benchmarks.memory_model --processes $$ranks || exit 1; done
+
+bench-real: $(SETUP) ## what every method keeps of SmolLM2-135M, on TEXT=folder (and TASKS=folder): hours, can be stopped
+	$(PYTHON_RUN) -m benchmarks.real_model --text "$(TEXT)" $(if $(TASKS),--tasks "$(TASKS)")
 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations

@@ -17,12 +17,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.efficiency_picture import draw
+from benchmarks import efficiency_picture, real_model_table
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.estimate_table import estimate_markdown
 from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
 from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_summary, quality_table
+from benchmarks.real_model_table import real_model_markdown, real_model_summary
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
 from transact.files import read_json, write_text
@@ -35,7 +36,15 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "efficiency": ("efficiency.json", efficiency_markdown),
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),
+    "real_model": ("real_model.json", real_model_markdown),
+    "real_model_summary": ("real_model.json", real_model_summary),
 }
+# Name of a picture -> its result file, and the function that draws it into a file.
+PICTURES: dict[str, tuple[str, Callable[[dict[str, Any], Path], None]]] = {
+    "efficiency": ("efficiency.json", lambda result, path: efficiency_picture.draw(result["grid"], path)),
+    "real_model": ("real_model.json", real_model_table.draw),
+}
+AWAITED = ("real_model.json",)  # takes hours, with text that is not in the project: shown once it is there
 # Right after the cut the default must have a lower perplexity than every baseline. The bounds, by removed fraction or
 # dtype: its perplexity over that of paper_heads, its perplexity over that of the paper's recipe after recovery, and the
 # share of the allowed speed-up that matrix products reach.
@@ -75,9 +84,14 @@ def written(path: Path, tables: list[str]) -> str:
     return text
 
 
+def is_there(source: str) -> bool:
+    """Return whether a result file is to be shown: all are, but for those that nobody has measured yet."""
+    return source not in AWAITED or (RESULTS / source).is_file()
+
+
 def current_tables() -> dict[str, str]:
     """Return the text of every table: those of results, and the one that is computed from dimensions alone."""
-    measured = {name: make(read_json(RESULTS / source)) for name, (source, make) in TABLES.items()}
+    measured = {name: make(read_json(RESULTS / source)) for name, (source, make) in TABLES.items() if is_there(source)}
     return measured | {"estimates": estimate_markdown()}
 
 
@@ -96,16 +110,18 @@ def wrong_tables() -> Iterator[str]:
                     yield f"{path.relative_to(REPOSITORY)} shows another table {name} than benchmarks/results"
 
 
-def wrong_picture() -> Iterator[str]:
-    """Yield a line if the picture is not drawn from its results.
+def wrong_pictures() -> Iterator[str]:
+    """Yield a line for each picture that is not drawn from its results.
 
     The same figures make the same file, with the version of matplotlib that the constraints name.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = Path(folder, "efficiency.svg")
-        draw(read_json(RESULTS / "efficiency.json")["grid"], drawn)
-        if drawn.read_bytes() != (RESULTS / "efficiency.svg").read_bytes():
-            yield "benchmarks/results/efficiency.svg is not drawn from efficiency.json"
+    for name, (source, draw) in PICTURES.items():
+        if is_there(source):
+            with tempfile.TemporaryDirectory() as folder:
+                drawn = Path(folder, f"{name}.svg")
+                draw(read_json(RESULTS / source), drawn)
+                if drawn.read_bytes() != (RESULTS / f"{name}.svg").read_bytes():
+                    yield f"benchmarks/results/{name}.svg is not drawn from {source}"
 
 
 def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: str) -> float:
@@ -219,7 +235,7 @@ def not_told() -> Iterator[str]:
 
 def problems() -> Iterator[str]:
     yield from wrong_tables()
-    yield from wrong_picture()
+    yield from wrong_pictures()
     yield from shortfalls_of_quality(read_json(RESULTS / "quality.json"))
     yield from shortfalls_of_efficiency(read_json(RESULTS / "efficiency.json"))
     yield from shortfalls_of_memory(read_json(RESULTS / "memory.json"))

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.flap import SUMS, flap_selection
+from benchmarks.real_model_calibration import calibrate_once, take_calibration
 from benchmarks.real_model_inputs import MeasuredText, prepare_tasks, prepare_text
 from benchmarks.real_model_methods import (
     DENSE,
@@ -37,22 +37,23 @@ from benchmarks.real_model_methods import (
 )
 from benchmarks.real_model_table import draw, real_model_markdown
 from benchmarks.smollm2 import smollm2_folder
-from benchmarks.trials import of_all_parameters, opened_job, set_threads
+from benchmarks.trials import of_all_parameters, opened_job, say, set_threads
 from benchmarks.workload import REPOSITORY, RESULTS, machine, num_cores
 from transact.config.compose import compose_config
 from transact.config.run import RunConfig
 from transact.errors import DONE, Failure, Parser, Refusal, fail, leave, refuse
-from transact.files import copy_finished, file_digest, publish, read_json, temporary_name, write_json, write_text
+from transact.files import file_digest, read_json, write_json, write_text
 from transact.geometry import Geometry
 from transact.launch.from_python import overrides_of
 from transact.models.folder import geometry_of
 from transact.models.identity import identity_files
 from transact.pruning.activation_maps import activation_maps
 from transact.pruning.criteria import Criteria
-from transact.pruning.statistics import ActivationStatistics, Statistic
+from transact.pruning.statistics import Statistic
 from transact.rounds import Stage
+from transact.runs.run_record import read_record
 from transact.runs.software import git_revision
-from transact.stages.calibrate import calibration_positions, collect, collect_gram_files, read_statistics
+from transact.stages.calibrate import read_statistics
 from transact.stages.chain import Prepared, cut_round, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job
@@ -104,8 +105,8 @@ class Plan:
         }
         if row.tasks:
             evaluation["task_limit"] = settings["task_limit"]
-            names = {"tasks": dict.fromkeys(self.tasks, 0), "task_folders": [str((self.work / "tasks").resolve())]}
-            more = [f"eval.{each}" for each in overrides_of(names)]
+            more = [f"+eval.tasks.{name}=0" for name in self.tasks]
+            more.append(f"eval.task_folders=['{(self.work / 'tasks').resolve()}']")
         else:
             files = {name: f"{{source:files,files:['{path.resolve()}']}}" for name, path in others}
             more = [f"+eval.texts.{name}={text}" for name, text in files.items()]
@@ -127,56 +128,6 @@ def needed_statistics(rows: Iterable[Row], plan: Plan) -> list[Statistic]:
     return list(dict.fromkeys([*needed, *(SUMS if FLAP in map(preset_of, methods) else ())]))
 
 
-def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> dict[str, Any]:
-    """Make statistics and Gram matrices for all methods in `folder`, unless they are there, and return what it was.
-
-    Sums of gradients have a pass of their own, so that the seconds of the others are what a run without them takes.
-    """
-    texts, parent = prepared.texts, prepared.parent
-    tokens = texts.train.sequences(calibration_positions(job, texts))
-    names = sorted(each.name for each in needed)
-    identity = {
-        "parent": {name: file["size"] for name, file in prepared.record["files"].items()},
-        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
-    }
-    described, statistics = folder / "calibration.json", folder / "statistics.safetensors"
-    if described.is_file():
-        found = read_json(described)
-        if found["identity"] == identity and set(names) <= set(found["statistics"]):
-            return dict(found)
-    described.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    for kind, wanted in (
-        ("statistics", [each for each in needed if not each.needs_gradients]),
-        ("gradients", [each for each in needed if each.needs_gradients]),
-    ):
-        if wanted:
-            say(f"calibration: {kind} ({', '.join(each.name for each in wanted)}) of {tokens.numel():,} tokens")
-            begun = time.monotonic()
-            tensors |= collect(job, texts, parent, wanted).to_tensors()
-            seconds[kind] = time.monotonic() - begun
-    save_file(ActivationStatistics.from_tensors(tensors).to_tensors(), temporary_name(statistics))
-    publish(temporary_name(statistics), statistics)
-    say(f"calibration: Gram matrices of {tokens.numel():,} tokens")
-    begun = time.monotonic()
-    collect_gram_files(job, texts, parent, folder / "gram")
-    seconds["gram"] = time.monotonic() - begun
-    found = {"identity": identity, "tokens": tokens.numel(), "statistics": names, "seconds": seconds}
-    write_json(described, found)
-    return found
-
-
-def take_calibration(job: Job, shared: Path) -> None:
-    """Finish the stages of calibration of a row's first round by what `calibrate_once` made."""
-    files = job.round(1)
-    source = shared / files.statistics.name
-    job.stage(Stage("calibrate", 1), files.statistics, lambda: copy_finished(source, files.statistics))
-    if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", 1)):
-        job.stage(Stage("gram", 1), files.grams, lambda: copy_finished(shared / "gram", files.grams))
-
-
 def take_selection(job: Job, parent: Path) -> None:
     """Finish the first round's selection by FLAP's, which is no criterion of the program."""
     (only,), files = job.outline.rounds, job.round(1)
@@ -191,6 +142,9 @@ def take_selection(job: Job, parent: Path) -> None:
 
 def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Measure one row and return it, and what the calibration was where it was read."""
+    begun = read_record(plan.row_folder(row)) or {}
+    if begun.get("git_revision") != git_revision():  # what other code has begun is begun again
+        shutil.rmtree(plan.row_folder(row), ignore_errors=True)
     job, prepared = opened_job(plan.config(row))
     calibration, checkpoint = None, prepared.parent
     if row.method != DENSE:
@@ -291,10 +245,15 @@ def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> di
     for name, value in fixed.items():
         if found[name] != value:
             raise Refusal(
-                f"--output: {str(output)!r} holds rows of another {name} ({found[name]} there, {value} here): choose "
+                f"--output: {str(output)!r} holds rows of another {name} ({_changes(found[name], value)}): choose "
                 "another file, or remove it"
             )
     return dict(found) | {"rows": [row for row in found["rows"] if row["method"] not in redo]}
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted(changed))
 
 
 def measure_rows(rows: list[Row], plan: Plan, result: dict[str, Any], output: Path) -> None:
@@ -318,10 +277,6 @@ def summary(measured: dict[str, Any]) -> str:
     if "tasks" in measured:
         return ", ".join(f"{name} {each['accuracy']:.3f}" for name, each in measured["tasks"].items())
     return ", ".join(f"{name} {each:,.2f}" for name, each in measured["perplexity"].items())
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 def fixed_parts(model: Path, text: MeasuredText, tasks: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:

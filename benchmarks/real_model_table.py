@@ -31,6 +31,42 @@ def real_model_markdown(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+SUMMARY = {
+    "default": "`default`, what a run does unless told otherwise",
+    "norms": "activation norms alone",
+    "flap": "FLAP, stock form",
+    "taylor": "Taylor importance",
+    "paper_heads": "TransAct's released code (eight shots where it recovers)",
+    "paper_heads, refit": "the same heads and channels, with the refit",
+}
+SUMMARY_RECOVERED = {"paper_heads": "paper recipe"}  # where the recipe has another name once it trains
+
+
+def real_model_summary(result: dict[str, Any]) -> str:
+    """Return the README's table: perplexity on the first text at half of the transitional parameters."""
+    measured = [row for row in result["rows"] if "perplexity" in row]
+    parent, rows = measured[0], [row for row in measured if row["fraction"] == 0.5]
+    text = next(iter(parent["perplexity"]))
+    trained = max(row["recovery_tokens"] for row in rows)
+    after = f" after recovery on {trained:,} tokens |" if trained else ""
+    cut_in_half = f"{result['model']['name']}, half of the transitional parameters removed"
+    lines = [
+        f"| {cut_in_half} | right after the cut |{after} KV cache |",
+        "|---|---|---|" + ("---|" if trained else ""),
+        f"| nothing removed | {_perplexity(parent, text)} |{' |' if trained else ''} 100% |",
+    ]
+    for method, words in SUMMARY.items():
+        cut = next((row for row in rows if row["method"] == method and not row["recovery_tokens"]), None)
+        if cut is None:
+            continue
+        named = SUMMARY_RECOVERED.get(method, method)
+        recovered = next((row for row in rows if (row["method"], row["recovery_tokens"]) == (named, trained)), None)
+        cells = [_perplexity(cut, text), *([_perplexity(recovered, text)] if trained else [])]
+        share = cut["kv_bytes_per_token"] / parent["kv_bytes_per_token"]
+        lines.append(_line(words, [*cells, f"{share:.0%}"]))
+    return "\n".join(lines) + "\n"
+
+
 def measured_with(result: dict[str, Any], parent: Row) -> str:
     """Return a table of what the figures depend on."""
     return "\n".join(f"| {name} | {value} |" for name, value in _conditions(result, parent)) + "\n"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.workload import DEMO_PARENT
 from tests.support.commands import REPOSITORY, environment
-from tests.support.warm import run_warm
+from tests.support.warm import WarmProcess, run_warm
+from transact.data.text import stdlib_documents
 
 # Packages that a GPU machine may lack. A None in sys.modules makes an import fail as if it were not installed.
 ABSENT = ("hydra", "omegaconf", "datasets", "pyarrow", "wandb", "submitit", "accelerate", "rich")
@@ -115,6 +118,65 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
     assert ours["parameters"] == pytest.approx(paper["parameters"], rel=0.002)
     assert ours["perplexity_one_shot"] < paper["perplexity_one_shot"]
     assert "| paper_heads |" in output.with_suffix(".md").read_text()
+
+
+def write_measured_text(folder: Path) -> None:
+    """Write files of the standard library as a mixture of two sources, and others as a text of its own."""
+    documents = list(islice(stdlib_documents("train"), 160))
+    lines = [{"source": f"kind {number % 2}", "text": text[:6000]} for number, text in enumerate(documents)]
+    folder.mkdir()
+    folder.joinpath("mixture.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    folder.joinpath("held_out.txt").write_text("\n\n".join(islice(stdlib_documents("heldout"), 4)))
+
+
+def test_rows_of_a_real_model_survive_a_kill_and_are_those_of_the_command_line(tmp_path: Path) -> None:
+    output, text = tmp_path / "real_model.json", tmp_path / "text"
+    write_measured_text(text)
+    sizes = ["--sequence-length=128", "--calibration-sequences=8", "--validation-sequences=2"]
+    sizes += ["--evaluation-sequences=2", "--fractions=0.5", "--threads=1", f"--model={DEMO_PARENT}"]
+    places = [f"--text={text}", f"--work={tmp_path / 'work'}", f"--output={output}"]
+    command = [*sizes, *places, "--methods", "default, equal split", "norms", "flap"]
+    killed = WarmProcess(command, module="benchmarks.real_model", cwd=REPOSITORY, environment=environment())
+    try:
+        assert killed.stdout is not None
+        next(line for line in killed.stdout if "row 4 of 7" in line)  # it is at work on the fourth
+    finally:
+        killed.kill()
+        killed.wait(10)
+    finished = json.loads(output.read_text())["rows"]
+    assert len(finished) == 3
+    result = result_of(run("benchmarks.real_model", *command), output)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == [
+        "dense",
+        *("default, equal split", "default, equal split, no refit"),
+        *("norms", "norms, refit", "flap", "flap, refit"),
+    ]
+    assert len(result["rows"]) == len(rows)
+    assert result["rows"][:3] == finished  # with their measured seconds: nothing was done twice
+    for row in result["rows"][1:]:
+        assert row["removed_transitional"] == pytest.approx(0.5, abs=0.01)
+        assert set(row["perplexity"]) == {"held_out", "mixture"}
+        assert all(value > rows["dense"]["perplexity"][name] for name, value in row["perplexity"].items())
+    for name in ("norms", "flap"):
+        assert rows[f"{name}, refit"]["perplexity"]["mixture"] < rows[name]["perplexity"]["mixture"]
+    assert output.with_suffix(".md").read_text().count("\n| flap") == 2
+    assert output.with_suffix(".svg").read_text().count("<path") > 8
+    assert list((tmp_path / "work" / "rows").iterdir()) == []  # models are large
+
+    own = [f"output_dir={tmp_path / 'run'}", f"data.token_store={tmp_path / 'tokens'}", "name=run"]
+    more = ["eval.efficiency.measured=false", *own]
+    process = run("transact.run", *rows["default, equal split"]["overrides"], *more)
+    summary = result_of(process, tmp_path / "run" / "result.json")
+    compared = json.loads((tmp_path / "run" / "comparison.json").read_text())["pruned"]["texts"]
+    assert rows["default, equal split"]["perplexity"] == {
+        "held_out": summary["pruned"]["perplexity"],
+        "mixture": compared["mixture"]["perplexity"],
+    }
+
+    other = run("benchmarks.real_model", *command, "--seed=1")
+    assert other.returncode == 2
+    assert "holds rows of another settings" in other.stderr
 
 
 def test_ablations_write_a_table_and_a_picture(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""One calibration for all methods that are measured on a real model, and how a row takes it over."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.trials import say
+from transact.files import copy_finished, publish, read_json, temporary_name, write_json
+from transact.pruning.statistics import ActivationStatistics, Statistic
+from transact.rounds import Stage
+from transact.runs.software import git_revision
+from transact.stages.calibrate import calibration_positions, collect, collect_gram_files
+from transact.stages.chain import Prepared
+from transact.stages.job import Job
+
+
+def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> dict[str, Any]:
+    """Make statistics and Gram matrices for all methods in `folder`, unless they are there, and return what it was.
+
+    Sums of gradients have a pass of their own, so that the seconds of the others are what a run without them takes.
+    """
+    texts, parent = prepared.texts, prepared.parent
+    tokens = texts.train.sequences(calibration_positions(job, texts))
+    names = sorted(each.name for each in needed)
+    identity = {
+        "revision": git_revision(),
+        "parent": {name: file["size"] for name, file in prepared.record["files"].items()},
+        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+    }
+    described, statistics = folder / "calibration.json", folder / "statistics.safetensors"
+    if described.is_file():
+        found = read_json(described)
+        if found["identity"] == identity and set(names) <= set(found["statistics"]):
+            return dict(found)
+    described.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for kind, wanted in (
+        ("statistics", [each for each in needed if not each.needs_gradients]),
+        ("gradients", [each for each in needed if each.needs_gradients]),
+    ):
+        if wanted:
+            say(f"calibration: {kind} ({', '.join(each.name for each in wanted)}) of {tokens.numel():,} tokens")
+            begun = time.monotonic()
+            tensors |= collect(job, texts, parent, wanted).to_tensors()
+            seconds[kind] = time.monotonic() - begun
+    save_file(ActivationStatistics.from_tensors(tensors).to_tensors(), temporary_name(statistics))
+    publish(temporary_name(statistics), statistics)
+    say(f"calibration: Gram matrices of {tokens.numel():,} tokens")
+    begun = time.monotonic()
+    collect_gram_files(job, texts, parent, folder / "gram")
+    seconds["gram"] = time.monotonic() - begun
+    found = {"identity": identity, "tokens": tokens.numel(), "statistics": names, "seconds": seconds}
+    write_json(described, found)
+    return found
+
+
+def take_calibration(job: Job, shared: Path) -> None:
+    """Finish the stages of calibration of a row's first round by what `calibrate_once` made."""
+    files = job.round(1)
+    source = shared / files.statistics.name
+    job.stage(Stage("calibrate", 1), files.statistics, lambda: copy_finished(source, files.statistics))
+    if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", 1)):
+        job.stage(Stage("gram", 1), files.grams, lambda: copy_finished(shared / "gram", files.grams))

@@ -1,0 +1,102 @@
+"""What the benchmark of a real model is made of: FLAP's scores, the text that is held out, and the names of its rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.flap import SUMS, flap_scores
+from benchmarks.real_model_inputs import prepare_tasks, prepare_text
+from benchmarks.real_model_methods import METHODS, method_overrides, with_and_without_refit
+from transact.config.compose import compose_config
+from transact.geometry import Geometry
+from transact.pruning.statistics import SQUARES, ActivationStatistics
+
+GEOMETRY = Geometry(
+    hidden_size=8,
+    num_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    intermediate_size=6,
+    vocab_size=5,
+    tied_embeddings=True,
+)
+
+
+def test_flap_scores_are_variances_times_squared_norms_of_columns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = {"attention_output": torch.randn(3, 5, 8, generator=generator) + 2}
+    seen["intermediate"] = torch.randn(3, 5, 6, generator=generator) - 1
+    sums = {
+        each.name: each.of_batch(seen[each.observes[0]], GEOMETRY).unsqueeze(0)
+        for each in (*SQUARES, *SUMS)
+        if each.observes[0] in seen
+    }
+    statistics = ActivationStatistics(sums=sums, num_tokens=15)
+    output, down = torch.rand(1, 2, 4, generator=generator), torch.rand(1, 6, generator=generator)
+    found = flap_scores(statistics, (output, down), GEOMETRY)
+    variances = {name: each.double().flatten(0, 1).var(dim=0, correction=0) for name, each in seen.items()}
+    expected = (variances["attention_output"].view(1, 2, 4) * output).mean(dim=-1)
+    torch.testing.assert_close(found["heads"], expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found["channels"], variances["intermediate"] * down, rtol=1e-5, atol=1e-8)
+
+
+def write_folder(folder: Path) -> None:
+    documents = [{"source": f"source {number % 3}", "text": f"document {number} " * 5} for number in range(400)]
+    for name in ("one.jsonl", "two.jsonl"):  # every document is in both
+        folder.joinpath(name).write_text("".join(json.dumps(each) + "\n" for each in documents))
+    folder.joinpath("wiki.txt").write_text("a text of its own")
+
+
+def test_a_mixture_is_split_by_document_and_stays_as_it_is(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    made = prepare_text(tmp_path, tmp_path / "work")
+    parts = [path.read_text().splitlines() for path in (made.train, made.held_out["mixture"])]
+    assert list(made.held_out) == ["wiki", "mixture"]
+    assert sum(map(len, parts)) == 400
+    assert not set(parts[0]) & set(parts[1])
+    assert 10 < len(parts[1]) < 50  # about one in 16
+    counted = made.description["mixture"]["held_out"]
+    assert sum(each["documents"] for each in counted.values()) == len(parts[1])
+    before = made.train.stat().st_mtime_ns
+    assert prepare_text(tmp_path, tmp_path / "work").description == made.description
+    assert made.train.stat().st_mtime_ns == before  # or tokens would be made again
+    (tmp_path / "two.jsonl").write_text(json.dumps({"text": "another"}) + "\n")
+    assert prepare_text(tmp_path, tmp_path / "work").description != made.description
+
+
+def test_a_folder_without_a_mixture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--text: .* holds no \.jsonl"):
+        prepare_text(tmp_path, tmp_path / "work")
+
+
+def test_tasks_find_their_data_wherever_the_command_runs(tmp_path: Path) -> None:
+    for folder in ("given/tasks", "given/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "given/data/a.jsonl").write_text("{}\n")
+    (tmp_path / "given/tasks/a.yaml").write_text(
+        "task: own_task\ndataset_kwargs: {data_files: {test: ../given/data/a.jsonl}}\n"
+    )
+    names, digests = prepare_tasks(tmp_path / "given" / "tasks", tmp_path / "work")
+    assert names == ["own_task"]
+    assert digests.keys() == {"a.yaml", "a.jsonl"}
+    assert str(tmp_path / "given/data/a.jsonl") in (tmp_path / "work" / "a.yaml").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_measured_with_and_without_the_refit(method: str) -> None:
+    names = with_and_without_refit(method)
+    refits = [compose_config(["name=a", *method_overrides(name)]).prune.method.refit for name in names]
+    assert sorted(refits) == ["least_squares", "none"]
+    assert names[0] == method
+    assert with_and_without_refit(names[1]) == names[1:]
+
+
+@pytest.mark.parametrize("method", ["nonsense", "norms, nonsense"])
+def test_a_method_that_does_not_exist_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        method_overrides(method)
