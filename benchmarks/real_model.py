@@ -243,7 +243,7 @@ def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> di
         return fixed | {"rows": []}
     found = read_json(output)
     for name, value in fixed.items():
-        if found[name] != value:
+        if found[name] and found[name] != value:  # tasks may come with a later call
             raise Refusal(
                 f"--output: {str(output)!r} holds rows of another {name} ({_changes(found[name], value)}): choose "
                 "another file, or remove it"

@@ -1,4 +1,4 @@
-"""What the benchmark of a real model is made of: FLAP's scores, the text that is held out, and the names of its rows."""
+"""What the benchmark of a real model is made of: FLAP's scores, the text that is held out, the names of its rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.flap import SUMS, flap_scores
+from benchmarks.real_model import begun_result
 from benchmarks.real_model_inputs import prepare_tasks, prepare_text
 from benchmarks.real_model_methods import METHODS, method_overrides, with_and_without_refit
 from transact.config.compose import compose_config
@@ -100,3 +101,18 @@ def test_every_method_is_measured_with_and_without_the_refit(method: str) -> Non
 def test_a_method_that_does_not_exist_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         method_overrides(method)
+
+
+def test_a_result_goes_on_with_more_rows_but_not_with_other_settings(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    fixed = {"settings": {"seed": 0}, "model": {"name": "a"}}
+    assert begun_result(output, fixed, [])["rows"] == []
+    rows = [{"method": "norms"}, {"method": "default"}]
+    output.write_text(json.dumps(fixed | {"tasks": {}, "rows": rows}))
+    assert begun_result(output, fixed | {"tasks": {"a.yaml": "digest"}}, [])["rows"] == rows
+    assert begun_result(output, fixed, ["default"])["rows"] == rows[:1]
+    with pytest.raises(ValueError, match=r"another settings \(seed 0 -> 1\)"):
+        begun_result(output, fixed | {"settings": {"seed": 1}}, [])
+    output.write_text(json.dumps(fixed | {"tasks": {"a.yaml": "another"}, "rows": rows}))
+    with pytest.raises(ValueError, match=r"another tasks"):
+        begun_result(output, fixed | {"tasks": {"a.yaml": "digest"}}, [])
