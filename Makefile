@@ -6,6 +6,7 @@
 #           one (elsewhere: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu");
 #           default with a GPU: torch, the newest build of PyPI.
 #   TEXT, TASKS  folders for bench-real: text (.jsonl documents with a source, .txt held out), lm-eval tasks
+#   PART    of gpu-check: works, fast, chain (default: all three)
 #   PYTHON_RUN  the interpreter that commands run with (default: .venv's). `make gpu-check PYTHON_RUN=python3` uses
 #           the torch that a machine already has, and makes no .venv.
 
@@ -21,7 +22,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
-	bench-memory bench-real ablations gpu-check docs clean
+	bench-memory bench-real bench-tokenizing ablations gpu-check gpu-wheels docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -94,8 +95,16 @@ bench-real: $(SETUP) ## what every method keeps of SmolLM2-135M, on TEXT=folder 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations
 
-gpu-check: $(SETUP) ## the checks that need a GPU
-	$(PYTHON_RUN) -m benchmarks.gpu_check
+PART ?= works fast chain
+gpu-check: $(SETUP) ## check and measure on a GPU, nine minutes for each PART=works, fast and chain
+	status=0; for part in $(PART); do $(PYTHON_RUN) -m benchmarks.gpu_check --part $$part || status=1; done; exit $$status
+
+GPU_PYTHON ?= 3.12
+gpu-wheels: $(RUN) ## collect in .wheels what a machine with torch and transformers lacks for gpu-check, in GPU_PYTHON=3.12
+	$(PYTHON_RUN) -m benchmarks.gpu_wheels --python $(GPU_PYTHON) --folder .wheels
+
+bench-tokenizing: $(SETUP) ## two processes that tokenise against one: a minute or two
+	$(PYTHON_RUN) -m benchmarks.tokenizing
 
 docs: $(SETUP) ## write docs/config anew from the settings, and tables from benchmarks/results
 	$(PYTHON_RUN) -m transact.config.help --write docs/config

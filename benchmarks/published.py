@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import efficiency_picture, real_model_table
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.estimate_table import estimate_markdown
+from benchmarks.gpu_table import gpu_markdown, gpu_results
 from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
 from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_summary, quality_table
@@ -90,9 +91,9 @@ def is_there(source: str) -> bool:
 
 
 def current_tables() -> dict[str, str]:
-    """Return the text of every table: those of results, and the one that is computed from dimensions alone."""
+    """Return the text of every table: those of results, of GPUs even without any, and of what is computed alone."""
     measured = {name: make(read_json(RESULTS / source)) for name, (source, make) in TABLES.items() if is_there(source)}
-    return measured | {"estimates": estimate_markdown()}
+    return measured | {"estimates": estimate_markdown(), "gpu": gpu_markdown(gpu_results())}
 
 
 def wrong_tables() -> Iterator[str]:

@@ -47,6 +47,9 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
     "1b": lambda: _architecture(
         2048, 22, 32, 4, intermediate_size=5632, vocab_size=32_000, max_position_embeddings=2048
     ),
+    "7b_8_layers": lambda: _architecture(
+        4096, 8, 32, 32, intermediate_size=11_008, vocab_size=32_000, max_position_embeddings=4096
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from transact.config.outputs import TrackConfig
 from transact.config.pruning import MultipleConfig, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
 from transact.data.order import SequenceOrder
-from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
+from transact.data.token_store import DOCUMENTS_NAME, INDEX_NAME, TOKENS_NAME, TokenStore, write_index
 from transact.distributed.process import ProcessGroup
 from transact.files import write_json
 from transact.geometry import Geometry
@@ -63,13 +63,18 @@ def write_random_tokens(folder: Path, *, num_sequences: int, sequence_length: in
 
 
 def random_texts(folder: Path, config: RunConfig, group: ProcessGroup, *, vocab_size: int) -> Texts:
-    """Write token stores of exactly the size that the configuration uses up, and open them (collective)."""
+    """Write token stores of exactly the size that the configuration uses up, unless they are there; open them.
+
+    Collective.
+    """
     reserved = reserved_sequences(config)
     length = config.data.sequence_length
     counts = {"train": reserved + config.recover.tokens // length, "evaluation": config.data.evaluation_sequences}
 
     def write() -> None:
         for seed, (name, count) in enumerate(counts.items()):
+            if (folder / name / INDEX_NAME).is_file():
+                continue
             write_random_tokens(
                 folder / name, num_sequences=count, sequence_length=length, vocab_size=vocab_size, seed=seed
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu_check import PARTS, check
+from benchmarks.gpu_place import CheckFailed, Place, Section
+from benchmarks.gpu_table import gpu_markdown
 from benchmarks.workload import DEMO_PARENT
 from tests.support.commands import REPOSITORY, environment
+from tests.support.ranks import run_on_ranks
 from tests.support.warm import WarmProcess, run_warm
 from transact.data.text import stdlib_documents
 
@@ -60,16 +65,93 @@ def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
 def test_gpu_check_runs_under_torchrun_without_the_packages_for_configuration_and_tracking(tmp_path: Path) -> None:
     output, script, folder = tmp_path / "result.json", tmp_path / "script.py", tmp_path / "folder"
     folder.mkdir()
-    argv = ["gpu_check", "--device=cpu", "--size=tiny", f"--folder={folder}", f"--output={output}"]
+    argv = ["gpu_check", "--part=works", "--device=cpu", "--size=tiny", f"--folder={folder}", f"--output={output}"]
     script.write_text(START_WITHOUT.format(absent=ABSENT, argv=argv) + RUN_MODULE.format(module="benchmarks.gpu_check"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     result = result_of(run_cold(launcher), output)
     assert result["world_size"] == 2
-    assert result["same_units_as_cpu"]["float32"] == 1.0
-    assert result["perplexity"]["recovered"] <= result["perplexity"]["sliced"]
-    assert {"round_01/slice", "round_01/recover", "export"} <= result["stages"].keys()
-    assert result["tokens_per_s"] > 0
+    sections = sections_of(result, "works")
+    assert sections["same_units"]["figures"]["float32"] == 1.0
+    assert len(sections["every_stage"]["figures"]) == 8
+    assert sections["against_pytorch"]["figures"]["ours"][0] > 0
+    assert sections["saving"]["figures"]["bytes"] > 0
     assert list(folder.iterdir()) == []  # the working folder is gone
+
+
+def sections_of(result: dict[str, Any], part: str) -> dict[str, Any]:
+    """The sections of a part, all of which ended well."""
+    sections = result["parts"][part]["sections"]
+    assert {name: each["said"] for name, each in sections.items() if each["state"] != "ok"} == {}
+    assert [*sections] == [each.name for each in PARTS[part]]
+    return dict(sections)
+
+
+def test_gpu_check_measures_layers_and_channels_beside_the_estimate(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    options = ["--part=fast", "--device=cpu", "--size=tiny", f"--output={output}"]
+    sections = sections_of(result_of(run("benchmarks.gpu_check", *options), output), "fast")
+    cases = sections["layers"]["figures"]["cases"]
+    measured = {(each["attention"], each["whole_layers"], each["recomputes"], each["sequences"]) for each in cases}
+    assert len(measured) == len(cases) and {("sdpa", True, False, 2), ("sdpa", False, True, 1)} < measured
+    assert all(each["tokens_per_s"] > 0 and each["estimated_bytes"] > 0 for each in cases)
+    assert [each["channels"] for each in sections["channels"]["figures"]["cases"]] == [128, 192]
+
+
+def test_gpu_check_stops_kills_and_ends_a_run(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    options = ["--part=chain", "--device=cpu", "--size=tiny", f"--output={output}"]
+    ended = run_cold(["-m", "benchmarks.gpu_check", *options], seconds=400)  # it starts and kills processes of its own
+    sections = sections_of(result_of(ended, output), "chain")
+    figures = sections["resume_and_export"]["figures"]
+    assert {"round_01/slice", "round_02/recover", "export"} <= figures["stages"].keys()
+    assert figures["tokens_per_s"] > 0 and figures["stages"]["round_02/recover"]["estimated_bytes"] > 0
+
+
+def checked_with(sections: tuple[Section, ...], output: Path, budget: float) -> int:
+    """gpu-check of these sections alone, on this rank."""
+    from transact.distributed.process import process_group
+
+    PARTS["works"] = sections
+    arguments = argparse.Namespace(part="works", size="full", output=output, budget=budget)
+    with process_group("cpu", 5) as group:
+        return check(arguments, group, output.parent)
+
+
+def fails(place: Place) -> dict[str, Any]:
+    if place.group.rank == 1:
+        raise CheckFailed("the second rank sees it")
+    return {"said": "well"}
+
+
+def ends_well(place: Place) -> dict[str, Any]:
+    return {"figure": 1.5, "said": "well"}
+
+
+def test_gpu_check_goes_on_after_a_failure_and_keeps_to_its_time(tmp_path: Path) -> None:
+    output = tmp_path / "gpu_test.json"
+    sections = (
+        Section(name="broken", seconds=1, run=fails),
+        Section(name="long", seconds=100, run=ends_well),
+        Section(name="sound", seconds=1, run=ends_well),
+    )
+    assert run_on_ranks(2, checked_with, sections, output, 50) == [1, 1]
+    result = json.loads(output.read_text())
+    found = result["parts"]["works"]["sections"]
+    assert [each["state"] for each in found.values()] == ["failed", "skipped", "ok"]
+    assert found["broken"]["said"] == "the second rank sees it"
+    assert found["long"]["said"].startswith("100 s would be needed, ")
+    assert found["sound"]["figures"] == {"figure": 1.5}
+    table = gpu_markdown([result])
+    assert "| 2 x cpu | works: broken | failed | the second rank sees it |\n" in table and table.count("\n") == 5
+    assert "nothing was measured on a GPU" in gpu_markdown([])
+
+    # Another part of the same machine stays; one of another number of ranks does not.
+    stored = result | {"parts": result["parts"] | {"fast": {"sections": {}}}}
+    output.write_text(json.dumps(stored))
+    assert run_on_ranks(2, checked_with, sections[1:], output, 500) == [0, 0]
+    assert json.loads(output.read_text())["parts"].keys() == {"works", "fast"}
+    assert run_on_ranks(1, checked_with, sections[2:], output, 50) == [0]
+    assert json.loads(output.read_text())["parts"].keys() == {"works"}
 
 
 def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
