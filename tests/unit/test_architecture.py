@@ -33,8 +33,10 @@ ONLY_IMPORTERS = {
     "submitit": "transact.launch.executors",
     "wandb_workspaces": "transact.tracking.dashboard.workspaces",
     "lm_eval": "transact.evaluation.tasks",
+    "liger_kernel": "transact.models.fused_kernels",
 }
 DISTRIBUTIONS = {
+    "liger_kernel": "liger-kernel",
     "hydra": "hydra-core",
     "yaml": "pyyaml",
     "wandb_workspaces": "wandb-workspaces",
@@ -131,6 +133,7 @@ def test_dependencies_are_what_is_imported() -> None:
     declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in [*project["dependencies"], *extras]}
     libraries = {target.split(".")[0] for targets in IMPORTS.values() for target in targets}
     libraries -= {"transact", *sys.stdlib_module_names}
+    libraries.add("kernels")  # which transformers imports, for engine.attention
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from transact.config.accelerators import BY_NAME
@@ -10,7 +10,15 @@ from transact.config.inputs import DTYPES
 from transact.config.setting import LONGEST_PATH, Allowed, allowed_in, require, setting, shown
 
 AUTO = "auto"
-ATTENTION_KINDS = ("sdpa", "eager")
+FLASH_ATTENTION = (
+    "flash_attention_2",
+    "flash_attention_3",
+    "kernels-community/flash-attn2",
+    "kernels-community/flash-attn3",
+    "kernels-community/vllm-flash-attn3",
+)
+ATTENTION_KINDS = ("sdpa", "eager", *FLASH_ATTENTION)
+KERNELS = ("liger",)
 VERIFY_KINDS = ("sample", "full")
 DEVICES = ("auto", "cpu", "cuda")
 OFFLOAD_DEVICES = ("cpu",)
@@ -92,7 +100,13 @@ class EngineConfig:
     device: str = setting("auto", choices=DEVICES)
     """"auto" (CUDA where there is a GPU), "cpu" or "cuda"."""
     attention: str = setting("sdpa", choices=ATTENTION_KINDS)
-    """"sdpa" or "eager": the attention implementation of transformers."""
+    """The attention implementation, as transformers names it: "sdpa" or "eager", and on GPUs in bfloat16 one of flash
+    attention, which needs its package or pip install 'transact[gpu]'. Its backward adds in any order: what a run
+    trains with it is not the same to the bit when it is repeated or goes on, unless FLASH_ATTENTION_DETERMINISTIC=1 is
+    set, which is slower. The export is checked with sdpa."""
+    kernels: str | None = setting(None, choices=KERNELS)
+    """"liger": fused kernels for norms, rotary positions, SwiGLU and the loss of cross-entropy, on GPUs; they need
+    pip install 'transact[gpu]'. null: PyTorch's own operations."""
     micro_batch_sequences: int | str = setting(8, at_least=1, at_most=LARGEST_MICRO_BATCH, choices=(AUTO,))
     """Sequences of a forward on each rank; bounds the memory of activations. "auto": the most that fit into free
     memory and divide a batch, chosen once when the run starts, and kept when it goes on."""
@@ -126,6 +140,12 @@ class EngineConfig:
         require(
             "engine.offload_optimizer", self.offload_optimizer, splits, "with engine.zero_stage=0 it is on the device"
         )
+        if self.attention in FLASH_ATTENTION:
+            require("engine.attention", self.attention, self.device != "cpu", "it needs a GPU (engine.device=cuda)")
+            bfloat16 = self.dtype == "bfloat16"
+            require("engine.attention", self.attention, bfloat16, "it computes in engine.dtype=bfloat16 alone")
+        on_gpu = self.kernels is None or self.device != "cpu"
+        require("engine.kernels", self.kernels, on_gpu, "they need a GPU (engine.device=cuda)")
         for name, value in self.deepspeed.items():
             owner = next((each for each in DEEPSPEED_OWN if _is_within(name, each) or _is_within(each, name)), None)
             instead = DEEPSPEED_OWN.get(owner or "")
@@ -143,6 +163,10 @@ class EngineConfig:
         """Return engine.activation_checkpointing as a flag; "auto" must have been settled."""
         assert isinstance(self.activation_checkpointing, bool), self.activation_checkpointing
         return self.activation_checkpointing
+
+    def plain(self) -> EngineConfig:
+        """Return settings in float32, for comparisons, without kernels that round otherwise."""
+        return replace(self, dtype="float32", attention="eager" if self.attention == "eager" else "sdpa", kernels=None)
 
     @property
     def is_settled(self) -> bool:

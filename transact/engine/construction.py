@@ -15,6 +15,7 @@ from transact.distributed.process import ProcessGroup
 from transact.engine.deepspeed_setup import TrainingSettings, import_deepspeed
 from transact.engine.sharded_state import is_partitioned, optimizer_groups, own_part, unsharded_masters
 from transact.files import read_json
+from transact.models.fused_kernels import fuse
 from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead
 from transact.models.own_frequencies import attach_own_frequencies
@@ -45,6 +46,8 @@ def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning:
     model.tie_weights()  # nothing above ties the output layer to the embedding
     if OWN_FREQUENCIES in described:
         attach_own_frequencies(model, head_frequencies(described))
+    if config.kernels == "liger":
+        fuse(model)
     return model
 
 

@@ -27,6 +27,7 @@ from transact.distributed.process import check_device, process_group
 from transact.distributed.signals import Interruption
 from transact.distributed.slurm import EARLY_SECONDS, own_job
 from transact.engine.deepspeed_setup import check_deepspeed_settings
+from transact.engine.requirements import check_requirements
 from transact.errors import DONE, Refusal, Stopped, exit_code, one_line, printable, refuse, remedy, say_error
 from transact.files import write_text
 from transact.launch.outcome import JobFailed, how_to_go_on, outcome_recorded, say_last_words
@@ -128,6 +129,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             job.say("transport: " + " ".join(f"{name}={printable(value)}" for name, value in transport.items()))
         try:
             check_deepspeed_settings(config.engine)
+            group.everywhere(lambda: check_requirements(config.engine, group.device))
             prepared = prepare(job)
             cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
             group.on_main(lambda: make_folder("output_dir", config.output_dir))

@@ -5,7 +5,7 @@ With a vocabulary of 128 k entries the logits of 4,096 tokens take 2 GB in float
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,6 +62,8 @@ class LossHead(nn.Linear):
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
         self.chunk_elements = LOGIT_CHUNK_ELEMENTS
+        # (tokens, hidden_size), (vocab_size, hidden_size), (tokens,) -> mean loss; it computes its gradients at once.
+        self.fused_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._request: LossRequest | None = None
         self._passes_hidden = False
 
@@ -95,6 +97,8 @@ class LossHead(nn.Linear):
         rows = max(1, self.chunk_elements // self.out_features)
         targets = request.targets.flatten()
         teaching = request.teaching
+        if self.fused_cross_entropy is not None and teaching is None and torch.is_grad_enabled():
+            return self.fused_cross_entropy(hidden.flatten(0, 1), self.weight, targets)
         hidden_chunks = torch.split(hidden.flatten(0, 1), rows)
         teacher_chunks = torch.split(teaching.hidden.flatten(0, 1), rows) if teaching else [None] * len(hidden_chunks)
         total = hidden.new_zeros((), dtype=torch.float32)

@@ -20,7 +20,7 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import head_frequencies
 
 
-def check_stock(folder: Path, attention: str = "sdpa") -> None:
+def check_stock(folder: Path) -> None:
     """Check that transformers' classes accept config.json, and that generation accepts generation_config.json.
 
     Raises:
@@ -29,7 +29,7 @@ def check_stock(folder: Path, attention: str = "sdpa") -> None:
     config = read_object(folder / CONFIG)
     with quiet("transformers"):
         with _refused(f"{CONFIG}: transformers makes no model of it"):
-            _make_without_weights(config, attention)
+            _make_without_weights(config)
             _make_as_users_do(folder)
         path = own_file(folder, GENERATION_CONFIG)
         if path is None:
@@ -41,8 +41,8 @@ def check_stock(folder: Path, attention: str = "sdpa") -> None:
             GenerationConfig.from_pretrained(folder)
 
 
-def _make_without_weights(config: dict[str, Any], attention: str) -> None:
-    model_class, model_config = stock_class(config, attention)
+def _make_without_weights(config: dict[str, Any]) -> None:
+    model_class, model_config = stock_class(config, "sdpa")
     with torch.device("meta"):
         model_class(model_config)
     if not model_config.return_dict:

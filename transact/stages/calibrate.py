@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,12 @@ def collect(
     if needed is None:
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
+    engine_config = job.config.engine
+    if needs_gradients:  # fused kernels rotate in place what the backward's scores read
+        engine_config = replace(engine_config, kernels=None)
     with (
         torch.set_grad_enabled(needs_gradients),
-        open_engine(model_folder, job.config.engine, job.group) as engine,
+        open_engine(model_folder, engine_config, job.group) as engine,
         collect_statistics(engine.module, geometry, needed) as collector,
     ):
         forward = engine.differentiate if needs_gradients else engine.hidden_forward

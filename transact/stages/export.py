@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,9 @@ def export_dtype(asked: str, parent: Path) -> str:
 @torch.no_grad()
 def _pruner_logits(job: Job, model_folder: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
     """Return logits of the sharded model in float32, its weights rounded as the export rounds them (collective)."""
-    engine_config = replace(job.config.engine, dtype="float32")
-    with open_engine(model_folder, engine_config, job.group, round_weights_to=getattr(torch, dtype)) as engine:
+    with open_engine(
+        model_folder, job.config.engine.plain(), job.group, round_weights_to=getattr(torch, dtype)
+    ) as engine:
         return engine.logits(tokens)
 
 

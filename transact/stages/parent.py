@@ -108,7 +108,7 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
     """
     check_files(folder)
     try:
-        check_stock(folder, config.engine.attention)
+        check_stock(folder)
         tokenizer = load_tokenizer(folder)
         check_tokenizer(tokenizer, geometry_of(folder).vocab_size)
         check_chat_template(tokenizer)

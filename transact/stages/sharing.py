@@ -148,7 +148,7 @@ def _holds_grams_alone(folder: Path) -> bool:
 
 def _common_identity(job: Job) -> dict[str, Any]:
     config = job.config
-    engine = ("zero_stage", "dtype", "device", "attention", "micro_batch_sequences")
+    engine = ("zero_stage", "dtype", "device", "attention", "kernels", "micro_batch_sequences")
     return {
         "engine": {name: getattr(config.engine, name) for name in engine},
         "world_size": job.group.world_size,
