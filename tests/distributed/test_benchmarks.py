@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import gpu_check
 from benchmarks.gpu_check import PARTS, check
 from benchmarks.gpu_place import CheckFailed, Place, Section
 from benchmarks.gpu_table import gpu_markdown
@@ -114,7 +116,7 @@ def checked_with(sections: tuple[Section, ...], output: Path, budget: float) -> 
     PARTS["works"] = sections
     arguments = argparse.Namespace(part="works", size="full", output=output, budget=budget)
     with process_group("cpu", 5) as group:
-        return check(arguments, group, output.parent)
+        return check(arguments, group, output.with_suffix(".work"))
 
 
 def fails(place: Place) -> dict[str, Any]:
@@ -152,6 +154,28 @@ def test_gpu_check_goes_on_after_a_failure_and_keeps_to_its_time(tmp_path: Path)
     assert json.loads(output.read_text())["parts"].keys() == {"works", "fast"}
     assert run_on_ranks(1, checked_with, sections[2:], output, 50) == [0]
     assert json.loads(output.read_text())["parts"].keys() == {"works"}
+
+
+def hangs(place: Place) -> dict[str, Any]:
+    time.sleep(120)
+    return {"said": "well"}
+
+
+def checked_within_a_second(output: Path) -> int:
+    gpu_check.OVERRUN_SECONDS = 0.0
+    return checked_with((Section(name="sound", seconds=0, run=ends_well), SLOW), output, 1.0)
+
+
+SLOW = Section(name="slow", seconds=0, run=hangs)
+
+
+def test_gpu_check_ends_in_time_and_keeps_what_it_measured(tmp_path: Path) -> None:
+    output = tmp_path / "gpu_test.json"
+    with pytest.raises(AssertionError, match=r"ranks \[0\] died"):
+        run_on_ranks(1, checked_within_a_second, output)
+    found = json.loads(output.read_text())["parts"]["works"]["sections"]
+    assert [each["state"] for each in found.values()] == ["ok", "failed"]
+    assert found["slow"]["said"].startswith("it took longer than the call may")
 
 
 def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
