@@ -26,7 +26,7 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
     from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.chain import prepare, run_chain
-    from transact.stages.evaluate import measure
+    from transact.stages.evaluate import measure, measure_ahead
     from transact.stages.job import Job
     from transact.tracking.tracker import Tracker
 
@@ -71,7 +71,7 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
             patch.object(engines.Engine, "close", counted_close),
             patch.object(LentEngine, "of", real_of if is_shared else alone),
             patch("transact.stages.evaluate.measure", measure if is_shared else measured_anew),
-            patch("transact.stages.chain.measure", measure if is_shared else lambda *_: None),
+            patch("transact.stages.chain.measure_ahead", measure_ahead if is_shared else lambda *_: None),
         ):
             begin = time.monotonic()
             run_chain(job, prepare(job))

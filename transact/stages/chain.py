@@ -15,7 +15,7 @@ from transact.rounds import Round, Stage, calibration_warning, outline
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency
-from transact.stages.evaluate import evaluate, measure, report
+from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.export import export, export_gguf
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
@@ -229,7 +229,7 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     models = {"sliced": sliced}
     if each.tokens:
         models["recovered"] = files.recovered
-        recover_stage(job, texts, each, prepared.parent, sliced, lambda: measure(job, texts, sliced))
+        recover_stage(job, texts, each, prepared.parent, sliced, lambda: measure_ahead(job, texts, sliced))
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
     evaluate_stage(job, texts, models, round_number=each.number, tokens=tokens)
     return models["recovered" if each.tokens else "sliced"]

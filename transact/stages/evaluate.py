@@ -91,6 +91,13 @@ def measure(
     return dict(found)
 
 
+def measure_ahead(job: Job, texts: Texts, model_folder: Path) -> None:
+    """Measure a model within another stage, while its engine is open; `evaluate` will not measure it again."""
+    size = texts.evaluation.num_sequences * texts.evaluation.sequence_length
+    with job.progress("evaluate before recovery", size, share=(0.0, 0.0)) as bar:
+        measure(job, texts, model_folder, bar.advance)
+
+
 def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:
     """Return what follows from dimensions alone: KV bytes are for 16-bit caches, FLOPs of a forward at this context."""
     return {
