@@ -33,15 +33,20 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
     config = compose_config(overrides)
     opened: list[tuple[str, str, bool]] = []
     alive, most = [0], [0]
-    real_open, real_close, real_of = engines._open, engines.Engine.close, LentEngine.of
+    real_build, real_init, real_close = engines.build, engines.Engine.__init__, engines.Engine.close
+    real_of = LentEngine.of
 
     with process_group("cpu", 5) as group:
 
-        def counted_open(folder: Path, settings: Any, group: Any, training: Any, rounding: Any) -> Any:
-            opened.append((group.watchdog.stage, folder.name, training is not None))
+        def counted_build(folder: Path, *arguments: Any) -> Any:
             alive[0] += 1
             most[0] = max(most[0], alive[0])
-            return real_open(folder, settings, group, training, rounding)
+            opened.append((group.watchdog.stage, folder.name, False))
+            return real_build(folder, *arguments)
+
+        def counted_init(engine: Any, *arguments: Any, trains: bool) -> None:
+            opened[-1] = (*opened[-1][:2], trains)
+            real_init(engine, *arguments, trains=trains)
 
         def counted_close(engine: Any) -> None:
             alive[0] -= 1
@@ -67,7 +72,8 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
             return measure(job, *arguments)
 
         with (
-            patch.object(engines, "_open", counted_open),
+            patch.object(engines, "build", counted_build),
+            patch.object(engines.Engine, "__init__", counted_init),
             patch.object(engines.Engine, "close", counted_close),
             patch.object(LentEngine, "of", real_of if is_shared else alone),
             patch("transact.stages.evaluate.measure", measure if is_shared else measured_anew),
