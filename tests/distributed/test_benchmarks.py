@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import PARTS, check
 from benchmarks.gpu_place import CheckFailed, Place, Section
 from benchmarks.gpu_table import gpu_markdown
+from benchmarks.peers.with_torch_pruning import perplexity
 from benchmarks.workload import DEMO_PARENT
 from tests.support.commands import REPOSITORY, environment
 from tests.support.ranks import run_on_ranks
@@ -269,6 +272,13 @@ def test_rows_of_a_real_model_survive_a_kill_and_are_those_of_the_command_line(t
     assert output.with_suffix(".md").read_text().count("\n| flap") == 2
     assert output.with_suffix(".svg").read_text().count("<path") > 8
     assert list((tmp_path / "work" / "rows").iterdir()) == []  # models are large
+
+    # What the peers measure: stock transformers, no code of ours between.
+    tokens = load_file(tmp_path / "work" / "tokens.safetensors")
+    stock = AutoModelForCausalLM.from_pretrained(DEMO_PARENT, dtype=torch.float32).eval()
+    for name, expected in rows["dense"]["perplexity"].items():
+        assert perplexity(stock, tokens[name].long()) == pytest.approx(expected, rel=1e-5)
+    assert tokens["calibration"].shape == (8, 128)
 
     own = [f"output_dir={tmp_path / 'run'}", f"data.token_store={tmp_path / 'tokens'}", "name=run"]
     more = ["eval.efficiency.measured=false", *own]
