@@ -97,7 +97,7 @@ def prepare_tasks(folder: Path, output: Path) -> tuple[list[str], dict[str, str]
         The names of the tasks, and the SHA-256 of each file that they come from.
 
     Raises:
-        Refusal: the folder holds no task, or a data file is not found.
+        Refusal: the folder holds no task, one without accuracy, or a data file is not found.
     """
     output.mkdir(parents=True, exist_ok=True)
     names, digests = [], {}
@@ -107,6 +107,8 @@ def prepare_tasks(folder: Path, output: Path) -> tuple[list[str], dict[str, str]
         for split, given in files.items():
             found = _found(given, folder.resolve())
             files[split], digests[found.name] = str(found), file_digest(found)
+        if "acc" not in [metric.get("metric") for metric in task.get("metric_list", [])]:
+            raise Refusal(f"--tasks: {task['task']!r} has no metric acc in its metric_list, which is what is compared")
         names.append(task["task"])
         digests[path.name] = file_digest(path)
         write_text(output / path.name, yaml.safe_dump(task))

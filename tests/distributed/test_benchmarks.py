@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from benchmarks.peers.with_torch_pruning import perplexity
 from benchmarks.workload import DEMO_PARENT
 from tests.support.commands import REPOSITORY, environment
 from tests.support.ranks import run_on_ranks
+from tests.support.tasks import write_tasks
 from tests.support.warm import WarmProcess, run_warm
 from transact.data.text import stdlib_documents
 
@@ -289,6 +291,23 @@ def test_rows_of_a_real_model_survive_a_kill_and_are_those_of_the_command_line(t
         "held_out": summary["pruned"]["perplexity"],
         "mixture": compared["mixture"]["perplexity"],
     }
+
+    # A later call asks for more: the rows that are there stay.
+    tasks = write_tasks(tmp_path / "tasks", "")
+    for name in ("how_likely", "what_next"):  # which have no accuracy
+        (tasks / f"{name}.yaml").unlink()
+    more = ["--tasks", str(tasks), "--task-methods", "--recover=1024", "--recovered", "default, equal split"]
+    longer = result_of(run("benchmarks.real_model", *command, *more), output)["rows"]
+    assert longer[:7] == result["rows"]
+    recovered, accuracies = longer[7:]
+    assert recovered["recovery_tokens"] == 1024
+    assert recovered["perplexity"]["mixture"] <= rows["default, equal split"]["perplexity"]["mixture"] * 1.01
+    (scored,) = accuracies["tasks"].values()
+    share, count = scored["accuracy"], scored["documents"]
+    right = [1.0] * round(share * count) + [0.0] * round((1 - share) * count)
+    assert count == 5
+    assert scored["standard_error"] == pytest.approx(stdev(right) / count**0.5)
+    assert "after recovery on 1,024 tokens" in output.with_suffix(".md").read_text()
 
     other = run("benchmarks.real_model", *command, "--seed=1")
     assert other.returncode == 2

@@ -12,6 +12,7 @@ from benchmarks.flap import SUMS, flap_scores
 from benchmarks.real_model import begun_result
 from benchmarks.real_model_inputs import prepare_tasks, prepare_text
 from benchmarks.real_model_methods import METHODS, method_overrides, with_and_without_refit
+from benchmarks.smollm2 import WHEEL, WHEEL_SHA256, smollm2_folder
 from transact.config.compose import compose_config
 from transact.geometry import Geometry
 from transact.pruning.statistics import SQUARES, ActivationStatistics
@@ -79,9 +80,11 @@ def test_tasks_find_their_data_wherever_the_command_runs(tmp_path: Path) -> None
     for folder in ("given/tasks", "given/data"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "given/data/a.jsonl").write_text("{}\n")
-    (tmp_path / "given/tasks/a.yaml").write_text(
-        "task: own_task\ndataset_kwargs: {data_files: {test: ../given/data/a.jsonl}}\n"
-    )
+    task = "task: own_task\ndataset_kwargs: {data_files: {test: ../given/data/a.jsonl}}\n"
+    (tmp_path / "given/tasks/a.yaml").write_text(task)
+    with pytest.raises(ValueError, match="'own_task' has no metric acc"):
+        prepare_tasks(tmp_path / "given" / "tasks", tmp_path / "work")
+    (tmp_path / "given/tasks/a.yaml").write_text(f"{task}metric_list: [{{metric: acc}}]\n")
     names, digests = prepare_tasks(tmp_path / "given" / "tasks", tmp_path / "work")
     assert names == ["own_task"]
     assert digests.keys() == {"a.yaml", "a.jsonl"}
@@ -116,3 +119,10 @@ def test_a_result_goes_on_with_more_rows_but_not_with_other_settings(tmp_path: P
     output.write_text(json.dumps(fixed | {"tasks": {"a.yaml": "another"}, "rows": rows}))
     with pytest.raises(ValueError, match=r"another tasks"):
         begun_result(output, fixed | {"tasks": {"a.yaml": "digest"}}, [])
+
+
+def test_another_package_than_the_one_that_is_meant_is_refused(tmp_path: Path) -> None:
+    (tmp_path / WHEEL).write_bytes(b"something else")
+    with pytest.raises(RuntimeError, match=rf"{WHEEL}' has SHA-256 [0-9a-f]{{64}}, it must be {WHEEL_SHA256}"):
+        smollm2_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [WHEEL]
