@@ -109,15 +109,17 @@ def test_a_layer_at_a_time_equals_all_at_once(cuts: dict[int, dict[str, Any]]) -
         assert abs(many["weights"][name] - weight).max() <= 1e-6 * abs(weight).max(), name
 
 
-def test_first_layer_of_sequential_equals_parallel(cuts: dict[int, dict[str, Any]]) -> None:
-    """Nothing is cut before the first attention's values, whose basis is computed from the same activations."""
+def test_sequential_differs_from_parallel_in_its_corrections_alone(cuts: dict[int, dict[str, Any]]) -> None:
+    """Only output projections are corrected, and where that helps on other text; bases and choices are the same."""
     parallel, sequential = cuts[1]["default"]["weights"], cuts[1]["sequential"]["weights"]
-    for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"):
-        key = f"model.layers.0.{name}.weight"
-        assert abs(parallel[key] - sequential[key]).max() <= 1e-4 * abs(parallel[key]).max()
-    # Its o_proj already makes up for the rotary pairs that are gone.
-    key = "model.layers.0.self_attn.o_proj.weight"
-    assert abs(parallel[key] - sequential[key]).max() > 1e-2 * abs(parallel[key]).max()
+    corrected = []
+    for key, weight in parallel.items():
+        difference = abs(weight - sequential[key]).max() / abs(weight).max()
+        if key.endswith(("o_proj.weight", "down_proj.weight")):
+            corrected.append(difference > 1e-2)
+        else:
+            assert difference <= 1e-4, key
+    assert any(corrected)
 
 
 def distilled(model: Path, chunk_elements: int) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class MethodConfig:
     channels: str = criterion("obs")
     """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
     refit: str = setting("least_squares", choices=REFITS)
-    """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (layer after layer,
-    on the cut model's own inputs, to the dense model's residual stream)."""
+    """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (and then
+    corrected, layer after layer, so that the cut model's residual stream comes nearer to the dense model's)."""
     ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
     """Ridge of the least squares, relative to prune.method.ridge_unit."""
     ridge_unit: str = setting("mean", choices=RIDGE_UNITS)

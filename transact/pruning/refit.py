@@ -111,40 +111,57 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tens
     Returns:
         (outputs, kept).
     """
-    weight, gram = weight.double(), gram.double()
+    whole = damped(gram.double(), ridge)
     if transform.dtype == torch.int64:
-        cross, own = gram[:, transform], gram[transform][:, transform]
+        cross, own = whole[:, transform], whole[transform][:, transform]
     else:
-        cross = gram @ transform.double().T
+        cross = whole @ transform.double().T
         own = transform.double() @ cross
-    return _solve(weight, weight @ cross, own, transform, damping(gram, ridge))
+    return torch.linalg.solve(own, (weight.double() @ cross).T).T.float().contiguous()
 
 
-def refit_to(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tensor:
-    """Refit to any target t, from inputs y that may differ from what the weights were trained on; float32.
+Sums = tuple[Tensor, Tensor]  # of `corrected`, over one half of the text
+# Strengths that `corrected` tries, in units of the damping. A correction of what earlier layers have lost is mostly
+# noise: each fit adds (inputs / tokens) of the loss to other text, and the next layer carries it on.
+STRENGTHS = torch.logspace(0, 5, 11, dtype=torch.float64)
 
-    Minimises ``sum |t - W' y|^2 + damping * |W - W' T|^2``.
+
+def corrected(weight: Tensor, halves: tuple[Sums, Sums], ridge: Ridge) -> Tensor:
+    """Bring a projection nearer to a target t, as far as it helps on text that it was not fitted on; float32.
+
+    Minimises ``sum |t - W' y|^2 + s |W' - W|^2`` over both halves of the text. The strength s is the one whose fit on
+    either half leaves the least error on the other; where no fit beats W there, W stays.
 
     Args:
         weight: W, (outputs, inputs).
-        cross: (outputs, kept), sum of ``t y^T``.
-        gram: (kept, kept), sum of ``y y^T``.
-        transform: T, (kept, inputs), or (kept,) indices: what the cut made of the inputs.
-        ridge: of the Gram matrix.
-
-    Returns:
-        W', (outputs, kept).
+        halves: of each half of the text ``sum t y^T``, (outputs, inputs), and ``sum y y^T``, (inputs, inputs).
+        ridge: its damping is the least strength that is tried.
     """
-    gram = gram.double()
-    return _solve(weight.double(), cross.double(), gram, transform, damping(gram, ridge))
+    weight = weight.double()
+    (error, gram), (other_error, other_gram) = (
+        (cross.double() - weight @ gram.double(), gram.double()) for cross, gram in halves
+    )
+    whole = gram + other_gram
+    strengths = damping(whole, ridge) * STRENGTHS.to(whole.device)
+    change = _held_out_change((error, gram), (other_error, other_gram), strengths)
+    change += _held_out_change((other_error, other_gram), (error, gram), strengths)
+    best = int(change.argmin())
+    if change[best] < 0:
+        whole.diagonal().add_(strengths[best])
+        weight = weight + torch.linalg.solve(whole, (error + other_error).T).T
+    return weight.float().contiguous()
 
 
-def _solve(weight: Tensor, cross: Tensor, gram: Tensor, transform: Tensor, strength: float) -> Tensor:
-    """Solve the normal equations ``W' (gram + s T T^T) = cross + s W T^T``."""
-    if transform.dtype == torch.int64:
-        pull, overlap = weight[:, transform], torch.eye(len(transform), dtype=torch.float64, device=gram.device)
-    else:
-        transform = transform.double()
-        pull, overlap = weight @ transform.T, transform @ transform.T
-    solved = torch.linalg.solve(gram + strength * overlap, (cross + strength * pull).T)
-    return solved.T.float().contiguous()
+def _held_out_change(fitted: Sums, other: Sums, strengths: Tensor) -> Tensor:
+    """Return by how much a correction that was fitted on one half changes the squared error on the other.
+
+    Args:
+        fitted: the errors' products with the inputs ``sum (t - W y) y^T``, and the Gram matrix.
+        strengths: to try, (strengths,); so is the result.
+    """
+    values, vectors = torch.linalg.eigh(fitted[1])
+    step = fitted[0] @ vectors  # (outputs, directions), divided by value and strength below
+    towards = (step * (other[0] @ vectors)).sum(dim=0)
+    spread = (step.T @ step) * (vectors.T @ other[1] @ vectors)
+    shrunk = 1 / (values.clamp_min(0) + strengths.unsqueeze(1))  # (strengths, directions)
+    return ((shrunk @ spread) * shrunk).sum(dim=1) - 2 * shrunk @ towards

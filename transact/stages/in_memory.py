@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -291,9 +292,10 @@ def _cut(
     streams = None
     if method.refit == "sequential":
         embedding = weights[EMBEDDING].float().cpu()
+        firsts = [0, *accumulate(map(len, batches))][:-1]
         streams = Streams(
             selection,
-            [embedding[tokens] for tokens in batches],
+            [(first, embedding[tokens]) for first, tokens in zip(firsts, batches, strict=True)],
             device=device,
             ridge=Ridge.of(method),
             num_turns=len(batches),

@@ -1,7 +1,8 @@
 """Sequential calibration: each layer is fitted on the output of the layers before it, already cut.
 
-An output projection is fitted so that the cut model's residual stream behind it comes nearest to the dense model's:
-it makes up for its own cut and for what the layers before it have lost.
+Each output projection is first refitted on the dense model's activations, and then corrected so that the cut model's
+residual stream behind it comes nearer to the dense model's: it makes up for what the layers before it have lost, as far
+as half of the text says that this helps on the other half.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
-from transact.pruning.refit import LayerGram, Ridge, add_gram, refit_to
+from transact.pruning.refit import LayerGram, Ridge, add_gram, corrected
 from transact.pruning.selection import Selection
-from transact.pruning.slicing import channel_indices, cut_attention, cut_layer
+from transact.pruning.slicing import cut_layer
 from transact.stages.calibrate import calibration_positions
 from transact.stages.job import Job
 from transact.stages.texts import Texts
@@ -47,7 +48,13 @@ def slice_sequentially(
         embedded, num_turns = _embedded(job, texts, reader)
         ridge, group = Ridge.of(job.config.prune.method), job.group
         streams = Streams(
-            selection, embedded, device=group.device, ridge=ridge, num_turns=num_turns, turn=group.turn, total=group.sum
+            selection,
+            embedded,
+            device=group.device,
+            ridge=ridge,
+            num_turns=num_turns,
+            turn=group.turn,
+            total=group.sum,
         )
 
         def cut(names: list[str]) -> Tensors:
@@ -66,12 +73,13 @@ def slice_sequentially(
         )
 
 
-def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Tensor], int]:
-    """Return this rank's calibration micro-batches as the first layer reads them, and the turns that all ranks take."""
+def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[tuple[int, Tensor]], int]:
+    """Return this rank's calibration micro-batches as `Streams` takes them, and the turns that all ranks take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
-    hidden = [embedding[texts.train.sequences(positions[turn[0] : turn[1]])] for turn in turns if turn]
+    ranges = [turn for turn in turns if turn]
+    hidden = [(start, embedding[texts.train.sequences(positions[start:stop])]) for start, stop in ranges]
     return hidden, len(turns)
 
 
@@ -81,7 +89,7 @@ class Streams:
     def __init__(
         self,
         selection: Selection,
-        embedded: list[Tensor],
+        embedded: list[tuple[int, Tensor]],
         *,
         device: torch.device,
         ridge: Ridge,
@@ -92,8 +100,9 @@ class Streams:
         """Start both streams from the embedded calibration text.
 
         Args:
-            embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each. On
-                the CPU, because they grow with the text; they visit the device one by one.
+            embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each, with
+                the number of their first sequence in the text, whose even and odd sequences are its halves. On the
+                CPU, because they grow with the text; they visit the device one by one.
             ridge: of the refit.
             num_turns: equal on all ranks; a rank with fewer micro-batches takes part in the sums all the same.
             turn: called after each, on every rank equally often: the job may stop there.
@@ -101,8 +110,9 @@ class Streams:
         """
         self.selection, self.device, self.ridge, self.total = selection, device, ridge, total
         self.num_turns, self.turn = num_turns, turn
-        self.dense = list(embedded)
-        self.cut = list(embedded)
+        self.firsts = [first for first, _ in embedded]
+        self.dense = [hidden for _, hidden in embedded]
+        self.cut = list(self.dense)
 
     @torch.no_grad()
     def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
@@ -113,13 +123,11 @@ class Streams:
         assert weights is not None
         dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
-        between, gram = self._advance_dense(dense, with_gram=selection.value_basis != "dims")
-        attention = cut_attention(weights, selection, layer, gram)
-        fitted = cut_layer(weights, selection, layer, gram)
+        between, gram = self._advance_dense(dense)
+        fitted = cut_layer(weights, selection, layer, gram, self.ridge)
         cut.load_layer(replace_projections(tensors, fitted), layer)
-        output = self._fit(cut.attention_inputs, between, weights.output, attention.transform)
-        channels = channel_indices(selection, layer).to(device)
-        down = self._fit(cut.mlp_inputs, self.dense, weights.down, channels)
+        output = self._correct(cut.attention_inputs, between, fitted.output)
+        down = self._correct(cut.mlp_inputs, self.dense, fitted.down)
         return replace_projections(tensors, replace(fitted, output=output, down=down))
 
     def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -132,46 +140,45 @@ class Streams:
                 yield tuple(stream[number].to(self.device) for stream in streams)
             self.turn()
 
-    def _advance_dense(self, dense: SingleLayer, *, with_gram: bool) -> tuple[list[Tensor], LayerGram | None]:
+    def _advance_dense(self, dense: SingleLayer) -> tuple[list[Tensor], LayerGram]:
         """Move the dense stream on to the layer's output (collective).
 
         Returns:
-            The residual stream between attention and MLP, and the Gram matrix of o_proj's inputs, which a value basis
-            needs, where it is asked for.
+            The residual stream between attention and MLP, and the layer's Gram matrices.
         """
-        width = dense.block.self_attn.o_proj.in_features
-        total, between = self._zeros(width, width), []
+        output, down = dense.block.self_attn.o_proj, dense.block.mlp.down_proj
+        grams = [self._zeros(each.in_features, each.in_features) for each in (output, down)]
+        between = []
         for number, (hidden,) in enumerate(self._in_step(self.dense)):
-            inputs = dense.attention_inputs(hidden)
-            if with_gram:
-                add_gram(total, inputs)
-            hidden = hidden + dense.block.self_attn.o_proj(inputs)
+            mixed = dense.attention_inputs(hidden)
+            hidden = hidden + output(mixed)
             between.append(hidden.cpu())
-            self.dense[number] = (hidden + dense.block.mlp.down_proj(dense.mlp_inputs(hidden))).cpu()
-        if not with_gram:
-            return between, None
-        return between, LayerGram(attention_output=self.total(total), intermediate=self._zeros(0, 0))
+            inner = dense.mlp_inputs(hidden)
+            self.dense[number] = (hidden + down(inner)).cpu()
+            add_gram(grams[0], mixed)
+            add_gram(grams[1], inner)
+        return between, LayerGram(attention_output=self.total(grams[0]), intermediate=self.total(grams[1]))
 
-    def _fit(
-        self, inputs_of: Callable[[Tensor], Tensor], wanted: list[Tensor], weight: Tensor, transform: Tensor
-    ) -> Tensor:
-        """Return the cut projection that brings the cut stream nearest to `wanted`, and add its output (collective).
+    def _correct(self, inputs_of: Callable[[Tensor], Tensor], wanted: list[Tensor], weight: Tensor) -> Tensor:
+        """Return the projection that brings the cut stream nearer to `wanted`, and add its output (collective).
 
         Args:
-            inputs_of: from the cut stream to the inputs of the cut projection.
+            inputs_of: from the cut stream to the inputs of the projection.
             wanted: the dense residual stream behind the projection.
-            weight: of the dense projection.
-            transform: as in `refit`.
+            weight: of the cut projection, refitted on the dense model's activations.
         """
-        kept = len(transform)
-        cross, own = self._zeros(len(weight), kept), self._zeros(kept, kept)
+        outputs, kept = weight.shape
+        sums = [(self._zeros(outputs, kept), self._zeros(kept, kept)) for _ in range(2)]
         inputs = []
-        for target, hidden in self._in_step(wanted, self.cut):
+        for first, (target, hidden) in zip(self.firsts, self._in_step(wanted, self.cut), strict=True):
             found = inputs_of(hidden)
-            add_gram(cross, target - hidden, found)
-            add_gram(own, found)
             inputs.append(found.cpu())
-        fitted = refit_to(weight, self.total(cross), self.total(own), transform, self.ridge)
+            for half, (cross, own) in enumerate(sums):
+                part = slice((half - first) % 2, None, 2)
+                add_gram(cross, (target - hidden)[part], found[part])
+                add_gram(own, found[part])
+        even, odd = ((self.total(cross), self.total(own)) for cross, own in sums)
+        fitted = corrected(weight, (even, odd), self.ridge)
         for number, (hidden, found) in enumerate(self._in_step(self.cut, inputs)):
             self.cut[number] = (hidden + functional.linear(found, fitted)).cpu()
         return fitted

@@ -22,6 +22,7 @@ GRAM_WEIGHT = 2.0  # float64 sums
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
 PAIR_GAINS_WEIGHT = 4.0
+HALVES_WEIGHT = 24.0  # eigenvectors of two matrices and products with them, in cubes of their size
 
 
 def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
@@ -55,7 +56,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _cut_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
-        "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
+        "evaluate": _evaluations(each) * config.data.evaluation_sequences * context * after.flops_per_token(context),
     }
 
 
@@ -64,15 +65,18 @@ def _is_measured_split(config: RunConfig, each: Round) -> bool:
     return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
 
 
+def _evaluations(each: Round) -> int:
+    """Return how many models a round evaluates: sliced and recovered, which are one without a recovery."""
+    return 2 if each.tokens else 1
+
+
 def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> float:
     if not each.tokens:
         return 0.0
     context = config.data.sequence_length
     validated = (config.recover.validations + 1) * config.recover.validation_sequences * context
-    # The sliced model is evaluated here, where it is loaded for its first validation.
-    evaluated = 0 if config.mode == "pretrain" else config.data.evaluation_sequences * context
-    forward = (validated + evaluated) * each.geometry.flops_per_token(context)
-    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + forward)
+    forward = each.geometry.flops_per_token(context)
+    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + validated * forward)
 
 
 def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:
@@ -127,17 +131,18 @@ def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     if method.refit == "none":
         return 0.0
     tokens, context = config.prune.calibration_sequences * config.data.sequence_length, config.data.sequence_length
-    flops, sums = 0.0, 0
+    flops, sums, halves = 0.0, 0, 0.0
     for whole, kept in (
         (before.num_attention_heads * before.head_dim, after.num_attention_heads * after.head_dim),
         (before.intermediate_size, after.intermediate_size),
     ):
         flops += kept**3 + 2 * whole * before.hidden_size * kept + 2 * kept**2 * before.hidden_size
-        sums += 2 * before.num_layers * kept * (kept + before.hidden_size)
+        sums += 2 * before.num_layers * (whole**2 + kept * (kept + before.hidden_size))
+        halves += HALVES_WEIGHT * kept**3
     streams = 0.0
-    if method.refit == "sequential":  # one run of every layer of either model, and the sums for the fits
+    if method.refit == "sequential":  # one run of every layer of either model, and sums for the fits
         runs = before.flops_per_token(context) + after.flops_per_token(context)
-        streams = tokens * (runs + GRAM_WEIGHT * sums)
+        streams = tokens * (runs + GRAM_WEIGHT * sums) + REFIT_WEIGHT * before.num_layers * halves
     return REFIT_WEIGHT * before.num_layers * flops + streams
 
 

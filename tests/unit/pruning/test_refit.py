@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.support.apart import anonymous_growth
+from tests.support.least_squares import Rows, cross_validated, pulled, squared_error
 from transact.pruning import refit as module
-from transact.pruning.refit import Ridge, add_gram, damped, damping, refit, refit_to
+from transact.pruning.refit import Ridge, add_gram, corrected, damped, damping, refit
 
 
 def gram(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,15 +89,61 @@ def test_refit_solves_the_damped_least_squares(chosen: str) -> None:
     torch.testing.assert_close(refit(weight, x.T @ x, transform, Ridge(share=0.05)), expected.float())
 
 
-def test_a_refit_to_any_target_solves_its_own_normal_equations() -> None:
-    """Inputs and targets that the weights were not made for."""
-    weight, kept = torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4])
-    y, target = correlated(50, 2), torch.randn(50, 3, dtype=torch.float64)
-    strength = damping(y.T @ y, Ridge(share=0.1))
-    left = torch.cat([y, strength**0.5 * torch.eye(2, dtype=torch.float64)])
-    right = torch.cat([target, strength**0.5 * weight[:, kept].T])
-    expected = torch.linalg.lstsq(left, right).solution.T
-    torch.testing.assert_close(refit_to(weight, target.T @ y, y.T @ y, kept, Ridge(share=0.1)), expected.float())
+def sums(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    return rows[1].T @ rows[0], rows[0].T @ rows[0]
+
+
+def task(tokens: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Rows]:
+    """A projection W of 12 inputs, another V, and targets V y with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, other = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
+    inputs = correlated(tokens, 12, seed)
+    targets = inputs @ other.T + noise * torch.randn(tokens, 5, generator=generator, dtype=torch.float64)
+    return weight, other, (inputs, targets)
+
+
+def halved(rows: Rows) -> tuple[Rows, Rows]:
+    inputs, targets = rows
+    return (inputs[::2], targets[::2]), (inputs[1::2], targets[1::2])
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0, 30.0, 300.0])
+@pytest.mark.parametrize("tokens", [10, 40, 400])
+def test_a_correction_is_the_fit_that_does_best_on_the_other_half(tokens: int, noise: float) -> None:
+    """Against every strength tried out, with as few tokens as make the sums singular too."""
+    weight, _, rows = task(tokens, noise)
+    even, odd = halved(rows)
+    ridge = Ridge(share=0.01, unit="median")
+    expected = cross_validated(weight, (even, odd), ridge)
+    found = corrected(weight, (sums(even), sums(odd)), ridge)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_correction_finds_what_is_there() -> None:
+    weight, other, rows = task(400, 0.1)
+    found = corrected(weight, tuple(map(sums, halved(rows))), Ridge(share=1e-6))
+    torch.testing.assert_close(found, other.float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_correction_does_not_fit_noise(seed: int) -> None:
+    """Targets that the inputs say nothing about: other text is hardly worse off, where least squares would be much."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    inputs = correlated(48, 12, seed)
+    targets = inputs @ weight.T + 30 * torch.randn(48, 5, generator=generator, dtype=torch.float64)
+    (text, other), ridge = halved((inputs, targets)), Ridge(share=0.01)
+    quarters = halved(text)
+    plain, fitted = squared_error(weight, other), pulled(weight, text, 1e-6)
+    found = corrected(weight, (sums(quarters[0]), sums(quarters[1])), ridge).double()
+    assert squared_error(fitted, other) > 1.3 * plain
+    assert squared_error(found, other) < 1.1 * plain
+
+
+def test_without_other_text_nothing_is_corrected() -> None:
+    weight, _, rows = task(40, 1.0)
+    nothing = (torch.zeros(5, 12, dtype=torch.float64), torch.zeros(12, 12, dtype=torch.float64))
+    assert torch.equal(corrected(weight, (sums(rows), nothing), Ridge(share=0.01)), weight.float())
 
 
 def test_refit_lowers_the_error_of_the_plain_cut() -> None:

@@ -261,20 +261,10 @@ def validation_loss(
     return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch, job.group, advance)
 
 
-def recover(
-    job: Job,
-    texts: Texts,
-    round_: Round,
-    parent: Path | None,
-    source: Path,
-    output: Path,
-    look: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
+def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
     """Train `source` on the round's tokens and write the best weights seen to `output` (collective).
 
-    Args:
-        parent: the dense model, for distillation; None where there is none.
-        look: what else borrows the engine of `source` before it is trained.
+    parent: the dense model, for distillation; None where there is none.
     """
     config = job.config
     settings = TrainingSettings(
@@ -286,7 +276,7 @@ def recover(
         gradient_clipping=config.recover.gradient_clipping,
     )
     found = newest_checkpoint(job, round_)
-    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source, look))
+    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source))
     job.forget_metrics(found[1]["metrics_position"] if found else None)
     with (
         open_teacher(job, parent) as teacher,
@@ -302,21 +292,18 @@ def recover(
             return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
-def _start_loss(job: Job, texts: Texts, source: Path, look: Callable[[], object]) -> float:
-    """Return the validation loss of `source`, measured before the engine that trains is open.
+def _start_loss(job: Job, texts: Texts, source: Path) -> float:
+    """Return the validation loss of `source`, measured in an engine of its own.
 
     DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first forward has no backward, which
     costs an eighth of the speed.
     """
     size = job.config.recover.validation_sequences * texts.train.sequence_length
     with (
-        job.borrow(source) as engine,
+        open_engine(source, job.config.engine, job.group) as engine,
         job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar,
     ):
-        loss = validation_loss(job, texts, engine, bar.advance)
-    look()
-    job.engine.close()
-    return loss
+        return validation_loss(job, texts, engine, bar.advance)
 
 
 def learning_rate_at(
