@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -185,6 +186,13 @@ class Attempt:
         """Return the error of the first rank that failed in this attempt, or else the last line."""
         lines = (self.folder / LOG).read_text(errors="replace")[self.log_start :].splitlines() or [""]
         return next((line for line in lines if ERROR_LINE.search(line)), lines[-1])
+
+
+def kill_attempts(folder: Path) -> None:
+    """Kill the ranks of every attempt in a folder that are still there."""
+    for path in folder.glob(f"{PIDS}/*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 def steps_of(folder: Path, round_: int) -> list[int]:

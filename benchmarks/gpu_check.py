@@ -7,23 +7,27 @@
 "works": versions, ranks, every ZeRO stage, and the same figures as on a CPU and with plain PyTorch. "fast": training of
 wide layers, and the choice of channels, beside the estimate. "chain": a run of two rounds that is stopped, killed and
 goes on. Without --part all three, one after the other. A section that fails is told in a line, and the next one begins;
-one that does not fit into the time any more is skipped, and said to be. What was measured is in the results file after
-every section. Ends with code 1 where a section failed, and with 0 where there is no GPU.
+one that does not fit into the time any more is skipped, and said to be; one that takes far longer ends the call. What
+was measured is in the results file after every section. Ends with code 1 where a section failed, and with 0 where there
+is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import re
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_chain import CHAIN
+from benchmarks.gpu_chain import CHAIN, kill_attempts
 from benchmarks.gpu_fast import FAST
 from benchmarks.gpu_place import SIZES, CheckFailed, Place, Section
 from benchmarks.gpu_works import WORKS
@@ -36,6 +40,7 @@ from transact.files import read_json, write_json
 
 PARTS: dict[str, tuple[Section, ...]] = {"works": WORKS, "fast": FAST, "chain": CHAIN}
 BUDGET_SECONDS = 500.0  # of a part, which a call of nine minutes holds with the start of Python and the writing
+OVERRUN_SECONDS = 35.0  # after which the call ends, whatever a section is doing
 OK, BROKEN, SKIPPED = "ok", "failed", "skipped"
 
 
@@ -71,7 +76,12 @@ def run_part(part: str, place: Place, record: Record | None, budget: float) -> l
     began, states = time.monotonic(), []
     if record is not None:
         record.begin(part, place)
+    at_work: list[str] = []
+    limit = Timer(budget + OVERRUN_SECONDS, _out_of_time, (part, at_work, place, record))
+    limit.daemon = True
+    limit.start()
     for section in PARTS[part]:
+        at_work[:] = [section.name]
         # A size of seconds is no measure of what a section needs.
         needed = section.seconds if place.size == SIZES["full"] else 0.0
         left = place.group.broadcast(budget - (time.monotonic() - began))
@@ -87,7 +97,19 @@ def run_part(part: str, place: Place, record: Record | None, budget: float) -> l
             said = entry["said"]
             print(f"{part}/{section.name:18} {entry['state']:8} {entry['seconds']:6.1f} s  {said}", flush=True)
             record.add(part, section.name, entry)
+    limit.cancel()
     return states
+
+
+def _out_of_time(part: str, at_work: list[str], place: Place, record: Record | None) -> None:
+    """End this process, and what a section has started: a call that is stopped from outside would say nothing."""
+    if record is not None:
+        said = "it took longer than the call may; what comes after it was not run"
+        print(f"{part}/{at_work[0]:18} {BROKEN:8} {said}", flush=True)
+        record.add(part, at_work[0], {"state": BROKEN, "said": said, "figures": {}})
+        kill_attempts(place.folder)
+        shutil.rmtree(place.folder, ignore_errors=True)
+    os._exit(FAILED)
 
 
 def _ended(section: Section, place: Place) -> dict[str, Any]:

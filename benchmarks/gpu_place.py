@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,8 +152,12 @@ class Place:
         return (time.perf_counter() - begin) / repetitions
 
     def allocated(self) -> int:
-        """Return the bytes of device memory that tensors take now; 0 on a CPU."""
-        return torch.cuda.memory_allocated(self.device) if self.is_cuda else 0
+        """Return the bytes of device memory that tensors take now, without what cuBLAS keeps; 0 on a CPU."""
+        gc.collect()
+        if not self.is_cuda:
+            return 0
+        torch._C._cuda_clearCublasWorkspaces()
+        return torch.cuda.memory_allocated(self.device)
 
     def peak(self, work: Callable[[], object]) -> int | None:
         """Call work and return the largest device memory that tensors took meanwhile; None on a CPU."""

@@ -36,12 +36,12 @@ TOKENS = 4096  # of the sums that are compared
 LENGTH = 128  # tokens of the sequences that are compared
 STEPS = 3
 # What is allowed between a device and a CPU, or a library and us. In float32 only the order of sums differs.
-SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, between ZeRO stages
+SAME_LOSS = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, between ZeRO stages
 AS_PYTORCH = 1e-4  # relative, of a loss after steps
 SAME_SUM = 1e-5  # of the largest element
 SAME_CHANNELS = 0.999  # of what is kept: two near-equal channels may swap
 HOST_BYTES = GIB  # that a save may need beside what was there
-LEFT_BYTES = 2**20  # of device memory, after an engine is closed
+LEFT_BYTES = 16 * 2**20  # of device memory, after an engine is closed: a fraction of the model
 
 
 def versions(place: Place) -> Figures:

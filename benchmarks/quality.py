@@ -119,7 +119,7 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
         checkpoint = prune_rounds(job, prepared)[0] if trial.recovered else sliced
         assert checkpoint is not None
         geometry = geometry_of(checkpoint)
-        return [
+        rows = [
             {
                 "method": trial.method,
                 "fraction": trial.fraction,
@@ -138,6 +138,8 @@ def run_trial(trial: Trial, settings: Settings) -> list[dict[str, Any]]:
             }
             for text, each in texts.items()
         ]
+        job.forget_models()
+        return rows
 
 
 def parent_perplexities(settings: Settings) -> dict[str, float]:
@@ -146,7 +148,9 @@ def parent_perplexities(settings: Settings) -> dict[str, float]:
         trial = Trial(method="default", overrides=(), fraction=0.5, seed=0, recovered=False)
         config = trial_config(trial, settings, Path(name))
         job, prepared, texts = opened(config)
-        return {text: measure(job, each, prepared.parent)["perplexity"] for text, each in texts.items()}
+        found = {text: measure(job, each, prepared.parent)["perplexity"] for text, each in texts.items()}
+        job.forget_models()
+        return found
 
 
 def parse_arguments() -> argparse.Namespace:

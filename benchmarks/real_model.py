@@ -12,15 +12,15 @@ is finished: the same call, or one that asks for more rows, goes on from there, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.flap import SUMS, flap_selection
 from benchmarks.real_model_calibration import calibrate_once, take_calibration
@@ -30,6 +30,7 @@ from benchmarks.real_model_methods import (
     FLAP,
     METHODS,
     RECIPES,
+    Plan,
     Row,
     method_overrides,
     preset_of,
@@ -37,14 +38,12 @@ from benchmarks.real_model_methods import (
 )
 from benchmarks.real_model_table import draw, real_model_markdown
 from benchmarks.smollm2 import smollm2_folder
-from benchmarks.trials import of_all_parameters, opened_job, say, set_threads
+from benchmarks.trials import opened_job, say, set_threads
 from benchmarks.workload import REPOSITORY, RESULTS, machine, num_cores
-from transact.config.compose import compose_config
-from transact.config.run import RunConfig
+from transact.data.token_store import TokenStore
 from transact.errors import DONE, Failure, Parser, Refusal, fail, leave, refuse
-from transact.files import file_digest, read_json, write_json, write_text
+from transact.files import file_digest, publish, read_json, temporary_name, write_json, write_text
 from transact.geometry import Geometry
-from transact.launch.from_python import overrides_of
 from transact.models.folder import geometry_of
 from transact.models.identity import identity_files
 from transact.pruning.activation_maps import activation_maps
@@ -53,71 +52,12 @@ from transact.pruning.statistics import Statistic
 from transact.rounds import Stage
 from transact.runs.run_record import read_record
 from transact.runs.software import git_revision
-from transact.stages.calibrate import read_statistics
+from transact.stages.calibrate import calibration_positions, read_statistics
 from transact.stages.chain import Prepared, cut_round, prune_rounds
 from transact.stages.evaluate import measure
 from transact.stages.job import Job
 from transact.stages.select import write_maps
 from transact.stages.tasks import evaluate_side_by_side
-
-MICRO_BATCH = 4  # sequences
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What all rows share. work: folder for what is made on the way; settings: what the figures depend on."""
-
-    model: Path
-    text: MeasuredText
-    work: Path
-    settings: dict[str, Any]
-    tasks: list[str]
-
-    def overrides(self, row: Row) -> list[str]:
-        """Return what chooses a row on the command line of `transact.run`, but for output_dir and data.token_store."""
-        chosen, settings = [], self.settings
-        if row.method != DENSE:
-            removed = of_all_parameters(row.fraction, geometry_of(self.model))
-            chosen = [*method_overrides(row.method), f"prune.remove_fraction={removed}"]
-        first, *others = self.text.held_out.items()
-        evaluation = {"text_sequences": settings["evaluation_sequences"]}
-        groups = {
-            "model": {"path": str(self.model.resolve())},
-            "data": {
-                "train": {"files": [str(self.text.train.resolve())]},
-                "evaluation": {"files": [str(first[1].resolve())]},
-                "sequence_length": settings["sequence_length"],
-                "evaluation_sequences": settings["evaluation_sequences"],
-            },
-            "prune": {
-                "calibration_sequences": settings["calibration_sequences"],
-                "multiple": dict.fromkeys(("head_dim", "intermediate_size"), settings["multiple"]),
-            },
-            "recover": {
-                "tokens": row.tokens,
-                "batch_sequences": settings["batch_sequences"],
-                "validation_sequences": settings["validation_sequences"],
-            },
-            "engine": {"micro_batch_sequences": min(MICRO_BATCH, settings["batch_sequences"])},
-            "eval": evaluation,
-            "track": {"mode": "disabled", "progress_seconds": 3600},
-            "seed": settings["seed"],
-        }
-        if row.tasks:
-            evaluation["task_limit"] = settings["task_limit"]
-            more = [f"+eval.tasks.{name}=0" for name in self.tasks]
-            more.append(f"eval.task_folders=['{(self.work / 'tasks').resolve()}']")
-        else:
-            files = {name: f"{{source:files,files:['{path.resolve()}']}}" for name, path in others}
-            more = [f"+eval.texts.{name}={text}" for name, text in files.items()]
-        return ["data=local", *chosen, *overrides_of(groups), *more]
-
-    def config(self, row: Row) -> RunConfig:
-        places = [f"output_dir={self.row_folder(row)}", f"data.token_store={self.work / 'tokens'}"]
-        return compose_config(["name=real_model", *self.overrides(row), *places])
-
-    def row_folder(self, row: Row) -> Path:
-        return self.work / "rows" / hashlib.sha256(row.name.encode()).hexdigest()[:12]
 
 
 def needed_statistics(rows: Iterable[Row], plan: Plan) -> list[Statistic]:
@@ -147,6 +87,8 @@ def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str
         shutil.rmtree(plan.row_folder(row), ignore_errors=True)
     job, prepared = opened_job(plan.config(row))
     calibration, checkpoint = None, prepared.parent
+    if row.method == DENSE and not row.tasks:
+        write_tokens(job, prepared, plan)
     if row.method != DENSE:
         calibration = calibrate_once(job, prepared, needed, plan.work / "calibration")
         take_calibration(job, plan.work / "calibration")
@@ -163,10 +105,21 @@ def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str
     return measured, calibration
 
 
+def held_out_stores(prepared: Prepared, plan: Plan) -> dict[str, TokenStore]:
+    return {next(iter(plan.text.held_out)): prepared.texts.evaluation, **prepared.texts.further}
+
+
+def write_tokens(job: Job, prepared: Prepared, plan: Plan) -> None:
+    """Write the tokens of calibration and of every held-out text, (sequences, length) each, for benchmarks/peers."""
+    train, stores, output = prepared.texts.train, held_out_stores(prepared, plan), plan.work / "tokens.safetensors"
+    tokens = {name: each.sequences(torch.arange(each.num_sequences)) for name, each in stores.items()}
+    tokens["calibration"] = train.sequences(calibration_positions(job, prepared.texts))
+    save_file({name: each.contiguous() for name, each in tokens.items()}, temporary_name(output))
+    publish(temporary_name(output), output)
+
+
 def perplexities(job: Job, prepared: Prepared, checkpoint: Path, plan: Plan) -> dict[str, Any]:
-    texts = prepared.texts
-    first = next(iter(plan.text.held_out))
-    stores = {first: texts.evaluation, **texts.further}
+    texts, stores = prepared.texts, held_out_stores(prepared, plan)
     found = {name: measure(job, replace(texts, evaluation=store), checkpoint) for name, store in stores.items()}
     return {
         "perplexity": {name: each["perplexity"] for name, each in found.items()},
@@ -329,6 +282,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--redo", nargs="*", default=[], metavar="METHOD", help="measure the rows of these methods again"
     )
+    parser.add_argument("--peers", type=Path, metavar="FILE", help="rows of benchmarks/peers to put into the result")
     parser.add_argument("--table", action="store_true", help="only write table and picture of --output again")
     arguments = parser.parse_args()
     if arguments.text is None and not arguments.table:
@@ -366,6 +320,11 @@ def run(arguments: argparse.Namespace) -> None:
         result |= {"tasks": files or result.get("tasks", {}), "machine": machine(torch.device("cpu"))}
         measure_rows(rows, plan, result, arguments.output)
     found = read_json(arguments.output)
+    if arguments.peers is not None:
+        peers = read_json(arguments.peers)
+        names = {name_of(row) for row in peers}
+        found["rows"] = [row for row in found["rows"] if name_of(row) not in names] + peers
+        write_json(arguments.output, found)
     table = real_model_markdown(found)
     write_text(arguments.output.with_suffix(".md"), table)
     draw(found, arguments.output.with_suffix(".svg"))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from benchmarks.quality_methods import BASELINES, ENTROPY
-from transact.config.compose import method_preset
+from benchmarks.real_model_inputs import MeasuredText
+from benchmarks.trials import of_all_parameters
+from transact.config.compose import compose_config, method_preset
+from transact.config.run import RunConfig
 from transact.errors import Refusal
+from transact.launch.from_python import overrides_of
+from transact.models.folder import geometry_of
 
 FLAP = "flap"
 DENSE = "dense"
@@ -30,6 +38,7 @@ PAPER_RECIPE = (
     ENTROPY,
 )
 RECIPES = {"paper recipe": PAPER_RECIPE}
+MICRO_BATCH = 4  # sequences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,3 +101,60 @@ def with_and_without_refit(method: str) -> list[str]:
     other = {"none": "refit", "least_squares": "no refit"}.get(refit)
     is_named = any(each in method.split(", ") for each in ("refit", "no refit"))
     return [method] if other is None or is_named else [method, f"{method}, {other}"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What all rows share. work: folder for what is made on the way; settings: what the figures depend on."""
+
+    model: Path
+    text: MeasuredText
+    work: Path
+    settings: dict[str, Any]
+    tasks: list[str]
+
+    def overrides(self, row: Row) -> list[str]:
+        """Return what chooses a row on the command line of `transact.run`, but for output_dir and data.token_store."""
+        chosen, settings = [], self.settings
+        if row.method != DENSE:
+            removed = of_all_parameters(row.fraction, geometry_of(self.model))
+            chosen = [*method_overrides(row.method), f"prune.remove_fraction={removed}"]
+        first, *others = self.text.held_out.items()
+        evaluation = {"text_sequences": settings["evaluation_sequences"]}
+        groups = {
+            "model": {"path": str(self.model.resolve())},
+            "data": {
+                "train": {"files": [str(self.text.train.resolve())]},
+                "evaluation": {"files": [str(first[1].resolve())]},
+                "sequence_length": settings["sequence_length"],
+                "evaluation_sequences": settings["evaluation_sequences"],
+            },
+            "prune": {
+                "calibration_sequences": settings["calibration_sequences"],
+                "multiple": dict.fromkeys(("head_dim", "intermediate_size"), settings["multiple"]),
+            },
+            "recover": {
+                "tokens": row.tokens,
+                "batch_sequences": settings["batch_sequences"],
+                "validation_sequences": settings["validation_sequences"],
+            },
+            "engine": {"micro_batch_sequences": min(MICRO_BATCH, settings["batch_sequences"])},
+            "eval": evaluation,
+            "track": {"mode": "disabled", "progress_seconds": 3600},
+            "seed": settings["seed"],
+        }
+        if row.tasks:
+            evaluation["task_limit"] = settings["task_limit"]
+            more = [f"+eval.tasks.{name}=0" for name in self.tasks]
+            more.append(f"eval.task_folders=['{(self.work / 'tasks').resolve()}']")
+        else:
+            files = {name: f"{{source:files,files:['{path.resolve()}']}}" for name, path in others}
+            more = [f"+eval.texts.{name}={text}" for name, text in files.items()]
+        return ["data=local", *chosen, *overrides_of(groups), *more]
+
+    def config(self, row: Row) -> RunConfig:
+        places = [f"output_dir={self.row_folder(row)}", f"data.token_store={self.work / 'tokens'}"]
+        return compose_config(["name=real_model", *self.overrides(row), *places])
+
+    def row_folder(self, row: Row) -> Path:
+        return self.work / "rows" / hashlib.sha256(row.name.encode()).hexdigest()[:12]

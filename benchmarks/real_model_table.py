@@ -155,19 +155,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
     colours = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(map(_without_refit, methods)))}
 
     def draw_panels(panels: Any) -> None:
-        for panel, figure, label in zip(
-            panels, ("parameters", "kv_bytes_per_token"), ("parameters", "KV bytes per token"), strict=True
+        for panel, figure, unit, label in zip(
+            panels,
+            ("parameters", "kv_bytes_per_token"),
+            (1e6, 1e3),
+            ("million parameters", "thousand KV bytes per token"),
+            strict=True,
         ):
             for method in methods:
                 own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["fraction"]))
                 style = "-" if own[0]["refit"] != "none" else ":"
-                places, heights = [row[figure] for row in own], [row["perplexity"][text] for row in own]
+                own.insert(0, parent)
+                places, heights = [row[figure] / unit for row in own], [row["perplexity"][text] for row in own]
                 colour = colours[_without_refit(method)]
                 panel.plot(places, heights, style, marker="o", markersize=4, color=colour, label=method)
-            panel.axhline(parent["perplexity"][text], color="black", linewidth=0.8)
             panel.set(xlabel=label, yscale="log")
             panel.grid(alpha=0.3)
-        panels[0].set_ylabel(f"perplexity on {text}, cut once (line: nothing removed)")
+        panels[0].set_ylabel(f"perplexity on {text}, cut once; all begin at the dense model")
         panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
     with save_picture(path):

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from statistics import stdev
@@ -13,10 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from benchmarks import gpu_check
 from benchmarks.gpu_check import PARTS, check
 from benchmarks.gpu_place import CheckFailed, Place, Section
 from benchmarks.gpu_table import gpu_markdown
+from benchmarks.peers.with_torch_pruning import perplexity
 from benchmarks.workload import DEMO_PARENT
 from tests.support.commands import REPOSITORY, environment
 from tests.support.ranks import run_on_ranks
@@ -116,7 +121,7 @@ def checked_with(sections: tuple[Section, ...], output: Path, budget: float) -> 
     PARTS["works"] = sections
     arguments = argparse.Namespace(part="works", size="full", output=output, budget=budget)
     with process_group("cpu", 5) as group:
-        return check(arguments, group, output.parent)
+        return check(arguments, group, output.with_suffix(".work"))
 
 
 def fails(place: Place) -> dict[str, Any]:
@@ -154,6 +159,28 @@ def test_gpu_check_goes_on_after_a_failure_and_keeps_to_its_time(tmp_path: Path)
     assert json.loads(output.read_text())["parts"].keys() == {"works", "fast"}
     assert run_on_ranks(1, checked_with, sections[2:], output, 50) == [0]
     assert json.loads(output.read_text())["parts"].keys() == {"works"}
+
+
+def hangs(place: Place) -> dict[str, Any]:
+    time.sleep(120)
+    return {"said": "well"}
+
+
+def checked_within_a_second(output: Path) -> int:
+    gpu_check.OVERRUN_SECONDS = 0.0
+    return checked_with((Section(name="sound", seconds=0, run=ends_well), SLOW), output, 1.0)
+
+
+SLOW = Section(name="slow", seconds=0, run=hangs)
+
+
+def test_gpu_check_ends_in_time_and_keeps_what_it_measured(tmp_path: Path) -> None:
+    output = tmp_path / "gpu_test.json"
+    with pytest.raises(AssertionError, match=r"ranks \[0\] died"):
+        run_on_ranks(1, checked_within_a_second, output)
+    found = json.loads(output.read_text())["parts"]["works"]["sections"]
+    assert [each["state"] for each in found.values()] == ["ok", "failed"]
+    assert found["slow"]["said"].startswith("it took longer than the call may")
 
 
 def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
@@ -247,6 +274,13 @@ def test_rows_of_a_real_model_survive_a_kill_and_are_those_of_the_command_line(t
     assert output.with_suffix(".md").read_text().count("\n| flap") == 2
     assert output.with_suffix(".svg").read_text().count("<path") > 8
     assert list((tmp_path / "work" / "rows").iterdir()) == []  # models are large
+
+    # What the peers measure: stock transformers, no code of ours between.
+    tokens = load_file(tmp_path / "work" / "tokens.safetensors")
+    stock = AutoModelForCausalLM.from_pretrained(DEMO_PARENT, dtype=torch.float32).eval()
+    for name, expected in rows["dense"]["perplexity"].items():
+        assert perplexity(stock, tokens[name].long()) == pytest.approx(expected, rel=1e-5)
+    assert tokens["calibration"].shape == (8, 128)
 
     own = [f"output_dir={tmp_path / 'run'}", f"data.token_store={tmp_path / 'tokens'}", "name=run"]
     more = ["eval.efficiency.measured=false", *own]

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.support.commands import REPOSITORY, Workplace, environment
+from tests.support.commands import REPOSITORY, Workplace, command, environment
 from tests.support.hub import serving
 
 CARD = b"""---
@@ -51,6 +51,11 @@ def parquet(column: str, values: list[str | None]) -> bytes:
     return written.getvalue()
 
 
+def long_texts(name: str) -> list[str | None]:
+    """A million characters, which is half a batch of a tokenisation."""
+    return [f"{name}{number} " + "some words of prose " * 500 for number in range(100)]
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Environment of a process that takes the stand-in for the hub, and what was asked of it."""
@@ -60,6 +65,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, st
             **{f"data/{each}.parquet": parquet("text", [f"{each}1", None, f"{each}2"]) for each in "abc"},
             "more/d.parquet": parquet("body", ["words"]),
         },
+        "ours/long": {f"data/{each}.parquet": parquet("text", long_texts(each)) for each in "abcde"},
         "ours/script": {"script.py": b"open('executed', 'w')\n", "README.md": b"# A dataset of old\n"},
     }
     with serving() as hub:
@@ -116,6 +122,23 @@ def test_a_script_is_refused_before_anything_is_downloaded(
     assert not (workplace.folder / f"script_{mode}").exists()
     assert not list(tmp_path.iterdir())
     assert not [each for each in requests[begin:] if "/models/" in each]
+
+
+def test_ranks_that_tokenise_a_dataset_together_make_the_bits_of_one(
+    hub: tuple[dict[str, str], list[str]], workplace: Workplace, tmp_path: Path
+) -> None:
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / f"{ranks}"
+        overrides = [*workplace.overrides("together"), f"output_dir={folder}/run", f"data.token_store={folder}/tokens"]
+        overrides += ["data.train.source=hub", "+data.train.hub_id=ours/long", "data.train.files=[]", "mode=tokenize"]
+        asked = command([*overrides, "recover.tokens=100000000"], ranks)
+        ended = subprocess.run(asked, env=hub[0], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        stores = sorted((folder / "tokens").iterdir())
+        found.append([(store.name, (store / "tokens.bin").read_bytes()) for store in stores])
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert max(len(tokens) for _, tokens in found[0]) > 1_000_000
 
 
 def test_without_a_hub_nobody_waits_and_what_is_tokenised_is_used(workplace: Workplace, tmp_path: Path) -> None:

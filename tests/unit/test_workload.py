@@ -63,6 +63,7 @@ def test_forwards_are_counted_exactly() -> None:
     forward, tokens = cut.flops_per_token(context), 65536
     validated = 5 * config.recover.validation_sequences * context
     assert work[Stage("evaluate", 0)] == config.data.evaluation_sequences * context * parent.flops_per_token(context)
-    assert work[Stage("evaluate", 1)] == 2 * config.data.evaluation_sequences * context * forward
+    evaluated = config.data.evaluation_sequences * context  # of the sliced model within the recovery
+    assert work[Stage("evaluate", 1)] == evaluated * forward
     assert work[Stage("calibrate", 1)] == config.prune.calibration_sequences * context * parent.flops_per_token(context)
-    assert work[Stage("recover", 1)] == pytest.approx(3 * tokens * forward + validated * forward)
+    assert work[Stage("recover", 1)] == pytest.approx((3 * tokens + validated + evaluated) * forward)

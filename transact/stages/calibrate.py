@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup
-from transact.engine.engine import open_engine
 from transact.engine.free_memory import free_bytes_of_rank
 from transact.engine.gram_memory import GIB, gram_gib_of, gram_passes
 from transact.engine.memory import bytes_beside_grams
@@ -88,7 +87,7 @@ def collect(
         engine_config = replace(engine_config, kernels=None)
     with (
         torch.set_grad_enabled(needs_gradients),
-        open_engine(model_folder, engine_config, job.group) as engine,
+        job.borrow(model_folder, engine_config) as engine,
         collect_statistics(engine.module, geometry, needed) as collector,
     ):
         forward = engine.differentiate if needs_gradients else engine.hidden_forward
@@ -134,7 +133,7 @@ def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path)
         fresh_temporary_folder(output)
     job.group.barrier()
     written: dict[str, Any] = {}
-    with open_engine(model_folder, job.config.engine, job.group) as engine:
+    with job.borrow(model_folder) as engine:
         passes = choose_passes(job, geometry)
         for number, layers in enumerate(passes, start=1):
             with collect_grams(engine.module, geometry, layers) as collector:

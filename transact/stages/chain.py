@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transact.rounds import Round, Stage, calibration_warning, outline
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency
-from transact.stages.evaluate import evaluate, report
+from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.export import export, export_gguf
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
@@ -75,8 +75,11 @@ def run_chain(job: Job, prepared: Prepared | None) -> dict[str, Any]:
     undone: Counter[str] = Counter()
     while True:
         try:
-            return pretrain(job) if prepared is None else prune(job, prepared)
+            result = pretrain(job) if prepared is None else prune(job, prepared)
+            job.forget_models()
+            return result
         except StageUndone as again:
+            job.forget_models()
             undone[again.stage] += 1
             if undone[again.stage] > MOST_REPAIRS:
                 raise RuntimeError(
@@ -226,19 +229,29 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     models = {"sliced": sliced}
     if each.tokens:
         models["recovered"] = files.recovered
-        recover_stage(job, texts, each, prepared.parent, sliced)
+        recover_stage(job, texts, each, prepared.parent, sliced, lambda: measure_ahead(job, texts, sliced))
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
     evaluate_stage(job, texts, models, round_number=each.number, tokens=tokens)
     return models["recovered" if each.tokens else "sliced"]
 
 
-def recover_stage(job: Job, texts: Texts, each: Round, teacher: Path | None, start: Path) -> None:
-    """Train the model in `start` on a round's tokens; its training checkpoints are removed afterwards."""
+def recover_stage(
+    job: Job,
+    texts: Texts,
+    each: Round,
+    teacher: Path | None,
+    start: Path,
+    look: Callable[[], object] = lambda: None,
+) -> None:
+    """Train the model in `start` on a round's tokens; its training checkpoints are removed afterwards.
+
+    look: as in `recover`.
+    """
     output = job.round(each.number).recovered
     job.stage(
         Stage("recover", each.number),
         output,
-        lambda: recover(job, texts, each, teacher, start, output),
+        lambda: recover(job, texts, each, teacher, start, output, look),
         reads=[start],
         scratch=[job.path(CHECKPOINTS)],
     )
@@ -249,11 +262,11 @@ def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_num
     """Evaluate a round's own models. tokens: of recovery up to here."""
     output = job.round(round_number).evaluation
 
-    def measure() -> None:
+    def work() -> None:
         evaluate(job, texts, models, output)
         report(job, output, round_number=round_number, tokens=tokens)
 
-    job.stage(Stage("evaluate", round_number), output, measure, reads=list(models.values()))
+    job.stage(Stage("evaluate", round_number), output, work, reads=list(models.values()))
 
 
 def pretrain(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from transact.data.order import micro_batches
 from transact.data.token_store import TokenStore
 from transact.distributed.process import ProcessGroup
-from transact.engine.engine import Engine, open_engine
+from transact.engine.engine import Engine
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
@@ -68,19 +68,34 @@ def perplexity_of(loss: float) -> float:
 def measure(
     job: Job, texts: Texts, model_folder: Path, advance: Callable[[int], object] = lambda tokens: None
 ) -> dict[str, Any]:
-    """Return everything that is reported about one model folder (collective). advance: as in `mean_loss`."""
-    config = job.config
-    with open_engine(model_folder, config.engine, job.group) as engine:
-        count = texts.evaluation.num_sequences
+    """Return everything that is reported about one model folder (collective). advance: as in `mean_loss`.
+
+    What was measured in this process is not measured again.
+    """
+    config, count = job.config, texts.evaluation.num_sequences
+    key = model_folder, texts.evaluation.name
+    if key in job.measured:
+        advance(count * texts.evaluation.sequence_length)
+        return dict(job.measured[key])
+    with job.borrow(model_folder) as engine:
         positions, micro_batch = torch.arange(count), config.engine.micro_batch
         loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
-    return describe(geometry_of(model_folder), config.data.sequence_length) | {
+    found = describe(geometry_of(model_folder), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),
         "loss": loss,
         "sequence_length": config.data.sequence_length,
         "tokens": count * (config.data.sequence_length - 1),
         "tasks": {},
     }
+    job.measured[key] = found
+    return dict(found)
+
+
+def measure_ahead(job: Job, texts: Texts, model_folder: Path) -> None:
+    """Measure a model within another stage, while its engine is open; `evaluate` will not measure it again."""
+    size = texts.evaluation.num_sequences * texts.evaluation.sequence_length
+    with job.progress("evaluate before recovery", size, share=(0.0, 0.0)) as bar:
+        measure(job, texts, model_folder, bar.advance)
 
 
 def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transact.config.machines import EngineConfig
 from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup
+from transact.engine.engine import Engine
+from transact.engine.lending import LentEngine
 from transact.errors import TransactError
 from transact.files import DIGEST_BLOCK_BYTES, damage_of, size_damage_of
 from transact.rounds import Outline, Stage, round_name
@@ -25,6 +29,7 @@ from transact.tracking.view import Silent, View
 CHECKED_SILENTLY_BYTES = 2_000_000_000  # which are read in seconds
 COMPARED_IN_FULL_BYTES = 16_000_000  # of larger files that nothing is about to read the size alone is compared
 SHOWN_FILES = 3
+BORROWERS = ("evaluate", "calibrate", "gram")  # stages that look at a model; others need the memory of its engine
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 
 
@@ -48,6 +53,8 @@ class Job:
     view: View = field(default_factory=Silent)  # of rank 0; the others are silent
     pages: PageKeeper | None = None  # of rank 0
     clock: JobClock = field(default_factory=JobClock)  # shown on rank 0 alone, which knows of earlier attempts
+    engine: LentEngine = field(default_factory=LentEngine)
+    measured: dict[tuple[Path, str], Any] = field(default_factory=dict)  # by model folder and text: `evaluate.measure`
 
     def path(self, *parts: str) -> Path:
         return self.folder.path.joinpath(*parts)
@@ -55,6 +62,18 @@ class Job:
     def round(self, number: int) -> RoundFolder:
         """Return the folder of a round; 0 is the parent's."""
         return RoundFolder(self.path(round_name(number)))
+
+    def borrow(self, model_folder: Path, settings: EngineConfig | None = None) -> AbstractContextManager[Engine]:
+        """Return an engine of a model for inference, which the next stages share (collective).
+
+        settings: of the engine where they are not those of the job.
+        """
+        return self.engine.of(model_folder, settings or self.config.engine, self.group)
+
+    def forget_models(self) -> None:
+        """Close the engine that is open, and forget what was measured: model folders may change now (collective)."""
+        self.engine.close()
+        self.measured.clear()
 
     def say(self, message: str) -> None:
         self.view.say(message)
@@ -245,6 +264,8 @@ class Job:
             self.say(f"{name}: already finished")
             return output
         self.verify(*reads)
+        if stage.kind not in BORROWERS:
+            self.engine.close()
         order = [each.name for each in self.outline.stages] if settings is not None else []
         is_repair = self.group.on_main(lambda: self.folder.begin(name, [output, *also], scratch, order))
         with self.tracker.silent(is_repair):

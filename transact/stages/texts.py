@@ -374,13 +374,24 @@ class _Cost:
         self._progress.advance(tokens)
         if new and not self._is_said:
             self._is_said = True
-            still, is_gpu = self._left * seconds / new, self._job.group.device.type == "cuda"
-            if still >= (SAID_SECONDS_OF_GPUS if is_gpu else SAID_SECONDS):
-                self._job.say(
-                    f"{self._setting}: up to {self._left + tokens:,} tokens are made in this job, for about "
-                    f"{still:,.0f} seconds{' in which its GPUs wait' if is_gpu else ''}; mode=tokenize does this on "
-                    "CPUs beforehand"
-                )
+            is_gpu = self._job.group.device.type == "cuda"
+            words = cost_words(self._left, self._left * seconds / new, is_gpu=is_gpu)
+            if words is not None:
+                self._job.say(f"{self._setting}: {words}")
+
+
+def cost_words(tokens: int, seconds: float, *, is_gpu: bool) -> str | None:
+    """Return what is said of tokens that a job still has to make; None where it takes no time worth a line.
+
+    tokens: at most, as the text may have fewer. is_gpu: whether the job's GPUs wait for them.
+    """
+    if seconds < (SAID_SECONDS_OF_GPUS if is_gpu else SAID_SECONDS):
+        return None
+    waiting = " while its GPUs wait" if is_gpu else ""
+    return (
+        f"this job still has to make up to {tokens:,} tokens, in about {seconds:,.0f} s{waiting}; mode=tokenize does "
+        "this on CPUs beforehand"
+    )
 
 
 def remove_leftovers(root: Path) -> None:

@@ -56,7 +56,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _cut_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
-        "evaluate": _evaluations(each) * config.data.evaluation_sequences * context * after.flops_per_token(context),
+        "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
 
 
@@ -65,18 +65,15 @@ def _is_measured_split(config: RunConfig, each: Round) -> bool:
     return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
 
 
-def _evaluations(each: Round) -> int:
-    """Return how many models a round evaluates: sliced and recovered, which are one without a recovery."""
-    return 2 if each.tokens else 1
-
-
 def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> float:
     if not each.tokens:
         return 0.0
     context = config.data.sequence_length
     validated = (config.recover.validations + 1) * config.recover.validation_sequences * context
-    forward = each.geometry.flops_per_token(context)
-    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + validated * forward)
+    # The sliced model is evaluated here, where it is loaded for its first validation.
+    evaluated = 0 if config.mode == "pretrain" else config.data.evaluation_sequences * context
+    forward = (validated + evaluated) * each.geometry.flops_per_token(context)
+    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + forward)
 
 
 def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:

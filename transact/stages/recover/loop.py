@@ -261,10 +261,20 @@ def validation_loss(
     return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch, job.group, advance)
 
 
-def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: Path, output: Path) -> dict[str, Any]:
+def recover(
+    job: Job,
+    texts: Texts,
+    round_: Round,
+    parent: Path | None,
+    source: Path,
+    output: Path,
+    look: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Train `source` on the round's tokens and write the best weights seen to `output` (collective).
 
-    parent: the dense model, for distillation; None where there is none.
+    Args:
+        parent: the dense model, for distillation; None where there is none.
+        look: what else borrows the engine of `source` before it is trained.
     """
     config = job.config
     settings = TrainingSettings(
@@ -276,7 +286,7 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
         gradient_clipping=config.recover.gradient_clipping,
     )
     found = newest_checkpoint(job, round_)
-    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source))
+    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source, look))
     job.forget_metrics(found[1]["metrics_position"] if found else None)
     with (
         open_teacher(job, parent) as teacher,
@@ -292,18 +302,21 @@ def recover(job: Job, texts: Texts, round_: Round, parent: Path | None, source: 
             return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
-def _start_loss(job: Job, texts: Texts, source: Path) -> float:
-    """Return the validation loss of `source`, measured in an engine of its own.
+def _start_loss(job: Job, texts: Texts, source: Path, look: Callable[[], object]) -> float:
+    """Return the validation loss of `source`, measured before the engine that trains is open.
 
     DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first forward has no backward, which
     costs an eighth of the speed.
     """
     size = job.config.recover.validation_sequences * texts.train.sequence_length
     with (
-        open_engine(source, job.config.engine, job.group) as engine,
+        job.borrow(source) as engine,
         job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar,
     ):
-        return validation_loss(job, texts, engine, bar.advance)
+        loss = validation_loss(job, texts, engine, bar.advance)
+    look()
+    job.engine.close()
+    return loss
 
 
 def learning_rate_at(
