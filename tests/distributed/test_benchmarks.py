@@ -183,6 +183,15 @@ def test_gpu_check_ends_in_time_and_keeps_what_it_measured(tmp_path: Path) -> No
     assert found["slow"]["said"].startswith("it took longer than the call may")
 
 
+def test_tokenizing_compares_one_process_and_two(tmp_path: Path) -> None:
+    """The stores that they make have the same bits, or it ends."""
+    output = tmp_path / "tokenizing.json"
+    options = ["--documents=30", "--repetitions=1", f"--output={output}"]
+    result = result_of(run("benchmarks.tokenizing", *options), output)
+    assert result["tokens"] > 0 and result["seconds"].keys() == {"one_process", "two_threads", "two_processes"}
+    assert min(result["speed_up"], result["speed_up_by_processor_time"]) > 0
+
+
 def test_throughput_compares_three_loops_on_two_ranks(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--size=tiny", "--steps=2", "--repetitions=1", "--sequence-length=32", "--micro-batch-sequences=2"]
