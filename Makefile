@@ -90,7 +90,7 @@ bench-memory: $(SETUP) ## the estimate's memory model against what 1, 2 and 4 ra
 	for ranks in 1 2 4; do $(PYTHON_RUN) -m benchmarks.memory_model --processes $$ranks || exit 1; done
 
 bench-real: $(SETUP) ## what every method keeps of SmolLM2-135M, on TEXT=folder (and TASKS=folder): hours, can be stopped
-	$(PYTHON_RUN) -m benchmarks.real_model --text "$(TEXT)" $(if $(TASKS),--tasks "$(TASKS)")
+	$(PYTHON_RUN) -m benchmarks.real_model $(if $(TEXT),--text "$(TEXT)") $(if $(TASKS),--tasks "$(TASKS)")
 
 ablations: $(SETUP) ## the paper's ablations on the demo parent: a table and a picture
 	$(PYTHON_RUN) -m benchmarks.ablations

@@ -44,7 +44,7 @@ from transact.data.token_store import TokenStore
 from transact.errors import DONE, Failure, Parser, Refusal, fail, leave, refuse
 from transact.files import file_digest, publish, read_json, temporary_name, write_json, write_text
 from transact.geometry import Geometry
-from transact.models.folder import geometry_of
+from transact.models.folder import check_files, geometry_of
 from transact.models.identity import identity_files
 from transact.pruning.activation_maps import activation_maps
 from transact.pruning.criteria import Criteria
@@ -285,6 +285,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, metavar="FILE", help="rows of benchmarks/peers to put into the result")
     parser.add_argument("--table", action="store_true", help="only write table and picture of --output again")
     arguments = parser.parse_args()
+    if arguments.table and not arguments.output.is_file():
+        parser.error(f"--table: there is no {str(arguments.output)!r} yet")
     if arguments.text is None and not arguments.table:
         parser.error("--text is required: a folder of text, which is not part of the project")
     return arguments
@@ -302,38 +304,58 @@ SETTINGS = (
 )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    set_threads(arguments.threads)
-    if not arguments.table:
-        work: Path = arguments.work
-        rows = asked_rows(arguments)
-        for row in rows:
-            if row.method != DENSE:
-                method_overrides(row.method)
-        text = prepare_text(arguments.text, work / "texts")
-        tasks, files = prepare_tasks(arguments.tasks, work / "tasks") if arguments.tasks else ([], {})
-        model = arguments.model or smollm2_folder(work)
-        settings = {name: getattr(arguments, name) for name in SETTINGS}
-        plan = Plan(model=model, text=text, work=work, settings=settings, tasks=tasks)
-        fixed = fixed_parts(model, text, files, settings)
-        result = begun_result(arguments.output, fixed, arguments.redo)
-        result |= {"tasks": files or result.get("tasks", {}), "machine": machine(torch.device("cpu"))}
-        measure_rows(rows, plan, result, arguments.output)
-    found = read_json(arguments.output)
-    if arguments.peers is not None:
-        peers = read_json(arguments.peers)
-        names = {name_of(row) for row in peers}
-        found["rows"] = [row for row in found["rows"] if name_of(row) not in names] + peers
-        write_json(arguments.output, found)
+def prepare(arguments: argparse.Namespace) -> tuple[list[Row], Plan, dict[str, Any]]:
+    """Return the rows that are asked for, what they share, and the result so far; the request is checked here.
+
+    Raises:
+        ValueError: a method, a folder or a file is not what it must be, or the result is of another request.
+        Failure: the model cannot be downloaded.
+    """
+    rows, work = asked_rows(arguments), arguments.work
+    for method in {row.method for row in rows} - {DENSE}:
+        method_overrides(method)
+    if arguments.model is not None:
+        check_files(arguments.model)
+    text = prepare_text(arguments.text, work / "texts")
+    tasks, files = prepare_tasks(arguments.tasks, work / "tasks") if arguments.tasks else ([], {})
+    model = arguments.model or smollm2_folder(work)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    plan = Plan(model=model, text=text, work=work, settings=settings, tasks=tasks)
+    result = begun_result(arguments.output, fixed_parts(model, text, files, settings), arguments.redo)
+    return rows, plan, result | {"tasks": files or result.get("tasks", {}), "machine": machine(torch.device("cpu"))}
+
+
+def with_peers(result: dict[str, Any], peers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the result with the rows of benchmarks/peers in place of those of the same names."""
+    names = {name_of(row) for row in peers}
+    return result | {"rows": [row for row in result["rows"] if name_of(row) not in names] + peers}
+
+
+def show(output: Path) -> None:
+    """Write the table and the picture of a result beside it, and print the table."""
+    found = read_json(output)
     table = real_model_markdown(found)
-    write_text(arguments.output.with_suffix(".md"), table)
-    draw(found, arguments.output.with_suffix(".svg"))
+    write_text(output.with_suffix(".md"), table)
+    draw(found, output.with_suffix(".svg"))
     print(table)
 
 
+def main() -> None:
+    arguments = parse_arguments()
+    set_threads(arguments.threads)
+    if not arguments.table:
+        try:
+            rows, plan, result = prepare(arguments)
+        except Failure as error:
+            leave(fail(error))
+        except ValueError as error:
+            leave(refuse(error))
+        measure_rows(rows, plan, result, arguments.output)
+    if arguments.peers is not None:
+        write_json(arguments.output, with_peers(read_json(arguments.output), read_json(arguments.peers)))
+    show(arguments.output)
+
+
 if __name__ == "__main__":
-    try:
-        run(parse_arguments())
-    except (Refusal, Failure) as error:
-        leave(refuse(error) if isinstance(error, Refusal) else fail(error))
+    main()
     leave(DONE)

@@ -65,25 +65,41 @@ def cut(model: Any, kept: int, importance: Any) -> None:
     assert {layer.mlp.gate_proj.out_features for layer in layers} == {kept}
 
 
-def measured_row(name: str, model_folder: Path, fraction: float, tokens: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Cut and measure once, and return a row as those of benchmarks/real_model.py are."""
+def loaded(model_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+
+
+def gradients(model_folder: Path, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the gradient of the loss summed over the sequences, by weight; once for all cuts."""
+    model = loaded(model_folder)
+    for sequence in tokens:
+        torch.autograd.backward(loss_of(model, sequence.unsqueeze(0)))
+    return {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def measured_row(
+    model_folder: Path, fraction: float, tokens: dict[str, torch.Tensor], slopes: dict[str, torch.Tensor] | None
+) -> dict[str, Any]:
+    """Cut and measure once, and return a row as those of benchmarks/real_model.py are.
+
+    slopes: what `gradients` returns, for Taylor scores; None: magnitudes.
+    """
     import torch_pruning  # type: ignore[import-not-found]  # in an environment of its own
 
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    model = loaded(model_folder)
     config, begun = model.config, time.monotonic()
     whole, transitional = model.num_parameters(), transitional_parameters(model)
-    if name == "taylor":
-        for sequence in tokens["calibration"]:
-            torch.autograd.backward(loss_of(model, sequence.unsqueeze(0)))
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    if slopes is not None:
         importance = torch_pruning.importance.GroupTaylorImportance()
-    else:
-        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        for name, weight in model.named_parameters():
+            weight.grad = slopes[name].clone()  # the cut is made in it too
     cut(model, width_for(config, transitional, fraction), importance)
     model.zero_grad(set_to_none=True)
     seconds = time.monotonic() - begun
     key_value = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return {
-        "method": f"torch-pruning, {name}",
+        "method": f"torch-pruning, {'magnitude' if slopes is None else 'taylor'}",
         "fraction": fraction,
         "recovery_tokens": 0,
         "refit": "none",
@@ -109,9 +125,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     tokens = {name: each.long() for name, each in load_file(arguments.tokens).items()}
     rows = []
-    for fraction in arguments.fractions:
-        for name in arguments.importance:
-            rows.append(measured_row(name, arguments.model, fraction, tokens))
+    for name in arguments.importance:
+        slopes = gradients(arguments.model, tokens["calibration"]) if name == "taylor" else None
+        for fraction in arguments.fractions:
+            rows.append(measured_row(arguments.model, fraction, tokens, slopes))
             print(f"{rows[-1]['method']}, {fraction:.0%}: {rows[-1]['perplexity']}", flush=True)
             arguments.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
