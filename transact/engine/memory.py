@@ -57,6 +57,27 @@ def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> fl
     return tokens * width * FLOAT32_BYTES / ranks
 
 
+CHECKED_TOKENS = 512  # whose logits are compared at export
+CHECKED_ROWS = 8192  # of the output layer that is read at a time
+
+
+def whole_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
+    """Return the bytes with which one rank computes logits of the whole exported model in float32.
+
+    Without the logits that they are compared with, and what is mapped of files.
+    """
+    at_work = tokens * (geometry.vocab_size + _forward_bytes(geometry, 1))
+    return (geometry.parameters() + at_work) * FLOAT32_BYTES
+
+
+def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
+    """Return the bytes of the same with one layer in memory at a time, and the output layer in parts."""
+    layer = geometry.transitional_parameters() / geometry.num_layers + tokens * _forward_bytes(geometry, 1)
+    rows = min(CHECKED_ROWS, geometry.vocab_size)
+    output = tokens * geometry.vocab_size + rows * (tokens + geometry.hidden_size)
+    return max(layer, output) * FLOAT32_BYTES
+
+
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32

@@ -17,7 +17,9 @@ from transact.engine.gram_memory import (
 from transact.engine.memory import (
     assumed_gram_gib,
     hidden_stream_bytes,
+    layer_check_bytes,
     memory_limit_gib,
+    whole_check_bytes,
 )
 from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, num_ranks, ranks_per_node, work
@@ -77,7 +79,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "tokens_per_batch": tokens_per_batch(config),
         "calibration": _calibration(config, calibrated(to_do), ranks),
         "micro_batch": micro_batch,
-        "memory": _memory(config, parent, moments(to_do), ranks),
+        "memory": _memory(config, parent, moments(to_do), ranks, rounds[-1].geometry),
         "disk_bytes": disk_bytes(config, to_do),
         "keep_rounds": config.keep_rounds,
         "flops": work(config, to_do),
@@ -166,7 +168,7 @@ def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> d
     return found
 
 
-def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, Any]:
+def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int, exported: Geometry) -> dict[str, Any]:
     limit = memory_limit_gib(config)
     peak = peak_bytes(config, parent, stages, ranks) / GIB
     fits = None if limit is None else peak <= limit
@@ -179,6 +181,10 @@ def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) ->
         "host_bytes": host,
         "ranks_per_node": on_a_node,
         "host_bytes_of_a_node": on_a_node * sum(host.values()),
+        "export_check_bytes": {
+            "whole": round(whole_check_bytes(exported)),
+            "by_layer": round(layer_check_bytes(exported)),
+        },
         "peak_gib": round(peak, 3),
         "limit_gib": limit,
         "fits": fits,

@@ -172,6 +172,11 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
     if host:
         node = f"; a node of {memory['ranks_per_node']} ranks: {_size(memory['host_bytes_of_a_node'])}"
         lines += _wrapped(f"  besides, in the machine's memory, a rank: {host}{node if estimate['ranks'] > 1 else ''}")
+    check = memory["export_check_bytes"]
+    lines += _wrapped(
+        f"  export, in the machine's memory of the first rank: {_size(check['by_layer'])} to compare logits a layer at "
+        f"a time, {_size(check['whole'])} to compare those of the whole model, where so much is free"
+    )
     if memory["fits"] is None:
         return [*lines, "whether it fits: say what a rank runs on, estimate.accelerator=h100 or estimate.memory_gib=80"]
     verdict = "fits" if memory["fits"] else "does NOT fit"

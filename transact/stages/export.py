@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from transact.engine.engine import open_engine
+from transact.engine.memory import CHECKED_TOKENS
 from transact.export.folder import write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
 from transact.export.model_card import Exported, copy_licence, has_chat_template, model_card, read_licence
@@ -15,13 +16,13 @@ from transact.files import fresh_temporary_folder, publish, read_json, temporary
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
-from transact.models.stock import load_non_stock
 from transact.pruning.targets import Q4_BLOCK, float16_rows
 from transact.stages.job import Job
+from transact.stages.stock_logits import stock_logits
 from transact.stages.texts import Texts
 
 CHECKED_SEQUENCES = 2
-CHECKED_TOKENS = 256
+CHECKED_LENGTH = CHECKED_TOKENS // CHECKED_SEQUENCES
 TOLERANCE = 1e-3  # of the logits' root mean square, in float32: rounding is a hundredth of it, TF32 some times as much
 
 
@@ -52,17 +53,20 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
         job.group.on_main(write, may_be_left=True)  # half an hour and more for a large model on slow storage
         bar.advance(1, next="logits of the pruner")
         tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
-        tokens = tokens[:, :CHECKED_TOKENS]
+        tokens = tokens[:, :CHECKED_LENGTH]
         ours = _pruner_logits(job, model_folder, tokens, dtype)
         stock = is_stock(read_json(temporary / "config.json"))
         loader = "transformers" if stock else "transact"
         bar.advance(1, next=f"logits of {loader}")
-        difference = job.group.on_main(
-            lambda: logit_difference(_logits(_load(temporary, stock), tokens), ours), may_be_left=True
-        )
+
+        def compare() -> tuple[float, str]:
+            theirs, checked = stock_logits(temporary, tokens, job.group.device)
+            return logit_difference(theirs, ours), checked
+
+        difference, checked = job.group.on_main(compare, may_be_left=True)
         bar.advance(1, next="publish")
     check_difference(difference, loader)
-    job.say(f"export: {loader} loads it; largest difference of logits {difference:.1e} of their root mean square")
+    job.say(f"export: {checked}; largest difference of logits {difference:.1e} of their root mean square")
     if not stock:
         job.say("export: NOT stock: layers or heads have rotary frequencies of their own, which only transact computes")
     job.tracker.summary({"export/logit_difference": difference})
@@ -75,8 +79,13 @@ def logit_difference(theirs: torch.Tensor, ours: torch.Tensor) -> float:
 
     Not of the largest logit, which in some models is twenty times as large, and would hide a difference in the others.
     """
-    scale = ours.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((theirs.double() - ours.double()).abs().max() / scale)
+    assert theirs.shape == ours.shape
+    squares, largest = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for one, other in zip(theirs.unbind(), ours.unbind(), strict=True):  # in float64 a part at a time
+        squares += other.double().square().sum()
+        largest = torch.maximum(largest, (one.double() - other.double()).abs().max())  # not a number if either is none
+    scale = (squares / ours.numel()).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return float(largest / scale)
 
 
 def check_difference(difference: float, loader: str) -> None:
@@ -100,21 +109,6 @@ def _pruner_logits(job: Job, model_folder: Path, tokens: torch.Tensor, dtype: st
         model_folder, job.config.engine.plain(), job.group, round_weights_to=getattr(torch, dtype)
     ) as engine:
         return engine.logits(tokens)
-
-
-def _load(folder: Path, stock: bool) -> Any:
-    """Load the exported model in float32, as its users will."""
-    from transformers import AutoModelForCausalLM
-
-    if stock:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return load_non_stock(folder)
-
-
-@torch.no_grad()
-def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-    return found
 
 
 def export_gguf(job: Job, folder: Path, output: Path) -> None:

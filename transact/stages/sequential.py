@@ -128,6 +128,8 @@ class Streams:
         cut.load_layer(replace_projections(tensors, fitted), layer)
         output = self._correct(cut.attention_inputs, between, fitted.output)
         down = self._correct(cut.mlp_inputs, self.dense, fitted.down)
+        dense.release()
+        cut.release()
         return replace_projections(tensors, replace(fitted, output=output, down=down))
 
     def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -188,7 +190,7 @@ class Streams:
 
 
 class SingleLayer(nn.Module):
-    """The parts of a stock decoder layer before its output projections, causal, with its rotary embedding."""
+    """A stock decoder layer, causal, with its rotary embedding; whole, or its parts before the output projections."""
 
     def __init__(self, config: Mapping[str, Any], layer: int) -> None:
         """Build the layer with random weights; `load_layer` loads those of a model."""
@@ -206,12 +208,24 @@ class SingleLayer(nn.Module):
             attach_own_frequencies(model, frequencies)
         self.block: Any = model.model.layers[0]
         self.rotary: Any = model.model.rotary_emb
+        self.norm: Any = model.model.norm  # the one behind the last layer, whose weight nothing here loads
         self.eval().requires_grad_(False)
 
     def load_layer(self, tensors: Mapping[str, Tensor], layer: int) -> None:
         """Take the weights of one layer, by their names in the whole model."""
         prefix = f"model.layers.{layer}."
         self.block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+    def release(self) -> None:
+        """Free the layer's weights now: transformers' modules refer to each other in circles, collected much later."""
+        self.block.to("meta")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the layer's output: (batch, length, hidden_size) -> the same shape."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        embeddings = self.rotary(hidden, positions)
+        found: Tensor = self.block(hidden, attention_mask=None, position_ids=positions, position_embeddings=embeddings)
+        return found
 
     def attention_inputs(self, hidden: Tensor) -> Tensor:
         """Return what o_proj reads: (batch, length, hidden_size) -> (batch, length, heads * head_dim)."""

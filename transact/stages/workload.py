@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.engine.gram_memory import gram_passes
-from transact.engine.memory import assumed_gram_gib
+from transact.engine.memory import CHECKED_TOKENS, assumed_gram_gib
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
@@ -34,7 +34,7 @@ def stage_flops(config: RunConfig, outline: Outline) -> dict[Stage, float]:
         Stage("evaluate", 0): evaluated * float(parent.flops_per_token(context)),
         Stage("tasks"): texts * float(parent.flops_per_token(context) + last.flops_per_token(context)),
         Stage("efficiency"): _efficiency_flops(config, parent, last),
-        Stage("export"): 2 * 512.0 * last.flops_per_token(context),  # the check's 512 tokens through two models
+        Stage("export"): 2.0 * CHECKED_TOKENS * last.flops_per_token(context),  # the check's, through two models
     }
     for each in outline.rounds:
         found |= {Stage(kind, each.number): flops for kind, flops in _round_flops(config, outline, each).items()}
