@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,12 +20,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.files import TEMPORARY_SUFFIX, publish, temporary_name
+from transact.files import TEMPORARY_SUFFIX, DamagedFile, publish, temporary_name
 
 BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep a few cores busy
 PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
 PART_NAME = re.compile(rf"part_[0-9]{{6}}\.safetensors({re.escape(TEMPORARY_SUFFIX)})?")
 MOST_BATCHES = 16  # of a part
+SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 PARTS_OF_A_SIZE = 16  # before parts have twice as many batches
 
 
@@ -104,6 +106,20 @@ def read_part(path: Path) -> Part | None:
         return Part(**tensors) if numpy.array_equal(digest, _digest(tensors)) else None
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
+
+
+def read_seen_part(path: Path) -> Part:
+    """Return a part that another machine may have finished just now, as soon as the file system shows it here.
+
+    Raises:
+        DamagedFile: it is not there, or not as it was written.
+    """
+    deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+    while (part := read_part(path)) is None:
+        if time.monotonic() > deadline:
+            raise DamagedFile(path, "is not there as it was written a moment ago")
+        time.sleep(0.5)
+    return part
 
 
 def _digest(tensors: dict[str, Any]) -> Any:

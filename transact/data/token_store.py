@@ -16,10 +16,9 @@ import numpy
 import torch
 
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.data.token_parts import PART_NAME, Packing, TextParts, part_path, read_part, token_dtype
+from transact.data.token_parts import PART_NAME, Packing, TextParts, part_path, read_seen_part, token_dtype
 from transact.files import (
     TEMPORARY_SUFFIX,
-    DamagedFile,
     damage_of,
     file_digest,
     publish,
@@ -326,9 +325,7 @@ def _join(folder: Path, count: _Count, tokenizer: Any, packing: Packing, name: s
     hashes: list[Any] = []
     with (temporary / TOKENS_NAME).open("wb") as file:
         for number in range(count.parts):
-            part = read_part(part_path(temporary, number))
-            if part is None:
-                raise DamagedFile(part_path(temporary, number), "is not as it was written a moment ago")
+            part = read_seen_part(part_path(temporary, number))
             whole = part.tokens[: num_sequences * length - position]
             file.write(whole.data)  # `tofile` does not say that the disk is full
             largest = max(largest, int(whole.max(initial=0)))

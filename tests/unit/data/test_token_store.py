@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transact.data.token_store import (
     tokenizer_digest,
     write_token_store,
 )
+from transact.files import DamagedFile
 from transact.stages.texts import load_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "import os, sys\n" * 30, "", "print('naïve €')\n" * 10]
@@ -134,6 +136,21 @@ def test_a_damaged_part_is_tokenised_again(tokenizer: Any, tmp_path: Path) -> No
         assert token_parts.read_part(path) is None
     whole = write(tmp_path / "whole", tokenizer)
     assert TokenStore(write(tmp_path / "s", tokenizer)).index == TokenStore(whole).index
+
+
+def test_a_part_that_the_file_system_shows_late_is_waited_for(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_parts, "SHARED_FOLDER_SECONDS", 1.0)
+    found = token_parts.TextParts(TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=9)).ensure(tmp_path, 0)
+    assert found is not None
+    late = token_parts.part_path(tmp_path, 1)
+    writer = threading.Timer(0.2, token_parts.write_part, (late, found[0]))
+    writer.start()
+    assert token_parts.read_seen_part(late).tokens.tolist() == found[0].tokens.tolist()
+    writer.join()
+    with pytest.raises(DamagedFile, match="is not there as it was written"):
+        token_parts.read_seen_part(token_parts.part_path(tmp_path, 2))
 
 
 def test_the_folder_follows_from_text_tokenizer_and_length(tmp_path: Path) -> None:
