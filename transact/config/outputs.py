@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transact.config.inputs import TextConfig
-from transact.config.setting import LONGEST_PATH, Allowed, setting
+from transact.config.setting import LONGEST_PATH, Allowed, require, setting
 
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text in eval.texts
 TASK_NAME = Allowed(longest=200, pattern=r"[^\s/]+", words="names of tasks")
@@ -68,6 +68,7 @@ class ExportConfig:
     """"none", or the type of the weights in a file for llama.cpp beside export/: "f16", "q8_0" or "q4_0"."""
 
 
+MOST_PROFILED = 50  # steps: a trace of one takes megabytes
 TRACK_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -94,3 +95,13 @@ class TrackConfig:
     """Seconds between two lines of a loop in a log file."""
     report_seconds: float = setting(120.0, at_least=0, at_most=86_400)
     """Seconds at least between two versions of report.html while the run goes on; 0: it is written at the end alone."""
+    profile_steps: list[int] | None = setting(None, at_least=1, at_most=10**12, entries=(2, 2))
+    """[10,12]: rank 0 records these steps of recovery, counted over all rounds from 1, with PyTorch's profiler, and
+    on a GPU what its memory was used for, into profile/ of the run's folder. Such steps are slower. null: none."""
+
+    def __post_init__(self) -> None:
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            is_range = first <= last < first + MOST_PROFILED
+            words = f"the first and the last of at most {MOST_PROFILED} steps"
+            require("track.profile_steps", self.profile_steps, is_range, words)

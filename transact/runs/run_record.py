@@ -35,7 +35,7 @@ OWN_NAMES = re.compile(
 # These are the run's own as soon as the folder is:
 OWN_FROM_THE_START = re.compile(
     r"(run|job|sweep)\.json|estimate\.(json|txt)|config\.yaml|metrics\.jsonl|report\.(html|lock)"
-    r"|(run|attempt|submit)\.lock|logs|stacks|code|wandb|shared"
+    r"|(run|attempt|submit)\.lock|logs|stacks|profile|code|wandb|shared"
 )
 FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of both kinds, the names of files
 # Names of the files that a run writes into each kind of folder; other files in it are somebody else's, and stay. After

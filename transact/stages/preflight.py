@@ -22,7 +22,7 @@ from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import choices
-from transact.rounds import Outline, outline
+from transact.rounds import Outline, outline, tokens_per_batch
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.parent import judge_folder, pinned, recorded_parent
 from transact.stages.tasks import check_evaluation
@@ -218,6 +218,9 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
         check_method(config.prune.method, model_config)
     found = outline(config, read_geometry(model_config))
     check_gguf(config, model_config, found)
+    profiled, steps = config.track.profile_steps, found.tokens // tokens_per_batch(config)
+    is_made = profiled is None or profiled[1] <= steps
+    require("track.profile_steps", profiled, is_made, f"recovery has {steps:,} steps")
     return found
 
 

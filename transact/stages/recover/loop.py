@@ -23,6 +23,7 @@ from transact.stages.recover.batches import Batches
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
+from transact.stages.recover.profiling import StepProfiler
 from transact.stages.recover.teacher import Teacher, open_teacher
 from transact.stages.texts import Texts
 
@@ -83,14 +84,18 @@ class Recovery:
             rate, tokens = self.round.learning_rate, self.num_steps * self.tokens_per_batch
             self.job.say(f"round {self.round.number}: recovers with {tokens:,} tokens, peak learning rate {rate:.1e}")
             self._log_validation(self.position.best_loss, 0)
-        with self.job.progress(
-            f"recover round {self.round.number}",
-            self.num_steps * self.tokens_per_batch,
-            completed=self.position.step * self.tokens_per_batch,
-        ) as bar:
+        with (
+            self.job.progress(
+                f"recover round {self.round.number}",
+                self.num_steps * self.tokens_per_batch,
+                completed=self.position.step * self.tokens_per_batch,
+            ) as bar,
+            StepProfiler(self.job, range(self.first_step + 1, self.first_step + self.num_steps + 1)) as profiler,
+        ):
             self._validate_if_due()  # an earlier attempt may have stopped during this validation
             for step in range(self.position.step, self.num_steps):
-                loss = self._train_step(step)
+                with profiler.step(self.first_step + step + 1):
+                    loss = self._train_step(step)
                 bar.advance(self.tokens_per_batch, **{self.loss_name: loss})
                 self.position.step = step + 1
                 self._validate_if_due()
