@@ -7,6 +7,8 @@ import json
 import signal
 from collections.abc import Mapping
 
+import psutil
+
 from tests.e2e.conftest import ChainRun
 from tests.support.commands import ENOUGH, Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, start, wait_until
@@ -18,7 +20,8 @@ def test_steps_after_a_resume(workplace: Workplace, chain_commands: Mapping[int,
     arguments = [*workplace.overrides("profiled"), ENOUGH, *asked]
     process = start(arguments, ranks=2)
     wait_until(lambda: checkpoints(folder), process)
-    process.send_signal(signal.SIGTERM)
+    for each in psutil.Process(process.pid).children(recursive=True):  # torchrun's ranks have sessions of their own
+        each.send_signal(signal.SIGTERM)
     stopped, _ = process.communicate(timeout=60)
     assert "saved after step" in stopped
     ended = transact(arguments, ranks=2)
