@@ -26,16 +26,28 @@ def layer_by_layer(model: nn.Module, micro_batch: int, done: Callable[[], object
     """
     with ExitStack() as stack:
         for module in (*decoder_layers(model), model.get_submodule("model.norm")):
-            inner = module.forward
-            module.forward = partial(_in_turn, inner, micro_batch, done)  # type: ignore[method-assign]
-            stack.callback(delattr, module, "forward")  # the class's own is found again
+            stack.enter_context(_replaced(module, partial(_in_turn, module.forward, micro_batch, done)))
         yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Give a module another forward in the block; fused kernels may have given it one of its own before."""
+    own = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _in_turn(
     inner: Callable[..., Tensor], micro_batch: int, done: Callable[[], object], hidden: Tensor, **given: Any
 ) -> Tensor:
     """Replace each micro-batch of hidden (sequences, length, hidden_size) by what the module makes of it."""
+    assert given.get("past_key_values") is None  # one micro-batch would attend to those before it
     masks = given.pop("attention_mask", None)
     for first in range(0, len(hidden), micro_batch):
         own = slice(first, first + micro_batch)
