@@ -101,6 +101,7 @@ def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str
         )
     figures = accuracies(job, prepared, checkpoint) if row.tasks else perplexities(job, prepared, checkpoint, plan)
     measured = describe_row(row, job, geometry_of(checkpoint)) | figures | {"overrides": plan.overrides(row)}
+    job.forget_models()  # or the next row's engine is beside it
     shutil.rmtree(job.folder.path)
     return measured, calibration
 
