@@ -29,6 +29,7 @@ from transact.stages.workload import stage_flops
 
 LEARNING_RATE = 1e-4
 STEPS = 3
+KINDS = [each for each in ATTENTION_KINDS if "/" not in each]  # others are fetched from the Hub
 CHOLESKY_FLOPS = 1 / 3  # of channels cubed
 
 
@@ -36,14 +37,14 @@ def layers(place: Place) -> Figures:
     """Train wide layers over micro-batch, recomputation, leaf modules and attention: tokens/s, MFU, memory."""
     folder, geometry = place.model(place.size.layers)
     cases: list[Figures] = []
-    for gathers_layers, attention in itertools.product((True, False), ATTENTION_KINDS):
-        if not gathers_layers and attention != ATTENTION_KINDS[0]:
+    for gathers_layers, attention in itertools.product((True, False), KINDS):
+        if not gathers_layers and attention != KINDS[0]:
             continue  # one after the other is enough
-        config = place.engine(attention=attention, activation_checkpointing=True, micro_batch_sequences=1)
         with ExitStack() as stack:
             if not gathers_layers:
                 stack.enter_context(patch("transact.engine.construction._gather_by_layers", lambda model: None))
             try:
+                config = place.engine(attention=attention)
                 engine = stack.enter_context(open_engine(folder, config, place.group, training=training()))
             except (ValueError, ImportError, OSError, RuntimeError) as error:  # kernels that are not here
                 cases.append({"attention": attention, "reason": str(error)})

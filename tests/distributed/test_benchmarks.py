@@ -98,6 +98,9 @@ def test_gpu_check_measures_layers_and_channels_beside_the_estimate(tmp_path: Pa
     options = ["--part=fast", "--device=cpu", "--size=tiny", f"--output={output}"]
     sections = sections_of(result_of(run("benchmarks.gpu_check", *options), output), "fast")
     cases = sections["layers"]["figures"]["cases"]
+    refused = [each for each in cases if "reason" in each]
+    cases = [each for each in cases if each not in refused]
+    assert all("it needs a GPU" in each["reason"] for each in refused), refused
     measured = {(each["attention"], each["whole_layers"], each["recomputes"], each["sequences"]) for each in cases}
     assert len(measured) == len(cases) and {("sdpa", True, False, 2), ("sdpa", False, True, 1)} < measured
     assert all(each["tokens_per_s"] > 0 and each["estimated_bytes"] > 0 for each in cases)
