@@ -1,6 +1,6 @@
 """Keep the measured figures in the documents those of the results, and check that the results meet the claims.
 
-    python -m benchmarks.published            writes the tables of benchmarks/results into the documents that show them
+    python -m benchmarks.published            writes tables and pictures of benchmarks/results, and into documents
     python -m benchmarks.published --check    prints what is wrong: a line for each, and exit code 1
 
 A table is recognised in a document by its first line.
@@ -27,7 +27,7 @@ from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.real_model_table import real_model_markdown, real_model_summary
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
-from transact.files import read_json, write_text
+from transact.files import read_json, temporary_name, write_text
 from transact.models.llama import read_geometry
 
 # Name of a table in benchmarks/results -> the result file that it is made from, and the function that makes it.
@@ -100,7 +100,8 @@ def wrong_tables() -> Iterator[str]:
     """Yield a line for each table that is not made of its results, or that no document or an old one shows."""
     tables = current_tables()
     for name, table in tables.items():
-        if (RESULTS / f"{name}.md").read_text(encoding="utf-8") != table:
+        shown_before = RESULTS / f"{name}.md"
+        if not shown_before.is_file() or shown_before.read_text(encoding="utf-8") != table:
             yield f"benchmarks/results: the table {name} is an old one: python -m benchmarks.published"
         for block in blocks(table):
             shown = [path for path in documents() if block.splitlines()[0] in path.read_text(encoding="utf-8")]
@@ -111,18 +112,26 @@ def wrong_tables() -> Iterator[str]:
                     yield f"{path.relative_to(REPOSITORY)} shows another table {name} than benchmarks/results"
 
 
-def wrong_pictures() -> Iterator[str]:
-    """Yield a line for each picture that is not drawn from its results.
+def current_pictures() -> dict[str, bytes]:
+    """Return the file of every picture.
 
-    The same figures make the same file, with the version of matplotlib that the constraints name.
+    The same figures make the same one, with the version of matplotlib that the constraints name.
     """
-    for name, (source, draw) in PICTURES.items():
-        if is_there(source):
-            with tempfile.TemporaryDirectory() as folder:
-                drawn = Path(folder, f"{name}.svg")
-                draw(read_json(RESULTS / source), drawn)
-                if drawn.read_bytes() != (RESULTS / f"{name}.svg").read_bytes():
-                    yield f"benchmarks/results/{name}.svg is not drawn from {source}"
+    pictures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (source, draw) in PICTURES.items():
+            if is_there(source):
+                draw(read_json(RESULTS / source), Path(folder, name))
+                pictures[name] = Path(folder, name).read_bytes()
+    return pictures
+
+
+def wrong_pictures() -> Iterator[str]:
+    """Yield a line for each picture that is not drawn from its results."""
+    for name, drawn in current_pictures().items():
+        path = RESULTS / f"{name}.svg"
+        if not path.is_file() or path.read_bytes() != drawn:
+            yield f"benchmarks/results/{name}.svg is not drawn from {PICTURES[name][0]}: python -m benchmarks.published"
 
 
 def perplexity(quality: dict[str, Any], method: str, fraction: float, figure: str) -> float:
@@ -252,6 +261,10 @@ def main() -> None:
     tables = current_tables()
     for name, table in tables.items():
         write_text(RESULTS / f"{name}.md", table)
+    for name, picture in current_pictures().items():
+        path = RESULTS / f"{name}.svg"
+        temporary_name(path).write_bytes(picture)
+        temporary_name(path).replace(path)
     for path in documents():
         text = written(path, [block for table in tables.values() for block in blocks(table)])
         if text != path.read_text(encoding="utf-8"):
