@@ -78,7 +78,9 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
     yield "a real model", model["name"]
     yield "---", "---"
     yield "parameters", f"{whole / 1e6:.1f} M, of which {own / 1e6:.1f} M ({own / whole:.0%}) are transitional"
-    yield "percentages", "of the transitional parameters; the share of all is in real_model.json, row by row"
+    fractions = sorted({row["fraction"] for row in result["rows"]} - {0.0})
+    of_all = ", ".join(f"{fraction:.0%} of them are {fraction * own / whole:.0%} of all" for fraction in fractions)
+    yield "percentages", f"of the transitional parameters: {of_all}"
     yield "dimensions", f"head_dim and intermediate_size are multiples of {settings['multiple']}"
     shares = ", ".join(f"{source} {each['characters'] / 1e6:.1f} M" for source, each in mixture["train"].items())
     yield "mixture", f"{shares} characters; {result['texts']['held_out']} is held out"
@@ -152,7 +154,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     parent = next(row for row in rows if row["fraction"] == 0)
     text = next(iter(parent["perplexity"]))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["fraction"] > 0))
-    colours = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(map(_without_refit, methods)))}
+    bases = list(dict.fromkeys(map(_without_refit, methods)))
+    looks = {name: (f"C{number % 10}", "os^"[number // 10 % 3]) for number, name in enumerate(bases)}
 
     def draw_panels(panels: Any) -> None:
         for panel, figure, unit, label in zip(
@@ -167,8 +170,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 style = "-" if own[0]["refit"] != "none" else ":"
                 own.insert(0, parent)
                 places, heights = [row[figure] / unit for row in own], [row["perplexity"][text] for row in own]
-                colour = colours[_without_refit(method)]
-                panel.plot(places, heights, style, marker="o", markersize=4, color=colour, label=method)
+                colour, marker = looks[_without_refit(method)]
+                panel.plot(places, heights, style, marker=marker, markersize=4, color=colour, label=method)
             panel.set(xlabel=label, yscale="log")
             panel.grid(alpha=0.3)
         panels[0].set_ylabel(f"perplexity on {text}, cut once; all begin at the dense model")
