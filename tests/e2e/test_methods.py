@@ -27,7 +27,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("method", ["paper_heads", "paper_dims", "taylor", "one_shot"])
+@pytest.mark.parametrize("method", ["paper_heads", "paper_dims", "taylor", "sequential", "one_shot"])
 def test_methods_export_a_stock_model(workplace: Workplace, method: str) -> None:
     folder, _ = run(workplace, f"method_{method}", f"prune/method={method}")
     model = AutoModelForCausalLM.from_pretrained(folder / "export")
