@@ -25,6 +25,7 @@ from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
 from benchmarks.workload import RESULTS, machine, write_result
 from transact.config.outputs import EfficiencyConfig
+from transact.config.pruning import MultipleConfig
 from transact.errors import DONE, leave
 from transact.evaluation.efficiency.command import PRESETS
 from transact.evaluation.efficiency.measure import PARENT, measure
@@ -50,13 +51,19 @@ def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**config)).to(getattr(torch, dtype))
     model.save_pretrained(folders[PARENT])
+    exact = MultipleConfig(head_dim=multiples.head_dim, intermediate_size=multiples.intermediate_size)
     tokens = [torch.randint(parent.vocab_size, (1, 64))]
     for fraction in REMOVED:
         cut = solve_geometry(Budget(parent=parent, remove_fraction=fraction), SearchSpace.below(parent, multiples))
         role = f"{fraction:.0%} removed"
         folders[role] = folder / role.split("%")[0]
         smaller = transact.prune_model(
-            model, tokens, head_dim=cut.head_dim, intermediate_size=cut.intermediate_size, method="magnitude"
+            model,
+            tokens,
+            head_dim=cut.head_dim,
+            intermediate_size=cut.intermediate_size,
+            method="magnitude",
+            multiple=exact,
         )
         smaller.save_pretrained(folders[role])
     return folders

@@ -16,7 +16,7 @@ from benchmarks.gpu_place import Figures, Place, Section, gib, require, training
 from benchmarks.gpu_works import RIDGE, TOKENS
 from benchmarks.workload import run_config
 from transact.config.accelerators import model_flops_utilisation
-from transact.config.machines import ATTENTION_KINDS, EngineConfig, EstimateConfig
+from transact.config.machines import ASSUMED_MFU, ATTENTION_KINDS, EngineConfig
 from transact.config.pruning import PruneConfig
 from transact.config.run import RunConfig
 from transact.engine.engine import Engine, open_engine
@@ -190,7 +190,7 @@ def _estimated_seconds(place: Place, width: int, outputs: int) -> dict[str, floa
     flops = stage_flops(config, outline(replace(config, prune=cut), geometry))
     if place.accelerator is None:
         return None
-    speed = EstimateConfig().mfu * place.accelerator.peak_flops
+    speed = ASSUMED_MFU * place.accelerator.peak_flops
     return {stage.kind: each / speed for stage, each in flops.items() if stage.kind in ("select", "slice")}
 
 

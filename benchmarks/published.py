@@ -25,6 +25,7 @@ from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
 from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.real_model_table import real_model_markdown, real_model_summary
+from benchmarks.throughput import shortfalls_of_throughput, throughput_markdown
 from benchmarks.workload import REPOSITORY, RESULTS
 from transact.engine.memory import estimate_memory
 from transact.files import read_json, temporary_name, write_text
@@ -91,9 +92,14 @@ def is_there(source: str) -> bool:
 
 
 def current_tables() -> dict[str, str]:
-    """Return the text of every table: those of results, of GPUs even without any, and of what is computed alone."""
+    """Return the text of every table: of results (that of GPUs even without any), and of what is computed alone."""
     measured = {name: make(read_json(RESULTS / source)) for name, (source, make) in TABLES.items() if is_there(source)}
-    return measured | {"estimates": estimate_markdown(), "gpu": gpu_markdown(gpu_results())}
+    others = {"gpu": gpu_markdown(gpu_results()), "throughput": throughput_markdown(throughputs())}
+    return measured | others | {"estimates": estimate_markdown()}
+
+
+def throughputs() -> list[dict[str, Any]]:
+    return [read_json(path) for path in sorted(RESULTS.glob("throughput_*.json"))]
 
 
 def wrong_tables() -> Iterator[str]:
@@ -248,6 +254,8 @@ def problems() -> Iterator[str]:
     yield from wrong_pictures()
     yield from shortfalls_of_quality(read_json(RESULTS / "quality.json"))
     yield from shortfalls_of_efficiency(read_json(RESULTS / "efficiency.json"))
+    for each in throughputs():
+        yield from shortfalls_of_throughput(each)
     yield from shortfalls_of_memory(read_json(RESULTS / "memory.json"))
     yield from shortfalls_of_reliability(read_json(RESULTS / "faults.json"), read_json(RESULTS / "saving.json"))
     yield from not_told()

@@ -42,6 +42,10 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
     "14m": lambda: _architecture(384, 8, 6, 2, intermediate_size=1024, **SMALL),
     "25m": lambda: _architecture(512, 8, 8, 4, intermediate_size=1408, **SMALL),
     "130m": lambda: _architecture(1024, 10, 16, 8, intermediate_size=2816, **(SMALL | {"vocab_size": 8192})),
+    # SmolLM2-135M's dimensions.
+    "135m": lambda: _architecture(
+        576, 30, 9, 3, intermediate_size=1536, vocab_size=49_152, max_position_embeddings=512, tie_word_embeddings=True
+    ),
     "315m": lambda: _architecture(1536, 12, 24, 8, intermediate_size=4096, **(SMALL | {"vocab_size": 8192})),
     # TinyLlama's dimensions. Untied, as are the models that transact is for.
     "1b": lambda: _architecture(

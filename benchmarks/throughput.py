@@ -1,6 +1,6 @@
 """Measure tokens per second of recovery beside a bare DeepSpeed loop and a plain PyTorch loop.
 
-    python -m benchmarks.throughput --processes 2
+    python -m benchmarks.throughput --processes 2 --size 14m --zero-stage 3
 
 The three take turns on the same batches within one run, since a machine's speed changes from one minute to the
 next; what counts is the ratio of neighbours.
@@ -36,7 +36,8 @@ from transact.errors import leave
 from transact.models.llama import read_geometry
 from transact.rounds import tokens_per_batch
 
-TARGET = 0.95  # ours / bare DeepSpeed
+# Ours / another loop, at least. Plain PyTorch keeps the whole model on every rank, so it is compared at ZeRO stage 0.
+TARGETS = {"ours_to_bare_deepspeed": 0.97, "ours_to_plain_pytorch": 0.9}
 
 
 def compare(contest: Contest, repetitions: int) -> dict[str, list[float]]:
@@ -71,9 +72,28 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, Any]:
         "ours_to_plain_pytorch": ratio_to("plain_pytorch"),
         # More reliable where other work disturbs the machine.
         "fastest_ours_to_bare_deepspeed": max(rates["ours"]) / max(rates["bare_deepspeed"]),
-        "target": TARGET,
         "repetitions": rates,
     }
+
+
+def shortfalls_of_throughput(result: dict[str, Any]) -> list[str]:
+    """Return a line for each loop beside which ours is slower than the target allows."""
+    of_stage = [name for name in TARGETS if name != "ours_to_plain_pytorch" or result["engine"]["zero_stage"] == 0]
+    where = f"throughput of {result['parameters']:,} parameters at ZeRO stage {result['engine']['zero_stage']}"
+    return [
+        f"{where}: {name} is {result[name]:.3f}, below {TARGETS[name]}"
+        for name in of_stage
+        if result[name] < TARGETS[name]
+    ]
+
+
+def throughput_markdown(results: list[dict[str, Any]]) -> str:
+    """Return a table of the throughput of recovery beside the other loops, a row for each result."""
+    rows = ["| parameters | ZeRO stage | of a bare DeepSpeed loop | of a plain PyTorch loop |", "|---|---|---|---|"]
+    for each in sorted(results, key=lambda each: (each["parameters"], each["engine"]["zero_stage"])):
+        ratios = f"{each['ours_to_bare_deepspeed']:.2f} | {each['ours_to_plain_pytorch']:.2f}"
+        rows.append(f"| {each['parameters'] / 1e6:.0f} million | {each['engine']['zero_stage']} | {ratios} |")
+    return "\n".join(rows) + "\n"
 
 
 def make_config(arguments: argparse.Namespace, group: ProcessGroup, folder: Path, model: Path) -> RunConfig:
@@ -141,8 +161,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10, help="of each loop before the next takes its turn")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json")
-    return parser.parse_args(words)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/throughput_SIZE_stageN.json")
+    arguments = parser.parse_args(words)
+    name = f"throughput_{arguments.size}_stage{arguments.zero_stage}.json"
+    arguments.output = arguments.output or RESULTS / name
+    return arguments
 
 
 def main() -> int:
@@ -158,11 +181,14 @@ def main() -> int:
             summary = summarise(rates)
             for name, rate in summary["tokens_per_s"].items():
                 print(f"{name:16} {rate:12,.0f} tokens/s")
+            result = summary | describe(contest) | environment(group)
             print(
-                f"ours / bare DeepSpeed: {summary['ours_to_bare_deepspeed']:.3f} (target: {TARGET}); "
-                f"of the fastest turns: {summary['fastest_ours_to_bare_deepspeed']:.3f}"
+                f"ours / bare DeepSpeed: {summary['ours_to_bare_deepspeed']:.3f}; "
+                f"ours / plain PyTorch: {summary['ours_to_plain_pytorch']:.3f}"
             )
-            write_result(arguments.output, summary | describe(contest) | environment(group))
+            for line in shortfalls_of_throughput(result):
+                print(line)
+            write_result(arguments.output, result)
     return 0
 
 

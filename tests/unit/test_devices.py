@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 
 import pytest
 import torch
 
 from tests.support.configs import compose_config
-from transact.distributed.environment import allow_open_files, transport_settings
+from transact.config.machines import TRANSPORT
+from transact.distributed.environment import TRANSPORT_PREFIXES, allow_open_files, transport_settings
 from transact.distributed.process import rank_device, set_allocator, share_cores
 
 
@@ -114,6 +116,8 @@ def test_the_transport_is_told_by_its_variables_alone() -> None:
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_DEBUG": "INFO",
     }
+    for prefix in TRANSPORT_PREFIXES:  # what is told of the environment may be asked for, too
+        assert re.fullmatch(TRANSPORT.pattern or "", f"{prefix}DEBUG")
     asked = compose_config(["name=x", "+launch.transport={NCCL_IB_DISABLE:1}"])
     assert asked.launch.transport == {"NCCL_IB_DISABLE": "1"}
     with pytest.raises(ValueError, match=r"launch\.transport.*LD_PRELOAD.*NCCL_SOCKET_IFNAME"):

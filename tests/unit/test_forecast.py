@@ -17,6 +17,7 @@ from transact.estimate.contents import forecast
 from transact.estimate.duration import RANK_BYTES_PER_SECOND
 from transact.estimate.storage import gguf_bytes
 from transact.estimate.text import in_words, text
+from transact.files import write_json
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.run import main
@@ -51,7 +52,7 @@ def test_the_command_prints_and_writes_the_estimate(
         "optimizer",
         "fits: ",
         "disk: ",
-        "estimate.mfu=0.25, an assumption, not measured",
+        "a utilisation of 0.25, an assumption that nobody measured",
         "cost: about",
     ):
         assert part in said
@@ -224,6 +225,20 @@ def test_checkpoints_of_a_recovery_are_counted_by_the_time_between_them() -> Non
     assert found["saves"] * last < hours < found["saves"] * first
 
 
+def test_what_gpu_check_measured_counts_for_its_accelerator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transact.estimate.duration.GPU_RESULTS", tmp_path)
+    for name, mfu in (("gpu_h100.json", 0.4), ("gpu_8x_h100.json", 0.35), ("gpu_l4.json", None)):
+        best = {"best": {"mfu": mfu}}
+        write_json(tmp_path / name, {"parts": {"fast": {"sections": {"layers": {"figures": best}}}}})
+    on_h100, on_l4 = (estimate(f"estimate.accelerator={name}")["duration"] for name in ("h100", "l4"))
+    assert on_h100["basis"].startswith("a utilisation of 0.35, measured by make gpu-check (gpu_8x_h100.json)")
+    assert on_l4["basis"].startswith("a utilisation of 0.25, an assumption that nobody measured")
+    given = estimate("estimate.accelerator=h100", "estimate.mfu=0.35")["duration"]
+    assert given["hours"] == on_h100["hours"] and given["basis"].startswith("estimate.mfu=0.35, as given")
+
+
 def test_layers_that_are_shared_out_take_as_long_as_the_rank_with_the_most() -> None:
     """32 layers on 24 ranks take as long as two on each: as on 16."""
     computing = []
@@ -238,7 +253,9 @@ def test_a_throughput_that_was_measured_counts_instead() -> None:
     """Of a model of its own size, in proportion to FLOPs: a run without a cut would take tokens over throughput."""
     given = estimate("estimate.tokens_per_second=10000")["duration"]
     assert given["hours"]["recover"] < 999_817_216 / 10_000 / 3600
-    measured = estimate(f"estimate.throughput_file={REPOSITORY}/benchmarks/results/throughput.json")["duration"]
+    measured = estimate(f"estimate.throughput_file={REPOSITORY}/benchmarks/results/throughput_14m_stage0.json")[
+        "duration"
+    ]
     assert "measured on 2 rank(s)" in measured["basis"]
     assert measured["hours"]["recover"] > 1000 * given["hours"]["recover"]
     with pytest.raises(ValueError, match=r"estimate\.throughput_file=.* is no results file"):

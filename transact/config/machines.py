@@ -72,6 +72,7 @@ DEEPSPEED_OWN = {
     "zero_optimization.zero_quantized_nontrainable_weights": "",
     "zero_optimization.zero_quantized_gradients": "",
 }
+ASSUMED_MFU = 0.25  # model FLOPs utilisation, where nobody has measured one
 MINUTES_OF_A_YEAR = 525_600
 LARGEST_MICRO_BATCH = 2**16
 MOST_SAVING = 0.05  # of the time of a recovery, which makes its checkpoints rarer where saving is slow
@@ -300,9 +301,9 @@ class EstimateConfig:
     """Measured throughput of recovery before any cut, of all ranks. null: from the accelerator and estimate.mfu."""
     throughput_file: str | None = setting(None, longest=LONGEST_PATH)
     """A results file of benchmarks.throughput from the same kind of machines, instead of that. null: none."""
-    mfu: float = setting(0.25, at_least=1e-4, at_most=1)
-    """Assumed model FLOPs utilisation, where no throughput is given. The default was counted from what a recovery makes
-    a GPU do; it was measured on none."""
+    mfu: float | None = setting(None, at_least=1e-4, at_most=1)
+    """Model FLOPs utilisation, where no throughput is given. null: what `make gpu-check` measured on such an
+    accelerator, or else 0.25, which was counted from what a recovery makes a GPU do, and measured on none."""
     node_gb_per_second: float = setting(2.0, at_least=1e-3, at_most=1e6)
     """Assumed GB (10^9 bytes) per second that a node reads from, or writes to, the shared file system. Without
     launch=slurm eight ranks count as a node."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transact.config.accelerators import BY_NAME, TERA, Accelerator
-from transact.config.machines import MOST_SAVING
+from transact.config.compose import PACKAGE
+from transact.config.machines import ASSUMED_MFU, MOST_SAVING
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.errors import one_line
@@ -20,6 +22,7 @@ from transact.stages.workload import stage_flops
 SECONDS_PER_HOUR = 3600.0
 GB = 1e9
 RANKS_OF_A_NODE = 8
+GPU_RESULTS = PACKAGE.parent / "benchmarks" / "results"  # of a clone; an installed package has none
 
 
 def num_ranks(config: RunConfig) -> int:
@@ -158,13 +161,22 @@ def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] |
     known = accelerator(config)
     if known is None:
         return None
-    basis = (
-        f"estimate.mfu={config.estimate.mfu:g}, an assumption, not measured, of {known.peak_flops / TERA:g} TFLOP/s "
-        f"({known.name}, dense bfloat16), {ranks} of them"
-    )
+    mfu, source = _utilisation(config, known)
+    basis = f"{source}, of {known.peak_flops / TERA:g} TFLOP/s ({known.name}, dense bfloat16), {ranks} of them"
     if config.engine.dtype == "float32":
         basis += "; float32 reaches a fraction of that"
-    return config.estimate.mfu * known.peak_flops * ranks, basis
+    return mfu * known.peak_flops * ranks, basis
+
+
+def _utilisation(config: RunConfig, known: Accelerator) -> tuple[float, str]:
+    """Return the model FLOPs utilisation to count with, and where it is from."""
+    if config.estimate.mfu is not None:
+        return config.estimate.mfu, f"estimate.mfu={config.estimate.mfu:g}, as given"
+    for path in sorted(GPU_RESULTS.glob(f"gpu_*{known.name}.json")):  # of eight GPUs (gpu_8x_) before those of one
+        with suppress(OSError, KeyError, TypeError, ValueError):  # that part of it did not run to its end
+            mfu = float(read_json(path)["parts"]["fast"]["sections"]["layers"]["figures"]["best"]["mfu"])
+            return mfu, f"a utilisation of {mfu:.2f}, measured by make gpu-check ({path.name})"
+    return ASSUMED_MFU, f"a utilisation of {ASSUMED_MFU:g}, an assumption that nobody measured (estimate.mfu)"
 
 
 def _measured(path: Path, ranks: int) -> tuple[float, str]:

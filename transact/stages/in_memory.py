@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transact.config.compose import method_preset
-from transact.config.pruning import MethodConfig, PruneConfig
+from transact.config.pruning import MethodConfig, MultipleConfig, PruneConfig
 from transact.config.setting import check_values, require
 from transact.engine.free_memory import free_bytes
 from transact.engine.gram_memory import gram_disk_bytes, gram_gib_of, gram_passes
@@ -60,6 +60,7 @@ def prune_model(
     method: MethodConfig | str = "default",
     rotary_pairs: str = "free",
     target: str = "any",
+    multiple: MultipleConfig | None = None,
     seed: int = 0,
 ) -> Any:
     """Cut a transformers model in memory, as a job of one round without recovery cuts a model folder.
@@ -74,7 +75,7 @@ def prune_model(
         remove_fraction: share of all parameters to remove; half of them where no dimension is given either.
         head_dim, intermediate_size: dimensions at the end, as prune.head_dim and prune.intermediate_size.
         method: a `MethodConfig`, or the name of a file of conf/prune/method.
-        rotary_pairs, target: as the settings of those names in prune.
+        rotary_pairs, target, multiple: as the settings of those names in prune.
         seed: of the method `random`.
 
     Returns:
@@ -83,7 +84,9 @@ def prune_model(
     Raises:
         ValueError: one line: what of the model, the batches or the settings is not supported, and what is.
     """
-    settings = _settings(remove_fraction, head_dim, intermediate_size, method, rotary_pairs, target)
+    dimensions = {"remove_fraction": remove_fraction, "head_dim": head_dim, "intermediate_size": intermediate_size}
+    others = {"rotary_pairs": rotary_pairs, "target": target, "multiple": multiple or MultipleConfig()}
+    settings = _settings(dimensions, method, others)
     config, weights = _described(model)
     source = read_geometry(config)
     check_criteria(settings.method)
@@ -111,36 +114,23 @@ def prune_model(
     return _made(model, smaller | stated_settings(smaller), cut)
 
 
-def _settings(
-    remove_fraction: float | None,
-    head_dim: int | None,
-    intermediate_size: int | None,
-    method: MethodConfig | str,
-    rotary_pairs: str,
-    target: str,
-) -> PruneConfig:
+def _settings(dimensions: dict[str, Any], method: MethodConfig | str, others: dict[str, Any]) -> PruneConfig:
     """Return the settings of prune, checked as those of a job are.
 
     Raises:
         ValueError: a setting, or two together, are not allowed.
     """
-    if remove_fraction is None and head_dim is None and intermediate_size is None:
-        remove_fraction = 0.5
+    if all(each is None for each in dimensions.values()):
+        dimensions = dimensions | {"remove_fraction": 0.5}
     if isinstance(method, str):
         method = method_preset(method)
-    values = {
-        "remove_fraction": remove_fraction,
-        "head_dim": head_dim,
-        "intermediate_size": intermediate_size,
-        "split": "equal",
-        "rotary_pairs": rotary_pairs,
-        "target": target,
-    }
-    check_values(PruneConfig, values | {"method": asdict(method)}, "prune.")
+    values = {**dimensions, "split": "equal", **others}
+    plain = {"multiple": asdict(others["multiple"]), "method": asdict(method)}
+    check_values(PruneConfig, values | plain, "prune.")
     scope = method.pair_scope
     stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"
     require("prune.method.pair_scope", scope, scope == "model", f"it must be model: {stock}")
-    return PruneConfig(**values, method=method)  # type: ignore[arg-type]
+    return PruneConfig(**values, method=method)
 
 
 def _described(model: Any) -> tuple[dict[str, Any], Weights]:
