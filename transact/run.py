@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from transact.config.run import TOKENIZE_SUFFIX, RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
 from transact.runs.run_record import note_points
+from transact.runs.verdict import how_it_ended
 from transact.tracking.wandb_names import fill_from_environment
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255
@@ -128,17 +130,25 @@ def main() -> int:
 def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
     """Run one after the other, even after one that failed, and return the worst exit code.
 
+    A point that was stopped ends the sweep: whoever pressed Ctrl-C means all of it.
+
     Raises:
         Exception: the first that a point ended with, after the last point.
     """
     codes: list[int] = []
     failures: list[Exception] = []
-    for config, is_sweep in configs:
+    for number, (config, is_sweep) in enumerate(configs, start=1):
+        since = time.time()
         try:
             codes.append(run(config, is_sweep=is_sweep))
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(error)
         note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
+        ended = how_it_ended(Path(config.output_dir), since)
+        if ended is not None and ended[0] == "stopped" and config.launch.kind != "slurm" and number < len(configs):
+            left = ", ".join(Path(each.output_dir).name for each, _ in configs[number:])
+            print(f"the sweep is stopped too, before {left}: the same command goes on", file=sys.stderr, flush=True)
+            break
     if failures:
         raise failures[0]
     return worst(codes)
