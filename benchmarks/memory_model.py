@@ -13,7 +13,7 @@ import argparse
 import copy
 import functools
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from transact.errors import DONE, leave
 from transact.files import read_json, write_text
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
+from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria
 from transact.stages.recover.teacher import Teacher
 
@@ -63,8 +64,9 @@ class Case:
     stage: str = "recover"  # or "calibrate" or "gram"
     method: str = "norms"
 
-    def config(self) -> RunConfig:
+    def config(self, ranks: int) -> RunConfig:
         config = copy.deepcopy(_composed(self.method))
+        config.recover.batch_sequences = self.sequences * MICRO_BATCHES * ranks
         config.engine.zero_stage, config.engine.dtype = self.zero_stage, self.dtype
         config.engine.micro_batch_sequences = self.sequences
         config.engine.activation_checkpointing = self.checkpointing
@@ -110,8 +112,7 @@ def all_cases() -> list[Case]:
 
 def measure(case: Case, folder: Path, group: ProcessGroup, repetitions: int = REPETITIONS) -> dict[str, Any]:
     """Measure the bytes that a rank allocates at its peak, and return them beside the estimate (collective)."""
-    model, config = folder / case.size, case.config()
-    config.recover.batch_sequences = case.sequences * MICRO_BATCHES * group.world_size
+    model, config = folder / case.size, case.config(group.world_size)
     if not (model / "config.json").is_file():
         write_random_model(model, architecture(case.size), group)
     tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
@@ -190,6 +191,24 @@ def _sum_grams(model: Path, config: RunConfig, tokens: torch.Tensor, group: Proc
             engine.hidden_forward(tokens)
 
 
+def case_of(row: dict[str, Any]) -> Case:
+    return Case(**{each.name: row[each.name] for each in fields(Case)})
+
+
+def is_stale(row: dict[str, Any]) -> bool:
+    """Return whether a case is estimated otherwise than when it was measured, or too far from it."""
+    return estimated(row) != row["estimated_bytes"] or is_off(estimated(row) / row["measured_bytes"] - 1)
+
+
+def estimated(row: dict[str, Any]) -> int:
+    """Return the bytes that today's formulas say of a measured case."""
+    case = case_of(row)
+    geometry = read_geometry(architecture(case.size).to_model_config())
+    return round(
+        estimate_memory(geometry, case.config(row["ranks"]), row["ranks"], case.stage, parent=geometry).total()
+    )
+
+
 def is_off(error: float) -> bool:
     """Return whether an estimate is too far from what was measured. error: estimate / measured - 1."""
     return not -MOST_BELOW < error < MOST_ABOVE
@@ -208,19 +227,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=1, help="ranks to start on this machine")
     parser.add_argument("--smallest", action="store_true", help="one case")
+    parser.add_argument("--stale", action="store_true", help="only what was off, or is estimated otherwise by now")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.json")
     arguments = parser.parse_args()
     code = relaunch("benchmarks.memory_model", arguments.processes)
     if code is not None:
         raise SystemExit(code)
-    cases = all_cases()[:1] if arguments.smallest else all_cases()
+    every, before = all_cases(), read_json(arguments.output)["rows"] if arguments.output.is_file() else []
     with process_group("cpu", timeout_minutes=10) as group, working_folder(group, None) as folder:
-        measure(cases[0], folder, group)  # warm-up: what is allocated once, and stays, must not count
+        cases = every[:1] if arguments.smallest else every
+        if arguments.stale:
+            cases = [case_of(row) for row in before if row["ranks"] == group.world_size and is_stale(row)]
+        measure(every[0], folder, group)  # warm-up: what is allocated once, and stays, must not count
         rows = [measure(case, folder, group) for case in cases]
         if not group.is_main:
             return
-        before = read_json(arguments.output)["rows"] if arguments.output.is_file() else []
-        others = [row for row in before if row["ranks"] != group.world_size]
+        others = [row for row in before if row["ranks"] != group.world_size or case_of(row) in {*every} - {*cases}]
         result = {"target": [-MOST_BELOW, MOST_ABOVE], "environment": environment(group), "rows": [*others, *rows]}
         write_result(arguments.output, result)
         write_text(arguments.output.with_suffix(".md"), memory_markdown(result))

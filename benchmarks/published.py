@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,15 +20,13 @@ from benchmarks import efficiency_picture, real_model_table
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.estimate_table import estimate_markdown
 from benchmarks.gpu_table import gpu_markdown, gpu_results
-from benchmarks.memory_model import Case, architecture, is_off, memory_markdown
+from benchmarks.memory_model import case_of, estimated, is_stale, memory_markdown
 from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_summary, quality_table
 from benchmarks.real_model_table import real_model_markdown, real_model_summary
 from benchmarks.throughput import shortfalls_of_throughput, throughput_markdown
 from benchmarks.workload import REPOSITORY, RESULTS
-from transact.engine.memory import estimate_memory
 from transact.files import read_json, temporary_name, write_text
-from transact.models.llama import read_geometry
 
 # Name of a table in benchmarks/results -> the result file that it is made from, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -195,13 +192,11 @@ def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each estimate that is off, or has changed since the measurement: today's formulas count."""
     assert {row["ranks"] for row in memory["rows"]} >= {1, 2}
     for row in memory["rows"]:
-        case = Case(**{field.name: row[field.name] for field in fields(Case)})
-        geometry = read_geometry(architecture(case.size).to_model_config())
-        estimate = estimate_memory(geometry, case.config(), row["ranks"], case.stage, parent=geometry).total()
-        if round(estimate) != row["estimated_bytes"]:
-            yield f"memory: {case} on {row['ranks']} ranks was estimated otherwise when it was measured: bench-memory"
-        if is_off(estimate / row["measured_bytes"] - 1):
-            yield f"memory: {case} on {row['ranks']} ranks is off by {estimate / row['measured_bytes'] - 1:+.1%}"
+        if is_stale(row):
+            yield (
+                f"memory: {case_of(row)} on {row['ranks']} ranks: {row['measured_bytes']:,} bytes measured, "
+                f"{row['estimated_bytes']:,} estimated then, {estimated(row):,} now: bench-memory, with --stale"
+            )
 
 
 def shortfalls_of_reliability(faults: dict[str, Any], saving: dict[str, Any]) -> Iterator[str]:
