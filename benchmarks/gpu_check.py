@@ -159,6 +159,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.device == "cpu" and arguments.output is None:
         parser.error("--device cpu needs --output: benchmarks/results is for GPUs")
+    if arguments.size != "full" and arguments.output is None:
+        parser.error(f"--size {arguments.size} needs --output: benchmarks/results is for the full size")
     return arguments
 
 

@@ -197,7 +197,7 @@ def completed(composed: DictConfig) -> tuple[DictConfig, bool]:
             composed.output_dir = os.path.join(composed.output_dir, VARIANTS, str(composed.recover.variant))
         if composed.mode == "tokenize":
             composed.output_dir += TOKENIZE_SUFFIX
-            composed.engine.device = "cpu"
+            composed.engine.device, composed.engine.attention, composed.engine.kernels = "cpu", "sdpa", None
     OmegaConf.resolve(composed)  # `${hydra:...}` can be resolved only here
     return composed, is_sweep
 

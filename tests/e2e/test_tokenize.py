@@ -30,6 +30,7 @@ def test_the_job_needs_no_gpu_and_no_deepspeed_and_the_run_starts_from_its_token
     overrides = overrides_of(workplace, "run", tmp_path)
     texts = [f"+eval.texts.more={{source: files, files: [{workplace.heldout}]}}"]
     asked = [*overrides, *texts, "mode=tokenize", "engine=gpu", "launch=local", "recover.batch_sequences=8"]
+    asked += ["engine.attention=flash_attention_2", "engine.kernels=liger"]
     first = transact_as_users_do(asked, variables=variables)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.count("tokenise data.train") and "mode=tokenize" not in first.stdout

@@ -165,9 +165,13 @@ class EngineConfig:
         assert isinstance(self.activation_checkpointing, bool), self.activation_checkpointing
         return self.activation_checkpointing
 
+    def repeatable(self) -> EngineConfig:
+        """Return settings without kernels whose gradients differ from run to run, or that change what hooks see."""
+        return replace(self, attention="eager" if self.attention == "eager" else "sdpa", kernels=None)
+
     def plain(self) -> EngineConfig:
         """Return settings in float32, for comparisons, without kernels that round otherwise."""
-        return replace(self, dtype="float32", attention="eager" if self.attention == "eager" else "sdpa", kernels=None)
+        return replace(self.repeatable(), dtype="float32")
 
     @property
     def is_settled(self) -> bool:

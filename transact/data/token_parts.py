@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.files import TEMPORARY_SUFFIX, DamagedFile, publish, temporary_name
+from transact.files import TEMPORARY_SUFFIX, DamagedFile, publish
 
 BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep a few cores busy
 PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
-PART_NAME = re.compile(rf"part_[0-9]{{6}}\.safetensors({re.escape(TEMPORARY_SUFFIX)})?")
+PART_FILE = re.compile(r"part_[0-9]{6}\.safetensors")
+PART_NAME = re.compile(rf"{PART_FILE.pattern}(\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)})?")
 MOST_BATCHES = 16  # of a part
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
 PARTS_OF_A_SIZE = 16  # before parts have twice as many batches
@@ -94,8 +96,10 @@ def part_path(folder: Path, number: int) -> Path:
 def write_part(path: Path, part: Part) -> None:
     """Write a finished part."""
     tensors = part._asdict()
-    temporary_name(path).write_bytes(save(tensors | {"digest": _digest(tensors)}))
-    publish(temporary_name(path), path)
+    # A name of its own: a rank of an attempt that is over may still be at work on the same part.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY_SUFFIX}")
+    temporary.write_bytes(save(tensors | {"digest": _digest(tensors)}))
+    publish(temporary, path)
 
 
 def read_part(path: Path) -> Part | None:

@@ -16,7 +16,7 @@ import numpy
 import torch
 
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.data.token_parts import PART_NAME, Packing, TextParts, part_path, read_seen_part, token_dtype
+from transact.data.token_parts import PART_FILE, PART_NAME, Packing, TextParts, part_path, read_seen_part, token_dtype
 from transact.files import (
     TEMPORARY_SUFFIX,
     damage_of,
@@ -302,7 +302,7 @@ def _begin(folder: Path) -> None:
     _check_is_store(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
     for entry in list(os.scandir(temporary)):
-        if not PART_NAME.fullmatch(entry.name) or entry.name.endswith(TEMPORARY_SUFFIX) or entry.is_symlink():
+        if not PART_FILE.fullmatch(entry.name) or entry.is_symlink():
             os.unlink(entry.path)
 
 
@@ -326,7 +326,7 @@ def _join(folder: Path, count: _Count, tokenizer: Any, packing: Packing, name: s
     with (temporary / TOKENS_NAME).open("wb") as file:
         for number in range(count.parts):
             part = read_seen_part(part_path(temporary, number))
-            whole = part.tokens[: num_sequences * length - position]
+            whole = part.tokens[: max(0, num_sequences * length - position)]
             file.write(whole.data)  # `tofile` does not say that the disk is full
             largest = max(largest, int(whole.max(initial=0)))
             hashes.append(part.documents[part.starts < wanted - position])

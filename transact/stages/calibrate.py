@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,8 @@ def collect(
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
     engine_config = job.config.engine
-    if needs_gradients:  # fused kernels rotate in place what the backward's scores read
-        engine_config = replace(engine_config, kernels=None)
+    if needs_gradients:  # fused kernels rotate in place what scores read, and flash attention's backward varies
+        engine_config = engine_config.repeatable()
     with (
         torch.set_grad_enabled(needs_gradients),
         job.borrow(model_folder, engine_config) as engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def measure(
     key = model_folder, texts.evaluation.name
     if key in job.measured:
         advance(count * texts.evaluation.sequence_length)
-        return dict(job.measured[key])
+        return copy.deepcopy(job.measured[key])
     with job.borrow(model_folder) as engine:
         positions, micro_batch = torch.arange(count), config.engine.micro_batch
         loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
@@ -88,7 +89,7 @@ def measure(
         "tasks": {},
     }
     job.measured[key] = found
-    return dict(found)
+    return copy.deepcopy(found)
 
 
 def measure_ahead(job: Job, texts: Texts, model_folder: Path) -> None:

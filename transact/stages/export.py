@@ -60,7 +60,7 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
         bar.advance(1, next=f"logits of {loader}")
 
         def compare() -> tuple[float, str]:
-            theirs, checked = stock_logits(temporary, tokens, job.group.device)
+            theirs, checked = stock_logits(temporary, tokens, job.group.device, job.group.watchdog.progress)
             return logit_difference(theirs, ours), checked
 
         difference, checked = job.group.on_main(compare, may_be_left=True)

@@ -19,6 +19,7 @@ from transact.data import token_parts, token_store
 from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import (
     FILE_NAMES,
+    TOKENS_NAME,
     Course,
     TokenStore,
     remove_store,
@@ -61,6 +62,21 @@ def test_sequences_are_the_tokens_in_order(tokenizer: Any, tmp_path: Path) -> No
     assert everything.flatten().tolist() == tokens[: store.num_sequences * 16]
     assert store.sequences(torch.tensor([2, 0])).equal(everything[[2, 0]])
     assert sum(counted) == len(tokens)
+
+
+@pytest.mark.parametrize("parts", range(1, 25))
+def test_a_store_holds_its_sequences_and_nothing_behind_them(
+    parts: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole parts may lie behind the last whole sequence, or a piece of one."""
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", 10)
+    texts = [f"def f{number}(x): return x" for number in range(parts)]
+    tokens = [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
+    length = max(2, len(tokens) // 2)
+    write_token_store(tmp_path / "s", texts, tokenizer, Packing(sequence_length=length, max_sequences=1000))
+    store = TokenStore(tmp_path / "s")
+    assert (tmp_path / "s" / TOKENS_NAME).stat().st_size == store.num_sequences * length * 2  # uint16
+    assert store.largest_token == max(tokens[: store.num_sequences * length])
 
 
 def test_no_more_is_read_than_asked_for(tokenizer: Any, tmp_path: Path) -> None:
@@ -108,7 +124,7 @@ def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokeni
         write_token_store(tmp_path / "s", broken(), tokenizer, packing)
     assert not (tmp_path / "s").exists()
     (tmp_path / "s.tmp" / "tokens.bin").write_bytes(bytes(100))
-    (tmp_path / "s.tmp" / "part_000007.safetensors.tmp").write_bytes(bytes(100))
+    (tmp_path / "s.tmp" / f"part_000007.safetensors.{'0' * 32}.tmp").write_bytes(bytes(100))
     new: list[int] = []
     write_token_store(
         tmp_path / "s", texts, tokenizer, packing, course=Course(progress=lambda tokens, made: new.append(made))
