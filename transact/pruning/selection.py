@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
+from transact.pruning.pair_gains import pair_gains
 from transact.pruning.search_space import reached_fraction
 
 if TYPE_CHECKING:
@@ -211,8 +212,6 @@ def make_selection(
 
 def _pair_gains(covariance: Tensor, query_key: Any, target: Geometry) -> list[list[Any]]:
     """Return the gains of every query head, whose group shares its pairs: (layers)(query heads)(2)(kept pairs)."""
-    from transact.pruning.pair_gains import pair_gains
-
     group, pairs = target.queries_per_key_value_head, target.head_dim // 2
     return [
         [
