@@ -123,6 +123,8 @@ def run_config(
             learning_rate=1e-4,
             validation_sequences=other_sequences,
             validations=1,
+            warmup_fraction=0.0,  # and so no early validation in the midst of what is timed
+            min_warmup_steps=0,
         ),
         engine=engine,
         track=TrackConfig(mode="disabled"),

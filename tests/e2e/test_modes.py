@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.commands import Workplace, transact
 from transact.runs.metrics import read_metrics
 
@@ -18,7 +20,7 @@ def read(path: Path) -> Any:
 def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     """A learning rate of 10 leaves nothing of a model: the sliced weights are kept, bit for bit, and it says so.
     Twice as many tokens are asked for as there are: it says that too. Every step may be skipped, so that the recovery
-    comes to its end. Every validation above the start is said, and an alert."""
+    comes to its end. Every validation above the start is said, and an alert: the rate is lowered there."""
     overrides = [*workplace.overrides("destroyed"), "prune.rounds=1", "recover.learning_rate=10"]
     overrides += ["recover.max_skipped_steps=32", "recover.tokens=16384"]
     done = transact(
@@ -32,11 +34,14 @@ def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     assert "each is used" in done.stdout
     rows = read_metrics(workplace.folder / "destroyed/metrics.jsonl")
     start, *later = (row["recover/validation_perplexity"] for row in rows if "recover/validation_perplexity" in row)
-    assert len(later) == 2 and min(later) > start
-    assert [row["alert"] for row in rows if "alert" in row].count("validation") == 2
-    assert done.stdout.count(": validation perplexity ") == 3
-    assert done.stdout.count(": validation: perplexity ") == 2
-    assert "peak learning rate 1.0e+01" in done.stdout
+    assert len(later) == 4 and min(later) > start
+    assert [row["alert"] for row in rows if "alert" in row].count("validation") == 4
+    assert done.stdout.count(": validation perplexity ") == 5
+    assert done.stdout.count(": validation: perplexity ") == 4
+    assert "back to those weights, peak learning rate 5.0e+00 instead of 1.0e+01" in done.stdout
+    rates = [row["recover/lr"] for row in rows if "recover/lr" in row]
+    assert rates[3] == 10 and rates[4] == pytest.approx(5, rel=1e-2)
+    assert rates[-1] == pytest.approx(10 / 2**3 * 0.1, rel=0.2), "the last validation comes too late to lower it"
     assert all("recover/divergence" in row for row in rows if "recover/loss" in row)
     assert not any("recover/perplexity" in row or "recover/cross_entropy" in row for row in rows)
 

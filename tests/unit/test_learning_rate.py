@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
 from transact.config.pruning import RecoverConfig
 from transact.pruning.schedule import LARGEST_RATE, peak_learning_rate
-from transact.stages.recover.health import rise
-from transact.stages.recover.loop import learning_rate_at, warmup_steps
+from transact.stages.recover.health import has_risen, rise
+from transact.stages.recover.loop import learning_rate_at, validation_steps, warmup_steps
 
 SIZES = [10**exponent * digit for exponent in range(5, 12) for digit in (1, 2, 5)]
 SHARES = [0.02, 0.1, 0.25, 0.3, 0.5, 0.7, 0.95, 1.0]
@@ -55,11 +56,32 @@ def test_the_warm_up_has_its_fewest_steps_or_half_of_a_short_round(num_steps: in
 
 
 @pytest.mark.parametrize(
-    ("now", "is_told"), [(326.0, False), (208.0, False), (326.1, True), (604.0, True), (float("inf"), True)]
+    ("now", "risen"), [(5.0, False), (4.0, False), (5.019, False), (5.021, True), (math.inf, True), (math.nan, True)]
 )
-def test_a_validation_above_the_start_is_told(now: float, is_told: bool) -> None:
-    alert = rise(326.0, now, 1e-3)
-    assert (alert is not None) == is_told
-    if alert is not None:
-        assert alert.kind == "validation"
-        assert "326.00" in alert.text and "1.0e-03" in alert.text
+def test_a_loss_has_risen_beyond_the_up_and_down_of_steps(now: float, risen: bool) -> None:
+    assert has_risen(5.0, now) == risen
+
+
+def test_an_alert_says_the_new_rate_or_that_it_stays() -> None:
+    lowered, kept = (rise((326.0, 4), 604.0, before=1e-3, after=after).text for after in (5e-4, 1e-3))
+    assert lowered == (
+        "perplexity 604.00 is above the 326.00 of step 4: back to those weights, peak learning rate 5.0e-04 instead of "
+        "1.0e-03"
+    )
+    assert kept == (
+        "perplexity 604.00 is above the 326.00 of step 4 (peak learning rate 1.0e-03); the best weights seen are kept"
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [
+        (16, {4, 8, 12, 16}),  # the warm-up ends with the first of the evenly spread ones
+        (32, {4, 8, 16, 24, 32}),
+        (1000, {50, 100, 200, 250, 500, 750, 1000}),
+        (2, {1, 2}),
+        (1, {1}),
+    ],
+)
+def test_a_round_is_validated_early_too(num_steps: int, expected: set[int]) -> None:
+    assert validation_steps(num_steps, RecoverConfig()) == expected

@@ -191,7 +191,11 @@ class RecoverConfig:
     validation_sequences: int = setting(32, at_least=1, at_most=10**7)
     """Sequences of the training text that are reserved for validation."""
     validations: int = setting(4, at_least=1, at_most=10**6)
-    """Validations during a round, besides the one at its start; the best weights seen are kept."""
+    """Validations during a round, evenly spread, besides a few early ones that find a rate which does damage; the best
+    weights seen are kept."""
+    rate_after_rise: float = setting(0.5, above=0, at_most=1)
+    """Factor of the learning rate, for the rest of a round, each time a validation finds the loss clearly above the
+    lowest so far; training goes on from the best weights. 1: it goes on as it was."""
     max_skipped_steps: int = setting(10, at_least=1, at_most=10**6)
     """Steps in a row whose loss or gradient is infinite or not a number, beyond which the job ends."""
     variant: str | None = setting(

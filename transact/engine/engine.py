@@ -194,6 +194,26 @@ class Engine:
         for name, fragment in self.fragments().items():
             fragment.weight.copy_(snapshot[name])
 
+    def go_back(self, snapshot: dict[str, torch.Tensor]) -> None:
+        """Put a snapshot back to train on from it (collective).
+
+        Adam forgets its mean of gradients, which led away from there, and keeps that of their squares.
+        """
+        self.restore(snapshot)
+        owned = self.fragments()
+        for fragment in owned.values():
+            fragment.exp_avg.zero_()
+
+        def whole(name: str, count: int) -> torch.Tensor:
+            if self.is_replicated:
+                return owned[name].weight
+            put_together = torch.zeros(count, device=self._group.device)
+            if name in owned:
+                put_together[owned[name].start : owned[name].stop] = owned[name].weight
+            return self._group.sum(put_together)
+
+        self.refresh_weights(whole)
+
     def close(self) -> None:
         """Free everything; DeepSpeed's own `destroy` leaves references that keep the model alive."""
         parameter_offload = import_deepspeed().runtime.zero.parameter_offload

@@ -23,6 +23,7 @@ class Position:
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
     learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
     the lowest one, met after best_step steps. validated_step: the step of the last validation that was completed.
+    rate_factor: of the learning rate, lowered whenever the loss has risen.
     """
 
     step: int = 0
@@ -30,6 +31,7 @@ class Position:
     best_loss: float
     best_step: int = 0
     validated_step: int = 0
+    rate_factor: float = 1.0
     health: TrainingHealth = field(default_factory=TrainingHealth)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class Position:
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
-        names = ("step", "start_loss", "best_loss", "best_step", "validated_step")
+        names = ("step", "start_loss", "best_loss", "best_step", "validated_step", "rate_factor")
         return cls(health=health, **{name: manifest[name] for name in names})
 
 

@@ -62,15 +62,27 @@ class TrainingHealth:
         return Alert("loss spike", f"loss {loss:.2f} after {usual:.2f}")
 
 
-def rise(start: float, now: float, learning_rate: float) -> Alert | None:
-    """Return an alert if a validation finds the weights worse than those that the round began with.
+RISE = 0.02  # nats per token: two hundredths of the perplexity; less is up and down from step to step
 
-    start, now: validation perplexities. learning_rate: the round's peak.
+
+def has_risen(best: float, now: float) -> bool:
+    """Return whether a validation loss is clearly above the lowest so far, or no number. Both in nats per token."""
+    return not now <= best + RISE
+
+
+def rise(best: tuple[float, int], now: float, *, before: float, after: float) -> Alert:
+    """Return the alert of a validation whose loss has risen.
+
+    Args:
+        best: the lowest validation perplexity so far, and its step.
+        now: the validation perplexity.
+        before: the learning rate at the peak of the round so far.
+        after: the same for the rest of it.
     """
-    if now <= start:
-        return None
-    told = f"perplexity {now:.2f} is above the {start:.2f} that recovery began with (peak learning rate"
-    return Alert("validation", f"{told} {learning_rate:.1e}); the best weights seen are kept")
+    told = f"perplexity {now:.2f} is above the {best[0]:.2f} of step {best[1]}"
+    if after == before:
+        return Alert("validation", f"{told} (peak learning rate {before:.1e}); the best weights seen are kept")
+    return Alert("validation", f"{told}: back to those weights, peak learning rate {after:.1e} instead of {before:.1e}")
 
 
 ALLOCATOR_RETRIES, UNUSED_GIB = "mem/allocator_retries", "mem/unused_gib"

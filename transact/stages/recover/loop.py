@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from transact.config.pruning import RecoverConfig
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.model_folder import save_engine
@@ -21,7 +22,7 @@ from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.batches import Batches
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
-from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, rise
+from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, has_risen, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recover.profiling import StepProfiler
 from transact.stages.recover.teacher import Teacher, open_teacher
@@ -56,8 +57,7 @@ class Recovery:
         self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
-        count = job.config.recover.validations
-        self.validation_steps = {round(self.num_steps * turn / count) for turn in range(1, count + 1)} - {0}
+        self.validation_steps = validation_steps(self.num_steps, job.config.recover)
         self.batches = Batches(texts, round_.first_sequence, job.config, job.group)
         self.position, self.best = position, best
         self.saved_step = position.step
@@ -170,12 +170,22 @@ class Recovery:
             self._save_and_stop()
         self.position.validated_step = step
         self._log_validation(loss, step)
-        alert = rise(perplexity_of(self.position.start_loss), perplexity_of(loss), self.round.learning_rate)
-        if alert is not None:
-            self._alert(alert, step)
+        if has_risen(self.position.best_loss, loss):
+            self._lower_rate(loss, step)
         if loss < self.position.best_loss:
             self.position.best_loss, self.position.best_step = loss, step
             self.best = self.engine.snapshot()
+
+    def _lower_rate(self, loss: float, step: int) -> None:
+        """Go back to the best weights with a lower learning rate, unless the round is over, and say so (collective)."""
+        position, peak = self.position, self.round.learning_rate
+        before, factor = position.rate_factor, self.job.config.recover.rate_after_rise
+        if factor < 1 and step < self.num_steps:
+            position.rate_factor *= factor
+            self.engine.go_back(self.best)
+        best = perplexity_of(position.best_loss), position.best_step
+        rates = {"before": peak * before, "after": peak * position.rate_factor}
+        self._alert(rise(best, perplexity_of(loss), **rates), step)
 
     def _log_validation(self, loss: float, step: int) -> None:
         perplexity = perplexity_of(loss)
@@ -193,7 +203,7 @@ class Recovery:
     def _train_step(self, step: int) -> float:
         """Train on one global batch and return its mean loss over all ranks, in nats per token."""
         config = self.job.config.recover
-        rate = learning_rate_at(
+        rate = self.position.rate_factor * learning_rate_at(
             step,
             self.num_steps,
             peak=self.round.learning_rate,
@@ -344,6 +354,21 @@ def learning_rate_at(
     progress = (step - warmup) / max(1, num_steps - warmup)
     remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (final_fraction + (1 - final_fraction) * remaining)
+
+
+def validation_steps(num_steps: int, config: RecoverConfig) -> set[int]:
+    """Return the steps after which a round is validated.
+
+    They are evenly spread, with early ones before the first: after the warm-up, and after twice as many steps again and
+    again, so that a rate that does damage wastes few tokens.
+    """
+    regular = {round(num_steps * turn / config.validations) for turn in range(1, config.validations + 1)} - {0}
+    early = warmup_steps(num_steps, config.warmup_fraction, config.min_warmup_steps)
+    first, steps = min(regular, default=0), set(regular)
+    while 0 < early < first:
+        steps.add(early)
+        early *= 2
+    return steps
 
 
 def warmup_steps(num_steps: int, fraction: float, fewest: int) -> int:
