@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from transact.config.compose import compose_config, differences, to_dictionary, typed_config
+from tests.support.configs import compose_config
+from transact.config.compose import differences, to_dictionary, typed_config
 from transact.config.run import RunConfig
 from transact.config.setting import (
     LONGEST_SHOWN,
@@ -80,6 +83,25 @@ def refusals(sound: dict[str, Any], name: str, value: Any) -> str:
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
         typed_config(config)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"prune": {"method": {"ridge": 1}, "round_shares": [1], "multiple": {}}, "recover": {"learning_rate": 1}},
+        {"model": {"architecture": {"rope_theta": 10000}}, "track": {"tags": ["a"]}},
+        {"name": "a", "output_dir": "outputs/${name}", "eval": {"tasks": {"piqa": 5}}, "seed": 0},
+    ],
+)
+def test_what_is_not_said_is_as_if_its_default_was(changed: dict[str, Any], sound: dict[str, Any]) -> None:
+    """All values converted by OmegaConf, types included, and written down again."""
+    given = OmegaConf.to_container(OmegaConf.merge(sound, changed))
+    assert isinstance(given, dict)
+    converted = OmegaConf.merge(OmegaConf.structured(RunConfig), given)
+    found = typed_config(given)
+    assert repr(found) == repr(OmegaConf.to_object(converted))
+    assert json.dumps(to_dictionary(found)) == json.dumps(OmegaConf.to_container(converted, resolve=True))
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, *TEXTS])

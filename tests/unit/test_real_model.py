@@ -13,7 +13,7 @@ from benchmarks.real_model import begun_result
 from benchmarks.real_model_inputs import prepare_tasks, prepare_text
 from benchmarks.real_model_methods import METHODS, method_overrides, with_and_without_refit
 from benchmarks.smollm2 import WHEEL, WHEEL_SHA256, smollm2_folder
-from transact.config.compose import compose_config
+from tests.support.configs import compose_config
 from transact.geometry import Geometry
 from transact.pruning.statistics import SQUARES, ActivationStatistics
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest.mock import patch
 
+from tests.support.configs import compose_config
 from tests.support.report_folders import SMALL
-from transact.config.compose import compose_config
 from transact.engine.memory import estimate_memory, taught_at_once
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,7 +67,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
     register()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("config", overrides=overrides)
-    return typed_config(OmegaConf.create(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+    return typed_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
 def method_preset(name: str) -> MethodConfig:
@@ -102,7 +103,7 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
     _check_groups(RunConfig, given)
     check_values(RunConfig, given)  # before anything is converted: a number may be too large for that
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
+        merged = OmegaConf.merge(_defaults(), _other_than(defaults_of(RunConfig), given))
         values = OmegaConf.to_container(merged, resolve=True)
         assert isinstance(values, dict)
         check_values(RunConfig, values)
@@ -116,6 +117,25 @@ def typed_config(composed: DictConfig | dict[str, Any]) -> RunConfig:
         raise ValueError(f"{error.full_key or 'configuration'}: {message}") from None
     assert isinstance(config, RunConfig)
     return config
+
+
+@cache
+def _defaults() -> DictConfig:
+    return OmegaConf.merge(OmegaConf.structured(RunConfig), defaults_of(RunConfig))  # type: ignore[return-value]
+
+
+def _other_than(defaults: Mapping[Any, Any], given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the values that are not the defaults: OmegaConf takes long to convert each, and most are."""
+    kept = {}
+    for key, value in given.items():
+        default = defaults.get(key, MISSING)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _other_than(default, value) or MISSING
+        elif type(value) is type(default) and value == default:
+            value = MISSING
+        if value is not MISSING:
+            kept[key] = value
+    return kept
 
 
 def _check_groups(kind: type, given: Mapping[Any, Any], prefix: str = "") -> None:
@@ -154,9 +174,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def to_dictionary(config: RunConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return asdict(config)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

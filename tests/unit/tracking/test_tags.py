@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transact.config.compose import compose_config
+from tests.support.configs import compose_config
 from transact.tracking.wandb_names import run_tags
 
 
