@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import MISSING
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -50,18 +51,25 @@ def leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def said_twice(folder: Path, file: str, scratch: Path) -> list[str]:
+def said_twice(folder: Path, file: str) -> list[str]:
     """The settings of a file that are what would be composed if it did not say them."""
     said = OmegaConf.to_container(OmegaConf.load(folder / file))
     assert isinstance(said, dict)
     defaults = said.pop("defaults", None)
-    copy = scratch / "conf"
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
-    header = "# @package _global_\n" if file.startswith("experiment/") else ""
-    (copy / file).write_text(header + ("" if defaults is None else OmegaConf.to_yaml({"defaults": defaults})))
-    without = composed(copy, chosen(file))
-    prefix = "" if header else file.rpartition("/")[0].replace("/", ".")
+    group = file.rpartition("/")[0]
+    without = composed_without(folder, group, "" if defaults is None else OmegaConf.to_yaml({"defaults": defaults}))
+    prefix = "" if group == "experiment" else group.replace("/", ".")
     return [name for name, value in leaves(said, prefix) if _as_it_would_be(without, name) == value]
+
+
+@functools.cache
+def composed_without(folder: Path, group: str, defaults: str) -> DictConfig:
+    """What a file of this group would make that says nothing but which files it builds on."""
+    with TemporaryDirectory() as scratch:
+        copy = shutil.copytree(folder, Path(scratch) / "conf")
+        header = "# @package _global_\n" if group == "experiment" else ""
+        (copy / group / "nothing.yaml").write_text(header + defaults)
+        return composed(copy, chosen(f"{group}/nothing.yaml"))
 
 
 def _as_it_would_be(without: DictConfig, name: str) -> Any:
@@ -73,8 +81,8 @@ def _as_it_would_be(without: DictConfig, name: str) -> Any:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_file_repeats_what_is_composed_without_it(file: str, tmp_path: Path) -> None:
-    assert said_twice(conf_folder(), file, tmp_path) == []
+def test_no_file_repeats_what_is_composed_without_it(file: str) -> None:
+    assert said_twice(conf_folder(), file) == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,7 @@ def test_a_repetition_is_found(file: str, line: str, setting: str, tmp_path: Pat
     shutil.copytree(conf_folder(), folder)
     with (folder / file).open("a", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
-    assert said_twice(folder, file, tmp_path / "scratch") == [setting]
+    assert said_twice(folder, file) == [setting]
 
 
 def test_a_run_without_overrides_has_the_defaults_of_the_dataclasses() -> None:

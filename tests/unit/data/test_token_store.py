@@ -79,7 +79,9 @@ def test_a_store_holds_its_sequences_and_nothing_behind_them(
     assert store.largest_token == max(tokens[: store.num_sequences * length])
 
 
-def test_no_more_is_read_than_asked_for(tokenizer: Any, tmp_path: Path) -> None:
+def test_no_more_is_read_than_asked_for(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", 20_000)
+
     def endless() -> Iterator[str]:
         while True:
             yield TEXTS[0]
@@ -111,9 +113,13 @@ def test_too_little_text_leaves_no_store(tokenizer: Any, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []  # nor what was written of it
 
 
-def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(tokenizer: Any, tmp_path: Path) -> None:
+def test_an_interrupted_attempt_is_no_store_and_does_not_disturb_the_next(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was finished of it is not tokenised again; what a process had at work when it was killed is removed."""
-    texts = [TEXTS[0] * 10_000, *TEXTS]  # several parts
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr(token_parts, "PIECE_CHARACTERS", 5_000)
+    texts = [TEXTS[0] * 100, *TEXTS]  # several parts
 
     def broken() -> Iterator[str]:
         yield texts[0]
