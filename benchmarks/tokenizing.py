@@ -28,7 +28,8 @@ from benchmarks.workload import REPOSITORY, RESULTS, machine, write_result
 from transact.config.inputs import TextConfig
 from transact.data.text import documents
 from transact.data.token_parts import Packing, batches
-from transact.data.token_store import Course, TokenStore, write_token_store
+from transact.data.token_store import TokenStore
+from transact.data.tokenising import Course, write_token_store
 from transact.distributed.process import process_group
 from transact.errors import leave
 from transact.files import read_json, write_json

@@ -20,7 +20,8 @@ from tests.support.tiny import TINY
 from transact.config.machines import EngineConfig
 from transact.data.document_marks import document_marks
 from transact.data.token_parts import Packing
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import TokenStore
+from transact.data.tokenising import write_token_store
 
 lm_eval = pytest.importorskip("lm_eval", reason="the tasks need transact[eval]")
 

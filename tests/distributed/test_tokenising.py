@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
-from transact.data import token_parts
+from transact.data import token_parts, tokenising
 from transact.data.token_parts import Packing, document_hash
-from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, Alone, Course, TokenStore, write_token_store
+from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore
+from transact.data.tokenising import Course, write_token_store
 from transact.stages.texts import load_tokenizer
 
 LENGTH = 16
@@ -124,31 +125,109 @@ def test_what_was_finished_is_not_tokenised_again(
     class Killed(Exception):
         pass
 
-    class KilledLater(Alone):
-        turns = 0
-
-        def on_all(self, work: Any, *, may_be_left: bool = False) -> Any:
-            self.turns += 1
-            if self.turns > moment:
-                raise Killed
-            return [work()]
-
     def count(tokens: int, new: int) -> None:
         made.append(new)
 
+    def killed_later(tokens: int, new: int) -> None:
+        count(tokens, new)
+        if len(made) > moment:
+            raise Killed
+
+    def write(progress: Callable[[int, int], None]) -> None:
+        course = Course(progress=progress)
+        write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, course=course)
+
     with pytest.raises(Killed):
-        write_token_store(
-            tmp_path / "s",
-            texts(),
-            tokenizer,
-            packing,
-            without=HELD_OUT,
-            course=Course(progress=count, workers=KilledLater()),
-        )
-    write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, course=Course(progress=count))
+        write(killed_later)
+    write(count)
     tokens, _, _ = expected(workplace.model, ALL)
     assert tokens.size <= sum(made) < tokens.size + LENGTH
     assert numpy.array_equal(tokens_of(TokenStore(tmp_path / "s")), tokens)
+
+
+@pytest.mark.parametrize("moment", ["at the index", "before the parts are gone", "at the name"])
+def test_killed_while_the_parts_are_joined_nothing_is_tokenised_again(
+    moment: str, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the store is whole its parts are there; as soon as it is, the text is not even read."""
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", BATCH)
+    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
+    made: list[int] = []
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    def write(name: str, documents: Iterable[str]) -> None:
+        course = Course(progress=lambda tokens, new: made.append(new))
+        write_token_store(tmp_path / name, documents, tokenizer, packing, course=course)
+
+    write("whole", texts())
+    place = {"at the index": "write_index", "before the parts are gone": "_finish", "at the name": "publish"}[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenising, place, killed)
+        with pytest.raises(Killed):
+            write("s", texts())
+    made.clear()
+    write("s", texts() if moment == "at the index" else iter(killed, None))
+    assert sum(made) == 0
+    assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
+
+
+def test_a_joined_store_that_is_damaged_is_made_again(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
+    write_token_store(tmp_path / "s", texts(), tokenizer, packing)
+    whole = bytes_of(tmp_path / "s")
+    for name in whole:
+        (tmp_path / "s").rename(tmp_path / "s.tmp")
+        content = (tmp_path / "s.tmp" / name).read_bytes()
+        (tmp_path / "s.tmp" / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        write_token_store(tmp_path / "s", texts(), tokenizer, packing)
+        assert bytes_of(tmp_path / "s") == whole
+
+
+@pytest.mark.parametrize("most", [1, 60, 400])
+def test_no_more_is_tokenised_than_each_rank_has_at_work(most: int, workplace: Workplace, tmp_path: Path) -> None:
+    """Of what is at work when the tokens suffice, at most one part of each rank is too much."""
+    ranks = 3
+    found = run_on_ranks(ranks, batches_tokenised, tmp_path / "s", workplace.model, most)
+    whole = run_on_ranks(1, batches_tokenised, tmp_path / "whole", workplace.model, most)
+    assert sum(whole) <= sum(found) <= sum(whole) + ranks - 1
+    if most == 400:
+        assert min(found) > 0
+
+
+class SlowTokenizer:
+    """A tokenizer that counts the batches it is given, and takes as long for each."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.calls = tokenizer, 0
+        self.backend_tokenizer = self
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts: list[str], **named: Any) -> Any:
+        self.calls += 1
+        time.sleep(0.02)
+        return self.tokenizer.backend_tokenizer.encode_batch_fast(texts, **named)
+
+
+def batches_tokenised(folder: Path, model: Path, most: int) -> int:
+    from transact.distributed.process import process_group
+
+    token_parts.BATCH_CHARACTERS = BATCH
+    tokenizer, packing = SlowTokenizer(load_tokenizer(model)), Packing(sequence_length=LENGTH, max_sequences=most)
+    with process_group("cpu", 5) as group:
+        write_token_store(folder, texts(), tokenizer, packing, course=Course(workers=group))
+    return tokenizer.calls
 
 
 def test_a_rank_that_cannot_read_the_text_ends_all_with_its_reason(workplace: Workplace, tmp_path: Path) -> None:

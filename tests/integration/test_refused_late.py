@@ -16,7 +16,8 @@ from tests.support.ranks import run_on_ranks
 from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 from transact.data.token_parts import Packing
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import TokenStore
+from transact.data.tokenising import write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work.

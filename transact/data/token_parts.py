@@ -23,13 +23,13 @@ from safetensors.numpy import load, save
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.files import TEMPORARY_SUFFIX, DamagedFile, publish
 
-BATCH_CHARACTERS = 2_000_000  # tokenised at once: enough to keep a few cores busy
+BATCH_CHARACTERS = 1_000_000  # tokenised at once: enough to keep a few cores busy
 PIECE_CHARACTERS = 500_000  # of a longer document at once: a tokenizer takes up to 200 bytes of memory per character
 PART_FILE = re.compile(r"part_[0-9]{6}\.safetensors")
 PART_NAME = re.compile(rf"{PART_FILE.pattern}(\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)})?")
-MOST_BATCHES = 16  # of a part
+MOST_BATCHES = 32  # of a part
 SHARED_FOLDER_SECONDS = 30.0  # NFS remembers for a while that a name did not exist
-PARTS_OF_A_SIZE = 16  # before parts have twice as many batches
+PARTS_OF_A_SIZE = 32  # before parts have twice as many batches
 
 
 def document_hash(document: str) -> int:
@@ -40,8 +40,8 @@ def document_hash(document: str) -> int:
 def num_batches(part: int) -> int:
     """Return how many batches a part has.
 
-    One at the beginning, where no process may work for nothing when few tokens are wanted; more of them later, so that
-    a long text is thousands of files and not a million.
+    One at the beginning, where no process may work for nothing when few tokens are wanted, and the last part of a short
+    text keeps the others waiting; more of them later, so that a long text is thousands of files and not a million.
     """
     return int(min(2 ** (part // PARTS_OF_A_SIZE), MOST_BATCHES))
 

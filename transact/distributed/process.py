@@ -86,6 +86,7 @@ class ProcessGroup:
     device: torch.device
     interruption: Interruption
     watchdog: Watchdog
+    store: Any  # of torch, in which `board` has its part
 
     @property
     def is_main(self) -> bool:
@@ -185,6 +186,10 @@ class ProcessGroup:
         values: list[Any] = [None] * self.world_size
         self._exchange(distributed.all_gather_object, values, value)
         return values
+
+    def board(self, name: str) -> Any:
+        """Return a `torch.distributed.Store` that the ranks share under this name, for use in one thread of each."""
+        return own_part(self.store.clone(), f"board/{name}")
 
     def everywhere(self, work: Callable[[], Result]) -> list[Result]:
         """Run work that may fail (it writes files, say) on every rank; return all results, in the order of ranks.
@@ -359,6 +364,7 @@ def _join(
         device=chosen,
         interruption=interruption,
         watchdog=watchdog,
+        store=store,
     )
     group.barrier()
     return group

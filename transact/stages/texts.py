@@ -21,15 +21,14 @@ from transact.data.order import SequenceOrder
 from transact.data.text import documents, text_identity
 from transact.data.token_parts import Packing
 from transact.data.token_store import (
-    Course,
     TokenStore,
     read_index,
     remove_store,
     store_damage,
     store_folder,
     tokenizer_digest,
-    write_token_store,
 )
+from transact.data.tokenising import Course, write_token_store
 from transact.distributed.file_lock import exclusive
 from transact.errors import LONGEST_REASON, one_line
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX, read_json
@@ -302,7 +301,7 @@ class StoreRequest:
             marks=document_marks(tokenizer, job.config.data.document_marks),
         )
         self._check_same_text()
-        with job.progress(f"tokenise {self.setting}", packing.tokens) as progress:
+        with job.progress(f"tokenise {self.setting}", packing.tokens, in_step=False) as progress:
             cost = _Cost(job, self.setting, packing.tokens, progress)
             write_token_store(
                 folder,

@@ -11,7 +11,7 @@ from tests.support.commands import Workplace
 from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 from transact.data.token_parts import Packing
-from transact.data.token_store import write_token_store
+from transact.data.tokenising import write_token_store
 from transact.stages.texts import load_tokenizer
 
 # More than what is looked at before the work: what follows it is met in the middle of tokenising.

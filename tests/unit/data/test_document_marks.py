@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import transact
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.token_parts import Packing
-from transact.data.token_store import TokenStore, tokenizer_digest, write_token_store
+from transact.data.token_store import TokenStore, tokenizer_digest
+from transact.data.tokenising import write_token_store
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
 LLAMA_2_CHAT = "{{ bos_token }}[INST] {{ messages[0].content }} [/INST]{{ eos_token }}"

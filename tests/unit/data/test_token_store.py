@@ -15,19 +15,18 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import train_tokenizer
-from transact.data import token_parts, token_store
+from transact.data import token_parts, tokenising
 from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import (
     FILE_NAMES,
     TOKENS_NAME,
-    Course,
     TokenStore,
     remove_store,
     store_damage,
     store_folder,
     tokenizer_digest,
-    write_token_store,
 )
+from transact.data.tokenising import Course, write_token_store
 from transact.files import DamagedFile
 from transact.stages.texts import load_tokenizer
 
@@ -184,7 +183,7 @@ def test_the_folder_follows_from_text_tokenizer_and_length(tmp_path: Path) -> No
 
 def test_a_full_disk_is_told_as_such(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing."""
-    monkeypatch.setattr(token_store, "TOKENS_NAME", "/dev/full")
+    monkeypatch.setattr(tokenising, "TOKENS_NAME", "/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         write_token_store(tmp_path / "s", TEXTS, tokenizer, Packing(sequence_length=16, max_sequences=1000))
 

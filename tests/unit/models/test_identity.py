@@ -17,7 +17,8 @@ from tests.support.commands import Workplace
 from tests.support.configs import compose_config
 from transact.data.order import SequenceOrder
 from transact.data.token_parts import Packing
-from transact.data.token_store import TokenStore, write_token_store
+from transact.data.token_store import TokenStore
+from transact.data.tokenising import write_token_store
 from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.stages.sharing import calibration_identity, evaluation_identity
