@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.support.configs import compose_config
+from transact.config import compose
 from transact.config.compose import differences, to_dictionary, typed_config
 from transact.config.run import RunConfig
 from transact.config.setting import (
@@ -102,6 +103,19 @@ def test_what_is_not_said_is_as_if_its_default_was(changed: dict[str, Any], soun
     found = typed_config(given)
     assert repr(found) == repr(OmegaConf.to_object(converted))
     assert json.dumps(to_dictionary(found)) == json.dumps(OmegaConf.to_container(converted, resolve=True))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["prune.method.ridge=1", "+experiment=llama7b_50pct", "prune/method=taylor", "output_dir='a/${name}'"],
+        ["name=x", "data=local", "data.train.files=[a,b]", "data.evaluation.files=[c]", "data.train.files=[d]"],
+        ["name=x", "+eval.texts.own={source: python_stdlib, part: heldout}", "eval.task_limit=3"],
+    ],
+)
+def test_tests_are_given_what_is_composed_whole(overrides: list[str]) -> None:
+    """Though they share what the same files say."""
+    assert compose_config(overrides) == compose.compose_config(overrides)
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, *TEXTS])
