@@ -68,12 +68,14 @@ def traces(model: Any, batches: Sequence[torch.Tensor] = BATCHES) -> dict[str, t
 def halves(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], name: str) -> tuple[Rows, Rows]:
     """Inputs and targets of a projection in even and odd sequences.
 
-    The target leads from the cut residual stream before the module to the dense one behind it.
+    The target leads from the cut residual stream before the module to the dense one behind it. Both are relative to the
+    root mean square of the latter.
     """
     layer, projection = name.split(".")
     after = f"{int(layer) + 1}.before" if f"{int(layer) + 1}.before" in found else "end"
     start, end = ("before", f"{layer}.between") if projection == "o_proj" else ("between", after)
-    rows = found[name], wanted[end] - found[f"{layer}.{start}"]
+    scale = 1 / wanted[end].square().mean(dim=1, keepdim=True).sqrt()
+    rows = found[name] * scale, (wanted[end] - found[f"{layer}.{start}"]) * scale
     even, odd = (tuple(each.unflatten(0, (48, 32))[half::2].flatten(0, 1) for each in rows) for half in range(2))
     return (even[0], even[1]), (odd[0], odd[1])
 
@@ -123,7 +125,8 @@ def test_it_makes_up_for_what_earlier_layers_have_lost() -> None:
     )
     other = torch.randint(0, 512, (48, 32), generator=torch.Generator().manual_seed(1)).split(12)
     end = traces(model, other)["end"]
-    alone, together = ((traces(each, other)["end"] - end).square().mean() for each in (parallel, sequential))
+    size = end.square().mean(dim=1, keepdim=True)
+    alone, together = (((traces(each, other)["end"] - end).square() / size).mean() for each in (parallel, sequential))
     assert together < 0.95 * alone
 
 

@@ -175,10 +175,12 @@ class Streams:
         for first, (target, hidden) in zip(self.firsts, self._in_step(wanted, self.cut), strict=True):
             found = inputs_of(hidden)
             inputs.append(found.cpu())
+            scale = token_scale(target)
+            error, weighted = (target - hidden) * scale, found * scale
             for half, (cross, own) in enumerate(sums):
                 part = slice((half - first) % 2, None, 2)
-                add_gram(cross, (target - hidden)[part], found[part])
-                add_gram(own, found[part])
+                add_gram(cross, error[part], weighted[part])
+                add_gram(own, weighted[part])
         even, odd = ((self.total(cross), self.total(own)) for cross, own in sums)
         fitted = corrected(weight, (even, odd), self.ridge)
         for number, (hidden, found) in enumerate(self._in_step(self.cut, inputs)):
@@ -187,6 +189,15 @@ class Streams:
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
         return torch.zeros(rows, columns, dtype=torch.float64, device=self.device)
+
+
+def token_scale(stream: Tensor) -> Tensor:
+    """Return what makes every token's residual stream as large as any other's: (..., hidden_size) -> (..., 1).
+
+    Whatever reads the stream normalises it first, and attention sinks are a thousand times as large as other tokens:
+    without this the least squares would be theirs alone.
+    """
+    return stream.square().mean(dim=-1, keepdim=True).clamp_min(torch.finfo(stream.dtype).tiny).rsqrt()
 
 
 class SingleLayer(nn.Module):
