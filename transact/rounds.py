@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
-from transact.pruning.schedule import peak_learning_rate, remove_fractions, token_budgets
+from transact.pruning.schedule import (
+    peak_learning_rate,
+    remove_fractions,
+    token_budgets,
+    validation_steps,
+    warmup_steps,
+)
 from transact.pruning.search_space import Budget, SearchSpace, explicit_geometry, reached_fraction, solve_rounds, splits
 from transact.pruning.targets import multiples_for
 
@@ -261,6 +267,12 @@ def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:
     return token_budgets(config.tokens, config.token_shares, rounds, per_batch)
+
+
+def steps_to_validate(num_steps: int, config: RecoverConfig) -> set[int]:
+    """Return the steps of a round after which it is validated, besides the validation at its start."""
+    warmup = warmup_steps(num_steps, config.warmup_fraction, config.min_warmup_steps)
+    return validation_steps(num_steps, config.validations, warmup)
 
 
 def _stages(config: RunConfig) -> tuple[Stage, ...]:

@@ -8,9 +8,9 @@ import math
 import pytest
 
 from transact.config.pruning import RecoverConfig
-from transact.pruning.schedule import LARGEST_RATE, peak_learning_rate
+from transact.pruning.schedule import LARGEST_RATE, learning_rate_at, peak_learning_rate, warmup_steps
+from transact.rounds import steps_to_validate
 from transact.stages.recover.health import has_risen, rise
-from transact.stages.recover.loop import learning_rate_at, validation_steps, warmup_steps
 
 SIZES = [10**exponent * digit for exponent in range(5, 12) for digit in (1, 2, 5)]
 SHARES = [0.02, 0.1, 0.25, 0.3, 0.5, 0.7, 0.95, 1.0]
@@ -84,4 +84,4 @@ def test_an_alert_says_the_new_rate_or_that_it_stays() -> None:
     ],
 )
 def test_a_round_is_validated_early_too(num_steps: int, expected: set[int]) -> None:
-    assert validation_steps(num_steps, RecoverConfig()) == expected
+    assert steps_to_validate(num_steps, RecoverConfig()) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -106,3 +107,44 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     """
     by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
     return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")
+
+
+def learning_rate_at(
+    step: int,
+    num_steps: int,
+    *,
+    peak: float,
+    warmup_fraction: float,
+    min_warmup_steps: int,
+    final_fraction: float,
+    decay: str = "cosine",
+) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it.
+    """
+    warmup = warmup_steps(num_steps, warmup_fraction, min_warmup_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (final_fraction + (1 - final_fraction) * remaining)
+
+
+def validation_steps(num_steps: int, validations: int, warmup: int) -> set[int]:
+    """Return the steps after which a round is validated.
+
+    They are evenly spread, with early ones before the first: after the warm-up, and after twice as many steps again and
+    again, so that a rate that does damage wastes few tokens.
+    """
+    regular = {round(num_steps * turn / validations) for turn in range(1, validations + 1)} - {0}
+    first, early, steps = min(regular, default=0), warmup, set(regular)
+    while 0 < early < first:
+        steps.add(early)
+        early *= 2
+    return steps
+
+
+def warmup_steps(num_steps: int, fraction: float, fewest: int) -> int:
+    """Return the number of warm-up steps: a share of the round, but at least `fewest` or half the round if less."""
+    return max(math.ceil(fraction * num_steps), min(fewest, num_steps // 2))

@@ -15,7 +15,7 @@ from transact.engine.memory import CHECKED_TOKENS, assumed_gram_gib
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
-from transact.rounds import Outline, Round, Stage
+from transact.rounds import Outline, Round, Stage, steps_to_validate, tokens_per_batch
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
@@ -69,7 +69,9 @@ def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> 
     if not each.tokens:
         return 0.0
     context = config.data.sequence_length
-    validated = (config.recover.validations + 1) * config.recover.validation_sequences * context
+    steps = each.tokens // tokens_per_batch(config)
+    validations = 1 + len(steps_to_validate(steps, config.recover))
+    validated = validations * config.recover.validation_sequences * context
     # The sliced model is evaluated here, where it is loaded for its first validation.
     evaluated = 0 if config.mode == "pretrain" else config.data.evaluation_sequences * context
     forward = (validated + evaluated) * each.geometry.flops_per_token(context)

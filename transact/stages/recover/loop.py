@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from transact.config.pruning import RecoverConfig
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.model_folder import save_engine
 from transact.engine.training_checkpoints import load_training, save_training
 from transact.errors import RankFailed, Stopped, one_line, remedy
-from transact.rounds import Round
+from transact.pruning.schedule import learning_rate_at
+from transact.rounds import Round, steps_to_validate
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.batches import Batches
@@ -57,7 +56,7 @@ class Recovery:
         self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch_sequences
-        self.validation_steps = validation_steps(self.num_steps, job.config.recover)
+        self.validation_steps = steps_to_validate(self.num_steps, job.config.recover)
         self.batches = Batches(texts, round_.first_sequence, job.config, job.group)
         self.position, self.best = position, best
         self.saved_step = position.step
@@ -332,45 +331,3 @@ def _start_loss(job: Job, texts: Texts, source: Path, look: Callable[[], object]
     look()
     job.engine.close()
     return loss
-
-
-def learning_rate_at(
-    step: int,
-    num_steps: int,
-    *,
-    peak: float,
-    warmup_fraction: float,
-    min_warmup_steps: int,
-    final_fraction: float,
-    decay: str = "cosine",
-) -> float:
-    """Return the learning rate of a step, counted from 0.
-
-    Linear warm-up to `peak`, then half a cosine or a straight line down to `final_fraction` of it.
-    """
-    warmup = warmup_steps(num_steps, warmup_fraction, min_warmup_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    remaining = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * (final_fraction + (1 - final_fraction) * remaining)
-
-
-def validation_steps(num_steps: int, config: RecoverConfig) -> set[int]:
-    """Return the steps after which a round is validated.
-
-    They are evenly spread, with early ones before the first: after the warm-up, and after twice as many steps again and
-    again, so that a rate that does damage wastes few tokens.
-    """
-    regular = {round(num_steps * turn / config.validations) for turn in range(1, config.validations + 1)} - {0}
-    early = warmup_steps(num_steps, config.warmup_fraction, config.min_warmup_steps)
-    first, steps = min(regular, default=0), set(regular)
-    while 0 < early < first:
-        steps.add(early)
-        early *= 2
-    return steps
-
-
-def warmup_steps(num_steps: int, fraction: float, fewest: int) -> int:
-    """Return the number of warm-up steps: a share of the round, but at least `fewest` or half the round if less."""
-    return max(math.ceil(fraction * num_steps), min(fewest, num_steps // 2))
