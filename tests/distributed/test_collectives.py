@@ -33,7 +33,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "stop_if_asked": (),
     "turn": (),
 }
-OTHERS = {"stop", "shared_out", "turns", "is_main", "is_asked_to_stop"}  # `stop` raises; the rest exchange nothing
+# `stop` raises; the rest exchange nothing
+OTHERS = {"stop", "shared_out", "turns", "is_main", "is_asked_to_stop", "board"}
 FIELDS = set(ProcessGroup.__dataclass_fields__)
 
 

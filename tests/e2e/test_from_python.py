@@ -12,6 +12,9 @@ import transact
 from tests.support.commands import Workplace
 from tests.support.commands import transact as command
 from tests.support.runs import assert_same_export
+from transact.config.compose import compose_config, to_dictionary
+from transact.config.run import RunConfig
+from transact.config.setting import all_fields, is_dictionary
 from transact.files import read_json
 from transact.launch.from_python import overrides_of
 
@@ -52,6 +55,34 @@ def test_settings_become_words_of_the_command_line() -> None:
         "eval.texts=[{name:'x',files:['y']}]",
         "seed=3",
     ]
+
+
+OWN_KEYS: dict[str, dict[str, Any]] = {
+    "engine": {"deepspeed": {"steps_per_print": 5, "zero_optimization.round_robin_gradients": True}},
+    "eval": {
+        "tasks": {"arc_easy": 5, "my-task:v1.0,(x)": 0},
+        "texts": {"law.v-2": {"source": "files", "files": ["a b.txt"]}},
+    },
+    "launch": {"transport": {"NCCL_DEBUG": "INFO"}, "options": {"mail-type": "END"}},
+}
+
+
+def test_every_dictionary_takes_keys_of_the_users() -> None:
+    """Whatever is in a key, and whether the request has it already or not."""
+    dictionaries = {name for name, _, hint in all_fields(RunConfig) if is_dictionary(hint)}
+    given = {f"{group}.{name}" for group, settings in OWN_KEYS.items() for name in settings}
+    assert given == {name for name in dictionaries if "*" not in name}
+    first = [
+        "name=x",
+        "model.path=none",
+        "launch=slurm",
+        *overrides_of({"eval": {"tasks": {"arc_easy": 1, "piqa": 2}}}),
+    ]
+    config = to_dictionary(compose_config([*first, *overrides_of(OWN_KEYS)]))
+    assert config["eval"]["tasks"] == {**OWN_KEYS["eval"]["tasks"], "piqa": 2}
+    assert config["eval"]["texts"]["law.v-2"]["files"] == ["a b.txt"]
+    for group, name in (("engine", "deepspeed"), ("launch", "transport"), ("launch", "options")):
+        assert config[group][name] == OWN_KEYS[group][name]
 
 
 def test_it_is_the_job_of_the_command(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -67,21 +68,35 @@ def test_on_cpu_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["LOCAL_RANK"] == "3"
 
 
+ALL_CORES = ("a", range(8))
+
+
 @pytest.mark.parametrize(
-    ("ranks_here", "wish", "threads"), [("1", None, [8]), ("3", None, [2]), ("16", None, [1]), ("2", "5", [])]
+    ("cores", "threads"),
+    [
+        ([ALL_CORES], 8),
+        ([ALL_CORES] * 3, 2),
+        ([ALL_CORES] * 8, 1),
+        ([ALL_CORES] * 16, 1),
+        ([("a", [0, 1, 2]), ("a", [3, 4, 5]), ("b", [0, 1, 2])], 3),  # each bound to its own, as SLURM does
+        ([("a", range(4)), ("a", range(4)), ("a", range(4, 8)), ("a", range(4, 8))], 2),  # to a socket
+        ([("a", range(6))] * 6, 1),
+        ([ALL_CORES, ("b", range(8)), ("c", range(8))], 8),  # a machine for each
+    ],
 )
-def test_the_ranks_of_a_machine_share_its_cores_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, ranks_here: str, wish: str | None, threads: list[int]
+def test_the_ranks_of_a_machine_share_the_cores_that_they_have_in_common(
+    monkeypatch: pytest.MonkeyPatch, cores: list[tuple[str, Sequence[int]]], threads: int
 ) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_here)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    if wish is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", wish)
-    share_cores()
-    assert chosen == threads
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    share_cores(0, cores)
+    assert chosen == [threads] and os.environ["RAYON_NUM_THREADS"] == str(threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's wish
+    monkeypatch.setenv("RAYON_NUM_THREADS", "6")
+    share_cores(0, cores)
+    assert chosen == [threads] and os.environ["RAYON_NUM_THREADS"] == "6"
 
 
 @pytest.mark.parametrize(

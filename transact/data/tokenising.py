@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 import numpy
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from transact.data.token_parts import (
     PART_FILE,
@@ -37,6 +36,7 @@ from transact.data.token_store import (
     store_damage,
     write_index,
 )
+from transact.distributed.rendezvous import store_of_one
 from transact.files import flush_to_disk, publish, temporary_name
 
 MOST = 0.5  # of the held-out documents may stand in the training text; with more, nothing is held out
@@ -75,7 +75,7 @@ class Alone:
         return work()
 
     def board(self, name: str) -> Any:
-        return HashStore()
+        return store_of_one()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

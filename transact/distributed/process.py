@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
 
 from transact.distributed.environment import environment_local_rank, environment_rank, environment_world_size
-from transact.distributed.rendezvous import DONE, RUNNING, Background, complete_environment, job_token, meet, own_part
+from transact.distributed.rendezvous import RUNNING, Background, complete_environment, job_token, meet, own_part
 from transact.distributed.signals import Interruption
 from transact.distributed.watchdog import Watchdog
 from transact.errors import RankFailed, Stopped, one_line
@@ -60,10 +63,22 @@ def set_allocator(environ: MutableMapping[str, str]) -> None:
         environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
 
 
-def share_cores() -> None:
-    """Share the cores of a machine between its ranks, unless the user said otherwise."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
+def own_cores() -> tuple[str, list[int]]:
+    """Return this machine's name, which no other has, and the cores that this process may use."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), sorted(os.sched_getaffinity(0))
+
+
+def share_cores(rank: int, cores: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Use this rank's share of the cores, unless the user said otherwise: of each core, one part for each rank on it.
+
+    A launcher may bind every rank to cores of its own, as SLURM does, or none, as torchrun does.
+
+    Args:
+        cores: `own_cores` of every rank.
+    """
+    machine, own = cores[rank]
+    ranks_on = Counter(core for other, theirs in cores if other == machine for core in theirs)
+    threads = max(1, int(sum(Fraction(1, ranks_on[core]) for core in own)))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of tokenizers, which reads it when it first works
@@ -219,19 +234,36 @@ class ProcessGroup:
             Exception: as `everywhere`.
         """
         outcome = Background(work)
+        self._beat_until_done(outcome, may_be_left=may_be_left)
+        return self._results(outcome.result, outcome.error)
+
+    def _beat_until_done(self, outcome: Background | None, *, may_be_left: bool) -> None:
+        """Exchange a heartbeat until no rank's work goes on; None: this rank has none (collective).
+
+        Neither does the timeout of a collective end long work, nor does a dead rank leave the others waiting.
+
+        Raises:
+            Stopped: on every rank, when any was asked to stop meanwhile and the work may be left.
+        """
+        # Work that may not be left reports its own progress to its rank's watchdog.
+        waits = may_be_left or outcome is None
         pause = 0.005
         while True:
-            flags = torch.tensor([outcome.state == RUNNING, may_be_left and self.is_asked_to_stop], dtype=torch.uint8)
-            self._exchange(distributed.all_reduce, flags, op=distributed.ReduceOp.MAX, is_progress=may_be_left)
+            is_running = outcome is not None and outcome.state == RUNNING
+            flags = torch.tensor([is_running, may_be_left and self.is_asked_to_stop], dtype=torch.uint8)
+            self._exchange(distributed.all_reduce, flags, op=distributed.ReduceOp.MAX, is_progress=waits)
             is_running, asked = flags.tolist()
             if not is_running:
                 break
             if asked:
                 self.stop()
-            outcome.thread.join(pause)  # a rank that is done waits for the others in the collective
+            if outcome is not None and outcome.state == RUNNING:
+                outcome.thread.join(pause)  # a lone rank goes on as soon as the work is done
+            else:
+                time.sleep(pause)
             pause = min(2 * pause, 0.25)
-        outcome.thread.join()
-        return self._results(outcome.result, outcome.error)
+        if outcome is not None:
+            outcome.thread.join()
 
     def _results(self, result: Any, error: BaseException | None) -> list[Any]:
         """Return every rank's result, or raise what `everywhere` says (collective)."""
@@ -248,8 +280,7 @@ class ProcessGroup:
     def on_main(self, work: Callable[[], Result], *, may_be_left: bool = False) -> Result:
         """Run work on rank 0 while the others wait, and return its result on every rank (collective).
 
-        The work runs in a thread; meanwhile all ranks exchange a heartbeat, so that neither the
-        timeout of a collective ends a long tokenisation nor a dead rank 0 leaves the others waiting.
+        The work runs in a thread; meanwhile all ranks exchange a heartbeat.
 
         Args:
             may_be_left: Whether the work, which goes on in its thread, may be left unfinished when the job must stop.
@@ -261,31 +292,18 @@ class ProcessGroup:
             RankFailed: on the other ranks, when the work failed on rank 0 (which raises its own error).
         """
         outcome = Background(work) if self.is_main else None
-        pause = 0.005
-        while True:
-            both = torch.tensor([outcome.state if outcome else RUNNING, may_be_left and self.is_asked_to_stop])
-            # Work that may not be left reports its own progress to rank 0's watchdog.
-            waits = may_be_left or not self.is_main
-            self._exchange(distributed.all_reduce, both, op=distributed.ReduceOp.MAX, is_progress=waits)
-            state, asked = both.tolist()
-            if state != RUNNING:
-                break
-            if asked:
-                self.stop()
-            if outcome is None:
-                time.sleep(pause)
-            else:
-                outcome.thread.join(pause)  # a lone rank goes on as soon as the work is done
-            pause = min(2 * pause, 0.25)
-        if outcome is not None:
-            outcome.thread.join()
-        if state == DONE:
-            return self.broadcast(outcome.result if outcome else None)
+        self._beat_until_done(outcome, may_be_left=may_be_left)
         error = outcome.error if outcome else None
-        refused, message = self.broadcast((isinstance(error, ValueError), one_line(error)))
+        result, message, refused = self.broadcast(
+            (outcome.result, None if error is None else one_line(error), isinstance(error, ValueError))
+            if outcome
+            else None
+        )
         if error is not None:
             raise error
-        raise _error_of(0, message, refused=refused)
+        if message is not None:
+            raise _error_of(0, message, refused=refused)
+        return result
 
 
 def _error_of(rank: int, message: str, *, refused: bool) -> Exception:
@@ -348,7 +366,6 @@ def _join(
     first = own_part(store, "start").compare_set("device", "", chosen.type).decode()
     if first != chosen.type:
         raise RuntimeError(f"engine.device={device} is {chosen.type} here, but {first} on another rank")
-    share_cores()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
         store=own_part(store, "group"),
@@ -366,5 +383,5 @@ def _join(
         watchdog=watchdog,
         store=store,
     )
-    group.barrier()
+    share_cores(rank, group.gather(own_cores()))
     return group

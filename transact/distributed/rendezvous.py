@@ -211,12 +211,17 @@ def own_part(store: Any, name: str) -> Any:
     return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", store)
 
 
+def store_of_one() -> Any:
+    """Return a key-value store of this process by itself."""
+    return HashStore()
+
+
 def _open_store(rank: int, world_size: int) -> Any:
     """Return the group's key-value store: torchrun's, or one that rank 0 serves; one process needs no port for it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if world_size == 1 and not is_served:
-        return HashStore()
+        return store_of_one()
     serves = rank == 0 and not is_served
     # With several machines it listens on all addresses: each machine must reach it.
     listener = _listener(port, address) if serves and is_one_machine() else None

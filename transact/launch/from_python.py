@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transact.config.compose import PACKAGE, conf_folder
 from transact.config.request import quoted
-from transact.config.setting import require
+from transact.config.run import RunConfig
+from transact.config.setting import all_fields, is_dictionary, require
 from transact.errors import DONE, ERROR, REFUSED, Failure, Refusal
 from transact.files import read_json
 
@@ -106,7 +109,9 @@ def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> It
     """
     for key, value in settings.items():
         path = (*group, key)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and ".".join(path) in _dictionaries():
+            yield f"++{'.'.join(path)}={_literal(value)}"  # Hydra knows none of its keys
+        elif isinstance(value, Mapping):
             yield from overrides_of(value, path)
         elif path == ("experiment",):
             yield f"+experiment={quoted(value)}"
@@ -114,6 +119,12 @@ def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> It
             yield f"{'/'.join(path)}={quoted(value)}"
         else:
             yield f"{'.'.join(path)}={_literal(value)}"
+
+
+@cache
+def _dictionaries() -> frozenset[str]:
+    """Return the settings whose keys the user chooses."""
+    return frozenset(name for name, _, hint in all_fields(RunConfig) if is_dictionary(hint))
 
 
 def _literal(value: Any) -> str:
@@ -125,10 +136,15 @@ def _literal(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_literal(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{_key(key)}:{_literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(_literal, value)) + "]"
     return quoted(str(value))
+
+
+def _key(key: Any) -> str:
+    """Return the key of a dictionary in Hydra's grammar, which has no quotes for it."""
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", str(key))
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
