@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
     from transact.distributed.process import process_group
     from transact.engine import engine as engines
     from transact.engine.lending import LentEngine
+    from transact.engine.memory import BYTES_BY_DTYPE
+    from transact.estimate.storage import stage_traffic
     from transact.models.folder import geometry_of
     from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
@@ -30,6 +33,7 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
 
     config = compose_config(overrides)
     opened: list[tuple[str, str, bool]] = []
+    parameters: Counter[str] = Counter()  # that were read for the engines of a stage
     alive, most = [0], [0]
     real_build, real_init, real_close = engines.build, engines.Engine.__init__, engines.Engine.close
     real_of = LentEngine.of
@@ -40,6 +44,7 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
             alive[0] += 1
             most[0] = max(most[0], alive[0])
             opened.append((group.watchdog.stage, folder.name, False))
+            parameters[group.watchdog.stage] += geometry_of(folder).parameters()
             return real_build(folder, *arguments)
 
         def counted_init(engine: Any, *arguments: Any, trains: bool) -> None:
@@ -86,7 +91,18 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
             for pattern in LOOKED_AT
             for path in folder.path.glob(pattern)
         }
-    return {"opened": opened, "most": most[0], "left": alive[0], "files": files, "seconds": seconds}
+    config.engine.zero_stage = 1  # each further rank reads what engines open, and nothing else
+    one, two = (stage_traffic(config, asked, ranks, {}) for ranks in (1, 2))
+    counted = {stage.name: (two[stage].read - one[stage].read) / BYTES_BY_DTYPE[config.model.dtype] for stage in one}
+    return {
+        "parameters": dict(parameters),
+        "counted": counted,
+        "opened": opened,
+        "most": most[0],
+        "left": alive[0],
+        "files": files,
+        "seconds": seconds,
+    }
 
 
 def test_a_round_opens_four_engines(workplace: Workplace) -> None:
@@ -116,6 +132,9 @@ def test_a_round_opens_four_engines(workplace: Workplace) -> None:
         )
     ]
     assert [each for each in shared["opened"] if each[0] != "export"] == first + rounds
+    # The estimate counts what is opened; of the export it knows less.
+    counted = {name: size for name, size in shared["counted"].items() if size and name != "export"}
+    assert counted == {name: size for name, size in shared["parameters"].items() if name != "export"}
     assert len(alone["opened"]) - len(shared["opened"]) == 2 * (7 - 4)
     assert shared["most"] == alone["most"] == 2  # teacher and student: no other is open beside them
     assert shared["files"].keys() == alone["files"].keys() and len(shared["files"]) > 10

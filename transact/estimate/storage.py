@@ -150,20 +150,24 @@ def _round_traffic(config: RunConfig, outline: Outline, each: Round, copies: int
     before, after = stored * whole.parameters(), stored * each.geometry.parameters()
     grams = gram_disk_bytes(whole) if config.prune.method.needs_gram() else 0
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
-    opened = copies * before
+    # Stages that look at one model share an engine, which the first of them opens.
+    lookers = (Stage("evaluate", each.number - 1), Stage("calibrate", each.number), Stage("gram", each.number))
+    first = next((stage for stage in lookers if stage in outline.stages), None)
+    opened = {stage: copies * before if stage == first else 0 for stage in lookers}
+    teacher = 0 if config.recover.objective == "cross_entropy" else stored * outline.parent.parameters()
     candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
     trained = Traffic(
-        read=after + copies * (after + stored * outline.parent.parameters()),
+        read=after + copies * (2 * after + teacher),  # what was sliced is evaluated before it is trained
         written=saves * training_checkpoint_bytes(each.geometry) + after,
     )
     return {
-        "calibrate": Traffic(read=checked + opened),
-        "gram": Traffic(read=checked + opened, written=grams),
+        "calibrate": Traffic(read=checked + opened[Stage("calibrate", each.number)]),
+        "gram": Traffic(read=checked + opened[Stage("gram", each.number)], written=grams),
         "split": Traffic(
             read=2 * grams + len(candidates) * (before + grams) + copies * sum(candidates), written=sum(candidates)
         ),
         "select": Traffic(read=checked + before + 2 * grams),
         "slice": Traffic(read=checked + before + 2 * grams, written=after),
         "recover": trained if each.tokens else Traffic(),
-        "evaluate": Traffic(read=(1 + copies) * after * (2 if each.tokens else 1)),
+        "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),
     }
