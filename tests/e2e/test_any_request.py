@@ -32,6 +32,7 @@ from transact.estimate.contents import forecast
 from transact.launch import worker
 from transact.launch.worker import work
 from transact.run import main
+from transact.runs.run_record import LAYOUT
 from transact.stages.preflight import check
 
 
@@ -246,6 +247,25 @@ def test_processes_are_refused_in_seconds(
     assert ended.stderr.startswith("error: ")
     assert named in ended.stderr
     assert sorted(workplace.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("there", [[], ["run"], ["run", "run/estimate.json", "run/estimate.txt"]])
+def test_what_only_the_ranks_refuse_leaves_nothing(workplace: Workplace, tmp_path: Path, there: list[str]) -> None:
+    """Neither a record nor logs, in a folder that was there before or not; the next request may have the name."""
+    folder, ranks = tmp_path / "outputs" / "run", ["launch=local", "launch.processes=2"]
+    for name in there:
+        path = folder.parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.write_text(f'{{"layout": {LAYOUT}}}')
+        else:
+            path.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    overrides = [*workplace.overrides("any"), *ranks, f"output_dir={folder}", "engine.device=auto"]
+    ended = transact_as_users_do([*overrides, "engine.kernels=liger"])
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "engine.kernels='liger' is not allowed: torch sees no GPU here" in ended.stdout + ended.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def children_seconds() -> float:

@@ -20,7 +20,7 @@ from transact.errors import DONE, FAILED, REFUSED, Stopped, refuse, worst
 from transact.launch.executors import local_exit_code, log_path, submit_locally
 from transact.launch.following import follow, view_events_for_ranks
 from transact.launch.outcome import how_to_go_on, say_last_words
-from transact.runs.run_record import claim_run
+from transact.runs.run_record import RECORD, claim_run, missing_folders, unclaim
 from transact.runs.verdict import how_it_ended
 from transact.stages.preflight import check
 from transact.tracking.live import open_view
@@ -36,6 +36,7 @@ def run_locally(config: RunConfig) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     folder, since = Path(config.output_dir), time.time()
+    is_new, made = not os.path.lexists(folder / RECORD), missing_folders(folder)
     try:
         claim_run(folder, config.share_dir, "starting")  # before logs are written into it
     except (ValueError, OSError) as error:
@@ -57,7 +58,10 @@ def run_locally(config: RunConfig) -> int:
 
             with requests.passed_on():
                 follow(logs[0], is_over, view, events, requests.is_news)
-    return _exit_code(config, job, logs, since, requests.asked)
+    code = _exit_code(config, job, logs, since, requests.asked)
+    if code == REFUSED and is_new:  # for a reason that only the ranks could see
+        unclaim(folder, made)
+    return code
 
 
 class _Requests:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from transact.files import DamagedFile, flush_to_disk, read_json, write_json
+from transact.files import DamagedFile, flush_to_disk, read_json, remove_flat, write_json
 from transact.runs.metrics import read_metrics
 
 RECORD = "run.json"
@@ -306,6 +306,30 @@ def claim_run(folder: Path, share_dir: str | None, state: str) -> None:
     if share_dir is not None:
         claim(Path(share_dir).parent, state, SWEEP_RECORD)
     claim(folder, state)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return the folder and those above it that do not exist, the deepest first."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def unclaim(folder: Path, made: Iterable[Path]) -> None:
+    """Remove the record and the logs of a run that was refused before it began, and the folders that were made for it.
+
+    Args:
+        folder: without a record before it was claimed for that run.
+        made: as `missing_folders` said before.
+    """
+    record = read_record(folder)
+    if record is None or "run_id" in record:
+        return
+    with suppress(OSError):  # something that is not ours stands there: it stays
+        remove_flat(folder / "logs")
+    (folder / RECORD).unlink()
+    (folder / "run.lock").unlink(missing_ok=True)
+    with suppress(OSError):
+        for path in made:
+            path.rmdir()
 
 
 def note_points(share_dir: str, names: list[str]) -> None:
