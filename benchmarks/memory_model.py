@@ -227,7 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=1, help="ranks to start on this machine")
     parser.add_argument("--smallest", action="store_true", help="one case")
-    parser.add_argument("--stale", action="store_true", help="only what was off, or is estimated otherwise by now")
+    parser.add_argument(
+        "--stale", action="store_true", help="only what was off, is estimated otherwise by now, or was never measured"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.json")
     arguments = parser.parse_args()
     code = relaunch("benchmarks.memory_model", arguments.processes)
@@ -237,7 +239,8 @@ def main() -> None:
     with process_group("cpu", timeout_minutes=10) as group, working_folder(group, None) as folder:
         cases = every[:1] if arguments.smallest else every
         if arguments.stale:
-            cases = [case_of(row) for row in before if row["ranks"] == group.world_size and is_stale(row)]
+            fresh = {case_of(row) for row in before if row["ranks"] == group.world_size and not is_stale(row)}
+            cases = [case for case in every if case not in fresh]
         measure(every[0], folder, group)  # warm-up: what is allocated once, and stays, must not count
         rows = [measure(case, folder, group) for case in cases]
         if not group.is_main:
