@@ -20,18 +20,17 @@ if __name__ == "__main__":
     leave_at_interrupt()  # the imports below take a while
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from transact.config.compose import UnknownSetting, conf_folder, register, typed_config
 from transact.config.help import help_on, is_setting, nearest
 from transact.config.pruning import VARIANTS
-from transact.config.request import HYDRA_ITSELF, check_arguments, check_composed, quoted, run_command
+from transact.config.request import check_arguments, check_composed, quoted, run_command
 from transact.config.run import TOKENIZE_SUFFIX, RunConfig
 from transact.config.setting import require
 from transact.distributed.environment import check_launcher, environment_world_size
@@ -108,12 +107,8 @@ def main() -> int:
         return refuse(error, always=True)
     try:
         is_run = check_arguments(sys.argv[1:])
-        alone = composed_alone(sys.argv[1:])
-        if alone is not None:
-            collect(alone)
-        else:
-            # Requests are only collected inside Hydra, which would report in its own way what goes wrong later.
-            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(collect)()
+        # Requests are only collected inside Hydra, which would report in its own way what goes wrong later.
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(collect)()
         if failures:
             raise failures[0]
     except Exception as error:  # noqa: BLE001 - Hydra also raises plain errors for what it cannot compose
@@ -130,30 +125,6 @@ def main() -> int:
             reason = with_nearest(error) if isinstance(error, UnknownSetting) else error
             return refuse(f"{Path(composed.output_dir).name}: {reason}" if len(requests) > 1 else reason)
     return run_all(configs)
-
-
-def composed_alone(arguments: list[str]) -> DictConfig | None:
-    """Compose a request that is neither a sweep nor one for information; None of any other.
-
-    hydra.main composes all of them twice: the first time to see whether it is a sweep.
-
-    Raises:
-        Exception: as hydra.main would.
-    """
-    if any(each.startswith("-") or HYDRA_ITSELF in each for each in arguments):
-        return None
-    with hydra.initialize_config_dir(str(conf_folder()), job_name="run", version_base="1.3"):
-        here = GlobalHydra.instance().hydra
-        assert here is not None
-        composed = here.compose_config("config", arguments, run_mode=RunMode.RUN, with_log_configuration=False)
-    if composed.hydra.mode == RunMode.MULTIRUN:  # by a file of conf/
-        return None
-    with read_write(composed.hydra), open_dict(composed.hydra):
-        composed.hydra.mode, composed.hydra.runtime.output_dir = RunMode.RUN, os.getcwd()
-    HydraConfig.instance().set_config(composed)
-    with open_dict(composed):
-        del composed["hydra"]
-    return composed
 
 
 def run_all(configs: list[tuple[RunConfig, bool]]) -> int:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
-from transact.config.compose import conf_folder, register
 from transact.config.request import check_arguments
-from transact.run import completed, composed_alone, hydra_message, main
+from transact.run import main
 from transact.stages.preflight import check_folder, make_folder
 
 
@@ -122,58 +117,6 @@ def test_a_hydra_of_a_users_own_files_is_seen_too(
     monkeypatch.setattr(sys, "argv", ["transact", "--config-dir", str(tmp_path), "+experiment=mine", "name=x"])
     assert main() == 2
     assert "hydra.run='elsewhere' is not allowed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["name=x", "prune.rounds=2", "recover=paper", "+eval.tasks.piqa=0", "~track.tags"],
-        ["+experiment=demo", "output_dir=${hydra:runtime.output_dir}/${hydra:runtime.choices.recover}"],
-        ["name=x", "seed=1,2"],
-        ["name=x", "prune.rnds=2"],
-        ["+experiment=nope"],
-        ["prune.rounds=2"],
-    ],
-)
-def test_a_request_that_is_no_sweep_is_composed_as_hydra_would(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Though once, not twice: its values, or the same words of refusal."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["transact", *arguments])
-    register()
-
-    def by_hydra() -> object:
-        found: list[object] = []
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
-            lambda composed: found.append(end(lambda: composed))
-        )()
-        return found[0]
-
-    def end(compose: Callable[[], DictConfig | None]) -> object:
-        try:
-            composed = compose()
-            assert composed is not None
-            request, is_sweep = completed(composed)
-            return OmegaConf.to_yaml(request), is_sweep
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must be the same
-            return hydra_message(error)
-
-    try:
-        expected = by_hydra()
-    except Exception as error:  # noqa: BLE001
-        expected = hydra_message(error)
-    assert end(lambda: composed_alone(arguments)) == expected
-
-
-def test_a_file_may_make_a_sweep_of_a_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder = shutil.copytree(conf_folder(), tmp_path / "conf")
-    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nhydra:\n  mode: MULTIRUN\n")
-    monkeypatch.setattr("transact.run.conf_folder", lambda: folder)
-    register()
-    assert composed_alone(["+experiment=mine", "name=x"]) is None
-    assert composed_alone(["name=x"]) is not None
 
 
 @pytest.fixture
