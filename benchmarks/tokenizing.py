@@ -33,7 +33,7 @@ from transact.data.tokenising import Course, write_token_store
 from transact.distributed.process import process_group
 from transact.errors import leave
 from transact.files import read_json, write_json
-from transact.stages.texts import load_tokenizer
+from transact.models.stock import load_tokenizer
 
 TARGET = 1.7  # times, two processes on two cores
 PROCESSES = 2

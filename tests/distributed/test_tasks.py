@@ -53,7 +53,7 @@ def metrics_of(
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
     from transact.evaluation.tasks import SharedModel, load_tasks, run_tasks
-    from transact.stages.texts import load_tokenizer
+    from transact.models.stock import load_tokenizer
 
     config = EngineConfig(zero_stage=zero_stage, device="cpu", micro_batch_sequences=2, dtype=dtype)
     with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
@@ -81,7 +81,7 @@ def prompts_of_two_models(model: Path, tasks: Path) -> list[list[str]]:
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
     from transact.evaluation.tasks import SharedModel, load_tasks, run_tasks
-    from transact.stages.texts import load_tokenizer
+    from transact.models.stock import load_tokenizer
 
     asked: list[list[str]] = []
     answer = SharedModel.loglikelihood
@@ -123,8 +123,8 @@ def loss_of(model: Path, folder: Path, text: str, dtype: str) -> tuple[float, in
     """Ours: of a text as one sequence."""
     from transact.distributed.process import process_group
     from transact.engine.engine import open_engine
+    from transact.models.stock import load_tokenizer
     from transact.stages.evaluate import mean_loss
-    from transact.stages.texts import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     count = len(tokenizer(text)["input_ids"])

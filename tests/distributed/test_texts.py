@@ -39,7 +39,7 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
     from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
-    from transact.stages.texts import open_store
+    from transact.stages.token_stores import open_store
     from transact.tracking.tracker import Tracker
     from transact.tracking.view import Silent
 

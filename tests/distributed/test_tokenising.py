@@ -22,7 +22,7 @@ from transact.data import token_parts, tokenising
 from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore
 from transact.data.tokenising import Course, write_token_store
-from transact.stages.texts import load_tokenizer
+from transact.models.stock import load_tokenizer
 
 LENGTH = 16
 BATCH = 4000  # characters

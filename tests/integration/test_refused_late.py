@@ -18,7 +18,7 @@ from transact.data.text import check_text, documents
 from transact.data.token_parts import Packing
 from transact.data.token_store import TokenStore
 from transact.data.tokenising import write_token_store
-from transact.stages.texts import load_tokenizer
+from transact.models.stock import load_tokenizer
 
 # More than what is looked at before the work.
 SOUND = b"".join(json.dumps({"text": f"row {number} of sound text"}).encode() + b"\n" for number in range(4000))

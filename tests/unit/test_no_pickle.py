@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import REPOSITORY, Workplace
+from transact.models.stock import load_tokenizer
 from transact.run import main
-from transact.stages.texts import load_tokenizer
 
 PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LOADERS = {"torch.load", "torch.jit.load", "torch.hub.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load"}

@@ -77,6 +77,28 @@ def quiet(library: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Return the fast tokenizer of a model folder.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet("transformers"):  # on failure it suggests packages to install, over many lines
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
+        reason = one_line(error, LONGEST_REASON)
+        raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
+    # A tokenizer.json may hold the truncation and padding of its training, which would cut or pad documents.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
 def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     """Return the model class and its configuration object for a parsed config.json.
 

@@ -19,11 +19,10 @@ from transact.files import DamagedFile, read_json
 from transact.models.folder import check_files, geometry_of, hub_id, is_local
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.models.model_files import CONFIG
-from transact.models.stock import check_stock
+from transact.models.stock import check_stock, load_tokenizer
 from transact.models.tensor_files import ModelReader
 from transact.runs.run_record import RECORD, WAY_OUT, read_record
 from transact.stages.job import Job
-from transact.stages.texts import load_tokenizer
 
 Record = dict[str, Any]  # of the parent in run.json
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"

@@ -14,9 +14,10 @@ from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
 from transact.files import write_json
+from transact.models.stock import load_tokenizer
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
-from transact.stages.texts import Texts, load_tokenizer, trained_on
+from transact.stages.texts import Texts, trained_on
 from transact.tracking.progress import Progress
 from transact.tracking.result_table import COUNTS, score_text
 

@@ -12,7 +12,7 @@ from transact.config.inputs import TextConfig
 from transact.data.text import check_text, documents
 from transact.data.token_parts import Packing
 from transact.data.tokenising import write_token_store
-from transact.stages.texts import load_tokenizer
+from transact.models.stock import load_tokenizer
 
 # More than what is looked at before the work: what follows it is met in the middle of tokenising.
 ROWS = [f"row {number} of sound text" for number in range(4000)]

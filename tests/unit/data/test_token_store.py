@@ -28,7 +28,7 @@ from transact.data.token_store import (
 )
 from transact.data.tokenising import Course, write_token_store
 from transact.files import DamagedFile
-from transact.stages.texts import load_tokenizer
+from transact.models.stock import load_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "import os, sys\n" * 30, "", "print('naïve €')\n" * 10]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transact.stages.texts import cost_words
+from transact.stages.token_stores import cost_words
 
 
 @pytest.mark.parametrize(

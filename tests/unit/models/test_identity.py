@@ -21,8 +21,9 @@ from transact.data.token_store import TokenStore
 from transact.data.tokenising import write_token_store
 from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
+from transact.models.stock import load_tokenizer
 from transact.stages.sharing import calibration_identity, evaluation_identity
-from transact.stages.texts import Texts, load_tokenizer
+from transact.stages.texts import Texts
 
 
 def identity_of(folder: Path, *, in_full: bool = False) -> Identity:
