@@ -45,8 +45,9 @@ class Position:
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
-        names = ("step", "start_loss", "best_loss", "best_step", "validated_step", "rate_factor")
-        return cls(health=health, **{name: manifest[name] for name in names})
+        names = ("step", "start_loss", "best_loss", "best_step", "validated_step")
+        lowered = manifest.get("rate_factor", 1.0)  # checkpoints of earlier versions have none
+        return cls(health=health, rate_factor=lowered, **{name: manifest[name] for name in names})
 
 
 class CheckpointClock:
