@@ -20,6 +20,7 @@ def test_too_many_steps_without_effect_stop_the_run_at_the_last_good_checkpoint(
             "prune.rounds=1",
             f"recover.tokens={20 * TOKENS_PER_STEP}",
             "recover.learning_rate=1e10",
+            "recover.rate_after_rise=1",  # or it would be lowered in time
             "recover.max_skipped_steps=3",
             f"engine.checkpoint_every.tokens={TOKENS_PER_STEP}",
         ]

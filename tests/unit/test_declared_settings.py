@@ -166,3 +166,13 @@ def test_messages_say_null_and_false_as_users_write_them() -> None:
     changed["prune"] |= {"head_dim": 32, "remove_fraction": None}
     assert differences(config, changed) == ["prune.head_dim: null -> 32", "prune.remove_fraction: 0.5 -> null"]
     assert len(shown("x" * 10**4)) < LONGEST_SHOWN + 5
+
+
+def test_a_setting_that_an_older_run_did_not_have_was_at_its_default() -> None:
+    config = to_dictionary(compose_config(["name=run"]))
+    older = config | {
+        "recover": {name: value for name, value in config["recover"].items() if name != "rate_after_rise"}
+    }
+    assert differences(older, config) == []
+    lowered = config | {"recover": config["recover"] | {"rate_after_rise": 0.1}}
+    assert differences(older, lowered) == ["recover.rate_after_rise: 0.5 -> 0.1"]

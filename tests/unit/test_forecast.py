@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -190,7 +191,14 @@ def test_hours_follow_from_flops_and_the_assumed_share_of_the_peak() -> None:
     flops = sum(
         each["tokens"] * (3 * forward + teacher) for each, forward in zip(found["rounds"], forwards, strict=True)
     )
-    flops += 5 * 128 * 4096 * sum(forwards)  # validation, at the start of a round and four times in it
+    # Validation: at the start of a round, four times in it, before that after the warm-up, twice as many steps ...
+    warmups = [math.ceil(0.03 * each["steps"]) for each in found["rounds"]]
+    early = [
+        sum(steps * 2**turn < round(each["steps"] / 4) for turn in range(10))
+        for steps, each in zip(warmups, found["rounds"], strict=True)
+    ]
+    assert min(early) >= 3
+    flops += 128 * 4096 * sum((5 + count) * forward for count, forward in zip(early, forwards, strict=True))
     hours, files = found["duration"]["hours"], found["duration"]["input_output_hours"]
     assert hours["recover"] - files["recover"] == pytest.approx(
         flops / (0.5 * 8 * BY_NAME["a100_80gb"].peak_flops) / 3600, rel=1e-3

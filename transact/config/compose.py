@@ -178,8 +178,12 @@ def to_dictionary(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return `field: old -> new` for every setting that differs and that results depend on."""
-    before, after = _bound(old), _bound(new)
+    """Return `field: old -> new` for every setting that differs and that results depend on.
+
+    A setting that was not there yet counts as left at its default.
+    """
+    before, after, defaults = _bound(old), _bound(new), _bound(defaults_of(RunConfig))
+    before |= {key: defaults[key] for key in after.keys() - before.keys() if key in defaults}
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}" for key in changed]
 

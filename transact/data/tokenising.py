@@ -37,10 +37,10 @@ from transact.data.token_store import (
     write_index,
 )
 from transact.distributed.rendezvous import store_of_one
-from transact.files import flush_to_disk, publish, temporary_name
+from transact.files import DamagedFile, flush_to_disk, publish, temporary_name
 
 MOST = 0.5  # of the held-out documents may stand in the training text; with more, nothing is held out
-POLL_SECONDS = 0.05  # between looks at what the other processes have finished
+POLL_SECONDS, MOST_POLL_SECONDS = 0.02, 0.5  # between looks at what the other processes have finished
 Result = TypeVar("Result")
 
 
@@ -187,6 +187,7 @@ class _Tokenising:
 
     def _next(self) -> int | None:
         """Claim the next part, once it is known to be needed; None when there is no more to do."""
+        pause = POLL_SECONDS
         while True:
             self._look()
             if self._count.is_over or self._board.check(["failed"]):
@@ -194,7 +195,8 @@ class _Tokenising:
             claimed = self._board.add("claimed", 0)
             if not self._has_ended and self._count.needs_more(claimed, self._course.readers):
                 return int(self._board.add("claimed", 1)) - 1
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, MOST_POLL_SECONDS)
 
     def _look(self) -> None:
         """Count the parts that are finished, in their order."""
@@ -252,7 +254,9 @@ def write_token_store(
             tokenising = _Tokenising(parts, temporary, workers.board(name_of_board), count, course)
             workers.on_all(tokenising.work, may_be_left=True)
             workers.on_main(lambda: _join(temporary, count, tokenizer, packing, name), may_be_left=True)
-        workers.on_main(lambda: _finish(folder), may_be_left=True)
+        workers.on_main(lambda: _finish(folder))  # not left: another run may wait for the store
+    except DamagedFile:  # of a part, which a file system may show late: all others are good
+        raise
     except ValueError:
         if workers.rank == 0 and not course.keeps_parts:
             with suppress(OSError, ValueError):

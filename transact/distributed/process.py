@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from collections import Counter
@@ -11,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -64,8 +64,8 @@ def set_allocator(environ: MutableMapping[str, str]) -> None:
 
 
 def own_cores() -> tuple[str, list[int]]:
-    """Return this machine's name, which no other has, and the cores that this process may use."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), sorted(os.sched_getaffinity(0))
+    """Return this machine's name and the cores that this process may use."""
+    return platform.node(), sorted(os.sched_getaffinity(0))
 
 
 def share_cores(rank: int, cores: Sequence[tuple[str, Sequence[int]]]) -> None:

@@ -199,6 +199,8 @@ class Engine:
 
         Adam forgets its mean of gradients, which led away from there, and keeps that of their squares.
         """
+        if self.is_partitioned:  # after a forward alone some weights are still whole, and would be read as they are
+            self._wrapped.optimizer.empty_partition_cache()
         self.restore(snapshot)
         owned = self.fragments()
         for fragment in owned.values():

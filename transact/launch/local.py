@@ -60,7 +60,7 @@ def run_locally(config: RunConfig) -> int:
                 follow(logs[0], is_over, view, events, requests.is_news)
     code = _exit_code(config, job, logs, since, requests.asked)
     if code == REFUSED and is_new:  # for a reason that only the ranks could see
-        unclaim(folder, made)
+        unclaim(folder, made, job.job_id)
     return code
 
 

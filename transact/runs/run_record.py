@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from transact.files import DamagedFile, flush_to_disk, read_json, remove_flat, write_json
+from transact.files import DamagedFile, flush_to_disk, read_json, write_json
 from transact.runs.metrics import read_metrics
 
 RECORD = "run.json"
@@ -313,19 +313,27 @@ def missing_folders(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
-def unclaim(folder: Path, made: Iterable[Path]) -> None:
+def unclaim(folder: Path, made: Iterable[Path], job_id: str) -> None:
     """Remove the record and the logs of a run that was refused before it began, and the folders that were made for it.
+
+    Where another job has logs there, of a later command, the record stays: it may be that one's.
 
     Args:
         folder: without a record before it was claimed for that run.
         made: as `missing_folders` said before.
+        job_id: that the names of its logs begin with.
     """
     record = read_record(folder)
     if record is None or "run_id" in record:
         return
-    with suppress(OSError):  # something that is not ours stands there: it stays
-        remove_flat(folder / "logs")
-    (folder / RECORD).unlink()
+    logs = folder / "logs"
+    for each in logs.glob(f"{job_id}_*"):
+        each.unlink(missing_ok=True)
+    try:
+        logs.rmdir()
+    except OSError:
+        return
+    (folder / RECORD).unlink(missing_ok=True)
     (folder / "run.lock").unlink(missing_ok=True)
     with suppress(OSError):
         for path in made:

@@ -21,13 +21,12 @@ class Position:
     """The position of one round's recovery.
 
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
-    learning rate. start_loss: validation loss of the weights that the round began with, in nats per token. best_loss:
-    the lowest one, met after best_step steps. validated_step: the step of the last validation that was completed.
-    rate_factor: of the learning rate, lowered whenever the loss has risen.
+    learning rate. best_loss: the lowest validation loss, in nats per token, met after best_step steps. validated_step:
+    the step of the last validation that was completed. rate_factor: of the learning rate, lowered whenever the loss has
+    risen.
     """
 
     step: int = 0
-    start_loss: float
     best_loss: float
     best_step: int = 0
     validated_step: int = 0
@@ -40,12 +39,12 @@ class Position:
     @classmethod
     def at_start(cls, loss: float) -> Position:
         """Return the position at the start of a round. loss: validation loss, in nats per token."""
-        return cls(start_loss=loss, best_loss=loss)
+        return cls(best_loss=loss)
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
-        names = ("step", "start_loss", "best_loss", "best_step", "validated_step")
+        names = ("step", "best_loss", "best_step", "validated_step")
         lowered = manifest.get("rate_factor", 1.0)  # checkpoints of earlier versions have none
         return cls(health=health, rate_factor=lowered, **{name: manifest[name] for name in names})
 
