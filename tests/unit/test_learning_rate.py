@@ -10,6 +10,7 @@ import pytest
 from transact.config.pruning import RecoverConfig
 from transact.pruning.schedule import LARGEST_RATE, learning_rate_at, peak_learning_rate, warmup_steps
 from transact.rounds import steps_to_validate
+from transact.stages.recover.checkpoints import Position
 from transact.stages.recover.health import has_risen, rise
 
 SIZES = [10**exponent * digit for exponent in range(5, 12) for digit in (1, 2, 5)]
@@ -85,3 +86,11 @@ def test_an_alert_says_the_new_rate_or_that_it_stays() -> None:
 )
 def test_a_round_is_validated_early_too(num_steps: int, expected: set[int]) -> None:
     assert steps_to_validate(num_steps, RecoverConfig()) == expected
+
+
+def test_a_lowered_rate_goes_on_after_a_restart() -> None:
+    position = Position(step=9, best_loss=4.0, best_step=4, validated_step=8, rate_factor=0.25)
+    manifest = position.to_dict()
+    assert Position.from_manifest(manifest) == position
+    del manifest["rate_factor"]  # a checkpoint of a version that lowered none
+    assert Position.from_manifest(manifest).rate_factor == 1.0
