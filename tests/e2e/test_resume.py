@@ -20,9 +20,12 @@ TOKENS_PER_STEP = 8 * 64
 
 
 def overrides(workplace: Workplace, name: str) -> list[str]:
-    """One round of enough steps to be hit in the middle; validations before and after the checkpoints."""
+    """One round of enough steps to be hit in the middle; validations before and after the checkpoints.
+
+    The learning rate does damage, so that it is lowered before some of the checkpoints.
+    """
     changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
-    changed.append("engine.micro_batch_sequences=2")  # for up to four ranks
+    changed += ["engine.micro_batch_sequences=2", "recover.learning_rate=0.1"]  # for up to four ranks
     changed += ["data.evaluation_sequences=8", "eval.efficiency.measured=false"]
     return [*workplace.overrides(name), *changed, f"engine.checkpoint_every.tokens={4 * TOKENS_PER_STEP}"]
 
@@ -49,6 +52,7 @@ def result(folder: Path) -> Any:
 def undisturbed(workplace: Workplace) -> Path:
     ended = transact(overrides(workplace, "undisturbed_recovery"), ranks=2)
     assert ended.returncode == 0, ended.stderr
+    assert "step 4 of 32: validation perplexity" in ended.stdout and "back to those weights" in ended.stdout
     return workplace.folder / "undisturbed_recovery"
 
 
