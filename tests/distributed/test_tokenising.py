@@ -113,17 +113,23 @@ def test_killed_at_any_moment_it_goes_on_with_any_number_of_ranks(workplace: Wor
     assert {path.name for path in tmp_path.iterdir()} == {"s", "whole"}
 
 
-@pytest.mark.parametrize("moment", range(0, 30, 5))
-def test_what_was_finished_is_not_tokenised_again(
-    moment: int, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped behind any part; every token is made once in all."""
-    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", BATCH)
-    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
-    made: list[int] = []
+WHOLE_TEXT = Packing(sequence_length=LENGTH, max_sequences=ALL)
 
-    class Killed(Exception):
-        pass
+
+class Killed(Exception):
+    """What ends a tokenisation of this process, in place of a signal."""
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", BATCH)
+
+
+@pytest.mark.parametrize("moment", range(0, 30, 5))
+@pytest.mark.usefixtures("small_batches")
+def test_what_was_finished_is_not_tokenised_again(moment: int, workplace: Workplace, tmp_path: Path) -> None:
+    """Stopped behind any part; every token is made once in all."""
+    tokenizer, made = load_tokenizer(workplace.model), list[int]()
 
     def count(tokens: int, new: int) -> None:
         made.append(new)
@@ -135,7 +141,7 @@ def test_what_was_finished_is_not_tokenised_again(
 
     def write(progress: Callable[[int, int], None]) -> None:
         course = Course(progress=progress)
-        write_token_store(tmp_path / "s", texts(), tokenizer, packing, without=HELD_OUT, course=course)
+        write_token_store(tmp_path / "s", texts(), tokenizer, WHOLE_TEXT, without=HELD_OUT, course=course)
 
     with pytest.raises(Killed):
         write(killed_later)
@@ -146,23 +152,19 @@ def test_what_was_finished_is_not_tokenised_again(
 
 
 @pytest.mark.parametrize("moment", ["at the index", "before the parts are gone", "at the name"])
+@pytest.mark.usefixtures("small_batches")
 def test_killed_while_the_parts_are_joined_nothing_is_tokenised_again(
     moment: str, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the store is whole its parts are there; as soon as it is, the text is not even read."""
-    monkeypatch.setattr(token_parts, "BATCH_CHARACTERS", BATCH)
-    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
-    made: list[int] = []
-
-    class Killed(Exception):
-        pass
+    tokenizer, made = load_tokenizer(workplace.model), list[int]()
 
     def killed(*_: Any, **__: Any) -> Any:
         raise Killed
 
     def write(name: str, documents: Iterable[str]) -> None:
         course = Course(progress=lambda tokens, new: made.append(new))
-        write_token_store(tmp_path / name, documents, tokenizer, packing, course=course)
+        write_token_store(tmp_path / name, documents, tokenizer, WHOLE_TEXT, course=course)
 
     write("whole", texts())
     place = {"at the index": "write_index", "before the parts are gone": "_finish", "at the name": "publish"}[moment]
@@ -176,17 +178,15 @@ def test_killed_while_the_parts_are_joined_nothing_is_tokenised_again(
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
 
 
-def test_a_joined_store_that_is_damaged_is_made_again(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer, packing = load_tokenizer(workplace.model), Packing(sequence_length=LENGTH, max_sequences=ALL)
-    write_token_store(tmp_path / "s", texts(), tokenizer, packing)
+def test_a_joined_store_that_is_damaged_is_made_again(workplace: Workplace, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(workplace.model)
+    write_token_store(tmp_path / "s", texts(), tokenizer, WHOLE_TEXT)
     whole = bytes_of(tmp_path / "s")
     for name in whole:
         (tmp_path / "s").rename(tmp_path / "s.tmp")
         content = (tmp_path / "s.tmp" / name).read_bytes()
         (tmp_path / "s.tmp" / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        write_token_store(tmp_path / "s", texts(), tokenizer, packing)
+        write_token_store(tmp_path / "s", texts(), tokenizer, WHOLE_TEXT)
         assert bytes_of(tmp_path / "s") == whole
 
 

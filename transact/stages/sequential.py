@@ -33,7 +33,7 @@ from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 EMBEDDING = "model.embed_tokens.weight"
-NORM_EPSILON = 1e-5  # that norms add to a mean square: a token whose stream is smaller counts less
+SMALL_STREAM = 1e-5  # mean square, as norms add to it: a token whose residual stream is smaller counts less
 
 
 def slice_sequentially(
@@ -198,7 +198,7 @@ def token_scale(stream: Tensor) -> Tensor:
     Whatever reads the stream normalises it first, and attention sinks are a thousand times as large as other tokens:
     without this the least squares would be theirs alone.
     """
-    return (stream.square().mean(dim=-1, keepdim=True) + NORM_EPSILON).rsqrt()
+    return (stream.square().mean(dim=-1, keepdim=True) + SMALL_STREAM).rsqrt()
 
 
 class SingleLayer(nn.Module):
