@@ -24,6 +24,7 @@ ADDITIONS = {
     "auto split": "prune.split=auto",
     "refit": "prune.method.refit=least_squares",
     "no refit": "prune.method.refit=none",
+    "sequential": "prune.method.refit=sequential",
 }
 # TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
 PAPER_RECIPE = (
@@ -99,7 +100,7 @@ def with_and_without_refit(method: str) -> list[str]:
     preset = preset_of(method)
     refit = method_preset("paper_heads" if preset == FLAP else preset).refit
     other = {"none": "refit", "least_squares": "no refit"}.get(refit)
-    is_named = any(each in method.split(", ") for each in ("refit", "no refit"))
+    is_named = any(each in method.split(", ") for each in ("refit", "no refit", "sequential"))
     return [method] if other is None or is_named else [method, f"{method}, {other}"]
 
 
