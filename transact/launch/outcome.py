@@ -191,69 +191,98 @@ def outcome_recorded(
         Refusal: on every rank, when the model is unusable.
         JobFailed: for every other exception.
     """
+    outcome = _Outcome(config, folder, group, clear_screen, when_recorded)
+    group.interruption.left = outcome.leave
     watchdog = group.watchdog
+    watchdog.stacks = folder.path / "stacks"
+    watchdog.record_failure, watchdog.tell = outcome.record_failure, outcome.tell
+    try:
+        yield
+    except Stopped as stopped:
+        clear_screen()
+        outcome.end("stopped", str(stopped))
+        raise
+    except Exception as error:
+        clear_screen()
+        raise outcome.failure(error) from error
 
-    def record(state: str, message: str) -> bool | None:
+
+class _Outcome:
+    """How one rank's part in a job ends; the arguments are those of `outcome_recorded`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        group: ProcessGroup,
+        clear_screen: Callable[[], None],
+        when_recorded: Callable[[], None],
+    ) -> None:
+        self._config, self._folder, self._group = config, folder, group
+        self._clear_screen, self._when_recorded = clear_screen, when_recorded
+
+    def record_failure(self, message: str) -> bool:
+        """Record a failure that the watchdog has seen. Returns whether this rank tells the user."""
+        self._clear_screen()
+        return _is_to_be_told(self._record("failed", message))
+
+    def tell(self, message: str) -> None:
+        self._clear_screen()
+        say_last_words(message, self._config)
+
+    def leave(self, name: str) -> None:
+        """Record that a second signal, of this name, ends the process at once."""
+        self._clear_screen()
+        if self._folder.attempt is not None:
+            with suppress(OSError):
+                self._folder.end("stopped", f"left at once, after a second {name}")
+        self._group.interruption.say_left(name)
+
+    def end(self, state: str, message: str) -> bool | None:
+        """Record the end as `_record` does, and let what is still open hold the process no longer than it may."""
+        recorded = self._record(state, message)
+        self._group.watchdog.end()
+        leave_after(CLOSING_SECONDS, FAILED)
+        return recorded
+
+    def failure(self, error: Exception) -> Refusal | JobFailed:
+        """Record the failure and return what is raised for it."""
+        watchdog, lost = self._group.watchdog, is_lost_rank(error)
+        verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
+        message = verdict or self._own_failure(error)
+        if verdict is None:
+            watchdog.report(message)
+        recorded = self.end("diverged" if isinstance(error, Diverged) else "failed", message)
+        if isinstance(error, UnusableModel):
+            return Refusal(message)
+        told = (not lost or watchdog.speaks()) and _is_to_be_told(recorded)
+        # Without a verdict, what looked like a lost rank may be an error of this rank's own.
+        explains_itself = verdict is not None or isinstance(error, Diverged)
+        return JobFailed(message, shows_traceback=not explains_itself, is_told=told)
+
+    def _own_failure(self, error: Exception) -> str:
+        stage, group = self._group.watchdog.stage, self._group
+        if isinstance(error, UnusableModel):
+            return f"{stage}: {one_line(error)}"
+        return f"rank {group.rank} failed in {explain(error, stage, self._config, group.world_size)}"
+
+    def _record(self, state: str, message: str) -> bool | None:
         """Record how the attempt ended. Returns whether this rank's verdict counts; None where it cannot be written.
 
         Rank 0 writes it, the others where rank 0 is the one that is gone.
         """
         recorded = None
-        if folder.attempt is not None and watchdog.speaks():
+        if self._folder.attempt is not None and self._group.watchdog.speaks():
             with suppress(OSError):  # the disk may be full; the user is told all the same
-                recorded = folder.end(state, message)
-        if group.is_main and folder.attempt is not None:
-            when_recorded()
+                recorded = self._folder.end(state, message)
+        if self._group.is_main and self._folder.attempt is not None:
+            self._when_recorded()
         return recorded
 
-    def is_to_be_told(recorded: bool | None) -> bool:
-        """Return whether this rank tells the user.
 
-        The rank whose verdict was recorded does, unless a launcher does. Where none could be recorded every rank does.
-        """
-        return recorded is None or (recorded and LAUNCHER not in os.environ)
+def _is_to_be_told(recorded: bool | None) -> bool:
+    """Return whether this rank tells the user.
 
-    def record_failure(message: str) -> bool:
-        clear_screen()
-        return is_to_be_told(record("failed", message))
-
-    def tell(message: str) -> None:
-        clear_screen()
-        say_last_words(message, config)
-
-    def leave(name: str) -> None:
-        clear_screen()
-        if folder.attempt is not None:
-            with suppress(OSError):
-                folder.end("stopped", f"left at once, after a second {name}")
-        group.interruption.say_left(name)
-
-    group.interruption.left = leave
-    watchdog.stacks = folder.path / "stacks"
-    watchdog.record_failure, watchdog.tell = record_failure, tell
-    try:
-        yield
-    except Stopped as stopped:
-        clear_screen()
-        record("stopped", str(stopped))
-        watchdog.end()
-        leave_after(CLOSING_SECONDS, FAILED)
-        raise
-    except Exception as error:
-        clear_screen()
-        lost = is_lost_rank(error)
-        verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
-        message = verdict or f"rank {group.rank} failed in {explain(error, watchdog.stage, config, group.world_size)}"
-        if isinstance(error, UnusableModel):
-            message = f"{watchdog.stage}: {one_line(error)}"
-        if verdict is None:
-            watchdog.report(message)
-        recorded = record("diverged" if isinstance(error, Diverged) else "failed", message)
-        watchdog.end()
-        leave_after(CLOSING_SECONDS, FAILED)
-        if isinstance(error, UnusableModel):
-            raise Refusal(message) from error
-        told = (not lost or watchdog.speaks()) and is_to_be_told(recorded)
-        # Without a verdict, what looked like a lost rank may be an error of this rank's own.
-        explains_itself = verdict is not None or isinstance(error, Diverged)
-        raise JobFailed(message, shows_traceback=not explains_itself, is_told=told) from error
+    The rank whose verdict was recorded does, unless a launcher does. Where none could be recorded every rank does.
+    """
+    return recorded is None or (recorded and LAUNCHER not in os.environ)

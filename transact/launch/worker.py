@@ -128,13 +128,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
         if transport:
             job.say("transport: " + " ".join(f"{name}={printable(value)}" for name, value in transport.items()))
         try:
-            check_deepspeed_settings(config.engine)
-            group.everywhere(lambda: check_requirements(config.engine, group.device))
-            prepared = prepare(job)
-            cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
-            group.on_main(lambda: make_folder("output_dir", config.output_dir))
-            group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
-            job.check_seen("output_dir", folder.path)
+            prepared, cut = _prepare(job)
             held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
         except ValueError as error:  # errors that only the downloaded model, the tokenised text or the folder show
             view.close()
@@ -162,12 +156,26 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             folder.end("done")
             pages.finish()
             view.close()
-            result_table(result, point=config.point_name)
-            _say_where(folder.path, result)
-            if tracker.whereabouts is not None:
-                print(f"W&B: {tracker.whereabouts}", flush=True)
+            _say_result(folder.path, result, tracker.whereabouts, config.point_name)
         group.barrier()  # the lock is held until every rank is done
     return DONE
+
+
+def _prepare(job: Job) -> tuple[Prepared | None, Cut | None]:
+    """Prepare model and text, and claim the run's folder (collective). Also returns the cut that a variant takes over.
+
+    Raises:
+        ValueError: what only the engine's settings, the downloaded model, the tokenised text or the folder show.
+    """
+    config, group, folder = job.config, job.group, job.folder
+    check_deepspeed_settings(config.engine)
+    group.everywhere(lambda: check_requirements(config.engine, group.device))
+    prepared = prepare(job)
+    cut = group.on_main(lambda: _cut(job, prepared), may_be_left=True)
+    group.on_main(lambda: make_folder("output_dir", config.output_dir))
+    group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
+    job.check_seen("output_dir", folder.path)
+    return prepared, cut
 
 
 def _cut(job: Job, prepared: Prepared | None) -> Cut | None:
@@ -184,12 +192,16 @@ def _take_over(job: Job, cut: Cut) -> None:
     job.say(f"variant {name}: takes over {stages} from {taken.run}; all else is done anew")
 
 
-def _say_where(folder: Path, result: dict[str, Any]) -> None:
+def _say_result(folder: Path, result: dict[str, Any], wandb: str | None, point: str) -> None:
+    """Print the result and where its files are. wandb: where W&B has the run."""
+    result_table(result, point=point)
     for what, name in (("exported model", "export"), ("result", "result.json"), ("report", "report.html")):
         if (folder / name).exists():
             print(f"{what}: {folder / name}", flush=True)
     if "gguf" in result:
         print(f"for llama.cpp: {folder / result['gguf']['file']} ({result['gguf']['bytes'] / 1e6:,.1f} MB)", flush=True)
+    if wandb is not None:
+        print(f"W&B: {wandb}", flush=True)
 
 
 def _view(config: RunConfig, is_main: bool) -> View:
