@@ -74,6 +74,15 @@ def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workpla
     assert f"measure splits  candidates={count}/{count}  100%" in said
 
 
+def test_gains_are_for_the_last_round(workplace: Workplace) -> None:
+    """With gains in the first one, the second would keep pairs that stand in for others."""
+    overrides = ["prune.rounds=2", "recover.tokens=0", "prune.method.pair_gains=attention"]
+    folder, _ = run(workplace, "gains", *overrides)
+    first, last = (read(folder / name / "selection.json") for name in ("round_01", "round_02"))
+    assert first["target"]["head_dim"] < first["source"]["head_dim"] and first["pair_gains"] is None
+    assert last["target"]["head_dim"] < last["source"]["head_dim"] and last["pair_gains"] is not None
+
+
 def test_damaged_weights_are_named_before_any_work(workplace: Workplace, tmp_path: Path) -> None:
     model = tmp_path / "damaged"
     shutil.copytree(workplace.model, model)

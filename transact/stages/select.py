@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,7 +150,8 @@ def select(
         made = measured
     else:
         channels = greedy_channels(job, model_folder, files.grams, [round_.geometry.intermediate_size])
-        made = decide(job.config.prune, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
+        settings = _settings_of(round_, job.config.prune)
+        made = decide(settings, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
@@ -167,6 +168,17 @@ def select(
     tokens = round_.first_sequence * job.config.data.sequence_length
     job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_.number)
     write_json(files.selection, made.to_json())
+
+
+def _settings_of(round_: Round, config: PruneConfig) -> PruneConfig:
+    """Return the settings of a round: gains are for the last one.
+
+    The score of a pair grows with its gain, so the next round would keep pairs that stand in for others, and recovery
+    bring less back (docs/log.md). What an earlier round's gains save its recovery brings back anyway.
+    """
+    if round_.number == config.rounds:
+        return config
+    return replace(config, method=replace(config.method, pair_gains="none"))
 
 
 def describe_cut(made: Selection) -> str:
