@@ -155,9 +155,11 @@ def _adds_in_backward(
     collector: Collector, layer: int, statistic: Statistic, geometry: Geometry
 ) -> Callable[[Tensor], None]:
     def saw(activation: Tensor) -> None:
+        # Detached: a hook that holds its own activation holds the whole graph, for good, where no collector looks.
+        seen = _flat(activation.detach())
+
         def on_gradient(gradient: Tensor) -> None:
-            value = statistic.of_batch(_flat(activation), _flat(gradient), geometry)
-            collector.add(statistic.name, layer, value)
+            collector.add(statistic.name, layer, statistic.of_batch(seen, _flat(gradient), geometry))
 
         if collector.enabled:
             activation.register_hook(on_gradient)  # type: ignore[no-untyped-call]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -141,6 +143,19 @@ def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometr
     torch.testing.assert_close(found[LOGIT_VARIANCE][1, head, pair], variance.double(), rtol=1e-4, atol=0)
     norms = query[:, head, :, [pair, pair + 8]].norm(dim=-1) * key[:, head // 2, :, [pair, pair + 8]].norm(dim=-1)
     torch.testing.assert_close(found[TOKEN_PRODUCT][1, head, pair], norms.sum().double(), rtol=1e-4, atol=0)
+
+
+def test_the_graph_of_a_batch_ends_with_its_backward(model: Any, geometry: Geometry) -> None:
+    """A hook that holds the activation it hangs on is a cycle that no collector finds: every batch would stay."""
+    seen: list[weakref.ref[Tensor]] = []
+    handle = model.model.layers[0].mlp.down_proj.register_forward_pre_hook(
+        lambda _module, inputs: seen.append(weakref.ref(inputs[0]))
+    )
+    with collect_statistics(model, geometry, TAYLOR):
+        model(tokens(2), labels=tokens(2)).loss.backward()
+    handle.remove()
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_taylor_equals_numerical_gradients(model: Any, geometry: Geometry) -> None:
