@@ -65,6 +65,7 @@ class Round:
     tokens: int  # of recovery
     first_sequence: int  # position of recovery in the training text
     learning_rate: float
+    cuts_pairs_later: bool = False  # a round after this one makes head_dim smaller
 
     @property
     def folder_name(self) -> str:
@@ -238,6 +239,7 @@ def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None)
                 tokens=tokens[index],
                 first_sequence=position,
                 learning_rate=rates[index],
+                cuts_pairs_later=geometry.head_dim > dimensions[-1].head_dim,
             )
         )
         position += tokens[index] // config.data.sequence_length

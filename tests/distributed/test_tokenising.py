@@ -199,13 +199,16 @@ def test_no_more_is_tokenised_than_each_rank_has_at_work(most: int, workplace: W
     assert sum(whole) <= sum(found) <= sum(whole) + ranks - 1
 
 
-def test_every_rank_has_a_part_before_one_has_two(workplace: Workplace, tmp_path: Path) -> None:
+def test_every_rank_gets_a_part_while_the_others_are_at_work(workplace: Workplace, tmp_path: Path) -> None:
     found = run_on_ranks(3, batches_tokenised, tmp_path / "s", workplace.model, 400, tmp_path / "at work")
     assert min(found) > 0
 
 
 class SlowBackend:
-    """A tokenizer's backend that counts the batches it is given, and takes as long for each."""
+    """A tokenizer's backend that counts the batches it is given, and takes as long for each.
+
+    first_batch: called before the first one.
+    """
 
     def __init__(self, backend: Any, first_batch: Callable[[], None]) -> None:
         self.backend, self.first_batch, self.calls = backend, first_batch, 0

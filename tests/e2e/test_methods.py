@@ -74,8 +74,7 @@ def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workpla
     assert f"measure splits  candidates={count}/{count}  100%" in said
 
 
-def test_gains_are_for_the_last_round(workplace: Workplace) -> None:
-    """With gains in the first one, the second would keep pairs that stand in for others."""
+def test_gains_are_for_the_last_round_that_cuts_pairs(workplace: Workplace) -> None:
     overrides = ["prune.rounds=2", "recover.tokens=0", "prune.method.pair_gains=attention"]
     folder, _ = run(workplace, "gains", *overrides)
     first, last = (read(folder / name / "selection.json") for name in ("round_01", "round_02"))

@@ -204,7 +204,7 @@ def outcome_recorded(
         raise
     except Exception as error:
         clear_screen()
-        raise outcome.failure(error) from error
+        raise outcome.end_failed(error) from error
 
 
 class _Outcome:
@@ -239,14 +239,14 @@ class _Outcome:
         self._group.interruption.say_left(name)
 
     def end(self, state: str, message: str) -> bool | None:
-        """Record the end as `_record` does, and let what is still open hold the process no longer than it may."""
+        """Record the end as `_record` does, and give what is still open `CLOSING_SECONDS` before the process ends."""
         recorded = self._record(state, message)
         self._group.watchdog.end()
         leave_after(CLOSING_SECONDS, FAILED)
         return recorded
 
-    def failure(self, error: Exception) -> Refusal | JobFailed:
-        """Record the failure and return what is raised for it."""
+    def end_failed(self, error: Exception) -> Refusal | JobFailed:
+        """Find out why, tell the other ranks, and end as `end` does; return what is to be raised."""
         watchdog, lost = self._group.watchdog, is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
         message = verdict or self._own_failure(error)

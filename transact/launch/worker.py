@@ -128,9 +128,9 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
         if transport:
             job.say("transport: " + " ".join(f"{name}={printable(value)}" for name, value in transport.items()))
         try:
-            prepared, cut = _prepare(job)
+            prepared, cut = _prepare_and_claim(job)
             held.enter_context(run_lock(folder.path / "run.lock", group, _lock_patience()))
-        except ValueError as error:  # errors that only the downloaded model, the tokenised text or the folder show
+        except ValueError as error:  # as `_prepare_and_claim` says, or another run holds the lock
             view.close()
             return refuse(error)
         if group.is_main:
@@ -161,7 +161,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
     return DONE
 
 
-def _prepare(job: Job) -> tuple[Prepared | None, Cut | None]:
+def _prepare_and_claim(job: Job) -> tuple[Prepared | None, Cut | None]:
     """Prepare model and text, and claim the run's folder (collective). Also returns the cut that a variant takes over.
 
     Raises:

@@ -171,12 +171,12 @@ def select(
 
 
 def _settings_of(round_: Round, config: PruneConfig) -> PruneConfig:
-    """Return the settings of a round: gains are for the last one.
+    """Return a round's settings: without gains where a later round cuts pairs.
 
-    The score of a pair grows with its gain, so the next round would keep pairs that stand in for others, and recovery
-    bring less back (docs/log.md). What an earlier round's gains save its recovery brings back anyway.
+    A pair's score grows with its gain, so that round would keep pairs that stand in for others, and recovery would end
+    worse (docs/log.md). What gains rest on is summed in every round all the same.
     """
-    if round_.number == config.rounds:
+    if not round_.cuts_pairs_later:
         return config
     return replace(config, method=replace(config.method, pair_gains="none"))
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
 from transact.pruning.targets import RUNTIMES, multiples_for
-from transact.rounds import geometries, split_candidates
+from transact.rounds import geometries, outline, split_candidates
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
 # 1B and 3B, Llama 2 7B and 70B, Llama 3 8B, Phi's heads of 80 and 96, the demo parent, and the smallest of the tests.
@@ -178,3 +179,13 @@ def test_heads_beside_a_fraction_are_refused_with_what_they_can_be() -> None:
 def test_more_than_suits_is_refused_with_what_would(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=rf"cannot be reached: at most 0\.\d+ .* {words} .*prune\.target"):
         geometries(asked(remove_fraction=0.97), parent(name))
+
+
+def test_a_round_knows_whether_a_later_one_cuts_pairs() -> None:
+    """The rule of gains: that the last round cuts channels alone must not leave a run without any."""
+    settings = ["name=run", "data.sequence_length=256", "prune.rounds=4", "prune.split=equal"]
+    rounds = outline(
+        compose_config([*settings, "prune.remove_fraction=0.3", "prune.target=any"]), parent("smollm2-135m")
+    ).rounds
+    assert [each.geometry.head_dim for each in rounds] == [64, 64, 32, 32]
+    assert [each.cuts_pairs_later for each in rounds] == [True, True, False, False]
