@@ -33,6 +33,7 @@ def real_model_markdown(result: dict[str, Any]) -> str:
 
 SUMMARY = {
     "default": "`default`, what a run does unless told otherwise",
+    "one_shot": "`one_shot`, a method of its own: the pairs that stay make up for those that go",
     "norms": "activation norms alone",
     "flap": "FLAP, stock form",
     "taylor": "Taylor importance",
