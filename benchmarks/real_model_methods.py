@@ -100,7 +100,7 @@ def with_and_without_refit(method: str) -> list[str]:
     preset = preset_of(method)
     refit = method_preset("paper_heads" if preset == FLAP else preset).refit
     other = {"none": "refit", "least_squares": "no refit"}.get(refit)
-    is_named = any(each in method.split(", ") for each in ("refit", "no refit", "sequential"))
+    is_named = any("prune.method.refit=" in ADDITIONS.get(each, "") for each in method.split(", ")[1:])
     return [method] if other is None or is_named else [method, f"{method}, {other}"]
 
 

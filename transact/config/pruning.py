@@ -56,8 +56,8 @@ class MethodConfig:
     loads."""
     pair_gains: str = setting("none", choices=PAIR_GAINS)
     """What makes up for the rotary pairs that are cut: "none", or "attention" (a scale and a phase of the queries of
-    each pair that stays, by least squares on the logits where attention looks; in the last
-    round that cuts pairs)."""
+    each pair that stays, by least squares on the logits where attention looks; in the last round that
+    cuts pairs)."""
     values: str = criterion("svd")
     """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
     channels: str = criterion("obs")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,47 +208,43 @@ def outcome_recorded(
         raise outcome.end_failed(error) from error
 
 
+@dataclass(frozen=True, slots=True)
 class _Outcome:
-    """How one rank's part in a job ends; the arguments are those of `outcome_recorded`."""
+    """How one rank's part in a job ends; the attributes are the arguments of `outcome_recorded`."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        group: ProcessGroup,
-        clear_screen: Callable[[], None],
-        when_recorded: Callable[[], None],
-    ) -> None:
-        self._config, self._folder, self._group = config, folder, group
-        self._clear_screen, self._when_recorded = clear_screen, when_recorded
+    config: RunConfig
+    folder: RunFolder
+    group: ProcessGroup
+    clear_screen: Callable[[], None]
+    when_recorded: Callable[[], None]
 
     def record_failure(self, message: str) -> bool:
         """Record a failure that the watchdog has seen. Returns whether this rank tells the user."""
-        self._clear_screen()
+        self.clear_screen()
         return _is_to_be_told(self._record("failed", message))
 
     def tell(self, message: str) -> None:
-        self._clear_screen()
-        say_last_words(message, self._config)
+        self.clear_screen()
+        say_last_words(message, self.config)
 
     def leave(self, name: str) -> None:
         """Record that a second signal, of this name, ends the process at once."""
-        self._clear_screen()
-        if self._folder.attempt is not None:
+        self.clear_screen()
+        if self.folder.attempt is not None:
             with suppress(OSError):
-                self._folder.end("stopped", f"left at once, after a second {name}")
-        self._group.interruption.say_left(name)
+                self.folder.end("stopped", f"left at once, after a second {name}")
+        self.group.interruption.say_left(name)
 
     def end(self, state: str, message: str) -> bool | None:
         """Record the end as `_record` does, and give what is still open `CLOSING_SECONDS` before the process ends."""
         recorded = self._record(state, message)
-        self._group.watchdog.end()
+        self.group.watchdog.end()
         leave_after(CLOSING_SECONDS, FAILED)
         return recorded
 
     def end_failed(self, error: Exception) -> Refusal | JobFailed:
         """Find out why, tell the other ranks, and end as `end` does; return what is to be raised."""
-        watchdog, lost = self._group.watchdog, is_lost_rank(error)
+        watchdog, lost = self.group.watchdog, is_lost_rank(error)
         verdict = watchdog.verdict(VERDICT_PATIENCE_SECONDS) if lost else None
         message = verdict or self._own_failure(error)
         if verdict is None:
@@ -261,10 +258,10 @@ class _Outcome:
         return JobFailed(message, shows_traceback=not explains_itself, is_told=told)
 
     def _own_failure(self, error: Exception) -> str:
-        stage, group = self._group.watchdog.stage, self._group
+        stage, group = self.group.watchdog.stage, self.group
         if isinstance(error, UnusableModel):
             return f"{stage}: {one_line(error)}"
-        return f"rank {group.rank} failed in {explain(error, stage, self._config, group.world_size)}"
+        return f"rank {group.rank} failed in {explain(error, stage, self.config, group.world_size)}"
 
     def _record(self, state: str, message: str) -> bool | None:
         """Record how the attempt ended. Returns whether this rank's verdict counts; None where it cannot be written.
@@ -272,11 +269,11 @@ class _Outcome:
         Rank 0 writes it, the others where rank 0 is the one that is gone.
         """
         recorded = None
-        if self._folder.attempt is not None and self._group.watchdog.speaks():
+        if self.folder.attempt is not None and self.group.watchdog.speaks():
             with suppress(OSError):  # the disk may be full; the user is told all the same
-                recorded = self._folder.end(state, message)
-        if self._group.is_main and self._folder.attempt is not None:
-            self._when_recorded()
+                recorded = self.folder.end(state, message)
+        if self.group.is_main and self.folder.attempt is not None:
+            self.when_recorded()
         return recorded
 
 
