@@ -18,7 +18,7 @@ from transact.models.folder import geometry_of
 
 FLAP = "flap"
 DENSE = "dense"
-METHODS = ("default", "default, equal split", *BASELINES, FLAP)
+METHODS = ("default", "default, equal split", "parallel", "obs", "obs, equal split", *BASELINES, FLAP)
 ADDITIONS = {
     "equal split": "prune.split=equal",
     "auto split": "prune.split=auto",
@@ -99,9 +99,9 @@ def with_and_without_refit(method: str) -> list[str]:
     """Return a method as it is, and with the refit added, or without the one that it has."""
     preset = preset_of(method)
     refit = method_preset("paper_heads" if preset == FLAP else preset).refit
-    other = {"none": "refit", "least_squares": "no refit"}.get(refit)
+    other = "refit" if refit == "none" else "no refit"
     is_named = any("prune.method.refit=" in ADDITIONS.get(each, "") for each in method.split(", ")[1:])
-    return [method] if other is None or is_named else [method, f"{method}, {other}"]
+    return [method] if is_named else [method, f"{method}, {other}"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

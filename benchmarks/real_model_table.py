@@ -33,7 +33,8 @@ def real_model_markdown(result: dict[str, Any]) -> str:
 
 SUMMARY = {
     "default": "`default`, what a run does unless told otherwise",
-    "one_shot": "`one_shot`, a method of its own: the pairs that stay make up for those that go",
+    "parallel": "`parallel`, the same with every layer fitted for itself",
+    "obs": "`obs`, the default before: greedy OBS, no gains, every layer for itself",
     "norms": "activation norms alone",
     "flap": "FLAP, stock form",
     "taylor": "Taylor importance",

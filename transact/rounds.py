@@ -331,7 +331,7 @@ def calibration_warning(config: RunConfig, parent: Geometry) -> str | None:
     method, tokens = config.prune.method, config.prune.calibration_sequences * config.data.sequence_length
     channels = max(parent.intermediate_size, parent.num_attention_heads * parent.head_dim)
     needed = TOKENS_PER_CHANNEL * channels
-    if tokens >= needed or not (method.needs_gram() or method.refit == "sequential"):
+    if tokens >= needed or not method.needs_gram():
         return None
     sequences = -(-needed // config.data.sequence_length)
     return (

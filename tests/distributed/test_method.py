@@ -15,8 +15,8 @@ RANKS = (1, 2, 4)
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "many_passes": {"gram_gib": 1e-9},
-    "sequential": {"refit": "sequential"},
-    "one_shot": {"pair_gains": "attention", "channels": "norm", "refit": "sequential", "ridge_unit": "median"},
+    "parallel": {"refit": "least_squares"},
+    "obs": {"pair_gains": "none", "channels": "obs", "refit": "least_squares", "ridge_unit": "mean"},
     "taylor": {"pair_score": "taylor", "values": "taylor", "channels": "taylor", "refit": "none"},
     "magnitude": {"pair_score": "magnitude", "values": "magnitude", "channels": "magnitude", "refit": "none"},
 }
@@ -111,7 +111,7 @@ def test_a_layer_at_a_time_equals_all_at_once(cuts: dict[int, dict[str, Any]]) -
 
 def test_sequential_differs_from_parallel_in_its_corrections_alone(cuts: dict[int, dict[str, Any]]) -> None:
     """Only output projections are corrected, and where that helps on other text; bases and choices are the same."""
-    parallel, sequential = cuts[1]["default"]["weights"], cuts[1]["sequential"]["weights"]
+    parallel, sequential = cuts[1]["parallel"]["weights"], cuts[1]["default"]["weights"]
     corrected = []
     for key, weight in parallel.items():
         difference = abs(weight - sequential[key]).max() / abs(weight).max()

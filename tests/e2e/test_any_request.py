@@ -285,7 +285,7 @@ VALID = {
     "prune.remove_fraction": ["0.1", "0.3", "0.45"],
     "prune.rounds": ["1", "2"],
     "prune.method.values": ["svd", "pca", "norm", "taylor"],
-    "prune.method.pair_gains": ["none", "attention"],
+    "prune.method.pair_gains": ["auto", "none", "attention"],
     "prune.method.channels": ["obs", "norm", "random"],
     "prune.method.pair_score": ["norm_product", "token_product", "magnitude"],
     "prune.method.refit": ["none", "least_squares", "sequential"],

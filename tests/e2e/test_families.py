@@ -25,9 +25,9 @@ SHORT = [
     ("family", "ranks", "overrides"),
     [
         ("mistral", 1, ["export.gguf=q8_0", "prune.multiple.head_dim=8"]),
-        ("qwen2", 2, ["export.gguf=f16", "recover.objective=distillation", "prune/method=one_shot"]),
+        ("qwen2", 2, ["export.gguf=f16", "recover.objective=distillation"]),
         ("qwen3", 2, ["export.gguf=f16", "prune.rotary_pairs=progression"]),
-        ("qwen3", 1, ["prune.method.refit=sequential"]),
+        ("qwen3", 1, ["prune/method=parallel"]),
     ],
 )
 def test_job(workplace: Workplace, tmp_path: Path, family: str, ranks: int, overrides: list[str]) -> None:

@@ -27,7 +27,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("method", ["paper_heads", "paper_dims", "taylor", "sequential", "one_shot"])
+@pytest.mark.parametrize("method", ["paper_heads", "paper_dims", "taylor", "parallel", "obs"])
 def test_methods_export_a_stock_model(workplace: Workplace, method: str) -> None:
     folder, _ = run(workplace, f"method_{method}", f"prune/method={method}")
     model = AutoModelForCausalLM.from_pretrained(folder / "export")
@@ -66,7 +66,8 @@ def test_the_measured_split_is_the_best_and_is_what_is_cut(workplace: Workplace)
 
 def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workplace) -> None:
     """One elimination for all candidates and for the selection; the candidates have a bar."""
-    folder, said = run(workplace, "one_round_split", "prune.split=auto", "recover.tokens=0", "track.progress_seconds=1")
+    overrides = ["prune.split=auto", "prune.method.channels=obs", "recover.tokens=0", "track.progress_seconds=1"]
+    folder, said = run(workplace, "one_round_split", *overrides)
     split, selection = read(folder / "round_01" / "split.json"), read(folder / "round_01" / "selection.json")
     count = len(split["candidates"])
     assert count > 1 and split["selection"] == selection and selection["target"] == split["chosen"]
@@ -75,7 +76,7 @@ def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workpla
 
 
 def test_gains_are_for_the_last_round_that_cuts_pairs(workplace: Workplace) -> None:
-    overrides = ["prune.rounds=2", "recover.tokens=0", "prune.method.pair_gains=attention"]
+    overrides = ["prune.rounds=2", "recover.tokens=0"]
     folder, _ = run(workplace, "gains", *overrides)
     first, last = (read(folder / name / "selection.json") for name in ("round_01", "round_02"))
     assert first["target"]["head_dim"] < first["source"]["head_dim"] and first["pair_gains"] is None

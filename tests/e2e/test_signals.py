@@ -29,7 +29,7 @@ STAGES = {
     "round_01/calibrate": ["prune.calibration_sequences=400"],
     "round_01/gram": ["prune.calibration_sequences=400"],
     "round_01/split": ["prune.split=auto", "recover.validation_sequences=120"],
-    "round_01/slice": ["prune/method=sequential", "prune.calibration_sequences=400"],
+    "round_01/slice": ["prune.calibration_sequences=400"],
     "round_01/recover": ["recover.tokens=1600000", "recover.objective=cross_entropy"],
     "tasks": ["recover.tokens=0", "+eval.texts.more={source: files, files: ['{train}']}", "eval.text_sequences=2000"],
 }
@@ -147,7 +147,7 @@ OBS = {
     "round_02/select": 2,
     "round_02/slice": 3,
 }
-SEQUENTIAL = {"round_01/select": 2, "round_01/slice": 2 * 4 * (16 // 4)}
+SEQUENTIAL = {"round_01/slice": 2 * 4 * (16 // 4)}
 
 
 def moments_of(overrides: list[str]) -> dict[str, int]:
@@ -167,8 +167,8 @@ def moments_of(overrides: list[str]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("obs", ["prune.split=auto", "prune.rounds=2"], OBS),
-        ("sequential", ["prune/method=sequential", "prune.rounds=1"], SEQUENTIAL),
+        ("obs", ["prune/method=obs", "prune.split=auto", "prune.rounds=2"], OBS),
+        ("sequential", ["prune.rounds=1"], SEQUENTIAL),
     ],
 )
 def test_every_piece_of_a_stage_is_a_moment_to_stop(

@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("method", ["default", "sequential", "one_shot", "taylor", "magnitude", "paper_heads"])
+@pytest.mark.parametrize("method", ["default", "parallel", "obs", "taylor", "magnitude", "paper_heads"])
 def test_cut_is_that_of_the_job(method: str, tmp_path: Path) -> None:
     place = make_workplace(tmp_path)
     overrides = [

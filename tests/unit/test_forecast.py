@@ -140,7 +140,7 @@ def test_embeddings_of_q4_0_are_q8_0() -> None:
 
 def test_a_save_needs_a_buffer_of_the_machine_s_memory_and_not_the_state() -> None:
     """The first recovery has the largest model; its best weights are kept twice while better ones replace them."""
-    found = estimate()
+    found = estimate("prune/method=parallel")
     parameters, host = found["rounds"][0]["parameters"], found["memory"]["host_bytes"]
     assert host == {"best_weights": 2 * parameters * 4 // found["ranks"], "write_buffer": WRITE_BUFFER_BYTES}
 
@@ -215,8 +215,16 @@ def test_files_take_their_bytes_over_what_the_nodes_move() -> None:
     one = found["duration"]["input_output_hours"]
     assert one["calibrate"] * 3600 == pytest.approx(sum(sizes[1:]) / 2e9, rel=1e-3)
     on_eight_nodes = estimate("estimate.accelerator=h100", "estimate.num_ranks=64")["duration"]
-    for kind in ("calibrate", "gram", "slice", "evaluate"):
+    for kind in ("calibrate", "gram", "evaluate"):
         assert on_eight_nodes["input_output_hours"][kind] == pytest.approx(one[kind] / 8, rel=1e-3)
+    # Every rank reads every layer, so that more nodes read as long; layers that are fitted each for itself are shared.
+    assert on_eight_nodes["input_output_hours"]["slice"] > 0.8 * one["slice"]
+    alone, shared = (
+        estimate("prune/method=parallel", "estimate.accelerator=h100", f"estimate.num_ranks={ranks}")["duration"]
+        for ranks in (8, 64)
+    )
+    hours = [each["input_output_hours"]["slice"] for each in (alone, shared)]
+    assert hours[1] == pytest.approx(hours[0] / 8, rel=1e-3)
     # One rank writes the export: 2 bytes a parameter, at the speed of a rank.
     exported = 2 * found["rounds"][-1]["parameters"] / RANK_BYTES_PER_SECOND
     for each in (found["duration"], on_eight_nodes):
@@ -318,7 +326,7 @@ def test_at_most_five_warnings_and_none_about_what_the_parent_has() -> None:
 
 def test_no_tokens_are_no_training() -> None:
     """Neither in memory, nor on the disk, nor in time."""
-    found, said = small("recover.tokens=0")
+    found, said = small("recover.tokens=0", "prune/method=parallel")
     assert not [each for each in found["memory"]["moments"] if each["stage"].endswith("recover")]
     assert found["memory"]["host_bytes"] == {} and found["disk_bytes"]["training_checkpoints"] == 0
     assert "recover" not in found["duration"]["hours"]

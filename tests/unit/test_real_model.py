@@ -95,7 +95,7 @@ def test_tasks_find_their_data_wherever_the_command_runs(tmp_path: Path) -> None
 def test_every_method_is_measured_with_and_without_the_refit(method: str) -> None:
     names = with_and_without_refit(method)
     refits = [compose_config(["name=a", *method_overrides(name)]).prune.method.refit for name in names]
-    assert sorted(refits) == ["least_squares", "none"]
+    assert len(refits) == 2 and refits.count("none") == 1
     assert names[0] == method
     assert with_and_without_refit(names[1]) == names[1:]
 

@@ -14,7 +14,7 @@ from tests.support.selections import hand_selection
 from tests.support.tiny import TINY
 from transact.config.pruning import MethodConfig
 from transact.models.llama import layer_of, read_geometry
-from transact.pruning.refit import Ridge
+from transact.pruning.refit import LayerGram, Ridge
 from transact.stages.in_memory import prune_model
 from transact.stages.sequential import EMBEDDING, Streams
 
@@ -30,7 +30,7 @@ RIDGE = Ridge(share=0.02, unit="median")
 
 
 def cut_by(model: Any, refit: str, **dimensions: int) -> Any:
-    method = MethodConfig(refit=refit, channels="norm", values="norm", ridge=RIDGE.share, ridge_unit=RIDGE.unit)
+    method = MethodConfig(refit=refit, pair_gains="none", values="norm", ridge=RIDGE.share, ridge_unit=RIDGE.unit)
     return prune_model(model, BATCHES, method=method, target="transformers", **dimensions).eval()
 
 
@@ -78,6 +78,17 @@ def halves(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], name
     rows = found[name] * scale, (wanted[end] - found[f"{layer}.{start}"]) * scale
     even, odd = (tuple(each.unflatten(0, (48, 32))[half::2].flatten(0, 1) for each in rows) for half in range(2))
     return (even[0], even[1]), (odd[0], odd[1])
+
+
+@torch.no_grad()
+def grams_of(model: Any) -> list[LayerGram]:
+    """Of every layer, from the rows that its output projections read."""
+    seen = traces(model)
+    sums = {name: rows.T @ rows for name, rows in seen.items()}
+    return [
+        LayerGram(attention_output=sums[f"{layer}.o_proj"], intermediate=sums[f"{layer}.down_proj"])
+        for layer in range(len(model.model.layers))
+    ]
 
 
 def weight_of(model: Any, name: str, kind: str) -> torch.Tensor:
@@ -143,10 +154,11 @@ def test_where_nothing_is_cut_the_weights_come_back() -> None:
     weights = model.state_dict()
     embedded = [(12 * number, weights[EMBEDDING][batch]) for number, batch in enumerate(BATCHES)]
     device = torch.device("cpu")
+    grams = grams_of(model)
     streams = Streams(everything, embedded, device=device, ridge=RIDGE, num_turns=len(embedded))
     for layer in range(source.num_layers):
         tensors = {name: tensor for name, tensor in weights.items() if layer_of(name) == layer}
-        for name, tensor in streams.cut_layer(layer, tensors, config, config).items():
+        for name, tensor in streams.cut_layer(layer, tensors, grams[layer], config, config).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=1e-4, atol=1e-5)
     end = traces(model)["end"]
     for stream in (streams.dense, streams.cut):

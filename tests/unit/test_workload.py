@@ -18,8 +18,8 @@ REQUESTS: list[list[str]] = [
     ["prune/method=norms"],
     ["prune/method=taylor"],
     ["prune/method=paper_heads"],
-    ["prune.method.refit=sequential"],
-    ["prune/method=one_shot"],
+    ["prune/method=parallel"],
+    ["prune/method=obs"],
     ["recover.objective=cross_entropy"],
     ["export.gguf=f16", "eval.efficiency.measured=false"],
     ["+experiment=llama7b_50pct"],
@@ -44,9 +44,9 @@ def test_every_stage_of_every_request_has_its_work(request_: list[str]) -> None:
 
 
 def test_a_split_begins_with_the_choice_of_channels() -> None:
-    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5")
+    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5", "prune/method=obs")
     assert 0 < elimination_share(config, asked) < 1
-    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5", "prune/method=norms")
+    _, config, asked = work_of("prune.split=auto", "prune.remove_fraction=0.5")
     assert elimination_share(config, asked) == 0
 
 
@@ -57,7 +57,8 @@ def test_a_recovery_of_zero_tokens_is_no_work() -> None:
 
 def test_forwards_are_counted_exactly() -> None:
     """By hand, from FLOPs of a token."""
-    work, config, asked = work_of("prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536")
+    overrides = ["prune/method=obs", "prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536"]
+    work, config, asked = work_of(*overrides)
     context = config.data.sequence_length
     parent, cut = asked.parent, asked.rounds[0].geometry
     forward, tokens = cut.flops_per_token(context), 65536

@@ -11,7 +11,7 @@ SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
 ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
 PAIR_SCOPES = ("model", "layer", "head")
-PAIR_GAINS = ("none", "attention")
+PAIR_GAINS = ("auto", "none", "attention")
 RIDGE_UNITS = ("mean", "median")
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
@@ -54,21 +54,21 @@ class MethodConfig:
     pair_scope: str = setting("model", choices=PAIR_SCOPES)
     """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
     loads."""
-    pair_gains: str = setting("none", choices=PAIR_GAINS)
-    """What makes up for the rotary pairs that are cut: "none", or "attention" (a scale and a phase of the queries of
+    pair_gains: str = setting("auto", choices=PAIR_GAINS)
+    """What makes up for the rotary pairs that are cut: "none", "attention" (a scale and a phase of the queries of
     each pair that stays, by least squares on the logits where attention looks; in the last round that
-    cuts pairs)."""
+    cuts pairs), or "auto" ("attention" where the model takes it: not behind a norm of queries)."""
     values: str = criterion("svd")
     """A basis for v and o ("svd", "pca"), or a score of their dims ("norm", "taylor", "magnitude", "random")."""
-    channels: str = criterion("obs")
-    """What MLP channels are chosen by: "obs" (optimal brain surgeon), "norm", "taylor", "magnitude" or "random"."""
-    refit: str = setting("least_squares", choices=REFITS)
+    channels: str = criterion("norm")
+    """What MLP channels are chosen by: "norm", "obs" (optimal brain surgeon), "taylor", "magnitude" or "random"."""
+    refit: str = setting("sequential", choices=REFITS)
     """What makes up for the cut in o_proj and down_proj: "none", "least_squares", or "sequential" (and then
     corrected, layer after layer, so that the cut model's residual stream comes nearer to the dense model's)."""
     ridge: float = setting(0.01, at_least=1e-12, at_most=1e6)
     """Ridge of the least squares, relative to prune.method.ridge_unit."""
-    ridge_unit: str = setting("mean", choices=RIDGE_UNITS)
-    """What the ridge is relative to: the "mean" or the "median" of a Gram matrix's diagonal. On large models a few
+    ridge_unit: str = setting("median", choices=RIDGE_UNITS)
+    """What the ridge is relative to: the "median" or the "mean" of a Gram matrix's diagonal. On large models a few
     channels are huge at the first token of every sequence, and own the mean."""
     gram_gib: float | None = setting(None, above=0, at_most=10**6)
     """GiB of Gram matrices that a rank sums at a time; decides the number of passes over the calibration text. null:
@@ -80,8 +80,7 @@ class MethodConfig:
         for name, value, fits in (
             ("values", self.values, self.values == "norm" if self.attention == "heads" else not self.has_basis()),
             ("pair_scope", self.pair_scope, self.pair_scope == "model"),
-            ("pair_gains", self.pair_gains, self.pair_gains == "none"),
-            ("refit", self.refit, self.refit != "sequential"),
+            ("pair_gains", self.pair_gains, self.pair_gains != "attention"),
         ):
             require(f"prune.method.{name}", value, fits, f"prune.method.attention={self.attention} has no such choice")
 
@@ -91,8 +90,7 @@ class MethodConfig:
 
     def needs_gram(self) -> bool:
         """Return whether the method needs Gram matrices of the dense checkpoint's activations, not only their norms."""
-        basis = self.has_basis() and self.refit != "sequential"
-        return basis or self.channels == "obs" or self.refit == "least_squares"
+        return self.has_basis() or self.channels == "obs" or self.refit != "none"
 
 
 @dataclass(kw_only=True, slots=True)

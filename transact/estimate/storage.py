@@ -140,12 +140,14 @@ def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[i
         size = gguf_bytes(last, config.export.gguf)
         found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported, by_one=size)
     for each in outline.rounds:
-        of_round = _round_traffic(config, outline, each, copies, saves.get(each.number, 0.0))
+        of_round = _round_traffic(config, outline, each, copies, ranks, saves.get(each.number, 0.0))
         found |= {Stage(kind, each.number): traffic for kind, traffic in of_round.items()}
     return {stage: found[stage] for stage in outline.stages if stage in found}
 
 
-def _round_traffic(config: RunConfig, outline: Outline, each: Round, copies: int, saves: float) -> dict[str, Traffic]:
+def _round_traffic(
+    config: RunConfig, outline: Outline, each: Round, copies: int, ranks: int, saves: float
+) -> dict[str, Traffic]:
     stored, whole = BYTES_BY_DTYPE[config.model.dtype], outline.before(each.number)
     before, after = stored * whole.parameters(), stored * each.geometry.parameters()
     grams = gram_disk_bytes(whole) if config.prune.method.needs_gram() else 0
@@ -155,6 +157,7 @@ def _round_traffic(config: RunConfig, outline: Outline, each: Round, copies: int
     first = next((stage for stage in lookers if stage in outline.stages), None)
     opened = {stage: copies * before if stage == first else 0 for stage in lookers}
     teacher = 0 if config.recover.objective == "cross_entropy" else stored * outline.parent.parameters()
+    readers = ranks if config.prune.method.refit == "sequential" else 1  # of every layer, one after the other
     candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
     trained = Traffic(
         read=after + copies * (2 * after + teacher),  # what was sliced is evaluated before it is trained
@@ -167,7 +170,7 @@ def _round_traffic(config: RunConfig, outline: Outline, each: Round, copies: int
             read=2 * grams + len(candidates) * (before + grams) + copies * sum(candidates), written=sum(candidates)
         ),
         "select": Traffic(read=checked + before + 2 * grams),
-        "slice": Traffic(read=checked + before + 2 * grams, written=after),
+        "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),
         "recover": trained if each.tokens else Traffic(),
         "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),
     }

@@ -157,6 +157,7 @@ CHANNEL_ELIMINATIONS = ("obs",)
 class Choice(Protocol):
     """The settings of prune.method that name criteria."""
 
+    attention: str
     pair_score: str
     values: str
     channels: str
@@ -174,12 +175,12 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Criteria:
-    """The criteria of a method, one for each kind of unit, and whether the pairs that stay get gains."""
+    """The criteria of a method, one for each kind of unit, and whether the pairs that stay get gains, if they can."""
 
     pairs: Criterion
     values: Criterion
     channels: Criterion
-    has_gains: bool = False
+    wants_gains: bool = False
 
     @classmethod
     def of(cls, choice: Choice) -> Criteria:
@@ -188,16 +189,20 @@ class Criteria:
             pairs=PAIR_CRITERIA[choice.pair_score],
             values=VALUE_NORMS if choice.values in VALUE_BASES else VALUE_CRITERIA[choice.values],
             channels=CHANNEL_NORMS if choice.channels in CHANNEL_ELIMINATIONS else CHANNEL_CRITERIA[choice.channels],
-            has_gains=choice.pair_gains != "none",
+            wants_gains=choice.attention == "pairs" and choice.pair_gains != "none",
         )
 
     def _all(self) -> tuple[Criterion, ...]:
         return self.pairs, self.values, self.channels
 
+    def gives_gains(self, geometry: Geometry) -> bool:
+        """Return whether the pairs that stay get gains: heads that share a norm of queries take none of their own."""
+        return self.wants_gains and not geometry.query_key_norm
+
     def statistics(self, geometry: Geometry) -> tuple[Statistic, ...]:
         """Return what calibration sums for these criteria, for gains, and for the cut of norms of queries and keys."""
         shares = NORM_SHARES if geometry.query_key_norm else ()
-        gains = (PART_COVARIANCE,) if self.has_gains else ()
+        gains = (PART_COVARIANCE,) if self.gives_gains(geometry) else ()
         needed = (*SQUARES, *(each for criterion in self._all() for each in criterion.statistics), *gains, *shares)
         return tuple(dict.fromkeys(needed))
 

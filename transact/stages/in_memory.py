@@ -290,21 +290,22 @@ def _cut(
             ridge=Ridge.of(method),
             num_turns=len(batches),
         )
-    ridge = Ridge.of(method) if method.refit == "least_squares" else None
+    ridge = None if method.refit == "none" else Ridge.of(method)
     result: Weights = {}
     names = sorted(weights, key=lambda name: -1 if layer_of(name) is None else layer_of(name))  # type: ignore[arg-type, return-value]
     for group in layer_groups(names):
         layer = layer_of(group[0])
         tensors = {name: weights[name].detach().float() for name in group}
+        gram = None
+        if grams is not None and layer is not None:
+            on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
+            gram = LayerGram.from_tensors(on_device)
         if layer is None:
             cut = tensors
         elif streams is not None:
-            cut = streams.cut_layer(layer, tensors, config, smaller)
+            assert gram is not None
+            cut = streams.cut_layer(layer, tensors, gram, config, smaller)
         else:
-            gram = None
-            if grams is not None:
-                on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
-                gram = LayerGram.from_tensors(on_device)
             cut = slice_tensors(tensors, selection, gram, ridge)
         # copy=True also where nothing was cut: the new model must share no weight with the old one.
         result |= {name: tensor.to(weights[name].dtype, copy=True).contiguous() for name, tensor in cut.items()}

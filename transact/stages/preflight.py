@@ -267,10 +267,10 @@ def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
             f"prune.method.pair_scope={method.pair_scope!r} is not allowed for a model with a sliding window "
             f"({window}): what loads such a result has none; it must be model"
         )
-    if method.pair_gains != "none" and family.query_key_norm:
+    if method.pair_gains == "attention" and family.query_key_norm:
         raise ValueError(
             f"prune.method.pair_gains={method.pair_gains!r} is not allowed for model_type {family.model_type}: the "
-            "heads share a norm of queries, which takes no gains of single heads; it must be none"
+            "heads share a norm of queries, which takes no gains of single heads; it must be auto or none"
         )
     if method.attention == "shared_dims" and family.query_key_norm:
         raise ValueError(

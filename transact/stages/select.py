@@ -96,7 +96,7 @@ def decide(
         rules,
         channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
         norm_shares=evidence.statistics.norm_shares(source) if cuts_pairs else None,
-        part_covariance=evidence.statistics[PART_COVARIANCE] if criteria.has_gains and cuts_pairs else None,
+        part_covariance=evidence.statistics[PART_COVARIANCE] if criteria.gives_gains(source) and cuts_pairs else None,
     )
 
 

@@ -28,7 +28,7 @@ from transact.models.tensor_files import ModelReader
 from transact.pruning.refit import LayerGram, Ridge, add_gram, corrected
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import cut_layer
-from transact.stages.calibrate import calibration_positions
+from transact.stages.calibrate import calibration_positions, read_gram
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
@@ -37,11 +37,17 @@ SMALL_STREAM = 1e-5  # mean square, as norms add to it: a token whose residual s
 
 
 def slice_sequentially(
-    job: Job, texts: Texts, source: Path, selection: Selection, output: Path, done: Callable[[], object]
+    job: Job,
+    texts: Texts,
+    source: Path,
+    selection: Selection,
+    output: Path,
+    grams: Path,
+    done: Callable[[], object],
 ) -> dict[str, Any]:
     """Write the sliced model's folder and return the shards' sizes and digests (collective).
 
-    All ranks work on the same layer. done: as in `slice_model`.
+    All ranks work on the same layer. grams: folder of the dense model's Gram matrices. done: as in `slice_model`.
     """
     config = read_json(source / "config.json")
     smaller = sliced_config(config, selection)
@@ -61,7 +67,9 @@ def slice_sequentially(
         def cut(names: list[str]) -> Tensors:
             tensors = {name: reader.tensor(name).float() for name in names}
             layer = layer_of(names[0])
-            return tensors if layer is None else streams.cut_layer(layer, tensors, config, smaller)
+            if layer is None:
+                return tensors
+            return streams.cut_layer(layer, tensors, read_gram(grams, layer, group.device), config, smaller)
 
         return write_model_folder(
             output,
@@ -116,15 +124,22 @@ class Streams:
         self.cut = list(self.dense)
 
     @torch.no_grad()
-    def cut_layer(self, layer: int, tensors: Tensors, config: dict[str, Any], smaller: dict[str, Any]) -> Tensors:
-        """Cut and refit the next layer, return its tensors, and move both streams on to its output (collective)."""
+    def cut_layer(
+        self, layer: int, tensors: Tensors, gram: LayerGram, config: dict[str, Any], smaller: dict[str, Any]
+    ) -> Tensors:
+        """Cut and refit the next layer, return its tensors, and move both streams on to its output (collective).
+
+        Args:
+            gram: of the dense layer, for the refit that is then corrected.
+            config, smaller: config.json of the dense and of the cut model.
+        """
         device, selection = self.device, self.selection
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         weights = layer_weights(tensors)
         assert weights is not None
         dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
-        between, gram = self._advance_dense(dense)
+        between = self._advance_dense(dense)
         fitted = cut_layer(weights, selection, layer, gram, self.ridge)
         cut.load_layer(replace_projections(tensors, fitted), layer)
         output = self._correct(cut.attention_inputs, between, fitted.output)
@@ -143,24 +158,15 @@ class Streams:
                 yield tuple(stream[number].to(self.device) for stream in streams)
             self.turn()
 
-    def _advance_dense(self, dense: SingleLayer) -> tuple[list[Tensor], LayerGram]:
-        """Move the dense stream on to the layer's output (collective).
-
-        Returns:
-            The residual stream between attention and MLP, and the layer's Gram matrices.
-        """
+    def _advance_dense(self, dense: SingleLayer) -> list[Tensor]:
+        """Move the dense stream on to the layer's output, and return it as it was between attention and MLP."""
         output, down = dense.block.self_attn.o_proj, dense.block.mlp.down_proj
-        grams = [self._zeros(each.in_features, each.in_features) for each in (output, down)]
         between = []
         for number, (hidden,) in enumerate(self._in_step(self.dense)):
-            mixed = dense.attention_inputs(hidden)
-            hidden = hidden + output(mixed)
+            hidden = hidden + output(dense.attention_inputs(hidden))
             between.append(hidden.cpu())
-            inner = dense.mlp_inputs(hidden)
-            self.dense[number] = (hidden + down(inner)).cpu()
-            add_gram(grams[0], mixed)
-            add_gram(grams[1], inner)
-        return between, LayerGram(attention_output=self.total(grams[0]), intermediate=self.total(grams[1]))
+            self.dense[number] = (hidden + down(dense.mlp_inputs(hidden))).cpu()
+        return between
 
     def _correct(self, inputs_of: Callable[[Tensor], Tensor], wanted: list[Tensor], weight: Tensor) -> Tensor:
         """Return the projection that brings the cut stream nearer to `wanted`, and add its output (collective).

@@ -89,18 +89,34 @@ def cut_model(
     grams: Path,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Slice with the run's method: plainly, with a refit, or with sequential calibration (collective).
+    """Slice with the run's method (collective).
+
+    done: as in `slice_model`. Returns the size and SHA-256 of each shard by name.
+    """
+    if job.config.prune.method.refit == "sequential":
+        job.check_seen("the folder of Gram matrices", grams)
+        return slice_sequentially(job, texts, source, selection, output, grams, done)
+    return slice_in_parallel(job, source, selection, output, grams, done)
+
+
+def slice_in_parallel(
+    job: Job,
+    source: Path,
+    selection: Selection,
+    output: Path,
+    grams: Path,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Slice with the run's method, but with every layer refitted for itself (collective).
 
     done: as in `slice_model`. Returns the size and SHA-256 of each shard by name.
     """
     method = job.config.prune.method
-    if method.refit == "sequential":
-        return slice_sequentially(job, texts, source, selection, output, done)
     # Decided by the method, not by what the file system shows: a rank with a stale view would slice without the refit.
     read = None
     if method.needs_gram():
         job.check_seen("the folder of Gram matrices", grams)
-        read = GramFolder(path=grams, ridge=Ridge.of(method) if method.refit == "least_squares" else None)
+        read = GramFolder(path=grams, ridge=None if method.refit == "none" else Ridge.of(method))
     return slice_model(source, selection, output, job.group, dtype=job.config.model.dtype, grams=read, done=done)
 
 

@@ -1,7 +1,7 @@
 """Split: share the cut between attention and MLP by measuring candidates that meet the budget.
 
-Each candidate pair of dimensions is cut out of the parent in one go, by the run's own method, and its loss on the
-validation part of the training text decides. Held-out text is not looked at.
+Each candidate pair of dimensions is cut out of the parent in one go, by the run's own method but without sequential
+corrections, and its loss on the validation part of the training text decides. Held-out text is not looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.loop import validation_loss
 from transact.stages.select import collect_evidence, decide, greedy_channels
-from transact.stages.slice import cut_model
+from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
 from transact.stages.workload import elimination_share
 
@@ -51,7 +51,7 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
 
 def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, grams: Path, trial: Path) -> float:
     """Cut the parent by a selection into the folder `trial`, for its validation loss, in nats per token."""
-    cut_model(job, texts, parent, selection, trial, grams)
+    slice_in_parallel(job, parent, selection, trial, grams)
     job.check_seen("a candidate of the split", trial)
     with open_engine(trial, job.config.engine, job.group) as engine:
         loss = validation_loss(job, texts, engine)

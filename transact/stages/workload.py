@@ -54,7 +54,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "gram": _gram_flops(config, before),
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
-        "slice": _cut_flops(config, before, after),
+        "slice": _refit_flops(config, before, after) + _correction_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
         "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
@@ -80,7 +80,7 @@ def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> 
 
 def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:
     """Return the FLOPs of the covariances that gains follow from: at a few queries of a sequence, over half of it."""
-    if not Criteria.of(config.prune.method).has_gains:
+    if not Criteria.of(config.prune.method).gives_gains(geometry):
         return 0.0
     keys = config.prune.calibration_sequences * POSITIONS * config.data.sequence_length / 2
     heads = geometry.num_layers * geometry.num_attention_heads
@@ -110,7 +110,7 @@ def _split_flops(config: RunConfig, outline: Outline) -> float:
     if not candidates:
         return 0.0
     validated = config.recover.validation_sequences * context
-    each = (_cut_flops(config, parent, one) + validated * one.flops_per_token(context) for one in candidates)
+    each = (_refit_flops(config, parent, one) + validated * one.flops_per_token(context) for one in candidates)
     return _elimination_flops(config, parent, candidates) + sum(each)
 
 
@@ -124,25 +124,34 @@ def _elimination_flops(config: RunConfig, geometry: Geometry, targets: Sequence[
     return ELIMINATION_WEIGHT * geometry.num_layers * (2 * channels**3 + updates)
 
 
-def _cut_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
+def _refit_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     """Return the FLOPs of the refit: a factorisation of what is kept, and products with the Gram matrix and weights."""
-    method = config.prune.method
-    if method.refit == "none":
+    if config.prune.method.refit == "none":
         return 0.0
-    tokens, context = config.prune.calibration_sequences * config.data.sequence_length, config.data.sequence_length
-    flops, sums, halves = 0.0, 0, 0.0
-    for whole, kept in (
-        (before.num_attention_heads * before.head_dim, after.num_attention_heads * after.head_dim),
-        (before.intermediate_size, after.intermediate_size),
-    ):
+    flops = 0.0
+    for whole, kept in _projections(before, after):
         flops += kept**3 + 2 * whole * before.hidden_size * kept + 2 * kept**2 * before.hidden_size
-        sums += 2 * before.num_layers * (whole**2 + kept * (kept + before.hidden_size))
+    return REFIT_WEIGHT * before.num_layers * flops
+
+
+def _correction_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
+    """Return the FLOPs of sequential calibration: one run of both models, and sums and fits of the corrections."""
+    if config.prune.method.refit != "sequential":
+        return 0.0
+    context = config.data.sequence_length
+    runs = before.flops_per_token(context) + after.flops_per_token(context)
+    sums, halves = 0.0, 0.0
+    for _, kept in _projections(before, after):
+        sums += 2 * before.num_layers * kept * (kept + before.hidden_size)
         halves += HALVES_WEIGHT * kept**3
-    streams = 0.0
-    if method.refit == "sequential":  # one run of every layer of either model, and sums for the fits
-        runs = before.flops_per_token(context) + after.flops_per_token(context)
-        streams = tokens * (runs + GRAM_WEIGHT * sums) + REFIT_WEIGHT * before.num_layers * halves
-    return REFIT_WEIGHT * before.num_layers * flops + streams
+    tokens = config.prune.calibration_sequences * context
+    return tokens * (runs + GRAM_WEIGHT * sums) + REFIT_WEIGHT * before.num_layers * halves
+
+
+def _projections(before: Geometry, after: Geometry) -> tuple[tuple[int, int], ...]:
+    """Return the inputs of o_proj and of down_proj before and after the cut."""
+    heads = (before.num_attention_heads * before.head_dim, after.num_attention_heads * after.head_dim)
+    return heads, (before.intermediate_size, after.intermediate_size)
 
 
 def _efficiency_flops(config: RunConfig, parent: Geometry, pruned: Geometry) -> float:

@@ -17,7 +17,7 @@ from transact.pruning.statistics import ActivationStatistics
 from transact.pruning.weights import LayerWeights
 from transact.stages.preflight import check_criteria
 
-NORMS = MethodConfig(pair_score="norm_product", values="norm", channels="norm")
+NORMS = MethodConfig(pair_score="norm_product", values="norm", channels="norm", pair_gains="none")
 RANDOM = MethodConfig(pair_score="random", values="random", channels="random")
 
 GEOMETRY = Geometry(
@@ -120,7 +120,9 @@ def test_a_run_sums_what_its_criteria_read_and_nothing_else() -> None:
     assert names() == names(values="svd", channels="obs") == names(pair_score="magnitude", values="random") == squares
     assert names(pair_score="logit_variance") == [*squares, "logit_variance"]
     assert names(values="taylor") == [*squares, "taylor_values"]
-    assert names(replace(GEOMETRY, query_key_norm=True)) == [*squares, "query_share", "key_share"]
+    assert names(pair_gains="auto") == names(pair_gains="attention") == [*squares, "part_covariance"]
+    assert names(replace(GEOMETRY, query_key_norm=True), pair_gains="auto") == [*squares, "query_share", "key_share"]
+    assert names(attention="heads", pair_gains="auto") == squares
 
 
 def test_gradients_and_weights_are_looked_at_where_a_criterion_does() -> None:
