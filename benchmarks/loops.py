@@ -55,7 +55,7 @@ class Contest:
 
     def batches(self) -> list[Batch]:
         """Return the batches that recovery reads from the token store, one a step."""
-        size, micro_batch = self.config.recover.batch_sequences, self.config.engine.micro_batch
+        size, micro_batch = self.config.recover.batch, self.config.engine.micro_batch
         device = self.job.group.device
         return [
             [

@@ -142,7 +142,7 @@ def describe(contest: Contest) -> dict[str, Any]:
         "geometry": geometry.to_dict(),
         "parameters": geometry.parameters(),
         "engine": asdict(config.engine),
-        "batch_sequences": config.recover.batch_sequences,
+        "batch_sequences": config.recover.batch,
         "sequence_length": config.data.sequence_length,
         "steps_per_turn": contest.num_steps - WARM_UP_STEPS,
         "gradient_accumulation_steps": contest.settings.gradient_accumulation_steps,

@@ -112,7 +112,7 @@ class Outline:
 
 def tokens_per_batch(config: RunConfig) -> int:
     """Return the tokens of one optimizer step over all ranks."""
-    return config.recover.batch_sequences * config.data.sequence_length
+    return config.recover.batch * config.data.sequence_length
 
 
 def geometries(

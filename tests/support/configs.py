@@ -14,11 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transact.config import compose as product
 from transact.config.run import RunConfig
+from transact.stages.preflight import with_batch
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
-    """A copy: whoever changes it changes nobody else's."""
-    return copy.deepcopy(_composed(tuple(overrides)))
+    """A copy, with a batch for one rank: whoever changes it changes nobody else's."""
+    config = copy.deepcopy(_composed(tuple(overrides)))
+    return with_batch(config, 1) if config.data.sequence_length else config
 
 
 @functools.cache

@@ -359,8 +359,11 @@ def test_a_small_run_is_told_in_minutes_and_one_rank_as_one() -> None:
 
 
 def test_a_recovery_of_a_few_steps_is_warned_of() -> None:
-    assert [line for line in small("recover.tokens=8192")[0]["warnings"] if line.startswith("a recovery of 2 steps")]
-    assert not [line for line in small("recover.tokens=65536")[0]["warnings"] if "teaches little" in line]
+    warned, silent = (
+        small(f"recover.tokens={tokens}", "recover.batch_sequences=16")[0]["warnings"] for tokens in (8192, 65536)
+    )
+    assert [line for line in warned if line.startswith("a recovery of 2 steps")]
+    assert not [line for line in silent if "teaches little" in line]
 
 
 def test_no_line_but_those_of_the_table_is_longer_than_a_page() -> None:

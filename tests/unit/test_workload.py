@@ -57,8 +57,8 @@ def test_a_recovery_of_zero_tokens_is_no_work() -> None:
 
 def test_forwards_are_counted_exactly() -> None:
     """By hand, from FLOPs of a token."""
-    overrides = ["prune/method=obs", "prune.rounds=1", "recover.objective=cross_entropy", "recover.tokens=65536"]
-    work, config, asked = work_of(*overrides)
+    recovery = ["recover.objective=cross_entropy", "recover.tokens=65536", "recover.batch_sequences=16"]
+    work, config, asked = work_of("prune/method=obs", "prune.rounds=1", *recovery)
     context = config.data.sequence_length
     parent, cut = asked.parent, asked.rounds[0].geometry
     forward, tokens = cut.flops_per_token(context), 65536

@@ -165,8 +165,9 @@ class RecoverConfig:
     """Tokens of training over all rounds; 0: none."""
     token_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
     """Relative number of tokens of each round. null: equal."""
-    batch_sequences: int = setting(16, at_least=1, at_most=2**24)
-    """Sequences of an optimizer step over all ranks, the same on any number of them."""
+    batch_sequences: int | None = setting(None, at_least=1, at_most=2**24)
+    """Sequences of an optimizer step over all ranks, the same on any number of them. null: it follows from the tokens
+    of recovery when the run begins (docs/recovery.md)."""
     learning_rate: float | None = setting(None, above=0, at_most=HIGHEST_RATE)
     """Peak learning rate. null: it follows from the parent's size and from the share that is cut."""
     learning_rates: list[float] | None = setting(None, above=0, at_most=HIGHEST_RATE)
@@ -208,3 +209,9 @@ class RecoverConfig:
     """Share of distillation in the mixed objective."""
     temperature: float = setting(1.0, at_least=0.01, at_most=100)
     """Of both distributions in distillation."""
+
+    @property
+    def batch(self) -> int:
+        """Return recover.batch_sequences as a number; null must have been settled."""
+        assert self.batch_sequences is not None
+        return self.batch_sequences

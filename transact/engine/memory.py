@@ -333,7 +333,7 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
 def taught_at_once(parent: Geometry, config: RunConfig, ranks: int) -> int:
     """Return on how many micro-batches of a step the teacher is run together: as many as `TAUGHT_BYTES` hold."""
     engine = config.engine
-    in_step = config.recover.batch_sequences // (engine.micro_batch * ranks)
+    in_step = config.recover.batch // (engine.micro_batch * ranks)
     elements = parent.hidden_size
     if engine.attention == "eager":  # transformers makes a mask for each sequence
         elements += config.data.sequence_length

@@ -38,7 +38,7 @@ from transact.pruning.targets import shape_warnings
 from transact.rounds import Outline, Round, Stage, calibration_warning, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
-from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_sequence_length
+from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.variant import find_cut
 
 FEW_STEPS = 10  # of recovery in a round
@@ -52,7 +52,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         ValueError: the request cannot be met; one line.
     """
     described, ranks = declared_config(config.model), num_ranks(config)
-    config = with_sequence_length(config, described)
+    config = with_batch(with_sequence_length(config, described), ranks)
     whole = check_settings(config, described, ranks)
     config, micro_batch = settled(config, whole, ranks)
     taken = _taken_over(config, whole)

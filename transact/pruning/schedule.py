@@ -22,6 +22,7 @@ REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9
 SIZE_EXPONENT = 0.4  # 8e9 -> 1e-4, 1.3e8 -> 5e-4
 HALF = 0.5  # share of the parameters cut above which the rate grows no more
 LARGEST_RATE = 2e-3
+BATCH_OF_TOKENS = 5.7  # tokens of a batch over the square root of all: 2,048 for 131,072, 180,000 for a billion
 
 
 def remove_fractions(
@@ -107,6 +108,21 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     """
     by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
     return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")
+
+
+def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
+    """Return the sequences of an optimizer step: a power of two, or a multiple of what is computed at a time.
+
+    Its tokens grow with the square root of all. The batch up to which no token is wasted grows about so with the text
+    that is trained on, and not with the model (arXiv 2410.21676); the factor was measured (docs/log.md).
+
+    Args:
+        tokens: of recovery, in all rounds.
+        sequence_length: tokens of a sequence.
+        together: sequences that all ranks compute at a time.
+    """
+    wanted = max(1.0, BATCH_OF_TOKENS * math.sqrt(tokens) / sequence_length)
+    return max(1, round(2 ** round(math.log2(wanted)) / together)) * together
 
 
 def learning_rate_at(

@@ -142,7 +142,7 @@ def choose(
         memory: bytes that a rank can take, of which a share stays free.
         before: the settings that the run began with, by name; None for a new run.
     """
-    per_rank = config.recover.batch_sequences // ranks
+    per_rank = config.recover.batch // ranks
     began = config.engine if before is None else _settled_as(config.engine, before)
     if before is not None and per_rank % began.micro_batch == 0:
         kept = _tried(config, outline, ranks, memory, began.micro_batch, began.recomputes)

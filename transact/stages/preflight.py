@@ -22,6 +22,7 @@ from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import choices
+from transact.pruning.schedule import batch_sequences
 from transact.rounds import Outline, outline, tokens_per_batch
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.parent import judge_folder, pinned, recorded_parent
@@ -132,10 +133,10 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
-    config = with_sequence_length(config, model_config)
     if config.mode == "tokenize":
         world_size = 1  # of the processes here no rank of the run depends
-    else:
+    config = with_batch(with_sequence_length(config, model_config), world_size)
+    if config.mode != "tokenize":
         check_same_run(config)
     found = check_settings(config, model_config, world_size)
     if config.recover.variant is not None and not has_cut(config):
@@ -179,6 +180,29 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
     limits = (model_config.get("max_position_embeddings"), family_of(model_config).window(model_config))
     length = min([LONGEST_BY_DEFAULT, *(limit for limit in limits if limit is not None)])
     return replace(config, data=replace(config.data, sequence_length=length))
+
+
+def with_batch(config: RunConfig, world_size: int) -> RunConfig:
+    """Return the request with recover.batch_sequences as a number, where it is left to the tokens of recovery.
+
+    It is a multiple of what all ranks compute at a time. A run that exists, or whose cut is recovered once more, keeps
+    its own on any number of ranks.
+    """
+    if config.recover.batch_sequences is not None:
+        return config
+    micro_batch = config.engine.micro_batch_sequences
+    together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
+    found = _recorded_batch(config) or batch_sequences(config.recover.tokens, config.data.sequence_length, together)
+    return replace(config, recover=replace(config.recover, batch_sequences=found))
+
+
+def _recorded_batch(config: RunConfig) -> int | None:
+    """Return recover.batch_sequences of a run with as many tokens, in the folder or with the cut; None without one."""
+    for folder in (Path(config.output_dir), config.variant_of):
+        recorded = (read_config(folder) or {}).get("recover") if folder is not None else None
+        if recorded and recorded["tokens"] == config.recover.tokens:
+            return recorded.get("batch_sequences")  # type: ignore[no-any-return]
+    return None
 
 
 def check_held_out(data: DataConfig) -> None:
@@ -282,14 +306,14 @@ def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
 def check_ranks(config: RunConfig, world_size: int) -> None:
     """Raise ValueError unless the batch divides into the ranks' micro-batches and every rank gets a sequence."""
     for field, count in (
-        ("recover.batch_sequences", config.recover.batch_sequences),
+        ("recover.batch_sequences", config.recover.batch),
         ("recover.validation_sequences", config.recover.validation_sequences),
         ("prune.calibration_sequences", config.prune.calibration_sequences),
         ("data.evaluation_sequences", config.data.evaluation_sequences),
     ):
         if count < world_size:
             raise ValueError(f"{field}={count} is not allowed: {world_size} ranks need at least one sequence each")
-    batch, micro_batch = config.recover.batch_sequences, config.engine.micro_batch_sequences
+    batch, micro_batch = config.recover.batch, config.engine.micro_batch_sequences
     if not isinstance(micro_batch, int):  # it is chosen among those that divide the batch
         ranks = f"it must be a multiple of the number of ranks ({world_size})"
         require("recover.batch_sequences", batch, batch % world_size == 0, ranks)

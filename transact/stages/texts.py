@@ -46,7 +46,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
         text_sequences(config, trained),
         held_out=evaluation.documents(),
     )
-    needed = reserved + min(config.recover.batch_sequences, trained)
+    needed = reserved + min(config.recover.batch, trained)
     if train.num_sequences < needed:
         raise ValueError(
             f"data.train has {train.num_sequences} sequences of {train.sequence_length} tokens; at least {needed} are "

@@ -20,6 +20,7 @@ from transact.models.llama import read_geometry
 from transact.models.rotary import inverse_frequencies
 from transact.pruning.targets import float16_rows
 from transact.rounds import outline
+from transact.stages.preflight import with_batch
 
 gguf = pytest.importorskip("gguf")
 
@@ -54,7 +55,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def checked(config: RunConfig, described: dict[str, Any]) -> None:
-    config = replace(config, data=replace(config.data, sequence_length=64))
+    config = with_batch(replace(config, data=replace(config.data, sequence_length=64)), world_size=1)
     check_gguf(config, described, outline(config, read_geometry(described)))
 
 

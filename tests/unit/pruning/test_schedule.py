@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from transact.pruning.schedule import SCHEDULES, remove_fractions, token_budgets
+from transact.pruning.schedule import SCHEDULES, batch_sequences, remove_fractions, token_budgets
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,19 @@ def test_token_budgets(total: int, shares: list[float] | None, rounds: int, expe
 def test_token_budgets_refuse(arguments: tuple[int, list[float] | None, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         token_budgets(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "together", "expected"),
+    [
+        (131_072, 512, 1, 4),  # 2,064 tokens
+        (131_072, 512, 2, 4),
+        (131_072, 512, 16, 16),  # ranks and micro-batches come first
+        (524_288, 256, 8, 16),
+        (10**9, 4096, 8, 32),  # 180,250 tokens, 44 sequences: in powers of two nearer to 32
+        (10**9, 4096, 24, 24),
+        (0, 4096, 4, 4),
+    ],
+)
+def test_a_batch_grows_with_the_root_of_the_tokens(tokens: int, length: int, together: int, expected: int) -> None:
+    assert batch_sequences(tokens, length, together) == expected

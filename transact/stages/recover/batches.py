@@ -27,7 +27,7 @@ class Batches:
     def __init__(self, texts: Texts, first_sequence: int, config: RunConfig, group: ProcessGroup) -> None:
         self._texts = texts
         self._first = first_sequence
-        self._sequences = config.recover.batch_sequences
+        self._sequences = config.recover.batch
         self._micro_batch = config.engine.micro_batch
         self._group = group
         self._ahead: tuple[int, list[torch.Tensor]] | None = None

@@ -53,9 +53,9 @@ class Recovery:
         self.round = round_
         self.engine = engine
         self.teacher = teacher
-        self.tokens_per_batch = job.config.recover.batch_sequences * job.config.data.sequence_length
+        self.tokens_per_batch = job.config.recover.batch * job.config.data.sequence_length
         self.num_steps = round_.tokens // self.tokens_per_batch
-        self.first_step = round_.first_sequence // job.config.recover.batch_sequences
+        self.first_step = round_.first_sequence // job.config.recover.batch
         self.validation_steps = steps_to_validate(self.num_steps, job.config.recover)
         self.batches = Batches(texts, round_.first_sequence, job.config, job.group)
         self.position, self.best = position, best
@@ -292,8 +292,7 @@ def recover(
     """
     config = job.config
     settings = TrainingSettings(
-        gradient_accumulation_steps=config.recover.batch_sequences
-        // (config.engine.micro_batch * job.group.world_size),
+        gradient_accumulation_steps=config.recover.batch // (config.engine.micro_batch * job.group.world_size),
         learning_rate=round_.learning_rate,
         weight_decay=config.recover.weight_decay,
         betas=(config.recover.beta1, config.recover.beta2),

@@ -1,0 +1,46 @@
+"""The batch of recovery where the request leaves it to the tokens: settled once, kept by what goes on from there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transact.config.compose import compose_config, to_yaml
+from transact.config.run import RunConfig
+from transact.files import write_text
+from transact.stages.preflight import with_batch
+
+SETTINGS = ["name=run", "data.sequence_length=512", "recover.tokens=131072"]
+
+
+def asked(folder: Path, *overrides: str) -> RunConfig:
+    return compose_config([*SETTINGS, f"output_dir={folder}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "expected"), [(1, "auto", 4), (4, "auto", 4), (16, "auto", 16), (2, "2", 4), (2, "8", 16)]
+)
+def test_it_divides_into_what_the_ranks_compute(tmp_path: Path, ranks: int, micro_batch: str, expected: int) -> None:
+    config = asked(tmp_path / "run", f"engine.micro_batch_sequences={micro_batch}")
+    assert with_batch(config, ranks).recover.batch == expected
+
+
+def test_a_batch_that_is_given_stays(tmp_path: Path) -> None:
+    assert with_batch(asked(tmp_path / "run", "recover.batch_sequences=3"), 2).recover.batch == 3
+
+
+@pytest.mark.parametrize("other", [{"recover": {}}, {"recover": {"learning_rate": 1e-4, "variant": "slow"}}])
+def test_what_goes_on_with_a_run_keeps_its_batch_on_other_ranks(tmp_path: Path, other: dict[str, Any]) -> None:
+    first = with_batch(asked(tmp_path / "run", "engine.micro_batch_sequences=auto"), 16)
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(first))
+    again = asked(tmp_path / "run", "engine.micro_batch_sequences=auto")
+    again = replace(again, recover=replace(again.recover, **other["recover"]))
+    if again.recover.variant is not None:
+        again = replace(again, output_dir=str(tmp_path / "run" / "variants" / "slow"))
+    assert with_batch(again, 2).recover.batch == 16
+    more = replace(again, recover=replace(again.recover, tokens=4 * again.recover.tokens))
+    assert with_batch(more, 2).recover.batch == 8
