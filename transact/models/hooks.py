@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transact.geometry import Geometry
-from transact.pruning.refit import LayerGram, add_gram
+from transact.pruning.refit import LayerGram, add_gram, complete_gram
 from transact.pruning.statistics import SQUARES, ActivationStatistics, Statistic
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class Collector:
         sums = {kind: self._sums.pop((kind, layer), None) for kind in sizes}
         return LayerGram(
             **{
-                kind: torch.zeros(size, size, dtype=torch.float64) if (found := sums[kind]) is None else found
+                kind: torch.zeros(size, size, dtype=torch.float64)
+                if (found := sums[kind]) is None
+                else complete_gram(found)
                 for kind, size in sizes.items()
             }
         )

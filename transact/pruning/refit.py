@@ -34,20 +34,47 @@ class LayerGram:
 
 
 GRAM_BLOCK_ELEMENTS = 1 << 23  # of a product in float32, and of its float64 copy where the device adds no mixed types
+GRAM_BANDS = 4  # of rows, at least; each begins at the diagonal, and all of them are 5/8 of the products
 
 
-def add_gram(total: Tensor, activation: Tensor, other: Tensor | None = None) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add the sum of ``x y^T`` over tokens, (..., C), (..., D), to `total`, (C, D) float64, by float32 products.
 
     A micro-batch has the same content on any number of ranks, so sums of these over micro-batches and
-    ranks differ by the order of float64 additions only. Without `other` it is ``x x^T``. The product is made some
-    rows at a time: beside the sum it would be as large as half of it.
+    ranks differ by the order of float64 additions only. The product is made some rows at a time: beside the sum it
+    would be as large as half of it.
     """
-    left = activation.detach().reshape(-1, activation.shape[-1]).float()
-    right = left if other is None else other.detach().reshape(-1, other.shape[-1]).float()
-    rows = max(1, GRAM_BLOCK_ELEMENTS // right.shape[-1])
-    for start in range(0, left.shape[-1], rows):
-        total[start : start + rows] += left[:, start : start + rows].T @ right
+    x, y = _rows_of_tokens(left), _rows_of_tokens(right)
+    rows = max(1, GRAM_BLOCK_ELEMENTS // y.shape[-1])
+    for start in range(0, x.shape[-1], rows):
+        total[start : start + rows] += x[:, start : start + rows].T @ y
+
+
+def add_gram(total: Tensor, activation: Tensor) -> None:
+    """Add the sum of ``x x^T`` over tokens, (..., C), to the upper triangle of `total`, (C, C) float64.
+
+    As `add_product`. What is below the diagonal means nothing until `complete_gram` fills it in, once, at the end.
+    """
+    x = _rows_of_tokens(activation)
+    for start, stop in _bands(x.shape[-1]):
+        total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+
+def complete_gram(total: Tensor) -> Tensor:
+    """Fill in what is below the diagonal of a sum by `add_gram`, in place, and return it."""
+    for start, stop in _bands(len(total)):
+        total[stop:, start:stop] = total[start:stop, stop:].T
+    return total
+
+
+def _rows_of_tokens(activation: Tensor) -> Tensor:
+    return activation.detach().reshape(-1, activation.shape[-1]).float()
+
+
+def _bands(channels: int) -> list[tuple[int, int]]:
+    """Return first and last row (exclusive) of the bands that a symmetric matrix is summed in."""
+    rows = max(1, min(-(-channels // GRAM_BANDS), GRAM_BLOCK_ELEMENTS // channels))
+    return [(start, min(start + rows, channels)) for start in range(0, channels, rows)]
 
 
 RIDGE_UNITS = ("mean", "median")

@@ -25,7 +25,7 @@ from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
-from transact.pruning.refit import LayerGram, Ridge, add_gram, corrected
+from transact.pruning.refit import LayerGram, Ridge, add_gram, add_product, complete_gram, corrected
 from transact.pruning.selection import Selection
 from transact.pruning.slicing import cut_layer
 from transact.stages.calibrate import calibration_positions, read_gram
@@ -186,9 +186,9 @@ class Streams:
             error, weighted = (target - hidden) * scale, found * scale
             for half, (cross, own) in enumerate(sums):
                 part = slice((half - first) % 2, None, 2)
-                add_gram(cross, error[part], weighted[part])
+                add_product(cross, error[part], weighted[part])
                 add_gram(own, weighted[part])
-        even, odd = ((self.total(cross), self.total(own)) for cross, own in sums)
+        even, odd = ((self.total(cross), complete_gram(self.total(own))) for cross, own in sums)
         fitted = corrected(weight, (even, odd), self.ridge)
         for number, (hidden, found) in enumerate(self._in_step(self.cut, inputs)):
             self.cut[number] = (hidden + functional.linear(found, fitted)).cpu()

@@ -19,6 +19,7 @@ from transact.rounds import Outline, Round, Stage, steps_to_validate, tokens_per
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
+GRAM_SHARE = 5 / 8  # of the products of a symmetric matrix that are computed
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
 PAIR_GAINS_WEIGHT = 4.0
@@ -95,7 +96,7 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     ranks = config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
     passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, ranks)))
     width = geometry.num_attention_heads * geometry.head_dim
-    sums = 2 * geometry.num_layers * (width**2 + geometry.intermediate_size**2)
+    sums = 2 * geometry.num_layers * GRAM_SHARE * (width**2 + geometry.intermediate_size**2)
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
 
 
@@ -142,7 +143,7 @@ def _correction_flops(config: RunConfig, before: Geometry, after: Geometry) -> f
     runs = before.flops_per_token(context) + after.flops_per_token(context)
     sums, halves = 0.0, 0.0
     for _, kept in _projections(before, after):
-        sums += 2 * before.num_layers * kept * (kept + before.hidden_size)
+        sums += 2 * before.num_layers * kept * (GRAM_SHARE * kept + before.hidden_size)
         halves += HALVES_WEIGHT * kept**3
     tokens = config.prune.calibration_sequences * context
     return tokens * (runs + GRAM_WEIGHT * sums) + REFIT_WEIGHT * before.num_layers * halves
