@@ -45,7 +45,7 @@ $(VENV)/ready: $(VENV)/run .ci/constraints/dev.txt
 
 demo: $(RUN) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
 	$(PYTHON_RUN) -m transact.run +experiment=demo
-	@echo 'This parent is a toy of 2.3 million parameters: docs/log.md has figures of a real LLaMA.'
+	@echo 'This parent is a toy of 2.3 million parameters: docs/results.md has figures of a real LLaMA.'
 
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest --numprocesses 2 tests/unit

@@ -219,7 +219,8 @@ def told() -> Iterator[str]:
     cost = read_json(RESULTS / "method_cost.json")
     seconds = {row["channels"]: row["seconds"] for row in cost["greedy_obs"]}
     yield f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008"
-    yield f"{cost['sequential_over_parallel']:.1f} times"
+    for method, ratio in cost["cut"]["over_forwards"].items():
+        yield f"`{method}` {ratio:.2f} times"
     large = next(each for each in read_json(RESULTS / "efficiency.json")["sizes"] if each["size"] != "demo")
     half = large["latency"][0]["speed_ups"]["50% removed"]
     yield f"prefills {half['prefill']['speed_up']:.2f} and decodes {half['decode']['speed_up']:.2f} times as fast"

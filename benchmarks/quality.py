@@ -87,6 +87,7 @@ def trial_config(trial: Trial, settings: Settings, folder: Path) -> RunConfig:
         "prune.multiple.head_dim=2",
         "prune.multiple.intermediate_size=1",
         f"recover.tokens={settings.tokens}",
+        "recover.batch_sequences=16",
         f"recover.validation_sequences={min(32, settings.evaluation_sequences)}",
         "track.mode=disabled",
         "track.progress_seconds=3600",

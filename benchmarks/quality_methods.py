@@ -39,7 +39,9 @@ def _non_stock(scope: str) -> Method:
 ONE_SHOT: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
     "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
-    "sequential": Method(overrides=("prune/method=sequential", *ONE_ROUND)),
+    "parallel": Method(overrides=("prune/method=parallel", *ONE_ROUND)),
+    "obs": Method(overrides=("prune/method=obs", *ONE_ROUND)),
+    "obs, equal split": Method(overrides=("prune/method=obs", *EQUAL, *ONE_ROUND)),
     "pairs per layer": _non_stock("layer"),
     "pairs per head": _non_stock("head"),
     "norms": _baseline("norms"),
@@ -61,6 +63,9 @@ RECOVERED: dict[str, Method] = {
     "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
     "default, 2 rounds": Method(overrides=("prune.rounds=2", "recover.token_shares=[1,3]")),
     "default, 8 shots": Method(overrides=EIGHT_SHOTS),
+    "default, half of the batch": Method(overrides=("recover.batch_sequences=8", *ONE_ROUND)),
+    "obs": Method(overrides=("prune/method=obs", *ONE_ROUND)),
+    "obs, equal split": Method(overrides=("prune/method=obs", *EQUAL, *ONE_ROUND)),
     "paper recipe": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *EIGHT_SHOTS)),
     "paper_heads, one shot": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *ONE_ROUND)),
 }

@@ -16,6 +16,7 @@ from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.stages.chain import Prepared, prepare
 from transact.stages.job import Job
+from transact.stages.preflight import with_batch
 
 
 def of_all_parameters(fraction: float, parent: Geometry) -> float:
@@ -25,7 +26,8 @@ def of_all_parameters(fraction: float, parent: Geometry) -> float:
 
 def opened_job(config: RunConfig) -> tuple[Job, Prepared]:
     """Return a job of one process in its folder, where it goes on if it was begun before, and its prepared parent."""
-    job = quiet_job(config, geometry_of(Path(config.model.path or "")), group_of_one())
+    group = group_of_one()
+    job = quiet_job(with_batch(config, group.world_size), geometry_of(Path(config.model.path or "")), group)
     job.folder.path.mkdir(parents=True, exist_ok=True)
     job.folder.open(job.group.world_size)
     prepared = prepare(job)
