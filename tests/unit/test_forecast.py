@@ -255,14 +255,25 @@ def test_what_gpu_check_measured_counts_for_its_accelerator_alone(
     assert given["hours"] == on_h100["hours"] and given["basis"].startswith("estimate.mfu=0.35, as given")
 
 
+def slicing_hours(ranks: int, method: str) -> float:
+    """Of computing alone."""
+    settings = (f"estimate.num_ranks={ranks}", f"recover.batch_sequences={ranks}", f"prune/method={method}")
+    found = estimate("estimate.accelerator=h100", *settings)["duration"]
+    return float(found["hours"]["slice"] - found["input_output_hours"]["slice"])
+
+
 def test_layers_that_are_shared_out_take_as_long_as_the_rank_with_the_most() -> None:
     """32 layers on 24 ranks take as long as two on each: as on 16."""
-    computing = []
-    for ranks in (16, 24):
-        batch = f"recover.batch_sequences={ranks}"
-        found = estimate("estimate.accelerator=h100", f"estimate.num_ranks={ranks}", batch)["duration"]
-        computing.append(found["hours"]["slice"] - found["input_output_hours"]["slice"])
-    assert computing[0] == pytest.approx(computing[1], abs=1e-5)
+    assert slicing_hours(16, "parallel") == pytest.approx(slicing_hours(24, "parallel"), abs=1e-5)
+
+
+def test_where_layers_are_cut_in_order_every_rank_makes_every_fit() -> None:
+    """Text is shared by the ranks; what does not get shorter by more of them is the fits."""
+    few, more, many = (slicing_hours(ranks, "default") for ranks in (16, 32, 64))
+    assert few > more > many
+    assert few - more == pytest.approx(2 * (more - many), rel=1e-2)
+    fits = 2 * more - few
+    assert fits > 0 and many - fits == pytest.approx((few - fits) / 4, rel=1e-2)
 
 
 def test_a_throughput_that_was_measured_counts_instead() -> None:

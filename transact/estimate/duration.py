@@ -47,7 +47,7 @@ def accelerator(config: RunConfig) -> Accelerator | None:
 # What one rank writes in a second, with its SHA-256 and until it is on the disk: two busy cores of a virtual machine
 # did so at best (benchmarks/results/saving.json).
 RANK_BYTES_PER_SECOND = 0.3e9
-OF_LAYERS = ("split", "select", "slice")  # whose layers are shared out to the ranks, one at a time
+OF_LAYERS = ("split", "select", "slice")  # whose layers are shared out to the ranks, unless they are cut in order
 
 
 def work(config: RunConfig, outline: Outline) -> dict[str, float]:
@@ -117,8 +117,9 @@ def _computing_seconds(config: RunConfig, outline: Outline, ranks: int, speed: f
     layers = outline.parent.num_layers
     uneven = math.ceil(layers / ranks) * ranks / layers
     counted = work(config, outline)
+    of_layers = OF_LAYERS[:-1] if config.prune.method.refit == "sequential" else OF_LAYERS
     return {
-        stage: flops / speed * (uneven if stage.kind in OF_LAYERS else 1.0)
+        stage: flops / speed * (uneven if stage.kind in of_layers else 1.0)
         for stage, flops in stage_flops(config, outline).items()
         if stage.kind in counted
     }

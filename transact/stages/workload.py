@@ -55,7 +55,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "gram": _gram_flops(config, before),
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
-        "slice": _refit_flops(config, before, after) + _correction_flops(config, before, after),
+        "slice": _slice_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
         "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
@@ -93,8 +93,7 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     if not method.needs_gram():
         return 0.0
     calibrated = config.prune.calibration_sequences * context
-    ranks = config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
-    passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, ranks)))
+    passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, _ranks(config))))
     width = geometry.num_attention_heads * geometry.head_dim
     sums = 2 * geometry.num_layers * GRAM_SHARE * (width**2 + geometry.intermediate_size**2)
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
@@ -135,10 +134,14 @@ def _refit_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     return REFIT_WEIGHT * before.num_layers * flops
 
 
-def _correction_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
-    """Return the FLOPs of sequential calibration: one run of both models, and sums and fits of the corrections."""
+def _slice_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
+    """Return the FLOPs of a cut; sequential calibration adds one run of both models, sums and fits of corrections.
+
+    There all ranks are at the same layer: they share the text, but each makes every fit.
+    """
+    refits = _refit_flops(config, before, after)
     if config.prune.method.refit != "sequential":
-        return 0.0
+        return refits
     context = config.data.sequence_length
     runs = before.flops_per_token(context) + after.flops_per_token(context)
     sums, halves = 0.0, 0.0
@@ -146,7 +149,12 @@ def _correction_flops(config: RunConfig, before: Geometry, after: Geometry) -> f
         sums += 2 * before.num_layers * kept * (GRAM_SHARE * kept + before.hidden_size)
         halves += HALVES_WEIGHT * kept**3
     tokens = config.prune.calibration_sequences * context
-    return tokens * (runs + GRAM_WEIGHT * sums) + REFIT_WEIGHT * before.num_layers * halves
+    fits = refits + REFIT_WEIGHT * before.num_layers * halves
+    return tokens * (runs + GRAM_WEIGHT * sums) + _ranks(config) * fits
+
+
+def _ranks(config: RunConfig) -> int:
+    return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
 def _projections(before: Geometry, after: Geometry) -> tuple[tuple[int, int], ...]:
