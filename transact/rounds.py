@@ -310,12 +310,17 @@ def reserved_sequences(config: RunConfig) -> int:
     return config.recover.validation_sequences + config.prune.calibration_sequences
 
 
-def text_sequences(config: RunConfig, trained: int) -> int:
+def text_sequences(config: RunConfig, tokens: int) -> int:
     """Return how many sequences of the training text the run asks for.
 
     These are the sequences that it trains on and the reserved ones, and at least all those that the reserved ones are
-    drawn from, so that more training leaves calibration as it is.
+    drawn from, so that more training leaves calibration as it is. What is asked for counts and not the whole steps
+    in it, so that any batch, on any number of ranks and in mode=tokenize, finds the same text.
+
+    Args:
+        tokens: of recovery in whole steps, over all rounds: a step in each may be more than is asked for.
     """
+    trained = -(-max(tokens, config.recover.tokens) // config.data.sequence_length)
     reserved = reserved_sequences(config)
     return max(reserved + trained, RESERVED_SPREAD * reserved)
 

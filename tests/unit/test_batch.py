@@ -11,6 +11,8 @@ import pytest
 from transact.config.compose import compose_config, to_yaml
 from transact.config.run import RunConfig
 from transact.files import write_text
+from transact.models.folder import declared_geometry
+from transact.rounds import outline, text_sequences
 from transact.stages.preflight import with_batch
 
 SETTINGS = ["name=run", "data.sequence_length=512", "recover.tokens=131072"]
@@ -44,3 +46,18 @@ def test_what_goes_on_with_a_run_keeps_its_batch_on_other_ranks(tmp_path: Path, 
     assert with_batch(again, 2).recover.batch == 16
     more = replace(again, recover=replace(again.recover, tokens=4 * again.recover.tokens))
     assert with_batch(more, 2).recover.batch == 8
+
+
+def test_any_batch_finds_the_same_text(tmp_path: Path) -> None:
+    """mode=tokenize is one process, the run it works for are many: their whole steps are not the same tokens."""
+    found = []
+    for ranks in (1, 24):
+        config = with_batch(asked(tmp_path / "run", "recover.tokens=100000000", "data.sequence_length=64"), ranks)
+        tokens = outline(config, declared_geometry(config.model)).tokens
+        found.append((tokens, text_sequences(config, tokens)))
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
+
+
+def test_more_ranks_than_a_round_has_text_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recover\.tokens=131072 is not allowed: 64 rank\(s\) compute 512 sequences"):
+        with_batch(asked(tmp_path / "run"), 64)

@@ -94,7 +94,7 @@ def _token_bytes(config: RunConfig, outline: Outline) -> int:
     """
     width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
     length = config.data.sequence_length
-    sequences = text_sequences(config, outline.tokens // length) + config.data.evaluation_sequences
+    sequences = text_sequences(config, outline.tokens) + config.data.evaluation_sequences
     return sequences * length * width
 
 

@@ -23,7 +23,14 @@ from transact.stages.parent import Record, began_with, judge_folder, judge_weigh
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
 from transact.stages.select import select
-from transact.stages.sharing import Work, calibration_identity, evaluation_identity, remove_shared_grams, shared
+from transact.stages.sharing import (
+    Work,
+    evaluation_identity,
+    gram_identity,
+    remove_shared_grams,
+    shared,
+    statistics_identity,
+)
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
 from transact.stages.summary import gguf_path, summarise, write_result
@@ -156,7 +163,9 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
         if model_folder != prepared.parent:
             return work()
-        identity = calibration_identity(job.config, texts, prepared.record["files"], geometry_of(model_folder))
+        identity = gram_identity(job.config, texts, prepared.record["files"])
+        if kind == "statistics":
+            identity = statistics_identity(job.config, texts, prepared.record["files"], geometry_of(model_folder))
         return shared(job, kind, identity, output, work)
 
     job.stage(

@@ -187,12 +187,20 @@ def with_batch(config: RunConfig, world_size: int) -> RunConfig:
 
     It is a multiple of what all ranks compute at a time. A run that exists, or whose cut is recovered once more, keeps
     its own on any number of ranks.
+
+    Raises:
+        ValueError: a round has fewer tokens than the ranks compute at a time.
     """
     if config.recover.batch_sequences is not None:
         return config
     micro_batch = config.engine.micro_batch_sequences
     together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
-    found = _recorded_batch(config) or batch_sequences(config.recover.tokens, config.data.sequence_length, together)
+    tokens, length = config.recover.tokens, config.data.sequence_length
+    found = _recorded_batch(config) or batch_sequences(tokens, length, together)
+    few = (
+        f"{world_size} rank(s) compute {together} sequences of {length} tokens at a time, more than a round would have"
+    )
+    require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
     return replace(config, recover=replace(config.recover, batch_sequences=found))
 
 

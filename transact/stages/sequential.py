@@ -143,6 +143,7 @@ class Streams:
         fitted = cut_layer(weights, selection, layer, gram, self.ridge)
         cut.load_layer(replace_projections(tensors, fitted), layer)
         output = self._correct(cut.attention_inputs, between, fitted.output)
+        del between  # as large as a stream
         down = self._correct(cut.mlp_inputs, self.dense, fitted.down)
         dense.release()
         cut.release()

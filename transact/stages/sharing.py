@@ -172,10 +172,10 @@ def evaluation_identity(texts: Texts, parent: Identity) -> dict[str, Any]:
     return {"parent": parent, "text": texts.evaluation.name, "sequences": texts.evaluation.num_sequences}
 
 
-def calibration_identity(config: RunConfig, texts: Texts, parent: Identity, geometry: Geometry) -> dict[str, Any]:
-    """Return what the statistics and Gram matrices of the parent depend on.
+def gram_identity(config: RunConfig, texts: Texts, parent: Identity) -> dict[str, Any]:
+    """Return what the Gram matrices of the parent depend on.
 
-    parent: as in `evaluation_identity`. geometry: of the parent.
+    parent: as in `evaluation_identity`.
     """
     return {
         "parent": parent,
@@ -183,5 +183,10 @@ def calibration_identity(config: RunConfig, texts: Texts, parent: Identity, geom
         "seed": config.seed,
         "first": config.recover.validation_sequences,
         "sequences": config.prune.calibration_sequences,
-        "statistics": [each.name for each in Criteria.of(config.prune.method).statistics(geometry)],
     }
+
+
+def statistics_identity(config: RunConfig, texts: Texts, parent: Identity, geometry: Geometry) -> dict[str, Any]:
+    """Return what the statistics of the parent depend on. geometry: of the parent."""
+    summed = [each.name for each in Criteria.of(config.prune.method).statistics(geometry)]
+    return gram_identity(config, texts, parent) | {"statistics": summed}

@@ -43,7 +43,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
         "data.train",
         config.data.train,
         model_folder,
-        text_sequences(config, trained),
+        text_sequences(config, job.outline.tokens),
         held_out=evaluation.documents(),
     )
     needed = reserved + min(config.recover.batch, trained)

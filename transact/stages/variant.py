@@ -111,9 +111,8 @@ def kept_stages(first: RunConfig, config: RunConfig, asked: Outline) -> list[str
 def _first_changed(first: RunConfig, config: RunConfig, before: Outline, asked: Outline) -> int | None:
     """Return the number of the first round that is recovered in another way, None if there is none."""
     common = [each.name for each in fields(RecoverConfig) if each.name not in BY_ROUND]
-    length = config.data.sequence_length
     # Another amount of text is read in another order.
-    texts = text_sequences(first, before.tokens // length), text_sequences(config, asked.tokens // length)
+    texts = text_sequences(first, before.tokens), text_sequences(config, asked.tokens)
     if any(getattr(first.recover, name) != getattr(config.recover, name) for name in common) or texts[0] != texts[1]:
         return 1
     rounds = zip(before.rounds, asked.rounds, strict=True)

@@ -22,7 +22,7 @@ from transact.data.tokenising import write_token_store
 from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.models.stock import load_tokenizer
-from transact.stages.sharing import calibration_identity, evaluation_identity
+from transact.stages.sharing import evaluation_identity, gram_identity, statistics_identity
 from transact.stages.texts import Texts
 
 
@@ -107,8 +107,9 @@ def shared_names(folder: Path, texts: Texts) -> list[str]:
     """By what the points of a sweep find results of this parent."""
     files, geometry = identity_of(folder), geometry_of(folder)
     evaluation = evaluation_identity(texts, files)
-    calibration = calibration_identity(compose_config(["name=any"]), texts, files, geometry)
-    return [json.dumps(each, sort_keys=True) for each in (evaluation, calibration)]
+    config = compose_config(["name=any"])
+    calibration = statistics_identity(config, texts, files, geometry), gram_identity(config, texts, files)
+    return [json.dumps(each, sort_keys=True) for each in (evaluation, *calibration)]
 
 
 def test_a_sweep_shares_results_of_a_parent_that_was_moved(workplace: Workplace, model: Path, texts: Texts) -> None:
