@@ -16,6 +16,7 @@ EIGHT_SHOTS = (
 )
 ONE_ROUND = ("prune.rounds=1",)
 EQUAL = ("prune.split=equal",)
+OBS = "prune/method=obs"  # what the default was when most rows were measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,21 +32,27 @@ def _baseline(name: str) -> Method:
 
 
 def _non_stock(scope: str) -> Method:
-    overrides = (f"prune.method.pair_scope={scope}", "model.allow_non_stock=true", *ONE_ROUND)
+    overrides = (OBS, f"prune.method.pair_scope={scope}", "model.allow_non_stock=true", *ONE_ROUND)
     return Method(overrides=overrides, stock=False)
 
 
 # Cut once, not recovered. "default" is what a run does when nothing is said about the method.
 ONE_SHOT: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
-    "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
-    "parallel": Method(overrides=("prune/method=parallel", *ONE_ROUND)),
-    "obs": Method(overrides=("prune/method=obs", *ONE_ROUND)),
-    "obs, equal split": Method(overrides=("prune/method=obs", *EQUAL, *ONE_ROUND)),
-    "pairs per layer": _non_stock("layer"),
-    "pairs per head": _non_stock("head"),
+    "obs": Method(overrides=(OBS, *ONE_ROUND)),
+    "obs, equal split": Method(overrides=(OBS, *EQUAL, *ONE_ROUND)),
+    "obs, pairs per layer": _non_stock("layer"),
+    "obs, pairs per head": _non_stock("head"),
     "norms": _baseline("norms"),
-    "norms, refit": Method(overrides=("prune/method=norms", "prune.method.refit=least_squares", *EQUAL, *ONE_ROUND)),
+    "norms, refit": Method(
+        overrides=(
+            "prune/method=norms",
+            "prune.method.refit=least_squares",
+            "prune.method.ridge_unit=mean",
+            *EQUAL,
+            *ONE_ROUND,
+        )
+    ),
     "paper_heads": _baseline("paper_heads"),
     "paper_heads, auto split": Method(overrides=("prune/method=paper_heads", "prune.split=auto", *ONE_ROUND)),
     "paper_dims": _baseline("paper_dims"),
@@ -54,18 +61,16 @@ ONE_SHOT: dict[str, Method] = {
     "random": _baseline("random"),
 }
 
-DISTILLED = "recover.objective=distillation"
 ENTROPY = "recover.objective=cross_entropy"
-# Recovered with the same number of tokens in total, whatever the number of rounds.
+# Recovered with the same number of tokens in total, whatever the number of rounds, in batches of 16 sequences.
 RECOVERED: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
-    "default, cross-entropy": Method(overrides=(*ONE_ROUND, ENTROPY)),
-    "default, equal split": Method(overrides=(*EQUAL, *ONE_ROUND)),
-    "default, 2 rounds": Method(overrides=("prune.rounds=2", "recover.token_shares=[1,3]")),
-    "default, 8 shots": Method(overrides=EIGHT_SHOTS),
-    "default, half of the batch": Method(overrides=("recover.batch_sequences=8", *ONE_ROUND)),
-    "obs": Method(overrides=("prune/method=obs", *ONE_ROUND)),
-    "obs, equal split": Method(overrides=("prune/method=obs", *EQUAL, *ONE_ROUND)),
+    "default, batches of 8": Method(overrides=("recover.batch_sequences=8", *ONE_ROUND)),
+    "obs": Method(overrides=(OBS, *ONE_ROUND)),
+    "obs, cross-entropy": Method(overrides=(OBS, *ONE_ROUND, ENTROPY)),
+    "obs, equal split": Method(overrides=(OBS, *EQUAL, *ONE_ROUND)),
+    "obs, 2 rounds": Method(overrides=(OBS, "prune.rounds=2", "recover.token_shares=[1,3]")),
+    "obs, 8 shots": Method(overrides=(OBS, *EIGHT_SHOTS)),
     "paper recipe": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *EIGHT_SHOTS)),
     "paper_heads, one shot": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *ONE_ROUND)),
 }

@@ -224,7 +224,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
     output = tmp_path / "quality.json"
     sizes = ["--tokens=4096", "--evaluation-sequences=8", "--calibration-sequences=16", "--seeds", "0"]
     fractions = ["--fractions", "0.5", "--recovered-fractions", "0.5"]
-    methods = ["--one-shot", "default, equal split", "paper_heads", "--recovered", "default, equal split"]
+    methods = ["--one-shot", "obs, equal split", "paper_heads", "--recovered", "obs, equal split"]
     process = run("benchmarks.quality", "--jobs=2", *sizes, *fractions, *methods, f"--output={output}")
     result = result_of(process, output)
     assert set(result["parent"]) == {"python_heldout", "package_descriptions"}
@@ -236,7 +236,7 @@ def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) ->
         assert (row["perplexity_recovered"] is None) == (row["tokens"] == 0)
     ours, paper = (
         next(row for row in result["rows"] if row["method"] == method and row["tokens"] == 0)
-        for method in ("default, equal split", "paper_heads")
+        for method in ("obs, equal split", "paper_heads")
     )
     assert ours["parameters"] == pytest.approx(paper["parameters"], rel=0.002)
     assert ours["perplexity_one_shot"] < paper["perplexity_one_shot"]
