@@ -21,7 +21,12 @@ HEAD_DIMS = (28, 24, 20, 16, 12, 8)  # of 32
 
 def trials(head_dims: list[int], calibration_sequences: int) -> list[Trial]:
     """Return a trial for each head_dim and each choice of pairs, which is its method's name."""
-    cut = ("prune=explicit", "prune.rounds=1", f"prune.calibration_sequences={calibration_sequences}")
+    cut = (
+        "prune=explicit",
+        "prune/method=obs",
+        "prune.rounds=1",
+        f"prune.calibration_sequences={calibration_sequences}",
+    )
     return [
         Trial(
             method=choice,
