@@ -16,6 +16,7 @@ from benchmarks.gpu_place import Figures, Place, Section, gib, require, training
 from benchmarks.gpu_works import RIDGE, TOKENS
 from benchmarks.workload import run_config
 from transact.config.accelerators import model_flops_utilisation
+from transact.config.compose import method_preset
 from transact.config.machines import ASSUMED_MFU, ATTENTION_KINDS, EngineConfig
 from transact.config.pruning import PruneConfig
 from transact.config.run import RunConfig
@@ -23,7 +24,7 @@ from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import estimate_memory
 from transact.geometry import Geometry
 from transact.pruning.greedy_obs import greedy_obs
-from transact.pruning.refit import damped, refit
+from transact.pruning.refit import corrected, damped, refit
 from transact.rounds import outline
 from transact.stages.workload import stage_flops
 
@@ -135,7 +136,7 @@ def _config(place: Place, engine: EngineConfig) -> RunConfig:
 
 
 def channels(place: Place) -> Figures:
-    """Choose half of a layer's channels and refit them, beside a factorisation alone and the estimate's seconds."""
+    """Choose half of a layer's channels, refit and correct them, beside a factorisation and the estimate's seconds."""
     cases = [_channel_case(place, width, outputs) for width, outputs in place.size.widths]
     return {"cases": cases, "said": "; ".join(map(_channel_words, cases))}
 
@@ -146,12 +147,15 @@ def _channel_case(place: Place, width: int, outputs: int) -> Figures:
     activations += activations.roll(1, dims=1)
     gram, weight = activations.T @ activations, torch.randn(outputs, width, device=place.device)
     kept = torch.arange(0, width, 2, device=place.device)
+    inner = gram[kept][:, kept]
+    half = weight[:, kept] @ inner, inner  # as good as the weight is: no correction helps, and all are tried
     seconds: dict[str, float] = {}
 
     def measure() -> None:
         seconds["cholesky"] = place.seconds(lambda: torch.linalg.cholesky(damped(gram, RIDGE)), 1)
         seconds["obs"] = place.seconds(lambda: greedy_obs(weight, gram, len(kept), RIDGE), 1)
         seconds["refit"] = place.seconds(lambda: refit(weight, gram, kept, RIDGE), 1)
+        seconds["correction"] = place.seconds(lambda: corrected(weight[:, kept], (half, half), RIDGE), 1)
 
     peak, estimated = place.peak(measure), _estimated_seconds(place, width, outputs)
     case = {"channels": width, "outputs": outputs, "peak_bytes": peak, "estimated": estimated}
@@ -185,7 +189,12 @@ def _estimated_seconds(place: Place, width: int, outputs: int) -> dict[str, floa
     config = _config(place, place.engine())
     multiple = replace(config.prune.multiple, head_dim=8, intermediate_size=8)
     cut = PruneConfig(
-        remove_fraction=None, head_dim=128, intermediate_size=width // 2, split="equal", multiple=multiple
+        remove_fraction=None,
+        head_dim=128,
+        intermediate_size=width // 2,
+        split="equal",
+        multiple=multiple,
+        method=method_preset("obs"),
     )
     flops = stage_flops(config, outline(replace(config, prune=cut), geometry))
     if place.accelerator is None:
