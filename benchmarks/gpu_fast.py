@@ -16,9 +16,8 @@ from benchmarks.gpu_place import Figures, Place, Section, gib, require, training
 from benchmarks.gpu_works import RIDGE, TOKENS
 from benchmarks.workload import run_config
 from transact.config.accelerators import model_flops_utilisation
-from transact.config.compose import method_preset
 from transact.config.machines import ASSUMED_MFU, ATTENTION_KINDS, EngineConfig
-from transact.config.pruning import PruneConfig
+from transact.config.pruning import MethodConfig, PruneConfig
 from transact.config.run import RunConfig
 from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import estimate_memory
@@ -194,7 +193,7 @@ def _estimated_seconds(place: Place, width: int, outputs: int) -> dict[str, floa
         intermediate_size=width // 2,
         split="equal",
         multiple=multiple,
-        method=method_preset("obs"),
+        method=MethodConfig(channels="obs", refit="least_squares"),
     )
     flops = stage_flops(config, outline(replace(config, prune=cut), geometry))
     if place.accelerator is None:
