@@ -21,7 +21,7 @@ def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     """A learning rate of 10 leaves nothing of a model: the sliced weights are kept, bit for bit, and it says so.
     Twice as many tokens are asked for as there are: it says that too. Every step may be skipped, so that the recovery
     comes to its end. Every validation above the start is said, and an alert: the rate is lowered there."""
-    overrides = [*workplace.overrides("destroyed"), "prune.rounds=1", "recover.learning_rate=10"]
+    overrides = [*workplace.overrides("destroyed"), "prune/method=obs", "prune.rounds=1", "recover.learning_rate=10"]
     overrides += ["recover.max_skipped_steps=32", "recover.tokens=16384"]
     done = transact(
         [*overrides, f"data.train.files=[{workplace.heldout}]", f"data.evaluation.files=[{workplace.train}]"]

@@ -1,10 +1,12 @@
-"""Selections written by hand, in the few words that most tests need."""
+"""Selections: written by hand in the few words that most tests need, and compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from transact.geometry import Geometry
 from transact.pruning.selection import Selection
@@ -36,3 +38,10 @@ def hand_selection(
         "method": {},
     }
     return Selection(**(values | changes))
+
+
+def assert_same_choices(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Two records of a selection: what stays is equal, gains up to the last of their digits."""
+    assert one | {"pair_gains": None} == other | {"pair_gains": None}
+    gains = [torch.tensor(each["pair_gains"] or [], dtype=torch.float64) for each in (one, other)]
+    torch.testing.assert_close(*gains, rtol=1e-4, atol=1e-5)
