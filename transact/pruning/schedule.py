@@ -114,7 +114,7 @@ def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
     """Return the sequences of an optimizer step: a power of two, or a multiple of what is computed at a time.
 
     Its tokens grow with the square root of all. The batch up to which no token is wasted grows about so with the text
-    that is trained on, and not with the model (arXiv 2410.21676); the factor was measured (docs/log.md).
+    that is trained on, and not with the model (arXiv 2410.21676); the factor suited two models (docs/log.md).
 
     Args:
         tokens: of recovery, in all rounds.

@@ -193,14 +193,14 @@ def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     """
     if config.recover.batch_sequences is not None:
         return config
-    micro_batch = config.engine.micro_batch_sequences
-    together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
-    tokens, length = config.recover.tokens, config.data.sequence_length
-    found = _recorded_batch(config) or batch_sequences(tokens, length, together)
-    few = (
-        f"{world_size} rank(s) compute {together} sequences of {length} tokens at a time, more than a round would have"
-    )
-    require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
+    found = _recorded_batch(config)
+    if found is None:
+        micro_batch = config.engine.micro_batch_sequences
+        together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
+        tokens, length = config.recover.tokens, config.data.sequence_length
+        found = batch_sequences(tokens, length, together)
+        few = f"{world_size} rank(s) compute {together} sequences of {length} tokens at a time, more than a round has"
+        require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
     return replace(config, recover=replace(config.recover, batch_sequences=found))
 
 
