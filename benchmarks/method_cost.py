@@ -74,7 +74,7 @@ def cut_seconds(model: Path, method: str, calibration_sequences: int, folder: Pa
             eval={"efficiency": {"measured": False}},
             track={"mode": "disabled"},
         )
-        return {kind: result.summary["seconds"][kind] for kind in STAGES}
+        return {kind: result.summary["seconds"].get(kind, 0.0) for kind in STAGES}
 
 
 @torch.no_grad()

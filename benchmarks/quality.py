@@ -103,7 +103,7 @@ def opened(config: RunConfig) -> tuple[Job, Prepared, dict[str, Texts]]:
     job, prepared = opened_job(config)
     path = Path(config.data.token_store).parent / "descriptions.txt"
     second = replace(config.data, evaluation=TextConfig(source="files", files=[str(path)]))
-    other = replace(job, config=replace(config, data=second))
+    other = replace(job, config=replace(job.config, data=second))
     texts = (prepared.texts, prepare_texts(other, prepared.parent))
     return job, prepared, dict(zip(TEXTS, texts, strict=True))
 

@@ -115,7 +115,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     """Check a request as far as possible without loading weights.
 
     Returns:
-        The request with data.sequence_length worked out, and what the run will do.
+        The request with data.sequence_length and the batch worked out, and what the run will do.
 
     Raises:
         ValueError: one line: the field, the value given, what is allowed.

@@ -1,7 +1,7 @@
 """Slice: write a physically smaller model, from a model folder to a model folder.
 
-Each rank reads, cuts, refits and writes its share of the layers, one at a time: no engine is needed, and no rank ever
-holds more than one layer and its Gram matrices.
+No engine is needed. Unless layers are corrected in order (`stages/sequential.py`), each rank reads, cuts, refits and
+writes its share of them, and never holds more than one layer and its Gram matrices.
 """
 
 from __future__ import annotations
