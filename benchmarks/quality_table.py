@@ -33,7 +33,8 @@ SUMMARY = {
     "paper_heads": "TransAct's released code (eight shots where it recovers)",
     "random": "random",
 }
-SUMMARY_RECOVERED = {"paper_heads": "paper recipe"}  # where the recipe has another name once it trains
+# The names of the rows after recovery, where they are others: the batch that a run takes by itself, TransAct's recipe.
+SUMMARY_RECOVERED = {"default": "default, batches of 8", "paper_heads": "paper recipe"}
 
 
 def quality_summary(result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from transact.engine.memory import (
     whole_check_bytes,
 )
 from transact.errors import DONE, printable, refuse, speaks
-from transact.estimate.duration import accelerator, duration, num_ranks, ranks_per_node, work
+from transact.estimate.duration import accelerator, duration, ranks_per_node, work
 from transact.estimate.memory import (
     memory_moments,
     other_checkpointing,
@@ -40,6 +40,7 @@ from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.variant import find_cut
+from transact.stages.workload import num_ranks
 
 FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")

@@ -11,23 +11,17 @@ from transact.config.accelerators import BY_NAME, TERA, Accelerator
 from transact.config.compose import PACKAGE
 from transact.config.machines import ASSUMED_MFU, MOST_SAVING
 from transact.config.run import RunConfig
-from transact.distributed.environment import environment_world_size
 from transact.errors import one_line
 from transact.estimate.storage import Traffic, stage_traffic, training_checkpoint_bytes
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.rounds import Outline, Stage
-from transact.stages.workload import stage_flops
+from transact.stages.workload import num_ranks, stage_flops
 
 SECONDS_PER_HOUR = 3600.0
 GB = 1e9
 RANKS_OF_A_NODE = 8
 GPU_RESULTS = PACKAGE.parent / "benchmarks" / "results"  # of a clone; an installed package has none
-
-
-def num_ranks(config: RunConfig) -> int:
-    """Return estimate.num_ranks, or else the ranks of the launch settings or of torchrun's environment."""
-    return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 
 def ranks_per_node(config: RunConfig) -> int:

@@ -29,7 +29,7 @@ from transact.stages.sharing import (
     gram_identity,
     remove_shared_grams,
     shared,
-    statistics_identity,
+    summed_statistics,
 )
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
@@ -165,7 +165,7 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
             return work()
         identity = gram_identity(job.config, texts, prepared.record["files"])
         if kind == "statistics":
-            identity = statistics_identity(job.config, texts, prepared.record["files"], geometry_of(model_folder))
+            identity |= summed_statistics(job.config, geometry_of(model_folder))
         return shared(job, kind, identity, output, work)
 
     job.stage(

@@ -186,7 +186,6 @@ def gram_identity(config: RunConfig, texts: Texts, parent: Identity) -> dict[str
     }
 
 
-def statistics_identity(config: RunConfig, texts: Texts, parent: Identity, geometry: Geometry) -> dict[str, Any]:
-    """Return what the statistics of the parent depend on. geometry: of the parent."""
-    summed = [each.name for each in Criteria.of(config.prune.method).statistics(geometry)]
-    return gram_identity(config, texts, parent) | {"statistics": summed}
+def summed_statistics(config: RunConfig, geometry: Geometry) -> dict[str, Any]:
+    """Return what statistics of the parent depend on beside `gram_identity`. geometry: of the parent."""
+    return {"statistics": [each.name for each in Criteria.of(config.prune.method).statistics(geometry)]}

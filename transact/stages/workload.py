@@ -15,11 +15,12 @@ from transact.engine.memory import CHECKED_TOKENS, assumed_gram_gib
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
+from transact.pruning.refit import GRAM_BANDS
 from transact.rounds import Outline, Round, Stage, steps_to_validate, tokens_per_batch
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
-GRAM_SHARE = 5 / 8  # of the products of a symmetric matrix that are computed
+GRAM_SHARE = (1 + 1 / GRAM_BANDS) / 2  # of the products of a symmetric matrix that are computed
 ELIMINATION_WEIGHT = 4.5
 REFIT_WEIGHT = 4.0
 PAIR_GAINS_WEIGHT = 4.0
@@ -93,7 +94,7 @@ def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
     if not method.needs_gram():
         return 0.0
     calibrated = config.prune.calibration_sequences * context
-    passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, _ranks(config))))
+    passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, num_ranks(config))))
     width = geometry.num_attention_heads * geometry.head_dim
     sums = 2 * geometry.num_layers * GRAM_SHARE * (width**2 + geometry.intermediate_size**2)
     return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
@@ -150,10 +151,11 @@ def _slice_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
         halves += HALVES_WEIGHT * kept**3
     tokens = config.prune.calibration_sequences * context
     fits = refits + REFIT_WEIGHT * before.num_layers * halves
-    return tokens * (runs + GRAM_WEIGHT * sums) + _ranks(config) * fits
+    return tokens * (runs + GRAM_WEIGHT * sums) + num_ranks(config) * fits
 
 
-def _ranks(config: RunConfig) -> int:
+def num_ranks(config: RunConfig) -> int:
+    """Return estimate.num_ranks, or else the ranks of the launch settings or of torchrun's environment."""
     return config.estimate.num_ranks or max(config.launch.num_ranks, environment_world_size())
 
 

@@ -22,7 +22,7 @@ from transact.data.tokenising import write_token_store
 from transact.models.folder import geometry_of
 from transact.models.identity import Identity, difference, identify, identity_files, not_finite
 from transact.models.stock import load_tokenizer
-from transact.stages.sharing import evaluation_identity, gram_identity, statistics_identity
+from transact.stages.sharing import evaluation_identity, gram_identity, summed_statistics
 from transact.stages.texts import Texts
 
 
@@ -108,8 +108,9 @@ def shared_names(folder: Path, texts: Texts) -> list[str]:
     files, geometry = identity_of(folder), geometry_of(folder)
     evaluation = evaluation_identity(texts, files)
     config = compose_config(["name=any"])
-    calibration = statistics_identity(config, texts, files, geometry), gram_identity(config, texts, files)
-    return [json.dumps(each, sort_keys=True) for each in (evaluation, *calibration)]
+    gram = gram_identity(config, texts, files)
+    statistics = gram | summed_statistics(config, geometry)
+    return [json.dumps(each, sort_keys=True) for each in (evaluation, gram, statistics)]
 
 
 def test_a_sweep_shares_results_of_a_parent_that_was_moved(workplace: Workplace, model: Path, texts: Texts) -> None:

@@ -65,6 +65,14 @@ def test_gram_in_blocks_of_any_size_is_the_sum_of_products(monkeypatch: pytest.M
     torch.testing.assert_close(complete_gram(square), 1 + x.double().T @ x.double(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_product_of_one_block_has_the_bits_of_a_whole_one() -> None:
+    parts, total = [torch.randn(2, 100, 1536) for _ in range(3)], torch.zeros(1536, 1536, dtype=torch.float64)
+    for part in parts:
+        add_product(total, part, part)
+    flat = [part.flatten(0, 1) for part in parts]
+    assert torch.equal(total, sum((part.T @ part).double() for part in flat))
+
+
 def test_a_gram_sum_needs_a_block_beside_itself_and_no_copy() -> None:
     """Of 36 million elements a product in float32 and its float64 copy would be 430 MB."""
     x, total = torch.randn(8, 6000), torch.ones(6000, 6000, dtype=torch.float64)
