@@ -26,7 +26,7 @@ from transact.engine.engine import Engine, open_engine
 from transact.engine.sharded_state import optimizer_groups
 from transact.engine.training_checkpoints import load_training, save_training
 from transact.pruning.greedy_obs import greedy_obs
-from transact.pruning.refit import Ridge, add_gram, refit
+from transact.pruning.refit import Ridge, add_gram, complete_gram, refit
 from transact.stages.export import TOLERANCE, logit_difference
 from transact.stages.recover.teacher import Teacher
 
@@ -175,7 +175,7 @@ def gram_sums(place: Place) -> Figures:
         total = torch.zeros(place.size.square, place.size.square, dtype=torch.float64, device=device)
         for batch in torch.split(activations.to(device), TOKENS // 4):
             add_gram(total, batch)
-        sums.append(total)
+        sums.append(complete_gram(total))
     difference = relative_difference(sums[1], sums[0])
     require(difference <= SAME_SUM, f"Gram sums of CPU and device differ by {difference:.1e}")
     return {"difference": difference, "said": f"CPU and device differ by {difference:.1e}"}

@@ -175,11 +175,11 @@ REMEDIES = {
     "memory/activations/recover": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
     "memory/logits": "a smaller engine.micro_batch_sequences",
     "memory/gram": "a smaller prune.method.gram_gib",
+    "memory/gram/slice": "prune/method=parallel in a new run, where no layer is corrected once more",
     "memory/teacher": "more ranks, or recover.objective=cross_entropy in a new run",
     # Stages whose memory is not estimated:
     "memory/tasks": "a smaller eval.task_batch",
     "memory/split": "a smaller engine.micro_batch_sequences",
-    "memory/slice": "a smaller engine.micro_batch_sequences",
     "memory/efficiency": "eval.efficiency.measured=false",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
@@ -326,6 +327,25 @@ def text_sequences(config: RunConfig, tokens: int) -> int:
 
 
 TOKENS_PER_CHANNEL = 10  # of calibration text; on SmolLM2-135M 5 cost twice the perplexity of 10, and 20 gained 4 %
+
+
+FEW_STEPS = 10  # of recovery in a round
+
+
+def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
+    """Return what is allowed and hardly wanted: too little text for calibration, or too few steps of recovery."""
+    found = (calibration_warning(config, whole.parent), _steps_warning(whole.rounds, tokens_per_batch(config)))
+    return [each for each in found if each is not None]
+
+
+def _steps_warning(rounds: Sequence[Round], per_batch: int) -> str | None:
+    fewest = min((each.tokens // per_batch for each in rounds if each.tokens), default=FEW_STEPS)
+    if fewest >= FEW_STEPS:
+        return None
+    return (
+        f"a recovery of {fewest} step{'' if fewest == 1 else 's'} teaches little: more recover.tokens, or a smaller "
+        "recover.batch_sequences or data.sequence_length, makes more steps"
+    )
 
 
 def calibration_warning(config: RunConfig, parent: Geometry) -> str | None:

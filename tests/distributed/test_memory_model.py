@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.allocations import allocated_peak
 from benchmarks.memory_model import Case, is_off, measure
 from tests.support.ranks import run_on_ranks
+from tests.support.selections import hand_selection
+from transact.config.compose import compose_config
 from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.memory import estimate_memory
+from transact.models.llama import read_geometry, slice_tensors, sliced_config
+from transact.pruning.refit import LayerGram, Ridge
+from transact.stages.sequential import Streams
 
 CASES = (
     Case(size="wide"),  # warms up what is made once
@@ -35,3 +46,33 @@ def _row(case: Case, folder: Path, group: ProcessGroup) -> dict[str, Any]:
 def test_the_estimate_is_a_tenth_too_low_at_most_and_a_quarter_too_high(tmp_path: Path) -> None:
     for row in run_on_ranks(2, _measured, tmp_path)[0][1:]:
         assert not is_off(row["error"]), row
+
+
+@pytest.mark.parametrize("method", ["default", "parallel"])
+@pytest.mark.parametrize("kept", [1024, 1400])
+def test_a_layer_that_is_cut_needs_what_its_least_squares_do(method: str, kept: int) -> None:
+    """A wide MLP: the refit's Gram matrix is the largest where much is cut, the correction's where little is."""
+    architecture = {"hidden_size": 128, "intermediate_size": 1408, "num_attention_heads": 4, "num_key_value_heads": 2}
+    settings = LlamaConfig(**architecture, num_hidden_layers=1, vocab_size=64)
+    config, model = settings.to_dict(), LlamaForCausalLM(settings)
+    source = read_geometry(config)
+    every_dim = [[range(source.head_dim)] * source.num_key_value_heads]
+    selection = hand_selection(source, range(source.head_dim // 2), every_dim, [range(kept)])
+    smaller, ridge = sliced_config(config, selection), Ridge(share=0.01)
+    tensors = {name: tensor.data for name, tensor in model.state_dict().items() if ".layers." in name}
+    hidden = torch.randn(2, 64, 128)
+    streams = Streams(selection, [(0, hidden)], device=torch.device("cpu"), ridge=ridge, num_turns=1)
+
+    def read() -> LayerGram:
+        return LayerGram(attention_output=torch.eye(128), intermediate=torch.eye(1408))
+
+    def cut() -> None:
+        if method == "default":
+            streams.cut_layer(0, tensors, read, config, smaller)
+        else:
+            slice_tensors(tensors, selection, read(), ridge)
+
+    run = compose_config(["name=slice", f"prune/method={method}", "data.sequence_length=64"])
+    run.engine.micro_batch_sequences = 2
+    estimate = estimate_memory(selection.target, run, 1, "slice", parent=source)
+    assert not is_off(estimate.total() / allocated_peak(cut) - 1), estimate

@@ -17,6 +17,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "many_passes": {"gram_gib": 1e-9},
     "parallel": {"refit": "least_squares"},
+    "heads": {"attention": "heads", "values": "norm"},
+    "shared_dims": {"attention": "shared_dims", "values": "norm"},
     "obs": {"pair_gains": "none", "channels": "obs", "refit": "least_squares", "ridge_unit": "mean"},
     "taylor": {"pair_score": "taylor", "values": "taylor", "channels": "taylor", "refit": "none"},
     "magnitude": {"pair_score": "magnitude", "values": "magnitude", "channels": "magnitude", "refit": "none"},

@@ -46,6 +46,12 @@ def test_what_goes_on_with_a_run_keeps_its_batch_on_other_ranks(tmp_path: Path, 
     assert with_batch(again, 2).recover.batch == 16
     more = replace(again, recover=replace(again.recover, tokens=4 * again.recover.tokens))
     assert with_batch(more, 2).recover.batch == 8
+    few = replace(again, engine=replace(again.engine, micro_batch_sequences=8))
+    assert with_batch(few, 2).recover.batch == 16
+    with pytest.raises(
+        ValueError, match=r"began with steps of 16 sequences.* 4 rank\(s\) compute 32 sequences at a time"
+    ):
+        with_batch(few, 4)
 
 
 def test_any_batch_finds_the_same_text(tmp_path: Path) -> None:
@@ -59,5 +65,5 @@ def test_any_batch_finds_the_same_text(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_a_round_has_text_for_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recover\.tokens=131072 is not allowed: 64 rank\(s\) compute 512 sequences"):
+    with pytest.raises(ValueError, match=r"a step has 512 sequences of 512 tokens \(64 rank\(s\) compute 512 "):
         with_batch(asked(tmp_path / "run"), 64)

@@ -64,7 +64,7 @@ def test_what_is_named_is_held_in_that_stage() -> None:
         assert "The largest consumer is " in told and "gram" not in told
     first, last = (explain(MemoryError(), f"round_{number:02d}/recover", config, 8) for number in (1, 8))
     assert told_gib(last) < 0.6 * told_gib(first)
-    for stage, helps in (("tasks", "eval.task_batch"), ("export", "more memory"), ("round_01/slice", "micro_batch")):
+    for stage, helps in (("tasks", "eval.task_batch"), ("export", "more memory"), ("round_01/split", "micro_batch")):
         told = explain(MemoryError(), stage, config, 8)
         assert "no estimate" in told and helps in told
     by_gradients = compose_config(["+experiment=llama7b_50pct", *SETTLED, "prune/method=taylor"])

@@ -47,6 +47,17 @@ def gram_peak_bytes(geometry: Geometry, gram_gib: float) -> int:
     return max(map(len, gram_passes(geometry, gram_gib))) * gram_bytes(geometry) + gram_block_bytes(geometry)
 
 
+def least_squares_bytes(outputs: int, inputs: int, kept: int) -> int:
+    """Return the bytes of a refit beside the Gram matrix that it is given: damped, its parts, and the solution."""
+    solved = max(2 * kept**2 + 2 * outputs * kept, kept**2 + outputs * (inputs + kept))
+    return (inputs**2 + inputs * kept + solved) * FLOAT64_BYTES
+
+
+def correction_bytes(outputs: int, kept: int) -> int:
+    """Return the bytes of a correction: sums of both halves of the text and of the whole, and eigenvectors of one."""
+    return 6 * (kept**2 + outputs * kept) * FLOAT64_BYTES
+
+
 def gram_disk_bytes(geometry: Geometry) -> int:
     """Return the bytes of all layers' Gram matrices as files: they are summed in float64 and written in float32."""
     return geometry.num_layers * gram_bytes(geometry) * FLOAT32_BYTES // FLOAT64_BYTES

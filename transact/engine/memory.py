@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from transact.config.accelerators import BY_NAME
 from transact.config.machines import EngineConfig
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 from transact.config.run import RunConfig
-from transact.engine.gram_memory import FLOAT32_BYTES, GIB, gram_block_bytes, gram_gib_of, gram_peak_bytes
+from transact.engine.gram_memory import (
+    FLOAT32_BYTES,
+    GIB,
+    correction_bytes,
+    gram_block_bytes,
+    gram_gib_of,
+    gram_peak_bytes,
+    least_squares_bytes,
+)
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 
@@ -78,7 +87,7 @@ def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float
     return max(layer, output) * FLOAT32_BYTES
 
 
-STAGE_KINDS = ("evaluate", "calibrate", "gram", "recover")  # those whose memory is estimated
+STAGE_KINDS = ("evaluate", "calibrate", "gram", "slice", "recover")  # those whose memory is estimated
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
@@ -105,7 +114,7 @@ class MemoryEstimate:
         loading: float32 weights while a bfloat16 model is made, in the machine's memory; on CPUs alone.
         logits: of a chunk of tokens, and what the loss makes of them.
         update: what the optimizer's step holds beside the above, where that moment is worse than the backward.
-        gram: Gram matrices in calibration.
+        gram: Gram matrices in calibration, and the least squares that they are for.
         teacher: the dense parent in distillation.
     """
 
@@ -134,10 +143,13 @@ def estimate_memory(
     """Return the bytes of one rank at its worst moment, by what they hold.
 
     Args:
-        kind: of stage: "evaluate", "calibrate", "gram" or "recover".
-        parent: the dense model, which distillation holds as well.
+        geometry: of the model that the stage works on, or that it makes.
+        kind: of stage: "evaluate", "calibrate", "gram", "slice" or "recover".
+        parent: the dense model, which distillation holds as well, and which is the largest that is sliced.
     """
     assert kind in STAGE_KINDS, kind
+    if kind == "slice":
+        return _slicing(geometry, config, parent or geometry)
     if kind == "recover":
         return _training(geometry, config, ranks, parent)
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
@@ -155,6 +167,30 @@ def _forward(
     per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
     at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
     return _without_optimizer(geometry, config, ranks, at_work)
+
+
+def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryEstimate:
+    """Estimate a layer at work in float32, before and after the cut: no engine is open."""
+    method = config.prune.method
+    layers = [each.transitional_parameters() / each.num_layers for each in (source, geometry)]
+    if not method.needs_gram():
+        return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES)
+    files = sum(width**2 for width in _projected(source)) * FLOAT32_BYTES
+    refitted = files + max(
+        map(partial(least_squares_bytes, geometry.hidden_size), _projected(source), _projected(geometry))
+    )
+    if method.refit != "sequential":
+        return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES, gram=refitted)
+    return MemoryEstimate(
+        weights=2 * sum(layers) * FLOAT32_BYTES,  # modules beside the tensors that were loaded into them
+        activations=_tokens(config) * _forward_bytes(source, FLOAT32_BYTES),
+        gram=max(refitted, *map(partial(correction_bytes, geometry.hidden_size), _projected(geometry))),
+    )
+
+
+def _projected(geometry: Geometry) -> tuple[int, int]:
+    """Return the inputs of a layer's two output projections."""
+    return geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size
 
 
 def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_work: dict[str, float]) -> MemoryEstimate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,13 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
 from transact.pruning.targets import shape_warnings
-from transact.rounds import Outline, Round, Stage, calibration_warning, tokens_per_batch
+from transact.rounds import Outline, Round, Stage, run_warnings, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.variant import find_cut
 from transact.stages.workload import num_ranks
 
-FEW_STEPS = 10  # of recovery in a round
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 
 
@@ -53,6 +51,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         ValueError: the request cannot be met; one line.
     """
     described, ranks = declared_config(config.model), num_ranks(config)
+    batch = config.recover.batch_sequences
     config = with_batch(with_sequence_length(config, described), ranks)
     whole = check_settings(config, described, ranks)
     config, micro_batch = settled(config, whole, ranks)
@@ -71,8 +70,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "rounds": [_round(config, each, parent) for each in rounds],
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
-            *filter(None, [calibration_warning(config, parent)]),
-            *_step_warnings(rounds, tokens_per_batch(config)),
+            *run_warnings(config, whole),
             *_shape_warnings(whole),
         ],
         "text": _text(config, described, whole.tokens),
@@ -80,7 +78,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "tokens_per_batch": tokens_per_batch(config),
         "calibration": _calibration(config, calibrated(to_do), ranks),
         "micro_batch": micro_batch,
-        "memory": _memory(config, parent, moments(to_do), ranks, rounds[-1].geometry),
+        "memory": _memory(config, batch, moments(to_do), ranks, whole),
         "disk_bytes": disk_bytes(config, to_do),
         "keep_rounds": config.keep_rounds,
         "flops": work(config, to_do),
@@ -127,17 +125,6 @@ def _shape_warnings(whole: Outline) -> list[str]:
     return [line for line in found if not line.startswith(kept)]
 
 
-def _step_warnings(rounds: Sequence[Round], per_batch: int) -> list[str]:
-    fewest = min((each.tokens // per_batch for each in rounds if each.tokens), default=FEW_STEPS)
-    if fewest >= FEW_STEPS:
-        return []
-    steps = f"{fewest} step{'' if fewest == 1 else 's'}"
-    return [
-        f"a recovery of {steps} teaches little: more recover.tokens, or a smaller recover.batch_sequences or "
-        "data.sequence_length, makes more steps"
-    ]
-
-
 def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[str, Any]:
     """Return the lengths of sequences, and the tokens that are taken from the text, by use, as far as it has them."""
     length = config.data.sequence_length
@@ -169,11 +156,13 @@ def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> d
     return found
 
 
-def _memory(config: RunConfig, parent: Geometry, stages: Moments, ranks: int, exported: Geometry) -> dict[str, Any]:
-    limit = memory_limit_gib(config)
+def _memory(config: RunConfig, batch: int | None, stages: Moments, ranks: int, whole: Outline) -> dict[str, Any]:
+    """Return what a rank and a node need. batch: recover.batch_sequences as it was asked for."""
+    limit, parent, exported = memory_limit_gib(config), whole.parent, whole.rounds[-1].geometry
     peak = peak_bytes(config, parent, stages, ranks) / GIB
     fits = None if limit is None else peak <= limit
-    helps = remedies(config, parent, stages, ranks, limit) if limit is not None and not fits else []
+    asked = replace(config, recover=replace(config.recover, batch_sequences=batch))
+    helps = remedies(asked, parent, stages, ranks, limit) if limit is not None and not fits else []
     host, on_a_node = host_bytes(config, parent, stages, ranks), ranks_per_node(config)
     return {
         "zero_stage": config.engine.zero_stage,

@@ -15,7 +15,7 @@ from transact.engine.memory import estimate_memory, memory_limit_gib
 from transact.geometry import Geometry
 from transact.rounds import Outline, Stage
 from transact.stages.micro_batch import Moments, choose, peak_bytes, trained
-from transact.stages.preflight import check_ranks
+from transact.stages.preflight import check_ranks, with_batch
 
 MOST_RANKS = 1024
 
@@ -65,13 +65,22 @@ def remedies(
 
     Each setting alone, what costs least first, and more ranks alone. If neither is enough, settings and ranks together,
     as few of both as it takes.
+
+    Args:
+        config: with recover.batch_sequences as it was asked for: left to the tokens, it differs with the ranks.
     """
 
     def peak_gib(changed: RunConfig, count: int) -> float:
+        """Return the peak of a run with this configuration on so many ranks; infinity where it would not start."""
+        try:
+            changed = with_batch(changed, count)
+            check_ranks(changed, count)
+        except ValueError:
+            return math.inf
         return peak_bytes(changed, parent, stages, count) / GIB
 
     def fits(changed: RunConfig, count: int) -> bool:
-        return _takes(changed, count) and peak_gib(changed, count) <= limit_gib
+        return peak_gib(changed, count) <= limit_gib
 
     def are_enough(count: int, chosen: list[NamedChange]) -> bool:
         return fits(_with(config, chosen), count)
@@ -115,15 +124,6 @@ def _with(config: RunConfig, changes: list[NamedChange]) -> RunConfig:
     for _, change in changes:
         config = change(config)
     return config
-
-
-def _takes(config: RunConfig, ranks: int) -> bool:
-    """Return whether the run would start with this configuration on so many ranks."""
-    try:
-        check_ranks(config, ranks)
-    except ValueError:
-        return False
-    return True
 
 
 Change = Callable[[RunConfig], RunConfig]

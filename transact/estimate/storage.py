@@ -150,14 +150,17 @@ def _round_traffic(
 ) -> dict[str, Traffic]:
     stored, whole = BYTES_BY_DTYPE[config.model.dtype], outline.before(each.number)
     before, after = stored * whole.parameters(), stored * each.geometry.parameters()
-    grams = gram_disk_bytes(whole) if config.prune.method.needs_gram() else 0
+    method = config.prune.method
+    grams = gram_disk_bytes(whole) if method.needs_gram() else 0
+    greedy = 2 * grams if method.channels == "obs" else 0
+    weighed = before if greedy or Criteria.of(method).looks_at_weights else 0
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
     # Stages that look at one model share an engine, which the first of them opens.
     lookers = (Stage("evaluate", each.number - 1), Stage("calibrate", each.number), Stage("gram", each.number))
     first = next((stage for stage in lookers if stage in outline.stages), None)
     opened = {stage: copies * before if stage == first else 0 for stage in lookers}
     teacher = 0 if config.recover.objective == "cross_entropy" else stored * outline.parent.parameters()
-    readers = ranks if config.prune.method.refit == "sequential" else 1  # of every layer, one after the other
+    readers = ranks if method.refit == "sequential" else 1  # of every layer, one after the other
     candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
     trained = Traffic(
         read=after + copies * (2 * after + teacher),  # what was sliced is evaluated before it is trained
@@ -167,9 +170,10 @@ def _round_traffic(
         "calibrate": Traffic(read=checked + opened[Stage("calibrate", each.number)]),
         "gram": Traffic(read=checked + opened[Stage("gram", each.number)], written=grams),
         "split": Traffic(
-            read=2 * grams + len(candidates) * (before + grams) + copies * sum(candidates), written=sum(candidates)
+            read=weighed + greedy + len(candidates) * (before + grams) + copies * sum(candidates),
+            written=sum(candidates),
         ),
-        "select": Traffic(read=checked + before + 2 * grams),
+        "select": Traffic(read=checked + weighed + greedy),
         "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),
         "recover": trained if each.tokens else Traffic(),
         "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),

@@ -10,7 +10,7 @@ from typing import Any
 from transact.engine.gram_memory import GIB
 
 MAX_WARNINGS = 5
-MAX_MOMENTS = 3
+MAX_MOMENTS = 4
 WIDTH = 110  # characters of a line that is no row of a table
 HARD_SPACE = "\0"
 MIB = 1024**2

@@ -119,9 +119,9 @@ def damping(gram_matrix: Tensor, ridge: Ridge) -> float:
     return ridge.share * unit if unit > 0 else 1.0
 
 
-def damped(gram_matrix: Tensor, ridge: Ridge) -> Tensor:
-    """Return a copy with the damping on its diagonal: positive definite."""
-    copy = gram_matrix.clone()
+def damped(gram_matrix: Tensor, ridge: Ridge, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a copy, in another dtype if one is given, with the damping on its diagonal: positive definite."""
+    copy = gram_matrix.to(dtype or gram_matrix.dtype, copy=True)
     copy.diagonal().add_(damping(gram_matrix, ridge))
     return copy
 
@@ -138,9 +138,9 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tens
     Returns:
         (outputs, kept).
     """
-    whole = damped(gram.double(), ridge)
+    whole = damped(gram, ridge, torch.float64)
     if transform.dtype == torch.int64:
-        cross, own = whole[:, transform], whole[transform][:, transform]
+        cross, own = whole[:, transform], whole[transform.unsqueeze(1), transform]
     else:
         cross = whole @ transform.double().T
         own = transform.double() @ cross
@@ -189,6 +189,7 @@ def _held_out_change(fitted: Sums, other: Sums, strengths: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(fitted[1])
     step = fitted[0] @ vectors  # (outputs, directions), divided by value and strength below
     towards = (step * (other[0] @ vectors)).sum(dim=0)
-    spread = (step.T @ step) * (vectors.T @ other[1] @ vectors)
+    spread = vectors.T @ other[1] @ vectors
+    spread *= step.T @ step
     shrunk = 1 / (values.clamp_min(0) + strengths.unsqueeze(1))  # (strengths, directions)
     return ((shrunk @ spread) * shrunk).sum(dim=1) - 2 * shrunk @ towards

@@ -111,7 +111,7 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
 
 
 def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
-    """Return the sequences of an optimizer step: a power of two, or a multiple of what is computed at a time.
+    """Return the sequences of an optimizer step: what is computed at a time, doubled until the step is large enough.
 
     Its tokens grow with the square root of all. The batch up to which no token is wasted grows about so with the text
     that is trained on, and not with the model (arXiv 2410.21676); the factor suited two models (docs/log.md).
@@ -122,7 +122,7 @@ def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
         together: sequences that all ranks compute at a time.
     """
     wanted = max(1.0, BATCH_OF_TOKENS * math.sqrt(tokens) / sequence_length)
-    return max(1, round(2 ** round(math.log2(wanted)) / together)) * together
+    return together * 2 ** max(0, round(math.log2(wanted / together)))
 
 
 def learning_rate_at(

@@ -11,7 +11,7 @@ from typing import Any
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
 from transact.pruning.selection import Selection
-from transact.rounds import Round, Stage, calibration_warning, outline
+from transact.rounds import Round, Stage, outline, run_warnings
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency
@@ -100,8 +100,7 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     parent, texts = prepared.parent, prepared.texts
     record_texts(job, texts)
     job.announce(job.outline)
-    warning = calibration_warning(job.config, job.outline.parent)
-    if warning is not None:
+    for warning in run_warnings(job.config, job.outline):
         job.say(f"warning: {warning}")
     dense = job.round(0).evaluation
     job.stage(Stage("evaluate", 0), dense, lambda: evaluate_dense(job, prepared, dense))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -296,20 +297,21 @@ def _cut(
     for group in layer_groups(names):
         layer = layer_of(group[0])
         tensors = {name: weights[name].detach().float() for name in group}
-        gram = None
-        if grams is not None and layer is not None:
-            on_device = {name: tensor.to(device) for name, tensor in grams[layer].to_tensors().items()}
-            gram = LayerGram.from_tensors(on_device)
         if layer is None:
             cut = tensors
-        elif streams is not None:
-            assert gram is not None
-            cut = streams.cut_layer(layer, tensors, gram, config, smaller)
+        elif grams is None:
+            cut = slice_tensors(tensors, selection)
+        elif streams is None:
+            cut = slice_tensors(tensors, selection, _moved(grams[layer], device), ridge)
         else:
-            cut = slice_tensors(tensors, selection, gram, ridge)
+            cut = streams.cut_layer(layer, tensors, partial(_moved, grams[layer], device), config, smaller)
         # copy=True also where nothing was cut: the new model must share no weight with the old one.
         result |= {name: tensor.to(weights[name].dtype, copy=True).contiguous() for name, tensor in cut.items()}
     return result
+
+
+def _moved(gram: LayerGram, device: torch.device) -> LayerGram:
+    return LayerGram.from_tensors({name: tensor.to(device) for name, tensor in gram.to_tensors().items()})
 
 
 def _made(model: Any, config: dict[str, Any], weights: Weights) -> Any:

@@ -189,18 +189,24 @@ def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     its own on any number of ranks.
 
     Raises:
-        ValueError: a round has fewer tokens than the ranks compute at a time.
+        ValueError: a round has fewer tokens than a step, or the ranks do not divide the batch that the run began with.
     """
     if config.recover.batch_sequences is not None:
         return config
+    micro_batch = config.engine.micro_batch_sequences
+    together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
+    at_a_time = f"{world_size} rank(s) compute {together} sequences at a time"
     found = _recorded_batch(config)
     if found is None:
-        micro_batch = config.engine.micro_batch_sequences
-        together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
         tokens, length = config.recover.tokens, config.data.sequence_length
         found = batch_sequences(tokens, length, together)
-        few = f"{world_size} rank(s) compute {together} sequences of {length} tokens at a time, more than a round has"
+        few = f"a step has {found} sequences of {length} tokens ({at_a_time}), more than a round"
         require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
+    elif found % together:
+        raise ValueError(
+            f"the run began with steps of {found} sequences, which followed from recover.tokens (its config.yaml); "
+            f"{at_a_time}, which must divide that: start it on other ranks"
+        )
     return replace(config, recover=replace(config.recover, batch_sequences=found))
 
 

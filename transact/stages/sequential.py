@@ -69,7 +69,7 @@ def slice_sequentially(
             layer = layer_of(names[0])
             if layer is None:
                 return tensors
-            return streams.cut_layer(layer, tensors, read_gram(grams, layer, group.device), config, smaller)
+            return streams.cut_layer(layer, tensors, partial(read_gram, grams, layer, group.device), config, smaller)
 
         return write_model_folder(
             output,
@@ -125,12 +125,18 @@ class Streams:
 
     @torch.no_grad()
     def cut_layer(
-        self, layer: int, tensors: Tensors, gram: LayerGram, config: dict[str, Any], smaller: dict[str, Any]
+        self,
+        layer: int,
+        tensors: Tensors,
+        read: Callable[[], LayerGram],
+        config: dict[str, Any],
+        smaller: dict[str, Any],
     ) -> Tensors:
         """Cut and refit the next layer, return its tensors, and move both streams on to its output (collective).
 
         Args:
-            gram: of the dense layer, for the refit that is then corrected.
+            read: returns the dense layer's Gram matrices, for the refit that is then corrected; they are as large as
+                all else here, so they are freed before that.
             config, smaller: config.json of the dense and of the cut model.
         """
         device, selection = self.device, self.selection
@@ -140,7 +146,7 @@ class Streams:
         dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
         between = self._advance_dense(dense)
-        fitted = cut_layer(weights, selection, layer, gram, self.ridge)
+        fitted = cut_layer(weights, selection, layer, read(), self.ridge)
         cut.load_layer(replace_projections(tensors, fitted), layer)
         output = self._correct(cut.attention_inputs, between, fitted.output)
         del between  # as large as a stream

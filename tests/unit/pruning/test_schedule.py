@@ -83,7 +83,7 @@ def test_token_budgets_refuse(arguments: tuple[int, list[float] | None, int, int
         (131_072, 512, 16, 16),  # ranks and micro-batches come first
         (524_288, 256, 8, 16),
         (10**9, 4096, 8, 32),  # 180,250 tokens, 44 sequences: in powers of two nearer to 32
-        (10**9, 4096, 24, 24),
+        (10**9, 4096, 24, 48),
         (0, 4096, 4, 4),
     ],
 )
