@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
+from transact.pruning.limits import Limits, Serving, most_balanced, within
 from transact.pruning.schedule import (
     peak_learning_rate,
     remove_fractions,
@@ -127,15 +128,48 @@ def geometries(
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    total = config.remove_fraction
-    if total is None:
+    limits = limits_of(config, parent)
+    if config.remove_fraction is None and limits is None:
         final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
         _check_suits(config, parent, final)
-        total = reached_fraction(parent, final)
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
+    elif limits is not None and final is None:
+        final = most_balanced(limits, _possible(config, parent))
+    total = config.remove_fraction
+    if total is None:
+        assert final is not None
+        total = reached_fraction(parent, final)
     fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
     return solve_rounds(_search_space(config, parent), fractions, final), fractions
+
+
+def limits_of(config: PruneConfig, parent: Geometry) -> Limits | None:
+    """Return the limits of prune.budget; None without one."""
+    budget = config.budget
+    served = {each.name: getattr(budget, each.name) for each in fields(Serving)}
+    asked = budget.asked()
+    return Limits(parent=parent, serving=Serving(**served), asked=asked) if asked else None
+
+
+def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:
+    """Return every way to share the cut that is asked for between attention and MLP, from most attention kept to least.
+
+    Raises:
+        ValueError: it cannot be had of this parent.
+    """
+    space, limits = _search_space(config, parent), limits_of(config, parent)
+    if limits is not None:
+        return within(limits, space)
+    assert config.remove_fraction is not None
+    return splits(Budget(parent=parent, remove_fraction=config.remove_fraction), space)
+
+
+def _asked(config: PruneConfig) -> str:
+    """Return how much is to be cut, as it is given on the command line."""
+    if config.remove_fraction is not None:
+        return f"prune.remove_fraction={config.remove_fraction:g}"
+    return " ".join(f"prune.budget.{name}={limit:g}" for name, limit in config.budget.asked().items())
 
 
 def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
@@ -144,13 +178,9 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    assert config.remove_fraction is not None
-    found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
+    found = _possible(config, parent)
     if not found:
-        raise ValueError(
-            f"prune.split=auto finds no dimensions that remove prune.remove_fraction={config.remove_fraction:g}: "
-            "use prune.split=equal"
-        )
+        raise ValueError(f"prune.split=auto finds no dimensions for {_asked(config)}: use prune.split=equal")
     limit = min(config.split_candidates, len(found))
     if limit == 1:
         return found[:1]
@@ -158,16 +188,15 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
 
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
-    """Return the dimensions that have this head_dim and remove `prune.remove_fraction`."""
-    assert config.remove_fraction is not None
-    found = splits(Budget(parent=parent, remove_fraction=config.remove_fraction), _search_space(config, parent))
+    """Return the dimensions that have this head_dim and are as large as is asked for."""
+    found = _possible(config, parent)
     for geometry in found:
         if geometry.head_dim == head_dim:
             return geometry
     allowed = ", ".join(str(geometry.head_dim) for geometry in found)
     raise ValueError(
-        f"prune.head_dim={head_dim} is not allowed: with prune.remove_fraction={config.remove_fraction:g} and "
-        f"{_reason(config, 'head_dim')} it can be {allowed}"
+        f"prune.head_dim={head_dim} is not allowed: with {_asked(config)} and {_reason(config, 'head_dim')} it can be "
+        f"{allowed}"
     )
 
 

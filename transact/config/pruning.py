@@ -41,6 +41,38 @@ class MultipleConfig:
         require("prune.multiple.head_dim", self.head_dim, is_even, "it must be even (rotary pairs)")
 
 
+LIMITS = ("parameters", "kv_bytes_per_token", "weight_bytes", "memory_bytes")
+
+
+@dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """What the cut model may take at most where it is served: a number, or up to 1 a share of what the parent takes."""
+
+    parameters: float | None = setting(None, above=0, at_most=10**15)
+    """All parameters, embeddings counted. null: no limit."""
+    kv_bytes_per_token: float | None = setting(None, above=0, at_most=10**12)
+    """Bytes of a token in the KV cache of all layers. null: no limit."""
+    weight_bytes: float | None = setting(None, above=0, at_most=10**16)
+    """Bytes of all weights. null: no limit."""
+    memory_bytes: float | None = setting(None, above=0, at_most=10**16)
+    """Bytes of all weights and of the KV cache of prune.budget.context_tokens and prune.budget.batch_size. null: no
+    limit."""
+    context_tokens: int = setting(4096, at_least=1, at_most=10**9)
+    """Tokens of each sequence in the KV cache, for memory_bytes."""
+    batch_size: int = setting(1, at_least=1, at_most=10**6)
+    """Sequences at a time, for memory_bytes."""
+    bits_per_weight: float = setting(16.0, above=0, at_most=64)
+    """Bits of a weight where the model is served, on average: 16 for the exported folder in bfloat16, 8.5 for GGUF's
+    q8_0, about 5 for its q4_0."""
+    bits_per_cached: float = setting(16.0, above=0, at_most=64)
+    """Bits of an element of the KV cache."""
+
+    def asked(self) -> dict[str, float]:
+        """Return the limits that are given, by name."""
+        given = {name: getattr(self, name) for name in LIMITS}
+        return {name: limit for name, limit in given.items() if limit is not None}
+
+
 @dataclass(kw_only=True, slots=True)
 class MethodConfig:
     """The method: what is cut inside a layer, how it is chosen, and what makes up for it. See conf/prune/method/."""
@@ -98,13 +130,16 @@ class PruneConfig:
     """Settings of how much is cut, in how many rounds, and how."""
 
     remove_fraction: float | None = setting(0.5, above=0, below=1)
-    """Share of all parameters of the parent to remove, embeddings counted. null: the dimensions are
-    given."""
+    """Share of all parameters of the parent to remove, embeddings counted. null: the dimensions are given, or limits
+    (prune.budget)."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Limits instead of remove_fraction, one or several: the largest dimensions that meet all of them."""
     head_dim: int | None = setting(None, at_least=2, at_most=2**12)
-    """Dims of a head at the end; beside remove_fraction, intermediate_size follows. null: it follows from the fraction,
-    or stays."""
+    """Dims of a head at the end; beside remove_fraction or prune.budget, intermediate_size follows. null: it follows
+    from these, or stays."""
     intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
-    """Channels of the MLP at the end, without remove_fraction. null: it follows from the fraction, or stays."""
+    """Channels of the MLP at the end, without remove_fraction and prune.budget. null: it follows from these, or
+    stays."""
     split: str = setting("auto", choices=SPLITS)
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
@@ -129,19 +164,22 @@ class PruneConfig:
     """What is cut inside a layer, how it is chosen, and what makes up for it."""
 
     def __post_init__(self) -> None:
-        fraction = self.remove_fraction
+        fraction, size = self.remove_fraction, self.intermediate_size
+        limits = [f"prune.budget.{name}" for name in self.budget.asked()]
         if fraction is None:
-            explicit = self.head_dim is not None or self.intermediate_size is not None
-            missing = "give it, or else prune.head_dim or prune.intermediate_size"
-            require("prune.remove_fraction", fraction, explicit, missing)
+            missing = "give it, or else prune.head_dim, prune.intermediate_size or a limit of prune.budget"
+            require("prune.remove_fraction", fraction, bool(self.head_dim or size or limits), missing)
+            require("prune.intermediate_size", size, not (size and limits), f"it follows from {' and '.join(limits)}")
         else:
             twice = "prune.intermediate_size is given too; add prune.remove_fraction=null, or leave that out"
-            require("prune.remove_fraction", fraction, self.intermediate_size is None, twice)
+            require("prune.remove_fraction", fraction, size is None, twice)
+            instead = f"{' and '.join(limits)} is given too; add prune=budget, or leave that out"
+            require("prune.remove_fraction", fraction, not limits, instead)
         require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
         one_set = self.method.attention == "pairs" and self.method.pair_scope == "model"
         progression = "progression needs prune.method.attention=pairs and pair_scope=model"
         require("prune.rotary_pairs", self.rotary_pairs, self.rotary_pairs == "free" or one_set, progression)
-        free = fraction is not None and self.head_dim is None
+        free = (fraction is not None or bool(limits)) and self.head_dim is None
         fixed = "the dimensions that are given leave nothing to measure; add prune.split=equal"
         require("prune.split", self.split, self.split == "equal" or free, fixed)
         heads = self.method.attention == "heads"

@@ -34,7 +34,7 @@ from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
 from transact.pruning.targets import shape_warnings
-from transact.rounds import Outline, Round, Stage, run_warnings, tokens_per_batch
+from transact.rounds import Outline, Round, Stage, limits_of, run_warnings, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
@@ -58,6 +58,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     taken = _taken_over(config, whole)
     to_do = replace(whole, stages=tuple(stage for stage in whole.stages if stage not in taken))
     parent, rounds, known = whole.parent, whole.rounds, accelerator(config)
+    limits = limits_of(config.prune, parent)
     return {
         "name": config.name,
         "model": config.model.path,
@@ -68,6 +69,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "taken_over": [stage.name for stage in taken],
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
+        "budget": {} if limits is None else limits.compared(rounds[-1].geometry),
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
             *run_warnings(config, whole),

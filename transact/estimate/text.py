@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transact.engine.gram_memory import GIB
+from transact.pruning.limits import limit_words
 
 MAX_WARNINGS = 5
 MAX_MOMENTS = 4
@@ -62,6 +63,7 @@ def _dimension_lines(estimate: dict[str, Any]) -> list[str]:
         f"removed: {last['remove_fraction']:.1%} of all parameters, which is "
         f"{last['remove_fraction_of_layers']:.1%} of the layers' (embeddings and norms are not cut)"
     )
+    lines += [line for each in estimate["budget"].items() for line in _wrapped(limit_words(*each))]
     if not trains:
         return [*lines, "recovery: none (recover.tokens=0)"]
     steps = sum(each["steps"] for each in rounds)

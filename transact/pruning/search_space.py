@@ -213,7 +213,7 @@ def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, to
     def cost(candidate: Geometry) -> tuple[float, int]:
         miss = abs(candidate.parameters() - budget.parameters)
         # Everything within the tolerance is equally good, so that the balance decides.
-        return (0.0 if miss <= tolerance else miss, _imbalance(budget.parent, towards, candidate))
+        return (0.0 if miss <= tolerance else miss, imbalance(budget.parent, towards, candidate))
 
     return min(candidates, key=cost)
 
@@ -281,7 +281,7 @@ def explicit_geometry(parent: Geometry, head_dim: int | None, intermediate_size:
     return child
 
 
-def _imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
+def imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> int:
     """Return the distance from the straight line of cuts parent -> floor (or -> nothing): a cross product.
 
     Without a floor, it is zero where attention and MLP keep exactly the same share.
@@ -301,13 +301,13 @@ def _unreachable(budget: Budget, space: SearchSpace) -> str:
     return (
         f"prune.remove_fraction={budget.remove_fraction:g} cannot be reached: at most "
         f"{reached_fraction(parent, space.smallest):.4f} of this model can be removed with "
-        f"{_attention_words(parent, space)} and intermediate_size a multiple of "
+        f"{attention_words(parent, space)} and intermediate_size a multiple of "
         f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
         f"{fixed:.4f} of it, are never cut"
     )
 
 
-def _attention_words(parent: Geometry, space: SearchSpace) -> str:
+def attention_words(parent: Geometry, space: SearchSpace) -> str:
     """Describe what attention may be cut to, for a message."""
     multiples = space.multiples
     allowed = multiples.head_dims_below(parent)

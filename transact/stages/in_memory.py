@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transact.config.compose import method_preset
-from transact.config.pruning import MethodConfig, MultipleConfig, PruneConfig
+from transact.config.pruning import BudgetConfig, MethodConfig, MultipleConfig, PruneConfig
 from transact.config.setting import check_values, require
 from transact.engine.free_memory import free_bytes
 from transact.engine.gram_memory import gram_disk_bytes, gram_gib_of, gram_passes
@@ -58,6 +58,7 @@ def prune_model(
     remove_fraction: float | None = None,
     head_dim: int | None = None,
     intermediate_size: int | None = None,
+    budget: BudgetConfig | None = None,
     method: MethodConfig | str = "default",
     rotary_pairs: str = "free",
     target: str = "any",
@@ -73,8 +74,9 @@ def prune_model(
     Args:
         model: of a supported family, all of it on one device.
         calibration: batches of token ids, (sequences, length) each, or dictionaries with `input_ids`; no padding.
-        remove_fraction: share of all parameters to remove; half of them where no dimension is given either.
+        remove_fraction: share of all parameters to remove; half of them where no dimension and no budget is given.
         head_dim, intermediate_size: dimensions at the end, as prune.head_dim and prune.intermediate_size.
+        budget: limits instead, as prune.budget.
         method: a `MethodConfig`, or the name of a file of conf/prune/method.
         rotary_pairs, target, multiple: as the settings of those names in prune.
         seed: of the method `random`.
@@ -87,6 +89,7 @@ def prune_model(
     """
     dimensions = {"remove_fraction": remove_fraction, "head_dim": head_dim, "intermediate_size": intermediate_size}
     others = {"rotary_pairs": rotary_pairs, "target": target, "multiple": multiple or MultipleConfig()}
+    others["budget"] = budget or BudgetConfig()
     settings = _settings(dimensions, method, others)
     config, weights = _described(model)
     source = read_geometry(config)
@@ -121,12 +124,12 @@ def _settings(dimensions: dict[str, Any], method: MethodConfig | str, others: di
     Raises:
         ValueError: a setting, or two together, are not allowed.
     """
-    if all(each is None for each in dimensions.values()):
+    if not others["budget"].asked() and all(each is None for each in dimensions.values()):
         dimensions = dimensions | {"remove_fraction": 0.5}
     if isinstance(method, str):
         method = method_preset(method)
     values = {**dimensions, "split": "equal", **others}
-    plain = {"multiple": asdict(others["multiple"]), "method": asdict(method)}
+    plain = {"multiple": asdict(others["multiple"]), "budget": asdict(others["budget"]), "method": asdict(method)}
     check_values(PruneConfig, values | plain, "prune.")
     scope = method.pair_scope
     stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"

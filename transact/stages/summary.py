@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.files import read_json, write_json
-from transact.rounds import Round
+from transact.rounds import Round, limits_of
 from transact.stages.job import Job
 
 MODEL_FIELDS = (
@@ -33,9 +33,11 @@ def summarise(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
         both = read_json(job.path("comparison.json"))
         dense, pruned = dense | both["dense"], pruned | both["pruned"]
     reached = 0.0 if pruned is None else 1 - pruned["parameters"] / dense["parameters"]
+    limits = limits_of(job.config.prune, job.outline.parent)
     return {
         "name": job.config.name,
         "remove_fraction": {"asked": job.config.prune.remove_fraction if rounds else None, "reached": reached},
+        "budget": limits.compared(rounds[-1].geometry) if limits is not None and rounds else {},
         "dense": dense,
         "pruned": pruned,
         "rounds": rows,
@@ -68,6 +70,7 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
             "result/kv_bytes_per_token": summary["pruned"]["kv_bytes_per_token"],
             "result/remove_fraction": summary["remove_fraction"]["reached"],
         }
+        figures |= {f"result/budget/{name}": each["reached"] for name, each in summary["budget"].items()}
     job.tracker.summary(figures)
     tokens = sum(each["tokens"] for each in summary["rounds"])
     job.tracker.log_table("prune/rounds", *_table(summary), tokens=tokens, round=len(rounds))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from transact.errors import printable
+from transact.pruning.limits import limit_words
 
 COUNTS = ("documents", "shots", "tokens", "documents_trained_on")  # recorded beside the metrics, not metrics themselves
 SHARES_OF_DOCUMENTS = ("acc", "acc_norm", "exact_match")  # each document scores 0 or 1
@@ -48,7 +49,8 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     wish = "" if asked is None else f", {asked:.1%} asked"
     name = " ".join(filter(None, (result["name"], point)))
     title = f"{name}: {reached:.1%} of the parameters removed{wish}"
-    lines = [title, *_table([("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)])]
+    budget = [limit_words(*each) for each in result.get("budget", {}).items()]
+    lines = [title, *budget, *_table([("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)])]
     compared = _compared(result)
     if compared:
         lines += _table([("text or task", "metric", "dense", "pruned"), *compared])[1:]  # the rule is there already

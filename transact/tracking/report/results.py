@@ -32,10 +32,23 @@ def evaluation_section(run: RunFiles) -> Section | None:
         return None
     table = Table(headings=["text or task", "metric", "parent", "pruned", "pruned / parent"], rows=rows)
     blocks: list[Block] = [Named(title="Parent and pruned model", table=table)]
+    limits = values_in(run.result, "budget")
+    if limits:
+        blocks.append(Named(title="Limits asked and reached", table=_limits(limits)))
     chart = _tasks(dense, pruned)
     return Section(
         name="evaluation", title="Evaluation against the parent", blocks=[*blocks, chart] if chart else blocks
     )
+
+
+def _limits(limits: Values) -> Table:
+    def cells(name: str) -> list[str]:
+        return [
+            f"prune.budget.{name}",
+            *(number(figure(limits[name].get(key))) for key in ("most", "reached", "dense")),
+        ]
+
+    return Table(headings=["limit", "at most", "pruned", "parent"], rows=[cells(name) for name in limits])
 
 
 def sides(run: RunFiles) -> tuple[Values, Values]:

@@ -1,0 +1,124 @@
+"""Limits of the machine that serves a model: which dimensions meet them, and what a model takes of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transact.geometry import Geometry
+from transact.pruning.search_space import SearchSpace, attention_words, imbalance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """How a model is served.
+
+    Attributes:
+        bits_per_weight: of the file that is served, on average.
+        bits_per_cached: of an element of the KV cache.
+        context_tokens: in the KV cache, of each sequence.
+        batch_size: sequences at a time.
+    """
+
+    bits_per_weight: float = 16
+    bits_per_cached: float = 16
+    context_tokens: int = 4096
+    batch_size: int = 1
+
+    def figures(self, geometry: Geometry) -> dict[str, float]:
+        """Return what a model takes, by the names of prune.budget. No figure grows where a dimension is cut."""
+        cached = geometry.kv_bytes_per_token(bytes_per_element=1) * self.bits_per_cached / 8
+        weights = geometry.parameters() * self.bits_per_weight / 8
+        return {
+            "parameters": geometry.parameters(),
+            "kv_bytes_per_token": cached,
+            "weight_bytes": weights,
+            "memory_bytes": weights + cached * self.context_tokens * self.batch_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a cut model may take at most.
+
+    Attributes:
+        parent: the dense model.
+        serving: how both are served.
+        asked: limits by the names of `Serving.figures`; up to 1 a share of what the parent takes.
+    """
+
+    parent: Geometry
+    serving: Serving
+    asked: Mapping[str, float]
+
+    def most(self, name: str) -> float:
+        """Return a limit in its own unit."""
+        asked = self.asked[name]
+        return asked if asked > 1 else asked * self.serving.figures(self.parent)[name]
+
+    def broken(self, geometry: Geometry) -> list[str]:
+        """Return the names of the limits that a model exceeds."""
+        figures = self.serving.figures(geometry)
+        return [name for name in self.asked if figures[name] > self.most(name)]
+
+    def compared(self, geometry: Geometry) -> dict[str, dict[str, float]]:
+        """Return for every limit "asked", "most" in its unit, what the model has "reached", and the "dense" one has."""
+        dense, reached = self.serving.figures(self.parent), self.serving.figures(geometry)
+        return {
+            name: {"asked": asked, "most": self.most(name), "reached": reached[name], "dense": dense[name]}
+            for name, asked in self.asked.items()
+        }
+
+
+def within(limits: Limits, space: SearchSpace) -> list[Geometry]:
+    """Return the dimensions that meet all limits and of which none can be larger, from most attention kept to least.
+
+    Raises:
+        ValueError: the least that the space has exceeds a limit, or the dense model meets all of them.
+    """
+    if not limits.broken(space.largest):
+        raise ValueError(f"prune.budget cuts nothing: the model as it is has {_all_words(limits, space.largest)}")
+    if limits.broken(space.smallest):
+        raise ValueError(_unreachable(limits, space))
+    sizes = [*space.multiples.intermediate_sizes_below(space.largest), space.largest.intermediate_size]
+    found = []
+    for shape in space.attention_shapes():
+        possible = [replace(shape, intermediate_size=size) for size in sizes]
+        fitting = bisect_right(possible, False, key=lambda each: bool(limits.broken(each)))
+        found += possible[max(0, fitting - 1) : fitting]
+    return [each for each in found if not any(_is_larger(other, each) for other in found)]
+
+
+def most_balanced(limits: Limits, candidates: list[Geometry]) -> Geometry:
+    """Return the dimensions where attention and MLP lose the most equal shares; of equal ones the first."""
+    return min(candidates, key=lambda each: imbalance(limits.parent, None, each))
+
+
+def limit_words(name: str, compared: Mapping[str, Any]) -> str:
+    """Return a limit and what was reached, in one line."""
+    share = f" ({compared['asked']:g} of the parent's {compared['dense']:,.0f})" if compared["asked"] <= 1 else ""
+    return f"prune.budget.{name}: {compared['reached']:,.0f} of at most {compared['most']:,.0f}{share}"
+
+
+DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+
+
+def _is_larger(one: Geometry, other: Geometry) -> bool:
+    """Return whether no dimension is below that of the other, and one is above it."""
+    return one != other and all(getattr(one, name) >= getattr(other, name) for name in DIMENSIONS)
+
+
+def _all_words(limits: Limits, geometry: Geometry) -> str:
+    return "; ".join(limit_words(name, each) for name, each in limits.compared(geometry).items())
+
+
+def _unreachable(limits: Limits, space: SearchSpace) -> str:
+    name = limits.broken(space.smallest)[0]
+    least, dense = (limits.serving.figures(each)[name] for each in (space.smallest, limits.parent))
+    return (
+        f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least:,.0f}, {least / dense:.4f} of "
+        f"the parent's {dense:,.0f}, with {attention_words(limits.parent, space)} and intermediate_size a multiple of "
+        f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that)"
+    )
