@@ -272,7 +272,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--calibration-sequences", type=int, default=64)
     parser.add_argument("--validation-sequences", type=int, default=8, help="that splits and recovery are judged by")
     parser.add_argument("--evaluation-sequences", type=int, default=16, help="of every held-out text")
-    parser.add_argument("--batch-sequences", type=int, default=4, help="of a step of recovery")
     parser.add_argument("--multiple", type=int, default=8, help="that head_dim and intermediate_size are multiples of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=num_cores())
@@ -298,7 +297,6 @@ SETTINGS = (
     "calibration_sequences",
     "validation_sequences",
     "evaluation_sequences",
-    "batch_sequences",
     "multiple",
     "seed",
     "task_limit",

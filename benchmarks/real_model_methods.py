@@ -136,10 +136,10 @@ class Plan:
             },
             "recover": {
                 "tokens": row.tokens,
-                "batch_sequences": settings["batch_sequences"],
                 "validation_sequences": settings["validation_sequences"],
             },
-            "engine": {"micro_batch_sequences": min(MICRO_BATCH, settings["batch_sequences"])},
+            # The batch of recovery follows from its tokens, whatever would be computed at a time.
+            "engine": {"micro_batch_sequences": 1 if row.tokens else MICRO_BATCH},
             "eval": evaluation,
             "track": {"mode": "disabled", "progress_seconds": 3600},
             "seed": settings["seed"],

@@ -15,18 +15,18 @@ from tests.e2e.conftest import bfloat16_overrides
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, recovery_steps, start, wait_until
 
-STEPS = 24
-TOKENS_PER_STEP = 8 * 64
+STEPS = 36
+TOKENS_PER_STEP = 4 * 32
 
 
 def overrides(workplace: Workplace, name: str) -> list[str]:
     """One round of enough steps to be hit in the middle; validations before and after the checkpoints.
 
-    Steps of 8 sequences follow from the tokens, on one rank and on four. The learning rate does damage, so that it is
+    Steps of 4 sequences follow from the tokens, on one rank and on four. The learning rate does damage, so that it is
     lowered before some of the checkpoints.
     """
     changed = ["prune.rounds=1", f"recover.tokens={STEPS * TOKENS_PER_STEP}", "recover.validations=4"]
-    changed += ["recover.batch_sequences=null"]
+    changed += ["recover.batch_sequences=null", "data.sequence_length=32"]
     changed += ["engine.micro_batch_sequences=2", "recover.learning_rate=0.1"]  # for up to four ranks
     changed += ["data.evaluation_sequences=8", "eval.efficiency.measured=false"]
     return [*workplace.overrides(name), *changed, f"engine.checkpoint_every.tokens={4 * TOKENS_PER_STEP}"]
@@ -54,7 +54,7 @@ def result(folder: Path) -> Any:
 def undisturbed(workplace: Workplace) -> Path:
     ended = transact(overrides(workplace, "undisturbed_recovery"), ranks=2)
     assert ended.returncode == 0, ended.stderr
-    assert "step 4 of 24: validation perplexity" in ended.stdout and "back to those weights" in ended.stdout
+    assert "step 4 of 36: validation perplexity" in ended.stdout and "back to those weights" in ended.stdout
     return workplace.folder / "undisturbed_recovery"
 
 

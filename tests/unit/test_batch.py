@@ -15,7 +15,7 @@ from transact.models.folder import declared_geometry
 from transact.rounds import outline, text_sequences
 from transact.stages.preflight import with_batch
 
-SETTINGS = ["name=run", "data.sequence_length=512", "recover.tokens=131072"]
+SETTINGS = ["name=run", "data.sequence_length=64", "recover.tokens=131072"]
 
 
 def asked(folder: Path, *overrides: str) -> RunConfig:
@@ -23,11 +23,21 @@ def asked(folder: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "micro_batch", "expected"), [(1, "auto", 4), (4, "auto", 4), (16, "auto", 16), (2, "2", 4), (2, "8", 16)]
+    ("ranks", "micro_batch", "expected"),
+    [
+        (1, "auto", (8, "auto")),
+        (16, "auto", (16, "auto")),
+        (1, "3", (8, 2)),
+        (2, "2", (8, 2)),
+        (2, "8", (8, 4)),
+        (16, "8", (16, 1)),
+    ],
 )
-def test_it_divides_into_what_the_ranks_compute(tmp_path: Path, ranks: int, micro_batch: str, expected: int) -> None:
-    config = asked(tmp_path / "run", f"engine.micro_batch_sequences={micro_batch}")
-    assert with_batch(config, ranks).recover.batch == expected
+def test_ranks_divide_it_and_micro_batches_do(
+    tmp_path: Path, ranks: int, micro_batch: str, expected: tuple[int, int | str]
+) -> None:
+    found = with_batch(asked(tmp_path / "run", f"engine.micro_batch_sequences={micro_batch}"), ranks)
+    assert (found.recover.batch, found.engine.micro_batch_sequences) == expected
 
 
 def test_a_batch_that_is_given_stays(tmp_path: Path) -> None:
@@ -44,14 +54,12 @@ def test_what_goes_on_with_a_run_keeps_its_batch_on_other_ranks(tmp_path: Path, 
     if again.recover.variant is not None:
         again = replace(again, output_dir=str(tmp_path / "run" / "variants" / "slow"))
     assert with_batch(again, 2).recover.batch == 16
-    more = replace(again, recover=replace(again.recover, tokens=4 * again.recover.tokens))
-    assert with_batch(more, 2).recover.batch == 8
-    few = replace(again, engine=replace(again.engine, micro_batch_sequences=8))
-    assert with_batch(few, 2).recover.batch == 16
-    with pytest.raises(
-        ValueError, match=r"began with steps of 16 sequences.* 4 rank\(s\) compute 32 sequences at a time"
-    ):
-        with_batch(few, 4)
+    more = replace(again, recover=replace(again.recover, tokens=16 * again.recover.tokens))
+    assert with_batch(more, 2).recover.batch == 32
+    many = replace(again, engine=replace(again.engine, micro_batch_sequences=8))
+    assert with_batch(many, 4).engine.micro_batch_sequences == 4
+    with pytest.raises(ValueError, match=r"began with steps of 16 sequences, .* 6 ranks do not divide that"):
+        with_batch(again, 6)
 
 
 def test_any_batch_finds_the_same_text(tmp_path: Path) -> None:
@@ -65,5 +73,7 @@ def test_any_batch_finds_the_same_text(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_a_round_has_text_for_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a step has 512 sequences of 512 tokens \(64 rank\(s\) compute 512 "):
-        with_batch(asked(tmp_path / "run"), 64)
+    with pytest.raises(
+        ValueError, match=r"a step of 4096 rank\(s\) has 4096 sequences of 64 tokens, more than a round"
+    ):
+        with_batch(asked(tmp_path / "run"), 4096)

@@ -8,7 +8,6 @@ allocate; allocators and libraries add to it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -94,7 +93,9 @@ BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
 TAUGHT_BYTES = GIB  # of hidden states that the teacher computes ahead
 IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late
-LAYERS_IN_FLIGHT = 0.75  # measured, a share of the weights being fetched: flat buffers
+# Measured, a share of the weights being fetched, on two ranks and on more: flat buffers. Fewer linger at the worst
+# moment where a rank's part of them is smaller, and where the backward fetches a layer again to recompute it.
+LINGERING = {"forward": (0.75, 0.45), "kept": (0.95, 0.45), "recomputed": (0.3, 0.0)}
 # Float32 tensors of tokens x vocab_size at the worst moment: logits, their logarithms, their gradient; distillation
 # has those of the teacher, and the products of both, beside them.
 LOGIT_COPIES = {"cross_entropy": 3, "distillation": 7, "mixed": 7}
@@ -202,7 +203,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
     loading = {"loading": float(geometry.parameters() * FLOAT32_BYTES if is_made_whole else 0)}
     return MemoryEstimate(
         weights=geometry.parameters() * width / (ranks if is_shared else 1),
-        gathered=_fetched_elements(geometry, engine) * width if is_shared else 0,
+        gathered=_fetched_elements(geometry, engine, ranks) * width if is_shared else 0,
         **_larger(at_work, loading),
     )
 
@@ -316,27 +317,25 @@ def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> flo
     if engine.zero_stage != 3 or ranks == 1:
         return 0
     live = min(geometry.parameters(), engine.live_elements)
-    # Measured: where the backward fetches a layer again to recompute it, fewer buffers linger at the worst moment.
-    share = LAYERS_IN_FLIGHT
-    if not engine.recomputes:
-        share *= 0.75 + 0.5 * math.log2(ranks)
+    kind = "recomputed" if engine.recomputes else "kept"
     embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
-    return (live + _in_flight(geometry, engine, share) + embedding) * BYTES_BY_DTYPE[engine.dtype]
+    return (live + _in_flight(geometry, engine, kind, ranks) + embedding) * BYTES_BY_DTYPE[engine.dtype]
 
 
-def _in_flight(geometry: Geometry, engine: EngineConfig, share: float = LAYERS_IN_FLIGHT) -> float:
-    """Return the elements of flat buffers beside the layers being fetched. share: of all layers at most."""
-    return share * min(geometry.transitional_parameters(), engine.prefetch_elements)
+def _in_flight(geometry: Geometry, engine: EngineConfig, kind: str, ranks: int) -> float:
+    """Return the elements of flat buffers beside the layers being fetched. kind: of pass, as in `LINGERING`."""
+    return LINGERING[kind][ranks > 2] * min(geometry.transitional_parameters(), engine.prefetch_elements)
 
 
-def _fetched_elements(geometry: Geometry, engine: EngineConfig) -> float:
+def _fetched_elements(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
     """Return the elements of whole weights at stage 3 in inference.
 
     A layer is released after its use; what is fetched ahead is whole, and in flight.
     """
     layer = geometry.transitional_parameters() / geometry.num_layers
     ahead = min(geometry.parameters(), engine.prefetch_elements)
-    return max(ahead + layer, geometry.vocab_size * geometry.hidden_size) + _in_flight(geometry, engine)
+    whole = max(ahead + layer, geometry.vocab_size * geometry.hidden_size)
+    return whole + _in_flight(geometry, engine, "forward", ranks)
 
 
 def _logit_bytes(config: RunConfig, geometry: Geometry, objective: str) -> float:
@@ -362,7 +361,7 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
     taught = taught_at_once(parent, config, ranks) + 1
     elements += (parent.vocab_size + taught * _tokens(config)) * parent.hidden_size
     if is_sharded and ranks > 1:
-        elements += _in_flight(parent, engine)
+        elements += _in_flight(parent, engine, "forward", ranks)
     return elements * BYTES_BY_DTYPE[engine.dtype]
 
 

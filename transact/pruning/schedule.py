@@ -22,7 +22,7 @@ REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9
 SIZE_EXPONENT = 0.4  # 8e9 -> 1e-4, 1.3e8 -> 5e-4
 HALF = 0.5  # share of the parameters cut above which the rate grows no more
 LARGEST_RATE = 2e-3
-BATCH_OF_TOKENS = 5.7  # tokens of a batch over the square root of all: 2,048 for 131,072, 180,000 for a billion
+BATCH_OF_TOKENS = 1.4  # tokens of a batch over the square root of all: 512 for 131,072, 44,000 for a billion
 
 
 def remove_fractions(
@@ -110,8 +110,8 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")
 
 
-def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
-    """Return the sequences of an optimizer step: what is computed at a time, doubled until the step is large enough.
+def batch_sequences(tokens: int, sequence_length: int, ranks: int) -> int:
+    """Return the sequences of an optimizer step: one on each rank, doubled until the step is large enough.
 
     Its tokens grow with the square root of all. The batch up to which no token is wasted grows about so with the text
     that is trained on, and not with the model (arXiv 2410.21676); the factor suited two models (docs/log.md).
@@ -119,10 +119,10 @@ def batch_sequences(tokens: int, sequence_length: int, together: int) -> int:
     Args:
         tokens: of recovery, in all rounds.
         sequence_length: tokens of a sequence.
-        together: sequences that all ranks compute at a time.
+        ranks: that share a step.
     """
     wanted = max(1.0, BATCH_OF_TOKENS * math.sqrt(tokens) / sequence_length)
-    return together * 2 ** max(0, round(math.log2(wanted / together)))
+    return ranks * 2 ** max(0, round(math.log2(wanted / ranks)))
 
 
 def learning_rate_at(

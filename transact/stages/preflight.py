@@ -185,29 +185,32 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
 def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     """Return the request with recover.batch_sequences as a number, where it is left to the tokens of recovery.
 
-    It is a multiple of what all ranks compute at a time. A run that exists, or whose cut is recovered once more, keeps
-    its own on any number of ranks.
+    The ranks divide it. A run that exists, or whose cut is recovered once more, keeps its own. Where a rank's part of it
+    is no multiple of engine.micro_batch_sequences, the largest micro-batch below that divides it is taken.
 
     Raises:
         ValueError: a round has fewer tokens than a step, or the ranks do not divide the batch that the run began with.
     """
     if config.recover.batch_sequences is not None:
         return config
-    micro_batch = config.engine.micro_batch_sequences
-    together = world_size * (micro_batch if isinstance(micro_batch, int) else 1)
-    at_a_time = f"{world_size} rank(s) compute {together} sequences at a time"
     found = _recorded_batch(config)
     if found is None:
         tokens, length = config.recover.tokens, config.data.sequence_length
-        found = batch_sequences(tokens, length, together)
-        few = f"a step has {found} sequences of {length} tokens ({at_a_time}), more than a round"
+        found = batch_sequences(tokens, length, world_size)
+        few = f"a step of {world_size} rank(s) has {found} sequences of {length} tokens, more than a round"
         require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
-    elif found % together:
+    elif found % world_size:
         raise ValueError(
             f"the run began with steps of {found} sequences, which followed from recover.tokens (its config.yaml); "
-            f"{at_a_time}, which must divide that: start it on other ranks"
+            f"{world_size} ranks do not divide that: start it on other ranks"
         )
-    return replace(config, recover=replace(config.recover, batch_sequences=found))
+    config = replace(config, recover=replace(config.recover, batch_sequences=found))
+    most = config.engine.micro_batch_sequences
+    if not isinstance(most, int):
+        return config
+    of_rank = found // world_size
+    micro_batch = max(size for size in range(1, most + 1) if of_rank % size == 0)
+    return replace(config, engine=replace(config.engine, micro_batch_sequences=micro_batch))
 
 
 def _recorded_batch(config: RunConfig) -> int | None:

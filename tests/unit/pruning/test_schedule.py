@@ -76,16 +76,16 @@ def test_token_budgets_refuse(arguments: tuple[int, list[float] | None, int, int
 
 
 @pytest.mark.parametrize(
-    ("tokens", "length", "together", "expected"),
+    ("tokens", "length", "ranks", "expected"),
     [
-        (131_072, 512, 1, 4),  # 2,064 tokens
-        (131_072, 512, 2, 4),
-        (131_072, 512, 16, 16),  # ranks and micro-batches come first
-        (524_288, 256, 8, 16),
-        (10**9, 4096, 8, 32),  # 180,250 tokens, 44 sequences: in powers of two nearer to 32
-        (10**9, 4096, 24, 48),
+        (131_072, 512, 1, 1),  # 507 tokens
+        (131_072, 64, 2, 8),
+        (131_072, 512, 16, 16),  # every rank has one
+        (524_288, 256, 1, 4),
+        (10**9, 4096, 8, 8),  # 44,272 tokens, 10.8 sequences: in powers of two nearer to 8
+        (10**9, 1024, 24, 48),
         (0, 4096, 4, 4),
     ],
 )
-def test_a_batch_grows_with_the_root_of_the_tokens(tokens: int, length: int, together: int, expected: int) -> None:
-    assert batch_sequences(tokens, length, together) == expected
+def test_a_batch_grows_with_the_root_of_the_tokens(tokens: int, length: int, ranks: int, expected: int) -> None:
+    assert batch_sequences(tokens, length, ranks) == expected
