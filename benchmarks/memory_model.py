@@ -39,7 +39,7 @@ from transact.stages.recover.teacher import Teacher
 
 # An estimate that is too low ends a job; one that is too high costs a look at another setting. At ZeRO-3 it depends on
 # the moment whether the buffers of a layer that is fetched ahead are there at the peak.
-MOST_BELOW, MOST_ABOVE = 0.1, 0.3
+MOST_BELOW, MOST_ABOVE = 0.1, 0.25
 STEPS, MICRO_BATCHES = 2, 2
 REPETITIONS = 2
 SIZES: dict[str, dict[str, Any]] = {

@@ -185,8 +185,8 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
 def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     """Return the request with recover.batch_sequences as a number, where it is left to the tokens of recovery.
 
-    The ranks divide it. A run that exists, or whose cut is recovered once more, keeps its own. Where a rank's part of it
-    is no multiple of engine.micro_batch_sequences, the largest micro-batch below that divides it is taken.
+    The ranks divide it. A run that exists, or whose cut is recovered once more, keeps its own. Where a rank's part of
+    it is no multiple of engine.micro_batch_sequences, the largest micro-batch below that divides it is taken.
 
     Raises:
         ValueError: a round has fewer tokens than a step, or the ranks do not divide the batch that the run began with.
