@@ -65,7 +65,9 @@ ENTROPY = "recover.objective=cross_entropy"
 # Recovered with the same number of tokens in total, whatever the number of rounds, in batches of 16 sequences.
 RECOVERED: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
-    "default, batches of 8": Method(overrides=("recover.batch_sequences=8", *ONE_ROUND)),
+    "default, batches of 2": Method(
+        overrides=("recover.batch_sequences=2", "engine.micro_batch_sequences=2", *ONE_ROUND)
+    ),
     "obs": Method(overrides=(OBS, *ONE_ROUND)),
     "obs, cross-entropy": Method(overrides=(OBS, *ONE_ROUND, ENTROPY)),
     "obs, equal split": Method(overrides=(OBS, *EQUAL, *ONE_ROUND)),

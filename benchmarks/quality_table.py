@@ -34,7 +34,7 @@ SUMMARY = {
     "random": "random",
 }
 # The names of the rows after recovery, where they are others: the batch that a run takes by itself, TransAct's recipe.
-SUMMARY_RECOVERED = {"default": "default, batches of 8", "paper_heads": "paper recipe"}
+SUMMARY_RECOVERED = {"default": "default, batches of 2", "paper_heads": "paper recipe"}
 
 
 def quality_summary(result: dict[str, Any]) -> str:
