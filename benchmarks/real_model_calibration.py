@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,8 @@ def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], fo
         found = read_json(described)
         if found["identity"] == identity and set(names) <= set(found["statistics"]):
             return dict(found)
-    described.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of other code, or what a killed attempt left
+    folder.mkdir(parents=True)
     seconds: dict[str, float] = {}
     tensors: dict[str, torch.Tensor] = {}
     for kind, wanted in (
