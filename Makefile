@@ -54,9 +54,8 @@ test: $(SETUP) ## all tests: minutes
 test-report: $(SETUP) ## the report page in a headless chromium; screenshots go to outputs/report_screenshots
 	TRANSACT_TESTS_NEED_CHROMIUM=1 $(PYTHON_RUN) -m pytest tests/report tests/unit/report
 
-test-gguf: $(SETUP) ## compile llama.cpp once (many minutes), and run the tests against it
-	$(PYTHON_RUN) -m tests.support.optional
-	$(PYTHON_RUN) -m pytest -m llama_cpp
+test-gguf: $(SETUP) ## the GGUF file in a real llama.cpp, prebuilt, from PyPI
+	$(PYTHON_RUN) -m pytest tests/gguf
 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster

@@ -25,11 +25,6 @@ from transact.export.gguf import write_gguf
 from transact.files import read_json
 from transact.models.rotary import rope_settings
 
-pytestmark = [
-    pytest.mark.llama_cpp,
-    pytest.mark.skipif(llama_cpp() is None, reason="llama.cpp is not built: make test-gguf builds it"),
-]
-
 SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 LENGTH, PROMPT, NEW_TOKENS = 256, 20, 80

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy
-import pytest
 
 from tests.support.exported import random_selection, slice_folder
 from tests.support.optional import llama_cpp, run_with
@@ -15,11 +14,6 @@ from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
-
-pytestmark = [
-    pytest.mark.llama_cpp,
-    pytest.mark.skipif(llama_cpp() is None, reason="llama.cpp is not built: make test-gguf builds it"),
-]
 
 TEXTS = ["def main(argument) -> None:", "  two  spaces\nand a line", "Übergröße 世界 🙂"]  # the last one by bytes
 SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"

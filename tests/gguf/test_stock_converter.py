@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -21,11 +20,6 @@ from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import GUARD_NAME, write_export
-
-pytestmark = [
-    pytest.mark.llama_cpp,
-    pytest.mark.skipif(llama_cpp() is None or stock_converter() is None, reason="make test-gguf builds llama.cpp"),
-]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 NEW_TOKENS = 64

