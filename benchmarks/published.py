@@ -22,7 +22,7 @@ from benchmarks.estimate_table import estimate_markdown
 from benchmarks.gpu_table import gpu_markdown, gpu_results
 from benchmarks.memory_model import case_of, estimated, is_stale, memory_markdown
 from benchmarks.quality_methods import BASELINES
-from benchmarks.quality_table import quality_summary, quality_table
+from benchmarks.quality_table import quality_table
 from benchmarks.real_model_table import real_model_markdown, real_model_summary
 from benchmarks.throughput import shortfalls_of_throughput, throughput_markdown
 from benchmarks.workload import REPOSITORY, RESULTS
@@ -31,7 +31,6 @@ from transact.files import read_json, temporary_name, write_text
 # Name of a table in benchmarks/results -> the result file that it is made from, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "quality": ("quality.json", quality_table),
-    "quality_summary": ("quality.json", quality_summary),
     "efficiency": ("efficiency.json", efficiency_markdown),
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),

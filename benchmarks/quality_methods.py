@@ -62,7 +62,8 @@ ONE_SHOT: dict[str, Method] = {
 }
 
 ENTROPY = "recover.objective=cross_entropy"
-# Recovered with the same number of tokens in total, whatever the number of rounds, in batches of 16 sequences.
+# Recovered with the same number of tokens in total, whatever the number of rounds, in batches of 16 sequences unless
+# they say so.
 RECOVERED: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
     "default, batches of 2": Method(

@@ -27,37 +27,6 @@ def quality_table(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-SUMMARY = {
-    "default": "`default`, what a run does unless told otherwise",
-    "norms": "activation norms alone",
-    "paper_heads": "TransAct's released code (eight shots where it recovers)",
-    "random": "random",
-}
-# The names of the rows after recovery, where they are others: the batch that a run takes by itself, TransAct's recipe.
-SUMMARY_RECOVERED = {"default": "default, batches of 2", "paper_heads": "paper recipe"}
-
-
-def quality_summary(result: dict[str, Any]) -> str:
-    """Return the README's table: perplexity on held-out Python at half of the transitional parameters."""
-    rows = [row for row in result["rows"] if row["fraction"] == 0.5 and row["text"] == "python_heldout"]
-    trained = next(row["tokens"] for row in rows if row["tokens"] > 0)
-    lines = [
-        "| half of the transitional parameters removed | right after the cut "
-        f"| after recovery on {trained:,} tokens | KV cache |",
-        "|---|---|---|---|",
-        "| nothing removed | " + f"{result['parent']['python_heldout']:.2f} | | 100% |",
-    ]
-    for method, words in SUMMARY.items():
-        cut = [row for row in rows if row["method"] == method and row["tokens"] == 0]
-        named = SUMMARY_RECOVERED.get(method, method)
-        recovered = [row["perplexity_recovered"] for row in rows if row["method"] == named and row["tokens"] > 0]
-        after = f"{mean(recovered):.2f}" if recovered else ""
-        lines.append(
-            f"| {words} | {mean(row['perplexity_one_shot'] for row in cut):.2f} | {after} | {_cache_share(cut)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def _table(title: str, parent: dict[str, float], rows: list[Row], figure: Callable[[Row], float]) -> str:
     texts, fractions = list(parent), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]

@@ -33,7 +33,6 @@ def real_model_markdown(result: dict[str, Any]) -> str:
 
 SUMMARY = {
     "default": "`default`, what a run does unless told otherwise",
-    "parallel": "`parallel`, the same with every layer fitted for itself",
     "obs": "`obs`, the default before: greedy OBS, no gains, every layer for itself",
     "norms": "activation norms alone",
     "flap": "FLAP, stock form",

@@ -24,7 +24,7 @@ SHORT = [
 @pytest.mark.parametrize(
     ("family", "ranks", "overrides"),
     [
-        ("mistral", 1, ["export.gguf=q8_0", "prune.multiple.head_dim=8"]),
+        ("mistral", 1, ["export.gguf=q4_k_m", "prune.multiple.head_dim=8"]),
         ("qwen2", 2, ["export.gguf=f16", "recover.objective=distillation"]),
         ("qwen3", 2, ["export.gguf=f16", "prune.rotary_pairs=progression"]),
         ("qwen3", 1, ["prune/method=parallel"]),

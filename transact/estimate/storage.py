@@ -12,12 +12,15 @@ from transact.engine.memory import BYTES_BY_DTYPE, TRAINED_COPIES
 from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
-from transact.pruning.targets import float16_rows
+from transact.pruning.targets import K_QUANT_BLOCK, float16_rows
 from transact.rounds import Outline, Round, Stage, text_sequences
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
-BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
-BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer
+# Of a weight in a GGUF file, with the scales of its block; of K-quants, which mix types, on average, and of what takes
+# their place where rows do not divide into their blocks.
+BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k_m": 4.8, "q5_k_m": 5.7, "q6_k": 6.6}
+BITS_OF_FALLBACK = {"q4_k_m": 5.9, "q5_k_m": 6.4, "q6_k": 8.5}
+BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer; K-quants: of q6_k
 MODEL_STAGES = ("slice", "recover")  # that leave a model folder
 
 
@@ -75,10 +78,17 @@ def training_checkpoint_bytes(geometry: Geometry) -> int:
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
     """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
-    in_float16 = geometry.num_layers * geometry.hidden_size * sum(float16_rows(geometry).values())
-    quantised = geometry.parameters() - tables - in_float16
-    bits = quantised * BITS_PER_WEIGHT[kind] + in_float16 * 16 + tables * BITS_OF_EMBEDDINGS[kind]
-    return round(bits / 8)
+    columns = geometry.num_layers * geometry.hidden_size
+    in_float16 = columns * sum(float16_rows(geometry).values())
+    by_fallback, of_tables = 0, BITS_OF_EMBEDDINGS.get(kind, BITS_PER_WEIGHT["q6_k"])
+    if kind in BITS_OF_FALLBACK:
+        rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
+        by_fallback = columns * sum(row for row in rows.values() if row % K_QUANT_BLOCK) - in_float16
+        if geometry.hidden_size % K_QUANT_BLOCK:
+            by_fallback, of_tables = geometry.parameters() - tables - in_float16, BITS_OF_FALLBACK["q6_k"]
+    rest = geometry.parameters() - tables - in_float16 - by_fallback
+    bits = rest * BITS_PER_WEIGHT[kind] + by_fallback * BITS_OF_FALLBACK.get(kind, 0) + in_float16 * 16
+    return round((bits + tables * of_tables) / 8)
 
 
 def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:

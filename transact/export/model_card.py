@@ -173,7 +173,7 @@ pairs and write a file that computes nonsense, without an error. A tensor of an 
 (transformers skips it); in a copy made with `save_pretrained` it is gone.
 """
 GGUF_FLOAT16 = """\
-In llama.cpp's quantised types (q8_0, q4_0) the weights of {names} stay float16: their rows do not divide into \
+In llama.cpp's quantised types the weights of {names} stay float16: their rows do not divide into \
 blocks of 32.
 """
 

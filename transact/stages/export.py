@@ -11,12 +11,13 @@ from transact.engine.engine import open_engine
 from transact.engine.memory import CHECKED_TOKENS
 from transact.export.folder import write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
+from transact.export.k_quants import K_QUANTS, write_k_quants
 from transact.export.model_card import Exported, copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.models.rotary import rope_settings
-from transact.pruning.targets import Q4_BLOCK, float16_rows
+from transact.pruning.targets import K_QUANT_BLOCK, Q4_BLOCK, float16_rows
 from transact.stages.job import Job
 from transact.stages.stock_logits import stock_logits
 from transact.stages.texts import Texts
@@ -114,18 +115,24 @@ def _pruner_logits(job: Job, model_folder: Path, tokens: torch.Tensor, dtype: st
 def export_gguf(job: Job, folder: Path, output: Path) -> None:
     """Write the GGUF file; rank 0 alone works, a tensor at a time (collective)."""
     kind, geometry = job.config.export.gguf, geometry_of(folder)
+    write_file = write_k_quants if kind in K_QUANTS else write_gguf
 
     def write() -> list[str]:
         temporary = temporary_name(output)
         with job.progress("gguf", geometry.parameters(), unit="weights") as bar:
-            in_float16 = write_gguf(folder, temporary, kind, job.config.name, bar.advance)
+            others = write_file(folder, temporary, kind, job.config.name, bar.advance)
         publish(temporary, output)
-        return in_float16
+        return others
 
-    in_float16 = job.group.on_main(write, may_be_left=True)  # hours for a large model
+    others = job.group.on_main(write, may_be_left=True)  # hours for a large model
     job.say(f"gguf: {output}")
-    if in_float16:
+    if others and kind in K_QUANTS:
         job.say(
-            f"gguf: {len(in_float16)} weights are f16 instead of {kind}, such as {in_float16[0]}: their rows do not "
+            f"gguf: {len(others)} weights are not in K-quants but in types of about as many bits, such as {others[0]}: "
+            f"their rows do not divide into blocks of {K_QUANT_BLOCK}"
+        )
+    elif others:
+        job.say(
+            f"gguf: {len(others)} weights are f16 instead of {kind}, such as {others[0]}: their rows do not "
             f"divide into blocks of {Q4_BLOCK}; prune.target=llama_cpp, in a new run, cuts to dimensions that do"
         )

@@ -17,6 +17,7 @@ from transact.config.setting import require, require_choice
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf
+from transact.export.k_quants import check_quantiser
 from transact.files import DamagedFile
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
@@ -259,6 +260,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
         check_method(config.prune.method, model_config)
     found = outline(config, read_geometry(model_config))
     check_gguf(config, model_config, found)
+    check_quantiser(config.export.gguf)
     profiled, steps = config.track.profile_steps, found.tokens // tokens_per_batch(config)
     is_made = profiled is None or profiled[1] <= steps
     require("track.profile_steps", profiled, is_made, f"recovery has {steps:,} steps")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.support.exported import write_exported
 from transact.config.run import RunConfig
 from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_types, pre_tokenizer_name, write_gguf
+from transact.export.k_quants import check_quantiser
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
 from transact.models.llama import read_geometry
@@ -260,3 +261,6 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
             composed("owner/parent", "export.gguf=f16", "prune.remove_fraction=0.3"),
             SIX_HEADS | {"model_type": "llama"},
         )
+    check_quantiser("q8_0")
+    with pytest.raises(ValueError, match=r"needs the package cyllama: pip install 'transact\[quantise\]'"):
+        check_quantiser("q4_k_m")
