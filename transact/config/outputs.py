@@ -29,6 +29,9 @@ class EfficiencyConfig:
     """Minutes that the measurements may take, on a CPU for example: fewer turns first, then fewer lengths."""
     threads: int = setting(1, at_least=1, at_most=1024)
     """Threads on a CPU. With one, the processor time of other programs is not counted."""
+    draft: bool = False
+    """Whether the pruned model is tried as the draft of its parent in speculative decoding, on held-out text, with the
+    first of prompt_tokens and of new_tokens."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -329,7 +329,7 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
         job.stage(
             Stage("efficiency"),
             measured,
-            lambda: measure_efficiency(job, parent, output, measured),
+            lambda: measure_efficiency(job, texts, parent, output, measured),
             reads=[output],
             settings=settings,
         )

@@ -8,26 +8,31 @@ from typing import Any
 import torch
 
 from transact.engine.free_memory import free_bytes
+from transact.evaluation.efficiency.command import draft_words
+from transact.evaluation.efficiency.draft import PROMPTS
 from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
 from transact.files import read_json, write_json
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import is_stock
 from transact.stages.job import Job
+from transact.stages.texts import Texts
 
 PRUNED = "pruned"
 MEMORY_MARGIN = 1.5  # times the weights of both models, which leaves room for generation
 
 
-def measure_efficiency(job: Job, parent: Path, exported: Path, output: Path) -> None:
+def measure_efficiency(job: Job, texts: Texts, parent: Path, exported: Path, output: Path) -> None:
     """Write efficiency.json: what `measure` returns, or the reason why nothing was measured (collective)."""
-    result = job.group.on_main(lambda: _measured(job, {PARENT: parent, PRUNED: exported}), may_be_left=True)
+    result = job.group.on_main(lambda: _measured(job, texts, {PARENT: parent, PRUNED: exported}), may_be_left=True)
     job.say(f"efficiency: {_sentence(result)}")
+    if result["draft"] is not None:
+        job.say(f"efficiency: {draft_words(result['draft'])}")
     job.tracker.summary(_figures(result))
     if job.group.is_main:
         write_json(output, result)
 
 
-def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
+def _measured(job: Job, texts: Texts, folders: dict[str, Path]) -> dict[str, Any]:
     config, device = job.config.eval.efficiency, job.group.device
     dtype = dtype_of(folders[PRUNED])
     models = {role: describe(folder, geometry_of(folder), dtype) for role, folder in folders.items()}
@@ -39,9 +44,14 @@ def _measured(job: Job, folders: dict[str, Path]) -> dict[str, Any]:
         if needed > free_bytes(torch.device(place)):
             reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
-        return {"models": models, "latency": [], "left_out": [], "not_measured": reason}
+        return {"models": models, "latency": [], "left_out": [], "draft": None, "not_measured": reason}
+    prompts = None
+    if config.draft:
+        held_out = texts.evaluation
+        first = torch.arange(min(PROMPTS, held_out.num_sequences))
+        prompts = held_out.sequences(first)[:, : config.prompt_tokens[0]]
     with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:
-        return measure(folders, config, dtype=dtype, device=device, progress=progress.advance)
+        return measure(folders, config, dtype=dtype, device=device, prompts=prompts, progress=progress.advance)
 
 
 def _sentence(result: dict[str, Any]) -> str:
@@ -62,5 +72,9 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
     if not result["latency"]:
         return {}
     row = result["latency"][0]  # the first setting that there was time to measure
-    figures = {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
+    draft = result["draft"] or {}
+    drafted = {f"efficiency/draft_{name}": draft[name] for name in ("acceptance_rate", "speed_up") if name in draft}
+    figures = drafted | {
+        f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()
+    }
     return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}

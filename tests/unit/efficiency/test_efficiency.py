@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.tiny import TINY
 from transact.config.outputs import EfficiencyConfig
-from transact.evaluation.efficiency.command import efficiency_table, main, parse, requested, turns_text
+from transact.evaluation.efficiency.command import (
+    draft_words,
+    efficiency_table,
+    main,
+    parse,
+    requested,
+    turns_text,
+)
+from transact.evaluation.efficiency.draft import measure_draft
 from transact.evaluation.efficiency.generation import (
+    Clock,
     Seconds,
     allocated_peak,
     generate,
@@ -213,3 +223,30 @@ def test_a_wrong_request_ends_with_one_line(
     assert said.out == ""
     assert said.err.count("\n") == 1 and said.err.startswith("error: ")
     assert message in said.err
+
+
+def test_a_draft_is_as_good_as_it_agrees_with_its_parent(model: LlamaForCausalLM) -> None:
+    """The parent takes all that it proposes itself, and nothing of a model that proposes what it finds least likely."""
+    prompts = random_prompt(512, 3, 8, torch.device("cpu"))
+    clock = Clock(device=torch.device("cpu"), threads=1)
+    other = deepcopy(model)
+    other.model.norm.weight.data.neg_()
+    made: list[int] = []
+    own, foreign = (measure_draft(model, each, prompts, 12, 2, clock, made.append) for each in (deepcopy(model), other))
+    assert own["acceptance_rate"] == 1 and own["proposed"] == own["accepted"] > 0
+    assert foreign["acceptance_rate"] == 0 and foreign["tokens_per_parent_forward"] == 1
+    assert own["same_tokens"] == foreign["same_tokens"] == 1
+    assert sum(made) == 2 * 2 * 2 * 3 * 12
+    assert "100% of its proposals accepted" in draft_words(own)
+
+
+def test_the_command_tries_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("def main(argument):\n    return argument\n" * 20)
+    lengths = ["--prompt-tokens", "16", "--new-tokens", "4", "--turns", "1"]
+    asked = [str(DEMO_PARENT), *lengths, "--draft", str(text)]
+    assert main(asked) == 2 and "--draft needs --against" in capsys.readouterr().err
+    assert main([*asked, "--against", str(DEMO_PARENT)]) == 0
+    assert "as a draft of its parent: 100% of its proposals accepted" in capsys.readouterr().out
+    text.write_text("short")
+    assert main([*asked, "--against", str(DEMO_PARENT)]) == 2 and "a prompt has 16" in capsys.readouterr().err

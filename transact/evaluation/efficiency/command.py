@@ -45,7 +45,19 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
     parts = [_aligned(counts), _aligned(_work(latency)), title, _aligned(_latencies(latency, clock))]
     if any("speed_ups" in row for row in result["latency"]):
         parts.append("allowed: what the removed FLOPs (prefill) and bytes (decode) allow. reached: the share of it.")
+    if result["draft"] is not None:
+        parts.append(draft_words(result["draft"]))
     return "\n\n".join(parts)
+
+
+def draft_words(found: Mapping[str, Any]) -> str:
+    """Return a result of `measure_draft` in a sentence."""
+    return (
+        f"as a draft of its parent: {found['acceptance_rate']:.0%} of its proposals accepted, "
+        f"{found['tokens_per_parent_forward']:.2f} tokens a forward of the parent, {found['speed_up']:.2f} times as "
+        f"fast as the parent alone ({found['prompts']} prompts of held-out text, {found['prompt_tokens']}+"
+        f"{found['new_tokens']} tokens, greedy)"
+    )
 
 
 def turns_text(latency: Sequence[Mapping[str, Any]]) -> str:
@@ -124,6 +136,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="transact efficiency", description=__doc__)
     parser.add_argument("folder", type=Path, help="an exported model, or any folder of a supported family")
     parser.add_argument("--against", type=Path, metavar="PARENT", help="the model to compare it with")
+    parser.add_argument(
+        "--draft", type=Path, metavar="TEXT", help="also try FOLDER as PARENT's draft, after prompts of this text file"
+    )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="lengths; single ones below win over it")
     parser.add_argument("--prompt-tokens", type=int, nargs="+")
     parser.add_argument("--new-tokens", type=int, nargs="+")
@@ -159,15 +174,21 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
     Raises:
         ValueError: a folder is not a complete model, or the device is not available.
     """
+    from transact.evaluation.efficiency.draft import prompts_of
     from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
 
+    if arguments.draft is not None and arguments.against is None:
+        raise ValueError("--draft needs --against=PARENT, whose draft FOLDER is tried as")
     folders = {} if arguments.against is None else {PARENT: arguments.against}
     folders |= {"model": arguments.folder}
     for folder in folders.values():
         check_folder(folder)
     device = choose_device(arguments.device)
     dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
-    return measure(folders, config, dtype=dtype, device=device)
+    prompts = None
+    if arguments.draft is not None:
+        prompts = prompts_of(arguments.draft, arguments.folder, config.prompt_tokens[0])
+    return measure(folders, config, dtype=dtype, device=device, prompts=prompts)
 
 
 def main(command_line: list[str] | None = None) -> int:

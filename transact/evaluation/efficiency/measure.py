@@ -13,6 +13,7 @@ import torch
 
 from transact.config.outputs import EfficiencyConfig
 from transact.errors import one_line
+from transact.evaluation.efficiency.draft import PROMPTS, measure_draft
 from transact.evaluation.efficiency.generation import (
     Clock,
     Turn,
@@ -81,6 +82,7 @@ def measure(
     *,
     dtype: str,
     device: torch.device,
+    prompts: torch.Tensor | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
     """Measure what running each model costs.
@@ -88,12 +90,14 @@ def measure(
     Args:
         folders: by role; where there is a "parent", the others are compared with it.
         dtype: of weights and computation, the same for all.
+        prompts: (prompts, prompt_tokens) of text, after which the last model is tried as the parent's draft; None: it
+            is not.
         progress: called with the number of tokens that were made, or left out for lack of time.
 
     Returns:
         "models": role -> counts, "settings", and "latency": a row for each batch size, prompt length and number of
         new tokens, with the turns that there was time for. "left_out": what there was no time for; "not_measured":
-        the reason where that is everything.
+        the reason where that is everything. "draft": what `measure_draft` returns; None without prompts.
     """
     geometries = {role: geometry_of(folder) for role, folder in folders.items()}
     models = {role: load(folder, dtype, device) for role, folder in folders.items()}
@@ -117,11 +121,18 @@ def measure(
                 turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
                 progress((config.turns - number) * len(models) * max(config.new_tokens))
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
+        draft = None
+        if prompts is not None:
+            child = models[next(reversed(models))]
+            draft = measure_draft(
+                models[PARENT], child, prompts.to(device), config.new_tokens[0], config.turns, clock, progress
+            )
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
         "latency": rows,
         "left_out": left_out,
+        "draft": draft,
         "not_measured": None
         if rows
         else f"one turn takes longer than eval.efficiency.max_minutes={config.max_minutes:g}",
@@ -163,7 +174,8 @@ def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
 def tokens_to_make(config: EfficiencyConfig, models: int) -> int:
     """Return the number of tokens that `measure` reports to `progress` in all."""
     settings = len(config.batch_sizes) * len(config.prompt_tokens)
-    return settings * config.turns * models * max(config.new_tokens)
+    drafted = 2 * PROMPTS * config.turns * config.new_tokens[0] if config.draft else 0
+    return settings * config.turns * models * max(config.new_tokens) + drafted
 
 
 @contextmanager

@@ -145,6 +145,9 @@ def efficiency_section(run: RunFiles) -> Section | None:
     if rows:
         blocks.append(Note(text=_conditions(found, rows)))
         blocks.append(_speed_ups(rows))
+    draft = values_in(found, "draft")
+    if draft:
+        blocks.append(Named(title="As a draft of its parent", table=_draft(draft)))
     tables = {
         "Latency and memory": _latencies(rows, found),
         "Work": _work(rows),
@@ -220,6 +223,28 @@ def _speed_ups(rows: list[Values]) -> Chart:
         summary=f"How many times as fast as the parent. {told}.",
         views={"": {"data": traces, "layout": layout | {"barmode": "group"}}},
         table=table,
+    )
+
+
+def _draft(draft: Values) -> Table:
+    """Return what speculative decoding with the pruned model as the parent's draft gave."""
+    keys = ("acceptance_rate", "tokens_per_parent_forward", "speed_up", "same_tokens")
+    return Table(
+        headings=[
+            "proposals accepted",
+            "tokens a forward of the parent",
+            "speed-up",
+            "tokens as without",
+            "prompts",
+            "tokens",
+        ],
+        rows=[
+            [
+                *(number(figure(draft.get(key))) for key in keys),
+                str(draft.get("prompts")),
+                f"{draft.get('prompt_tokens')}+{draft.get('new_tokens')}",
+            ]
+        ],
     )
 
 
