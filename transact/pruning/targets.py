@@ -40,7 +40,9 @@ def shape_warnings(geometry: Geometry) -> list[str]:
         if row % Q4_BLOCK:
             lines.append(f"{name} {size}: rows of {row} weights stay f16 in llama.cpp's q4_0 and q8_0 ({Q4_BLOCK})")
         elif row % K_QUANT_BLOCK:
-            lines.append(f"{name} {size}: rows of {row} weights have no K-quants in llama.cpp ({K_QUANT_BLOCK})")
+            groups = "" if row % GROUP == 0 else f", and no groups of {GROUP} in 4 bits (GPTQ, AWQ)"
+            none = f"rows of {row} weights have no K-quants in llama.cpp ({K_QUANT_BLOCK})"
+            lines.append(f"{name} {size}: {none}{groups}")
     return lines
 
 
@@ -50,6 +52,7 @@ ATTENTION_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 TILE = 64  # rows and columns that matrix kernels work on at a time, at least
 Q4_BLOCK = 32  # weights of a row that q8_0 and q4_0 scale together, and mlx-lm with --q-group-size 32
 K_QUANT_BLOCK = 256
+GROUP = 128  # weights of a row that 4-bit kernels for GPUs scale together
 LARGE_HIDDEN_SIZE = 2048  # from here on even coarse multiples are small beside the dimensions
 LARGE_HEAD_DIM = 32  # elements that a quantised KV cache scales together
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
-from transact.pruning.targets import RUNTIMES, multiples_for
+from transact.pruning.targets import RUNTIMES, multiples_for, shape_warnings
 from transact.rounds import geometries, outline, split_candidates
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
@@ -189,3 +189,13 @@ def test_a_round_knows_whether_a_later_one_cuts_pairs() -> None:
     ).rounds
     assert [each.geometry.head_dim for each in rounds] == [64, 64, 32, 32]
     assert [each.cuts_pairs_later for each in rounds] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("intermediate_size", "said"),
+    [(1024, None), (640, "(256)"), (576, "(256), and no groups of 128 in 4 bits (GPTQ, AWQ)"), (600, "stay f16")],
+)
+def test_rows_that_quantisation_cannot_divide_are_warned_of(intermediate_size: int, said: str | None) -> None:
+    dense = replace(parent("llama-3-8b"), intermediate_size=intermediate_size)
+    lines = [line for line in shape_warnings(dense) if f"rows of {intermediate_size} weights" in line]
+    assert lines == [] if said is None else len(lines) == 1 and said in lines[0]
