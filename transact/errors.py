@@ -175,7 +175,7 @@ REMEDIES = {
     "memory/activations/recover": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
     "memory/logits": "a smaller engine.micro_batch_sequences",
     "memory/gram": "a smaller prune.method.gram_gib",
-    "memory/gram/slice": "prune/method=parallel in a new run, where no layer is corrected once more",
+    "memory/gram/slice": "ranks with more memory each: they do not divide the least squares of a layer",
     "memory/teacher": "more ranks, or recover.objective=cross_entropy in a new run",
     # Stages whose memory is not estimated:
     "memory/tasks": "a smaller eval.task_batch",

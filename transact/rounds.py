@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
 from transact.geometry import Geometry
-from transact.pruning.limits import Limits, Serving, most_balanced, within
+from transact.pruning.limits import Limits, Serving, most_balanced, widest_of_each, within
 from transact.pruning.schedule import (
     peak_learning_rate,
     remove_fractions,
@@ -189,7 +189,9 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
     """Return the dimensions that have this head_dim and are as large as is asked for."""
-    found = _possible(config, parent)
+    limits = limits_of(config, parent)
+    # Of limits also what a wider head would meet with as wide an MLP: it is asked for.
+    found = widest_of_each(limits, _search_space(config, parent)) if limits else _possible(config, parent)
     for geometry in found:
         if geometry.head_dim == head_dim:
             return geometry

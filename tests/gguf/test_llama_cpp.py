@@ -140,14 +140,15 @@ def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path
 
 
 def test_k_quants_say_what_has_none_and_are_as_large_as_foreseen(tmp_path: Path) -> None:
-    """Rows of 256 weights have them, those of 96 have types of about as many bits."""
+    """Rows of 256 weights have them, those of 32 have types of about as many bits, those of 100 float16."""
     parent = write_family_model(tmp_path / "parent", "llama", hidden_size=256, intermediate_size=512, vocab_size=512)
     train_tokenizer(write_text_files(tmp_path / "text")[0]).save_pretrained(parent)
-    selection = random_selection(parent, head_dim=8, intermediate_size=96)
+    selection = random_selection(parent, head_dim=8, intermediate_size=100)
     folder = export(slice_folder(parent, tmp_path / "sliced", selection), tmp_path / "export")
     for kind in K_QUANTS:
         others = write_k_quants(folder, tmp_path / f"{kind}.gguf", kind, "model")
         assert {name.split(".")[2] for name in others} == {"attn_output", "ffn_down"}
+        assert all(name.endswith("(F16)") == ("ffn_down" in name) for name in others)
         weights = sum(each.n_bytes for each in gguf.GGUFReader(tmp_path / f"{kind}.gguf").tensors)
         assert gguf_bytes(geometry_of(folder), kind) == pytest.approx(weights, rel=0.1)
     assert sorted(path.name for path in tmp_path.glob("*gguf")) == sorted(f"{kind}.gguf" for kind in K_QUANTS)

@@ -40,6 +40,11 @@ def test_ranks_divide_it_and_micro_batches_do(
     assert (found.recover.batch, found.engine.micro_batch_sequences) == expected
 
 
+def test_without_recovery_the_micro_batch_stays(tmp_path: Path) -> None:
+    found = with_batch(asked(tmp_path / "run", "recover.tokens=0", "engine.micro_batch_sequences=8"), 2)
+    assert (found.recover.batch, found.engine.micro_batch_sequences) == (16, 8)
+
+
 def test_a_batch_that_is_given_stays(tmp_path: Path) -> None:
     assert with_batch(asked(tmp_path / "run", "recover.batch_sequences=3"), 2).recover.batch == 3
 

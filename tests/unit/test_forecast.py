@@ -83,6 +83,7 @@ def test_machines_come_before_quality() -> None:
     assert "32 ranks" in alone
     assert not any("cross_entropy" in each and "ranks" in each for each in alone)
     together = estimate("estimate.num_ranks=1", "estimate.memory_gib=11")["memory"]["would_fit_with"]
+    assert together
     for each in together:
         settings = each["change"].split()
         for left_out in settings[:-2] if settings[-1] == "ranks" else settings:

@@ -173,7 +173,7 @@ class PruneConfig:
         else:
             twice = "prune.intermediate_size is given too; add prune.remove_fraction=null, or leave that out"
             require("prune.remove_fraction", fraction, size is None, twice)
-            instead = f"{' and '.join(limits)} is given too; add prune=budget, or leave that out"
+            instead = f"{' and '.join(limits)} is given too; add prune.remove_fraction=null, or leave that out"
             require("prune.remove_fraction", fraction, not limits, instead)
         require_one_per_round("prune.round_shares", self.round_shares, self.rounds)
         one_set = self.method.attention == "pairs" and self.method.pair_scope == "model"

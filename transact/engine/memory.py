@@ -174,7 +174,7 @@ def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryE
     """Estimate a layer at work in float32, before and after the cut: no engine is open."""
     method = config.prune.method
     layers = [each.transitional_parameters() / each.num_layers for each in (source, geometry)]
-    if not method.needs_gram():
+    if method.refit == "none":
         return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES)
     files = sum(width**2 for width in _projected(source)) * FLOAT32_BYTES
     refitted = files + max(

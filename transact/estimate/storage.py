@@ -55,13 +55,14 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     if config.prune.method.needs_gram():
         grams += [gram_disk_bytes(each) for each in before]
     checkpoints = [0, *(CHECKPOINTS * training_checkpoint_bytes(each) for each in trained)]
+    half = gguf_bytes(rounds[-1].geometry, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
     return {
         **parts,
         "end": end,
         "gram": max(grams),
         "training_checkpoints": max(checkpoints),
         "round_before": at_most - kept,
-        "peak": end - kept + at_most + max(*grams, *checkpoints),
+        "peak": end - kept + at_most + max(*grams, *checkpoints, half),
     }
 
 
@@ -148,7 +149,8 @@ def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[i
     }
     if config.export.gguf != "none":
         size = gguf_bytes(last, config.export.gguf)
-        found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported, by_one=size)
+        half = gguf_bytes(last, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
+        found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported + half, by_one=half + size)
     for each in outline.rounds:
         of_round = _round_traffic(config, outline, each, copies, ranks, saves.get(each.number, 0.0))
         found |= {Stage(kind, each.number): traffic for kind, traffic in of_round.items()}

@@ -76,6 +76,16 @@ def within(limits: Limits, space: SearchSpace) -> list[Geometry]:
     """Return the dimensions that meet all limits and of which none can be larger, from most attention kept to least.
 
     Raises:
+        ValueError: as `widest_of_each`.
+    """
+    found = widest_of_each(limits, space)
+    return [each for each in found if not any(_is_larger(other, each) for other in found)]
+
+
+def widest_of_each(limits: Limits, space: SearchSpace) -> list[Geometry]:
+    """Return each shape of attention that meets all limits with the widest MLP that does.
+
+    Raises:
         ValueError: the least that the space has exceeds a limit, or the dense model meets all of them.
     """
     if not limits.broken(space.largest):
@@ -88,7 +98,7 @@ def within(limits: Limits, space: SearchSpace) -> list[Geometry]:
         possible = [replace(shape, intermediate_size=size) for size in sizes]
         fitting = bisect_right(possible, False, key=lambda each: bool(limits.broken(each)))
         found += possible[max(0, fitting - 1) : fitting]
-    return [each for each in found if not any(_is_larger(other, each) for other in found)]
+    return found
 
 
 def most_balanced(limits: Limits, candidates: list[Geometry]) -> Geometry:

@@ -111,7 +111,7 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
 
 
 def batch_sequences(tokens: int, sequence_length: int, ranks: int) -> int:
-    """Return the sequences of an optimizer step: one on each rank, doubled until the step is large enough.
+    """Return the sequences of an optimizer step: one on each rank, doubled until it is about what the tokens ask.
 
     Its tokens grow with the square root of all. The batch up to which no token is wasted grows about so with the text
     that is trained on, and not with the model (arXiv 2410.21676); the factor suited two models (docs/log.md).

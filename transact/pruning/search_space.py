@@ -326,6 +326,6 @@ def _check_every_round_removes(parent: Geometry, geometries: Sequence[Geometry],
         if after >= before:
             raise ValueError(
                 f"round {turn} of {len(geometries)} would remove nothing: use fewer rounds, a "
-                f"larger remove_fraction, or multiples below head_dim {multiples.head_dim} and "
+                f"larger cut, or multiples below head_dim {multiples.head_dim} and "
                 f"intermediate_size {multiples.intermediate_size}"
             )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transact.export.k_quants import float16_file
 from transact.files import temporary_name
 from transact.models.folder import download, geometry_of, is_local
 from transact.pruning.selection import Selection
@@ -322,6 +323,7 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
             gguf,
             lambda: export_gguf(job, output, gguf),
             reads=[output],
+            scratch=[float16_file(temporary_name(gguf))],
         )
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")

@@ -128,8 +128,9 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
     job.say(f"gguf: {output}")
     if others and kind in K_QUANTS:
         job.say(
-            f"gguf: {len(others)} weights are not in K-quants but in types of about as many bits, such as {others[0]}: "
-            f"their rows do not divide into blocks of {K_QUANT_BLOCK}"
+            f"gguf: {len(others)} weights are not in K-quants, such as {others[0]}: their rows do not divide into "
+            f"blocks of {K_QUANT_BLOCK}, those in F16 not into blocks of {Q4_BLOCK} either; prune.target=llama_cpp, in "
+            "a new run, cuts to dimensions that do"
         )
     elif others:
         job.say(

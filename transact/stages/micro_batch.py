@@ -204,8 +204,9 @@ def _tried(config: RunConfig, outline: Outline, ranks: int, memory: float, size:
 def _moments_of_points(config: RunConfig, outline: Outline) -> Moments:
     """Return the moments that the choice rests on.
 
-    In a sweep every model counts as large as the parent: points choose alike, and share what they make of the parent.
+    The cut itself is left out, which hardly depends on it. In a sweep every model counts as large as the parent: points
+    choose alike, and share what they make of the parent.
     """
-    stages = moments(outline)
+    stages = [(stage, geometry) for stage, geometry in moments(outline) if stage.kind != "slice"]
     stages += [(stage, candidate) for stage, _ in trained(stages)[-1:] for candidate in outline.candidates]
     return stages if config.share_dir is None else [(stage, outline.parent) for stage, _ in stages]

@@ -186,8 +186,9 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
 def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     """Return the request with recover.batch_sequences as a number, where it is left to the tokens of recovery.
 
-    The ranks divide it. A run that exists, or whose cut is recovered once more, keeps its own. Where a rank's part of
-    it is no multiple of engine.micro_batch_sequences, the largest micro-batch below that divides it is taken.
+    The ranks divide it. Without recovery it is what they compute at a time. A run that exists, or whose cut is
+    recovered once more, keeps its own. Where a rank's part of it is no multiple of engine.micro_batch_sequences, the
+    largest micro-batch below that divides it is taken.
 
     Raises:
         ValueError: a round has fewer tokens than a step, or the ranks do not divide the batch that the run began with.
@@ -197,7 +198,7 @@ def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     found = _recorded_batch(config)
     if found is None:
         tokens, length = config.recover.tokens, config.data.sequence_length
-        found = batch_sequences(tokens, length, world_size)
+        found = batch_sequences(tokens, length, world_size) if tokens else world_size * _at_a_time(config)
         few = f"a step of {world_size} rank(s) has {found} sequences of {length} tokens, more than a round"
         require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
     elif found % world_size:
@@ -206,12 +207,16 @@ def with_batch(config: RunConfig, world_size: int) -> RunConfig:
             f"{world_size} ranks do not divide that: start it on other ranks"
         )
     config = replace(config, recover=replace(config.recover, batch_sequences=found))
-    most = config.engine.micro_batch_sequences
-    if not isinstance(most, int):
+    if not isinstance(config.engine.micro_batch_sequences, int):
         return config
     of_rank = found // world_size
-    micro_batch = max(size for size in range(1, most + 1) if of_rank % size == 0)
+    micro_batch = max(size for size in range(1, _at_a_time(config) + 1) if of_rank % size == 0)
     return replace(config, engine=replace(config.engine, micro_batch_sequences=micro_batch))
+
+
+def _at_a_time(config: RunConfig) -> int:
+    micro_batch = config.engine.micro_batch_sequences
+    return micro_batch if isinstance(micro_batch, int) else 1
 
 
 def _recorded_batch(config: RunConfig) -> int | None:

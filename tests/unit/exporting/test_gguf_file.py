@@ -262,5 +262,5 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
             SIX_HEADS | {"model_type": "llama"},
         )
     check_quantiser("q8_0")
-    with pytest.raises(ValueError, match=r"needs the package cyllama: pip install 'transact\[quantise\]'"):
+    with pytest.raises(ValueError, match=r"needs the package cyllama: pip install 'transact\[gguf,quantise\]'"):
         check_quantiser("q4_k_m")

@@ -117,7 +117,7 @@ def test_rounds_narrow_towards_the_dimensions_that_meet_the_limits() -> None:
     [
         (
             ["prune.budget.parameters=0.5"],
-            r"prune.remove_fraction=0.5 is not allowed: prune.budget.parameters is given",
+            r"prune.remove_fraction=0.5 is not allowed: prune.budget.parameters is given too; add prune.remove_fr",
         ),
         (["prune=budget"], r"prune.remove_fraction=null is not allowed: give it, or else"),
         (
@@ -136,5 +136,8 @@ def test_a_head_dim_that_is_given_beside_limits_is_kept() -> None:
     asked = ["name=x", "prune=budget", "prune.budget.parameters=0.5", "prune.head_dim=64", "prune.split=equal"]
     found, _ = geometries(compose_config(asked).prune, LLAMA_8B)
     assert found[-1].head_dim == 64
+    narrow = ["name=x", "prune=budget", "prune.budget.kv_bytes_per_token=0.8", "prune.head_dim=64", "prune.split=equal"]
+    (last,) = geometries(compose_config(narrow).prune, LLAMA_8B)[0]
+    assert (last.head_dim, last.intermediate_size) == (64, LLAMA_8B.intermediate_size)
     with pytest.raises(ValueError, match=r"prune\.head_dim=62 is not allowed: with prune\.budget\.parameters=0\.5 and"):
         geometries(compose_config([*asked, "prune.head_dim=62"]).prune, LLAMA_8B)
