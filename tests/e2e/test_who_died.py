@@ -67,18 +67,20 @@ def test_a_rank_that_is_killed_is_named_with_the_signal_and_told_once(workplace:
     assert said in job.status() and " failed " in job.status()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_was_suspended_is_named_and_leaves_when_it_wakes(workplace: Workplace, rank: int) -> None:
-    job = Local(workplace, f"suspended_rank_{rank}")
-    job.ranks[rank].suspend()
-    wait_for(lambda: _has_ended(job.ranks[1 - rank]), SECONDS, "the other leaves")
-    before = job.record
-    assert before["state"] == "failed" and before["error"].startswith(f"rank {rank} died in round_01/recover")
-    job.ranks[rank].resume()
-    output = job.output()
-    assert job.launcher.returncode == 1
-    assert job.record["error"] == before["error"]
-    assert output.count("error: rank ") == output.count(f"error: {before['error']}") == 1
+def test_a_rank_that_was_suspended_is_named_and_leaves_when_it_wakes(workplace: Workplace) -> None:
+    """Rank 0 of one job and rank 1 of another, at the same time: most of it is waiting for the other's silence."""
+    jobs = [Local(workplace, f"suspended_rank_{rank}") for rank in (0, 1)]
+    for rank, job in enumerate(jobs):
+        job.ranks[rank].suspend()
+    for rank, job in enumerate(jobs):
+        wait_for(lambda job=job, rank=rank: _has_ended(job.ranks[1 - rank]), SECONDS, "the other leaves")
+        before = job.record
+        assert before["state"] == "failed" and before["error"].startswith(f"rank {rank} died in round_01/recover")
+        job.ranks[rank].resume()
+        output = job.output()
+        assert job.launcher.returncode == 1
+        assert job.record["error"] == before["error"]
+        assert output.count("error: rank ") == output.count(f"error: {before['error']}") == 1
 
 
 def _has_ended(process: psutil.Process) -> bool:

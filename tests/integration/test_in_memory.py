@@ -17,7 +17,7 @@ from tests.support.commands import REPOSITORY, environment, make_workplace, tran
 from tests.support.tiny import write_model
 from transact import prune_model
 from transact.config.compose import compose_config, conf_folder, method_preset
-from transact.config.pruning import MethodConfig
+from transact.config.pruning import BudgetConfig, MethodConfig
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore
 from transact.files import read_json
@@ -98,6 +98,13 @@ def test_a_model_in_bfloat16_stays_so(tiny: Path) -> None:
     assert {each.dtype for each in cut.parameters()} == {torch.bfloat16} and cut.config.intermediate_size == 96
 
 
+def test_limits_are_met(tiny: Path) -> None:
+    model, budget = load(tiny), BudgetConfig(kv_bytes_per_token=0.5)
+    cut = prune_model(model, [tokens()], budget=budget, target="transformers")
+    assert cut.config.head_dim == model.config.head_dim // 2
+    assert cut.config.intermediate_size == model.config.intermediate_size
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_read_as_hydra_composes_them(name: str) -> None:
     assert method_preset(name) == compose_config(["name=any", f"prune/method={name}"]).prune.method
@@ -108,6 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "preset": ({"method": "best"}, "method='best' is not allowed: it must be one of default"),
     "fraction": ({"remove_fraction": 1.5}, "prune.remove_fraction=1.5 is not allowed"),
     "odd": ({"head_dim": 7, "target": "transformers"}, "head_dim"),
+    "name": ({"rounds": 2}, "settings=['rounds'] is not allowed: they are remove_fraction, head_dim"),
     "target": ({"target": "ollama"}, "prune.target='ollama' is not allowed"),
     "nothing": ({"calibration": []}, "calibration holds no batch"),
     "words": ({"calibration": ["text"]}, "calibration batch 0 must be a tensor"),

@@ -6,10 +6,10 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -51,19 +51,25 @@ Weights = dict[str, Tensor]
 OUTPUT = "lm_head.weight"
 
 
+class CutSettings(TypedDict, total=False):
+    """The settings of `prune` that a cut in memory takes, each as in a job."""
+
+    remove_fraction: float | None
+    head_dim: int | None
+    intermediate_size: int | None
+    budget: BudgetConfig
+    rotary_pairs: str
+    target: str
+    multiple: MultipleConfig
+
+
 def prune_model(
     model: Any,
     calibration: Iterable[Any],
     *,
-    remove_fraction: float | None = None,
-    head_dim: int | None = None,
-    intermediate_size: int | None = None,
-    budget: BudgetConfig | None = None,
     method: MethodConfig | str = "default",
-    rotary_pairs: str = "free",
-    target: str = "any",
-    multiple: MultipleConfig | None = None,
     seed: int = 0,
+    **settings: Unpack[CutSettings],
 ) -> Any:
     """Cut a transformers model in memory, as a job of one round without recovery cuts a model folder.
 
@@ -74,12 +80,9 @@ def prune_model(
     Args:
         model: of a supported family, all of it on one device.
         calibration: batches of token ids, (sequences, length) each, or dictionaries with `input_ids`; no padding.
-        remove_fraction: share of all parameters to remove; half of them where no dimension and no budget is given.
-        head_dim, intermediate_size: dimensions at the end, as prune.head_dim and prune.intermediate_size.
-        budget: limits instead, as prune.budget.
         method: a `MethodConfig`, or the name of a file of conf/prune/method.
-        rotary_pairs, target, multiple: as the settings of those names in prune.
         seed: of the method `random`.
+        settings: as `CutSettings` names them; half of all parameters go where none says how much.
 
     Returns:
         A new model of stock transformers, with the dtype, the device and the mode of the old one.
@@ -87,54 +90,53 @@ def prune_model(
     Raises:
         ValueError: one line: what of the model, the batches or the settings is not supported, and what is.
     """
-    dimensions = {"remove_fraction": remove_fraction, "head_dim": head_dim, "intermediate_size": intermediate_size}
-    others = {"rotary_pairs": rotary_pairs, "target": target, "multiple": multiple or MultipleConfig()}
-    others["budget"] = budget or BudgetConfig()
-    settings = _settings(dimensions, method, others)
+    prune = _prune_settings(settings, method)
     config, weights = _described(model)
     source = read_geometry(config)
-    check_criteria(settings.method)
-    check_method(settings.method, config)
-    goal = geometries(settings, source)[0][-1]
+    check_criteria(prune.method)
+    check_method(prune.method, config)
+    goal = geometries(prune, source)[0][-1]
     batches = _batches(calibration, config)
     with _still(model), torch.no_grad():
-        evidence = _evidence(model, batches, weights, source, settings.method, seed)
-        grams = _grams(model, batches, source, settings.method) if settings.method.needs_gram() else None
+        evidence = _evidence(model, batches, weights, source, prune.method, seed)
+        grams = _grams(model, batches, source, prune.method) if prune.method.needs_gram() else None
     with torch.no_grad():
         channels = None
-        if settings.method.channels == "obs":
+        if prune.method.channels == "obs":
             assert grams is not None
             channels = {
                 goal.intermediate_size: [
-                    best_channels(weights[down_projection(layer)], gram, [goal.intermediate_size], settings.method)[
+                    best_channels(weights[down_projection(layer)], gram, [goal.intermediate_size], prune.method)[
                         goal.intermediate_size
                     ]
                     for layer, gram in enumerate(grams)
                 ]
             }
-        selection = decide(settings, evidence, goal, channels, parent=source, asked=settings.remove_fraction)
+        selection = decide(prune, evidence, goal, channels, parent=source, asked=prune.remove_fraction)
         smaller = sliced_config(config, selection)
-        cut = _cut(weights, config, smaller, selection, settings.method, batches, grams)
+        cut = _cut(weights, config, smaller, selection, prune.method, batches, grams)
     return _made(model, smaller | stated_settings(smaller), cut)
 
 
-def _settings(dimensions: dict[str, Any], method: MethodConfig | str, others: dict[str, Any]) -> PruneConfig:
+def _prune_settings(given: CutSettings, method: MethodConfig | str) -> PruneConfig:
     """Return the settings of prune, checked as those of a job are.
 
     Raises:
         ValueError: a setting, or two together, are not allowed.
     """
-    if not others["budget"].asked() and all(each is None for each in dimensions.values()):
-        dimensions = dimensions | {"remove_fraction": 0.5}
-    if isinstance(method, str):
-        method = method_preset(method)
-    values = {**dimensions, "split": "equal", **others}
-    plain = {"multiple": asdict(others["multiple"]), "budget": asdict(others["budget"]), "method": asdict(method)}
-    check_values(PruneConfig, values | plain, "prune.")
-    scope = method.pair_scope
+    unknown = sorted(given.keys() - CutSettings.__annotations__.keys())
+    require("settings", unknown, not unknown, f"they are {', '.join(CutSettings.__annotations__)}, method and seed")
+    values: dict[str, Any] = {"split": "equal", "remove_fraction": None, **given}
+    asked = given.get("budget", BudgetConfig()).asked()
+    if not asked and all(given.get(name) is None for name in ("remove_fraction", "head_dim", "intermediate_size")):
+        values["remove_fraction"] = 0.5
+    values["method"] = method_preset(method) if isinstance(method, str) else method
+    plain = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
+    check_values(PruneConfig, plain, "prune.")
+    scope = values["method"].pair_scope
     stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"
     require("prune.method.pair_scope", scope, scope == "model", f"it must be model: {stock}")
-    return PruneConfig(**values, method=method)
+    return PruneConfig(**values)
 
 
 def _described(model: Any) -> tuple[dict[str, Any], Weights]:
