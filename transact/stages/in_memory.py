@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import accumulate
 from typing import Any, TypedDict, Unpack
@@ -131,7 +131,8 @@ def _prune_settings(given: CutSettings, method: MethodConfig | str) -> PruneConf
     if not asked and all(given.get(name) is None for name in ("remove_fraction", "head_dim", "intermediate_size")):
         values["remove_fraction"] = 0.5
     values["method"] = method_preset(method) if isinstance(method, str) else method
-    plain = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
+    groups = (BudgetConfig, MultipleConfig, MethodConfig)
+    plain = {name: asdict(value) if isinstance(value, groups) else value for name, value in values.items()}
     check_values(PruneConfig, plain, "prune.")
     scope = values["method"].pair_scope
     stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"
