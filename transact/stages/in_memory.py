@@ -82,8 +82,9 @@ def prune_model(
         calibration: batches of token ids, (sequences, length) each, or dictionaries with `input_ids`; no padding.
         method: a `MethodConfig`, or the name of a file of conf/prune/method.
         seed: of the method `random`.
-        settings: `remove_fraction`, `head_dim`, `intermediate_size`, `budget` (a `BudgetConfig`), `rotary_pairs`, `target`
-            and `multiple` (a `MultipleConfig`), as those of prune. Half of all parameters go where none says how much.
+        settings: `remove_fraction`, `head_dim`, `intermediate_size`, `budget` (a `BudgetConfig`), `rotary_pairs`,
+            `target` and `multiple` (a `MultipleConfig`), as those of prune. Half of all parameters go where none says
+            how much.
 
     Returns:
         A new model of stock transformers, with the dtype, the device and the mode of the old one.
