@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.support.commands import REPOSITORY, Workplace, environment
 from tests.support.runs import record_of, start, wait_until
@@ -53,18 +52,21 @@ class Local:
         return run_warm(command, module="transact", cwd=REPOSITORY, environment=environment(), seconds=SECONDS).stdout
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_is_named_with_the_signal_and_told_once(workplace: Workplace, rank: int) -> None:
-    job = Local(workplace, f"killed_rank_{rank}")
-    assert "At work on round_0" in job.page()
-    job.ranks[rank].kill()
-    output = job.output()
-    said = f"rank {rank} died in round_01/recover: killed by SIGKILL"
-    assert rank == 0 or "Failed: rank 1 died in round_01/recover: " in job.page()  # which rank 0 writes
-    assert job.launcher.returncode == 1
-    assert job.record["state"] == "failed" and job.record["error"].startswith(said)
-    assert output.count("error: rank ") == output.count(f"error: {said}") == output.count("  go on:   python -m") == 1
-    assert said in job.status() and " failed " in job.status()
+def test_a_rank_that_is_killed_is_named_with_the_signal_and_told_once(workplace: Workplace) -> None:
+    """Rank 0 of one job and rank 1 of another, at the same time."""
+    jobs = [Local(workplace, f"killed_rank_{rank}") for rank in (0, 1)]
+    for rank, job in enumerate(jobs):
+        assert "At work on round_0" in job.page()
+        job.ranks[rank].kill()
+    for rank, job in enumerate(jobs):
+        output = job.output()
+        said = f"rank {rank} died in round_01/recover: killed by SIGKILL"
+        assert rank == 0 or "Failed: rank 1 died in round_01/recover: " in job.page()  # which rank 0 writes
+        assert job.launcher.returncode == 1
+        assert job.record["state"] == "failed" and job.record["error"].startswith(said)
+        told = output.count(f"error: {said}")
+        assert output.count("error: rank ") == told == output.count("  go on:   python -m") == 1
+        assert said in job.status() and " failed " in job.status()
 
 
 def test_a_rank_that_was_suspended_is_named_and_leaves_when_it_wakes(workplace: Workplace) -> None:
