@@ -358,8 +358,6 @@ def text_sequences(config: RunConfig, tokens: int) -> int:
 
 
 TOKENS_PER_CHANNEL = 10  # of calibration text; on SmolLM2-135M 5 cost twice the perplexity of 10, and 20 gained 4 %
-
-
 FEW_STEPS = 10  # of recovery in a round
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 from transact.geometry import Geometry
@@ -14,10 +15,14 @@ FLOAT64_BYTES = 8
 FREE_SHARE = 0.8  # of free memory that is filled: allocators leave gaps, and reductions have buffers
 
 
+def projected_widths(geometry: Geometry) -> tuple[int, int]:
+    """Return the numbers of inputs of a layer's two output projections, which Gram matrices are of."""
+    return geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size
+
+
 def gram_bytes(geometry: Geometry) -> int:
     """Return the bytes of one layer's Gram matrices while they are summed, in float64."""
-    width = geometry.num_attention_heads * geometry.head_dim
-    return (width**2 + geometry.intermediate_size**2) * FLOAT64_BYTES
+    return sum(width**2 for width in projected_widths(geometry)) * FLOAT64_BYTES
 
 
 def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
@@ -38,8 +43,7 @@ def gram_gib_of(free: float) -> float:
 
 def gram_block_bytes(geometry: Geometry) -> int:
     """Return the bytes of a block of a product: float32, and a float64 copy on CPUs, whose addition makes one."""
-    width = max(geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size)
-    return min(width**2, GRAM_BLOCK_ELEMENTS) * (FLOAT32_BYTES + FLOAT64_BYTES)
+    return min(max(projected_widths(geometry)) ** 2, GRAM_BLOCK_ELEMENTS) * (FLOAT32_BYTES + FLOAT64_BYTES)
 
 
 def gram_peak_bytes(geometry: Geometry, gram_gib: float) -> int:
@@ -56,6 +60,19 @@ def least_squares_bytes(outputs: int, inputs: int, kept: int) -> int:
 def correction_bytes(outputs: int, kept: int) -> int:
     """Return the bytes of a correction: sums of both halves of the text and of the whole, and eigenvectors of one."""
     return 6 * (kept**2 + outputs * kept) * FLOAT64_BYTES
+
+
+def fitting_bytes(source: Geometry, cut: Geometry, *, corrects: bool) -> int:
+    """Return the bytes of one layer's fits: its Gram matrices and the larger refit, or the larger correction later.
+
+    Args:
+        source, cut: the model before and after the cut.
+        corrects: sequential calibration, which frees the Gram matrices before it corrects.
+    """
+    before, after = projected_widths(source), projected_widths(cut)
+    refits = max(map(partial(least_squares_bytes, cut.hidden_size), before, after))
+    fitted = refits + gram_disk_bytes(source) // source.num_layers
+    return max(fitted, *map(partial(correction_bytes, cut.hidden_size), after)) if corrects else fitted
 
 
 def gram_disk_bytes(geometry: Geometry) -> int:

@@ -9,7 +9,6 @@ allocate; allocators and libraries add to it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 from transact.config.accelerators import BY_NAME
 from transact.config.machines import EngineConfig
@@ -18,11 +17,10 @@ from transact.config.run import RunConfig
 from transact.engine.gram_memory import (
     FLOAT32_BYTES,
     GIB,
-    correction_bytes,
+    fitting_bytes,
     gram_block_bytes,
     gram_gib_of,
     gram_peak_bytes,
-    least_squares_bytes,
 )
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
@@ -51,18 +49,6 @@ def bytes_beside_grams(geometry: Geometry, config: RunConfig, ranks: int) -> flo
     """Return the bytes that summing Gram matrices takes beside them and the weights of an engine that is open."""
     estimate = estimate_memory(geometry, config, ranks, "evaluate")
     return estimate.total() - estimate.weights - estimate.loading + gram_block_bytes(geometry)
-
-
-def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
-    """Return the bytes of hidden states that sequential calibration keeps in CPU memory of one rank, at most.
-
-    The residual streams of the dense and of the cut model; while attention is fitted the dense one between attention
-    and MLP too; and the inputs of the projection that is fitted.
-    """
-    tokens = config.prune.calibration_sequences * config.data.sequence_length
-    attention = geometry.hidden_size + geometry.num_attention_heads * geometry.head_dim
-    width = 2 * geometry.hidden_size + max(attention, geometry.intermediate_size)
-    return tokens * width * FLOAT32_BYTES / ranks
 
 
 CHECKED_TOKENS = 512  # whose logits are compared at export
@@ -176,22 +162,13 @@ def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryE
     layers = [each.transitional_parameters() / each.num_layers for each in (source, geometry)]
     if method.refit == "none":
         return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES)
-    files = sum(width**2 for width in _projected(source)) * FLOAT32_BYTES
-    refitted = files + max(
-        map(partial(least_squares_bytes, geometry.hidden_size), _projected(source), _projected(geometry))
-    )
-    if method.refit != "sequential":
-        return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES, gram=refitted)
-    return MemoryEstimate(
-        weights=2 * sum(layers) * FLOAT32_BYTES,  # modules beside the tensors that were loaded into them
-        activations=_tokens(config) * _forward_bytes(source, FLOAT32_BYTES),
-        gram=max(refitted, *map(partial(correction_bytes, geometry.hidden_size), _projected(geometry))),
-    )
-
-
-def _projected(geometry: Geometry) -> tuple[int, int]:
-    """Return the inputs of a layer's two output projections."""
-    return geometry.num_attention_heads * geometry.head_dim, geometry.intermediate_size
+    corrects = method.refit == "sequential"
+    fits = fitting_bytes(source, geometry, corrects=corrects)
+    if not corrects:
+        return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES, gram=fits)
+    # Modules stand beside the tensors that were loaded into them.
+    activations = _tokens(config) * _forward_bytes(source, FLOAT32_BYTES)
+    return MemoryEstimate(weights=2 * sum(layers) * FLOAT32_BYTES, activations=activations, gram=fits)
 
 
 def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_work: dict[str, float]) -> MemoryEstimate:

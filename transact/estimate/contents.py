@@ -15,7 +15,6 @@ from transact.engine.gram_memory import (
 )
 from transact.engine.memory import (
     assumed_gram_gib,
-    hidden_stream_bytes,
     layer_check_bytes,
     memory_limit_gib,
     whole_check_bytes,
@@ -33,15 +32,14 @@ from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
+from transact.pruning.limits import CUT_DIMENSIONS
 from transact.pruning.targets import shape_warnings
 from transact.rounds import Outline, Round, Stage, limits_of, run_warnings, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
-from transact.stages.micro_batch import Moments, host_bytes, moments, peak_bytes
+from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.variant import find_cut
 from transact.stages.workload import num_ranks
-
-CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transact.engine.memory import BYTES_BY_DTYPE, TRAINED_COPIES
 from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
-from transact.pruning.targets import K_QUANT_BLOCK, float16_rows
+from transact.pruning.targets import K_QUANT_BLOCK, float16_rows, undivided_rows
 from transact.rounds import Outline, Round, Stage, text_sequences
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
@@ -55,14 +55,13 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     if config.prune.method.needs_gram():
         grams += [gram_disk_bytes(each) for each in before]
     checkpoints = [0, *(CHECKPOINTS * training_checkpoint_bytes(each) for each in trained)]
-    half = gguf_bytes(rounds[-1].geometry, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
     return {
         **parts,
         "end": end,
         "gram": max(grams),
         "training_checkpoints": max(checkpoints),
         "round_before": at_most - kept,
-        "peak": end - kept + at_most + max(*grams, *checkpoints, half),
+        "peak": end - kept + at_most + max(*grams, *checkpoints, _half_file_bytes(config, rounds[-1].geometry)),
     }
 
 
@@ -83,13 +82,17 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
     in_float16 = columns * sum(float16_rows(geometry).values())
     by_fallback, of_tables = 0, BITS_OF_EMBEDDINGS.get(kind, BITS_PER_WEIGHT["q6_k"])
     if kind in BITS_OF_FALLBACK:
-        rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
-        by_fallback = columns * sum(row for row in rows.values() if row % K_QUANT_BLOCK) - in_float16
+        by_fallback = columns * sum(undivided_rows(geometry, K_QUANT_BLOCK).values()) - in_float16
         if geometry.hidden_size % K_QUANT_BLOCK:
             by_fallback, of_tables = geometry.parameters() - tables - in_float16, BITS_OF_FALLBACK["q6_k"]
     rest = geometry.parameters() - tables - in_float16 - by_fallback
     bits = rest * BITS_PER_WEIGHT[kind] + by_fallback * BITS_OF_FALLBACK.get(kind, 0) + in_float16 * 16
     return round((bits + tables * of_tables) / 8)
+
+
+def _half_file_bytes(config: RunConfig, geometry: Geometry) -> int:
+    """Return the bytes of the float16 file that K-quants are made of; 0 for other types."""
+    return gguf_bytes(geometry, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
 
 
 def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
@@ -149,7 +152,7 @@ def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[i
     }
     if config.export.gguf != "none":
         size = gguf_bytes(last, config.export.gguf)
-        half = gguf_bytes(last, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
+        half = _half_file_bytes(config, last)
         found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported + half, by_one=half + size)
     for each in outline.rounds:
         of_round = _round_traffic(config, outline, each, copies, ranks, saves.get(each.number, 0.0))

@@ -112,12 +112,12 @@ def limit_words(name: str, compared: Mapping[str, Any]) -> str:
     return f"prune.budget.{name}: {compared['reached']:,.0f} of at most {compared['most']:,.0f}{share}"
 
 
-DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 
 
 def _is_larger(one: Geometry, other: Geometry) -> bool:
     """Return whether no dimension is below that of the other, and one is above it."""
-    return one != other and all(getattr(one, name) >= getattr(other, name) for name in DIMENSIONS)
+    return one != other and all(getattr(one, name) >= getattr(other, name) for name in CUT_DIMENSIONS)
 
 
 def _all_words(limits: Limits, geometry: Geometry) -> str:

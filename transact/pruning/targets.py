@@ -19,8 +19,13 @@ def cut_rows(geometry: Geometry) -> dict[str, tuple[int, int]]:
 
 def float16_rows(geometry: Geometry) -> dict[str, int]:
     """Return the projections that llama.cpp's quantised types leave in float16, and the length of their rows."""
+    return undivided_rows(geometry, Q4_BLOCK)
+
+
+def undivided_rows(geometry: Geometry, block: int) -> dict[str, int]:
+    """Return the projections whose rows are no multiple of a block of weights, and the length of their rows."""
     rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
-    return {name: row for name, row in rows.items() if row % Q4_BLOCK}
+    return {name: row for name, row in rows.items() if row % block}
 
 
 def shape_warnings(geometry: Geometry) -> list[str]:

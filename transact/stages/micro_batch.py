@@ -10,7 +10,7 @@ from transact.config.machines import AUTO, LARGEST_MICRO_BATCH, EngineConfig
 from transact.config.run import RunConfig
 from transact.engine.free_memory import free_bytes_of_rank
 from transact.engine.gram_memory import FLOAT32_BYTES, FREE_SHARE, GIB
-from transact.engine.memory import estimate_memory, hidden_stream_bytes, is_offloaded, is_on_cpu, optimizer_bytes
+from transact.engine.memory import estimate_memory, is_offloaded, is_on_cpu, optimizer_bytes
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
@@ -56,6 +56,18 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
     if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found
+
+
+def hidden_stream_bytes(geometry: Geometry, config: RunConfig, ranks: int) -> float:
+    """Return the bytes of hidden states that sequential calibration keeps in CPU memory of one rank, at most.
+
+    The residual streams of the dense and of the cut model; while attention is fitted the dense one between attention
+    and MLP too; and the inputs of the projection that is fitted.
+    """
+    tokens = config.prune.calibration_sequences * config.data.sequence_length
+    attention = geometry.hidden_size + geometry.num_attention_heads * geometry.head_dim
+    width = 2 * geometry.hidden_size + max(attention, geometry.intermediate_size)
+    return tokens * width * FLOAT32_BYTES / ranks
 
 
 def peak_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> float:
