@@ -121,12 +121,7 @@ def measure(
                 turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
                 progress((config.turns - number) * len(models) * max(config.new_tokens))
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
-        draft = None
-        if prompts is not None:
-            child = models[next(reversed(models))]
-            draft = measure_draft(
-                models[PARENT], child, prompts.to(device), config.new_tokens[0], config.turns, clock, progress
-            )
+        draft = None if prompts is None else _drafted(models, prompts.to(device), config, clock, progress)
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
@@ -137,6 +132,18 @@ def measure(
         if rows
         else f"one turn takes longer than eval.efficiency.max_minutes={config.max_minutes:g}",
     }
+
+
+def _drafted(
+    models: Mapping[str, Any],
+    prompts: torch.Tensor,
+    config: EfficiencyConfig,
+    clock: Clock,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Try the last model as the draft of the parent."""
+    draft = list(models.values())[-1]
+    return measure_draft(models[PARENT], draft, prompts, config.new_tokens[0], config.turns, clock, progress)
 
 
 class Patience:
