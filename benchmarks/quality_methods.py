@@ -32,7 +32,7 @@ def _baseline(name: str) -> Method:
 
 
 def _non_stock(scope: str) -> Method:
-    overrides = (OBS, f"prune.method.pair_scope={scope}", "model.allow_non_stock=true", *ONE_ROUND)
+    overrides = (OBS, f"prune.method.pair_scope={scope}", *ONE_ROUND)
     return Method(overrides=overrides, stock=False)
 
 

@@ -6,9 +6,17 @@ single weight is read. The tests compare them with a real ``LlamaForCausalLM``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Widths:
+    """What one layer has of its own where layers differ; as many query heads share a key-value head in all of them."""
+
+    num_key_value_heads: int
+    intermediate_size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,11 +26,13 @@ class Geometry:
     ``head_dim`` (queries, keys and values alike) and ``intermediate_size`` are the transitional
     dimensions, the ones that are cut; a cut of whole heads changes the numbers of heads instead of
     ``head_dim``. The others never change. ``query_key_value_bias``: q, k and v have biases.
-    ``query_key_norm``: queries and keys pass a norm over each head's dims.
+    ``query_key_norm``: queries and keys pass a norm over each head's dims. ``layers``: where layers
+    differ, the widths of each; ``num_key_value_heads`` and ``intermediate_size`` are then the largest.
 
     Raises:
         ValueError: a dimension is not positive, ``head_dim`` is odd (rotary embeddings turn dims
-            in pairs), or the query heads cannot be shared out evenly among the key-value heads.
+            in pairs), the query heads cannot be shared out evenly among the key-value heads, or the
+            widths of layers are not those of so many layers with these largest ones.
     """
 
     hidden_size: int
@@ -35,11 +45,13 @@ class Geometry:
     tied_embeddings: bool
     query_key_value_bias: bool = False
     query_key_norm: bool = False
+    layers: tuple[Widths, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, bool) and value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        for dimensions in (self.to_dict(), *map(asdict, self.layers)):
+            for name, value in dimensions.items():
+                if type(value) is int and value < 1:
+                    raise ValueError(f"{name} must be positive, got {value}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -48,10 +60,41 @@ class Geometry:
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
 
+        if self.layers and len(self.layers) != self.num_layers:
+            raise ValueError(f"{self.num_layers} layers, but widths of {len(self.layers)}")
+        for name in _OF_LAYERS if self.layers else ():
+            largest = max(getattr(each, name) for each in self.layers)
+            if getattr(self, name) != largest:
+                raise ValueError(f"{name} must be that of the widest layer, {largest}, got {getattr(self, name)}")
+
     @property
     def queries_per_key_value_head(self) -> int:
         """Query heads that share one key-value head; 1 for plain multi-head attention."""
         return self.num_attention_heads // self.num_key_value_heads
+
+    def with_layers(self, layers: Sequence[Widths]) -> Geometry:
+        """Return these dimensions with widths for every layer; one number where all layers have the same."""
+        largest = Widths(**{name: max(getattr(each, name) for each in layers) for name in _OF_LAYERS})
+        return replace(
+            self,
+            num_attention_heads=largest.num_key_value_heads * self.queries_per_key_value_head,
+            **asdict(largest),
+            layers=() if all(each == largest for each in layers) else tuple(layers),
+        )
+
+    def widths(self) -> tuple[Widths, ...]:
+        """Return the widths of every layer."""
+        return self.layers or (Widths(**{name: getattr(self, name) for name in _OF_LAYERS}),) * self.num_layers
+
+    def of_layer(self, layer: int) -> Geometry:
+        """Return the dimensions of a model whose layers are all as this one."""
+        return self.with_layers([self.layers[layer]] * self.num_layers) if self.layers else self
+
+    def _in_all_layers(self, name: str) -> int:
+        """Return the sum of one of the widths over all layers."""
+        if not self.layers:
+            return self.num_layers * int(getattr(self, name))
+        return sum(getattr(each, name) for each in self.layers)
 
     def parameters(self) -> int:
         """Return the number of all parameters; tied embeddings count once."""
@@ -61,19 +104,19 @@ class Geometry:
 
     def _head_vectors(self) -> int:
         """Return the number of parameters in the biases of q, k and v and in the norms of queries and keys."""
-        biases = self.num_attention_heads + 2 * self.num_key_value_heads if self.query_key_value_bias else 0
-        return self.num_layers * self.head_dim * (biases + (2 if self.query_key_norm else 0))
+        biases = (self.queries_per_key_value_head + 2) * self._in_all_layers("num_key_value_heads")
+        norms = 2 * self.num_layers if self.query_key_norm else 0
+        return self.head_dim * (norms + (biases if self.query_key_value_bias else 0))
 
     def transitional_parameters(self) -> int:
         """Return the number of weights in q, k, v, o, gate, up and down: all that can be cut, but for a few vectors."""
         # q and o are as wide as the query heads, k and v as the key-value heads.
-        heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
-        inner_width = heads * self.head_dim + 3 * self.intermediate_size
-        return self.num_layers * self.hidden_size * inner_width
+        heads = 2 * (self.queries_per_key_value_head + 1) * self._in_all_layers("num_key_value_heads")
+        return self.hidden_size * (heads * self.head_dim + 3 * self._in_all_layers("intermediate_size"))
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
         """Return the bytes that one token occupies in the KV cache of all layers (default: 16-bit)."""
-        elements = 2 * self.num_layers * self.num_key_value_heads * self.head_dim
+        elements = 2 * self._in_all_layers("num_key_value_heads") * self.head_dim
         return elements * bytes_per_element
 
     def training_flops_per_token(self, context_length: int, teacher: Geometry | None = None) -> int:
@@ -94,9 +137,9 @@ class Geometry:
         if context_length < 1:
             raise ValueError(f"context_length must be positive, got {context_length}")
         linear = self.transitional_parameters() + self.hidden_size * self.vocab_size
-        query_width = self.num_attention_heads * self.head_dim
+        heads = self.queries_per_key_value_head * self._in_all_layers("num_key_value_heads")
         # One product for queries with keys, one for attention weights with values.
-        attention = 2 * self.num_layers * query_width * context_length
+        attention = 2 * heads * self.head_dim * context_length
         return 2 * (linear + attention)
 
     def prefill_flops(self, prompt_tokens: int) -> int:
@@ -116,8 +159,8 @@ class Geometry:
         return weights * bytes_per_element + cache
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dictionary for JSON."""
-        return asdict(self)
+        """Return a plain dictionary for JSON; `layers` is in it where layers differ."""
+        return {name: value for name, value in asdict(self).items() if name != "layers" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
@@ -131,4 +174,8 @@ class Geometry:
         if not required <= values.keys() <= known:
             unknown, missing = sorted(values.keys() - known), sorted(required - values.keys())
             raise ValueError(f"geometry has unknown keys {unknown} and lacks keys {missing}")
-        return cls(**values)
+        layers = tuple(Widths(**each) for each in values.get("layers", ()))
+        return cls(**(dict(values) | {"layers": layers}))
+
+
+_OF_LAYERS = tuple(each.name for each in fields(Widths))

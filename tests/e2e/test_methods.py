@@ -37,11 +37,14 @@ def test_methods_export_a_stock_model(workplace: Workplace, method: str) -> None
     assert (model.config.head_dim < 16) == (method != "paper_heads")
 
 
-def test_pairs_per_head_are_exported_under_a_name_that_stock_code_refuses(workplace: Workplace) -> None:
-    folder, said = run(workplace, "per_head", "prune.method.pair_scope=head", "model.allow_non_stock=true")
-    assert "NOT stock" in said
-    assert "NOT stock" in (folder / "export" / "README.md").read_text()
-    with pytest.raises(ValueError, match="transact_llama"):
+def test_pairs_per_head_are_exported_with_the_code_that_rotates_them(workplace: Workplace) -> None:
+    folder, said = run(workplace, "per_head", "prune.method.pair_scope=head")
+    assert "export: layers differ: transformers builds them by the code in the folder (trust_remote_code=True)" in said
+    card = (folder / "export" / "README.md").read_text()
+    assert "trust_remote_code=True" in card and "`own_rotation_llama.py` and `layerwise_llama.py`" in card
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", trust_remote_code=True)
+    assert model.num_parameters() == read(folder / "result.json")["pruned"]["parameters"]
+    with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(folder / "export")
 
 

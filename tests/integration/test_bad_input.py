@@ -54,7 +54,6 @@ def refused(
         ("prune.method.rige=1", "prune.method.rige: no such setting"),
         ("prune.method.attention=heads", "prune.method.values='svd'"),
         ("prune/method=magic", "paper_heads"),
-        ("prune.method.pair_scope=head", "model.allow_non_stock=true"),
         ("prune.split=magic", "equal, auto"),
         ("prune.round_shares=[1,2,3]", "prune.rounds=2"),
         ("prune.intermediate_size=8", "prune.remove_fraction=0.4"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from transact.config.pruning import MethodConfig
-from transact.engine.model_folder import copy_companions, layer_groups
+from transact.engine.model_folder import add_code, copy_companions, layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
@@ -53,6 +53,7 @@ def slice_folder(source: Path, target: Path, selection: Selection) -> Path:
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     write_json(target / "config.json", sliced_config(read_json(source / "config.json"), selection))
     copy_companions(source, target)
+    add_code(read_json(target / "config.json"), target)
     return target
 
 
@@ -114,8 +115,12 @@ def zero_cut_units(model: Any, selection: Selection) -> Any:
     for layer, block in enumerate(model.model.layers):
         attention, mlp = block.self_attn, block.mlp
         for head in range(selection.source.num_key_value_heads):
-            cut_pairs = sorted(set(range(half)) - set(selection.rotary_pairs(layer, head)))
-            cut_dims = sorted(set(range(2 * half)) - set(selection.value_dims[layer][head]))
+            if head not in selection.key_value_heads[layer]:
+                attention.o_proj.weight[:, head * group * 2 * half : (head + 1) * group * 2 * half] = 0
+                continue
+            place = selection.key_value_heads[layer].index(head)
+            cut_pairs = sorted(set(range(half)) - set(selection.rotary_pairs(layer, place)))
+            cut_dims = sorted(set(range(2 * half)) - set(selection.value_dims[layer][place]))
             for projection in (attention.q_proj, attention.k_proj):
                 _zero(projection, (selection.source.num_key_value_heads, -1, 2, half), (head, ..., cut_pairs))
             _zero(attention.v_proj, (-1, 2 * half), (head, cut_dims))

@@ -60,8 +60,6 @@ class ModelConfig:
     export_dtype: str = setting("parent", choices=EXPORT_DTYPES)
     """"parent" (the dtype that the parent is stored in, bfloat16 for float16), "float32" or "bfloat16": of the exported
     weights."""
-    allow_non_stock: bool = False
-    """Accept a result that no stock class of transformers loads, for choices that need one."""
     architecture: ArchitectureConfig | None = None
     """Dimensions of the model: mode=estimate uses them where the weights are not at hand, mode=pretrain starts a model
     of them. null: read from the weights' folder."""

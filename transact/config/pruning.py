@@ -84,8 +84,8 @@ class MethodConfig:
     """What rotary pairs are chosen by: "logit_variance", "norm_product", "token_product", "taylor", "magnitude" or
     "random"."""
     pair_scope: str = setting("model", choices=PAIR_SCOPES)
-    """One choice of pairs for the "model", each "layer" or each "head"; the last two give a model that no stock class
-    loads."""
+    """One choice of pairs for the "model", each "layer" or each "head"; the last two give a folder with code of its
+    own, which transformers loads with trust_remote_code=True."""
     pair_gains: str = setting("auto", choices=PAIR_GAINS)
     """What makes up for the rotary pairs that are cut: "none", "attention" (a scale and a phase of the queries of
     each pair that stays, by least squares on the logits where attention looks; in the last round that

@@ -92,17 +92,6 @@ class RunConfig:
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
         if self.mode == "tokenize":
             self._check_tokenizing()
-        scope = self.prune.method.pair_scope
-        stock = scope == "model" or self.model.allow_non_stock or self.mode == "pretrain"
-        require(
-            "prune.method.pair_scope",
-            scope,
-            stock,
-            "stock LLaMA has one set of rotary frequencies (scope model); model.allow_non_stock=true accepts a result "
-            "that only transact loads",
-        )
-        stock = scope == "model" or not self.eval.tasks
-        require("eval.tasks", list(self.eval.tasks), stock, "a model that only transact loads has no cache for them")
         if self.mode != "pretrain":
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 

@@ -18,8 +18,6 @@ from transact.files import read_json
 from transact.models.fused_kernels import fuse
 from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead
-from transact.models.own_frequencies import attach_own_frequencies
-from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
 
@@ -44,8 +42,6 @@ def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning:
             parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
     model.to(group.device)
     model.tie_weights()  # nothing above ties the output layer to the embedding
-    if OWN_FREQUENCIES in described:
-        attach_own_frequencies(model, head_frequencies(described))
     if config.kernels == "liger":
         fuse(model)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transact.distributed.process import ProcessGroup
 from transact.engine.engine import Engine
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
 from transact.models.families import family_of
-from transact.models.llama import layer_of
+from transact.models.llama import code_files, layer_of
 from transact.models.model_files import COMPANION_FILES, own_file
 from transact.models.shard_writer import write_shard
 from transact.models.tensor_files import ModelReader, write_index
@@ -46,6 +46,12 @@ def copy_companions(source: Path, target: Path) -> None:
     for name in COMPANION_FILES:
         if file := own_file(source, name):
             shutil.copyfile(file, target / name)
+
+
+def add_code(config: Mapping[str, Any], target: Path) -> None:
+    """Put the code into a model folder that its config.json names, where layers differ."""
+    for file in code_files(config):
+        shutil.copyfile(file, target / file.name)
 
 
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -110,6 +116,7 @@ def write_model_folder(
         write_index(temporary, all_files, sum(entry["size"] for entry in digests.values()))
         write_json(temporary / "config.json", config)
         copy_companions(companions, temporary)
+        add_code(config, temporary)
         publish(temporary, output)
     group.barrier()
     return digests

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from transact.engine.model_folder import copy_companions, stored_config
+from transact.engine.model_folder import add_code, copy_companions, stored_config
 from transact.files import read_json, write_json, write_text
 from transact.models.llama import is_stock
 from transact.models.model_files import DERIVED, SINGLE_NAME
@@ -70,6 +70,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
         write_index(target, files, total)
     write_json(target / "config.json", stored_config(config, dtype))
     copy_companions(source, target)
+    add_code(config, target)
     _name_old_tokenizer_class(target / "tokenizer_config.json")
     write_text(target / "README.md", model_card)
 

@@ -13,9 +13,9 @@ import numpy
 from transact.config.outputs import GGUF_TYPES, ExportConfig
 from transact.config.run import RunConfig
 from transact.files import read_json
-from transact.models.families import family_of
+from transact.models.families import OWN_FREQUENCIES, family_of
 from transact.models.llama import read_geometry
-from transact.models.rotary import OWN_FREQUENCIES, context_limit, frequency_factors, rope_settings
+from transact.models.rotary import context_limit, frequency_factors, rope_settings
 from transact.models.tensor_files import ModelReader
 from transact.pruning.targets import Q4_BLOCK
 from transact.rounds import Outline

@@ -135,18 +135,18 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 ```
 """
 
-NON_STOCK_USAGE = """\
+LAYERWISE_USAGE = """\
 ## Use
 
-**NOT stock**: layers or heads keep rotary pairs of their own, which no class of transformers computes.
-
 ```python
-from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from transact.models.stock import load_non_stock
-
-model = load_non_stock(Path("FOLDER"))  # whole sequences, without a cache
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+
+Its layers differ, and no class of transformers builds such layers yet: {files} in this folder does, in a few lines on \
+top of transformers' own LLaMA, from version 5.14 on.
 """
 
 CITATION = """\
@@ -188,6 +188,7 @@ class Exported:
         has_chat_template: whether the tokenizer has one.
         gguf_types: values of `export.gguf` that are possible.
         in_float16: projections that quantised files hold in float16, and the length of their rows.
+        code: files in it that build layers which differ; empty where a class of transformers does.
     """
 
     model_type: str
@@ -195,6 +196,7 @@ class Exported:
     has_chat_template: bool
     gguf_types: Sequence[str]
     in_float16: Mapping[str, int] = field(default_factory=dict)
+    code: Sequence[str] = ()
 
 
 def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> str:
@@ -210,9 +212,10 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exp
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(evaluation_table(summary))
-    is_stock = config.prune.method.pair_scope == "model"
-    parts.append(USAGE if is_stock else NON_STOCK_USAGE)
-    if is_stock and exported.has_chat_template:
+    parts.append(
+        LAYERWISE_USAGE.format(files=" and ".join(f"`{file}`" for file in exported.code)) if exported.code else USAGE
+    )
+    if exported.has_chat_template:
         parts.append(CHAT_USAGE)
     if exported.has_factors:
         named = " or ".join(f"`export.gguf={kind}`" for kind in exported.gguf_types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Config = Mapping[str, Any]  # a parsed config.json
@@ -29,11 +29,12 @@ class Family:
         query_key_norm: whether queries and keys pass a norm over each head's dims, after the projection and before
             the rotation, whose weight the heads share.
         heads_divide_hidden_size: whether the configuration insists on it.
-        has_own_frequencies: whether `transact_llama` computes the same, with frequencies that no stock class takes.
+        is_layerwise_llama: whether `LAYERWISE_LLAMA` computes the same, layer by layer.
         required: fields of config.json that must be there because their defaults differ between families.
         window: how many positions attention looks back; None: all.
         check: raises ValueError for what the family has and slicing would damage.
         gguf_architecture: llama.cpp's name of a computation that is the same.
+        modules: of transact/models, which a folder carries as code; the first has the class. Empty: it is stock.
     """
 
     model_type: str
@@ -42,11 +43,12 @@ class Family:
     query_key_value_bias: bool = False
     query_key_norm: bool = False
     heads_divide_hidden_size: bool = False
-    has_own_frequencies: bool = False
+    is_layerwise_llama: bool = False
     required: tuple[str, ...] = ("num_key_value_heads", "max_position_embeddings")
     window: Callable[[Config], int | None] = no_window
     check: Callable[[Config], None] = nothing_more
     gguf_architecture: str = "llama"
+    modules: tuple[str, ...] = ()
 
 
 def refuse_biases(config: Config) -> None:
@@ -66,17 +68,25 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     configuration="LlamaConfig",
     heads_divide_hidden_size=True,
-    has_own_frequencies=True,
+    is_layerwise_llama=True,
     required=(),
     check=refuse_biases,
 )
-# A LLaMA whose layers or heads kept different rotary pairs: no stock class, so no stock name.
-TRANSACT_LLAMA = Family(
-    model_type="transact_llama",
-    architecture="TransactLlamaForCausalLM",
+# A LLaMA whose layers have widths of their own, and one whose layers or heads rotate by frequencies of their own: no
+# stock class builds them, so their folders carry the modules.
+LAYERWISE_LLAMA = Family(
+    model_type="llama",
+    architecture="LayerwiseLlamaForCausalLM",
     configuration="LlamaConfig",
-    has_own_frequencies=True,
+    is_layerwise_llama=True,
     required=(),
+    modules=("layerwise_llama",),
+)
+OWN_ROTATION_LLAMA = replace(
+    LAYERWISE_LLAMA,
+    model_type="own_rotation_llama",
+    architecture="OwnRotationForCausalLM",
+    modules=("own_rotation_llama", "layerwise_llama"),
 )
 
 
@@ -92,7 +102,7 @@ MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     configuration="MistralConfig",
-    has_own_frequencies=True,
+    is_layerwise_llama=True,
     window=mistral_window,
     check=refuse_biases,
 )
@@ -129,10 +139,15 @@ QWEN3 = Family(
 
 
 STOCK_FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
-FAMILIES = {family.model_type: family for family in (*STOCK_FAMILIES, TRANSACT_LLAMA)}
-STOCK_TYPES = tuple(family.model_type for family in STOCK_FAMILIES)
+FAMILIES = {family.model_type: family for family in STOCK_FAMILIES}
+STOCK_TYPES = tuple(FAMILIES)
+PER_LAYER = "per_layer_config"  # in config.json: number of a layer -> what it has of its own
+# In config.json: (layers)(1 or key-value heads)(pairs) inverse frequencies, radians per position.
+OWN_FREQUENCIES = "rotary_inverse_frequencies"
 
 
 def family_of(config: Config) -> Family:
     """Return the family of a config.json that was checked before; LLaMA where it states no model_type."""
-    return FAMILIES[config.get("model_type", LLAMA.model_type)]
+    if OWN_FREQUENCIES in config:
+        return OWN_ROTATION_LLAMA
+    return LAYERWISE_LLAMA if config.get(PER_LAYER) else FAMILIES[config.get("model_type", LLAMA.model_type)]

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transact.config.setting import shown
-from transact.geometry import Geometry
-from transact.models.families import MISTRAL, STOCK_TYPES, TRANSACT_LLAMA, family_of
+from transact.geometry import Geometry, Widths
+from transact.models.families import LLAMA, MISTRAL, OWN_FREQUENCIES, PER_LAYER, STOCK_TYPES, family_of
 from transact.models.rotary import (
     DEFAULT_MAX_POSITION_EMBEDDINGS,
-    OWN_FREQUENCIES,
     check_number,
     check_rope,
-    head_frequencies,
     kept_pairs_settings,
+    layer_frequencies,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_geometry(config: Mapping[str, Any]) -> Geometry:
     hidden_size = _dimension(config, "hidden_size")
     num_attention_heads = _dimension(config, "num_attention_heads")
     family = family_of(config)
-    return Geometry(
+    widest = Geometry(
         hidden_size=hidden_size,
         num_layers=_dimension(config, "num_hidden_layers"),
         num_attention_heads=num_attention_heads,
@@ -66,6 +67,18 @@ def read_geometry(config: Mapping[str, Any]) -> Geometry:
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         query_key_value_bias=family.query_key_value_bias,
         query_key_norm=family.query_key_norm,
+    )
+    if not config.get(PER_LAYER):
+        return widest
+    own = [config[PER_LAYER].get(str(number), {}) for number in range(widest.num_layers)]
+    return widest.with_layers(
+        [
+            Widths(
+                num_key_value_heads=_dimension(each, "num_key_value_heads", widest.num_key_value_heads),
+                intermediate_size=_dimension(each, "intermediate_size", widest.intermediate_size),
+            )
+            for each in own
+        ]
     )
 
 
@@ -95,7 +108,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise ValueError(f"tie_word_embeddings is {shown(config['tie_word_embeddings'])}; supported: true, false")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {config['partial_rotary_factor']}; supported: 1.0")
-    if config.get("per_layer_config"):
+    if config.get(PER_LAYER):
         raise ValueError("per_layer_config is present; supported: layers that are all alike")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "of unknown method")
@@ -127,8 +140,13 @@ def check_special_tokens(config: Mapping[str, Any], file: str, vocab_size: int) 
 
 
 def is_stock(config: Mapping[str, Any]) -> bool:
-    """Whether a class of transformers computes this config.json's model."""
-    return config["model_type"] in STOCK_TYPES
+    """Whether a class of transformers computes this config.json's model, and not code that its folder carries."""
+    return not family_of(config).modules
+
+
+def code_files(config: Mapping[str, Any]) -> list[Path]:
+    """Return the files of this package that a folder with this config.json carries as code, if any."""
+    return [Path(__file__).with_name(f"{module}.py") for module in family_of(config).modules]
 
 
 def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -137,36 +155,81 @@ def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, 
     Save it as is: ``save_pretrained`` of transformers 5 drops the keys that version 4 reads.
     """
     target = selection.target
-    sliced = {key: value for key, value in config.items() if key != "auto_map"}
+    sliced = {key: value for key, value in config.items() if key not in ("auto_map", PER_LAYER)}
     sliced |= {
         "head_dim": target.head_dim,
         "num_attention_heads": target.num_attention_heads,
         "num_key_value_heads": target.num_key_value_heads,
         "intermediate_size": target.intermediate_size,
     }
-    if config["model_type"] == "llama" and target.hidden_size % target.num_attention_heads:
-        # Mistral computes the same, without LlamaConfig's condition on the number of heads.
-        limit = config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)  # Mistral has another default
-        sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None, "max_position_embeddings": limit}
     if target.head_dim < selection.source.head_dim and selection.rotary == "kept":
         if selection.pair_scope == "model" and OWN_FREQUENCIES not in config:
             sliced |= kept_pairs_settings(config, selection.rotary_pairs(0, 0))
         else:
-            sliced |= {"model_type": TRANSACT_LLAMA.model_type, OWN_FREQUENCIES: _own_frequencies(config, selection)}
+            sliced[OWN_FREQUENCIES] = _own_frequencies(config, selection)
+    if target.layers or OWN_FREQUENCIES in sliced:
+        return layerwise_config(sliced, target)
+    if config["model_type"] == LLAMA.model_type and target.hidden_size % target.num_attention_heads:
+        # Mistral computes the same, without LlamaConfig's condition on the number of heads.
+        sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None} | _stated_limit(config)
     return sliced
 
 
+def _stated_limit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of positions as another family must have it stated, whose default differs."""
+    return {"max_position_embeddings": config.get("max_position_embeddings", DEFAULT_MAX_POSITION_EMBEDDINGS)}
+
+
+def layerwise_config(config: Mapping[str, Any], geometry: Geometry) -> dict[str, Any]:
+    """Return a config.json with which transformers builds every layer by itself, by the code in the folder."""
+    group = geometry.queries_per_key_value_head
+    layers = {
+        str(number): asdict(each) | {"num_attention_heads": group * each.num_key_value_heads}
+        for number, each in enumerate(geometry.widths())
+    }
+    layerwise = dict(config) | {PER_LAYER: layers} | _stated_limit(config)
+    if len({each.num_key_value_heads for each in geometry.widths()}) > 1:
+        # LlamaConfig looks at the number of query heads before any layer does.
+        layerwise["allow_global_per_layer_attribute_access"] = True
+    family = family_of(layerwise)
+    names = {
+        "AutoModel": family.architecture.replace("ForCausalLM", "Model"),
+        "AutoModelForCausalLM": family.architecture,
+    }
+    if OWN_FREQUENCIES in config:
+        names["AutoConfig"] = family.architecture.replace("ForCausalLM", "Config")
+    stated = {name: f"{family.modules[0]}.{each}" for name, each in names.items()}
+    return layerwise | {"model_type": family.model_type, "auto_map": stated}
+
+
 def _own_frequencies(config: Mapping[str, Any], selection: Selection) -> list[list[list[float]]]:
-    """Return the inverse frequency of every kept pair: (layers)(key-value heads)(pairs)."""
-    before = head_frequencies(config)
-    return [
-        [before[layer, head, list(selection.rotary_pairs(layer, head))].tolist() for head in range(before.shape[1])]
-        for layer in range(before.shape[0])
-    ]
+    """Return the inverse frequency of every kept pair: (layers)(1 where the heads share them, or heads)(pairs)."""
+    found = []
+    for layer, before in enumerate(layer_frequencies(config)):
+        heads = selection.key_value_heads[layer]
+        shared = len(before) == 1 and selection.pair_scope != "head"
+        found.append(
+            [
+                before[0 if len(before) == 1 else head, list(selection.rotary_pairs(layer, place))].tolist()
+                for place, head in enumerate(heads[:1] if shared else heads)
+            ]
+        )
+    return found
 
 
 def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight by name; an output layer that is tied to the embedding is not stored."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (geometry.vocab_size, geometry.hidden_size)}
+    for number in range(geometry.num_layers):
+        own = _layer_shapes(geometry.of_layer(number))
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in own.items()}
+    shapes["model.norm.weight"] = (geometry.hidden_size,)
+    if not geometry.tied_embeddings:
+        shapes["lm_head.weight"] = (geometry.vocab_size, geometry.hidden_size)
+    return shapes
+
+
+def _layer_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     hidden, channels = geometry.hidden_size, geometry.intermediate_size
     queries = geometry.num_attention_heads * geometry.head_dim
     keys = geometry.num_key_value_heads * geometry.head_dim
@@ -186,13 +249,7 @@ def expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
         layer |= {f"self_attn.{name}_proj.bias": (rows,) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
     if geometry.query_key_norm:
         layer |= {f"self_attn.{name}_norm.weight": (geometry.head_dim,) for name in ("q", "k")}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (geometry.vocab_size, hidden)}
-    for number in range(geometry.num_layers):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    shapes["model.norm.weight"] = (hidden,)
-    if not geometry.tied_embeddings:
-        shapes["lm_head.weight"] = (geometry.vocab_size, hidden)
-    return shapes
+    return layer
 
 
 def layer_of(name: str) -> int | None:

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transact.config.setting import shown
+from transact.models.families import OWN_FREQUENCIES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "longrope")
-# In the config.json of a model that no stock class expresses: (layers)(key-value heads)(pairs) inverse frequencies.
-OWN_FREQUENCIES = "rotary_inverse_frequencies"
 # The defaults of transformers where config.json states nothing.
 DEFAULT_ROPE_THETA = 10000.0
 MAX_ROPE_THETA, MAX_FACTOR = 1e15, 1e9
@@ -75,17 +74,16 @@ def frequency_factors(config: Mapping[str, Any]) -> Tensor | None:
     return None if bool((factors == 1).all()) else factors
 
 
-def head_frequencies(config: Mapping[str, Any]) -> Tensor:
-    """Return each head's angle per position and pair, in radians: (layers, num_key_value_heads, head_dim // 2) float64.
+def layer_frequencies(config: Mapping[str, Any]) -> list[Tensor]:
+    """Return each layer's angle per position and pair, in radians: (1 or num_key_value_heads, head_dim // 2) float64.
 
     Heads share them unless config.json lists frequencies of their own.
     """
     import torch
 
     if OWN_FREQUENCIES in config:
-        return torch.tensor(config[OWN_FREQUENCIES], dtype=torch.float64)
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    return inverse_frequencies(config).expand(config["num_hidden_layers"], heads, -1)
+        return [torch.tensor(layer, dtype=torch.float64) for layer in config[OWN_FREQUENCIES]]
+    return [inverse_frequencies(config).unsqueeze(0)] * config["num_hidden_layers"]
 
 
 def kept_pairs_settings(config: Mapping[str, Any], kept_pairs: Sequence[int]) -> dict[str, Any]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from transact.errors import LONGEST_REASON, one_line
-from transact.files import read_json
-from transact.models.families import LLAMA, family_of
-from transact.models.llama import check_special_tokens, is_stock
+from transact.models.families import family_of
+from transact.models.llama import check_special_tokens, code_files
 from transact.models.model_files import CONFIG, GENERATION_CONFIG, own_file, read_object
-from transact.models.own_frequencies import attach_own_frequencies
-from transact.models.rotary import head_frequencies
 
 
 def check_stock(folder: Path) -> None:
@@ -102,7 +99,7 @@ def load_tokenizer(folder: Path) -> Any:
 def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     """Return the model class and its configuration object for a parsed config.json.
 
-    A LLaMA with frequencies of its own is a stock LLaMA but for the hooks of `own_frequencies`.
+    Of layers with widths of their own it is the class in the file that the folder carries.
 
     Args:
         config: parsed config.json.
@@ -111,12 +108,29 @@ def stock_class(config: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     import transformers
 
     family = family_of(config)
-    # transformers has no class for a model that is not stock; its weights and configuration are a LLaMA's.
-    model_class = getattr(transformers, family.architecture if is_stock(config) else LLAMA.architecture)
+    module = import_module(f"transact.models.{family.modules[0]}") if family.modules else transformers
+    model_class = getattr(module, family.architecture)
     config_class = getattr(transformers, family.configuration)
-    values = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype")}
+    values = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype", "auto_map")}
     model_config = config_class.from_dict(values | {"use_cache": False}, attn_implementation=attention)
     return model_class, model_config
+
+
+def load_model(folder: Path, **options: Any) -> Any:
+    """Load a model folder as its users will; where its layers differ by the code in it, which must be this program's.
+
+    options: of transformers' `from_pretrained`.
+
+    Raises:
+        ValueError: the folder holds other code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    code = code_files(read_object(folder / CONFIG))
+    for file in code:
+        if (folder / file.name).read_bytes() != file.read_bytes():
+            raise ValueError(f"{str(folder / file.name)!r} is not the code that this version of transact writes")
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=bool(code), **options)
 
 
 @contextmanager
@@ -133,22 +147,3 @@ def unpacked() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = before
-
-
-def load_non_stock(folder: Path) -> Any:
-    """Load a folder whose layers or heads have rotary frequencies of their own, as a model in float32.
-
-    It is for evaluation of whole sequences: positions begin at zero, so it generates without a cache only.
-    """
-    config = read_json(folder / "config.json")
-    model_class, model_config = stock_class(config, "sdpa")
-    model = model_class(model_config).eval()
-    weights = {
-        name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()
-    }
-    missing, unknown = model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
-    tied = ["lm_head.weight"] if config.get("tie_word_embeddings") else []
-    assert not unknown and missing in ([], tied), (missing, unknown)
-    model.tie_weights()
-    attach_own_frequencies(model, head_frequencies(config))
-    return model

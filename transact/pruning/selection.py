@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from transact.geometry import Geometry
@@ -27,17 +27,18 @@ class Selection:
     That model may itself be the result of an earlier round; indices never refer further back.
 
     Attributes:
-        query_heads: (layers)(target.num_attention_heads) kept query heads, those of a group side by side.
-        key_value_heads: (layers)(target.num_key_value_heads) kept key-value heads.
-        query_key_dims: (layers)(target.num_key_value_heads)(target.head_dim) kept dims of q and k.
+        query_heads: (layers)(num_attention_heads) kept query heads, those of a group side by side; the numbers of heads
+            and channels are those of the layer in `target`.
+        key_value_heads: (layers)(num_key_value_heads) kept key-value heads.
+        query_key_dims: (layers)(num_key_value_heads)(target.head_dim) kept dims of q and k.
         value_dims: the same of v and o; where `value_basis` is not "dims", of no meaning but as a fallback.
-        channels: (layers)(target.intermediate_size) kept channels of gate, up and down.
+        channels: (layers)(intermediate_size) kept channels of gate, up and down.
         value_basis: "dims" keeps the value dims as they are; "svd" and "pca" change the basis first, from the
             data, while slicing.
         rotary: "kept": dims of q and k go in rotary pairs and keep their frequencies; "recreated": the
             frequencies are those of a fresh model with the smaller head.
         pair_scope: over what a set of pairs was chosen together: "model", "layer" or "head".
-        source: dimensions of the model before slicing.
+        source: dimensions of the model before slicing, whose layers are alike.
         target: dimensions after.
         asked: fraction of the dense parent's parameters that this round was asked to have
             removed by its end; ``None`` where dimensions were asked for instead.
@@ -73,19 +74,18 @@ class Selection:
         assert self.rotary in ("kept", "recreated")
         for per_layer in (self.query_heads, self.key_value_heads, self.query_key_dims, self.value_dims, self.channels):
             assert len(per_layer) == source.num_layers
-        for heads in self.query_heads:
-            _check_kept(heads, target.num_attention_heads, source.num_attention_heads)
-        for heads in self.key_value_heads:
-            _check_kept(heads, target.num_key_value_heads, source.num_key_value_heads)
-        for layer in (*self.query_key_dims, *self.value_dims):
-            assert len(layer) == target.num_key_value_heads
-            for dims in layer:
-                _check_kept(dims, target.head_dim, source.head_dim)
-        for channels in self.channels:
-            _check_kept(channels, target.intermediate_size, source.intermediate_size)
+        for layer in range(source.num_layers):
+            own = target.of_layer(layer)
+            _check_kept(self.query_heads[layer], own.num_attention_heads, source.num_attention_heads)
+            _check_kept(self.key_value_heads[layer], own.num_key_value_heads, source.num_key_value_heads)
+            for heads in (self.query_key_dims[layer], self.value_dims[layer]):
+                assert len(heads) == own.num_key_value_heads
+                for dims in heads:
+                    _check_kept(dims, target.head_dim, source.head_dim)
+            _check_kept(self.channels[layer], own.intermediate_size, source.intermediate_size)
         if self.rotary == "kept":
             half = source.head_dim // 2
-            for dims in (dims for layer in self.query_key_dims for dims in layer):
+            for dims in chain.from_iterable(self.query_key_dims):
                 pairs = dims[: target.head_dim // 2]
                 assert dims[target.head_dim // 2 :] == tuple(pair + half for pair in pairs), "not whole rotary pairs"
 
@@ -96,7 +96,7 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """Return the selection as a dictionary of JSON types."""
-        values = asdict(self)  # geometries become dictionaries too
+        values = asdict(self) | {"source": self.source.to_dict(), "target": self.target.to_dict()}
         return {name: _as_lists(value) for name, value in values.items()}
 
     @classmethod
@@ -177,16 +177,14 @@ def make_selection(
         part_covariance: where the pairs that stay get gains: (layers, num_attention_heads, head_dim, head_dim).
     """
     target = goal.target
-    queries, groups = _all_heads(source)
-    if rules.unit == "heads":
-        assert scores.heads is not None
-        queries, groups = best_heads(scores.heads, source, target)
+    queries, groups = _kept_heads(scores.heads, source, target)
     values = _per_head(best_indices(scores.values, target.head_dim), groups)
     query_key = values
     if rules.unit == "pairs":
-        query_key = _pair_dims(scores.pairs, source, target, rules)
+        query_key = _per_head(_pair_dims(scores.pairs, source, target, rules), groups)
     if channels is None:
-        channels = best_indices(scores.channels, target.intermediate_size).tolist()
+        widths = [each.intermediate_size for each in target.widths()]
+        channels = [best_indices(row, width).tolist() for row, width in zip(scores.channels, widths, strict=True)]
     query_gains, key_gains = (
         (None, None) if norm_shares is None else (_norm_gains(each, query_key, target) for each in norm_shares)
     )
@@ -206,20 +204,22 @@ def make_selection(
         method=dict(rules.method),
         query_norm_gains=query_gains,
         key_norm_gains=key_gains,
-        pair_gains=None if part_covariance is None else as_tuples(_pair_gains(part_covariance, query_key, target)),
+        pair_gains=None
+        if part_covariance is None
+        else as_tuples(_pair_gains(part_covariance, queries, query_key, target)),
     )
 
 
-def _pair_gains(covariance: Tensor, query_key: Any, target: Geometry) -> list[list[Any]]:
-    """Return the gains of every query head, whose group shares its pairs: (layers)(query heads)(2)(kept pairs)."""
+def _pair_gains(covariance: Tensor, queries: list[list[int]], query_key: Any, target: Geometry) -> list[list[Any]]:
+    """Return the gains of the kept query heads, whose group shares its pairs: (layers)(query heads)(2)(kept pairs)."""
     group, pairs = target.queries_per_key_value_head, target.head_dim // 2
     return [
         [
             gains
             for number, dims in enumerate(layer)
-            for gains in pair_gains(heads[group * number : group * (number + 1)], dims[:pairs]).tolist()
+            for gains in pair_gains(heads[kept[group * number : group * (number + 1)]], dims[:pairs]).tolist()
         ]
-        for heads, layer in zip(covariance, query_key, strict=True)
+        for heads, kept, layer in zip(covariance, queries, query_key, strict=True)
     ]
 
 
@@ -227,6 +227,22 @@ def _norm_gains(shares: Tensor, query_key: Any, target: Geometry) -> tuple[float
     """Return the root of the summed shares of each layer's kept pairs."""
     pairs = [layer[0][: target.head_dim // 2] for layer in query_key]
     return tuple(float(row[list(kept)].sum().sqrt()) for row, kept in zip(shares, pairs, strict=True))
+
+
+def _kept_heads(scores: Tensor | None, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:
+    """Return, by layer, the query heads and the key-value heads that stay: the best where some go, else all."""
+    queries, groups = [], []
+    for layer in range(source.num_layers):
+        own = target.of_layer(layer)
+        if own.num_attention_heads == source.num_attention_heads:
+            queries.append(list(range(source.num_attention_heads)))
+            groups.append(list(range(source.num_key_value_heads)))
+            continue
+        assert scores is not None
+        best = best_heads(scores[layer : layer + 1], replace(source, num_layers=1), own)
+        queries += best[0]
+        groups += best[1]
+    return queries, groups
 
 
 def best_heads(scores: Tensor, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:
@@ -256,8 +272,8 @@ def best_indices(scores: Tensor, count: int) -> Tensor:
     return order[..., :count].sort(dim=-1).values
 
 
-def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules) -> list[list[list[int]]]:
-    """Return the dims of the best pairs, both halves: (layers)(key-value heads)(target.head_dim)."""
+def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules) -> Tensor:
+    """Return the dims of the best pairs, both halves: (layers, source.num_key_value_heads, target.head_dim)."""
     scope = rules.pair_scope
     if rules.pairs_in_progression:
         assert scope == "model"
@@ -268,7 +284,7 @@ def _pair_dims(scores: Tensor, source: Geometry, target: Geometry, rules: Rules)
         scores = scores.sum(dim=1, keepdim=True)
     pairs = best_indices(scores, target.head_dim // 2)
     pairs = pairs.expand(source.num_layers, source.num_key_value_heads, -1)
-    return (pairs.repeat(1, 1, 2) + _half_offsets(pairs, source)).tolist()
+    return pairs.repeat(1, 1, 2) + _half_offsets(pairs, source)
 
 
 def _progression_scores(scores: Tensor, count: int) -> Tensor:
@@ -285,12 +301,6 @@ def _progression_scores(scores: Tensor, count: int) -> Tensor:
 def _half_offsets(pairs: Tensor, source: Geometry) -> Tensor:
     half = source.head_dim // 2
     return pairs.new_tensor([0] * pairs.shape[-1] + [half] * pairs.shape[-1])
-
-
-def _all_heads(source: Geometry) -> tuple[list[list[int]], list[list[int]]]:
-    counts = (source.num_attention_heads, source.num_key_value_heads)
-    queries, groups = ([list(range(count))] * source.num_layers for count in counts)
-    return queries, groups
 
 
 def _per_head(dims: Tensor, groups: list[list[int]]) -> list[list[list[int]]]:

@@ -126,7 +126,7 @@ def cut_layer(
     if ridge is not None:
         assert gram is not None
         # Where nothing was cut, the plain weights are the exact answer.
-        if selection.target.num_attention_heads * selection.target.head_dim < weights.output.shape[1]:
+        if output.shape[1] < weights.output.shape[1]:
             output = refit(weights.output, gram.attention_output, attention.transform, ridge)
         if len(channels) < weights.down.shape[1]:
             down = refit(weights.down, gram.intermediate, channels, ridge)
@@ -163,7 +163,7 @@ def cut_attention(
     if selection.value_basis != "dims":
         assert gram is not None
         basis = _basis(weights, selection, gram)
-        value, output, transform = _change_basis(weights, selection, basis)
+        value, output, transform = _change_basis(weights, selection, layer, basis)
     scale = query_scale(selection)
     query = weights.query.float()[query_rows(selection, layer)] * (scale if weights.query_norm is None else 1.0)
     if selection.pair_gains is not None:
@@ -194,34 +194,36 @@ def _cut_norm(
 
 
 def query_rows(selection: Selection, layer: int) -> Tensor:
-    """Return the rows of q_proj to keep: (target.num_attention_heads * target.head_dim,) int64."""
-    return _head_indices(
-        selection.query_heads[layer], _per_query_head(selection, selection.query_key_dims[layer]), selection
+    """Return the rows of q_proj to keep: (num_attention_heads * head_dim of the cut layer,) int64."""
+    return _positions(
+        selection.query_heads[layer],
+        _per_query_head(selection, selection.query_key_dims[layer]),
+        selection.source.head_dim,
     )
 
 
 def key_rows(selection: Selection, layer: int) -> Tensor:
-    """Return the rows of k_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
-    return _head_indices(selection.key_value_heads[layer], selection.query_key_dims[layer], selection)
+    """Return the rows of k_proj to keep: (num_key_value_heads * head_dim of the cut layer,) int64."""
+    return _positions(selection.key_value_heads[layer], selection.query_key_dims[layer], selection.source.head_dim)
 
 
 def value_rows(selection: Selection, layer: int) -> Tensor:
-    """Return the rows of v_proj to keep: (target.num_key_value_heads * target.head_dim,) int64."""
-    return _head_indices(selection.key_value_heads[layer], selection.value_dims[layer], selection)
+    """Return the rows of v_proj to keep: (num_key_value_heads * head_dim of the cut layer,) int64."""
+    return _positions(selection.key_value_heads[layer], selection.value_dims[layer], selection.source.head_dim)
 
 
 def output_columns(selection: Selection, layer: int) -> Tensor:
-    """Return the columns of o_proj to keep: (target.num_attention_heads * target.head_dim,) int64.
+    """Return the columns of o_proj to keep: (num_attention_heads * head_dim of the cut layer,) int64.
 
     A query head reads the values of its group's key-value head, so it keeps that head's dims.
     """
-    return _head_indices(
-        selection.query_heads[layer], _per_query_head(selection, selection.value_dims[layer]), selection
+    return _positions(
+        selection.query_heads[layer], _per_query_head(selection, selection.value_dims[layer]), selection.source.head_dim
     )
 
 
 def channel_indices(selection: Selection, layer: int) -> Tensor:
-    """Return the rows of gate_proj and up_proj, columns of down_proj, to keep: (target.intermediate_size,) int64."""
+    """Return the rows of gate_proj and up_proj, columns of down_proj, to keep: (channels,) int64."""
     return torch.tensor(selection.channels[layer], dtype=torch.int64)
 
 
@@ -240,25 +242,27 @@ def _basis(weights: LayerWeights, selection: Selection, gram: LayerGram) -> Valu
     return pca_basis(gram.attention_output, selection.source, selection.target.head_dim)
 
 
-def _change_basis(weights: LayerWeights, selection: Selection, basis: ValueBasis) -> tuple[Tensor, Tensor, Tensor]:
-    """Return v_proj and o_proj in the new basis, and the transform of o_proj's input."""
-    assert selection.target.num_attention_heads == selection.source.num_attention_heads, (
-        "a basis and whole heads do not mix"
-    )
-    group = selection.source.queries_per_key_value_head
-    heads = weights.value.double().view(selection.source.num_key_value_heads, selection.source.head_dim, -1)
-    value = (basis.into @ heads).flatten(0, 1)
+def _change_basis(
+    weights: LayerWeights, selection: Selection, layer: int, basis: ValueBasis
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return v_proj and o_proj of the heads that stay in the new basis, and the transform of o_proj's input."""
+    source, kept = selection.source, selection.target.head_dim
+    group = source.queries_per_key_value_head
+    heads = weights.value.double().view(source.num_key_value_heads, source.head_dim, -1)
+    value = (basis.into @ heads)[list(selection.key_value_heads[layer])].flatten(0, 1)
     back = block_diagonal(basis.back.repeat_interleave(group, dim=0))
     output = weights.output.double() @ back
-    return value.float(), output.float(), output_transform(basis, group)
+    # Of all heads in the new basis, the dims of those that stay.
+    stay = _positions(selection.query_heads[layer], [range(kept)] * len(selection.query_heads[layer]), kept)
+    return value.float(), output[:, stay].float(), output_transform(basis, group)[stay]
 
 
 def _per_query_head(selection: Selection, dims: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     return [head for head in dims for _ in range(selection.target.queries_per_key_value_head)]
 
 
-def _head_indices(heads: Sequence[int], dims_per_head: Sequence[Sequence[int]], selection: Selection) -> Tensor:
-    """Flatten dims within kept heads to positions along all heads of the source."""
+def _positions(heads: Sequence[int], dims_per_head: Sequence[Sequence[int]], head_dim: int) -> Tensor:
+    """Flatten dims within kept heads to positions along all heads, of head_dim each."""
     within = torch.tensor(dims_per_head, dtype=torch.int64)  # (heads, kept)
-    starts = torch.tensor(heads, dtype=torch.int64).unsqueeze(1) * selection.source.head_dim  # (heads, 1)
+    starts = torch.tensor(heads, dtype=torch.int64).unsqueeze(1) * head_dim  # (heads, 1)
     return (starts + within).flatten()

@@ -11,9 +11,8 @@ from transact.engine.free_memory import free_bytes
 from transact.evaluation.efficiency.command import draft_words
 from transact.evaluation.efficiency.draft import PROMPTS
 from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
-from transact.files import read_json, write_json
+from transact.files import write_json
 from transact.models.folder import dtype_of, geometry_of
-from transact.models.llama import is_stock
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
@@ -37,8 +36,6 @@ def _measured(job: Job, texts: Texts, folders: dict[str, Path]) -> dict[str, Any
     dtype = dtype_of(folders[PRUNED])
     models = {role: describe(folder, geometry_of(folder), dtype) for role, folder in folders.items()}
     reason = None
-    if not is_stock(read_json(folders[PRUNED] / "config.json")):
-        reason = "the model is not stock and has no KV cache"
     needed = MEMORY_MARGIN * sum(model["parameters"] for model in models.values()) * getattr(torch, dtype).itemsize
     for place in {device.type, "cpu"}:  # models are loaded into the machine's memory first
         if needed > free_bytes(torch.device(place)):

@@ -15,7 +15,7 @@ from transact.export.k_quants import K_QUANTS, write_k_quants
 from transact.export.model_card import Exported, copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
 from transact.models.folder import dtype_of, geometry_of
-from transact.models.llama import is_stock
+from transact.models.llama import code_files, is_stock
 from transact.models.rotary import rope_settings
 from transact.pruning.targets import K_QUANT_BLOCK, Q4_BLOCK, float16_rows
 from transact.stages.job import Job
@@ -46,6 +46,7 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
             has_chat_template=has_chat_template(parent),
             gguf_types=possible_gguf_types(described, parent),
             in_float16=float16_rows(geometry_of(model_folder)),
+            code=[file.name for file in code_files(described)],
         )
         write_export(model_folder, temporary, dtype, model_card(summary, job.config, licence, exported))
         copy_licence(licence, parent, temporary)
@@ -56,9 +57,7 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
         tokens = texts.evaluation.sequences(torch.arange(CHECKED_SEQUENCES) % texts.evaluation.num_sequences)
         tokens = tokens[:, :CHECKED_LENGTH]
         ours = _pruner_logits(job, model_folder, tokens, dtype)
-        stock = is_stock(read_json(temporary / "config.json"))
-        loader = "transformers" if stock else "transact"
-        bar.advance(1, next=f"logits of {loader}")
+        bar.advance(1, next="logits of transformers")
 
         def compare() -> tuple[float, str]:
             theirs, checked = stock_logits(temporary, tokens, job.group.device, job.group.watchdog.progress)
@@ -66,10 +65,10 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
 
         difference, checked = job.group.on_main(compare, may_be_left=True)
         bar.advance(1, next="publish")
-    check_difference(difference, loader)
+    check_difference(difference, "transformers")
     job.say(f"export: {checked}; largest difference of logits {difference:.1e} of their root mean square")
-    if not stock:
-        job.say("export: NOT stock: layers or heads have rotary frequencies of their own, which only transact computes")
+    if not is_stock(read_json(model_folder / "config.json")):
+        job.say("export: layers differ: transformers builds them by the code in the folder (trust_remote_code=True)")
     job.tracker.summary({"export/logit_difference": difference})
     if job.group.is_main:
         publish(temporary, output)

@@ -137,7 +137,7 @@ def _prune_settings(given: CutSettings, method: MethodConfig | str) -> PruneConf
     plain = {name: asdict(value) if isinstance(value, groups) else value for name, value in values.items()}
     check_values(PruneConfig, plain, "prune.")
     scope = values["method"].pair_scope
-    stock = "no stock class computes another choice; a job with model.allow_non_stock=true makes it"
+    stock = "no stock class computes another choice; a job makes it"
     require("prune.method.pair_scope", scope, scope == "model", f"it must be model: {stock}")
     return PruneConfig(**values)
 

@@ -304,17 +304,8 @@ def check_criteria(method: MethodConfig) -> None:
 def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
     """Raise ValueError unless the family can take the method's cut; name the setting and the family."""
     family = family_of(model_config)
-    if method.pair_scope != "model" and not family.has_own_frequencies:
-        raise ValueError(
-            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for model_type {family.model_type}: it "
-            "must be model"
-        )
-    window = family.window(model_config)
-    if method.pair_scope != "model" and window is not None:
-        raise ValueError(
-            f"prune.method.pair_scope={method.pair_scope!r} is not allowed for a model with a sliding window "
-            f"({window}): what loads such a result has none; it must be model"
-        )
+    if method.pair_scope != "model":
+        _check_layerwise(f"prune.method.pair_scope={method.pair_scope!r}", "model", model_config)
     if method.pair_gains == "attention" and family.query_key_norm:
         raise ValueError(
             f"prune.method.pair_gains={method.pair_gains!r} is not allowed for model_type {family.model_type}: the "
@@ -324,6 +315,19 @@ def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
         raise ValueError(
             f"prune.method.attention={method.attention!r} is not allowed for model_type {family.model_type}: the heads "
             "share a norm of queries and keys, so they must keep the same dims; it must be pairs or heads"
+        )
+
+
+def _check_layerwise(setting: str, instead: str, model_config: dict[str, Any]) -> None:
+    """Raise ValueError unless layers of the family may differ; name the setting and what is allowed instead of it."""
+    family = family_of(model_config)
+    if not family.is_layerwise_llama:
+        raise ValueError(f"{setting} is not allowed for model_type {family.model_type}: it must be {instead}")
+    window = family.window(model_config)
+    if window is not None:
+        raise ValueError(
+            f"{setting} is not allowed for a model with a sliding window ({window}): layers that differ are built "
+            f"without one; it must be {instead}"
         )
 
 

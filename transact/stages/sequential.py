@@ -20,9 +20,8 @@ from torch.nn import functional
 from transact.data.order import micro_batches
 from transact.engine.model_folder import Tensors, layer_groups, stored_config, stored_names, write_model_folder
 from transact.files import read_json
-from transact.models.llama import layer_of, layer_weights, replace_projections, sliced_config
-from transact.models.own_frequencies import attach_own_frequencies
-from transact.models.rotary import OWN_FREQUENCIES, head_frequencies
+from transact.models.families import OWN_FREQUENCIES, PER_LAYER
+from transact.models.llama import is_stock, layer_of, layer_weights, replace_projections, sliced_config
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
 from transact.pruning.refit import LayerGram, Ridge, add_gram, add_product, complete_gram, corrected
@@ -225,12 +224,13 @@ class SingleLayer(nn.Module):
         small |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
         if config.get("layer_types"):
             small["layer_types"] = [config["layer_types"][layer]]
-        frequencies = head_frequencies(config)[layer : layer + 1] if OWN_FREQUENCIES in config else None
+        if not is_stock(config):
+            small[PER_LAYER] = {"0": config[PER_LAYER][str(layer)]}
+        if OWN_FREQUENCIES in config:
+            small[OWN_FREQUENCIES] = config[OWN_FREQUENCIES][layer : layer + 1]
         # sdpa is causal without a mask; eager attention would look ahead.
         model_class, model_config = stock_class(small, "sdpa")
         model = model_class(model_config)
-        if frequencies is not None:
-            attach_own_frequencies(model, frequencies)
         self.block: Any = model.model.layers[0]
         self.rotary: Any = model.model.rotary_emb
         self.norm: Any = model.model.norm  # the one behind the last layer, whose weight nothing here loads
@@ -247,14 +247,13 @@ class SingleLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output: (batch, length, hidden_size) -> the same shape."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        embeddings = self.rotary(hidden, positions)
+        positions, embeddings = self._rotation(hidden)
         found: Tensor = self.block(hidden, attention_mask=None, position_ids=positions, position_embeddings=embeddings)
         return found
 
     def attention_inputs(self, hidden: Tensor) -> Tensor:
         """Return what o_proj reads: (batch, length, hidden_size) -> (batch, length, heads * head_dim)."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        positions, embeddings = self._rotation(hidden)
         seen: list[Tensor] = []
         attention = self.block.self_attn
         handle = attention.o_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -263,11 +262,18 @@ class SingleLayer(nn.Module):
                 hidden_states=self.block.input_layernorm(hidden),
                 attention_mask=None,
                 position_ids=positions,
-                position_embeddings=self.rotary(hidden, positions),
+                position_embeddings=embeddings,
             )
         finally:
             handle.remove()
         return seen[0]
+
+    def _rotation(self, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the positions, (1, length), and the cosines and sines that this layer's attention is given."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        embeddings = self.rotary(hidden, positions)
+        own = getattr(self.block, "rotation", None)  # of a layer that differs from others
+        return positions, embeddings if own is None else own(positions, embeddings)
 
     def mlp_inputs(self, hidden: Tensor) -> Tensor:
         """Return what down_proj reads, from the stream behind attention: (..., hidden_size) -> (..., channels)."""

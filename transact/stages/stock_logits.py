@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from transact.files import read_json
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock, layer_of
 from transact.models.model_files import check_shards
-from transact.models.stock import check_stock, load_non_stock
+from transact.models.stock import check_stock, load_model
 from transact.models.tensor_files import ModelReader
 from transact.stages.sequential import EMBEDDING, SingleLayer
 
@@ -39,7 +38,7 @@ def stock_logits(
     if usable is None:
         usable = FREE_SHARE * min(free_bytes(torch.device("cpu")), free_bytes(device))
     needed = whole_check_bytes(geometry_of(folder), tokens.numel())
-    loader = "transformers" if is_stock(read_json(folder / "config.json")) else "transact"
+    loader = "transformers" if is_stock(read_json(folder / "config.json")) else "transformers with the folder's code"
     if needed <= usable:
         return whole_logits(folder, tokens, device), f"{loader} loads it"
     sizes = f"the whole takes {needed / GIB:.2f} GiB in float32, and {usable / GIB:.2f} may be filled"
@@ -49,11 +48,8 @@ def stock_logits(
 @torch.no_grad()
 def whole_logits(folder: Path, tokens: Tensor, device: torch.device) -> Tensor:
     """Load the model as its users will, and return its logits."""
-    from transformers import AutoModelForCausalLM
-
-    stock = is_stock(read_json(folder / "config.json"))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) if stock else load_non_stock(folder)
-    found: Tensor = loaded.to(device)(input_ids=tokens.to(device), use_cache=False).logits
+    model = load_model(folder, dtype=torch.float32).to(device)
+    found: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
     return found.cpu()
 
 

@@ -165,7 +165,7 @@ def test_a_folder_without_a_known_kind_of_tokenizer_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("overrides", "family", "message"),
     [
-        (["prune.method.pair_scope=layer", "model.allow_non_stock=true"], "llama", "the scope must be model"),
+        (["prune.method.pair_scope=layer"], "llama", "the scope must be model"),
         (["prune.target=transformers"], "qwen3", "it must be progression"),
     ],
 )

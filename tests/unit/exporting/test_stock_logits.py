@@ -14,11 +14,12 @@ from tests.support.report_folders import LLAMA_7B
 from tests.support.tiny import write_model
 from tests.support.tiny_families import FAMILIES, write_family_model
 from transact.engine.memory import layer_check_bytes, whole_check_bytes
+from transact.engine.model_folder import add_code, stored_config
 from transact.files import read_json, write_json
-from transact.models.families import TRANSACT_LLAMA
+from transact.models.families import OWN_FREQUENCIES
 from transact.models.folder import geometry_of
+from transact.models.llama import layerwise_config
 from transact.models.model_files import SINGLE_NAME
-from transact.models.rotary import OWN_FREQUENCIES
 from transact.stages.export import TOLERANCE, logit_difference
 from transact.stages.stock_logits import logits_by_layer, stock_logits, whole_logits
 
@@ -41,12 +42,14 @@ def test_a_layer_at_a_time_equals_the_whole(tmp_path: Path, family: str, tied: b
 
 def test_so_it_does_where_each_layer_has_frequencies_of_its_own(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
-    config = read_json(folder / "config.json") | {"model_type": TRANSACT_LLAMA.model_type}
     geometry = geometry_of(folder)
     frequencies = torch.rand(
         geometry.num_layers, geometry.num_key_value_heads, geometry.head_dim // 2, generator=torch.Generator()
     )
-    write_json(folder / "config.json", config | {OWN_FREQUENCIES: frequencies.tolist()})
+    config = read_json(folder / "config.json") | {OWN_FREQUENCIES: frequencies.tolist()}
+    config = stored_config(layerwise_config(config, geometry), "float32")
+    write_json(folder / "config.json", config)
+    add_code(config, folder)
     tokens = some_tokens(folder)
     assert logit_difference(logits_by_layer(folder, tokens, CPU), whole_logits(folder, tokens, CPU)) < TOLERANCE / 100
 

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from transact.models.fused_kernels import fuse
 from transact.models.loss_head import IGNORED, LossHead, LossRequest, Teaching, next_token_targets
-from transact.models.own_frequencies import attach_own_frequencies
 from transact.models.stock import stock_class
 
 REAL = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
@@ -71,9 +70,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def make(family: str) -> Any:
+def make(family: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    model_class, config = stock_class({"model_type": family, "tie_word_embeddings": False, **PRUNED}, "sdpa")
+    model_class, config = stock_class({"model_type": family, "tie_word_embeddings": False, **PRUNED, **changes}, "sdpa")
     model = model_class(config)
     model.lm_head = LossHead(config.hidden_size, config.vocab_size)
     for parameter in model.parameters():
@@ -114,12 +113,11 @@ def test_loss_and_gradients_are_those_of_the_stock_model(calls: Counter[str], fa
         assert calls == expected
 
 
-def test_frequencies_of_layers_of_their_own(calls: Counter[str]) -> None:
-    stock = make("llama")
+@pytest.mark.parametrize("heads", [1, 2], ids=["of_layers", "of_heads"])
+def test_widths_and_frequencies_of_their_own(calls: Counter[str], heads: int) -> None:
+    widths = {"0": {"intermediate_size": 60}, "1": {"intermediate_size": 100}}
+    stock = make("llama", per_layer_config=widths, rotary_inverse_frequencies=torch.rand(2, heads, 6).tolist())
     fused = copy.deepcopy(stock)
-    frequencies = torch.rand(2, 2, 6, dtype=torch.float64)
-    for model in (stock, fused):
-        attach_own_frequencies(model, frequencies)
     fuse(fused)
     assert_same_training(stock, fused)
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.support.exported import zero_cut_units
-from transact.engine.model_folder import layer_groups
-from transact.geometry import Geometry
+from transact.engine.model_folder import add_code, layer_groups
+from transact.geometry import Geometry, Widths
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
-from transact.models.stock import load_non_stock
+from transact.models.stock import load_model
 from transact.pruning.criteria import Scores
 from transact.pruning.selection import Goal, Rules, Selection, make_selection
 
@@ -76,7 +76,7 @@ def random_selection(source: Geometry, head_dim: int, intermediate_size: int, **
 
 
 def slice_to(
-    folder: Path, model: PreTrainedModel, config: dict[str, Any], selection: Selection, loader: Any = None
+    folder: Path, model: PreTrainedModel, config: dict[str, Any], selection: Selection
 ) -> tuple[dict[str, Any], PreTrainedModel]:
     stored = dict(model.state_dict())
     if selection.source.tied_embeddings:
@@ -86,16 +86,15 @@ def slice_to(
         for names in layer_groups(stored)
         for name, tensor in slice_tensors({name: stored[name] for name in names}, selection).items()
     }
-    return write(folder, tensors, sliced_config(config, selection), loader)
+    return write(folder, tensors, sliced_config(config, selection))
 
 
-def write(
-    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], loader: Any = None
-) -> tuple[dict[str, Any], PreTrainedModel]:
+def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Any], PreTrainedModel]:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return config, (loader or load)(folder)
+    add_code(config, folder)
+    return config, (load if is_stock(config) else load_model)(folder)
 
 
 def masked(parent: PreTrainedModel, selection: Selection) -> PreTrainedModel:
@@ -194,13 +193,59 @@ def test_own_frequencies_equal_masked_parent(tmp_path: Path, key_value_heads: in
     """What no stock class expresses: every layer or head keeps pairs of its own, in two rounds."""
     config, parent = make_parent(tmp_path / "parent", key_value_heads, scaling=LLAMA3)
     first = random_selection(read_geometry(config), head_dim=12, intermediate_size=30, pair_scope=scope)
-    once_config, once = slice_to(tmp_path / "once", parent, config, first, load_non_stock)
+    once_config, once = slice_to(tmp_path / "once", parent, config, first)
     second = random_selection(first.target, head_dim=6, intermediate_size=11, pair_scope=scope)
-    twice_config, twice = slice_to(tmp_path / "twice", once, once_config, second, load_non_stock)
+    twice_config, twice = slice_to(tmp_path / "twice", once, once_config, second)
     assert largest_difference(twice, masked(parent, compose(first, second))) < TOLERANCE
     assert not is_stock(once_config) and not is_stock(twice_config)
-    with pytest.raises(ValueError, match="transact_llama"):  # stock code refuses it instead of being wrong
+    assert_generates_alike(twice)
+    with pytest.raises(ValueError, match="trust_remote_code"):  # stock code refuses it instead of being wrong
         load(tmp_path / "twice")
+
+
+def assert_generates_alike(model: PreTrainedModel) -> None:
+    """With a cache and without, the same tokens: each position is rotated by its own number."""
+    prompt = torch.arange(9)[None] * 3 % model.config.vocab_size
+    cached, plain = (
+        model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=use, pad_token_id=0)
+        for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("head_dim", [16, 12], ids=["whole_heads", "cut_heads"])
+def test_layers_with_widths_of_their_own_equal_masked_parent(tmp_path: Path, head_dim: int) -> None:
+    """Of the first layer all heads and few channels stay, of the second one group of heads and most channels."""
+    config, parent = make_parent(tmp_path / "parent", key_value_heads=2)
+    source = read_geometry(config)
+    widths = [Widths(num_key_value_heads=2, intermediate_size=9), Widths(num_key_value_heads=1, intermediate_size=40)]
+    target = replace(source, head_dim=head_dim).with_layers(widths)
+    scores = Scores(
+        pairs=torch.rand(2, 2, 8), values=torch.rand(2, 2, 16), channels=torch.rand(2, 48), heads=torch.rand(2, 4)
+    )
+    selection = make_selection(scores, source, Goal(target=target, parent=source), Rules())
+    assert Selection.from_json(json.loads(json.dumps(selection.to_json()))) == selection
+    cut_config, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
+    assert read_geometry(cut_config) == target
+    assert sum(parameter.numel() for parameter in sliced.parameters()) == target.parameters()
+    assert largest_difference(sliced, masked(parent, selection)) < TOLERANCE
+    assert_generates_alike(sliced)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(tmp_path / "sliced")
+
+
+def test_until_transformers_builds_llama_layer_by_layer_it_refuses_layers_that_differ(tmp_path: Path) -> None:
+    """On the day that this fails, folders with widths of their own load without code, and documents may say so."""
+    config, parent = make_parent(tmp_path / "parent")
+    source = read_geometry(config)
+    widths = [Widths(num_key_value_heads=source.num_key_value_heads, intermediate_size=size) for size in (9, 40)]
+    scores = Scores(pairs=torch.rand(2, 4, 8), values=torch.rand(2, 4, 16), channels=torch.rand(2, 48))
+    goal = Goal(target=source.with_layers(widths), parent=source)
+    selection = make_selection(scores, source, goal, Rules())
+    _, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
+    assert largest_difference(sliced, masked(parent, selection)) < TOLERANCE
+    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
+        load(tmp_path / "sliced")
 
 
 def test_whole_heads_equal_masked_parent(tmp_path: Path) -> None:

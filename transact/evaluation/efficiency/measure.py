@@ -28,6 +28,7 @@ from transact.geometry import Geometry
 from transact.models.folder import check_files, geometry_of
 from transact.models.llama import check_supported, is_stock, read_geometry
 from transact.models.model_files import shard_names
+from transact.models.stock import load_model
 
 
 def check_folder(folder: Path) -> Geometry:
@@ -51,11 +52,10 @@ def check_folder(folder: Path) -> Geometry:
 
 def load(folder: Path, dtype: str, device: torch.device) -> Any:
     """Return the model of a folder, ready for inference on the device."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model = load_model(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     return model.to(device).eval()
 
 
