@@ -18,13 +18,23 @@ from transact.models.folder import geometry_of
 
 FLAP = "flap"
 DENSE = "dense"
-METHODS = ("default", "default, equal split", "parallel", "obs", "obs, equal split", *BASELINES, FLAP)
+METHODS = (
+    "default",
+    "default, layers",
+    "default, equal split",
+    "parallel",
+    "obs",
+    "obs, equal split",
+    *BASELINES,
+    FLAP,
+)
 ADDITIONS = {
     "equal split": "prune.split=equal",
     "auto split": "prune.split=auto",
     "refit": "prune.method.refit=least_squares",
     "no refit": "prune.method.refit=none",
     "sequential": "prune.method.refit=sequential",
+    "layers": "prune.shapes=layers",
 }
 # TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
 PAPER_RECIPE = (
@@ -96,12 +106,13 @@ def method_overrides(method: str) -> list[str]:
 
 
 def with_and_without_refit(method: str) -> list[str]:
-    """Return a method as it is, and with the refit added, or without the one that it has."""
+    """Return a method as it is, and with the refit added, or without the one that it has and can do without."""
     preset = preset_of(method)
     refit = method_preset("paper_heads" if preset == FLAP else preset).refit
     other = "refit" if refit == "none" else "no refit"
-    is_named = any("prune.method.refit=" in ADDITIONS.get(each, "") for each in method.split(", ")[1:])
-    return [method] if is_named else [method, f"{method}, {other}"]
+    additions = method.split(", ")[1:]
+    is_fixed = any("prune.method.refit=" in ADDITIONS.get(each, "") for each in additions) or "layers" in additions
+    return [method] if is_fixed else [method, f"{method}, {other}"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,6 +90,10 @@ class Geometry:
         """Return the dimensions of a model whose layers are all as this one."""
         return self.with_layers([self.layers[layer]] * self.num_layers) if self.layers else self
 
+    def mean(self, name: str) -> float:
+        """Return the mean of one of the widths over the layers."""
+        return self._in_all_layers(name) / self.num_layers
+
     def _in_all_layers(self, name: str) -> int:
         """Return the sum of one of the widths over all layers."""
         if not self.layers:
@@ -113,6 +117,11 @@ class Geometry:
         # q and o are as wide as the query heads, k and v as the key-value heads.
         heads = 2 * (self.queries_per_key_value_head + 1) * self._in_all_layers("num_key_value_heads")
         return self.hidden_size * (heads * self.head_dim + 3 * self._in_all_layers("intermediate_size"))
+
+    def largest_layer(self) -> int:
+        """Return the number of these weights in the layer that has the most."""
+        each = {self.of_layer(layer) for layer in range(self.num_layers)} if self.layers else {self}
+        return max(one.transitional_parameters() for one in each) // self.num_layers
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
         """Return the bytes that one token occupies in the KV cache of all layers (default: 16-bit)."""
@@ -160,7 +169,9 @@ class Geometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; `layers` is in it where layers differ."""
-        return {name: value for name, value in asdict(self).items() if name != "layers" or value}
+        values = asdict(self)
+        layers = list(values.pop("layers"))
+        return values | ({"layers": layers} if layers else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
@@ -176,6 +187,26 @@ class Geometry:
             raise ValueError(f"geometry has unknown keys {unknown} and lacks keys {missing}")
         layers = tuple(Widths(**each) for each in values.get("layers", ()))
         return cls(**(dict(values) | {"layers": layers}))
+
+
+def geometry_changes(before: Geometry, after: Geometry) -> str:
+    """Return the dimensions that differ: "head_dim 32 -> 24, intermediate_size 640 -> 32 to 512 (277 on average)"."""
+    changes = []
+    for name, value in before.to_dict().items():
+        least = most = getattr(after, name)
+        mean = ""
+        if name in _OF_LAYERS and after.layers:
+            least = min(getattr(each, name) for each in after.layers)
+            mean = (
+                f" ({after.mean(name):.0f} on average)"
+                if name == "intermediate_size"
+                else f" ({after.mean(name):.1f} on average)"
+            )
+        if (least, most) != (value, value):
+            changes.append(
+                f"{name} {value} -> {most}" if least == most else f"{name} {value} -> {least} to {most}{mean}"
+            )
+    return ", ".join(changes)
 
 
 _OF_LAYERS = tuple(each.name for each in fields(Widths))

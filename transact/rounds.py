@@ -20,7 +20,7 @@ from transact.pruning.search_space import Budget, SearchSpace, explicit_geometry
 from transact.pruning.targets import multiples_for
 
 # Kinds of stages whose output only later stages read; the output of the others is the result of the run.
-ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "select", "slice", "recover"}
+ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "shapes", "select", "slice", "recover"}
 
 
 def round_name(number: int) -> str:
@@ -107,7 +107,7 @@ class Outline:
     def at_work(self, stage: Stage) -> Geometry:
         """Return the dimensions of the model that a stage of a round works on."""
         assert stage.round is not None
-        if stage.kind in ("calibrate", "gram"):
+        if stage.kind in ("calibrate", "gram", "shapes"):
             return self.before(stage.round)
         return self.rounds[stage.round - 1].geometry if stage.round else self.parent
 
@@ -141,7 +141,7 @@ def geometries(
         assert final is not None
         total = reached_fraction(parent, final)
     fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
-    return solve_rounds(_search_space(config, parent), fractions, final), fractions
+    return solve_rounds(search_space(config, parent), fractions, final), fractions
 
 
 def limits_of(config: PruneConfig, parent: Geometry) -> Limits | None:
@@ -158,7 +158,7 @@ def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: it cannot be had of this parent.
     """
-    space, limits = _search_space(config, parent), limits_of(config, parent)
+    space, limits = search_space(config, parent), limits_of(config, parent)
     if limits is not None:
         return within(limits, space)
     assert config.remove_fraction is not None
@@ -191,7 +191,7 @@ def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geom
     """Return the dimensions that have this head_dim and are as large as is asked for."""
     limits = limits_of(config, parent)
     # Of limits also what a wider head would meet with as wide an MLP: it is asked for.
-    found = widest_of_each(limits, _search_space(config, parent)) if limits else _possible(config, parent)
+    found = widest_of_each(limits, search_space(config, parent)) if limits else _possible(config, parent)
     for geometry in found:
         if geometry.head_dim == head_dim:
             return geometry
@@ -204,7 +204,7 @@ def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geom
 
 def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None:
     """Raise ValueError, with the nearest allowed dimensions, unless the target takes those that were given."""
-    multiples = _search_space(config, parent).multiples
+    multiples = search_space(config, parent).multiples
     for name, below in (
         ("head_dim", multiples.head_dims_below(parent)),
         ("intermediate_size", multiples.intermediate_sizes_below(parent)),
@@ -226,7 +226,7 @@ def _reason(config: PruneConfig, dimension: str) -> str:
     return f"prune.target={config.target}" if own is None else f"prune.multiple.{dimension}={own}"
 
 
-def _search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
+def search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
     """Return the dimensions that the target takes, unless the configuration says otherwise."""
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
     if own.head_dim is not None:
@@ -327,6 +327,8 @@ def _pruning_stages(config: RunConfig) -> list[Stage]:
     stages = [Stage("evaluate", 0)]
     for number in range(1, config.prune.rounds + 1):
         kinds = ["calibrate", "select", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
+        if number == config.prune.rounds and config.prune.shapes == "layers":
+            kinds.insert(1, "shapes")
         if number == 1 and config.prune.split == "auto":
             kinds.insert(1, "split")
         if config.prune.method.needs_gram():

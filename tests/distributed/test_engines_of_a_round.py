@@ -20,8 +20,8 @@ def chain(overrides: list[str], *, is_shared: bool) -> dict[str, Any]:
     from transact.config.compose import compose_config
     from transact.distributed.process import process_group
     from transact.engine import engine as engines
+    from transact.engine.activation_memory import BYTES_BY_DTYPE
     from transact.engine.lending import LentEngine
-    from transact.engine.memory import BYTES_BY_DTYPE
     from transact.estimate.storage import stage_traffic
     from transact.models.folder import geometry_of
     from transact.rounds import outline

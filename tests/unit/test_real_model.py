@@ -94,6 +94,9 @@ def test_tasks_find_their_data_wherever_the_command_runs(tmp_path: Path) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_measured_with_and_without_the_refit(method: str) -> None:
     names = with_and_without_refit(method)
+    if "layers" in method:  # shapes are measured with a refit
+        assert names == [method]
+        return
     refits = [compose_config(["name=a", *method_overrides(name)]).prune.method.refit for name in names]
     own = "sequential" if method.startswith("default") else "least_squares"
     assert sorted(refits) == sorted([own, "none"])

@@ -9,6 +9,7 @@ from transact.config.setting import require, require_one_per_round, setting
 
 SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
+SHAPES = ("uniform", "layers")
 ATTENTION_UNITS = ("pairs", "heads", "shared_dims")
 PAIR_SCOPES = ("model", "layer", "head")
 PAIR_GAINS = ("auto", "none", "attention")
@@ -144,6 +145,11 @@ class PruneConfig:
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures, at most."""
+    shapes: str = setting("uniform", choices=SHAPES)
+    """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
+    heads of its own, at the same parameters: measured, in the last round)."""
+    shape_evaluations: int = setting(256, at_least=1, at_most=10**6)
+    """Shapes that "layers" measures on validation text, at most; three for each layer make a round of its search."""
     rounds: int = setting(1, at_least=1, at_most=1000)
     """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
     (benchmarks/results/quality.md)."""
@@ -182,6 +188,9 @@ class PruneConfig:
         free = (fraction is not None or bool(limits)) and self.head_dim is None
         fixed = "the dimensions that are given leave nothing to measure; add prune.split=equal"
         require("prune.split", self.split, self.split == "equal" or free, fixed)
+        measurable = self.method.refit != "none" and self.method.attention == "pairs"
+        needs = "layers needs prune.method.attention=pairs and a prune.method.refit"
+        require("prune.shapes", self.shapes, self.shapes == "uniform" or measurable, needs)
         heads = self.method.attention == "heads"
         explicit_heads = heads and self.head_dim is not None
         require("prune.head_dim", self.head_dim, not explicit_heads, "prune.method.attention=heads keeps head_dim")

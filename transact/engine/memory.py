@@ -14,6 +14,7 @@ from transact.config.accelerators import BY_NAME
 from transact.config.machines import EngineConfig
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 from transact.config.run import RunConfig
+from transact.engine.activation_memory import BYTES_BY_DTYPE, activation_bytes, forward_bytes, watched_bytes
 from transact.engine.gram_memory import (
     FLOAT32_BYTES,
     GIB,
@@ -21,6 +22,7 @@ from transact.engine.gram_memory import (
     gram_block_bytes,
     gram_gib_of,
     gram_peak_bytes,
+    projected_widths,
 )
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
@@ -60,22 +62,22 @@ def whole_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float
 
     Without the logits that they are compared with, and what is mapped of files.
     """
-    at_work = tokens * (geometry.vocab_size + _forward_bytes(geometry, 1))
+    at_work = tokens * (geometry.vocab_size + forward_bytes(geometry, 1))
     return (geometry.parameters() + at_work) * FLOAT32_BYTES
 
 
 def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
     """Return the bytes of the same with one layer in memory at a time, and the output layer in parts."""
-    layer = geometry.transitional_parameters() / geometry.num_layers + tokens * _forward_bytes(geometry, 1)
+    layer = geometry.largest_layer() + tokens * forward_bytes(geometry, 1)
     rows = min(CHECKED_ROWS, geometry.vocab_size)
     output = tokens * geometry.vocab_size + rows * (tokens + geometry.hidden_size)
     return max(layer, output) * FLOAT32_BYTES
 
 
-STAGE_KINDS = ("evaluate", "calibrate", "gram", "slice", "recover")  # those whose memory is estimated
+STAGE_KINDS = ("evaluate", "calibrate", "gram", "shapes", "slice", "recover")  # those whose memory is estimated
+REMEMBERED_FITS = 2  # sizes of a projection that a search for shapes keeps: the best shape's, and the one that is tried
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32
-BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
 TAUGHT_BYTES = GIB  # of hidden states that the teacher computes ahead
 IN_FLIGHT = 0.35  # measured, a share of the gradients being reduced: flat buffers beside them, some freed late
@@ -131,12 +133,14 @@ def estimate_memory(
 
     Args:
         geometry: of the model that the stage works on, or that it makes.
-        kind: of stage: "evaluate", "calibrate", "gram", "slice" or "recover".
+        kind: of stage: "evaluate", "calibrate", "gram", "shapes", "slice" or "recover".
         parent: the dense model, which distillation holds as well, and which is the largest that is sliced.
     """
     assert kind in STAGE_KINDS, kind
     if kind == "slice":
         return _slicing(geometry, config, parent or geometry)
+    if kind == "shapes":
+        return _searching(geometry, config, ranks, parent or geometry)
     if kind == "recover":
         return _training(geometry, config, ranks, parent)
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
@@ -151,15 +155,33 @@ def _forward(
     geometry: Geometry, config: RunConfig, ranks: int, *, gram: int = 0, is_watched: bool = False
 ) -> MemoryEstimate:
     width = BYTES_BY_DTYPE[config.engine.dtype]
-    per_token = max(_forward_bytes(geometry, width), _watched_bytes(geometry, width) if is_watched else 0)
+    per_token = max(forward_bytes(geometry, width), watched_bytes(geometry, width) if is_watched else 0)
     at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
     return _without_optimizer(geometry, config, ranks, at_work)
+
+
+def _searching(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry) -> MemoryEstimate:
+    """Estimate a forward with fits beside it, of no more than whole projections, and what the parent says of the text.
+
+    A fit is made between two forwards, with the matrices of one layer.
+    """
+    width = BYTES_BY_DTYPE[config.engine.dtype]
+    fits = REMEMBERED_FITS * geometry.num_layers * geometry.hidden_size * sum(projected_widths(geometry)) * width
+    validated = config.recover.validation_sequences * config.data.sequence_length / ranks
+    taught = (parent.vocab_size + validated) * parent.hidden_size * width
+    forward = _forward(geometry, config, ranks)
+    logits = _logit_bytes(config, geometry, "distillation")
+    at_work = {"activations": forward.activations, "logits": logits}
+    fitting = {"gram": float(fitting_bytes(geometry, geometry, corrects=False))}
+    worst = _larger(at_work, fitting)
+    worst["gram"] = worst.get("gram", 0.0) + fits
+    return replace(forward, **{"activations": 0.0} | worst, teacher=taught)
 
 
 def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryEstimate:
     """Estimate a layer at work in float32, before and after the cut: no engine is open."""
     method = config.prune.method
-    layers = [each.transitional_parameters() / each.num_layers for each in (source, geometry)]
+    layers = [each.largest_layer() for each in (source, geometry)]
     if method.refit == "none":
         return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES)
     corrects = method.refit == "sequential"
@@ -167,7 +189,7 @@ def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryE
     if not corrects:
         return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES, gram=fits)
     # Modules stand beside the tensors that were loaded into them.
-    activations = _tokens(config) * _forward_bytes(source, FLOAT32_BYTES)
+    activations = _tokens(config) * forward_bytes(source, FLOAT32_BYTES)
     return MemoryEstimate(weights=2 * sum(layers) * FLOAT32_BYTES, activations=activations, gram=fits)
 
 
@@ -188,7 +210,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
 def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
     """Estimate a backward through frozen weights with all activations: hooks read them, so none is recomputed."""
     engine = replace(config.engine, activation_checkpointing=False)
-    stored, gradients = _activation_bytes(geometry, engine, _tokens(config))
+    stored, gradients = activation_bytes(geometry, engine, _tokens(config))
     logits = _logit_bytes(config, geometry, "cross_entropy")
     at_work = {"activations": stored + max(logits, gradients) - logits, "logits": logits}
     return _without_optimizer(geometry, config, ranks, at_work)
@@ -198,7 +220,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     engine = config.engine
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
     parameters = geometry.parameters()
-    stored, recomputed = _activation_bytes(geometry, engine, _tokens(config))
+    stored, recomputed = activation_bytes(geometry, engine, _tokens(config))
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": parameters * width / (ranks if stage == 3 else 1),
@@ -253,7 +275,7 @@ def _gradient_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> flo
     of_batch = geometry.parameters() * width / (ranks if engine.zero_stage >= 2 else 1)
     if engine.zero_stage != 3:
         return of_batch
-    return of_batch + geometry.transitional_parameters() / geometry.num_layers * BYTES_BY_DTYPE[engine.dtype]
+    return of_batch + geometry.largest_layer() * BYTES_BY_DTYPE[engine.dtype]
 
 
 def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
@@ -309,7 +331,7 @@ def _fetched_elements(geometry: Geometry, engine: EngineConfig, ranks: int) -> f
 
     A layer is released after its use; what is fetched ahead is whole, and in flight.
     """
-    layer = geometry.transitional_parameters() / geometry.num_layers
+    layer = geometry.largest_layer()
     ahead = min(geometry.parameters(), engine.prefetch_elements)
     whole = max(ahead + layer, geometry.vocab_size * geometry.hidden_size)
     return whole + _in_flight(geometry, engine, "forward", ranks)
@@ -351,46 +373,3 @@ def taught_at_once(parent: Geometry, config: RunConfig, ranks: int) -> int:
         elements += config.data.sequence_length
     fitting = int(TAUGHT_BYTES // (_tokens(config) * elements * BYTES_BY_DTYPE[engine.dtype]))
     return max(1, min(in_step, fitting))
-
-
-def _forward_bytes(geometry: Geometry, width: int) -> float:
-    """Return the bytes of one token in the layer at work.
-
-    Measured in the MLP: gate, its activation and up beside the hidden states.
-    """
-    return (3 * geometry.intermediate_size + 7 * geometry.hidden_size) * width
-
-
-def _watched_bytes(geometry: Geometry, width: int) -> float:
-    """Return the bytes of one token where a hook sums the squares of the MLP's channels.
-
-    The channels, their squares in float32, and of bfloat16 channels a float32 copy.
-    """
-    copies = FLOAT32_BYTES * (2 if width == 2 else 1)
-    return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
-
-
-def _layer_bytes(geometry: Geometry, dtype: str) -> float:
-    """Return the bytes of one token that one layer keeps for its backward.
-
-    Inputs of norms and projections, q, k, v and attention output, gate, up and their product; in bfloat16 a norm keeps
-    its input in float32.
-    """
-    heads = 2 * (geometry.num_attention_heads + geometry.num_key_value_heads)
-    elements = 6 * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
-    width = BYTES_BY_DTYPE[dtype]
-    return elements * width + (FLOAT32_BYTES * geometry.hidden_size if width == 2 else 0)
-
-
-def _activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> tuple[float, float]:
-    """Return the bytes kept for the backward, and those that the backward of one layer adds.
-
-    With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed.
-    """
-    width = BYTES_BY_DTYPE[engine.dtype]
-    one_layer = _layer_bytes(geometry, engine.dtype)
-    end = 3 * geometry.hidden_size * width  # around the last norm
-    gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
-    if engine.recomputes:
-        return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
-    return tokens * (geometry.num_layers * one_layer + end), tokens * gradients

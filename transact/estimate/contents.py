@@ -68,6 +68,8 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "dense": _model(config, parent, parent),
         "rounds": [_round(config, each, parent) for each in rounds],
         "budget": {} if limits is None else limits.compared(rounds[-1].geometry),
+        "shapes": config.prune.shapes,
+        "shape_evaluations": config.prune.shape_evaluations,
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
             *run_warnings(config, whole),

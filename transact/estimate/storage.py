@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transact.config.run import RunConfig
+from transact.engine.activation_memory import BYTES_BY_DTYPE
 from transact.engine.gram_memory import FLOAT32_BYTES, FLOAT64_BYTES, gram_disk_bytes
-from transact.engine.memory import BYTES_BY_DTYPE, TRAINED_COPIES
+from transact.engine.memory import TRAINED_COPIES
 from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
@@ -167,6 +168,7 @@ def _round_traffic(
     before, after = stored * whole.parameters(), stored * each.geometry.parameters()
     method = config.prune.method
     grams = gram_disk_bytes(whole) if method.needs_gram() else 0
+    fitted = (before + grams) / whole.num_layers  # a layer and its matrices, read for each shape
     greedy = 2 * grams if method.channels == "obs" else 0
     weighed = before if greedy or Criteria.of(method).looks_at_weights else 0
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
@@ -187,6 +189,10 @@ def _round_traffic(
         "split": Traffic(
             read=weighed + greedy + len(candidates) * (before + grams) + copies * sum(candidates),
             written=sum(candidates),
+        ),
+        "shapes": Traffic(
+            read=before + 2 * grams + copies * (before + teacher) + config.prune.shape_evaluations * fitted * ranks,
+            written=before,
         ),
         "select": Traffic(read=checked + weighed + greedy),
         "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),

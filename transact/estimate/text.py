@@ -24,6 +24,7 @@ def text(estimate: dict[str, Any]) -> str:
         *_dimension_lines(estimate),
         *_taken_lines(estimate["taken_over"]),
         *_split_lines(estimate),
+        *_shape_lines(estimate),
         *_warning_lines(estimate["warnings"]),
         *_text_lines(estimate["text"]),
         *_calibration_lines(estimate["calibration"], estimate["dense"]["geometry"]["num_layers"]),
@@ -105,6 +106,19 @@ def _share(removed: float) -> str:
 
 def _heads(geometry: dict[str, Any]) -> str:
     return f"{geometry['num_attention_heads']}/{geometry['num_key_value_heads']}"
+
+
+def _shape_lines(estimate: dict[str, Any]) -> list[str]:
+    """Return the lines on the shapes that the run may end with; none where all layers are alike."""
+    if estimate["shapes"] != "layers":
+        return []
+    dense, last = estimate["dense"]["geometry"], estimate["rounds"][-1]
+    return _wrapped(
+        "shapes: layers; the dimensions above are those that the search begins with. It ends with an MLP width for "
+        f"every layer, up to {dense['intermediate_size']:,}, and with 1 to {dense['num_key_value_heads']} key-value "
+        f"heads, of at most {last['parameters']:,} parameters and {last['kv_bytes_per_token']:,} KV bytes per token; "
+        f"it measures at most {estimate['shape_evaluations']:,} shapes"
+    )
 
 
 def _split_lines(estimate: dict[str, Any]) -> list[str]:
@@ -229,8 +243,10 @@ def _duration_lines(duration: dict[str, Any] | None, estimate: dict[str, Any]) -
     if alone["all"]:
         lines += _wrapped(f"  and one rank alone, for which the others wait: {_by_kind(alone)}")
     lines += _wrapped(f"  from {duration['basis']}")
-    if any(kind in estimate["flops"] for kind in ("split", "select", "slice")):
-        lines.append("  split, select and slice: factorisations are weighted as they were measured on CPU cores")
+    if any(kind in estimate["flops"] for kind in ("split", "shapes", "select", "slice")):
+        lines.append(
+            "  split, shapes, select and slice: factorisations are weighted as they were measured on CPU cores"
+        )
     lines += _wrapped(f"  not counted: {', '.join(duration['not_counted'])}")
     if duration["cost"] is not None:
         lines.append(f"cost: about {duration['cost']:,.2f} (estimate.price_per_gpu_hour)")

@@ -12,6 +12,7 @@ import yaml
 
 from transact.config.run import RunConfig
 from transact.errors import one_line
+from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import hub_id
 from transact.models.model_files import licence_files, own_file, read_object
 
@@ -281,6 +282,8 @@ def _how(summary: dict[str, Any], config: RunConfig) -> str:
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return the dimensions that changed: "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
+    if "layers" in after:
+        return geometry_changes(*map(Geometry.from_dict, (before, after)))
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 

@@ -26,12 +26,12 @@ def layer_by_layer(model: nn.Module, micro_batch: int, done: Callable[[], object
     """
     with ExitStack() as stack:
         for module in (*decoder_layers(model), model.get_submodule("model.norm")):
-            stack.enter_context(_replaced(module, partial(_in_turn, module.forward, micro_batch, done)))
+            stack.enter_context(replaced_forward(module, partial(_in_turn, module.forward, micro_batch, done)))
         yield
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Give a module another forward in the block; fused kernels may have given it one of its own before."""
     own = vars(module).get("forward")
     module.forward = forward  # type: ignore[method-assign]

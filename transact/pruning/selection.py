@@ -156,13 +156,30 @@ class Rules:
     method: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Units that were chosen already, by more than their scores.
+
+    Attributes:
+        channels: kept channels of each layer; None: by their scores.
+        head_orders: of each layer the key-value heads in the order in which they go, with their query heads; None: by
+            the scores of heads.
+    """
+
+    channels: Sequence[Sequence[int]] | None = None
+    head_orders: Sequence[Sequence[int]] | None = None
+
+
+NONE_CHOSEN = Chosen()
+
+
 def make_selection(
     scores: Scores,
     source: Geometry,
     goal: Goal,
     rules: Rules,
     *,
-    channels: Sequence[Sequence[int]] | None = None,
+    chosen: Chosen = NONE_CHOSEN,
     norm_shares: tuple[Tensor, Tensor] | None = None,
     part_covariance: Tensor | None = None,
 ) -> Selection:
@@ -171,17 +188,18 @@ def make_selection(
     Args:
         scores: of the units of the model that is cut; for unit "heads" with those of whole heads.
         source: dimensions of the model that is cut.
-        channels: kept channels of each layer where they were chosen already.
+        chosen: units that were chosen already.
         norm_shares: where queries and keys are normalised: the mean share of each pair in the square of a query, and
             of a key, (layers, source.head_dim // 2) each.
         part_covariance: where the pairs that stay get gains: (layers, num_attention_heads, head_dim, head_dim).
     """
     target = goal.target
-    queries, groups = _kept_heads(scores.heads, source, target)
+    queries, groups = _kept_heads(scores.heads, source, target, chosen.head_orders)
     values = _per_head(best_indices(scores.values, target.head_dim), groups)
     query_key = values
     if rules.unit == "pairs":
         query_key = _per_head(_pair_dims(scores.pairs, source, target, rules), groups)
+    channels = chosen.channels
     if channels is None:
         widths = [each.intermediate_size for each in target.widths()]
         channels = [best_indices(row, width).tolist() for row, width in zip(scores.channels, widths, strict=True)]
@@ -229,19 +247,23 @@ def _norm_gains(shares: Tensor, query_key: Any, target: Geometry) -> tuple[float
     return tuple(float(row[list(kept)].sum().sqrt()) for row, kept in zip(shares, pairs, strict=True))
 
 
-def _kept_heads(scores: Tensor | None, source: Geometry, target: Geometry) -> tuple[list[list[int]], list[list[int]]]:
+def _kept_heads(
+    scores: Tensor | None, source: Geometry, target: Geometry, orders: Sequence[Sequence[int]] | None
+) -> tuple[list[list[int]], list[list[int]]]:
     """Return, by layer, the query heads and the key-value heads that stay: the best where some go, else all."""
     queries, groups = [], []
+    per_group = source.queries_per_key_value_head
     for layer in range(source.num_layers):
         own = target.of_layer(layer)
-        if own.num_attention_heads == source.num_attention_heads:
-            queries.append(list(range(source.num_attention_heads)))
-            groups.append(list(range(source.num_key_value_heads)))
+        if own.num_attention_heads < source.num_attention_heads and orders is None:
+            assert scores is not None
+            best = best_heads(scores[layer : layer + 1], replace(source, num_layers=1), replace(own, num_layers=1))
+            queries += best[0]
+            groups += best[1]
             continue
-        assert scores is not None
-        best = best_heads(scores[layer : layer + 1], replace(source, num_layers=1), own)
-        queries += best[0]
-        groups += best[1]
+        order = range(source.num_key_value_heads) if orders is None else orders[layer]
+        groups.append(sorted(order[-own.num_key_value_heads :]))
+        queries.append([head * per_group + each for head in groups[-1] for each in range(per_group)])
     return queries, groups
 
 

@@ -72,6 +72,8 @@ class RoundFolder:
         self.statistics = path / "statistics.safetensors"
         self.grams = path / "gram"
         self.split = path / "split.json"
+        self.shapes = path / "shapes.json"
+        self.shape_log = path / "shapes.jsonl"
         self.selection = path / "selection.json"
         self.maps = path / "activation_maps.safetensors"
         self.sliced = path / "sliced"

@@ -30,7 +30,8 @@ ROUND = re.compile(r"round_\d\d")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
     r"round_\d\d/evaluation\.json|(comparison|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
-    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split)\.json)"
+    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes)\.json"
+    r"|shapes\.jsonl)"
 )
 # These are the run's own as soon as the folder is:
 OWN_FROM_THE_START = re.compile(
@@ -43,7 +44,7 @@ FILES = re.compile(r".*\.(json|jsonl|yaml|html|lock|txt|safetensors)")  # of bot
 _MODEL = (
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.tmp)?|(generation_)?config\.json(\.tmp)?"
     r"|(vocab|added_tokens|special_tokens_map)\.json|tokenizer(_config)?\.json(\.tmp)?|tokenizer\.model|merges\.txt"
-    r"|chat_template\.jinja"
+    r"|chat_template\.jinja|(layerwise|own_rotation)_llama\.py"
 )
 _EXPORT = rf"{_MODEL}|README\.md(\.tmp)?|(LICEN[SC]E|NOTICE|USE_POLICY).*"
 _GRAM = r"layer_\d{5}\.safetensors"

@@ -10,6 +10,7 @@ from typing import Any
 
 from transact.export.k_quants import float16_file
 from transact.files import temporary_name
+from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
 from transact.pruning.selection import Selection
 from transact.rounds import Round, Stage, outline, run_warnings
@@ -24,6 +25,7 @@ from transact.stages.parent import Record, began_with, judge_folder, judge_weigh
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
 from transact.stages.select import select
+from transact.stages.shapes import choose_shapes, read_shapes
 from transact.stages.sharing import (
     Work,
     evaluation_identity,
@@ -133,7 +135,8 @@ def cut_round(
     """Calibrate and slice, the first half of a round.
 
     Returns:
-        The rounds, which the split of the first round may have changed, and the sliced model folder.
+        The rounds, which the split of the first one and the shapes of the last may have changed, and the sliced model
+        folder.
     """
     calibrate_round(job, prepared, rounds[index].number, model_folder)
     measured = None
@@ -142,7 +145,11 @@ def cut_round(
         to_its_end = outline(job.config, measured.source, measured.target)
         job.announce(to_its_end)
         rounds = to_its_end.rounds
-    return rounds, slice_round(job, prepared, rounds[index], model_folder, measured)
+    orders = None
+    if index == len(rounds) - 1 and job.config.prune.shapes == "layers":
+        shape, orders = find_shapes(job, prepared, rounds[index], model_folder)
+        rounds = (*rounds[:-1], replace(rounds[-1], geometry=shape))
+    return rounds, slice_round(job, prepared, rounds[index], model_folder, measured, orders)
 
 
 def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
@@ -199,18 +206,40 @@ def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
     return read_split(files.split)
 
 
+def find_shapes(
+    job: Job, prepared: Prepared, each: Round, model_folder: Path
+) -> tuple[Geometry, Sequence[Sequence[int]]]:
+    """Return the dimensions with widths for every layer that measure best, and the orders in which heads go."""
+    files = job.round(each.number)
+    job.stage(
+        Stage("shapes", each.number),
+        files.shapes,
+        lambda: choose_shapes(job, prepared.texts, each, model_folder, prepared.parent, files),
+        reads=[model_folder, files.statistics, files.grams],
+        also=[files.shape_log],
+        scratch=[files.trial(0), temporary_name(files.trial(0))],
+    )
+    job.verify(files.shapes)
+    return read_shapes(files.shapes)
+
+
 def slice_round(
-    job: Job, prepared: Prepared, each: Round, model_folder: Path, measured: Selection | None = None
+    job: Job,
+    prepared: Prepared,
+    each: Round,
+    model_folder: Path,
+    measured: Selection | None = None,
+    head_orders: Sequence[Sequence[int]] | None = None,
 ) -> Path:
     """Select the units that stay, cut the model and return the sliced model folder.
 
-    measured: the selection of `measure_split`.
+    measured: the selection of `measure_split`. head_orders: of `find_shapes`.
     """
     files = job.round(each.number)
     job.stage(
         Stage("select", each.number),
         files.selection,
-        lambda: select(job, each, model_folder, files, measured=measured),
+        lambda: select(job, each, model_folder, files, measured=measured, head_orders=head_orders),
         reads=[model_folder, files.statistics, files.grams],
         also=[files.maps],
     )

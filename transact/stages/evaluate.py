@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.identity import UnusableModel
+from transact.models.loss_head import Teaching
 from transact.rounds import tokens_per_batch
 from transact.stages.job import Job
 from transact.stages.texts import Texts
@@ -35,20 +36,22 @@ def mean_loss(
     micro_batch: int,
     group: ProcessGroup,
     advance: Callable[[int], object] = lambda tokens: None,
+    teachings: Sequence[Teaching] | None = None,
 ) -> float:
     """Return the mean next-token cross-entropy in nats per predicted token, the same on every rank (collective).
 
     The model is in evaluation mode meanwhile. Each sequence predicts its tokens from the second to the last. positions:
-    (sequences,). advance: called with the tokens that all ranks together have done since the last call.
+    (sequences,). advance: called with the tokens that all ranks together have done since the last call. teachings: of
+    this rank's micro-batches, for a loss of distillation instead.
     """
     was_training = engine.module.training
     engine.module.eval()
     total = torch.zeros(2, dtype=torch.float64)  # nats, tokens
     told = 0
-    for turn in micro_batches(len(positions), micro_batch, group.rank, group.world_size):
+    for number, turn in enumerate(micro_batches(len(positions), micro_batch, group.rank, group.world_size)):
         start, stop = turn or (0, 1)
         tokens = store.sequences(positions[start:stop])
-        loss = engine.loss(tokens)
+        loss = engine.loss(tokens, None if teachings is None else teachings[number])
         done = min(told + micro_batch * group.world_size, len(positions))
         advance((done - told) * tokens.shape[1])
         told = done

@@ -18,19 +18,19 @@ from transact.stages.job import Job
 
 RECORDED = "engine"  # key of run.json: the settings that a run began with where they were left to it
 SETTLED = ("micro_batch_sequences", "activation_checkpointing")
-WORST = ("calibrate", "gram", "slice", "recover")
+WORST = ("calibrate", "gram", "shapes", "slice", "recover")
 Moments = list[tuple[Stage, Geometry]]  # stages that may need the most memory, and the model that each works on
 
 
 def moments(outline: Outline) -> Moments:
     """Return the stages that may need the most memory, and the model that each works on.
 
-    These are the first calibration, whose model is the largest, with its pass for Gram matrices and its cut, and every
-    recovery; an evaluation where none of them is left to do.
+    These are the first calibration, whose model is the largest, with its pass for Gram matrices and its cut, the search
+    for shapes, and every recovery; an evaluation where none of them is left to do.
     """
     found = [(stage, outline.at_work(stage)) for stage in outline.stages if stage.kind in WORST]
     first = min((stage.round or 0 for stage, _ in found if stage.kind == "calibrate"), default=None)
-    found = [(stage, geometry) for stage, geometry in found if stage.kind == "recover" or stage.round == first]
+    found = [each for each in found if each[0].kind in ("shapes", "recover") or each[0].round == first]
     last = outline.rounds[-1]
     return found or [(Stage("evaluate", last.number), last.geometry)]
 

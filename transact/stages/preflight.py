@@ -262,7 +262,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
     check_ranks(config, world_size)
     check_criteria(config.prune.method)
     if config.mode != "pretrain":
-        check_method(config.prune.method, model_config)
+        check_method(config.prune.method, model_config, config.prune.shapes)
     found = outline(config, read_geometry(model_config))
     check_gguf(config, model_config, found)
     check_quantiser(config.export.gguf)
@@ -301,9 +301,11 @@ def check_criteria(method: MethodConfig) -> None:
         require_choice(f"prune.method.{name}", getattr(method, name), allowed)
 
 
-def check_method(method: MethodConfig, model_config: dict[str, Any]) -> None:
+def check_method(method: MethodConfig, model_config: dict[str, Any], shapes: str = "uniform") -> None:
     """Raise ValueError unless the family can take the method's cut; name the setting and the family."""
     family = family_of(model_config)
+    if shapes != "uniform":
+        _check_layerwise(f"prune.shapes={shapes!r}", "uniform", model_config)
     if method.pair_scope != "model":
         _check_layerwise(f"prune.method.pair_scope={method.pair_scope!r}", "model", model_config)
     if method.pair_gains == "attention" and family.query_key_norm:

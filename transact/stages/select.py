@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from transact.config.pruning import MethodConfig, PruneConfig
 from transact.engine.model_folder import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
-from transact.geometry import Geometry
+from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import geometry_of
 from transact.models.llama import down_projection, layer_of, layer_weights
 from transact.models.tensor_files import ModelReader
@@ -23,7 +23,7 @@ from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scor
 from transact.pruning.greedy_obs import elimination_path
 from transact.pruning.pair_gains import PART_COVARIANCE
 from transact.pruning.refit import LayerGram, Ridge
-from transact.pruning.selection import Goal, Rules, Selection, make_selection
+from transact.pruning.selection import Chosen, Goal, Rules, Selection, make_selection
 from transact.rounds import Round, tokens_per_batch
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram, read_statistics
@@ -78,8 +78,14 @@ def decide(
     *,
     parent: Geometry,
     asked: float | None,
+    head_orders: Sequence[Sequence[int]] | None = None,
 ) -> Selection:
-    """Return the selection for one target. channels: as `greedy_channels` returns them."""
+    """Return the selection for one target.
+
+    Args:
+        channels: as `greedy_channels` returns them.
+        head_orders: of each layer the key-value heads in the order in which they go; None: by their scores.
+    """
     method, source = config.method, evidence.geometry
     rules = Rules(
         unit=method.attention,
@@ -88,13 +94,16 @@ def decide(
         value_basis=method.values if method.has_basis() else "dims",
         method={name: value for name, value in asdict(method).items() if name != "gram_gib"},
     )
+    kept = None
+    if channels is not None:
+        kept = [channels[each.intermediate_size][layer].tolist() for layer, each in enumerate(target.widths())]
     criteria, cuts_pairs = Criteria.of(method), target.head_dim < source.head_dim
     return make_selection(
         criteria.score(evidence),
         source,
         Goal(target=target, parent=parent, asked=asked),
         rules,
-        channels=None if channels is None else [each.tolist() for each in channels[target.intermediate_size]],
+        chosen=Chosen(channels=kept, head_orders=head_orders),
         norm_shares=evidence.statistics.norm_shares(source) if cuts_pairs else None,
         part_covariance=evidence.statistics[PART_COVARIANCE] if criteria.gives_gains(source) and cuts_pairs else None,
     )
@@ -124,7 +133,7 @@ def greedy_channels(
                 weight = reader.tensor(down_projection(layer)).to(device)
                 kept[layer] = best_channels(weight, read_gram(grams, layer, device), widths, job.config.prune.method)
             bar.advance(job.group.world_size)
-    by_layer = [paths for _, paths in sorted(_merged(job, kept).items())]
+    by_layer = [paths for _, paths in sorted(merged(job, kept).items())]
     return {width: [paths[width] for paths in by_layer] for width in widths}
 
 
@@ -138,20 +147,31 @@ def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], meth
 
 
 def select(
-    job: Job, round_: Round, model_folder: Path, files: RoundFolder, *, measured: Selection | None = None
+    job: Job,
+    round_: Round,
+    model_folder: Path,
+    files: RoundFolder,
+    *,
+    measured: Selection | None = None,
+    head_orders: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Write selection.json, and the maps of activations beside it (collective).
 
-    measured: the selection of the split that was chosen, for the first round; taken as it is where it leads to this
-    round's dimensions.
+    Args:
+        measured: the selection of the split that was chosen, for the first round; taken as it is where it leads to this
+            round's dimensions.
+        head_orders: as in `decide`.
     """
     evidence, parent = collect_evidence(job, model_folder, files.statistics), job.outline.parent
     if measured is not None and (measured.source, measured.target) == (evidence.geometry, round_.geometry):
         made = measured
     else:
-        channels = greedy_channels(job, model_folder, files.grams, [round_.geometry.intermediate_size])
+        widths = {each.intermediate_size for each in round_.geometry.widths()}
+        channels = greedy_channels(job, model_folder, files.grams, widths)
         settings = _settings_of(round_, job.config.prune)
-        made = decide(settings, evidence, round_.geometry, channels, parent=parent, asked=round_.asked)
+        made = decide(
+            settings, evidence, round_.geometry, channels, parent=parent, asked=round_.asked, head_orders=head_orders
+        )
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")
@@ -161,8 +181,8 @@ def select(
         "prune/parameters": made.target.parameters(),
         "prune/remove_fraction": made.reached,
         "prune/head_dim": made.target.head_dim,
-        "prune/num_attention_heads": made.target.num_attention_heads,
-        "prune/intermediate_size": made.target.intermediate_size,
+        "prune/num_attention_heads": made.target.mean("num_key_value_heads") * made.target.queries_per_key_value_head,
+        "prune/intermediate_size": made.target.mean("intermediate_size"),
         "prune/kv_bytes_per_token": made.target.kv_bytes_per_token(),
     }
     tokens = round_.first_sequence * job.config.data.sequence_length
@@ -183,9 +203,7 @@ def _settings_of(round_: Round, config: PruneConfig) -> PruneConfig:
 
 def describe_cut(made: Selection) -> str:
     """Return the dimensions that change, as in "head_dim 32 -> 24, intermediate_size 640 -> 277"."""
-    before, after = made.source.to_dict(), made.target.to_dict()
-    changes = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
-    return ", ".join(changes)
+    return geometry_changes(made.source, made.target)
 
 
 def read_selection(path: Path) -> Selection:
@@ -203,10 +221,10 @@ def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
                 assert weights is not None
                 found[layer_of(layers[number][0])] = magnitude_scores(weights, source)
             job.group.turn()
-    return stack_scores([scores for _, scores in sorted(_merged(job, found).items())])
+    return stack_scores([scores for _, scores in sorted(merged(job, found).items())])
 
 
-def _merged(job: Job, mine: dict[Any, Result]) -> dict[Any, Result]:
+def merged(job: Job, mine: dict[Any, Result]) -> dict[Any, Result]:
     """Merge what every rank found for its layers (collective)."""
     merged: dict[Any, Result] = {}
     for theirs in job.group.gather(mine):

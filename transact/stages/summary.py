@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.files import read_json, write_json
+from transact.geometry import Geometry
 from transact.rounds import Round, limits_of
 from transact.stages.job import Job
 
@@ -84,12 +85,25 @@ def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     dimensions = ("head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     columns = ["round", *dimensions, "parameters", "perplexity_sliced", "perplexity_recovered", "tokens"]
     dense = summary["dense"]
-    rows = [[0, *(dense["geometry"][name] for name in dimensions), dense["parameters"], None, dense["perplexity"], 0]]
+    sizes = _mean_sizes(dense["geometry"], dimensions)
+    rows = [[0, *sizes, dense["parameters"], None, dense["perplexity"], 0]]
     for each in summary["rounds"]:
-        sizes = [each["geometry"][name] for name in dimensions]
+        sizes = _mean_sizes(each["geometry"], dimensions)
         measured = [each["perplexity_sliced"], each["perplexity_recovered"], each["tokens"]]
         rows.append([each["round"], *sizes, each["parameters"], *measured])
     return columns, rows
+
+
+def _mean_sizes(geometry: dict[str, Any], dimensions: Sequence[str]) -> list[float]:
+    """Return dimensions of a model; means over its layers where these differ."""
+    shape = Geometry.from_dict(geometry)
+    heads = shape.mean("num_key_value_heads")
+    means = {
+        "num_attention_heads": shape.queries_per_key_value_head * heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": shape.mean("intermediate_size"),
+    }
+    return [means[name] if shape.layers and name in means else geometry[name] for name in dimensions]
 
 
 def end_of(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -55,11 +55,25 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "calibrate": passes * calibrated * float(before.flops_per_token(context)) + _pair_gains_flops(config, before),
         "gram": _gram_flops(config, before),
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
+        "shapes": _shapes_flops(config, before, after),
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _slice_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
         "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
+
+
+def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
+    """Return the FLOPs of a search for shapes: what it measures is about as large as the model that it begins with.
+
+    Every shape is a forward over the validation text and two fits, or one.
+    """
+    validated = config.recover.validation_sequences * config.data.sequence_length
+    output = 2 * before.hidden_size * before.vocab_size  # the parent's logits are made each time
+    forward = validated * float(after.flops_per_token(config.data.sequence_length) + output)
+    fit = 2 * _refit_flops(config, before, after) / before.num_layers
+    begun = 2 * _refit_flops(config, before, after) + validated * before.flops_per_token(config.data.sequence_length)
+    return begun + config.prune.shape_evaluations * (forward + num_ranks(config) * fit)
 
 
 def _is_measured_split(config: RunConfig, each: Round) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from transact.geometry import Geometry
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import Goal, Rules, Selection, best_heads, best_indices, make_selection
+from transact.pruning.selection import Chosen, Goal, Rules, Selection, best_heads, best_indices, make_selection
 
 SOURCE = Geometry(
     hidden_size=8,
@@ -101,7 +101,7 @@ def test_whole_heads_by_hand() -> None:
 
 
 def test_chosen_channels_win_over_scores() -> None:
-    made = make_selection(scores(), SOURCE, GOAL, Rules(), channels=[[0, 1], [2, 3]])
+    made = make_selection(scores(), SOURCE, GOAL, Rules(), chosen=Chosen(channels=[[0, 1], [2, 3]]))
     assert made.channels == ((0, 1), (2, 3))
 
 

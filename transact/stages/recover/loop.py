@@ -267,12 +267,18 @@ class Recovery:
         return {"step": total_step, "tokens": total_step * self.tokens_per_batch, "round": self.round.number}
 
 
+def validation_positions(job: Job, texts: Texts) -> torch.Tensor:
+    """Return (validation_sequences,) positions of the reserved part of the training text."""
+    return texts.order.reserved(0, job.config.recover.validation_sequences)
+
+
 def validation_loss(
     job: Job, texts: Texts, engine: Engine, advance: Callable[[int], object] = lambda tokens: None
 ) -> float:
     """Return the loss on the reserved part of the training text, in nats per token. advance: as in `mean_loss`."""
-    positions = texts.order.reserved(0, job.config.recover.validation_sequences)
-    return mean_loss(engine, texts.train, positions, job.config.engine.micro_batch, job.group, advance)
+    return mean_loss(
+        engine, texts.train, validation_positions(job, texts), job.config.engine.micro_batch, job.group, advance
+    )
 
 
 def recover(

@@ -36,8 +36,9 @@ DIMENSIONS = {
 def models(run: RunFiles) -> list[tuple[str, Values]]:
     """Return the name and known figures of the parent and of the model after every round with a finished selection.
 
-    The figures are dimensions, "parameters", "kv_bytes_per_token", the perplexities "sliced" and "recovered", and
-    "perplexity": that of the model at the end of the round, which is only sliced where there is no recovery.
+    The figures are dimensions (means over layers that differ), "parameters", "kv_bytes_per_token", the perplexities
+    "sliced" and "recovered", and "perplexity": that of the model at the end of the round, which is only sliced where
+    there is no recovery.
     """
     parent = values_in(run.dense, "geometry") or next((values_in(each.selection, "source") for each in run.rounds), {})
     dense = run.dense.get("perplexity")
@@ -62,7 +63,10 @@ def _counts_of(geometry: Values) -> Values:
         cut = Geometry.from_dict(geometry)
     except (TypeError, ValueError):
         return {}
-    return {"parameters": cut.parameters(), "kv_bytes_per_token": cut.kv_bytes_per_token()}
+    means = {name: cut.mean(name) for name in ("num_key_value_heads", "intermediate_size")} if cut.layers else {}
+    if means:
+        means["num_attention_heads"] = cut.queries_per_key_value_head * means["num_key_value_heads"]
+    return means | {"parameters": cut.parameters(), "kv_bytes_per_token": cut.kv_bytes_per_token()}
 
 
 def rounds_section(run: RunFiles) -> Section | None:

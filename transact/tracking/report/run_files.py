@@ -191,12 +191,14 @@ class RoundFiles:
     Attributes:
         selection, evaluation: as in selection.json and evaluation.json; empty where they are not there yet.
         maps: by kind of channel; empty where there are none.
+        shape_log: the shapes that a search has measured, in order: "widths" and "divergence".
     """
 
     number: int
     selection: Values = field(default_factory=dict)
     evaluation: Values = field(default_factory=dict)
     maps: dict[str, ActivationMap] = field(default_factory=dict)
+    shape_log: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,9 +278,27 @@ def _rounds(path: Path) -> Iterator[RoundFiles]:
         yield RoundFiles(
             number=number,
             selection=read_values(files.selection),
+            shape_log=read_shape_log(files.shape_log),
             evaluation=read_values(files.evaluation),
             maps=read_activation_maps(files.maps),
         )
+
+
+def read_shape_log(path: Path) -> list[dict[str, Any]]:
+    """Return the measured shapes of a log, up to a line that is cut short; none where there is no log."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:
+        return []
+    for each in lines:
+        try:
+            row = json.loads(each)
+        except ValueError:
+            break
+        if isinstance(row, dict):
+            found.append(row)
+    return found
 
 
 def read_values(path: Path) -> Values:

@@ -25,6 +25,7 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.results import efficiency_section, evaluation_section
 from transact.tracking.report.rounds import models, rounds_section, variants_section
 from transact.tracking.report.run_files import LIVE_STATES, Row, RunFiles, Values, figure, values_in
+from transact.tracking.report.shapes import shapes_section
 from transact.tracking.report.training import latest_speed, speed_section, training_section
 
 SILENT_SECONDS = 900.0  # without a change of its files, after which a running run may have been killed
@@ -36,6 +37,7 @@ def run_page(run: RunFiles) -> Page:
         _alerts(run.rows),
         training_section(run),
         rounds_section(run),
+        shapes_section(run),
         variants_section(run),
         channels_section(run),
         evaluation_section(run),

@@ -1,0 +1,79 @@
+"""prune.shapes=layers through the whole command: what it finds, what it leaves, and what goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.support.commands import Workplace, transact
+from transact.files import read_json
+from transact.geometry import Geometry
+
+LAYERS = ["prune.shapes=layers", "prune.rounds=1", "recover.tokens=2048", "recover.validations=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(workplace: Workplace) -> Path:
+    """A finished run on two ranks, with a measured split, efficiency and a task."""
+    measured = ["eval.efficiency.prompt_tokens=[16]", "eval.efficiency.new_tokens=[4]", "eval.efficiency.turns=1"]
+    done = transact([*workplace.overrides("layers"), *LAYERS, "prune.split=auto", *measured], ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "shapes: divergence" in said and " shapes measured" in said
+    assert "(trust_remote_code=True)" in said
+    return workplace.folder / "layers"
+
+
+def shape_of(folder: Path) -> Geometry:
+    return Geometry.from_dict(read_json(folder / "result.json")["pruned"]["geometry"])
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "round_01" / "shapes.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_best_measured_shape_is_what_is_cut_and_takes_no_more_than_the_uniform_one(folder: Path) -> None:
+    found, split = (read_json(folder / "round_01" / name) for name in ("shapes.json", "split.json"))
+    start, shape = Geometry.from_dict(found["start"]), shape_of(folder)
+    assert found["start"] == split["chosen"] and found["chosen"] == shape.to_dict()
+    assert shape.layers and len({each.intermediate_size for each in shape.layers}) > 1
+    assert shape.parameters() <= start.parameters() and shape.kv_bytes_per_token() <= start.kv_bytes_per_token()
+    begin, *rows = log_of(folder)
+    assert begin == {"start": found["start"]} and len(rows) == found["evaluations"]
+    assert rows[0]["divergence"] == found["divergence"]["start"] > found["divergence"]["chosen"]
+    assert any(row["divergence"] == found["divergence"]["chosen"] for row in rows)
+
+
+def test_transformers_loads_it_and_counts_the_same(folder: Path) -> None:
+    result, export = read_json(folder / "result.json"), folder / "export"
+    model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True)
+    assert model.num_parameters() == result["pruned"]["parameters"] == shape_of(folder).parameters()
+    cache = model(torch.arange(8)[None]).past_key_values
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert result["pruned"]["kv_bytes_per_token"] == 2 * elements / 8
+    card = (export / "README.md").read_text()
+    assert "`layerwise_llama.py`" in card and "on average" in card
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(export)
+
+
+def test_what_it_costs_to_run_is_measured_and_the_report_shows_every_layer(folder: Path) -> None:
+    efficiency = read_json(folder / "efficiency.json")
+    assert efficiency["latency"] and efficiency["models"]["pruned"]["geometry"]["layers"]
+    page = (folder / "report.html").read_text()
+    assert "What every layer keeps" in page and "Search for shapes, round 1" in page
+
+
+def test_one_rank_finds_the_same(workplace: Workplace, folder: Path) -> None:
+    done = transact([*workplace.overrides("one_rank"), *LAYERS, "prune.split=auto", "eval.efficiency.measured=false"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shape_of(workplace.folder / "one_rank") == shape_of(folder)
+    for one, two in zip(log_of(folder)[1:], log_of(workplace.folder / "one_rank")[1:], strict=True):
+        assert one["widths"] == two["widths"]
+        assert one["divergence"] == pytest.approx(two["divergence"], rel=1e-4)

@@ -1,0 +1,125 @@
+"""The search for widths: on losses that are known in closed form it comes near the exact optimum, and keeps within."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from transact.geometry import Geometry, Widths
+from transact.pruning.shape_search import CHANNELS, HEADS, Move, ShapeSpace, exchanges, search_shapes
+
+LAYERS = 6
+LARGEST = Geometry(
+    hidden_size=16,
+    num_layers=LAYERS,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    head_dim=8,
+    intermediate_size=96,
+    vocab_size=32,
+    tied_embeddings=True,
+)
+START = replace(LARGEST, intermediate_size=48)
+SPACE = ShapeSpace(start=START, largest=LARGEST, multiple=8)
+
+
+def of_widths(widths: list[int], heads: list[int]) -> Geometry:
+    return START.with_layers(
+        [Widths(num_key_value_heads=h, intermediate_size=w) for w, h in zip(widths, heads, strict=True)]
+    )
+
+
+NEEDS = (8.0, 1.0, 1.0, 1.0, 1.0, 4.0)
+HEAD_NEEDS = (0.001, 0.05, 0.05, 0.05, 0.05, 0.001)
+
+
+def known_loss(shape: Geometry) -> float:
+    """Every layer costs what it needs over its width, as if errors added up."""
+    channels = sum(need / each.intermediate_size for need, each in zip(NEEDS, shape.widths(), strict=True))
+    heads = sum(need / each.num_key_value_heads for need, each in zip(HEAD_NEEDS, shape.widths(), strict=True))
+    return channels + heads
+
+
+def least_of_all() -> float:
+    """The exact optimum, by dynamic programming over layers and parameters."""
+    budget = START.parameters() - (START.parameters() - START.transitional_parameters())
+    best: dict[int, float] = {0: 0.0}
+    for need, head_need in zip(NEEDS, HEAD_NEEDS, strict=True):
+        found: dict[int, float] = {}
+        for (used, loss), width, heads in itertools.product(best.items(), range(8, 97, 8), (1, 2, 3)):
+            one = of_widths([width] * LAYERS, [heads] * LAYERS).transitional_parameters() // LAYERS
+            total = used + one
+            value = loss + need / width + head_need / heads
+            if total <= budget and value < found.get(total, float("inf")):
+                found[total] = value
+        best = found
+    return min(best.values())
+
+
+def test_it_comes_near_the_exact_optimum_within_what_is_allowed() -> None:
+    measured: list[Geometry] = []
+
+    def measure(shape: Geometry) -> float:
+        measured.append(shape)
+        return known_loss(shape)
+
+    found, loss = search_shapes(SPACE, measure, evaluations=400)
+    assert loss == known_loss(found) == min(known_loss(each) for each in measured if SPACE.allows(each))
+    assert found.parameters() <= START.parameters()
+    assert found.kv_bytes_per_token() <= START.kv_bytes_per_token()
+    uniform, least = known_loss(START), least_of_all()
+    assert loss - least < 0.1 * (uniform - least)
+    assert len(measured) <= 400
+
+
+def test_the_same_measures_give_the_same_shapes() -> None:
+    assert search_shapes(SPACE, known_loss, 200) == search_shapes(SPACE, known_loss, 200)
+
+
+@pytest.mark.parametrize("evaluations", [1, 10, 17, 40])
+def test_no_more_is_measured_than_asked_for(evaluations: int) -> None:
+    count = 0
+
+    def measure(shape: Geometry) -> float:
+        nonlocal count
+        count += 1
+        return known_loss(shape)
+
+    found, loss = search_shapes(SPACE, measure, evaluations)
+    assert count <= evaluations and loss <= known_loss(START)
+    assert (found == START) == (evaluations < 18)  # a round has 6 wider, 6 narrower and 6 with a head less
+
+
+def test_what_is_not_a_number_is_never_chosen() -> None:
+    found, loss = search_shapes(SPACE, lambda shape: known_loss(shape) if shape == START else float("nan"), 100)
+    assert (found, loss) == (START, known_loss(START))
+
+
+def test_moves_keep_to_multiples_and_bounds() -> None:
+    uneven = replace(LARGEST, intermediate_size=100)
+    space = ShapeSpace(start=START, largest=uneven, multiple=8)
+    top = space.moved(START, 0, CHANNELS, 64)
+    assert top is not None and top.widths()[0].intermediate_size == 100  # never cut: no multiple
+    below = space.moved(top, 0, CHANNELS, -8)
+    assert below is not None and below.widths()[0].intermediate_size == 88
+    assert space.moved(START, 0, CHANNELS, -48) is None
+    assert space.moved(START, 2, HEADS, 1) is None
+    fewer = space.moved(START, 2, HEADS, -2)
+    assert fewer is not None and fewer.of_layer(2).num_attention_heads == 2
+    assert space.moved(fewer, 2, HEADS, -1) is None
+
+
+def test_an_exchange_takes_where_it_costs_least_and_gives_where_it_gains_most() -> None:
+    gains = (0.1, 0.5, 0.0, 0.0, 0.0, 0.3)
+    moves = [Move(layer=layer, dimension=CHANNELS, by=8, gain=gain) for layer, gain in enumerate(gains)]
+    moves += [
+        Move(layer=layer, dimension=CHANNELS, by=-8, gain=-cost) for layer, cost in enumerate((1, 1, 0.2, 0.05, 1, 1))
+    ]
+    found = [[each.intermediate_size for each in shape.widths()] for shape in exchanges(SPACE, START, moves)]
+    assert found == [
+        [48, 56, 48, 40, 48, 48],  # 0.5 for 0.05
+        [48, 56, 48, 32, 48, 56],  # 0.3 for 0.1, the second time in layer 3
+        [48, 64, 40, 32, 48, 56],  # 0.25 for 0.2
+    ]

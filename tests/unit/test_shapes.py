@@ -1,0 +1,109 @@
+"""What the search for shapes measures is what the cut then computes: the sliced model itself is the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.tiny import write_model
+from transact.config.pruning import MethodConfig
+from transact.engine.model_folder import add_code, copy_companions, layer_groups
+from transact.files import read_json, write_json
+from transact.geometry import Widths
+from transact.models.folder import geometry_of
+from transact.models.hooks import collect_grams, collect_statistics
+from transact.models.llama import layer_of, slice_tensors, sliced_config
+from transact.models.narrowing import narrowing
+from transact.models.stock import load_model
+from transact.pruning.criteria import Criteria, Evidence
+from transact.pruning.refit import Ridge
+from transact.pruning.selection import Chosen, Goal, Rules, Selection, best_indices, make_selection
+from transact.stages.calibrate import file_name, read_gram
+from transact.stages.shapes import Fits, ShapeLog
+
+METHOD = MethodConfig(refit="least_squares")
+ORDERS = [[1, 0], [0, 1]]
+
+
+def cut(source: Path, folder: Path, selection: Selection, grams: Path) -> Path:
+    """The cut of a folder by a selection, with the refit."""
+    stored, tensors = load_file(source / "model.safetensors"), {}
+    for names in layer_groups(stored):
+        layer, part = layer_of(names[0]), {name: stored[name] for name in names}
+        gram = None if layer is None else read_gram(grams, layer, torch.device("cpu"))
+        tensors |= slice_tensors(part, selection, gram, None if layer is None else Ridge.of(METHOD))
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = sliced_config(read_json(source / "config.json"), selection)
+    write_json(folder / "config.json", config)
+    copy_companions(source, folder)
+    add_code(config, folder)
+    return folder
+
+
+@pytest.mark.parametrize("head_dim", [16, 8], ids=["whole_heads", "cut_heads"])
+@torch.no_grad()
+def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: int) -> None:
+    source = write_model(tmp_path / "source")
+    whole, tokens = geometry_of(source), torch.arange(300).view(4, 75) * 7 % 500
+    model = load_model(source, dtype=torch.float32)
+    criteria = Criteria.of(METHOD)
+    with (
+        collect_statistics(model, whole, criteria.statistics(whole)) as sums,
+        collect_grams(model, whole, range(whole.num_layers)) as collector,
+    ):
+        model(tokens)
+    grams = tmp_path / "gram"
+    grams.mkdir()
+    for layer in range(whole.num_layers):
+        tensors = {name: tensor.float() for name, tensor in collector.take_gram(layer).to_tensors().items()}
+        save_file(tensors, grams / file_name(layer))
+    scores = criteria.score(Evidence(geometry=whole, statistics=sums.statistics(tokens.numel())))
+
+    def selected(target: Any) -> Selection:
+        rules = Rules(value_basis="svd")
+        chosen = Chosen(head_orders=ORDERS)
+        return make_selection(scores, whole, Goal(target=target, parent=whole), rules, chosen=chosen)
+
+    base = selected(replace(whole, head_dim=head_dim))
+    shape = base.target.with_layers(
+        [Widths(num_key_value_heads=1, intermediate_size=40), Widths(num_key_value_heads=2, intermediate_size=160)]
+    )
+    group = SimpleNamespace(device=torch.device("cpu"))
+    job: Any = SimpleNamespace(
+        config=SimpleNamespace(prune=SimpleNamespace(method=METHOD), engine=SimpleNamespace(dtype="float32")),
+        group=group,
+    )
+    fits = Fits(job, source, grams, base, ORDERS, lambda layer, width: best_indices(scores.channels[layer], width))
+    measured = load_model(cut(source, tmp_path / "base", base, grams), dtype=torch.float32)
+    whole_logits = measured(tokens).logits
+    expected = load_model(cut(source, tmp_path / "cut", selected(shape), grams), dtype=torch.float32)(tokens).logits
+    with narrowing(measured, fits.current):
+        fits.take(shape)
+        torch.testing.assert_close(measured(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(whole_logits, expected, atol=1e-3)
+        fits.take(base.target)  # all of it again
+        torch.testing.assert_close(measured(tokens).logits, whole_logits)
+    torch.testing.assert_close(measured(tokens).logits, whole_logits)
+
+
+def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
+    job: Any = SimpleNamespace(group=SimpleNamespace(is_main=True, on_main=lambda work: work()))
+    start = geometry_of(write_model(tmp_path / "model"))
+    other = start.with_layers([Widths(num_key_value_heads=1, intermediate_size=8)] * start.num_layers)
+    path = tmp_path / "shapes.jsonl"
+    log = ShapeLog(job, path, start)
+    log.add(start, 0.5)
+    log.add(other, 0.25)
+    path.write_text(path.read_text()[:-9])
+    again = ShapeLog(job, path, start)
+    assert (again.known(start), again.known(other), again.count) == (0.5, None, 1)
+    again.add(other, 0.75)
+    assert ShapeLog(job, path, start).known(other) == 0.75
+    assert ShapeLog(job, path, other).known(start) is None  # of another search: it begins anew

@@ -1,0 +1,53 @@
+"""Bytes of activations: of a token in the layer at work, and of what is kept for the backward."""
+
+from __future__ import annotations
+
+from transact.config.machines import EngineConfig
+from transact.engine.gram_memory import FLOAT32_BYTES
+from transact.geometry import Geometry
+
+BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
+
+
+def forward_bytes(geometry: Geometry, width: int) -> float:
+    """Return the bytes of one token in the layer at work.
+
+    Measured in the MLP: gate, its activation and up beside the hidden states.
+    """
+    return (3 * geometry.intermediate_size + 7 * geometry.hidden_size) * width
+
+
+def watched_bytes(geometry: Geometry, width: int) -> float:
+    """Return the bytes of one token where a hook sums the squares of the MLP's channels.
+
+    The channels, their squares in float32, and of bfloat16 channels a float32 copy.
+    """
+    copies = FLOAT32_BYTES * (2 if width == 2 else 1)
+    return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
+
+
+def _layer_bytes(geometry: Geometry, dtype: str) -> float:
+    """Return the bytes of one token that one layer keeps for its backward.
+
+    Inputs of norms and projections, q, k, v and attention output, gate, up and their product; in bfloat16 a norm keeps
+    its input in float32.
+    """
+    heads = 2 * (geometry.num_attention_heads + geometry.num_key_value_heads)
+    elements = 6 * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
+    width = BYTES_BY_DTYPE[dtype]
+    return elements * width + (FLOAT32_BYTES * geometry.hidden_size if width == 2 else 0)
+
+
+def activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> tuple[float, float]:
+    """Return the bytes kept for the backward, and those that the backward of one layer adds.
+
+    With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed.
+    """
+    width = BYTES_BY_DTYPE[engine.dtype]
+    one_layer = _layer_bytes(geometry, engine.dtype)
+    end = 3 * geometry.hidden_size * width  # around the last norm
+    gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
+    if engine.recomputes:
+        return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
+    layers = sum(_layer_bytes(geometry.of_layer(layer), engine.dtype) for layer in range(geometry.num_layers))
+    return tokens * (layers + end), tokens * gradients

@@ -1,0 +1,218 @@
+"""Search widths for every layer by measuring: single moves of one layer, and exchanges of the most useful ones.
+
+A move makes one layer's MLP a step wider or narrower, or gives it a key-value head more or less. All of them are
+measured from the best shape so far. An exchange then takes from the layers that miss it least and gives to those that
+gain most, as many moves at a time as turn out to help; from its result all moves are measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from transact.geometry import Geometry
+
+CHANNELS, HEADS = "intermediate_size", "num_key_value_heads"
+FIRST_STEP = 1 / 5  # of the MLP's width at the start
+DIMINISHING = (
+    2.0  # a layer's second move in one exchange is expected to gain half of the first, or to cost twice as much
+)
+PATIENCE = 2  # exchanges of growing length in a row that bring nothing, after which longer ones are not tried
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeSpace:
+    """The shapes that a search may reach.
+
+    Attributes:
+        start: the dimensions that it begins with, whose parameters and KV bytes no shape exceeds.
+        largest: no layer is wider than those of this model: the one that is cut.
+        multiple: what the width of an MLP is a multiple of.
+        cuts_heads: whether layers may lose key-value heads, with the query heads that share them.
+    """
+
+    start: Geometry
+    largest: Geometry
+    multiple: int
+    cuts_heads: bool = True
+
+    def allows(self, shape: Geometry) -> bool:
+        """Return whether a shape takes no more than the one at the start."""
+        fits = shape.parameters() <= self.start.parameters()
+        return fits and shape.kv_bytes_per_token() <= self.start.kv_bytes_per_token()
+
+    def moved(self, shape: Geometry, layer: int, dimension: str, by: int) -> Geometry | None:
+        """Return a shape with one width of one layer changed; None where it cannot be."""
+        most, multiple = getattr(self.largest, dimension), self.multiple if dimension == CHANNELS else 1
+        widths = list(shape.widths())
+        before = getattr(widths[layer], dimension)
+        after = min(before + by, most)
+        if after < most:  # the width that was never cut need not be a multiple
+            after -= after % multiple
+        if after < multiple or after == before:
+            return None
+        widths[layer] = replace(widths[layer], **{dimension: after})
+        return shape.with_layers(widths)
+
+    def filled(self, shape: Geometry, layer: int) -> Geometry:
+        """Return a shape with one layer's MLP widened, by as many multiples as are allowed."""
+        wider = self.moved(shape, layer, CHANNELS, self.multiple)
+        while wider is not None and self.allows(wider):
+            shape, wider = wider, self.moved(wider, layer, CHANNELS, self.multiple)
+        return shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """A change of one width of one layer, and what it was measured to do.
+
+    Attributes:
+        by: channels or heads; below zero they go.
+        gain: by how much the loss falls, for each parameter that it adds or takes; below zero the loss rises.
+    """
+
+    layer: int
+    dimension: str
+    by: int
+    gain: float
+
+
+def search_shapes(space: ShapeSpace, measure: Callable[[Geometry], float], evaluations: int) -> tuple[Geometry, float]:
+    """Return the best shape that was measured, and its loss.
+
+    Args:
+        measure: the loss of a shape; the lower the better, infinite or not a number: of no use.
+        evaluations: shapes to measure, at most; no round of moves is begun that would not end within them.
+    """
+    measure = _remembering(measure)
+    best, least = space.start, _loss(measure, space.start)
+    left = evaluations - 1
+    step = max(space.multiple, round(FIRST_STEP * space.start.intermediate_size / space.multiple) * space.multiple)
+    while True:
+        possible = list(_possible_moves(space, best, step))
+        if left <= len(possible):
+            return best, least
+        left -= len(possible)
+        moves = [_measured(measure, move, least, best, shape) for move, shape in possible]
+        found, loss, tried = _best_exchange(space, measure, best, moves, min(left, len(possible)))
+        left -= tried
+        if found is not None and loss < least:
+            best, least = found, loss
+        elif step > space.multiple:
+            step = max(space.multiple, step // 2 // space.multiple * space.multiple)
+        else:
+            return best, least
+
+
+def _remembering(measure: Callable[[Geometry], float]) -> Callable[[Geometry], float]:
+    """Return a function that measures each shape once: rounds of moves with other steps meet the same shapes again."""
+    found: dict[Geometry, float] = {}
+
+    def remembered(shape: Geometry) -> float:
+        if shape not in found:
+            found[shape] = measure(shape)
+        return found[shape]
+
+    return remembered
+
+
+def _loss(measure: Callable[[Geometry], float], shape: Geometry) -> float:
+    loss = measure(shape)
+    return math.inf if math.isnan(loss) else loss
+
+
+def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[tuple[Move, Geometry]]:
+    """Yield every move of one layer, not measured yet, and the shape that it leads to, which may not be allowed."""
+    for dimension, size in ((CHANNELS, step), *([(HEADS, 1)] if space.cuts_heads else [])):
+        for layer in range(shape.num_layers):
+            for by in (size, -size):
+                moved = space.moved(shape, layer, dimension, by)
+                if moved is not None:
+                    yield Move(layer=layer, dimension=dimension, by=by, gain=0.0), moved
+
+
+def _measured(
+    measure: Callable[[Geometry], float], move: Move, before: float, shape: Geometry, moved: Geometry
+) -> Move:
+    size = abs(moved.parameters() - shape.parameters())
+    return replace(move, gain=(before - _loss(measure, moved)) / size)
+
+
+def _best_exchange(
+    space: ShapeSpace, measure: Callable[[Geometry], float], shape: Geometry, moves: Sequence[Move], most: int
+) -> tuple[Geometry | None, float, int]:
+    """Return the best of the exchanges of growing length, its loss, and how many were measured, at most `most`."""
+    found, least, tried, in_vain = None, math.inf, 0, 0
+    steps = list(exchanges(space, shape, moves))
+    for length in _lengths(len(steps)):
+        if tried == most or in_vain == PATIENCE:
+            break
+        loss, tried = _loss(measure, steps[length - 1]), tried + 1
+        in_vain = 0 if loss < least else in_vain + 1
+        if loss < least:
+            found, least = steps[length - 1], loss
+    return found, least, tried
+
+
+def _lengths(most: int) -> list[int]:
+    """Return 1, 2, 3, 4, 6, 8, 12, ... up to `most`, which is the last."""
+    found = [1]
+    while found[-1] < most:
+        found.append(found[-1] + max(1, 2 ** (found[-1].bit_length() - 2)))
+    return [*(each for each in found if each < most), *([most] if most else [])]
+
+
+def exchanges(space: ShapeSpace, shape: Geometry, moves: Sequence[Move]) -> Iterator[Geometry]:
+    """Yield shapes that differ from one by more and more of the moves, each within what is allowed.
+
+    The widening that gains most comes first, and for it the narrowings that cost least make room, while they cost less
+    than it gains. No layer's width goes both ways.
+    """
+    wider = [each for each in moves if each.by > 0 and each.gain > 0]
+    narrower = [each for each in moves if each.by < 0]
+    uses: Counter[Move] = Counter()
+
+    def gain(move: Move) -> float:
+        return move.gain / DIMINISHING ** uses[move]
+
+    def cost(move: Move) -> float:
+        # That the first of them lowers the loss says nothing of the next ones.
+        return -move.gain if not uses[move] else abs(move.gain) * DIMINISHING ** uses[move]
+
+    def usable(move: Move, current: Geometry) -> bool:
+        opposite = any(
+            uses[other] and (other.layer, other.dimension) == (move.layer, move.dimension) and other.by * move.by < 0
+            for other in moves
+        )
+        return not opposite and space.moved(current, move.layer, move.dimension, move.by) is not None
+
+    while True:
+        best = max((each for each in wider if usable(each, shape)), key=gain, default=None)
+        if best is None:
+            return
+        larger = _after(space, shape, best)
+        taken: Counter[Move] = Counter()
+        while not space.allows(larger):
+            possible = [
+                each
+                for each in narrower
+                if usable(each, larger) and (each.layer, each.dimension) != (best.layer, best.dimension)
+            ]
+            least = min(possible, key=cost, default=None)
+            if least is None or cost(least) >= gain(best):
+                return
+            larger = _after(space, larger, least)
+            uses[least] += 1
+            taken[least] += 1
+        uses[best] += 1
+        shape = larger
+        layer = best.layer if best.dimension == CHANNELS else None
+        yield shape if layer is None else space.filled(shape, layer)
+
+
+def _after(space: ShapeSpace, shape: Geometry, move: Move) -> Geometry:
+    moved = space.moved(shape, move.layer, move.dimension, move.by)
+    assert moved is not None
+    return moved

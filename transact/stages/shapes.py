@@ -1,0 +1,261 @@
+"""Shapes: find widths for every layer of the last round, by measuring candidates on validation text.
+
+Attention is cut as the round cuts it; heads and MLPs are whole, in one sharded model that is opened once. A candidate
+is this model with other forwards: its MLPs and o_proj compute with what a layer keeps, by weights refitted for it. Its
+loss is the divergence of its next-token distributions from the dense parent's. Sequential corrections come with the cut
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transact.data.order import micro_batches
+from transact.engine.engine import Engine, open_engine
+from transact.engine.memory import REMEMBERED_FITS
+from transact.files import read_json, remove_flat, write_json, write_text
+from transact.geometry import Geometry
+from transact.models.folder import geometry_of
+from transact.models.llama import layer_of, layer_weights
+from transact.models.loss_head import Teaching
+from transact.models.narrowing import Narrow, narrowing
+from transact.models.tensor_files import ModelReader
+from transact.pruning.criteria import Criteria, Evidence
+from transact.pruning.greedy_obs import block_order
+from transact.pruning.refit import LayerGram, Ridge, refit
+from transact.pruning.selection import Selection, best_indices
+from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
+from transact.pruning.slicing import cut_attention
+from transact.pruning.weights import LayerWeights
+from transact.rounds import Round, search_space
+from transact.runs.run_folder import RoundFolder
+from transact.stages.calibrate import read_gram
+from transact.stages.evaluate import mean_loss
+from transact.stages.job import Job
+from transact.stages.recover.loop import validation_positions
+from transact.stages.select import collect_evidence, decide, greedy_channels, merged
+from transact.stages.slice import slice_in_parallel
+from transact.stages.texts import Texts
+
+
+def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: Path, files: RoundFolder) -> None:
+    """Write shapes.json: the chosen dimensions, and in which order a layer's heads go; the log beside it (collective).
+
+    Args:
+        source: the model that the round cuts.
+        parent: the dense model, whose distributions count.
+    """
+    config, whole = job.config, geometry_of(source)
+    multiple = search_space(config.prune, job.outline.parent).multiples.intermediate_size
+    space = ShapeSpace(start=round_.geometry, largest=whole, multiple=multiple)
+    evaluations = config.prune.shape_evaluations
+    teachings = _teachings(job, texts, parent)
+    orders = _head_orders(job, source, files.grams)
+    evidence = collect_evidence(job, source, files.statistics)
+    base = replace(whole, head_dim=space.start.head_dim)
+    selection = decide(config.prune, evidence, base, None, parent=job.outline.parent, asked=round_.asked)
+    trial = files.trial(0) if base != whole else source
+    if base != whole:
+        slice_in_parallel(job, source, selection, trial, files.grams)
+        job.check_seen("the model that shapes are measured on", trial)
+    fits = Fits(job, source, files.grams, selection, orders, _channels(job, source, files.grams, space, evidence))
+    log = ShapeLog(job, files.shape_log, space.start)
+    with (
+        open_engine(trial, config.engine, job.group) as engine,
+        narrowing(engine.module, fits.current),
+        job.progress("measure shapes", evaluations, unit="shapes") as bar,
+    ):
+
+        def measure(shape: Geometry) -> float:
+            loss = log.known(shape)
+            if loss is None:
+                fits.take(shape)
+                loss = _divergence(job, texts, engine, teachings)
+                log.add(shape, loss)
+            bar.advance(1, divergence=loss)
+            return loss
+
+        chosen, least = search_shapes(space, measure, evaluations)
+    begun = log.known(space.start)
+    job.say(f"shapes: divergence {begun:.4f} -> {least:.4f} nats per token, {log.count} shapes measured")
+    if job.group.is_main:
+        if base != whole:
+            remove_flat(trial)
+        divergence = {"start": begun, "chosen": least}
+        found = {"start": space.start.to_dict(), "chosen": chosen.to_dict(), "head_orders": orders}
+        write_json(files.shapes, found | {"divergence": divergence, "evaluations": log.count})
+
+
+def read_shapes(path: Path) -> tuple[Geometry, list[list[int]]]:
+    """Return the chosen dimensions, and of each layer the key-value heads in the order in which they go."""
+    found = read_json(path)
+    return Geometry.from_dict(found["chosen"]), found["head_orders"]
+
+
+def _teachings(job: Job, texts: Texts, parent: Path) -> list[Teaching]:
+    """Return what the dense parent says of this rank's validation text, a micro-batch each (collective)."""
+    positions, config = validation_positions(job, texts), job.config
+    turns = micro_batches(len(positions), config.engine.micro_batch, job.group.rank, job.group.world_size)
+    batches = [texts.train.sequences(positions[slice(*(turn or (0, 1)))]) for turn in turns]
+    with open_engine(parent, config.engine, job.group) as engine, torch.no_grad():
+        head = engine.output_weight()
+        # One by one: batches of a last turn may be shorter.
+        hidden = [next(iter(engine.final_hidden([batch]))).clone() for batch in batches]
+    return [Teaching(hidden=each, head=head, weight=1.0, temperature=1.0) for each in hidden]
+
+
+def _divergence(job: Job, texts: Texts, engine: Engine, teachings: list[Teaching]) -> float:
+    """Return the mean divergence from the dense parent's distributions, in nats per token (collective)."""
+    positions, micro_batch = validation_positions(job, texts), job.config.engine.micro_batch
+    return mean_loss(engine, texts.train, positions, micro_batch, job.group, teachings=teachings)
+
+
+def _head_orders(job: Job, source: Path, grams: Path) -> list[list[int]]:
+    """Return of every layer the key-value heads in the order in which they go; ranks share the layers (collective)."""
+    geometry, found = geometry_of(source), {}
+    job.check_seen("the folder of Gram matrices", grams)
+    with ModelReader(source) as reader:
+        for layer in job.group.turns(geometry.num_layers):
+            if layer is not None:
+                weights, gram = _layer(reader, layer), read_gram(grams, layer, job.group.device)
+                size = geometry.queries_per_key_value_head * geometry.head_dim
+                output = weights.output.to(job.group.device)
+                found[layer] = block_order(output, gram.attention_output, size, Ridge.of(job.config.prune.method))
+            job.group.turn()
+    return [order for _, order in sorted(merged(job, found).items())]
+
+
+def _layer(reader: ModelReader, layer: int) -> LayerWeights:
+    weights = layer_weights({name: reader.tensor(name).float() for name in reader.files if layer_of(name) == layer})
+    assert weights is not None
+    return weights
+
+
+def _channels(
+    job: Job, source: Path, grams: Path, space: ShapeSpace, evidence: Evidence
+) -> Callable[[int, int], Tensor]:
+    """Return a function from a layer and a width to the channels that stay, (width,) ascending (collective)."""
+    widths = range(space.multiple, space.largest.intermediate_size, space.multiple)
+    paths = greedy_channels(job, source, grams, widths)
+    if paths is not None:
+        return lambda layer, width: paths[width][layer].long()
+    scores = Criteria.of(job.config.prune.method).score(evidence).channels
+    return lambda layer, width: best_indices(scores[layer], width)
+
+
+class Fits:
+    """The output projections of a shape, refitted for what each layer keeps; every rank makes all of them.
+
+    Attributes:
+        current: of the shape that was taken last, by layer and dimension; what is whole is not in it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        source: Path,
+        grams: Path,
+        selection: Selection,
+        orders: list[list[int]],
+        channels: Callable[[int, int], Tensor],
+    ) -> None:
+        """Take what the weights follow from.
+
+        Args:
+            selection: the cut of attention that all shapes share.
+            orders: in which a layer's key-value heads go.
+            channels: from layer and width to those that stay.
+        """
+        self._job, self._source, self._grams, self._selection = job, source, grams, selection
+        self._orders, self._channels = orders, channels
+        self._ridge, self._device = Ridge.of(job.config.prune.method), job.group.device
+        self._dtype = getattr(torch, job.config.engine.dtype)
+        self._made: dict[tuple[int, str], dict[int, Narrow]] = {}
+        self.current: dict[tuple[int, str], Narrow] = {}
+
+    def take(self, shape: Geometry) -> None:
+        """Make `current` that of a shape."""
+        whole = self._selection.source
+        for layer, widths in enumerate(shape.widths()):
+            for dimension, size in asdict(widths).items():
+                if size == getattr(whole, dimension):
+                    self.current.pop((layer, dimension), None)
+                else:
+                    self.current[layer, dimension] = self._narrow(layer, dimension, size)
+
+    def _narrow(self, layer: int, dimension: str, size: int) -> Narrow:
+        made = self._made.setdefault((layer, dimension), {})
+        found = made.pop(size) if size in made else self._fit(layer, dimension, size)
+        made[size] = found  # the one that was used last is at the end
+        while len(made) > REMEMBERED_FITS:
+            del made[next(iter(made))]
+        return found
+
+    def _fit(self, layer: int, dimension: str, size: int) -> Narrow:
+        gram = read_gram(self._grams, layer, self._device)
+        with ModelReader(self._source) as reader:
+            weights = _layer(reader, layer)
+        fit = {CHANNELS: self._fit_channels, HEADS: self._fit_heads}[dimension]
+        kept, weight = fit(weights, gram, layer, size)
+        return kept.to(self._device), weight.to(self._device, self._dtype)
+
+    def _fit_channels(self, weights: LayerWeights, gram: LayerGram, layer: int, width: int) -> Narrow:
+        kept = self._channels(layer, width).to(self._device)
+        return kept, refit(weights.down.to(self._device), gram.intermediate, kept, self._ridge)
+
+    def _fit_heads(self, weights: LayerWeights, gram: LayerGram, layer: int, count: int) -> Narrow:
+        target = self._selection.target
+        size = target.queries_per_key_value_head * target.head_dim
+        heads = torch.tensor(sorted(self._orders[layer][-count:]))
+        kept = (heads.unsqueeze(1) * size + torch.arange(size)).flatten()
+        transform = cut_attention(weights, self._selection, layer, gram).transform[kept].to(self._device)
+        return kept, refit(weights.output.to(self._device), gram.attention_output, transform, self._ridge)
+
+
+class ShapeLog:
+    """A file with a line for every shape that was measured, from which a search that was stopped goes on."""
+
+    def __init__(self, job: Job, path: Path, start: Geometry) -> None:
+        self._job, self._path = job, path
+        begin = {"start": start.to_dict()}
+        rows = job.group.on_main(lambda: _rows(path))
+        rows = rows if rows[:1] == [begin] else [begin]
+        self._losses = {_key(row["widths"]): row["divergence"] for row in rows[1:]}
+        if job.group.is_main:  # without a line that was cut short
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    @property
+    def count(self) -> int:
+        return len(self._losses)
+
+    def known(self, shape: Geometry) -> float | None:
+        return self._losses.get(_key([asdict(each) for each in shape.widths()]))
+
+    def add(self, shape: Geometry, loss: float) -> None:
+        widths = [asdict(each) for each in shape.widths()]
+        self._losses[_key(widths)] = loss
+        if self._job.group.is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"widths": widths, "divergence": loss}) + "\n")
+
+
+def _key(widths: list[dict[str, int]]) -> str:
+    return json.dumps(widths, sort_keys=True)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log up to one that a kill has cut short."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
