@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import Workplace, transact
+from tests.support.runs import start, wait_until
 from transact.files import read_json
 from transact.geometry import Geometry
 
@@ -77,3 +78,24 @@ def test_one_rank_finds_the_same(workplace: Workplace, folder: Path) -> None:
     for one, two in zip(log_of(folder)[1:], log_of(workplace.folder / "one_rank")[1:], strict=True):
         assert one["widths"] == two["widths"]
         assert one["divergence"] == pytest.approx(two["divergence"], rel=1e-4)
+
+
+def test_killed_in_its_search_it_goes_on_and_ends_the_same(workplace: Workplace) -> None:
+    """What was measured is not measured again; the log is the one of a run that nobody killed."""
+    overrides = [*LAYERS, "recover.tokens=0", "recover.validation_sequences=64", "eval.efficiency.measured=false"]
+    done = transact([*workplace.overrides("whole"), *overrides])
+    assert done.returncode == 0, done.stdout + done.stderr
+    killed = workplace.folder / "killed"
+    log = killed / "round_01" / "shapes.jsonl"
+    process = start([*workplace.overrides("killed"), *overrides])
+    wait_until(lambda: log.is_file() and log.read_text().count("\n") > 5, process, 120)
+    process.kill()
+    process.wait()
+    before = log.read_text()
+    assert not (killed / "round_01" / "shapes.json").exists()
+    log.write_text(before[:-9])  # as if the kill had come in the middle of a line
+    done = transact([*workplace.overrides("killed"), *overrides])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert log.read_text() == (workplace.folder / "whole" / "round_01" / "shapes.jsonl").read_text()
+    assert log.read_text().startswith(before[: before.rindex("\n", 0, -9)])
+    assert shape_of(killed) == shape_of(workplace.folder / "whole")

@@ -14,7 +14,7 @@ import gguf
 import numpy
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tests.support.commands import REPOSITORY
 from tests.support.exported import prune_folder, random_selection, slice_folder
@@ -26,8 +26,10 @@ from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
 from transact.export.k_quants import K_QUANTS, write_k_quants
 from transact.files import read_json
+from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.rotary import rope_settings
+from transact.models.stock import load_model
 
 SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
@@ -83,7 +85,7 @@ def perplexity(logits: torch.Tensor, sequences: torch.Tensor) -> float:
 
 @torch.no_grad()
 def transformers_say(folder: Path, sequences: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder, dtype=torch.float32).eval()
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model(sequences).logits, model.generate(sequences[:1, :PROMPT], **settings)[0].tolist()
 
@@ -124,6 +126,30 @@ def test_every_family(tmp_path: Path, family: str) -> None:
     found = ask(folder, "f16", tmp_path, sequences)
     assert float((found["logits"] - logits).abs().max() / logits.abs().max()) < 0.01
     assert found["greedy"] == greedy
+
+
+@pytest.mark.parametrize("head_dim", [32, 16], ids=["whole_heads", "rotary_factors"])
+def test_layers_that_differ(tmp_path: Path, head_dim: int) -> None:
+    """llama.cpp's `deci` takes MLP widths and heads of every layer."""
+    sizes = [(1, 640), (2, 96), (2, 32), (1, 352)]
+    widths = [Widths(num_key_value_heads=heads, intermediate_size=size) for heads, size in sizes]
+    calibration = tokens_of(DEMO_PARENT, ArgumentParser, sequences=16)
+    sliced = prune_folder(
+        DEMO_PARENT, tmp_path / "sliced", calibration, head_dim=head_dim, intermediate_size=640, widths=widths
+    )
+    folder = export(sliced, tmp_path / "export")
+    assert (rope_settings(read_json(folder / "config.json"))["rope_type"] == "longrope") == (head_dim == 16)
+    sequences = tokens_of(folder, textwrap, shlex, sequences=2)
+    logits, greedy = transformers_say(folder, sequences)
+    found = ask(folder, "f16", tmp_path, sequences)
+    assert float((found["logits"] - logits).abs().max()) < FLOAT16_TOLERANCE
+    assert found["greedy"] == greedy
+    for kind in ("f16", "q8_0", "q4_k_m"):
+        ask(folder, kind, tmp_path, sequences[:, :32])
+        weights = sum(each.n_bytes for each in gguf.GGUFReader(tmp_path / "model.gguf").tensors)
+        assert gguf_bytes(geometry_of(folder), kind) == pytest.approx(weights, rel=0.02)
+    quantised = perplexity(ask(folder, "q8_0", tmp_path, sequences)["logits"], sequences)
+    assert quantised == pytest.approx(perplexity(logits, sequences), rel=0.01)
 
 
 def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path) -> None:

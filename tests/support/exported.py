@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transact.config.pruning import MethodConfig
 from transact.engine.model_folder import add_code, copy_companions, layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json, write_json
+from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import layer_of, read_geometry, slice_tensors, sliced_config
@@ -70,8 +72,19 @@ def write_exported(folder: Path, cut: dict[str, Any], *, dtype: str = "float32",
 
 
 @torch.no_grad()
-def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: int, intermediate_size: int) -> Path:
-    """The method's cut with refit, calibrated on `tokens` (sequences, length), of a folder with a single shard."""
+def prune_folder(
+    source: Path,
+    target: Path,
+    tokens: torch.Tensor,
+    *,
+    head_dim: int,
+    intermediate_size: int,
+    widths: Sequence[Widths] = (),
+) -> Path:
+    """The method's cut with refit, calibrated on `tokens` (sequences, length), of a folder with a single shard.
+
+    widths: of every layer, where they differ.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
@@ -84,6 +97,7 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
         model(tokens)
     evidence = Evidence(geometry=geometry, statistics=sums.statistics(tokens.numel()))
     smaller = replace(geometry, head_dim=head_dim, intermediate_size=intermediate_size)
+    smaller = smaller.with_layers(widths) if widths else smaller
     goal = Goal(target=smaller, parent=geometry)
     selection = make_selection(criteria.score(evidence), geometry, goal, Rules(value_basis="svd"))
     stored = load_file(source / "model.safetensors")
@@ -96,6 +110,7 @@ def prune_folder(source: Path, target: Path, tokens: torch.Tensor, *, head_dim: 
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     write_json(target / "config.json", sliced_config(read_json(source / "config.json"), selection))
     copy_companions(source, target)
+    add_code(read_json(target / "config.json"), target)
     return target
 
 

@@ -79,11 +79,12 @@ def training_checkpoint_bytes(geometry: Geometry) -> int:
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
     """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
-    columns = geometry.num_layers * geometry.hidden_size
-    in_float16 = columns * sum(float16_rows(geometry).values())
+    layers = [geometry.of_layer(layer) for layer in range(geometry.num_layers)]
+    in_float16 = geometry.hidden_size * sum(sum(float16_rows(each).values()) for each in layers)
     by_fallback, of_tables = 0, BITS_OF_EMBEDDINGS.get(kind, BITS_PER_WEIGHT["q6_k"])
     if kind in BITS_OF_FALLBACK:
-        by_fallback = columns * sum(undivided_rows(geometry, K_QUANT_BLOCK).values()) - in_float16
+        rows = sum(sum(undivided_rows(each, K_QUANT_BLOCK).values()) for each in layers)
+        by_fallback = geometry.hidden_size * rows - in_float16
         if geometry.hidden_size % K_QUANT_BLOCK:
             by_fallback, of_tables = geometry.parameters() - tables - in_float16, BITS_OF_FALLBACK["q6_k"]
     rest = geometry.parameters() - tables - in_float16 - by_fallback

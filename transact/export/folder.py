@@ -10,7 +10,7 @@ import torch
 
 from transact.engine.model_folder import add_code, copy_companions, stored_config
 from transact.files import read_json, write_json, write_text
-from transact.models.llama import is_stock
+from transact.models.families import OWN_FREQUENCIES
 from transact.models.model_files import DERIVED, SINGLE_NAME
 from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
 from transact.models.shard_writer import write_shard
@@ -52,7 +52,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
     """Write the exported model into the folder `target`, which must exist; one shard is in memory at a time."""
     torch_dtype = getattr(torch, dtype)
     config = read_json(source / "config.json")
-    if is_stock(config):
+    if OWN_FREQUENCIES not in config:
         config |= stated_settings(config)
     guard = guard_tensors(config)
     with ModelReader(source) as reader:

@@ -175,7 +175,7 @@ def check_gguf_result(kind: str, model_config: Mapping[str, Any]) -> None:
             "their own, and llama.cpp has one set; a new run with prune.method.pair_scope=model gives such a model"
         )
     family = family_of(model_config)
-    if family.gguf_architecture != "llama" and rope_settings(model_config)["rope_type"] != "default":
+    if family.gguf_architecture not in NEIGHBOURS and rope_settings(model_config)["rope_type"] != "default":
         raise ValueError(
             f"export.gguf={kind!r} is not allowed: the exported model has rotary factors, and llama.cpp's "
             f"{family.model_type} takes none; a new run with prune.rotary_pairs=progression gives a model without"
@@ -248,6 +248,7 @@ TENSOR_TYPES = {"f16": ("F16", "F16"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0"
 FILE_TYPES = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
+NEIGHBOURS = ("llama", "deci")  # architectures that rotate dims 2i and 2i + 1 together
 FACTORS = "rope_freqs.weight"
 
 
@@ -305,9 +306,13 @@ def _add_dimensions(writer: Any, config: Mapping[str, Any], kind: str, name: str
     writer.add_context_length(min(context_limit(config), window or context_limit(config)))
     writer.add_embedding_length(geometry.hidden_size)
     writer.add_block_count(geometry.num_layers)
-    writer.add_feed_forward_length(geometry.intermediate_size)
-    writer.add_head_count(geometry.num_attention_heads)
-    writer.add_head_count_kv(geometry.num_key_value_heads)
+    group = geometry.queries_per_key_value_head
+    for add, sizes in (
+        (writer.add_feed_forward_length, [each.intermediate_size for each in geometry.widths()]),
+        (writer.add_head_count, [group * each.num_key_value_heads for each in geometry.widths()]),
+        (writer.add_head_count_kv, [each.num_key_value_heads for each in geometry.widths()]),
+    ):
+        add(sizes if geometry.layers else sizes[0])
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add(geometry.head_dim)
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
@@ -368,7 +373,7 @@ def _data(reader: ModelReader, config: Mapping[str, Any], name: str, kind: str) 
 
 def _rotation_order(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
     """Put rows i and i + head_dim/2 of q and k side by side, where the architecture rotates neighbours."""
-    if family_of(config).gguf_architecture != "llama" or not any(each in name for each in ROTATED):
+    if family_of(config).gguf_architecture not in NEIGHBOURS or not any(each in name for each in ROTATED):
         return tensor
     half = read_geometry(config).head_dim // 2
     return tensor.reshape(-1, 2, half, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

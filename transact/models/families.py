@@ -80,6 +80,7 @@ LAYERWISE_LLAMA = Family(
     configuration="LlamaConfig",
     is_layerwise_llama=True,
     required=(),
+    gguf_architecture="deci",
     modules=("layerwise_llama",),
 )
 OWN_ROTATION_LLAMA = replace(

@@ -58,10 +58,10 @@ def read_model_config(model: ModelConfig) -> dict[str, Any]:
     return _supported_config(model.path, path)
 
 
-def _supported_config(named: str, path: Path) -> dict[str, Any]:
+def _supported_config(named: str, path: Path, *, as_parent: bool = True) -> dict[str, Any]:
     try:
         config = read_object(path, MAX_CONFIG_BYTES)
-        check_supported(config)
+        check_supported(config, as_parent=as_parent)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"model.path={named!r}: {one_line(error)}") from None
     return config
@@ -198,16 +198,16 @@ def dtype_of(folder: Path) -> str:
     return stored_dtype(read_json(folder / CONFIG), folder)
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, *, as_parent: bool = True) -> None:
     """Check everything that headers, names and config.json show of a folder.
 
     Every weight must be there in safetensors, complete and of the shape that config.json says; there must be a
-    tokenizer; and no file may be a link out of the folder.
+    tokenizer; and no file may be a link out of the folder. as_parent: as in `check_supported`.
 
     Raises:
         ValueError: names the file, and what to do.
     """
-    config = _supported_config(str(folder), _local_config(str(folder)))
+    config = _supported_config(str(folder), _local_config(str(folder)), as_parent=as_parent)
     try:
         check_names(folder)
         stored_dtype(config, folder)

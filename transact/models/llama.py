@@ -82,13 +82,15 @@ def read_geometry(config: Mapping[str, Any]) -> Geometry:
     )
 
 
-def check_supported(config: Mapping[str, Any]) -> None:
+def check_supported(config: Mapping[str, Any], *, as_parent: bool = True) -> None:
     """Refuse a model that slicing would silently damage, or whose result no stock class loads.
+
+    as_parent: it is to be cut, so its layers must be alike.
 
     Raises:
         ValueError: one line with the field, its value and what is supported.
     """
-    if config.get("model_type") not in STOCK_TYPES:
+    if config.get("model_type") not in STOCK_TYPES and (as_parent or is_stock(config)):
         raise ValueError(f"model_type is {shown(config.get('model_type'))}; supported: {', '.join(STOCK_TYPES)}")
     family = family_of(config)
     family.check(config)
@@ -108,7 +110,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise ValueError(f"tie_word_embeddings is {shown(config['tie_word_embeddings'])}; supported: true, false")
     if config.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {config['partial_rotary_factor']}; supported: 1.0")
-    if config.get(PER_LAYER):
+    if config.get(PER_LAYER) and as_parent:
         raise ValueError("per_layer_config is present; supported: layers that are all alike")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "of unknown method")

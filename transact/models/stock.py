@@ -126,11 +126,22 @@ def load_model(folder: Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    has_code = check_code(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=has_code, **options)
+
+
+def check_code(folder: Path) -> bool:
+    """Return whether a folder's layers differ, so that it carries code, which is then the code of this program.
+
+    Raises:
+        ValueError: the folder holds other code, which is not run.
+    """
     code = code_files(read_object(folder / CONFIG))
     for file in code:
-        if (folder / file.name).read_bytes() != file.read_bytes():
+        given = own_file(folder, file.name)
+        if given is None or given.read_bytes() != file.read_bytes():
             raise ValueError(f"{str(folder / file.name)!r} is not the code that this version of transact writes")
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=bool(code), **options)
+    return bool(code)
 
 
 @contextmanager

@@ -30,13 +30,13 @@ class ShapeSpace:
         start: the dimensions that it begins with, whose parameters and KV bytes no shape exceeds.
         largest: no layer is wider than those of this model: the one that is cut.
         multiple: what the width of an MLP is a multiple of.
-        cuts_heads: whether layers may lose key-value heads, with the query heads that share them.
+        row: what the query heads of a layer together are a multiple of, where some of them go.
     """
 
     start: Geometry
     largest: Geometry
     multiple: int
-    cuts_heads: bool = True
+    row: int = 1
 
     def allows(self, shape: Geometry) -> bool:
         """Return whether a shape takes no more than the one at the start."""
@@ -52,6 +52,9 @@ class ShapeSpace:
         if after < most:  # the width that was never cut need not be a multiple
             after -= after % multiple
         if after < multiple or after == before:
+            return None
+        row = after * shape.queries_per_key_value_head * shape.head_dim
+        if dimension == HEADS and after < most and row % self.row:
             return None
         widths[layer] = replace(widths[layer], **{dimension: after})
         return shape.with_layers(widths)
@@ -125,7 +128,7 @@ def _loss(measure: Callable[[Geometry], float], shape: Geometry) -> float:
 
 def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[tuple[Move, Geometry]]:
     """Yield every move of one layer, not measured yet, and the shape that it leads to, which may not be allowed."""
-    for dimension, size in ((CHANNELS, step), *([(HEADS, 1)] if space.cuts_heads else [])):
+    for dimension, size in ((CHANNELS, step), (HEADS, 1)):
         for layer in range(shape.num_layers):
             for by in (size, -size):
                 moved = space.moved(shape, layer, dimension, by)

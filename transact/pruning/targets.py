@@ -23,9 +23,16 @@ def float16_rows(geometry: Geometry) -> dict[str, int]:
 
 
 def undivided_rows(geometry: Geometry, block: int) -> dict[str, int]:
-    """Return the projections whose rows are no multiple of a block of weights, and the length of their rows."""
-    rows = {"o_proj": geometry.num_attention_heads * geometry.head_dim, "down_proj": geometry.intermediate_size}
-    return {name: row for name, row in rows.items() if row % block}
+    """Return the projections whose rows are no multiple of a block of weights, and the length of their rows.
+
+    Where layers differ it is the length in the first layer that has such rows.
+    """
+    found: dict[str, int] = {}
+    for layer in range(geometry.num_layers if geometry.layers else 1):
+        own = geometry.of_layer(layer)
+        rows = {"o_proj": own.num_attention_heads * own.head_dim, "down_proj": own.intermediate_size}
+        found = {name: row for name, row in rows.items() if row % block} | found
+    return found
 
 
 def shape_warnings(geometry: Geometry) -> list[str]:

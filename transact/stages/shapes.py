@@ -53,8 +53,8 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         parent: the dense model, whose distributions count.
     """
     config, whole = job.config, geometry_of(source)
-    multiple = search_space(config.prune, job.outline.parent).multiples.intermediate_size
-    space = ShapeSpace(start=round_.geometry, largest=whole, multiple=multiple)
+    multiples = search_space(config.prune, job.outline.parent).multiples
+    space = ShapeSpace(start=round_.geometry, largest=whole, multiple=multiples.intermediate_size, row=multiples.row)
     evaluations = config.prune.shape_evaluations
     teachings = _teachings(job, texts, parent)
     orders = _head_orders(job, source, files.grams)

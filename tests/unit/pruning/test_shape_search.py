@@ -109,6 +109,8 @@ def test_moves_keep_to_multiples_and_bounds() -> None:
     fewer = space.moved(START, 2, HEADS, -2)
     assert fewer is not None and fewer.of_layer(2).num_attention_heads == 2
     assert space.moved(fewer, 2, HEADS, -1) is None
+    rows = replace(space, row=32)  # two heads of 8 share a key-value head
+    assert rows.moved(START, 2, HEADS, -1) is not None and rows.moved(START, 2, HEADS, -2) is None
 
 
 def test_an_exchange_takes_where_it_costs_least_and_gives_where_it_gains_most() -> None:

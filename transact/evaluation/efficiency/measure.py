@@ -26,23 +26,22 @@ from transact.evaluation.efficiency.generation import (
 from transact.files import read_json
 from transact.geometry import Geometry
 from transact.models.folder import check_files, geometry_of
-from transact.models.llama import check_supported, is_stock, read_geometry
+from transact.models.llama import check_supported, read_geometry
 from transact.models.model_files import shard_names
-from transact.models.stock import load_model
+from transact.models.stock import check_code, load_model
 
 
 def check_folder(folder: Path) -> Geometry:
-    """Return the dimensions of a complete folder that stock transformers loads.
+    """Return the dimensions of a complete folder that transformers loads, with code of this program at most.
 
     Raises:
         ValueError: one line that names the folder and what is wrong.
     """
     try:
         config = read_json(folder / "config.json")
-        if not is_stock(config):
-            raise ValueError("stock transformers cannot load it, and what does has no KV cache")
-        check_supported(config)
-        check_files(folder)
+        check_supported(config, as_parent=False)
+        check_files(folder, as_parent=False)
+        check_code(folder)
         return read_geometry(config)
     except FileNotFoundError:
         raise ValueError(f"{str(folder)!r} is no model folder: it holds no config.json") from None
