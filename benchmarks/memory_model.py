@@ -31,6 +31,7 @@ from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import estimate_memory, taught_at_once
 from transact.errors import DONE, leave
 from transact.files import read_json, write_text
+from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import read_geometry
@@ -42,12 +43,16 @@ from transact.stages.recover.teacher import Teacher
 MOST_BELOW, MOST_ABOVE = 0.1, 0.25
 STEPS, MICRO_BATCHES = 2, 2
 REPETITIONS = 2
+LAYERS = ((2, 1408), (1, 96), (2, 704), (1, 352))
 SIZES: dict[str, dict[str, Any]] = {
     "deep": {"num_hidden_layers": 10},
     "wide": {"intermediate_size": 1408},
     "vocabulary": {"vocab_size": 8192},
     "many heads": {"num_key_value_heads": 4, "tie_word_embeddings": True, "intermediate_size": 704},
+    "layers": {"intermediate_size": 1408},
 }
+# Of every layer, where they differ.
+WIDTHS = {"layers": [Widths(num_key_value_heads=heads, intermediate_size=size) for heads, size in LAYERS]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +119,7 @@ def measure(case: Case, folder: Path, group: ProcessGroup, repetitions: int = RE
     """Measure the bytes that a rank allocates at its peak, and return them beside the estimate (collective)."""
     model, config = folder / case.size, case.config(group.world_size)
     if not (model / "config.json").is_file():
-        write_random_model(model, architecture(case.size), group)
+        write_random_model(model, architecture(case.size), group, WIDTHS.get(case.size, ()))
     tokens = torch.randint(0, 1000, (case.sequences, case.sequence_length))
     # What gloo's threads still hold varies by chance: the smallest measurement counts.
     measured = min(allocated_peak(lambda: _work(model, case, config, tokens, group)) for _ in range(repetitions))
@@ -204,6 +209,7 @@ def estimated(row: dict[str, Any]) -> int:
     """Return the bytes that today's formulas say of a measured case."""
     case = case_of(row)
     geometry = read_geometry(architecture(case.size).to_model_config())
+    geometry = geometry.with_layers(WIDTHS[case.size]) if case.size in WIDTHS else geometry
     return round(
         estimate_memory(geometry, case.config(row["ranks"]), row["ranks"], case.stage, parent=geometry).total()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from benchmarks.workload import REPOSITORY
 from transact.config.inputs import ArchitectureConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.model_folder import layer_groups, stored_config, write_model_folder
+from transact.geometry import Widths
+from transact.models.llama import expected_shapes, layerwise_config, read_geometry
 
 INITIAL_DEVIATION = 0.02
 ROW_SPREAD = 0.5  # standard deviation of the logarithm of a row's scale
@@ -57,13 +59,17 @@ ARCHITECTURES: dict[str, Callable[[], ArchitectureConfig]] = {
 }
 
 
-def write_random_model(folder: Path, architecture: ArchitectureConfig, group: ProcessGroup) -> None:
-    """Write a random LLaMA as a model folder, a layer at a time (collective). Any number of ranks makes the same."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def write_random_model(
+    folder: Path, architecture: ArchitectureConfig, group: ProcessGroup, widths: Sequence[Widths] = ()
+) -> None:
+    """Write a random LLaMA as a model folder, a layer at a time (collective). Any number of ranks makes the same.
 
+    widths: of every layer, where they differ.
+    """
     settings = architecture.to_model_config()
-    with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**settings)).named_parameters()}
+    if widths:
+        settings = layerwise_config(settings, read_geometry(settings).with_layers(widths))
+    shapes = expected_shapes(read_geometry(settings))
 
     def maker(names: list[str]) -> Callable[[], dict[str, torch.Tensor]]:
         return lambda: {name: _random_weight(name, shapes[name]) for name in names}
@@ -78,7 +84,7 @@ def write_random_model(folder: Path, architecture: ArchitectureConfig, group: Pr
     )
 
 
-def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
+def _random_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return Gaussian weights with rows of very different size; ones for a norm.
 
     Channels of a trained model differ by orders of magnitude. Those of a plain random one differ by a few

@@ -25,6 +25,8 @@ CASES = (
     Case(size="wide", dtype="bfloat16"),
     Case(size="deep", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=256),
     Case(size="vocabulary", zero_stage=1, objective="distillation"),
+    Case(size="layers"),
+    Case(size="layers", dtype="bfloat16", zero_stage=1, sequences=2, sequence_length=256),
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
     Case(size="wide", stage="gram", method="default", sequences=2, sequence_length=256),
     Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
