@@ -35,6 +35,7 @@ ADDITIONS = {
     "no refit": "prune.method.refit=none",
     "sequential": "prune.method.refit=sequential",
     "layers": "prune.shapes=layers",
+    "pairs per head": "prune.method.pair_scope=head",
 }
 # TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
 PAPER_RECIPE = (

@@ -22,7 +22,8 @@ LAYERS = ["prune.shapes=layers", "prune.rounds=1", "recover.tokens=2048", "recov
 def folder(workplace: Workplace) -> Path:
     """A finished run on two ranks, with a measured split, efficiency and a task."""
     measured = ["eval.efficiency.prompt_tokens=[16]", "eval.efficiency.new_tokens=[4]", "eval.efficiency.turns=1"]
-    done = transact([*workplace.overrides("layers"), *LAYERS, "prune.split=auto", *measured], ranks=2)
+    tracked = ["track.mode=offline", "track.project=transact"]
+    done = transact([*workplace.overrides("layers"), *LAYERS, "prune.split=auto", *measured, *tracked], ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
     assert "shapes: divergence" in said and " shapes measured" in said
@@ -69,6 +70,8 @@ def test_what_it_costs_to_run_is_measured_and_the_report_shows_every_layer(folde
     assert efficiency["latency"] and efficiency["models"]["pruned"]["geometry"]["layers"]
     page = (folder / "report.html").read_text()
     assert "What every layer keeps" in page and "Search for shapes, round 1" in page
+    tables = {path.name.split("_")[0] for path in (folder / "wandb").rglob("media/table/prune/*.json")}
+    assert {"shapes", "shape"} <= tables
 
 
 def test_one_rank_finds_the_same(workplace: Workplace, folder: Path) -> None:

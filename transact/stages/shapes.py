@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,22 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         divergence = {"start": begun, "chosen": least}
         found = {"start": space.start.to_dict(), "chosen": chosen.to_dict(), "head_orders": orders}
         write_json(files.shapes, found | {"divergence": divergence, "evaluations": log.count})
+        _track(job, round_, chosen, log)
+
+
+def _track(job: Job, round_: Round, chosen: Geometry, log: ShapeLog) -> None:
+    """Log what every layer keeps and the path of the search as tables."""
+    tokens, group = round_.first_sequence * job.config.data.sequence_length, chosen.queries_per_key_value_head
+    layers = [
+        [layer, each.intermediate_size, group * each.num_key_value_heads, each.num_key_value_heads]
+        for layer, each in enumerate(chosen.widths())
+    ]
+    columns = ["layer", "intermediate_size", "num_attention_heads", "num_key_value_heads"]
+    job.tracker.log_table("prune/shapes", columns, layers, tokens=tokens, round=round_.number)
+    path = zip(log.losses, accumulate(log.losses, min), strict=True)
+    rows = [[number, loss, lowest] for number, (loss, lowest) in enumerate(path, start=1)]
+    columns = ["shape", "divergence", "lowest_so_far"]
+    job.tracker.log_table("prune/shape_search", columns, rows, tokens=tokens, round=round_.number)
 
 
 def read_shapes(path: Path) -> tuple[Geometry, list[list[int]]]:
@@ -230,6 +247,11 @@ class ShapeLog:
         self._losses = {_key(row["widths"]): row["divergence"] for row in rows[1:]}
         if job.group.is_main:  # without a line that was cut short
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    @property
+    def losses(self) -> list[float]:
+        """The divergence of every shape, in the order in which they were measured."""
+        return list(self._losses.values())
 
     @property
     def count(self) -> int:
