@@ -139,17 +139,15 @@ def test_layers_that_differ(tmp_path: Path, head_dim: int) -> None:
     )
     folder = export(sliced, tmp_path / "export")
     assert (rope_settings(read_json(folder / "config.json"))["rope_type"] == "longrope") == (head_dim == 16)
-    sequences = tokens_of(folder, textwrap, shlex, sequences=2)
+    sequences = tokens_of(folder, textwrap, sequences=1)
     logits, greedy = transformers_say(folder, sequences)
     found = ask(folder, "f16", tmp_path, sequences)
     assert float((found["logits"] - logits).abs().max()) < FLOAT16_TOLERANCE
     assert found["greedy"] == greedy
-    for kind in ("f16", "q8_0", "q4_k_m"):
-        ask(folder, kind, tmp_path, sequences[:, :32])
-        weights = sum(each.n_bytes for each in gguf.GGUFReader(tmp_path / "model.gguf").tensors)
+    for kind in ("f16", "q8_0"):
+        write_gguf(folder, tmp_path / f"{kind}.gguf", kind, "model")
+        weights = sum(each.n_bytes for each in gguf.GGUFReader(tmp_path / f"{kind}.gguf").tensors)
         assert gguf_bytes(geometry_of(folder), kind) == pytest.approx(weights, rel=0.02)
-    quantised = perplexity(ask(folder, "q8_0", tmp_path, sequences)["logits"], sequences)
-    assert quantised == pytest.approx(perplexity(logits, sequences), rel=0.01)
 
 
 def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path) -> None:
