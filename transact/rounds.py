@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
+from transact.config.pruning import RESERVED_SPREAD, BudgetConfig, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
+from transact.errors import one_line
+from transact.files import read_json
 from transact.geometry import Geometry
+from transact.pruning.latency import LatencyTable
 from transact.pruning.limits import Limits, Serving, most_balanced, widest_of_each, within
 from transact.pruning.schedule import (
     peak_learning_rate,
@@ -145,11 +149,26 @@ def geometries(
 
 
 def limits_of(config: PruneConfig, parent: Geometry) -> Limits | None:
-    """Return the limits of prune.budget; None without one."""
-    budget = config.budget
-    served = {each.name: getattr(budget, each.name) for each in fields(Serving)}
-    asked = budget.asked()
-    return Limits(parent=parent, serving=Serving(**served), asked=asked) if asked else None
+    """Return the limits of prune.budget; None without one.
+
+    Raises:
+        ValueError: the table of latencies cannot be read, or is of another model.
+    """
+    budget, asked = config.budget, config.budget.asked()
+    if not asked:
+        return None
+    served = {each.name: getattr(budget, each.name) for each in fields(Serving) if each.name != "latency"}
+    return Limits(parent=parent, serving=Serving(**served, latency=_latency_table(budget, parent)), asked=asked)
+
+
+def _latency_table(budget: BudgetConfig, parent: Geometry) -> LatencyTable | None:
+    if budget.latency_table is None:
+        return None
+    try:
+        return LatencyTable.from_json(read_json(Path(budget.latency_table)), budget.latency_phase, parent)
+    except (OSError, ValueError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
+        raise ValueError(f"prune.budget.latency_table={budget.latency_table!r}: {reason}") from None
 
 
 def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:

@@ -8,7 +8,8 @@ import re
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.commands import Workplace, transact
+from tests.support.commands import REPOSITORY, Workplace, environment, transact
+from tests.support.warm import run_warm
 
 
 def cache_bytes(model: torch.nn.Module, tokens: int) -> int:
@@ -36,3 +37,35 @@ def test_the_result_meets_every_limit_and_says_so(workplace: Workplace) -> None:
     assert "efficiency: as a draft of its parent: " in ended.stdout
     report = (folder / "report.html").read_text()
     assert "Limits asked and reached" in report and "As a draft of its parent" in report
+
+
+def test_a_latency_is_limited_by_a_table_of_this_machine_and_measured_at_the_end(workplace: Workplace) -> None:
+    """The table is measured by the command, and scaled by hand: what such a tiny model takes is noise."""
+    table = workplace.folder / "latency.json"
+    command = ["efficiency", str(workplace.model), "--calibrate", str(table), "--turns=1", "--new-tokens=4"]
+    ended = run_warm(command, module="transact", cwd=REPOSITORY, environment=environment(), seconds=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "all but layers" in ended.stdout and "decode ms" in ended.stdout
+    measured = json.loads(table.read_text())
+    assert measured["geometry"]["intermediate_size"] == 160 and measured["phases"].keys() == {"prefill", "decode"}
+    assert len(measured["phases"]["decode"]["mlp"]) == 8  # seven narrower ones
+    curves = {"rest": 1.0, "attention": [[4, 0.5], [32, 4.0]], "mlp": [[20, 1.0], [160, 8.0]]}
+    table.write_text(json.dumps(measured | {"phases": {"decode": curves, "prefill": curves}}))
+    limits = ["prune=budget", "prune.budget.latency_ms=0.5", f"prune.budget.latency_table={table}"]
+    asked = [each for each in workplace.overrides("quick") if not each.startswith(("prune.remove", "prune.rounds"))]
+    few = ["eval.efficiency.turns=1", "eval.efficiency.new_tokens=[4]", "eval.efficiency.prompt_tokens=[8]"]
+    ended = transact([*asked, *limits, "prune.shapes=layers", "recover.tokens=0", *few])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    folder = workplace.folder / "quick"
+    budget = json.loads((folder / "result.json").read_text())["budget"]["latency_ms"]
+    assert (budget["dense"], budget["most"]) == (1 + 2 * 12, 12.5) and 10 < budget["reached"] <= 12.5
+    limit = json.loads((folder / "efficiency.json").read_text())["limit"]
+    assert (limit["phase"], limit["asked"], limit["foreseen"]) == ("decode", 12.5, budget["reached"])
+    assert limit["measured"] > 0
+    assert re.search(r"efficiency: decode takes \d+\.\d\d ms measured here, 1[0-2]\.\d\d ms by prune", ended.stdout)
+    assert re.search(r"prune\.budget\.latency_ms: 1[0-2]\.\d\d of at most 12\.50 \(0\.5 of", ended.stdout)
+    table.write_text("{}")
+    other = [each for each in workplace.overrides("refused") if not each.startswith(("prune.remove", "prune.rounds"))]
+    again = transact([*other, *limits])
+    assert again.returncode == 2
+    assert "it is no table of `transact efficiency --calibrate`" in again.stderr

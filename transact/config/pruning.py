@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transact.config.setting import require, require_one_per_round, setting
+from transact.config.setting import LONGEST_PATH, require, require_one_per_round, setting
 
 SCHEDULE_KINDS = ("linear", "geometric", "cubic")
 SPLITS = ("equal", "auto")
@@ -42,7 +42,8 @@ class MultipleConfig:
         require("prune.multiple.head_dim", self.head_dim, is_even, "it must be even (rotary pairs)")
 
 
-LIMITS = ("parameters", "kv_bytes_per_token", "weight_bytes", "memory_bytes")
+LIMITS = ("parameters", "kv_bytes_per_token", "weight_bytes", "memory_bytes", "latency_ms")
+LATENCY_PHASES = ("decode", "prefill")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +59,12 @@ class BudgetConfig:
     memory_bytes: float | None = setting(None, above=0, at_most=10**16)
     """Bytes of all weights and of the KV cache of prune.budget.context_tokens and prune.budget.batch_size. null: no
     limit."""
+    latency_ms: float | None = setting(None, above=0, at_most=10**9)
+    """Milliseconds of prune.budget.latency_phase, by prune.budget.latency_table. null: no limit."""
+    latency_table: str | None = setting(None, longest=LONGEST_PATH)
+    """What `transact efficiency MODEL --calibrate FILE` wrote on the machine that will serve the model."""
+    latency_phase: str = setting("decode", choices=LATENCY_PHASES)
+    """"decode" (a token of every sequence) or "prefill" (the prompt)."""
     context_tokens: int = setting(4096, at_least=1, at_most=10**9)
     """Tokens of each sequence in the KV cache, for memory_bytes."""
     batch_size: int = setting(1, at_least=1, at_most=10**6)
@@ -67,6 +74,11 @@ class BudgetConfig:
     q8_0, about 5 for its q4_0."""
     bits_per_cached: float = setting(16.0, above=0, at_most=64)
     """Bits of an element of the KV cache."""
+
+    def __post_init__(self) -> None:
+        is_whole = (self.latency_ms is None) == (self.latency_table is None)
+        together = "prune.budget.latency_ms and prune.budget.latency_table belong together"
+        require("prune.budget.latency_table", self.latency_table, is_whole, together)
 
     def asked(self) -> dict[str, float]:
         """Return the limits that are given, by name."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transact.geometry import Geometry
+from transact.pruning.latency import LatencyTable
 from transact.pruning.search_space import SearchSpace, attention_words, imbalance
 
 
@@ -20,12 +21,14 @@ class Serving:
         bits_per_cached: of an element of the KV cache.
         context_tokens: in the KV cache, of each sequence.
         batch_size: sequences at a time.
+        latency: of the machine; None where it is not known.
     """
 
     bits_per_weight: float = 16
     bits_per_cached: float = 16
     context_tokens: int = 4096
     batch_size: int = 1
+    latency: LatencyTable | None = None
 
     def figures(self, geometry: Geometry) -> dict[str, float]:
         """Return what a model takes, by the names of prune.budget. No figure grows where a dimension is cut."""
@@ -36,6 +39,7 @@ class Serving:
             "kv_bytes_per_token": cached,
             "weight_bytes": weights,
             "memory_bytes": weights + cached * self.context_tokens * self.batch_size,
+            **({} if self.latency is None else {"latency_ms": self.latency.milliseconds(geometry)}),
         }
 
 
@@ -108,8 +112,14 @@ def most_balanced(limits: Limits, candidates: list[Geometry]) -> Geometry:
 
 def limit_words(name: str, compared: Mapping[str, Any]) -> str:
     """Return a limit and what was reached, in one line."""
-    share = f" ({compared['asked']:g} of the parent's {compared['dense']:,.0f})" if compared["asked"] <= 1 else ""
-    return f"prune.budget.{name}: {compared['reached']:,.0f} of at most {compared['most']:,.0f}{share}"
+    reached, most, dense = (limit_figure(name, compared[each]) for each in ("reached", "most", "dense"))
+    share = f" ({compared['asked']:g} of the parent's {dense})" if compared["asked"] <= 1 else ""
+    return f"prune.budget.{name}: {reached} of at most {most}{share}"
+
+
+def limit_figure(name: str, value: float) -> str:
+    """Return a figure in the unit of its limit: whole numbers, but of milliseconds two digits more."""
+    return f"{value:,.2f}" if name == "latency_ms" else f"{value:,.0f}"
 
 
 CUT_DIMENSIONS = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -127,8 +137,9 @@ def _all_words(limits: Limits, geometry: Geometry) -> str:
 def _unreachable(limits: Limits, space: SearchSpace) -> str:
     name = limits.broken(space.smallest)[0]
     least, dense = (limits.serving.figures(each)[name] for each in (space.smallest, limits.parent))
+    least_words, dense_words = (limit_figure(name, each) for each in (least, dense))
     return (
-        f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least:,.0f}, {least / dense:.4f} of "
-        f"the parent's {dense:,.0f}, with {attention_words(limits.parent, space)} and intermediate_size a multiple of "
+        f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least_words}, {least / dense:.4f} of "
+        f"the parent's {dense_words}, with {attention_words(limits.parent, space)} and intermediate_size a multiple of "
         f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that)"
     )

@@ -31,17 +31,19 @@ class ShapeSpace:
         largest: no layer is wider than those of this model: the one that is cut.
         multiple: what the width of an MLP is a multiple of.
         row: what the query heads of a layer together are a multiple of, where some of them go.
+        meets: whether a shape keeps to further limits, such as a latency, which the start keeps to.
     """
 
     start: Geometry
     largest: Geometry
     multiple: int
     row: int = 1
+    meets: Callable[[Geometry], bool] = lambda shape: True
 
     def allows(self, shape: Geometry) -> bool:
         """Return whether a shape takes no more than the one at the start."""
         fits = shape.parameters() <= self.start.parameters()
-        return fits and shape.kv_bytes_per_token() <= self.start.kv_bytes_per_token()
+        return fits and shape.kv_bytes_per_token() <= self.start.kv_bytes_per_token() and self.meets(shape)
 
     def moved(self, shape: Geometry, layer: int, dimension: str, by: int) -> Geometry | None:
         """Return a shape with one width of one layer changed; None where it cannot be."""

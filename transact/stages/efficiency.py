@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from transact.config.outputs import EfficiencyConfig
 from transact.engine.free_memory import free_bytes
 from transact.evaluation.efficiency.command import draft_words
 from transact.evaluation.efficiency.draft import PROMPTS
 from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
-from transact.files import write_json
+from transact.files import read_json, write_json
 from transact.models.folder import dtype_of, geometry_of
+from transact.rounds import limits_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
@@ -24,6 +26,8 @@ def measure_efficiency(job: Job, texts: Texts, parent: Path, exported: Path, out
     """Write efficiency.json: what `measure` returns, or the reason why nothing was measured (collective)."""
     result = job.group.on_main(lambda: _measured(job, texts, {PARENT: parent, PRUNED: exported}), may_be_left=True)
     job.say(f"efficiency: {_sentence(result)}")
+    if result["limit"] is not None:
+        job.say(f"efficiency: {_limit_words(result['limit'])}")
     if result["draft"] is not None:
         job.say(f"efficiency: {draft_words(result['draft'])}")
     job.tracker.summary(_figures(result))
@@ -41,14 +45,50 @@ def _measured(job: Job, texts: Texts, folders: dict[str, Path]) -> dict[str, Any
         if needed > free_bytes(torch.device(place)):
             reason = f"both models at a time need about {needed / 2**30:.0f} GiB, which {place} has not"
     if reason is not None:
-        return {"models": models, "latency": [], "left_out": [], "draft": None, "not_measured": reason}
+        nothing: dict[str, Any] = {"models": models, "latency": [], "left_out": [], "draft": None, "limit": None}
+        return nothing | {"not_measured": reason}
     prompts = None
     if config.draft:
         held_out = texts.evaluation
         first = torch.arange(min(PROMPTS, held_out.num_sequences))
         prompts = held_out.sequences(first)[:, : config.prompt_tokens[0]]
     with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:
-        return measure(folders, config, dtype=dtype, device=device, prompts=prompts, progress=progress.advance)
+        found = measure(folders, config, dtype=dtype, device=device, prompts=prompts, progress=progress.advance)
+    return found | {"limit": _measured_limit(job, folders[PRUNED])}
+
+
+def _measured_limit(job: Job, exported: Path) -> dict[str, Any] | None:
+    """Return the latency that was limited, as the table foresees it and as it is here; None without such a limit.
+
+    It is measured as the table was: its device, dtype, threads, batch and lengths.
+    """
+    budget, limits = job.config.prune.budget, limits_of(job.config.prune, job.outline.parent)
+    if budget.latency_table is None or limits is None:
+        return None
+    settings = read_json(Path(budget.latency_table))["settings"]
+    compared = limits.compared(geometry_of(exported))["latency_ms"]
+    limit = {"phase": budget.latency_phase, "asked": compared["most"], "foreseen": compared["reached"]}
+    if settings["device"] != job.group.device.type:
+        return limit | {"measured": None, "settings": settings}
+    asked = EfficiencyConfig(
+        batch_sizes=[settings["batch_size"]],
+        prompt_tokens=[settings["prompt_tokens"]],
+        new_tokens=[settings["new_tokens"]],
+        threads=settings["threads"],
+        turns=settings["turns"],
+    )
+    found = measure({PRUNED: exported}, asked, dtype=settings["dtype"], device=job.group.device)
+    rows = found["latency"]
+    seconds = rows[0]["models"][PRUNED][budget.latency_phase][f"{settings['clock']}_seconds"] if rows else None
+    return limit | {"measured": None if seconds is None else 1000 * seconds, "settings": settings}
+
+
+def _limit_words(limit: dict[str, Any]) -> str:
+    measured = "not measured here" if limit["measured"] is None else f"{limit['measured']:.2f} ms measured here"
+    return (
+        f"{limit['phase']} takes {measured}, {limit['foreseen']:.2f} ms by prune.budget.latency_table, at most "
+        f"{limit['asked']:.2f} asked"
+    )
 
 
 def _sentence(result: dict[str, Any]) -> str:

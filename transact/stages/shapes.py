@@ -35,7 +35,7 @@ from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
 from transact.pruning.slicing import cut_attention
 from transact.pruning.weights import LayerWeights
-from transact.rounds import Round, search_space
+from transact.rounds import Round, limits_of, search_space
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
@@ -54,8 +54,7 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         parent: the dense model, whose distributions count.
     """
     config, whole = job.config, geometry_of(source)
-    multiples = search_space(config.prune, job.outline.parent).multiples
-    space = ShapeSpace(start=round_.geometry, largest=whole, multiple=multiples.intermediate_size, row=multiples.row)
+    space = _space(job, round_, whole)
     evaluations = config.prune.shape_evaluations
     teachings = _teachings(job, texts, parent)
     orders = _head_orders(job, source, files.grams)
@@ -93,6 +92,18 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         found = {"start": space.start.to_dict(), "chosen": chosen.to_dict(), "head_orders": orders}
         write_json(files.shapes, found | {"divergence": divergence, "evaluations": log.count})
         _track(job, round_, chosen, log)
+
+
+def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
+    parent = job.outline.parent
+    multiples, limits = search_space(job.config.prune, parent).multiples, limits_of(job.config.prune, parent)
+    return ShapeSpace(
+        start=round_.geometry,
+        largest=whole,
+        multiple=multiples.intermediate_size,
+        row=multiples.row,
+        meets=lambda shape: limits is None or not limits.broken(shape),
+    )
 
 
 def _track(job: Job, round_: Round, chosen: Geometry, log: ShapeLog) -> None:

@@ -16,7 +16,7 @@ from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
 from transact.config.setting import check_values, require_choice
 from transact.errors import DONE, Parser, refuse
-from transact.files import write_json
+from transact.files import read_json, write_json
 from transact.models.folder import dtype_of
 
 # Settings of EfficiencyConfig.
@@ -58,6 +58,21 @@ def draft_words(found: Mapping[str, Any]) -> str:
         f"fast as the parent alone ({found['prompts']} prompts of held-out text, {found['prompt_tokens']}+"
         f"{found['new_tokens']} tokens, greedy)"
     )
+
+
+def latency_text(table: Mapping[str, Any]) -> str:
+    """Return a table of `measure_latencies` as text: what an MLP and the attention of one layer take."""
+    settings, parts = table["settings"], []
+    for phase, found in table["phases"].items():
+        rows = [["", "width", f"{phase} ms"]]
+        for name, curve in (("MLP", found["mlp"]), ("attention", found["attention"])):
+            rows += [[name, f"{width:,}", f"{milliseconds:.3f}"] for width, milliseconds in curve]
+        parts.append(_aligned([*rows, ["all but layers", "", f"{found['rest']:.3f}"]]))
+    title = (
+        f"{settings['dtype']} on {settings['device']}, {CLOCKS[settings['clock']]}, {settings['prompt_tokens']}+"
+        f"{settings['new_tokens']} tokens, batch size {settings['batch_size']}; of one layer"
+    )
+    return "\n\n".join([title, *parts])
 
 
 def turns_text(latency: Sequence[Mapping[str, Any]]) -> str:
@@ -139,6 +154,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--draft", type=Path, metavar="TEXT", help="also try FOLDER as PARENT's draft, after prompts of this text file"
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="measure instead what each width of FOLDER's layers costs here, "
+        "for prune.budget.latency_ms, and write the table there",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="lengths; single ones below win over it")
     parser.add_argument("--prompt-tokens", type=int, nargs="+")
     parser.add_argument("--new-tokens", type=int, nargs="+")
@@ -191,12 +213,38 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
     return measure(folders, config, dtype=dtype, device=device, prompts=prompts)
 
 
+def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
+    """Measure the table of latencies and write it.
+
+    Raises:
+        ValueError: the folder is no model that can be cut, or the device is not available.
+    """
+    from transact.evaluation.efficiency.latency_table import measure_latencies
+    from transact.evaluation.efficiency.measure import choose_device
+    from transact.models.folder import check_files
+
+    if arguments.against is not None or arguments.draft is not None:
+        raise ValueError("--calibrate measures FOLDER's widths alone: leave out --against and --draft")
+    check_files(arguments.folder)
+    dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
+    described = read_json(arguments.folder / "config.json")
+    table = measure_latencies(described, config, dtype=dtype, device=choose_device(arguments.device))
+    write_json(arguments.calibrate, table)
+    return table
+
+
 def main(command_line: list[str] | None = None) -> int:
     """Run the command and return its exit code; a wrong request ends with one line."""
     arguments = parse(command_line)
     try:
-        if arguments.output is not None and not arguments.output.parent.is_dir():
-            raise ValueError(f"--output={str(arguments.output)!r}: there is no such folder")
+        for name in ("output", "calibrate"):
+            file = getattr(arguments, name)
+            if file is not None and not file.parent.is_dir():
+                raise ValueError(f"--{name}={str(file)!r}: there is no such folder")
+        if arguments.calibrate is not None:
+            table = calibrate(arguments, requested(arguments))
+            print(json.dumps(table, indent=2) if arguments.json else latency_text(table))
+            return DONE
         result = work(arguments, requested(arguments))
     except ValueError as error:
         return refuse(error)

@@ -104,7 +104,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     patience = Patience(60 * config.max_minutes)
-    with _threads(config.threads, device):
+    with limited_threads(config.threads, device):
         for batch_size in config.batch_sizes:
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
@@ -185,7 +185,7 @@ def tokens_to_make(config: EfficiencyConfig, models: int) -> int:
 
 
 @contextmanager
-def _threads(threads: int, device: torch.device) -> Iterator[None]:
+def limited_threads(threads: int, device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(threads)

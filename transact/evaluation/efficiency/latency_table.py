@@ -1,0 +1,148 @@
+"""Measure what every width of a model's layers costs on this machine: the table behind prune.budget.latency_ms.
+
+Models of a few layers with random weights stand for the whole one: what a layer takes does not depend on its weights.
+A narrower one is measured in turn with one of the parent's widths, so that what disturbs the machine disturbs both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from transact.config.outputs import EfficiencyConfig
+from transact.evaluation.efficiency.generation import Clock, generate, random_prompt
+from transact.evaluation.efficiency.measure import WARM_UP_TOKENS, limited_threads
+from transact.geometry import Geometry
+from transact.models.llama import read_geometry
+from transact.models.stock import stock_class
+from transact.pruning.latency import PHASES
+
+LAYERS = 4  # of the models that are measured; one of half as many tells what is no layer
+STEPS = 8  # widths from the parent's down to an eighth
+MILLISECONDS = 1000.0
+WEIGHT_DEVIATION = 0.02
+
+Milliseconds = dict[str, float]  # phase -> of one model
+
+
+def measure_latencies(
+    config: Mapping[str, Any],
+    asked: EfficiencyConfig,
+    *,
+    dtype: str,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda models: None,
+) -> dict[str, Any]:
+    """Return the table of a model, for the first batch size, prompt and number of new tokens that are asked for.
+
+    Args:
+        config: the model's config.json.
+        asked: with turns and threads too.
+        advance: called with the number of models that were measured.
+
+    Returns:
+        "geometry"; "settings"; "phases": of prefill and decode the "rest" and the curves "attention" (by the width of
+        keys) and "mlp" (by intermediate_size), in milliseconds.
+    """
+    geometry, clock = read_geometry(config), Clock(device=device, threads=asked.threads)
+    prompt = random_prompt(geometry.vocab_size, asked.batch_sizes[0], asked.prompt_tokens[0], device)
+    marks = [max(2, asked.new_tokens[0])]
+    plain = {name: value for name, value in config.items() if not name.startswith("rope_")} | {"rope_theta": 10000.0}
+
+    def made(layers: int, **widths: int) -> Any:
+        torch.manual_seed(0)
+        model_class, described = stock_class(plain | {"num_hidden_layers": layers} | widths, "sdpa")
+        model = model_class(described).to(device, getattr(torch, dtype)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=WEIGHT_DEVIATION)
+        return model
+
+    def beside(other: Any) -> dict[str, float]:
+        """Return by phase what a model takes relative to the whole one: the median of the turns' ratios."""
+        for model in (whole, other):
+            generate(model, prompt, [WARM_UP_TOKENS], clock.read)
+        ratios: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        for turn in range(asked.turns):
+            order = (whole, other) if turn % 2 else (other, whole)
+            found = {id(model): generate(model, prompt, marks, clock.read)[marks[0]] for model in order}
+            for phase in PHASES:
+                one, base = (getattr(found[id(model)][phase], clock.basis) for model in (other, whole))
+                ratios[phase].append(one / base)
+                seconds[phase].append(base)
+        advance(1)
+        return {phase: median(each) for phase, each in ratios.items()}
+
+    seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    with limited_threads(asked.threads, device):
+        whole = made(LAYERS)
+        half = beside(made(LAYERS // 2))
+        narrow_mlps = {
+            width: beside(made(LAYERS, intermediate_size=width)) for width in _steps(geometry.intermediate_size, 1)
+        }
+        narrow_heads = {dim: beside(made(LAYERS, head_dim=dim)) for dim in _steps(geometry.head_dim, 2)}
+    phases = {
+        phase: _phase(
+            geometry,
+            MILLISECONDS * median(seconds[phase]),
+            half[phase],
+            {width: each[phase] for width, each in narrow_mlps.items()},
+            {geometry.num_key_value_heads * dim: each[phase] for dim, each in narrow_heads.items()},
+        )
+        for phase in PHASES
+    }
+    settings = {
+        "batch_size": asked.batch_sizes[0],
+        "prompt_tokens": asked.prompt_tokens[0],
+        "new_tokens": marks[0],
+        "threads": asked.threads,
+        "turns": asked.turns,
+        "dtype": dtype,
+        "device": device.type,
+        "clock": clock.basis,
+    }
+    return {"geometry": geometry.to_dict(), "settings": settings, "phases": phases}
+
+
+def models_to_measure(geometry: Geometry) -> int:
+    """Return how often `measure_latencies` calls `advance`."""
+    return 1 + len(_steps(geometry.intermediate_size, 1)) + len(_steps(geometry.head_dim, 2))
+
+
+def _steps(size: int, multiple: int) -> list[int]:
+    """Return sizes below one, evenly spaced, from an eighth of it on."""
+    return sorted({max(1, round(size * part / STEPS / multiple)) * multiple for part in range(1, STEPS)} - {size})
+
+
+def _phase(
+    geometry: Geometry, whole: float, half: float, mlps: Mapping[int, float], heads: Mapping[int, float]
+) -> dict[str, Any]:
+    """Return one phase of the table.
+
+    Args:
+        whole: milliseconds of the model of `LAYERS` layers.
+        half: what the one of half as many takes, relative to it; mlps, heads: likewise, by width.
+    """
+    rest = max(0.0, 2 * half - 1) * whole
+    layer = (whole - rest) / LAYERS
+    widths = {
+        "mlp": (geometry.intermediate_size, mlps),
+        "attention": (geometry.num_key_value_heads * geometry.head_dim, heads),
+    }
+    # What a part saves is known, not what all of it takes: the narrowest MLP and the narrowest heads stand for nothing,
+    # and what a layer takes besides is with its attention.
+    saved = {
+        name: {width: (1 - ratio) * whole / LAYERS for width, ratio in found.items()}
+        for name, (_, found) in widths.items()
+    }
+    parts = {"mlp": max([0.0, *saved["mlp"].values()])}
+    parts["attention"] = max(0.0, layer - parts["mlp"])
+    return {
+        "rest": rest,
+        **{
+            name: [*([width, parts[name] - less] for width, less in sorted(saved[name].items())), [full, parts[name]]]
+            for name, (full, _) in widths.items()
+        },
+    }

@@ -1,0 +1,84 @@
+"""Latency of a model from a table of its layers' parts, measured on the machine that serves it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from transact.geometry import Geometry
+
+PHASES = ("prefill", "decode")
+Curve = tuple[tuple[int, float], ...]  # width, milliseconds; ascending in both
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyTable:
+    """Milliseconds of one phase, as a sum over layers of what their attention and their MLP take.
+
+    Attributes:
+        attention: of one layer's attention, by the width of its keys, num_key_value_heads * head_dim.
+        mlp: of one layer's MLP, by intermediate_size.
+        rest: of all that is no layer.
+    """
+
+    attention: Curve
+    mlp: Curve
+    rest: float
+
+    def milliseconds(self, geometry: Geometry) -> float:
+        """Return the latency of a model. It never falls where a dimension grows, within the widths of the table."""
+        layers = (
+            interpolated(self.attention, each.num_key_value_heads * geometry.head_dim)
+            + interpolated(self.mlp, each.intermediate_size)
+            for each in geometry.widths()
+        )
+        return self.rest + sum(layers)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], phase: str, parent: Geometry) -> LatencyTable:
+        """Read one phase of a table that `transact efficiency --calibrate` wrote.
+
+        Raises:
+            ValueError: it is no such table, or one of another model.
+        """
+        try:
+            measured = Geometry.from_dict(values["geometry"])
+            found = values["phases"][phase]
+            curves = {
+                name: rising([(int(width), float(ms)) for width, ms in found[name]]) for name in ("attention", "mlp")
+            }
+            table = cls(**curves, rest=float(found["rest"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"it is no table of `transact efficiency --calibrate` ({type(error).__name__})") from None
+        if measured != parent:
+            raise ValueError(f"it was measured for another model: {_difference(measured, parent)}")
+        return table
+
+
+def rising(points: Sequence[tuple[int, float]]) -> Curve:
+    """Return a curve that never falls: each width takes at least as long as all below it, which noise may hide."""
+    ordered = sorted(points)
+    if not ordered:
+        raise ValueError("a curve without points")
+    return tuple(zip((width for width, _ in ordered), accumulate((ms for _, ms in ordered), max), strict=True))
+
+
+def interpolated(curve: Curve, width: int) -> float:
+    """Return the milliseconds of a width: on the straight line between its neighbours, or at the nearer end."""
+    place = bisect_left(curve, width, key=lambda point: point[0])
+    if place == 0:
+        return curve[0][1]
+    if place == len(curve):
+        return curve[-1][1]
+    (low, before), (high, after) = curve[place - 1], curve[place]
+    return before + (after - before) * (width - low) / (high - low)
+
+
+def _difference(measured: Geometry, parent: Geometry) -> str:
+    one, other = measured.to_dict(), parent.to_dict()
+    return ", ".join(
+        f"{name} {one.get(name)} instead of {other.get(name)}" for name in other if one.get(name) != other[name]
+    )
