@@ -381,3 +381,24 @@ def test_no_line_but_those_of_the_table_is_longer_than_a_page() -> None:
         lines = small(*request, "prune.split=auto")[1].splitlines()
         start = next(number for number, line in enumerate(lines) if "heads/KV" in line)
         assert max(len(line) for line in lines[:start] + lines[start + 3 :]) <= 110
+
+
+def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
+    uniform, layers = (
+        estimate("estimate.accelerator=h100"),
+        estimate("estimate.accelerator=h100", "prune.shapes=layers"),
+    )
+    assert "shapes: layers" not in text(uniform)
+    words = " ".join(text(layers).split())
+    last = layers["rounds"][-1]
+    assert "shapes: layers; the dimensions above are those that the search begins with" in words
+    assert f"up to 11,008, and with 1 to 32 key-value heads, of at most {last['parameters']:,} parameters" in words
+    hours = layers["duration"]["hours"]
+    forward = last["flops_per_token"] * 128 * 4096 * 256 / (0.25 * 8 * BY_NAME["h100"].peak_flops) / 3600
+    assert forward < hours["shapes"] < 3 * forward
+    assert "shapes" not in uniform["duration"]["hours"] and "round_08/shapes" in layers["stages"]
+    (row,) = [row for row in layers["memory"]["moments"] if row["stage"] == "round_08/shapes"]
+    # Two sizes of every projection of 32 layers: 4,096 rows of as many inputs as before the round, 2 bytes each.
+    geometry = last["geometry"]
+    widths = geometry["num_attention_heads"] * geometry["head_dim"] + geometry["intermediate_size"]
+    assert row["bytes"]["gram"] >= 2 * 32 * 4096 * widths * 2
