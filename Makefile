@@ -49,7 +49,7 @@ demo: $(RUN) ## prune a small LLaMA on two ZeRO-3 ranks of this machine: minutes
 
 test: $(SETUP) ## all tests: minutes
 	$(PYTHON_RUN) -m pytest --numprocesses 2 tests/unit
-	$(PYTHON_RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/unit
+	$(PYTHON_RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/unit
 
 test-report: $(SETUP) ## the report page in a headless chromium; screenshots go to outputs/report_screenshots
 	TRANSACT_TESTS_NEED_CHROMIUM=1 $(PYTHON_RUN) -m pytest tests/report tests/unit/report
