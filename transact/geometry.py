@@ -192,20 +192,14 @@ class Geometry:
 def geometry_changes(before: Geometry, after: Geometry) -> str:
     """Return the dimensions that differ: "head_dim 32 -> 24, intermediate_size 640 -> 32 to 512 (277 on average)"."""
     changes = []
+    layers = [after.of_layer(layer) for layer in range(after.num_layers)] if after.layers else [after]
     for name, value in before.to_dict().items():
-        least = most = getattr(after, name)
-        mean = ""
-        if name in _OF_LAYERS and after.layers:
-            least = min(getattr(each, name) for each in after.layers)
-            mean = (
-                f" ({after.mean(name):.0f} on average)"
-                if name == "intermediate_size"
-                else f" ({after.mean(name):.1f} on average)"
-            )
-        if (least, most) != (value, value):
-            changes.append(
-                f"{name} {value} -> {most}" if least == most else f"{name} {value} -> {least} to {most}{mean}"
-            )
+        sizes = [getattr(each, name) for each in layers]
+        if set(sizes) == {value}:
+            continue
+        mean, digits = sum(sizes) / len(sizes), 0 if name == "intermediate_size" else 1
+        ranged = f"{min(sizes)} to {max(sizes)} ({mean:.{digits}f} on average)"
+        changes.append(f"{name} {value} -> {ranged if len(set(sizes)) > 1 else sizes[0]}")
     return ", ".join(changes)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from transact.geometry import Geometry
+from transact.geometry import Geometry, Widths, geometry_changes
+from transact.models.llama import layerwise_config
+from transact.models.stock import stock_class
 
 DIMENSIONS: dict[str, Any] = {
     "hidden_size": 64,
@@ -121,3 +125,61 @@ def test_json_round_trip_refuses_other_keys() -> None:
     del values["head_dim"]
     with pytest.raises(ValueError, match=r"lacks keys \['head_dim'\]"):
         Geometry.from_dict(values)
+
+
+LAYERS = (Widths(num_key_value_heads=2, intermediate_size=12), Widths(num_key_value_heads=1, intermediate_size=40))
+
+
+def test_counts_of_layers_that_differ_equal_those_of_a_real_model() -> None:
+    geometry = Geometry(**DIMENSIONS).with_layers(LAYERS)
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 40,
+        "vocab_size": 48,
+    }
+    model_class, described = stock_class(layerwise_config(config, geometry), "eager")
+    described.use_cache = True
+    model = model_class(described)
+    assert geometry.parameters() == sum(p.numel() for p in model.parameters())
+    assert geometry.largest_layer() == max(
+        sum(p.numel() for name, p in layer.named_parameters() if "_proj" in name) for layer in model.model.layers
+    )
+    tokens = torch.zeros(3, 10, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(tokens).past_key_values
+    assert geometry.flops_per_token(context_length=10) * tokens.numel() == counter.get_total_flops()
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert geometry.kv_bytes_per_token(bytes_per_element=4) == 4 * elements // tokens.numel()
+
+
+def test_layers_that_differ_are_kept_as_such_and_alike_ones_are_not() -> None:
+    uniform = Geometry(**DIMENSIONS)
+    geometry = uniform.with_layers(LAYERS)
+    assert Geometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
+    assert "layers" not in uniform.to_dict()
+    assert uniform.with_layers(uniform.widths()) == uniform == geometry.with_layers(uniform.widths())
+    assert [geometry.of_layer(number).num_attention_heads for number in (0, 1)] == [4, 2]
+    assert (geometry.mean("intermediate_size"), geometry.mean("num_key_value_heads")) == (26, 1.5)
+    changed = geometry_changes(replace(uniform, head_dim=16), geometry)
+    assert changed == (
+        "num_attention_heads 4 -> 2 to 4 (3.0 on average), num_key_value_heads 2 -> 1 to 2 (1.5 on average), "
+        "head_dim 16 -> 8, intermediate_size 40 -> 12 to 40 (26 on average)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": LAYERS[:1]}, "2 layers, but widths of 1"),
+        ({"layers": LAYERS, "intermediate_size": 41}, "intermediate_size must be that of the widest layer, 40, got 41"),
+        ({"layers": (LAYERS[1], replace(LAYERS[1], intermediate_size=0))}, "intermediate_size must be positive, got 0"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Geometry(**(DIMENSIONS | changes))

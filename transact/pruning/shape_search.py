@@ -16,9 +16,7 @@ from transact.geometry import Geometry
 
 CHANNELS, HEADS = "intermediate_size", "num_key_value_heads"
 FIRST_STEP = 1 / 5  # of the MLP's width at the start
-DIMINISHING = (
-    2.0  # a layer's second move in one exchange is expected to gain half of the first, or to cost twice as much
-)
+DIMINISHING = 2.0  # of a layer's moves in one exchange the next is expected to gain so much less, or to cost more
 PATIENCE = 2  # exchanges of growing length in a row that bring nothing, after which longer ones are not tried
 
 
