@@ -176,6 +176,8 @@ REMEDIES = {
     "memory/logits": "a smaller engine.micro_batch_sequences",
     "memory/gram": "a smaller prune.method.gram_gib",
     "memory/gram/slice": "ranks with more memory each: they do not divide the least squares of a layer",
+    "memory/gram/shapes": "ranks with more memory each (each holds all projections of a shape), or uniform shapes",
+    "memory/teacher/shapes": "more ranks, or fewer recover.validation_sequences",
     "memory/teacher": "more ranks, or recover.objective=cross_entropy in a new run",
     # Stages whose memory is not estimated:
     "memory/tasks": "a smaller eval.task_batch",

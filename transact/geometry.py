@@ -48,10 +48,11 @@ class Geometry:
     layers: tuple[Widths, ...] = ()
 
     def __post_init__(self) -> None:
-        for dimensions in (self.to_dict(), *map(asdict, self.layers)):
-            for name, value in dimensions.items():
-                if type(value) is int and value < 1:
-                    raise ValueError(f"{name} must be positive, got {value}")
+        for names, dimensions in ((_NUMBERS, (self,)), (_OF_LAYERS, self.layers)):
+            for each in dimensions:
+                for name in names:
+                    if getattr(each, name) < 1:
+                        raise ValueError(f"{name} must be positive, got {getattr(each, name)}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -204,3 +205,4 @@ def geometry_changes(before: Geometry, after: Geometry) -> str:
 
 
 _OF_LAYERS = tuple(each.name for each in fields(Widths))
+_NUMBERS = tuple(each.name for each in fields(Geometry) if each.type == "int")

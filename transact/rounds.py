@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -87,12 +86,14 @@ class Outline:
         rounds: in order.
         stages: in order.
         candidates: dimensions that `prune.split=auto` measures; empty where nothing is to be measured.
+        limits: of prune.budget, as they were read when the run was solved; None without any.
     """
 
     parent: Geometry
     rounds: tuple[Round, ...]
     stages: tuple[Stage, ...]
     candidates: tuple[Geometry, ...] = ()
+    limits: Limits | None = None
 
     @property
     def ends(self) -> tuple[Geometry, ...]:
@@ -273,6 +274,7 @@ def outline(config: RunConfig, parent: Geometry, final: Geometry | None = None) 
         rounds=tuple(_pruning_rounds(config, parent, final)),
         stages=_stages(config),
         candidates=tuple(split_candidates(config.prune, parent)) if is_measured else (),
+        limits=limits_of(config.prune, parent),
     )
 
 
@@ -378,38 +380,9 @@ def text_sequences(config: RunConfig, tokens: int) -> int:
     return max(reserved + trained, RESERVED_SPREAD * reserved)
 
 
-TOKENS_PER_CHANNEL = 10  # of calibration text; on SmolLM2-135M 5 cost twice the perplexity of 10, and 20 gained 4 %
-FEW_STEPS = 10  # of recovery in a round
+SHAPES_OF_A_LAYER = 8  # that a search measures for each layer, where no setting says how many
 
 
-def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
-    """Return what is allowed and hardly wanted: too little text for calibration, or too few steps of recovery."""
-    found = (calibration_warning(config, whole.parent), _steps_warning(whole.rounds, tokens_per_batch(config)))
-    return [each for each in found if each is not None]
-
-
-def _steps_warning(rounds: Sequence[Round], per_batch: int) -> str | None:
-    fewest = min((each.tokens // per_batch for each in rounds if each.tokens), default=FEW_STEPS)
-    if fewest >= FEW_STEPS:
-        return None
-    return (
-        f"a recovery of {fewest} step{'' if fewest == 1 else 's'} teaches little: more recover.tokens, or a smaller "
-        "recover.batch_sequences or data.sequence_length, makes more steps"
-    )
-
-
-def calibration_warning(config: RunConfig, parent: Geometry) -> str | None:
-    """Return a warning if the calibration text is too short, else None.
-
-    The least squares of a layer have as many unknowns as channels.
-    """
-    method, tokens = config.prune.method, config.prune.calibration_sequences * config.data.sequence_length
-    channels = max(parent.intermediate_size, parent.num_attention_heads * parent.head_dim)
-    needed = TOKENS_PER_CHANNEL * channels
-    if tokens >= needed or not method.needs_gram():
-        return None
-    sequences = -(-needed // config.data.sequence_length)
-    return (
-        f"{tokens:,} calibration tokens are few for {channels:,} channels: about {needed:,} are needed "
-        f"(prune.calibration_sequences={sequences})"
-    )
+def shape_evaluations(config: PruneConfig, parent: Geometry) -> int:
+    """Return how many shapes a search measures, at most."""
+    return config.shape_evaluations or SHAPES_OF_A_LAYER * parent.num_layers

@@ -62,10 +62,14 @@ def test_a_latency_is_limited_by_a_table_of_this_machine_and_measured_at_the_end
     limit = json.loads((folder / "efficiency.json").read_text())["limit"]
     assert (limit["phase"], limit["asked"], limit["foreseen"]) == ("decode", 12.5, budget["reached"])
     assert limit["measured"] > 0
-    assert re.search(r"efficiency: decode takes \d+\.\d\d ms measured here, 1[0-2]\.\d\d ms by prune", ended.stdout)
+    assert re.search(r"efficiency: decode takes \d+\.\d\d ms here, 1[0-2]\.\d\d ms by prune", ended.stdout)
     assert re.search(r"prune\.budget\.latency_ms: 1[0-2]\.\d\d of at most 12\.50 \(0\.5 of", ended.stdout)
+    written = table.read_text()
+    table.write_text(written.replace("8.0", "8.5"))
+    changed = transact([*asked, *limits, "prune.shapes=layers", "recover.tokens=0", *few])
+    assert changed.returncode == 2 and "is another one than when this run began" in changed.stderr
     table.write_text("{}")
     other = [each for each in workplace.overrides("refused") if not each.startswith(("prune.remove", "prune.rounds"))]
     again = transact([*other, *limits])
     assert again.returncode == 2
-    assert "it is no table of `transact efficiency --calibrate`" in again.stderr
+    assert "it is no table that `transact efficiency --calibrate` wrote" in again.stderr

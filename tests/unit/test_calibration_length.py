@@ -10,7 +10,7 @@ from tests.support.configs import compose_config
 from transact.estimate.contents import forecast
 from transact.estimate.text import text
 from transact.geometry import Geometry
-from transact.rounds import TOKENS_PER_CHANNEL, calibration_warning
+from transact.stages.advice import TOKENS_PER_CHANNEL, calibration_warning
 
 
 def geometry(channels: int, heads: int = 4, head_dim: int = 16) -> Geometry:

@@ -398,7 +398,18 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
     assert forward < hours["shapes"] < 3 * forward
     assert "shapes" not in uniform["duration"]["hours"] and "round_08/shapes" in layers["stages"]
     (row,) = [row for row in layers["memory"]["moments"] if row["stage"] == "round_08/shapes"]
-    # Two sizes of every projection of 32 layers: 4,096 rows of as many inputs as before the round, 2 bytes each.
+    # Every projection of 32 layers: 4,096 rows of as many inputs as before the round, 2 bytes each.
     geometry = last["geometry"]
     widths = geometry["num_attention_heads"] * geometry["head_dim"] + geometry["intermediate_size"]
-    assert row["bytes"]["gram"] >= 2 * 32 * 4096 * widths * 2
+    assert row["bytes"]["gram"] >= 32 * 4096 * widths * 2
+
+
+def test_too_few_shapes_for_a_round_of_the_search_are_told() -> None:
+    few = estimate("prune.shapes=layers", "prune.shape_evaluations=97")["warnings"]
+    assert any(
+        "prune.shape_evaluations=97 is too few for a round of the search, of up to 96 shapes" in line for line in few
+    )
+    for enough in ("prune.shape_evaluations=98", "prune.shapes=layers"):
+        warnings = estimate("prune.shapes=layers", enough)["warnings"]
+        assert not any("shape_evaluations" in line for line in warnings)
+    assert estimate("prune.shapes=layers")["shape_evaluations"] == 8 * 32

@@ -94,7 +94,9 @@ def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: in
 
 
 def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
-    job: Any = SimpleNamespace(group=SimpleNamespace(is_main=True, on_main=lambda work: work()))
+    files = {"round_01/gram/layer_00000.safetensors": ("round_01/gram", {"sha256": "f00d"})}
+    folder = SimpleNamespace(recorded=lambda *paths: files)
+    job: Any = SimpleNamespace(group=SimpleNamespace(is_main=True, on_main=lambda work: work()), folder=folder)
     start = geometry_of(write_model(tmp_path / "model"))
     other = start.with_layers([Widths(num_key_value_heads=1, intermediate_size=8)] * start.num_layers)
     path = tmp_path / "shapes.jsonl"
@@ -106,4 +108,17 @@ def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
     assert (again.known(start), again.known(other), again.count) == (0.5, None, 1)
     again.add(other, 0.75)
     assert ShapeLog(job, path, start).known(other) == 0.75
-    assert ShapeLog(job, path, other).known(start) is None  # of another search: it begins anew
+    for damaged in ('{"widths": 1}', "3", '{"widths": [{"depth": 1}], "divergence": 1}'):
+        lines = path.read_text()
+        path.write_text(lines + damaged + "\n")
+        assert ShapeLog(job, path, start).count == 2 and path.read_text() == lines
+    with path.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    assert ShapeLog(job, path, start).count == 2
+    grams = [tmp_path]
+    assert ShapeLog(job, path, start, grams).known(start) is None  # of other matrices: it begins anew
+    ShapeLog(job, path, start, grams).add(start, 0.5)
+    assert ShapeLog(job, path, start, grams).known(start) == 0.5
+    files["round_01/gram/layer_00000.safetensors"] = ("round_01/gram", {"sha256": "beef"})
+    assert ShapeLog(job, path, start, grams).known(start) is None
+    assert ShapeLog(job, path, other).known(start) is None

@@ -60,9 +60,11 @@ class BudgetConfig:
     """Bytes of all weights and of the KV cache of prune.budget.context_tokens and prune.budget.batch_size. null: no
     limit."""
     latency_ms: float | None = setting(None, above=0, at_most=10**9)
-    """Milliseconds of prune.budget.latency_phase, by prune.budget.latency_table. null: no limit."""
+    """Milliseconds of prune.budget.latency_phase, by prune.budget.latency_table; up to 1 too it is a share of what the
+    parent takes. null: no limit."""
     latency_table: str | None = setting(None, longest=LONGEST_PATH)
-    """What `transact efficiency MODEL --calibrate FILE` wrote on the machine that will serve the model."""
+    """What `transact efficiency MODEL --calibrate FILE` wrote on the machine that will serve the model. null:
+    no latency is limited."""
     latency_phase: str = setting("decode", choices=LATENCY_PHASES)
     """"decode" (a token of every sequence) or "prefill" (the prompt)."""
     context_tokens: int = setting(4096, at_least=1, at_most=10**9)
@@ -160,8 +162,9 @@ class PruneConfig:
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
     heads of its own, at the same parameters: measured, in the last round)."""
-    shape_evaluations: int = setting(256, at_least=1, at_most=10**6)
-    """Shapes that "layers" measures on validation text, at most; three for each layer make a round of its search."""
+    shape_evaluations: int | None = setting(None, at_least=1, at_most=10**6)
+    """Shapes that "layers" measures on validation text, at most; three for each layer make a round of its search. null:
+    eight for each layer."""
     rounds: int = setting(1, at_least=1, at_most=1000)
     """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
     (benchmarks/results/quality.md)."""

@@ -75,7 +75,9 @@ def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float
 
 
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "shapes", "slice", "recover")  # those whose memory is estimated
-REMEMBERED_FITS = 2  # sizes of a projection that a search for shapes keeps: the best shape's, and the one that is tried
+# Sizes of a projection that a search for shapes keeps in the machine's memory, the best shape's and the one that is
+# tried, besides the one that computes.
+REMEMBERED_FITS = 2
 ADAM_MOMENTS = 2  # exp_avg, exp_avg_sq
 TRAINED_COPIES = 4  # in a training checkpoint: weights, both moments, and the best weights seen, in float32
 WHOLE_BUCKET_ELEMENTS = 500_000_000  # the bucket where all gradients are reduced at once
@@ -161,12 +163,13 @@ def _forward(
 
 
 def _searching(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry) -> MemoryEstimate:
-    """Estimate a forward with fits beside it, of no more than whole projections, and what the parent says of the text.
+    """Estimate a forward with its fits, of no more than whole projections, and what the parent says of the text.
 
     A fit is made between two forwards, with the matrices of one layer.
     """
     width = BYTES_BY_DTYPE[config.engine.dtype]
-    fits = REMEMBERED_FITS * geometry.num_layers * geometry.hidden_size * sum(projected_widths(geometry)) * width
+    kept = 1 + (REMEMBERED_FITS if is_on_cpu(config) else 0)
+    fits = kept * geometry.num_layers * geometry.hidden_size * sum(projected_widths(geometry)) * width
     validated = config.recover.validation_sequences * config.data.sequence_length / ranks
     taught = (parent.vocab_size + validated) * parent.hidden_size * width
     forward = _forward(geometry, config, ranks)

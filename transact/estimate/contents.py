@@ -34,8 +34,9 @@ from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
 from transact.pruning.limits import CUT_DIMENSIONS
 from transact.pruning.targets import shape_warnings
-from transact.rounds import Outline, Round, Stage, limits_of, run_warnings, tokens_per_batch
+from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
+from transact.stages.advice import run_warnings
 from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.variant import find_cut
@@ -56,7 +57,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     taken = _taken_over(config, whole)
     to_do = replace(whole, stages=tuple(stage for stage in whole.stages if stage not in taken))
     parent, rounds, known = whole.parent, whole.rounds, accelerator(config)
-    limits = limits_of(config.prune, parent)
+    limits = whole.limits
     return {
         "name": config.name,
         "model": config.model.path,
@@ -69,7 +70,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "rounds": [_round(config, each, parent) for each in rounds],
         "budget": {} if limits is None else limits.compared(rounds[-1].geometry),
         "shapes": config.prune.shapes,
-        "shape_evaluations": config.prune.shape_evaluations,
+        "shape_evaluations": shape_evaluations(config.prune, parent),
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
             *run_warnings(config, whole),

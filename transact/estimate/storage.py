@@ -14,7 +14,7 @@ from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
 from transact.pruning.targets import K_QUANT_BLOCK, float16_rows, undivided_rows
-from transact.rounds import Outline, Round, Stage, text_sequences
+from transact.rounds import Outline, Round, Stage, shape_evaluations, text_sequences
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 # Of a weight in a GGUF file, with the scales of its block; of K-quants, which mix types, on average, and of what takes
@@ -192,7 +192,10 @@ def _round_traffic(
             written=sum(candidates),
         ),
         "shapes": Traffic(
-            read=before + 2 * grams + copies * (before + teacher) + config.prune.shape_evaluations * fitted * ranks,
+            read=before
+            + 2 * grams
+            + copies * (before + teacher)
+            + shape_evaluations(config.prune, outline.parent) * fitted * ranks,
             written=before,
         ),
         "select": Traffic(read=checked + weighed + greedy),

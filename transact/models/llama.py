@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NORM_EPSILON = 1e-12, 1e-2  # models have 1e-6 or 1e-5
 MAX_LAYERS, MAX_DIMENSION = 10_000, 2**31 - 1
+HEAD_COUNTS = ("num_attention_heads", "num_key_value_heads")
 PROJECTIONS = {  # name in the state dict -> field of LayerWeights
     "q": "query",
     "k": "key",
@@ -170,7 +171,8 @@ def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, 
         else:
             sliced[OWN_FREQUENCIES] = _own_frequencies(config, selection)
     if target.layers or OWN_FREQUENCIES in sliced:
-        return layerwise_config(sliced, target)
+        # The heads of the whole model stay at the top: LlamaConfig insists that they divide hidden_size.
+        return layerwise_config(sliced | {name: config[name] for name in HEAD_COUNTS if name in config}, target)
     if config["model_type"] == LLAMA.model_type and target.hidden_size % target.num_attention_heads:
         # Mistral computes the same, without LlamaConfig's condition on the number of heads.
         sliced |= {"model_type": MISTRAL.model_type, "sliding_window": None} | _stated_limit(config)
@@ -190,7 +192,8 @@ def layerwise_config(config: Mapping[str, Any], geometry: Geometry) -> dict[str,
         for number, each in enumerate(geometry.widths())
     }
     layerwise = dict(config) | {PER_LAYER: layers} | _stated_limit(config)
-    if len({each.num_key_value_heads for each in geometry.widths()}) > 1:
+    whole = config.get("num_key_value_heads") or config["num_attention_heads"]
+    if any(each.num_key_value_heads != whole for each in geometry.widths()):
         # LlamaConfig looks at the number of query heads before any layer does.
         layerwise["allow_global_per_layer_attribute_access"] = True
     family = family_of(layerwise)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from transact.geometry import Geometry
 
 PHASES = ("prefill", "decode")
+SETTINGS = ("machine", "dtype", "clock", "threads", "turns", "batch_size", "prompt_tokens", "new_tokens")
 Curve = tuple[tuple[int, float], ...]  # width, milliseconds; ascending in both
 
 
@@ -22,11 +24,13 @@ class LatencyTable:
         attention: of one layer's attention, by the width of its keys, num_key_value_heads * head_dim.
         mlp: of one layer's MLP, by intermediate_size.
         rest: of all that is no layer.
+        settings: of the measurement, by the names in `SETTINGS`.
     """
 
     attention: Curve
     mlp: Curve
     rest: float
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     def milliseconds(self, geometry: Geometry) -> float:
         """Return the latency of a model. It never falls where a dimension grows, within the widths of the table."""
@@ -48,11 +52,12 @@ class LatencyTable:
             measured = Geometry.from_dict(values["geometry"])
             found = values["phases"][phase]
             curves = {
-                name: rising([(int(width), float(ms)) for width, ms in found[name]]) for name in ("attention", "mlp")
+                name: rising([(int(width), _time(ms)) for width, ms in found[name]]) for name in ("attention", "mlp")
             }
-            table = cls(**curves, rest=float(found["rest"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"it is no table of `transact efficiency --calibrate` ({type(error).__name__})") from None
+            settings = {name: values["settings"][name] for name in SETTINGS}
+            table = cls(**curves, rest=_time(found["rest"]), settings=settings)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+            raise ValueError("it is no table that `transact efficiency --calibrate` wrote") from None
         if measured != parent:
             raise ValueError(f"it was measured for another model: {_difference(measured, parent)}")
         return table
@@ -64,6 +69,13 @@ def rising(points: Sequence[tuple[int, float]]) -> Curve:
     if not ordered:
         raise ValueError("a curve without points")
     return tuple(zip((width for width, _ in ordered), accumulate((ms for _, ms in ordered), max), strict=True))
+
+
+def _time(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{number} is no time")
+    return number
 
 
 def interpolated(curve: Curve, width: int) -> float:

@@ -130,8 +130,12 @@ def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[t
     """Yield every move of one layer, not measured yet, and the shape that it leads to, which may not be allowed."""
     for dimension, size in ((CHANNELS, step), (HEADS, 1)):
         for layer in range(shape.num_layers):
-            for by in (size, -size):
-                moved = space.moved(shape, layer, dimension, by)
+            for sign in (1, -1):
+                # Rows of some lengths take several heads at a time.
+                most = getattr(space.largest, dimension) if dimension == HEADS else 1
+                steps = (sign * size * count for count in range(1, most + 1))
+                tried = ((by, space.moved(shape, layer, dimension, by)) for by in steps)
+                by, moved = next(((by, moved) for by, moved in tried if moved is not None), (0, None))
                 if moved is not None:
                     yield Move(layer=layer, dimension=dimension, by=by, gain=0.0), moved
 
@@ -148,23 +152,26 @@ def _best_exchange(
 ) -> tuple[Geometry | None, float, int]:
     """Return the best of the exchanges of growing length, its loss, and how many were measured, at most `most`."""
     found, least, tried, in_vain = None, math.inf, 0, 0
-    steps = list(exchanges(space, shape, moves))
-    for length in _lengths(len(steps)):
+    for exchanged in _of_growing_length(exchanges(space, shape, moves)):
         if tried == most or in_vain == PATIENCE:
             break
-        loss, tried = _loss(measure, steps[length - 1]), tried + 1
+        loss, tried = _loss(measure, exchanged), tried + 1
         in_vain = 0 if loss < least else in_vain + 1
         if loss < least:
-            found, least = steps[length - 1], loss
+            found, least = exchanged, loss
     return found, least, tried
 
 
-def _lengths(most: int) -> list[int]:
-    """Return 1, 2, 3, 4, 6, 8, 12, ... up to `most`, which is the last."""
-    found = [1]
-    while found[-1] < most:
-        found.append(found[-1] + max(1, 2 ** (found[-1].bit_length() - 2)))
-    return [*(each for each in found if each < most), *([most] if most else [])]
+def _of_growing_length(steps: Iterator[Geometry]) -> Iterator[Geometry]:
+    """Yield the steps number 1, 2, 3, 4, 6, 8, 12, ... and the last; no more are made than are asked for."""
+    wanted, last, count = 1, None, 0
+    for count, step in enumerate(steps, start=1):
+        last = step
+        if count == wanted:
+            yield step
+            wanted, last = count + max(1, 2 ** (count.bit_length() - 2)), None
+    if last is not None:
+        yield last
 
 
 def exchanges(space: ShapeSpace, shape: Geometry, moves: Sequence[Move]) -> Iterator[Geometry]:
@@ -196,7 +203,6 @@ def exchanges(space: ShapeSpace, shape: Geometry, moves: Sequence[Move]) -> Iter
         if best is None:
             return
         larger = _after(space, shape, best)
-        taken: Counter[Move] = Counter()
         while not space.allows(larger):
             possible = [
                 each
@@ -208,7 +214,6 @@ def exchanges(space: ShapeSpace, shape: Geometry, moves: Sequence[Move]) -> Iter
                 return
             larger = _after(space, larger, least)
             uses[least] += 1
-            taken[least] += 1
         uses[best] += 1
         shape = larger
         layer = best.layer if best.dimension == CHANNELS else None

@@ -13,10 +13,11 @@ from transact.files import temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
 from transact.pruning.selection import Selection
-from transact.rounds import Round, Stage, outline, run_warnings
+from transact.rounds import Round, Stage, outline
 from transact.runs.run_folder import CHECKPOINTS
+from transact.stages.advice import run_warnings
 from transact.stages.calibrate import calibrate, collect_gram_files
-from transact.stages.efficiency import measure_efficiency
+from transact.stages.efficiency import measure_efficiency, record_latency_table
 from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.export import export, export_gguf
 from transact.stages.initialise import initialise
@@ -102,6 +103,7 @@ def prune(job: Job, prepared: Prepared) -> dict[str, Any]:
     """Run the stages of `mode=prune` and return the contents of result.json."""
     parent, texts = prepared.parent, prepared.texts
     record_texts(job, texts)
+    record_latency_table(job)
     job.announce(job.outline)
     for warning in run_warnings(job.config, job.outline):
         job.say(f"warning: {warning}")
@@ -181,8 +183,11 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
         lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, model_folder, files.statistics)),
         reads=[model_folder],
     )
-    # Gram matrices are removed once the round is sliced, and nothing needs them after that.
-    if job.config.prune.method.needs_gram() and not job.is_finished(Stage("slice", number)):
+    # Gram matrices are removed once the round is sliced, and nothing needs them after that but a repair.
+    readers = [
+        each for each in job.outline.stages if each.round == number and each.kind in ("split", "shapes", "slice")
+    ]
+    if job.config.prune.method.needs_gram() and not all(map(job.is_finished, readers)):
         job.stage(
             Stage("gram", number),
             files.grams,

@@ -11,15 +11,22 @@ from transact.config.outputs import EfficiencyConfig
 from transact.engine.free_memory import free_bytes
 from transact.evaluation.efficiency.command import draft_words
 from transact.evaluation.efficiency.draft import PROMPTS
+from transact.evaluation.efficiency.latency_table import machine_name
 from transact.evaluation.efficiency.measure import PARENT, describe, measure, tokens_to_make
-from transact.files import read_json, write_json
+from transact.files import file_digest, write_json
 from transact.models.folder import dtype_of, geometry_of
-from transact.rounds import limits_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts
 
 PRUNED = "pruned"
 MEMORY_MARGIN = 1.5  # times the weights of both models, which leaves room for generation
+
+
+def record_latency_table(job: Job) -> None:
+    """Record the digest of the table that a latency is limited by: preflight refuses another one from then on."""
+    table = job.config.prune.budget.latency_table
+    if table is not None and job.group.is_main:
+        job.folder.note(latency_table=file_digest(Path(table)))
 
 
 def measure_efficiency(job: Job, texts: Texts, parent: Path, exported: Path, output: Path) -> None:
@@ -62,13 +69,13 @@ def _measured_limit(job: Job, exported: Path) -> dict[str, Any] | None:
 
     It is measured as the table was: its device, dtype, threads, batch and lengths.
     """
-    budget, limits = job.config.prune.budget, limits_of(job.config.prune, job.outline.parent)
-    if budget.latency_table is None or limits is None:
+    budget, limits = job.config.prune.budget, job.outline.limits
+    if limits is None or limits.serving.latency is None:
         return None
-    settings = read_json(Path(budget.latency_table))["settings"]
+    settings = limits.serving.latency.settings
     compared = limits.compared(geometry_of(exported))["latency_ms"]
     limit = {"phase": budget.latency_phase, "asked": compared["most"], "foreseen": compared["reached"]}
-    if settings["device"] != job.group.device.type:
+    if settings["machine"] != machine_name(job.group.device):
         return limit | {"measured": None, "settings": settings}
     asked = EfficiencyConfig(
         batch_sizes=[settings["batch_size"]],
@@ -84,9 +91,10 @@ def _measured_limit(job: Job, exported: Path) -> dict[str, Any] | None:
 
 
 def _limit_words(limit: dict[str, Any]) -> str:
-    measured = "not measured here" if limit["measured"] is None else f"{limit['measured']:.2f} ms measured here"
+    other = f"was not measured (the table is of {limit['settings']['machine']})"
+    measured = other if limit["measured"] is None else f"takes {limit['measured']:.2f} ms here"
     return (
-        f"{limit['phase']} takes {measured}, {limit['foreseen']:.2f} ms by prune.budget.latency_table, at most "
+        f"{limit['phase']} {measured}, {limit['foreseen']:.2f} ms by prune.budget.latency_table, at most "
         f"{limit['asked']:.2f} asked"
     )
 

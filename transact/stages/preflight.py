@@ -18,7 +18,7 @@ from transact.data.text import HubUnavailable, check_hub_text, check_text, is_sa
 from transact.distributed.environment import environment_rank
 from transact.export.gguf import check_gguf
 from transact.export.k_quants import check_quantiser
-from transact.files import DamagedFile
+from transact.files import DamagedFile, file_digest
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
 from transact.models.llama import read_geometry
@@ -325,6 +325,12 @@ def _check_layerwise(setting: str, instead: str, model_config: dict[str, Any]) -
     family = family_of(model_config)
     if not family.is_layerwise_llama:
         raise ValueError(f"{setting} is not allowed for model_type {family.model_type}: it must be {instead}")
+    hidden_size, heads = model_config.get("hidden_size", 0), model_config.get("num_attention_heads", 1)
+    if hidden_size % heads:
+        raise ValueError(
+            f"{setting} is not allowed for a model whose {heads} heads do not divide its hidden_size ({hidden_size}): "
+            f"what builds layers that differ insists on it; it must be {instead}"
+        )
     window = family.window(model_config)
     if window is not None:
         raise ValueError(
@@ -376,4 +382,11 @@ def check_same_run(config: RunConfig) -> None:
             f"({shown}{more}): "
             f"{again}choose another {'name=' if config.recover.variant is None else 'recover.variant='}, or remove the "
             "folder"
+        )
+    table = config.prune.budget.latency_table
+    known = (read_record(folder) or {}).get("latency_table")
+    if known is not None and table is not None and file_digest(Path(table)) != known:
+        raise ValueError(
+            f"prune.budget.latency_table={table!r} is another one than when this run began: put that back, or choose "
+            "another name="
         )

@@ -8,8 +8,10 @@ itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +24,7 @@ from transact.data.order import micro_batches
 from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import REMEMBERED_FITS
 from transact.files import read_json, remove_flat, write_json, write_text
-from transact.geometry import Geometry
+from transact.geometry import Geometry, Widths
 from transact.models.folder import geometry_of
 from transact.models.llama import layer_of, layer_weights
 from transact.models.loss_head import Teaching
@@ -35,7 +37,7 @@ from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
 from transact.pruning.slicing import cut_attention
 from transact.pruning.weights import LayerWeights
-from transact.rounds import Round, limits_of, search_space
+from transact.rounds import Round, search_space, shape_evaluations
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
@@ -44,6 +46,8 @@ from transact.stages.recover.loop import validation_positions
 from transact.stages.select import collect_evidence, decide, greedy_channels, merged
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
+
+ELIMINATED_WIDTHS = 64  # of an MLP whose channels are chosen by elimination, at most
 
 
 def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: Path, files: RoundFolder) -> None:
@@ -55,7 +59,7 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
     """
     config, whole = job.config, geometry_of(source)
     space = _space(job, round_, whole)
-    evaluations = config.prune.shape_evaluations
+    evaluations = shape_evaluations(config.prune, job.outline.parent)
     teachings = _teachings(job, texts, parent)
     orders = _head_orders(job, source, files.grams)
     evidence = collect_evidence(job, source, files.statistics)
@@ -66,7 +70,7 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         slice_in_parallel(job, source, selection, trial, files.grams)
         job.check_seen("the model that shapes are measured on", trial)
     fits = Fits(job, source, files.grams, selection, orders, _channels(job, source, files.grams, space, evidence))
-    log = ShapeLog(job, files.shape_log, space.start)
+    log = ShapeLog(job, files.shape_log, space.start, [source, files.statistics, files.grams])
     with (
         open_engine(trial, config.engine, job.group) as engine,
         narrowing(engine.module, fits.current),
@@ -95,12 +99,15 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
 
 
 def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
-    parent = job.outline.parent
-    multiples, limits = search_space(job.config.prune, parent).multiples, limits_of(job.config.prune, parent)
+    parent, limits = job.outline.parent, job.outline.limits
+    multiples = search_space(job.config.prune, parent).multiples
+    multiple = multiples.intermediate_size
+    if job.config.prune.method.channels == "obs":  # every width has a set of channels of its own
+        multiple *= max(1, math.ceil(whole.intermediate_size / (multiple * ELIMINATED_WIDTHS)))
     return ShapeSpace(
         start=round_.geometry,
         largest=whole,
-        multiple=multiples.intermediate_size,
+        multiple=multiple,
         row=multiples.row,
         meets=lambda shape: limits is None or not limits.broken(shape),
     )
@@ -152,16 +159,17 @@ def _head_orders(job: Job, source: Path, grams: Path) -> list[list[int]]:
     with ModelReader(source) as reader:
         for layer in job.group.turns(geometry.num_layers):
             if layer is not None:
-                weights, gram = _layer(reader, layer), read_gram(grams, layer, job.group.device)
+                weights, gram = _layer(reader, layer, job.group.device), read_gram(grams, layer, job.group.device)
                 size = geometry.queries_per_key_value_head * geometry.head_dim
-                output = weights.output.to(job.group.device)
-                found[layer] = block_order(output, gram.attention_output, size, Ridge.of(job.config.prune.method))
+                ridge = Ridge.of(job.config.prune.method)
+                found[layer] = block_order(weights.output, gram.attention_output, size, ridge)
             job.group.turn()
     return [order for _, order in sorted(merged(job, found).items())]
 
 
-def _layer(reader: ModelReader, layer: int) -> LayerWeights:
-    weights = layer_weights({name: reader.tensor(name).float() for name in reader.files if layer_of(name) == layer})
+def _layer(reader: ModelReader, layer: int, device: torch.device) -> LayerWeights:
+    names = [name for name in reader.files if layer_of(name) == layer]
+    weights = layer_weights({name: reader.tensor(name).float().to(device) for name in names})
     assert weights is not None
     return weights
 
@@ -182,7 +190,7 @@ class Fits:
     """The output projections of a shape, refitted for what each layer keeps; every rank makes all of them.
 
     Attributes:
-        current: of the shape that was taken last, by layer and dimension; what is whole is not in it.
+        current: of the shape that was taken last, by layer and dimension, on the device; what is whole is not in it.
     """
 
     def __init__(
@@ -205,7 +213,8 @@ class Fits:
         self._orders, self._channels = orders, channels
         self._ridge, self._device = Ridge.of(job.config.prune.method), job.group.device
         self._dtype = getattr(torch, job.config.engine.dtype)
-        self._made: dict[tuple[int, str], dict[int, Narrow]] = {}
+        self._made: dict[tuple[int, str], dict[int, Narrow]] = {}  # on the CPU
+        self._sizes: dict[tuple[int, str], int] = {}  # of `current`
         self.current: dict[tuple[int, str], Narrow] = {}
 
     def take(self, shape: Geometry) -> None:
@@ -213,10 +222,13 @@ class Fits:
         whole = self._selection.source
         for layer, widths in enumerate(shape.widths()):
             for dimension, size in asdict(widths).items():
+                key = layer, dimension
                 if size == getattr(whole, dimension):
-                    self.current.pop((layer, dimension), None)
-                else:
-                    self.current[layer, dimension] = self._narrow(layer, dimension, size)
+                    self.current.pop(key, None)
+                elif self._sizes.get(key) != size or key not in self.current:
+                    kept, weight = self._narrow(layer, dimension, size)
+                    self.current[key] = kept.to(self._device), weight.to(self._device)
+                self._sizes[key] = size
 
     def _narrow(self, layer: int, dimension: str, size: int) -> Narrow:
         made = self._made.setdefault((layer, dimension), {})
@@ -229,30 +241,32 @@ class Fits:
     def _fit(self, layer: int, dimension: str, size: int) -> Narrow:
         gram = read_gram(self._grams, layer, self._device)
         with ModelReader(self._source) as reader:
-            weights = _layer(reader, layer)
+            weights = _layer(reader, layer, self._device)
         fit = {CHANNELS: self._fit_channels, HEADS: self._fit_heads}[dimension]
         kept, weight = fit(weights, gram, layer, size)
-        return kept.to(self._device), weight.to(self._device, self._dtype)
+        return kept.cpu(), weight.to("cpu", self._dtype)
 
     def _fit_channels(self, weights: LayerWeights, gram: LayerGram, layer: int, width: int) -> Narrow:
         kept = self._channels(layer, width).to(self._device)
-        return kept, refit(weights.down.to(self._device), gram.intermediate, kept, self._ridge)
+        return kept, refit(weights.down, gram.intermediate, kept, self._ridge)
 
     def _fit_heads(self, weights: LayerWeights, gram: LayerGram, layer: int, count: int) -> Narrow:
         target = self._selection.target
         size = target.queries_per_key_value_head * target.head_dim
         heads = torch.tensor(sorted(self._orders[layer][-count:]))
         kept = (heads.unsqueeze(1) * size + torch.arange(size)).flatten()
-        transform = cut_attention(weights, self._selection, layer, gram).transform[kept].to(self._device)
-        return kept, refit(weights.output.to(self._device), gram.attention_output, transform, self._ridge)
+        kept = kept.to(self._device)
+        transform = cut_attention(weights, self._selection, layer, gram).transform[kept]
+        return kept, refit(weights.output, gram.attention_output, transform, self._ridge)
 
 
 class ShapeLog:
     """A file with a line for every shape that was measured, from which a search that was stopped goes on."""
 
-    def __init__(self, job: Job, path: Path, start: Geometry) -> None:
+    def __init__(self, job: Job, path: Path, start: Geometry, made_of: Sequence[Path] = ()) -> None:
+        """Read what was measured for the same start, of the same files of this run; nothing else counts."""
         self._job, self._path = job, path
-        begin = {"start": start.to_dict()}
+        begin = {"start": start.to_dict(), "made_of": job.group.on_main(lambda: _digest(job, made_of))}
         rows = job.group.on_main(lambda: _rows(path))
         rows = rows if rows[:1] == [begin] else [begin]
         self._losses = {_key(row["widths"]): row["divergence"] for row in rows[1:]}
@@ -283,12 +297,24 @@ def _key(widths: list[dict[str, int]]) -> str:
     return json.dumps(widths, sort_keys=True)
 
 
+def _digest(job: Job, made_of: Sequence[Path]) -> str:
+    recorded = job.folder.recorded(*made_of) if made_of else {}
+    digests = sorted((name, file["sha256"]) for name, (_, file) in recorded.items())
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log up to one that a kill has cut short."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """Return the lines of a log up to one that a kill has cut short, or that is damaged."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if found:
+                row = {
+                    "widths": [asdict(Widths(**each)) for each in row["widths"]],
+                    "divergence": float(row["divergence"]),
+                }
+        except (ValueError, TypeError, KeyError):
             break
+        found.append(row)
     return found

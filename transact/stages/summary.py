@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
-from transact.rounds import Round, limits_of
+from transact.rounds import Round
 from transact.stages.job import Job
 
 MODEL_FIELDS = (
@@ -34,7 +34,7 @@ def summarise(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
         both = read_json(job.path("comparison.json"))
         dense, pruned = dense | both["dense"], pruned | both["pruned"]
     reached = 0.0 if pruned is None else 1 - pruned["parameters"] / dense["parameters"]
-    limits = limits_of(job.config.prune, job.outline.parent)
+    limits = job.outline.limits
     return {
         "name": job.config.name,
         "remove_fraction": {"asked": job.config.prune.remove_fraction if rounds else None, "reached": reached},

@@ -7,6 +7,7 @@ counted with the weights below; reading and writing files is not counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
@@ -16,7 +17,7 @@ from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
 from transact.pruning.refit import GRAM_BANDS
-from transact.rounds import Outline, Round, Stage, steps_to_validate, tokens_per_batch
+from transact.rounds import Outline, Round, Stage, shape_evaluations, steps_to_validate, tokens_per_batch
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums
@@ -72,8 +73,13 @@ def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float
     output = 2 * before.hidden_size * before.vocab_size  # the parent's logits are made each time
     forward = validated * float(after.flops_per_token(config.data.sequence_length) + output)
     fit = 2 * _refit_flops(config, before, after) / before.num_layers
-    begun = 2 * _refit_flops(config, before, after) + validated * before.flops_per_token(config.data.sequence_length)
-    return begun + config.prune.shape_evaluations * (forward + num_ranks(config) * fit)
+    smallest = replace(before, intermediate_size=1)
+    begun = (
+        _elimination_flops(config, before, [smallest])
+        + 2 * _refit_flops(config, before, after)
+        + validated * before.flops_per_token(config.data.sequence_length)
+    )
+    return begun + shape_evaluations(config.prune, before) * (forward + num_ranks(config) * fit)
 
 
 def _is_measured_split(config: RunConfig, each: Round) -> bool:

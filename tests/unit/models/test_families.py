@@ -236,3 +236,15 @@ def test_a_window_needs_a_stock_result() -> None:
     with pytest.raises(ValueError, match="not allowed for a model with a sliding window"):
         check_method(method, {"model_type": "mistral"})
     check_method(method, {"model_type": "mistral", "sliding_window": None})
+
+
+def test_layers_differ_only_where_the_heads_divide_the_hidden_size() -> None:
+    """As those of a cut of whole heads may not, which is a Mistral for that reason."""
+    config = {"model_type": "mistral", "sliding_window": None, "hidden_size": 64, "num_attention_heads": 3}
+    with pytest.raises(
+        ValueError, match=r"prune\.shapes='layers' is not allowed for a model whose 3 heads do not divide"
+    ):
+        check_method(MethodConfig(), config, "layers")
+    check_method(MethodConfig(), config, "uniform")
+    with pytest.raises(ValueError, match=r"prune\.shapes='layers' is not allowed for model_type qwen3"):
+        check_method(MethodConfig(), {"model_type": "qwen3"}, "layers")

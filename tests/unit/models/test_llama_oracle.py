@@ -41,13 +41,14 @@ def make_parent(
     key_value_heads: int = 2,
     tied: bool = False,
     scaling: dict[str, Any] | None = None,
+    heads: int = 4,
 ) -> tuple[dict[str, Any], PreTrainedModel]:
     """A random model, saved by transformers, and its config.json."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         intermediate_size=48,
         vocab_size=80,
@@ -232,6 +233,22 @@ def test_layers_with_widths_of_their_own_equal_masked_parent(tmp_path: Path, hea
     assert_generates_alike(sliced)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(tmp_path / "sliced")
+
+
+def test_every_layer_may_lose_heads_that_no_longer_divide_the_hidden_size(tmp_path: Path) -> None:
+    """Seven and six of eight heads on 64 dims, which LlamaConfig would not take for the whole model."""
+    config, parent = make_parent(tmp_path / "parent", key_value_heads=8, heads=8)
+    source = read_geometry(config)
+    widths = [Widths(num_key_value_heads=heads, intermediate_size=30) for heads in (7, 6)]
+    scores = Scores(
+        pairs=torch.rand(2, 8, 4), values=torch.rand(2, 8, 8), channels=torch.rand(2, 48), heads=torch.rand(2, 8)
+    )
+    goal = Goal(target=source.with_layers(widths), parent=source)
+    selection = make_selection(scores, source, goal, Rules())
+    cut_config, sliced = slice_to(tmp_path / "sliced", parent, config, selection)
+    assert read_geometry(cut_config) == goal.target
+    assert largest_difference(sliced, masked(parent, selection)) < TOLERANCE
+    assert_generates_alike(sliced)
 
 
 def test_until_transformers_builds_llama_layer_by_layer_it_refuses_layers_that_differ(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.pruning.test_budget import SMALL
 from transact.geometry import Widths
-from transact.pruning.latency import LatencyTable, interpolated, rising
+from transact.pruning.latency import SETTINGS, LatencyTable, interpolated, rising
 from transact.pruning.limits import Limits, Serving, limit_words, within
 from transact.pruning.search_space import Multiples, SearchSpace
 
@@ -19,7 +19,8 @@ TABLE = LatencyTable(attention=((4, 1.0), (16, 4.0)), mlp=((10, 2.0), (40, 8.0))
 
 def stored(**changes: Any) -> dict[str, Any]:
     phase = {"rest": 3.0, "attention": [[16, 4.0], [4, 1.0]], "mlp": [[10, 2.0], [40, 8.0]]}
-    return {"geometry": SMALL.to_dict(), "phases": {"decode": phase, "prefill": phase}} | changes
+    settings = dict.fromkeys(SETTINGS, 1)
+    return {"geometry": SMALL.to_dict(), "settings": settings, "phases": {"decode": phase, "prefill": phase}} | changes
 
 
 def test_a_model_takes_the_sum_of_its_layers() -> None:
@@ -57,6 +58,9 @@ def test_a_table_is_read_by_phase_in_any_order() -> None:
     [
         ({}, "no table"),
         (stored(phases={"decode": {}}), "no table"),
+        (stored(settings={}), "no table"),
+        (stored(phases={"decode": {"rest": float("nan"), "attention": [[1, 1]], "mlp": [[1, 1]]}}), "no table"),
+        (stored(phases={"decode": {"rest": 1, "attention": [[float("inf"), 1]], "mlp": [[1, 1]]}}), "no table"),
         (stored(phases={"decode": {"rest": 1, "attention": [], "mlp": [[1, 1]]}}), "no table"),
         (stored(geometry=replace(SMALL, hidden_size=99).to_dict()), "hidden_size 99 instead of"),
     ],

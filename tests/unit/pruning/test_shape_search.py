@@ -125,3 +125,17 @@ def test_an_exchange_takes_where_it_costs_least_and_gives_where_it_gains_most() 
         [48, 56, 48, 32, 48, 56],  # 0.3 for 0.1, the second time in layer 3
         [48, 64, 40, 32, 48, 56],  # 0.25 for 0.2
     ]
+
+
+def test_heads_go_as_many_at_a_time_as_the_rows_take() -> None:
+    """Six heads of 8 dims in rows of 24: three go at a time, each with its query head."""
+    largest = replace(LARGEST, num_attention_heads=6, num_key_value_heads=6)
+    space = ShapeSpace(start=replace(largest, intermediate_size=48), largest=largest, multiple=8, row=24)
+    measured: list[int] = []
+
+    def measure(shape: Geometry) -> float:
+        measured.extend(each.num_key_value_heads for each in shape.widths())
+        return known_loss(shape)
+
+    search_shapes(space, measure, 60)
+    assert set(measured) == {3, 6}

@@ -69,7 +69,7 @@ def latency_text(table: Mapping[str, Any]) -> str:
             rows += [[name, f"{width:,}", f"{milliseconds:.3f}"] for width, milliseconds in curve]
         parts.append(_aligned([*rows, ["all but layers", "", f"{found['rest']:.3f}"]]))
     title = (
-        f"{settings['dtype']} on {settings['device']}, {CLOCKS[settings['clock']]}, {settings['prompt_tokens']}+"
+        f"{settings['dtype']} on {settings['machine']}, {CLOCKS[settings['clock']]}, {settings['prompt_tokens']}+"
         f"{settings['new_tokens']} tokens, batch size {settings['batch_size']}; of one layer"
     )
     return "\n\n".join([title, *parts])

@@ -6,7 +6,11 @@ A narrower one is measured in turn with one of the parent's widths, so that what
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Mapping
+from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -54,7 +58,10 @@ def measure_latencies(
 
     def made(layers: int, **widths: int) -> Any:
         torch.manual_seed(0)
-        model_class, described = stock_class(plain | {"num_hidden_layers": layers} | widths, "sdpa")
+        of_layers: dict[str, Any] = {"num_hidden_layers": layers}
+        if config.get("layer_types"):
+            of_layers["layer_types"] = list(islice(cycle(config["layer_types"]), layers))
+        model_class, described = stock_class(plain | of_layers | widths, "sdpa")
         model = model_class(described).to(device, getattr(torch, dtype)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=WEIGHT_DEVIATION)
@@ -100,10 +107,22 @@ def measure_latencies(
         "threads": asked.threads,
         "turns": asked.turns,
         "dtype": dtype,
-        "device": device.type,
+        "machine": machine_name(device),
         "clock": clock.basis,
     }
     return {"geometry": geometry.to_dict(), "settings": settings, "phases": phases}
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of what computes: the GPU's, or the processor's and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def models_to_measure(geometry: Geometry) -> int:
