@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.support.exported import masked_parent, random_selection, write_exported
 from tests.support.optional import TRANSFORMERS_4, installed, run_with
+from transact.geometry import Widths
+from transact.models.stock import load_model
 
 SCRIPT = Path(__file__).parents[1] / "support" / "stock_use.py"
 TOLERANCE = 1e-4  # float32
@@ -84,11 +86,15 @@ def assert_is_the_masked_parent(oracle: Any, seen: dict[str, Any], found: dict[s
     assert greedy.tolist() == sequence[0, 5:].tolist(), name
 
 
-def test_an_adapter_trains_on_it(tmp_path: Path) -> None:
+LAYERS = [Widths(num_key_value_heads=heads, intermediate_size=size) for heads, size in ((1, 96), (2, 40))]
+
+
+@pytest.mark.parametrize("widths", [(), LAYERS], ids=["alike", "layers_that_differ"])
+def test_an_adapter_trains_on_it(tmp_path: Path, widths: Sequence[Widths]) -> None:
     """LoRA (peft): the loss falls, only the adapter changes, and it loads again."""
     peft = pytest.importorskip("peft")
-    exported = write_exported(tmp_path, {"head_dim": 10})
-    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    exported = write_exported(tmp_path, {"head_dim": 10, "widths": widths})
+    model = load_model(exported, dtype=torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -103,7 +109,7 @@ def test_an_adapter_trains_on_it(tmp_path: Path) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     adapted.save_pretrained(tmp_path / "adapter")
-    plain = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    plain = load_model(exported, dtype=torch.float32)
     assert all(value.equal(before[name]) for name, value in plain.state_dict().items())
     again = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
     with torch.no_grad():

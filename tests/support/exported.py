@@ -29,10 +29,11 @@ def random_selection(
     *,
     head_dim: int,
     intermediate_size: int,
+    widths: Sequence[Widths] = (),
     norm_shares: tuple[torch.Tensor, torch.Tensor] | None = None,
     **rules: Any,
 ) -> Selection:
-    """Random units of the model in a folder."""
+    """Random units of the model in a folder. widths: of every layer, where they differ."""
     source = read_geometry(read_json(folder / "config.json"))
     layers, heads = source.num_layers, source.num_key_value_heads
     generator = torch.Generator().manual_seed(5)
@@ -40,8 +41,10 @@ def random_selection(
         pairs=torch.rand(layers, heads, source.head_dim // 2, generator=generator),
         values=torch.rand(layers, heads, source.head_dim, generator=generator),
         channels=torch.rand(layers, source.intermediate_size, generator=generator),
+        heads=torch.rand(layers, source.num_attention_heads, generator=generator),
     )
     target = replace(source, head_dim=head_dim, intermediate_size=intermediate_size)
+    target = target.with_layers(widths) if widths else target
     return make_selection(scores, source, Goal(target=target, parent=source), Rules(**rules), norm_shares=norm_shares)
 
 
