@@ -97,7 +97,7 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 
 
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
-    """Return a line for each method. Parameters, KV cache and seconds of split, select and slice are those at 50 %."""
+    """Return a line for each method. Parameters, KV cache and seconds of split, shapes, select and slice are those at 50 %."""
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
     shown = 0.5 if 0.5 in fractions else fractions[0]
@@ -142,7 +142,7 @@ def _kv(row: Row) -> str:
 
 
 def _seconds(row: Row) -> str:
-    names = ("round_01/split", "round_01/select", "round_01/slice")
+    names = ("round_01/split", "round_01/shapes", "round_01/select", "round_01/slice")
     return f"{sum(row['seconds'].get(name, 0.0) for name in names):,.0f}"
 
 
