@@ -97,7 +97,7 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 
 
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
-    """Return a line for each method. Parameters, KV cache and seconds of split, shapes, select and slice are those at 50 %."""
+    """Return a line for each method. Parameters, KV cache and the seconds of choosing and cutting are those at 50 %."""
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
     shown = 0.5 if 0.5 in fractions else fractions[0]
