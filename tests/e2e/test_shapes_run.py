@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import start, wait_until
+from tests.support.tasks import write_tasks
 from transact.files import read_json
 from transact.geometry import Geometry
 
@@ -23,6 +24,8 @@ def folder(workplace: Workplace) -> Path:
     """A finished run on two ranks, with a measured split, efficiency and a task."""
     measured = ["eval.efficiency.prompt_tokens=[16]", "eval.efficiency.new_tokens=[4]", "eval.efficiency.turns=1"]
     tracked = ["track.mode=offline", "track.project=transact"]
+    tasks = write_tasks(workplace.folder / "tasks_of_shapes", workplace.heldout.read_text()[:250])
+    tracked += ["+eval.tasks={how_likely: 0, what_next: 0}", f"eval.task_folders=['{tasks}']"]
     done = transact([*workplace.overrides("layers"), *LAYERS, "prune.split=auto", *measured, *tracked], ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
@@ -59,6 +62,7 @@ def test_transformers_loads_it_and_counts_the_same(folder: Path) -> None:
     cache = model(torch.arange(8)[None]).past_key_values
     elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert result["pruned"]["kv_bytes_per_token"] == 2 * elements / 8
+    assert result["pruned"]["tasks"].keys() == {"how_likely", "what_next"}  # lm-eval: a likelihood, and generation
     card = (export / "README.md").read_text()
     assert "`layerwise_llama.py`" in card and "on average" in card
     with pytest.raises(RuntimeError):
