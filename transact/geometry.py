@@ -60,7 +60,6 @@ class Geometry:
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
-
         if self.layers and len(self.layers) != self.num_layers:
             raise ValueError(f"{self.num_layers} layers, but widths of {len(self.layers)}")
         for name in _OF_LAYERS if self.layers else ():

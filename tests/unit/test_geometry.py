@@ -28,20 +28,21 @@ DIMENSIONS: dict[str, Any] = {
 }
 
 
+def settings_of(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "hidden_size": geometry.hidden_size,
+        "num_hidden_layers": geometry.num_layers,
+        "num_attention_heads": geometry.num_attention_heads,
+        "num_key_value_heads": geometry.num_key_value_heads,
+        "head_dim": geometry.head_dim,
+        "intermediate_size": geometry.intermediate_size,
+        "vocab_size": geometry.vocab_size,
+        "tie_word_embeddings": geometry.tied_embeddings,
+    }
+
+
 def build_model(geometry: Geometry) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=geometry.hidden_size,
-            num_hidden_layers=geometry.num_layers,
-            num_attention_heads=geometry.num_attention_heads,
-            num_key_value_heads=geometry.num_key_value_heads,
-            head_dim=geometry.head_dim,
-            intermediate_size=geometry.intermediate_size,
-            vocab_size=geometry.vocab_size,
-            tie_word_embeddings=geometry.tied_embeddings,
-            attn_implementation="eager",
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**settings_of(geometry), attn_implementation="eager"))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -132,16 +133,7 @@ LAYERS = (Widths(num_key_value_heads=2, intermediate_size=12), Widths(num_key_va
 
 def test_counts_of_layers_that_differ_equal_those_of_a_real_model() -> None:
     geometry = Geometry(**DIMENSIONS).with_layers(LAYERS)
-    config = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "intermediate_size": 40,
-        "vocab_size": 48,
-    }
+    config = {"model_type": "llama", **settings_of(Geometry(**DIMENSIONS))}
     model_class, described = stock_class(layerwise_config(config, geometry), "eager")
     described.use_cache = True
     model = model_class(described)

@@ -9,10 +9,11 @@ import torch
 
 from tests.support.tiny_families import FAMILIES, write_family_model
 from transact.config.outputs import EfficiencyConfig
+from transact.config.pruning import LATENCY_PHASES
 from transact.evaluation.efficiency.latency_table import measure_latencies, models_to_measure
 from transact.files import read_json
 from transact.models.folder import geometry_of
-from transact.pruning.latency import PHASES, LatencyTable
+from transact.pruning.latency import LatencyTable
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,7 +25,7 @@ def test_a_table_of_every_family_is_read_again(tmp_path: Path, family: str) -> N
         read_json(folder / "config.json"), asked, dtype="float32", device=torch.device("cpu"), advance=calls.append
     )
     assert len(calls) == models_to_measure(geometry)
-    for phase in PHASES:
+    for phase in LATENCY_PHASES:
         curves = table["phases"][phase]
         assert curves["mlp"][-1][0] == geometry.intermediate_size
         assert curves["attention"][-1][0] == geometry.num_key_value_heads * geometry.head_dim

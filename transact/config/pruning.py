@@ -43,7 +43,7 @@ class MultipleConfig:
 
 
 LIMITS = ("parameters", "kv_bytes_per_token", "weight_bytes", "memory_bytes", "latency_ms")
-LATENCY_PHASES = ("decode", "prefill")
+LATENCY_PHASES = ("prefill", "decode")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -56,12 +56,8 @@ def elimination_path(
         if not open_widths:
             return kept
         dropped = _cheapest(weight, inverse, order, block)
-        stays = _others(len(alive), dropped)
-        # One elimination of the whole block: what `block` rank-one updates would have given.
-        rows = torch.linalg.solve(inverse[dropped][:, dropped], inverse[dropped][:, stays])
-        weight = weight[:, stays] - weight[:, dropped] @ rows
-        inverse = inverse[stays][:, stays] - inverse[stays][:, dropped] @ rows
-        alive = alive[stays]
+        weight, inverse = _eliminated(weight, inverse, dropped)
+        alive = alive[_others(len(alive), dropped)]
 
 
 def block_order(weight: Tensor, gram: Tensor, size: int, ridge: Ridge) -> list[int]:
@@ -82,11 +78,8 @@ def block_order(weight: Tensor, gram: Tensor, size: int, ridge: Ridge) -> list[i
         parts = [slice(place * size, (place + 1) * size) for place in range(len(blocks))]
         costs = [_block_cost(weight[:, part], inverse[part, part]) for part in parts]
         place = min(range(len(costs)), key=costs.__getitem__)
-        gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
-        gone[parts[place]] = True
-        rows = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, ~gone])
-        weight = weight[:, ~gone] - weight[:, gone] @ rows
-        inverse = inverse[~gone][:, ~gone] - inverse[~gone][:, gone] @ rows
+        dropped = torch.arange(place * size, (place + 1) * size, device=inverse.device)
+        weight, inverse = _eliminated(weight, inverse, dropped)
         order.append(blocks.pop(place))
     return order
 
@@ -99,6 +92,13 @@ def _cheapest(weight: Tensor, inverse: Tensor, order: Tensor, count: int) -> Ten
     """Return the positions of the next `count` channels to drop, from an order that has the cheapest first."""
     pool = order[: CANDIDATES_PER_DROP * count]
     return pool[_choose(weight[:, pool], inverse[pool][:, pool], count)]
+
+
+def _eliminated(weight: Tensor, inverse: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights and inverse without these positions: what a rank-one update for each would have given."""
+    stays = _others(len(inverse), dropped)
+    rows = torch.linalg.solve(inverse[dropped][:, dropped], inverse[dropped][:, stays])
+    return weight[:, stays] - weight[:, dropped] @ rows, inverse[stays][:, stays] - inverse[stays][:, dropped] @ rows
 
 
 def _others(size: int, dropped: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 from transact.geometry import Geometry
 
-PHASES = ("prefill", "decode")
 SETTINGS = ("machine", "dtype", "clock", "threads", "turns", "batch_size", "prompt_tokens", "new_tokens")
 Curve = tuple[tuple[int, float], ...]  # width, milliseconds; ascending in both
 

@@ -216,8 +216,7 @@ def exchanges(space: ShapeSpace, shape: Geometry, moves: Sequence[Move]) -> Iter
             uses[least] += 1
         uses[best] += 1
         shape = larger
-        layer = best.layer if best.dimension == CHANNELS else None
-        yield shape if layer is None else space.filled(shape, layer)
+        yield space.filled(shape, best.layer) if best.dimension == CHANNELS else shape
 
 
 def _after(space: ShapeSpace, shape: Geometry, move: Move) -> Geometry:

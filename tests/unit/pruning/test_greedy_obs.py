@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transact.pruning.greedy_obs import CANDIDATES_PER_DROP, elimination_path, greedy_obs
+from transact.pruning.greedy_obs import CANDIDATES_PER_DROP, block_order, elimination_path, greedy_obs
 from transact.pruning.refit import Ridge, damped
 
 TWO_PERCENT, ONE_PERCENT = Ridge(share=0.02), Ridge(share=0.01)
@@ -114,3 +114,18 @@ def test_whatever_is_asked_besides_changes_nothing(widths: list[int]) -> None:
     weight, gram = (each.float() for each in example(256, 11))
     path = elimination_path(weight, gram, widths, ONE_PERCENT)
     assert all(torch.equal(path[width], greedy_obs(weight, gram, width, ONE_PERCENT)) for width in widths)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_go_in_the_order_of_brute_force(seed: int) -> None:
+    """Four heads of three inputs: each time the one without which the refitted rest errs least."""
+    weight, gram = example(12, seed)
+    whole, heads, expected = damped(gram, TWO_PERCENT), list(range(4)), []
+    while heads:
+
+        def left(gone: int, heads: list[int] = heads) -> list[int]:
+            return [3 * head + each for head in heads if head != gone for each in range(3)]
+
+        expected.append(min(heads, key=lambda head: error(weight, whole, left(head))))
+        heads = [head for head in heads if head != expected[-1]]
+    assert block_order(weight, gram, 3, TWO_PERCENT) == expected

@@ -17,19 +17,17 @@ from typing import Any
 import torch
 
 from transact.config.outputs import EfficiencyConfig
+from transact.config.pruning import LATENCY_PHASES
 from transact.evaluation.efficiency.generation import Clock, generate, random_prompt
 from transact.evaluation.efficiency.measure import WARM_UP_TOKENS, limited_threads
 from transact.geometry import Geometry
 from transact.models.llama import read_geometry
 from transact.models.stock import stock_class
-from transact.pruning.latency import PHASES
 
 LAYERS = 4  # of the models that are measured; one of half as many tells what is no layer
 STEPS = 8  # widths from the parent's down to an eighth
 MILLISECONDS = 1000.0
 WEIGHT_DEVIATION = 0.02
-
-Milliseconds = dict[str, float]  # phase -> of one model
 
 
 def measure_latencies(
@@ -54,35 +52,26 @@ def measure_latencies(
     geometry, clock = read_geometry(config), Clock(device=device, threads=asked.threads)
     prompt = random_prompt(geometry.vocab_size, asked.batch_sizes[0], asked.prompt_tokens[0], device)
     marks = [max(2, asked.new_tokens[0])]
-    plain = {name: value for name, value in config.items() if not name.startswith("rope_")} | {"rope_theta": 10000.0}
 
     def made(layers: int, **widths: int) -> Any:
-        torch.manual_seed(0)
-        of_layers: dict[str, Any] = {"num_hidden_layers": layers}
-        if config.get("layer_types"):
-            of_layers["layer_types"] = list(islice(cycle(config["layer_types"]), layers))
-        model_class, described = stock_class(plain | of_layers | widths, "sdpa")
-        model = model_class(described).to(device, getattr(torch, dtype)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=WEIGHT_DEVIATION)
-        return model
+        return _random_model(config, layers, **widths).to(device, getattr(torch, dtype))
 
     def beside(other: Any) -> dict[str, float]:
         """Return by phase what a model takes relative to the whole one: the median of the turns' ratios."""
         for model in (whole, other):
             generate(model, prompt, [WARM_UP_TOKENS], clock.read)
-        ratios: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        ratios: dict[str, list[float]] = {phase: [] for phase in LATENCY_PHASES}
         for turn in range(asked.turns):
             order = (whole, other) if turn % 2 else (other, whole)
             found = {id(model): generate(model, prompt, marks, clock.read)[marks[0]] for model in order}
-            for phase in PHASES:
+            for phase in LATENCY_PHASES:
                 one, base = (getattr(found[id(model)][phase], clock.basis) for model in (other, whole))
                 ratios[phase].append(one / base)
                 seconds[phase].append(base)
         advance(1)
         return {phase: median(each) for phase, each in ratios.items()}
 
-    seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    seconds: dict[str, list[float]] = {phase: [] for phase in LATENCY_PHASES}
     with limited_threads(asked.threads, device):
         whole = made(LAYERS)
         half = beside(made(LAYERS // 2))
@@ -98,7 +87,7 @@ def measure_latencies(
             {width: each[phase] for width, each in narrow_mlps.items()},
             {geometry.num_key_value_heads * dim: each[phase] for dim, each in narrow_heads.items()},
         )
-        for phase in PHASES
+        for phase in LATENCY_PHASES
     }
     settings = {
         "batch_size": asked.batch_sizes[0],
@@ -111,6 +100,20 @@ def measure_latencies(
         "clock": clock.basis,
     }
     return {"geometry": geometry.to_dict(), "settings": settings, "phases": phases}
+
+
+def _random_model(config: Mapping[str, Any], layers: int, **widths: int) -> Any:
+    """Return a model of so many layers with these widths, otherwise as config.json says but for its rotation."""
+    plain = {name: value for name, value in config.items() if not name.startswith("rope_")} | {"rope_theta": 10000.0}
+    of_layers: dict[str, Any] = {"num_hidden_layers": layers}
+    if config.get("layer_types"):
+        of_layers["layer_types"] = list(islice(cycle(config["layer_types"]), layers))
+    torch.manual_seed(0)
+    model_class, described = stock_class(plain | of_layers | widths, "sdpa")
+    model = model_class(described).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=WEIGHT_DEVIATION)
+    return model
 
 
 def machine_name(device: torch.device) -> str:
