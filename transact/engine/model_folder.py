@@ -12,7 +12,7 @@ import torch
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import Engine
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
-from transact.models.families import family_of
+from transact.models.families import architectures_of
 from transact.models.llama import code_files, layer_of
 from transact.models.model_files import COMPANION_FILES, own_file
 from transact.models.shard_writer import write_shard
@@ -57,7 +57,7 @@ def add_code(config: Mapping[str, Any], target: Path) -> None:
 def stored_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Return config.json for weights stored in `dtype`, which it names under the keys of transformers 4 and 5."""
     return config | {
-        "architectures": [family_of(config).architecture],
+        "architectures": architectures_of(config),
         "dtype": dtype,
         "torch_dtype": dtype,
     }

@@ -142,6 +142,7 @@ QWEN3 = Family(
 STOCK_FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
 FAMILIES = {family.model_type: family for family in STOCK_FAMILIES}
 STOCK_TYPES = tuple(FAMILIES)
+VLLM_LAYERWISE = "DeciLMForCausalLM"
 PER_LAYER = "per_layer_config"  # in config.json: number of a layer -> what it has of its own
 # In config.json: (layers)(1 or key-value heads)(pairs) inverse frequencies, radians per position.
 OWN_FREQUENCIES = "rotary_inverse_frequencies"
@@ -152,3 +153,14 @@ def family_of(config: Config) -> Family:
     if OWN_FREQUENCIES in config:
         return OWN_ROTATION_LLAMA
     return LAYERWISE_LLAMA if config.get(PER_LAYER) else FAMILIES[config.get("model_type", LLAMA.model_type)]
+
+
+def architectures_of(config: Config) -> list[str]:
+    """Return the classes that compute a config.json's model: transformers', and vLLM's own for layers that differ.
+
+    The latter gives all layers the same query heads, so that it is named where none was cut.
+    """
+    family = family_of(config)
+    heads = {layer["num_attention_heads"] for layer in config.get(PER_LAYER, {}).values()}
+    takes_it = family is LAYERWISE_LLAMA and heads == {config["num_attention_heads"]}
+    return [family.architecture, VLLM_LAYERWISE] if takes_it else [family.architecture]

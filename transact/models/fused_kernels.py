@@ -27,6 +27,8 @@ def fuse(model: nn.Module) -> None:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy, liger_rms_norm, liger_swiglu
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
+    from transact.models.own_rotation_llama import OwnRotationAttention
+
     def normalise(module: Any, hidden: Tensor) -> Tensor:
         # Not in place: the gradient of a norm's output may be somebody else's too.
         return liger_rms_norm(hidden, module.weight, module.variance_epsilon, in_place=False)
@@ -43,7 +45,9 @@ def fuse(model: nn.Module) -> None:
             module.forward = MethodType(normalise, module)
     for layer in decoder_layers(model):
         layer.mlp.forward = MethodType(gated, layer.mlp)
-        layer.self_attn.forward = MethodType(_rotating(type(layer.self_attn), liger_rotary_pos_emb), layer.self_attn)
+        attention = layer.self_attn
+        if not isinstance(attention, OwnRotationAttention):  # whose heads Liger's kernel cannot rotate apart
+            attention.forward = MethodType(_rotating(type(attention), liger_rotary_pos_emb), attention)
     head: Any = model.get_submodule("lm_head")
     assert isinstance(head, LossHead)
     head.fused_cross_entropy = cross_entropy

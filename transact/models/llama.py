@@ -198,11 +198,10 @@ def layerwise_config(config: Mapping[str, Any], geometry: Geometry) -> dict[str,
         layerwise["allow_global_per_layer_attribute_access"] = True
     family = family_of(layerwise)
     names = {
+        "AutoConfig": family.architecture.replace("ForCausalLM", "Config"),
         "AutoModel": family.architecture.replace("ForCausalLM", "Model"),
         "AutoModelForCausalLM": family.architecture,
     }
-    if OWN_FREQUENCIES in config:
-        names["AutoConfig"] = family.architecture.replace("ForCausalLM", "Config")
     stated = {name: f"{family.modules[0]}.{each}" for name, each in names.items()}
     return layerwise | {"model_type": family.model_type, "auto_map": stated}
 

@@ -6,53 +6,54 @@ A model folder with such layers carries this file, and transformers runs it with
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.llama import modeling_llama as llama
 
 from .layerwise_llama import LayerwiseLlamaForCausalLM, LayerwiseLlamaModel
+
+# Under the name by which vLLM finds in the forward below which module attends.
+ALL_ATTENTION_FUNCTIONS = llama.ALL_ATTENTION_FUNCTIONS
 
 
 class OwnRotationConfig(llama.LlamaConfig):
     model_type = "own_rotation_llama"  # no LLaMA to stock code, which would rotate all layers alike
 
 
+class OwnRotationAttention(llama.LlamaAttention):
+    def forward(self, hidden_states: Tensor, position_embeddings: Any, **given: Any) -> Any:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.rotated(self.q_proj(hidden_states), *position_embeddings).view(heads).transpose(1, 2)
+        key = self.rotated(self.k_proj(hidden_states), *position_embeddings).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if (cache := given.pop("past_key_values", None)) is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        given |= {"attention_mask": given.get("attention_mask"), "dropout": self.attention_dropout * self.training}
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, llama.eager_attention_forward)
+        mixed, weights = attend(self, query, key, value, scaling=self.scaling, **given)
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def rotated(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        grouped = states.view(*states.shape[:2], cosine.shape[2], -1, self.head_dim)  # third: 1 or key-value heads
+        return grouped * cosine[:, :, :, None] + llama.rotate_half(grouped) * sine[:, :, :, None]
+
+
 class OwnRotationDecoderLayer(llama.LlamaDecoderLayer):
     def __init__(self, config: Any, layer: int) -> None:
-        super().__init__(config.per_layer_config[layer], layer)
+        super().__init__(config, layer)
+        self.self_attn = OwnRotationAttention(config, layer)
         self.frequencies = config.rotary_inverse_frequencies[layer]  # (1 or key-value heads)(pairs)
-        if len(self.frequencies) > 1:
-            self.self_attn.q_proj.register_forward_hook(self.rotate_heads)
-            self.self_attn.k_proj.register_forward_hook(self.rotate_heads)
 
     def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
-        given["position_embeddings"] = self.rotation(given["position_ids"], given["position_embeddings"])
+        positions, (shared, _) = given["position_ids"], given["position_embeddings"]
+        inverse = torch.tensor(self.frequencies, dtype=torch.float32, device=positions.device)
+        angles = positions[:, :, None, None].float() * torch.cat([inverse, inverse], dim=-1)
+        given["position_embeddings"] = angles.cos().to(shared.dtype), angles.sin().to(shared.dtype)
         return super().forward(hidden_states, *args, **given)
-
-    def rotation(self, position_ids: Tensor, shared: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        inverse = torch.tensor(self.frequencies, dtype=torch.float32, device=position_ids.device)
-        self.angles = position_ids[:, :, None, None].float() * inverse  # (batch, length, 1 or heads, pairs)
-        if len(self.frequencies) == 1:
-            angles = torch.cat([self.angles[:, :, 0]] * 2, dim=-1)
-            return angles.cos().to(shared[0].dtype), angles.sin().to(shared[0].dtype)
-        if not self.self_attn.q_proj._forward_hooks:
-            raise RuntimeError("heads have rotary frequencies of their own, and this software drops the hooks for them")
-        return torch.ones_like(shared[0]), torch.zeros_like(shared[1])  # the hooks rotate
-
-    def rotate_heads(self, _projection: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        cosine, sine = self.angles.cos()[:, :, :, None], self.angles.sin()[:, :, :, None]
-        x, y = output.float().view(*output.shape[:2], cosine.shape[2], -1, 2, cosine.shape[4]).unbind(dim=4)
-        return torch.stack([x * cosine - y * sine, y * cosine + x * sine], dim=4).view(output.shape).to(output.dtype)
 
 
 class OwnRotationModel(LayerwiseLlamaModel):
-    config_class = OwnRotationConfig
-
-    def decoder_layer(self, config: Any, layer: int) -> nn.Module:
-        return OwnRotationDecoderLayer(config, layer)
+    config_class, layer_class = OwnRotationConfig, OwnRotationDecoderLayer
 
 
 class OwnRotationForCausalLM(LayerwiseLlamaForCausalLM):
-    config_class = OwnRotationConfig
-
-    def model_of_layers(self, config: Any) -> nn.Module:
-        return OwnRotationModel(config)
+    config_class, model_class = OwnRotationConfig, OwnRotationModel
