@@ -11,8 +11,7 @@ from transformers.models.llama import modeling_llama as llama
 
 from .layerwise_llama import LayerwiseLlamaForCausalLM, LayerwiseLlamaModel
 
-# Under the name by which vLLM finds in the forward below which module attends.
-ALL_ATTENTION_FUNCTIONS = llama.ALL_ATTENTION_FUNCTIONS
+ALL_ATTENTION_FUNCTIONS = llama.ALL_ATTENTION_FUNCTIONS  # by this name vLLM finds which forward attends
 
 
 class OwnRotationConfig(llama.LlamaConfig):
@@ -44,11 +43,13 @@ class OwnRotationDecoderLayer(llama.LlamaDecoderLayer):
         self.frequencies = config.rotary_inverse_frequencies[layer]  # (1 or key-value heads)(pairs)
 
     def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
-        positions, (shared, _) = given["position_ids"], given["position_embeddings"]
+        given["position_embeddings"] = self.rotation(given["position_ids"], given["position_embeddings"])
+        return super().forward(hidden_states, *args, **given)
+
+    def rotation(self, positions: Tensor, shared: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inverse = torch.tensor(self.frequencies, dtype=torch.float32, device=positions.device)
         angles = positions[:, :, None, None].float() * torch.cat([inverse, inverse], dim=-1)
-        given["position_embeddings"] = angles.cos().to(shared.dtype), angles.sin().to(shared.dtype)
-        return super().forward(hidden_states, *args, **given)
+        return angles.cos().to(shared[0].dtype), angles.sin().to(shared[1].dtype)
 
 
 class OwnRotationModel(LayerwiseLlamaModel):
