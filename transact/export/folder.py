@@ -20,12 +20,24 @@ from transact.models.tensor_files import ModelReader, write_index
 # layer 0, and our own readers leave it out.
 GUARD_NAME = f"model.layers.0.self_attn.{DERIVED}_of_kept_pairs"
 
+# The builder of ONNX Runtime GenAI leaves out what it does not know of a LLaMA's rotation, and multiplies positions by
+# what stands under this key, which nothing else reads: with a word there it stops.
+GUARD_KEY = "rope_position_scale"
+KNOWN_TO_ALL = ("default", "llama3")
+
 
 def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the guard tensor by name where config.json states factors, else nothing: radians per position, float32."""
     if rope_settings(config)["rope_type"] != "longrope":
         return {}
     return {GUARD_NAME: inverse_frequencies(config).float()}
+
+
+def guarded_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json with the word on which software stops that would leave out some of its rotary settings."""
+    kind = rope_settings(config)["rope_type"]
+    others = {name: value for name, value in config.items() if name != GUARD_KEY}
+    return others if kind in KNOWN_TO_ALL else others | {GUARD_KEY: kind}
 
 
 SHARD_BYTES = 4_000_000_000
@@ -54,6 +66,7 @@ def write_export(source: Path, target: Path, dtype: str, model_card: str) -> Non
     config = read_json(source / "config.json")
     if OWN_FREQUENCIES not in config:
         config |= stated_settings(config)
+    config = guarded_config(config)
     guard = guard_tensors(config)
     with ModelReader(source) as reader:
         shards = split_into_shards(reader, torch_dtype.itemsize)
