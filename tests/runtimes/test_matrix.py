@@ -5,6 +5,8 @@ A cell that is neither is a defect: the runtime computes something else and does
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from tests.support.exported import random_selection, slice_folder
 from tests.support.optional import TRANSFORMERS_4
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
-from transact.export.folder import write_export
+from transact.export.folder import GUARD_KEY, write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
-from transact.files import read_json
+from transact.files import read_json, write_json
 from transact.geometry import Widths
 
 pytestmark = pytest.mark.runtimes
@@ -122,6 +124,18 @@ def test_a_folder(
     assert {row: verdict(found[row], expected[row]) for row in ROWS} == column(heading)
 
 
+def test_control_without_its_guard_genai_is_silently_wrong(
+    folders: dict[str, Path], expected: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Why the word in config.json is there. Once this fails, GenAI knows the factors, or refuses them by itself."""
+    shutil.copytree(folders["LLaMA"], tmp_path / "unguarded")
+    config = read_json(tmp_path / "unguarded" / "config.json")
+    del config[GUARD_KEY]
+    write_json(tmp_path / "unguarded" / "config.json", config)
+    found = ask("in_onnxruntime", question({"LLaMA": str(tmp_path / "unguarded")}), tmp_path)
+    assert found["LLaMA"]["tokens"] != expected["LLaMA"]["tokens"]
+
+
 def test_a_folder_in_vllm(folders: dict[str, Path], expected: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """By itself it takes its own classes where it has one; with the other implementation, transformers' code."""
     found = ask("in_vllm", question({row: f"auto:{folder}" for row, folder in folders.items()}), tmp_path)
@@ -154,3 +168,12 @@ def test_a_file_in_llama_cpp(folders: dict[str, Path], expected: dict[str, dict[
 
 def test_transformers(expected: dict[str, dict[str, Any]]) -> None:
     assert dict.fromkeys(expected, RIGHT) == column(f"transformers {transformers.__version__}")
+
+
+def test_the_readme_shows_lines_of_it() -> None:
+    shown, told = (
+        (REPOSITORY / name).read_text(encoding="utf-8").splitlines() for name in ("README.md", "docs/export.md")
+    )
+    start = next(number for number, line in enumerate(shown) if line.startswith("| export of"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), shown[start:]))
+    assert len(rows) > 6 and set(rows) <= set(told)

@@ -31,7 +31,9 @@ def serve(answer: Callable[[str, list[int], int], Answer]) -> None:
     file.write_text(json.dumps(found))
 
 
-def greedy(logits_after: Callable[[list[int]], Any], prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
+def greedy(
+    logits_after: Callable[[list[int]], Any], prompt: list[int], new_tokens: int
+) -> tuple[list[int], list[float]]:
     """Take the likeliest token again and again, of the last position's logits after all tokens so far."""
     import numpy
 

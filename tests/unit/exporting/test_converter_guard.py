@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.support.exported import write_exported
 from tests.support.tiny import TINY
 from transact.engine.model_folder import layer_groups, stored_names
-from transact.export.folder import GUARD_NAME, guard_tensors
+from transact.export.folder import GUARD_KEY, GUARD_NAME, guard_tensors, guarded_config
 from transact.files import read_json
 from transact.models.folder import check_files
 from transact.models.rotary import inverse_frequencies
@@ -22,6 +22,7 @@ CONVERTER_SKIPS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv
 
 def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -> None:
     folder = write_exported(tmp_path, {"head_dim": 10}, dtype="bfloat16")
+    assert read_json(folder / "config.json")[GUARD_KEY] == "longrope"
     stored = load_file(folder / "model.safetensors")
     expected = inverse_frequencies(read_json(folder / "config.json"))
     assert torch.equal(stored[GUARD_NAME], expected.float())
@@ -36,3 +37,5 @@ def test_an_export_with_factors_holds_it_and_is_still_a_parent(tmp_path: Path) -
 
 def test_a_model_without_factors_needs_none() -> None:
     assert guard_tensors(TINY) == {}
+    # As where a model with factors was pruned again, to pairs in progression.
+    assert guarded_config(TINY | {GUARD_KEY: "longrope"}) == TINY

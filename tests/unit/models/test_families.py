@@ -17,7 +17,7 @@ from transact.config.pruning import MethodConfig
 from transact.engine.model_folder import layer_groups
 from transact.export.folder import write_export
 from transact.files import read_json
-from transact.models.families import family_of
+from transact.models.families import architectures_of, family_of
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import check_supported, layer_of, layer_weights, replace_projections
@@ -248,3 +248,16 @@ def test_layers_differ_only_where_the_heads_divide_the_hidden_size() -> None:
     check_method(MethodConfig(), config, "uniform")
     with pytest.raises(ValueError, match=r"prune\.shapes='layers' is not allowed for model_type qwen3"):
         check_method(MethodConfig(), {"model_type": "qwen3"}, "layers")
+
+
+def test_vllm_is_told_of_its_own_class_where_it_has_one_for_the_layers() -> None:
+    """It gives all layers the query heads of the whole model, and one set of rotary pairs."""
+    heads = {"model_type": "llama", "num_attention_heads": 4}
+    whole, cut = ({"0": heads, "1": heads | {"num_attention_heads": count}} for count in (4, 2))
+    layerwise = ["LayerwiseLlamaForCausalLM", "DeciLMForCausalLM"]
+    assert architectures_of(heads | {"per_layer_config": whole}) == layerwise
+    assert architectures_of(heads | {"per_layer_config": cut}) == layerwise[:1]
+    assert architectures_of(heads | {"per_layer_config": {"0": cut["1"], "1": cut["1"]}}) == layerwise[:1]
+    rotating = heads | {"per_layer_config": whole, "rotary_inverse_frequencies": [[[1.0]], [[0.5]]]}
+    assert architectures_of(rotating) == ["OwnRotationForCausalLM"]
+    assert architectures_of(heads) == ["LlamaForCausalLM"]
