@@ -51,7 +51,7 @@ def ask(script: str, question: dict[str, Any], folder: Path) -> dict[str, dict[s
         case "in_llama_cpp":
             python, beside = Path(sys.executable), [HERE, REPOSITORY]
         case _:
-            python = python_of(script.removeprefix("in_"))
+            python = python_of(script.partition("in_")[2])
     asked, answered = folder / f"{script}_question.json", folder / f"{script}_answer.json"
     asked.write_text(json.dumps(question))
     done = subprocess.run(

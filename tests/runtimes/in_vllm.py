@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from worker import Answer, serve
 
@@ -13,23 +14,20 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+SETTINGS: dict[str, Any] = {
+    "trust_remote_code": True,
+    "enforce_eager": True,
+    "dtype": "float32",
+    "max_num_seqs": 1,
+    "disable_log_stats": True,
+}
 
 
 def answer(folder: str, prompt: list[int], new_tokens: int) -> Answer:
     from vllm import LLM, SamplingParams
 
     implementation, _, folder = folder.partition(":")
-    model = LLM(
-        folder,
-        skip_tokenizer_init=True,
-        trust_remote_code=True,
-        enforce_eager=True,
-        dtype="float32",
-        max_model_len=64,
-        max_num_seqs=1,
-        model_impl=implementation,
-        disable_log_stats=True,
-    )
+    model: Any = LLM(folder, skip_tokenizer_init=True, max_model_len=64, model_impl=implementation, **SETTINGS)
     settings = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False)
     (request,) = model.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
     tokens = list(request.outputs[0].token_ids)

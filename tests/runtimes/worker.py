@@ -2,9 +2,9 @@
 
     python in_X.py QUESTION.json ANSWER.json
 
-QUESTION: {"prompt": [token, ...], "new_tokens": n, "models": {name: folder}}. ANSWER gets for each name {"tokens": the
-greedy continuation, "logprobs": of these tokens, "by": what computed} or {"error": what was said}. Imports nothing of
-transact.
+QUESTION: {"prompt": [token, ...], "new_tokens": n, "models": {name: folder}}, and of chat_in_X.py with {"messages": those
+of a chat} for the prompt. ANSWER gets for each name {"tokens": the greedy continuation, "logprobs": of these tokens, "by":
+what computed}, of a chat {"prompt": its tokens, "answer": text}, or {"error": what was said}. Imports nothing of transact.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 Answer = dict[str, Any]
 
 
-def serve(answer: Callable[[str, list[int], int], Answer]) -> None:
-    """Answer for every model with `answer(folder, prompt, new_tokens)`."""
+def serve(answer: Callable[[str, Any, int], Answer]) -> None:
+    """Answer for every model with `answer(folder, prompt or messages, new_tokens)`."""
     question, file = map(Path, sys.argv[1:3])
     asked = json.loads(question.read_text())
     found = {}
     for name, folder in asked["models"].items():
         try:
-            found[name] = answer(folder, asked["prompt"], asked["new_tokens"])
+            found[name] = answer(folder, asked.get("prompt") or asked["messages"], asked["new_tokens"])
         except Exception as error:  # noqa: BLE001 - a refusal is an answer
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     file.write_text(json.dumps(found))
