@@ -2,9 +2,10 @@
 
     python in_X.py QUESTION.json ANSWER.json
 
-QUESTION: {"prompt": [token, ...], "new_tokens": n, "models": {name: folder}}, and of chat_in_X.py with {"messages": those
-of a chat} for the prompt. ANSWER gets for each name {"tokens": the greedy continuation, "logprobs": of these tokens, "by":
-what computed}, of a chat {"prompt": its tokens, "answer": text}, or {"error": what was said}. Imports nothing of transact.
+QUESTION: {"prompt": [token, ...], "new_tokens": n, "models": {name: folder}}; for chat_in_X.py {"messages": those of a
+chat} instead of the prompt. ANSWER gets for each name {"tokens": the greedy continuation, "logprobs": of these tokens,
+"by": what computed}; of a chat {"prompt": its tokens, "answer": text}; or {"error": what was said}. Imports nothing of
+transact.
 """
 
 from __future__ import annotations
