@@ -47,7 +47,8 @@ class Llama:
         return [list(self._context.get_logits_ith(number)) for number in range(len(tokens))]
 
     def tokens(self, text: str) -> list[int]:
-        return list(self.vocabulary.tokenize(text, False, False))
+        """Without what a text begins with; special tokens that stand in it are such, as in transformers."""
+        return list(self.vocabulary.tokenize(text, False, True))
 
 
 def main(file: Path, question: Path, answer: Path) -> None:
