@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker import Answer, greedy, serve
 
-from tests.support.llama_cpp_use import Llama
+from benchmarks.llama_cpp import Llama
 
 
 def answer(file: str, prompt: list[int], new_tokens: int) -> Answer:

@@ -1,4 +1,4 @@
-"""Compute with llama.cpp, prebuilt in the package cyllama. Imports nothing of transact.
+"""Compute with llama.cpp. Imports nothing of transact.
 
     python llama_cpp_use.py FILE.gguf QUESTION.json ANSWER.npz
 
@@ -13,42 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-
-class Llama:
-    """A model with a context of one sequence."""
-
-    def __init__(self, file: Path, longest: int) -> None:
-        from cyllama.llama import llama_cpp as binding
-
-        self._binding = binding
-        settings = binding.LlamaContextParams()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
-        settings.n_threads = settings.n_threads_batch = 2
-
-        class Model(binding.LlamaModel):  # type: ignore[misc, name-defined]
-            n_vocab = property(lambda self: self.get_vocab().n_vocab)  # which this release asks for and lacks
-
-        self.model = Model(str(file), verbose=False)
-        self.vocabulary = self.model.get_vocab()
-        self._context = binding.LlamaContext(self.model, settings, verbose=False)
-        self._position = 0
-
-    def forget(self) -> None:
-        self._context.kv_cache_clear()
-        self._position = 0
-
-    def logits(self, tokens: list[int]) -> list[list[float]]:
-        """Logits after each of these tokens, which follow those before."""
-        batch = self._binding.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
-        for token in tokens:
-            batch.add(token, self._position, [0], True)
-            self._position += 1
-        self._context.decode(batch)
-        return [list(self._context.get_logits_ith(number)) for number in range(len(tokens))]
-
-    def tokens(self, text: str) -> list[int]:
-        """Without what a text begins with; special tokens that stand in it are such, as in transformers."""
-        return list(self.vocabulary.tokenize(text, False, True))
+from benchmarks.llama_cpp import Llama
 
 
 def main(file: Path, question: Path, answer: Path) -> None:

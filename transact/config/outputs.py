@@ -60,7 +60,7 @@ class EvalConfig:
         return bool(self.texts or self.tasks)
 
 
-GGUF_TYPES = ("none", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
+GGUF_TYPES = ("none", "f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,8 +68,8 @@ class ExportConfig:
     """Exports besides the folder for transformers."""
 
     gguf: str = setting("none", choices=GGUF_TYPES)
-    """"none", or the type of the weights in a file for llama.cpp beside export/: "f16", "q8_0", "q4_0", or by its own
-    quantiser "q4_k_m", "q5_k_m" or "q6_k"."""
+    """"none", or the type of the weights in a file for llama.cpp beside export/: "f32", "f16", "q8_0", "q4_0", or by
+    its own quantiser "q4_k_m", "q5_k_m" or "q6_k"."""
 
 
 MOST_PROFILED = 50  # steps: a trace of one takes megabytes

@@ -19,9 +19,9 @@ from transact.rounds import Outline, Round, Stage, shape_evaluations, text_seque
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 # Of a weight in a GGUF file, with the scales of its block; of K-quants, which mix types, on average, and of what takes
 # their place where rows do not divide into their blocks.
-BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k_m": 4.8, "q5_k_m": 5.7, "q6_k": 6.6}
+BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k_m": 4.8, "q5_k_m": 5.7, "q6_k": 6.6}
 BITS_OF_FALLBACK = {"q4_k_m": 5.9, "q5_k_m": 6.4, "q6_k": 8.5}
-BITS_OF_EMBEDDINGS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer; K-quants: of q6_k
+BITS_OF_EMBEDDINGS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 8.5}  # and of the output layer; K-quants: of q6_k
 MODEL_STAGES = ("slice", "recover")  # that leave a model folder
 
 
@@ -80,7 +80,7 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
     """Return the bytes of the weights in a GGUF file of this type; the tokenizer and the header come on top."""
     tables = geometry.vocab_size * geometry.hidden_size * (1 if geometry.tied_embeddings else 2)
     layers = [geometry.of_layer(layer) for layer in range(geometry.num_layers)]
-    in_float16 = geometry.hidden_size * sum(sum(float16_rows(each).values()) for each in layers)
+    in_float16 = geometry.hidden_size * sum(sum(float16_rows(each).values()) for each in layers) if kind != "f32" else 0
     by_fallback, of_tables = 0, BITS_OF_EMBEDDINGS.get(kind, BITS_PER_WEIGHT["q6_k"])
     if kind in BITS_OF_FALLBACK:
         rows = sum(sum(undivided_rows(each, K_QUANT_BLOCK).values()) for each in layers)

@@ -150,10 +150,10 @@ def check_gguf(config: RunConfig, model_config: Mapping[str, Any], outline: Outl
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"export.gguf={kind!r} needs the package gguf: pip install 'transact[gguf]'")
     parent = outline.parent
-    if kind != "f16" and parent.hidden_size % Q4_BLOCK:
+    if kind not in FLOATS and parent.hidden_size % Q4_BLOCK:
         raise ValueError(
             f"export.gguf={kind!r} is not allowed: hidden_size is {parent.hidden_size}, and {kind} takes multiples of "
-            f"{Q4_BLOCK}; it must be f16"
+            f"{Q4_BLOCK}; it must be {' or '.join(FLOATS)}"
         )
     result = Path(config.output_dir) / "export" / "config.json"
     if result.is_file():  # the run is finished: the exported model counts, not what might have come of it
@@ -219,7 +219,7 @@ def possible_gguf_types(model_config: Mapping[str, Any], folder: Path) -> list[s
         check_tokenizer(folder)
     except ValueError:
         return []
-    return [kind for kind in GGUF_TYPES[1:] if kind == "f16" or model_config["hidden_size"] % Q4_BLOCK == 0]
+    return [kind for kind in GGUF_TYPES[1:] if kind in FLOATS or model_config["hidden_size"] % Q4_BLOCK == 0]
 
 
 def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:
@@ -244,8 +244,9 @@ def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:
 
 LARGEST_FLOAT16 = 65504.0
 # What ggml calls the types: of the weights, and of the embedding and the output layer, which suffer most.
-TENSOR_TYPES = {"f16": ("F16", "F16"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0", "Q8_0")}
-FILE_TYPES = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
+FLOATS = ("f32", "f16")  # types without blocks
+TENSOR_TYPES = {"f32": ("F32", "F32"), "f16": ("F16", "F16"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0", "Q8_0")}
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 NEIGHBOURS = ("llama", "deci")  # architectures that rotate dims 2i and 2i + 1 together
@@ -260,7 +261,7 @@ def write_gguf(
     Args:
         folder: an exported folder, checked before.
         target: the file.
-        kind: "f16", "q8_0" or "q4_0".
+        kind: "f32", "f16", "q8_0" or "q4_0".
         name: of the model, for its metadata.
         advance: called with the number of weights of each tensor that is written.
 
@@ -334,7 +335,7 @@ def _layout(reader: ModelReader, config: Mapping[str, Any], kind: str) -> dict[s
 def _tensor_type(name: str, shape: tuple[int, ...], kind: str) -> str:
     if len(shape) == 1:
         return "F32"
-    return "F16" if shape[-1] % Q4_BLOCK else TENSOR_TYPES[kind][name in EMBEDDINGS]
+    return "F16" if kind not in FLOATS and shape[-1] % Q4_BLOCK else TENSOR_TYPES[kind][name in EMBEDDINGS]
 
 
 def _gguf_name(names: Any, source: str) -> str:

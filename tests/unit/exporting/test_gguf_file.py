@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
 from transact.config.run import RunConfig
+from transact.estimate.storage import gguf_bytes
 from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_types, pre_tokenizer_name, write_gguf
 from transact.export.k_quants import check_quantiser
 from transact.files import read_json, write_json
@@ -199,7 +200,7 @@ def test_rows_that_no_block_divides_are_refused_in_the_parent_alone() -> None:
     overrides = ("export.gguf=q8_0", "prune.split=equal", "prune.target=transformers", "prune.remove_fraction=0.3")
     config = composed("owner/parent", *overrides, "prune.multiple.intermediate_size=1")
     checked(config, SIX_HEADS | {"model_type": "llama"})
-    with pytest.raises(ValueError, match=r"hidden_size is 168, and q8_0 takes multiples of 32; it must be f16"):
+    with pytest.raises(ValueError, match=r"hidden_size is 168, and q8_0 takes multiples of 32; it must be f32 or f16"):
         checked(config, SIX_HEADS | {"model_type": "llama", "hidden_size": 168})
 
 
@@ -250,6 +251,17 @@ def test_rows_that_no_block_divides_stay_float16(tmp_path: Path, kind: str) -> N
     stored = load_file(folder / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"].float()
     found = torch.from_numpy(tensors["blk.1.attn_output.weight"].data.copy()).float()
     torch.testing.assert_close(found, stored, rtol=1e-3, atol=1e-6)
+
+
+def test_float32_keeps_every_weight_as_it_is(tmp_path: Path) -> None:
+    """Rows that no block divides too, and as many bytes as foreseen."""
+    folder = write_exported(tmp_path, {"head_dim": 10})
+    assert write_gguf(folder, tmp_path / "model.gguf", "f32", "whole") == []
+    _, tensors = read(tmp_path / "model.gguf")
+    stored = load_file(folder / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"]
+    assert torch.equal(torch.from_numpy(tensors["blk.1.attn_output.weight"].data.copy()), stored)
+    weights = sum(tensor.n_bytes for name, tensor in tensors.items() if name != "rope_freqs.weight")
+    assert weights == gguf_bytes(geometry_of(folder), "f32") == 4 * geometry_of(folder).parameters()
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
