@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.allocations import allocated_peak
 from benchmarks.memory_model import Case, is_off, measure
+from tests.support.exported import random_selection
 from tests.support.ranks import run_on_ranks
 from tests.support.selections import hand_selection
+from tests.support.tiny import write_model
 from transact.config.compose import compose_config
+from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup, process_group
+from transact.engine.engine import open_engine
 from transact.engine.memory import estimate_memory
+from transact.geometry import Widths
+from transact.models.folder import geometry_of
 from transact.models.llama import read_geometry, slice_tensors, sliced_config
+from transact.models.loss_head import Teaching
+from transact.models.narrowing import narrowing
 from transact.pruning.refit import LayerGram, Ridge
+from transact.stages.calibrate import file_name
+from transact.stages.evaluate import mean_loss
 from transact.stages.sequential import Streams
+from transact.stages.shapes import Fits
 
 CASES = (
     Case(size="wide"),  # warms up what is made once
@@ -78,3 +91,50 @@ def test_a_layer_that_is_cut_needs_what_its_least_squares_do(method: str, kept: 
     run.engine.micro_batch_sequences = 2
     estimate = estimate_memory(selection.target, run, 1, "slice", parent=source)
     assert not is_off(estimate.total() / allocated_peak(cut) - 1), estimate
+
+
+def _searching(folder: Path) -> tuple[int, float]:
+    """Measure what a rank allocates while shapes are measured, and what was announced (collective)."""
+    with process_group("cpu", timeout_minutes=5) as group:
+        config = compose_config(["name=shapes", "prune.shapes=layers", "data.sequence_length=64"])
+        config.engine.micro_batch_sequences, config.recover.validation_sequences = 4, 8
+        parent, geometry = folder / "parent", geometry_of(folder / "parent")
+        selection = random_selection(parent, head_dim=geometry.head_dim, intermediate_size=geometry.intermediate_size)
+        job: Any = SimpleNamespace(config=config, group=group)
+        tokens = torch.randint(0, geometry.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0))
+        store: Any = SimpleNamespace(sequences=lambda positions: tokens[positions])
+        positions = torch.arange(8)
+
+        @torch.no_grad()
+        def search() -> None:
+            with open_engine(parent, config.engine, group) as engine:
+                head = engine.output_weight()
+                turns = [tokens[slice(*turn)] for turn in micro_batches(8, 4, group.rank, group.world_size) if turn]
+                hidden = [next(iter(engine.final_hidden([turn]))).clone() for turn in turns]
+            teachings = [Teaching(hidden=each, head=head, weight=1.0, temperature=1.0) for each in hidden]
+            orders = [[0, 1]] * geometry.num_layers
+            fits = Fits(job, parent, folder / "gram", selection, orders, lambda layer, width: torch.arange(width))
+            with open_engine(parent, config.engine, group) as engine, narrowing(engine.module, fits.current):
+                for width in (1232, 1056, 880):
+                    narrower = Widths(num_key_value_heads=1, intermediate_size=width)
+                    fits.take(geometry.with_layers([narrower] * geometry.num_layers))
+                    mean_loss(engine, store, positions, 4, group, teachings=teachings)
+
+        measured = min(allocated_peak(search) for _ in range(2))
+        return measured, estimate_memory(geometry, config, group.world_size, "shapes", parent=geometry).total()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_search_for_shapes_needs_what_is_announced(tmp_path: Path, ranks: int) -> None:
+    """Three widths of every layer were tried, so that all the fits are there that a search remembers."""
+    write_model(
+        tmp_path / "parent", hidden_size=128, intermediate_size=1408, head_dim=32, num_hidden_layers=4, vocab_size=1024
+    )
+    (tmp_path / "gram").mkdir()
+    for layer in range(4):
+        gram = LayerGram(attention_output=torch.eye(128), intermediate=torch.eye(1408))
+        save_file(
+            {name: each.float() for name, each in gram.to_tensors().items()}, tmp_path / "gram" / file_name(layer)
+        )
+    for measured, estimated in run_on_ranks(ranks, _searching, tmp_path):
+        assert estimated / measured == pytest.approx(1, abs=0.1), (measured, estimated)

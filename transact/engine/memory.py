@@ -165,7 +165,7 @@ def _forward(
 def _searching(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry) -> MemoryEstimate:
     """Estimate a forward with its fits, of no more than whole projections, and what the parent says of the text.
 
-    A fit is made between two forwards, with the matrices of one layer.
+    A fit is made between two forwards, when no layer is gathered, with the matrices of one layer.
     """
     width = BYTES_BY_DTYPE[config.engine.dtype]
     kept = 1 + (REMEMBERED_FITS if is_on_cpu(config) else 0)
@@ -174,11 +174,11 @@ def _searching(geometry: Geometry, config: RunConfig, ranks: int, parent: Geomet
     taught = (parent.vocab_size + validated) * parent.hidden_size * width
     forward = _forward(geometry, config, ranks)
     logits = _logit_bytes(config, geometry, "distillation")
-    at_work = {"activations": forward.activations, "logits": logits}
+    at_work = {"gathered": forward.gathered, "activations": forward.activations, "logits": logits}
     fitting = {"gram": float(fitting_bytes(geometry, geometry, corrects=False))}
     worst = _larger(at_work, fitting)
     worst["gram"] = worst.get("gram", 0.0) + fits
-    return replace(forward, **{"activations": 0.0} | worst, teacher=taught)
+    return replace(forward, **{"gathered": 0.0, "activations": 0.0} | worst, teacher=taught)
 
 
 def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryEstimate:
