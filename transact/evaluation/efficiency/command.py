@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,16 +220,23 @@ def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[s
     Raises:
         ValueError: the folder is no model that can be cut, or the device is not available.
     """
-    from transact.evaluation.efficiency.latency_table import measure_latencies
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from transact.evaluation.efficiency.latency_table import measure_latencies, models_to_measure
     from transact.evaluation.efficiency.measure import choose_device
-    from transact.models.folder import check_files
+    from transact.models.folder import check_files, geometry_of
 
     if arguments.against is not None or arguments.draft is not None:
         raise ValueError("--calibrate measures FOLDER's widths alone: leave out --against and --draft")
     check_files(arguments.folder)
     dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
     described = read_json(arguments.folder / "config.json")
-    table = measure_latencies(described, config, dtype=dtype, device=choose_device(arguments.device))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("models measured", total=models_to_measure(geometry_of(arguments.folder)))
+        advance = partial(bar.advance, task)
+        device = choose_device(arguments.device)
+        table = measure_latencies(described, config, dtype=dtype, device=device, advance=advance)
     write_json(arguments.calibrate, table)
     return table
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from transact.evaluation.efficiency.generation import Clock, Seconds
+from transact.models.stock import quiet
 
 PROMPTS = 8  # of held-out text
 
@@ -94,8 +95,6 @@ def _generate(
     progress: Callable[[int], object],
 ) -> tuple[torch.Tensor, Seconds, dict[str, int]]:
     """Return the new tokens (prompts, new_tokens), the time for all of them, and the forwards of each model."""
-    from transformers.utils import logging
-
     settings: dict[str, Any] = {
         "do_sample": False,
         "max_new_tokens": new_tokens,
@@ -103,10 +102,9 @@ def _generate(
         "pad_token_id": 0,
     }
     settings |= {} if draft is None else {"assistant_model": draft}
-    logging.set_verbosity_error()  # it warns of settings that it gives the draft itself
     made = []
     models = {"parent": parent} | ({} if draft is None else {"draft": draft})
-    with _counted(models) as counts:
+    with _counted(models) as counts, quiet("transformers"):  # it warns of settings that it gives the draft itself
         start = clock.read()
         for prompt in torch.split(prompts, 1):
             made.append(parent.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)[:, -new_tokens:])
