@@ -21,8 +21,8 @@ SETUP := $(if $(RUN),$(VENV)/ready,)
 INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test runtimes test-runtimes test-cluster test-gguf test-report lint check bench bench-quality bench-faults bench-efficiency \
-	bench-memory bench-real bench-tokenizing ablations gpu-check gpu-wheels docs clean
+.PHONY: help demo test runtimes test-runtimes test-cluster test-gguf test-report lint check bench bench-quality \
+	bench-faults bench-efficiency bench-memory bench-real bench-tokenizing ablations gpu-check gpu-wheels docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +231,14 @@ def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[s
     check_files(arguments.folder)
     dtype = dtype_of(arguments.folder) if arguments.dtype == "stored" else arguments.dtype
     described = read_json(arguments.folder / "config.json")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    device = choose_device(arguments.device)
+    # Drawn between measurements alone: a thread that draws would be measured too.
+    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("models measured", total=models_to_measure(geometry_of(arguments.folder)))
-        advance = partial(bar.advance, task)
-        device = choose_device(arguments.device)
+
+        def advance(models: int) -> None:
+            bar.update(task, advance=models, refresh=True)
+
         table = measure_latencies(described, config, dtype=dtype, device=device, advance=advance)
     write_json(arguments.calibrate, table)
     return table
