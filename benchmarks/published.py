@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import efficiency_picture, real_model_table
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.estimate_table import estimate_markdown
+from benchmarks.gguf_files import gguf_markdown
 from benchmarks.gpu_table import gpu_markdown, gpu_results
 from benchmarks.memory_model import case_of, estimated, is_stale, memory_markdown
 from benchmarks.quality_methods import BASELINES
@@ -34,6 +35,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "efficiency": ("efficiency.json", efficiency_markdown),
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),
+    "gguf_files": ("gguf_files.json", gguf_markdown),
     "real_model": ("real_model.json", real_model_markdown),
     "real_model_summary": ("real_model.json", real_model_summary),
 }
