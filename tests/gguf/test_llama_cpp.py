@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.gguf_files import gguf_markdown, measure
 from tests.support.commands import REPOSITORY
 from tests.support.exported import prune_folder, random_selection, slice_folder
 from tests.support.optional import run_with
@@ -148,6 +149,16 @@ def test_layers_that_differ(tmp_path: Path, head_dim: int) -> None:
         write_gguf(folder, tmp_path / f"{kind}.gguf", kind, "model")
         weights = sum(each.n_bytes for each in gguf.GGUFReader(tmp_path / f"{kind}.gguf").tensors)
         assert gguf_bytes(geometry_of(folder), kind) == pytest.approx(weights, rel=0.02)
+
+
+def test_the_benchmark_s_perplexities_are_those_of_the_folder(exported: Path) -> None:
+    rows = measure(exported, tokens_of(exported, textwrap, sequences=2).tolist(), threads=1)
+    assert [row["type"] for row in rows[:2]] == ["folder, float32", "f32"]
+    assert rows[1]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=1e-4)
+    assert rows[2]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=1e-2)
+    size = {row["type"]: row["bytes"] for row in rows}
+    assert size["f32"] > size["f16"] > size["q8_0"] > size["q4_k_m"]
+    assert len(gguf_markdown({"models": {"cut": {"rows": rows}}}).splitlines()) == len(rows) + 2
 
 
 def test_control_a_file_without_factors_is_broken(exported: Path, tmp_path: Path) -> None:
