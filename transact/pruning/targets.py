@@ -78,12 +78,16 @@ class Runtime:
         large: the same in a model of `LARGE_HIDDEN_SIZE` and more.
         cuts_biased_heads: it takes heads of another size, or fewer, in a model whose queries and keys have biases.
         cuts_normed_pairs: it takes any set of rotary pairs in a model whose queries and keys are normalised.
+        builds_layers: it takes layers with widths of their own.
+        rotates_layers: it takes rotary pairs of single layers or heads.
     """
 
     multiples: Multiples
     large: Multiples
     cuts_biased_heads: bool = True
     cuts_normed_pairs: bool = True
+    builds_layers: bool = True
+    rotates_layers: bool = True
 
 
 def _runtime(multiples: Multiples, **limits: bool) -> Runtime:
@@ -98,9 +102,25 @@ _BLOCKS = Multiples(head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=Q4_BLOC
 RUNTIMES = {
     "transformers": Runtime(multiples=_FINE, large=_FINE),
     "vllm": _runtime(replace(_BLOCKS, head_dims=ATTENTION_HEAD_DIMS, row=1), cuts_biased_heads=False),
-    "llama_cpp": _runtime(_BLOCKS, cuts_normed_pairs=False),
-    "mlx": _runtime(_BLOCKS, cuts_biased_heads=False),
+    "llama_cpp": _runtime(_BLOCKS, cuts_normed_pairs=False, rotates_layers=False),
+    "mlx": _runtime(
+        _BLOCKS, cuts_biased_heads=False, cuts_normed_pairs=False, builds_layers=False, rotates_layers=False
+    ),
 }
+
+
+def check_layers(target: str, shapes: str, pair_scope: str) -> None:
+    """Check that the software of a `prune.target` loads a model of these settings; "any" stands for no single one.
+
+    Raises:
+        ValueError: it builds all layers alike, or has one set of rotary pairs.
+    """
+    runtime = RUNTIMES.get(target)
+    if runtime is not None and shapes != "uniform" and not runtime.builds_layers:
+        raise ValueError(f"prune.shapes={shapes} is not allowed with prune.target={target}: it must be uniform")
+    if runtime is not None and pair_scope != "model" and not runtime.rotates_layers:
+        setting = f"prune.method.pair_scope={pair_scope}"
+        raise ValueError(f"{setting} is not allowed with prune.target={target}: it must be model")
 
 
 def multiples_for(target: str, parent: Geometry, *, pairs_are_free: bool) -> Multiples:

@@ -24,6 +24,7 @@ from transact.models.folder import check_architecture, check_files, is_hub_reach
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import choices
 from transact.pruning.schedule import batch_sequences
+from transact.pruning.targets import check_layers
 from transact.rounds import Outline, outline, tokens_per_batch
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
 from transact.stages.parent import judge_folder, pinned, recorded_parent
@@ -263,6 +264,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
     check_criteria(config.prune.method)
     if config.mode != "pretrain":
         check_method(config.prune.method, model_config, config.prune.shapes)
+        check_layers(config.prune.target, config.prune.shapes, config.prune.method.pair_scope)
     found = outline(config, read_geometry(model_config))
     check_gguf(config, model_config, found)
     check_quantiser(config.export.gguf)

@@ -11,7 +11,7 @@ import pytest
 from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
-from transact.pruning.targets import RUNTIMES, multiples_for, shape_warnings
+from transact.pruning.targets import RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import geometries, outline, split_candidates
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
@@ -199,3 +199,22 @@ def test_rows_that_quantisation_cannot_divide_are_warned_of(intermediate_size: i
     dense = replace(parent("llama-3-8b"), intermediate_size=intermediate_size)
     lines = [line for line in shape_warnings(dense) if f"rows of {intermediate_size} weights" in line]
     assert lines == [] if said is None else len(lines) == 1 and said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "shapes", "pair_scope", "setting"),
+    [
+        ("mlx", "layers", "model", "prune.shapes=layers"),
+        ("mlx", "uniform", "layer", "prune.method.pair_scope=layer"),
+        ("llama_cpp", "layers", "head", "prune.method.pair_scope=head"),
+    ],
+)
+def test_layers_that_the_target_cannot_load_are_refused(
+    target: str, shapes: str, pair_scope: str, setting: str
+) -> None:
+    """What docs/export.md says of its software; "any" names none, and the default must not stand in the way."""
+    with pytest.raises(ValueError, match=f"{setting} is not allowed with prune.target={target}"):
+        check_layers(target, shapes, pair_scope)
+    for other in ("any", "transformers", "vllm"):
+        check_layers(other, shapes, pair_scope)
+    check_layers("llama_cpp", "layers", "model")
