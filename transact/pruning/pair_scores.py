@@ -32,7 +32,8 @@ def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, ge
     Args:
         query: as in `pair_products`, before rotation.
         key: likewise.
-        cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it.
+        cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it; where key-value heads
+            rotate by angles of their own, (1 or batch, length, key-value heads * head_dim).
         sine: likewise.
         geometry: dimensions.
     """
@@ -64,10 +65,15 @@ def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
 
 def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
     """Rotate queries or keys as attention does: shape as of `_planes`, arguments as of `logit_variances`."""
-    pairs = geometry.head_dim // 2
-    cos, sin = cosine.float()[..., None, :pairs], sine.float()[..., None, :pairs]  # (batch, length, 1, pairs)
     x, y = _planes(activation, geometry).unbind(dim=-1)
+    cos, sin = (_by_head(each, x.shape[2], geometry.head_dim) for each in (cosine, sine))
     return torch.stack([x * cos - y * sin, y * cos + x * sin], dim=-1)
+
+
+def _by_head(angles: Tensor, heads: int, head_dim: int) -> Tensor:
+    """Return cosines or sines of each pair: (1 or batch, length, 1 or heads, pairs), float32."""
+    found = angles.float().unflatten(2, (-1, head_dim))[..., : head_dim // 2]
+    return found if found.shape[2] == 1 else found.repeat_interleave(heads // found.shape[2], dim=2)
 
 
 def _expand(per_key_value_head: Tensor, geometry: Geometry) -> Tensor:

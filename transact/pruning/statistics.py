@@ -18,7 +18,7 @@ from transact.geometry import Geometry
 # What a statistic may look at, in the order in which a layer computes it; (sequences, length, heads * head_dim) where
 # nothing else is said.
 ACTIVATIONS = (
-    "cosine",  # of the rotary angles, (1 or sequences, length, head_dim)
+    "cosine",  # of the rotary angles, (1 or sequences, length, head_dim, or of every key-value head)
     "sine",
     "query_before_norm",  # in families that normalise queries and keys; in others the same as "query"
     "query",  # what is rotated: `pair_scores.rotated` makes of it what attention sees
