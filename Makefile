@@ -5,6 +5,7 @@
 #   TORCH   what pip installs for torch. Default without a GPU: torch==2.13.0, which is a CPU build where pip finds
 #           one (elsewhere: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu");
 #           default with a GPU: torch, the newest build of PyPI.
+#   TORCH_CPU  the same for the environments of `runtimes`, which compute on CPUs (default: torch==2.13.0)
 #   TEXT, TASKS  folders for bench-real: text (.jsonl documents with a source, .txt held out), lm-eval tasks
 #   PART    of gpu-check: works, fast, chain (default: all three)
 #   PYTHON_RUN  the interpreter that commands run with (default: .venv's). `make gpu-check PYTHON_RUN=python3` uses
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 HAS_GPU = $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null))
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+TORCH_CPU ?= torch==2.13.0
 VENV := .venv
 PYTHON_RUN ?= $(VENV)/bin/python
 # Stamps: what running needs is installed; what developing needs too.
@@ -61,10 +63,11 @@ RUNTIMES := $(patsubst .ci/constraints/runtimes/%.txt,.cache/runtimes/%/ready,$(
 
 .cache/runtimes/%/ready: .ci/constraints/runtimes/%.txt
 	rm -rf $(@D) && mkdir -p $(dir $(@D)) && $(PYTHON) -m venv $(@D)
+	if grep -q 'needs torch' $<; then $(@D)/bin/python -m pip install --quiet $(TORCH_CPU); fi
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-runtimes: $(RUNTIMES) ## vLLM, mlx-lm, ExecuTorch and ONNX Runtime GenAI for CPUs, in environments of their own: 4 GB, minutes
+runtimes: $(RUNTIMES) ## vLLM, llama.cpp, mlx-lm, ExecuTorch, ONNX Runtime GenAI for CPUs, each in its environment: 6 GB, minutes
 
 test-runtimes: $(SETUP) $(RUNTIMES) ## exports in all software that serves them, against transformers: five minutes
 	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes tests/runtimes

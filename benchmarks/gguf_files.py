@@ -90,6 +90,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())), model_max_length=10**9)
     length = arguments.sequence_length
     tokens = tokenizer(arguments.text.read_text(encoding="utf-8"), add_special_tokens=False).input_ids
+    if len(tokens) < length * arguments.sequences:
+        parser.error(f"--text has {len(tokens):,} tokens; {length * arguments.sequences:,} are asked for")
     sequences = [tokens[start * length :][:length] for start in range(arguments.sequences)]
     models = {name: {"rows": measure(Path(folder), sequences, arguments.threads)} for name, folder in folders.items()}
     settings = {"text": arguments.text.name, "sequences": len(sequences), "sequence_length": length}

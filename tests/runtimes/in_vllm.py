@@ -1,4 +1,4 @@
-"""Generate with vLLM, as worker.py says. The name of a model may end with the implementation: auto, transformers."""
+"""Generate with vLLM, as worker.py says. A model is IMPLEMENTATION:FOLDER, with auto or transformers."""
 
 from __future__ import annotations
 

@@ -72,5 +72,5 @@ def test_vllm_answers_the_same(exported: Path, expected: dict[str, Any], tmp_pat
 
 
 def test_llama_cpp_answers_the_same(exported: Path, expected: dict[str, Any], tmp_path: Path) -> None:
-    write_gguf(exported, tmp_path / "model.gguf", "f16", "model")
+    write_gguf(exported, tmp_path / "model.gguf", "f32", "model")
     assert answered("chat_in_llama_cpp", tmp_path / "model.gguf", tmp_path) == expected

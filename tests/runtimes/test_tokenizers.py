@@ -37,7 +37,7 @@ def write_smollm2(folder: Path) -> None:
 
 
 def write_llama3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = installed("llama-3-tokenizer", LLAMA_3)
+    packages = installed("llama-models-0.3.0", LLAMA_3)
     monkeypatch.syspath_prepend(str(packages))
     ranks = packages / "llama_models" / "llama3" / "tokenizer.model"
     special = [f"<|reserved_special_token_{number}|>" for number in range(256)]

@@ -178,7 +178,7 @@ class PruneConfig:
     """Sequences of the training text that are reserved for calibration."""
     target: str = setting("any", choices=TARGETS)
     """What will serve the model, and so which dimensions it may get: "transformers", "vllm", "llama_cpp", "mlx", or
-    "any" (only such as all of these take and run at full speed)."""
+    "any" (only such as all of these take and run at full speed; of layers that differ it says nothing)."""
     multiple: MultipleConfig = field(default_factory=MultipleConfig)
     """Dimensions are multiples of these, whatever prune.target takes."""
     method: MethodConfig = field(default_factory=MethodConfig)

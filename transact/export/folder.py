@@ -10,7 +10,7 @@ import torch
 
 from transact.engine.model_folder import add_code, copy_companions, stored_config
 from transact.files import read_json, write_json, write_text
-from transact.models.families import OWN_FREQUENCIES
+from transact.models.families import LLAMA, OWN_FREQUENCIES
 from transact.models.model_files import DERIVED, SINGLE_NAME
 from transact.models.rotary import inverse_frequencies, rope_settings, stated_settings
 from transact.models.shard_writer import write_shard
@@ -21,9 +21,10 @@ from transact.models.tensor_files import ModelReader, write_index
 GUARD_NAME = f"model.layers.0.self_attn.{DERIVED}_of_kept_pairs"
 
 # The builder of ONNX Runtime GenAI leaves out what it does not know of a LLaMA's rotation, and multiplies positions by
-# what stands under this key, which nothing else reads: with a word there it stops.
-GUARD_KEY = "rope_position_scale"
-KNOWN_TO_ALL = ("default", "llama3")
+# what stands under this key, which nothing else reads: with a word there it stops. It does so only where the other key
+# agrees with max_position_embeddings, or is missing.
+GUARD_KEY, OTHER_LIMIT = "rope_position_scale", "original_max_position_embeddings"
+KNOWN_TO_GENAI = ("default", "llama3")
 
 
 def guard_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -37,7 +38,10 @@ def guarded_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json with the word on which software stops that would leave out some of its rotary settings."""
     kind = rope_settings(config)["rope_type"]
     others = {name: value for name, value in config.items() if name != GUARD_KEY}
-    return others if kind in KNOWN_TO_ALL else others | {GUARD_KEY: kind}
+    if config.get("model_type") != LLAMA.model_type or kind in KNOWN_TO_GENAI:
+        return others
+    others.pop(OTHER_LIMIT, None)  # the rotary settings state their own
+    return others | {GUARD_KEY: kind}
 
 
 SHARD_BYTES = 4_000_000_000

@@ -243,8 +243,8 @@ def check_gguf_tokenizer(export: ExportConfig, folder: Path) -> None:
 
 
 LARGEST_FLOAT16 = 65504.0
-# What ggml calls the types: of the weights, and of the embedding and the output layer, which suffer most.
 FLOATS = ("f32", "f16")  # types without blocks
+# What ggml calls the types: of the weights, and of the embedding and the output layer, which suffer most.
 TENSOR_TYPES = {"f32": ("F32", "F32"), "f16": ("F16", "F16"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0", "Q8_0")}
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")

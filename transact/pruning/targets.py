@@ -117,9 +117,9 @@ def check_layers(target: str, shapes: str, pair_scope: str) -> None:
     """
     runtime = RUNTIMES.get(target)
     if runtime is not None and shapes != "uniform" and not runtime.builds_layers:
-        raise ValueError(f"prune.shapes={shapes} is not allowed with prune.target={target}: it must be uniform")
+        raise ValueError(f"prune.shapes={shapes!r} is not allowed with prune.target={target}: it must be uniform")
     if runtime is not None and pair_scope != "model" and not runtime.rotates_layers:
-        setting = f"prune.method.pair_scope={pair_scope}"
+        setting = f"prune.method.pair_scope={pair_scope!r}"
         raise ValueError(f"{setting} is not allowed with prune.target={target}: it must be model")
 
 

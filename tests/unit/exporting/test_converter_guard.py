@@ -39,3 +39,10 @@ def test_a_model_without_factors_needs_none() -> None:
     assert guard_tensors(TINY) == {}
     # As where a model with factors was pruned again, to pairs in progression.
     assert guarded_config(TINY | {GUARD_KEY: "longrope"}) == TINY
+
+
+def test_the_word_stands_where_genai_reads_it_and_for_llamas_alone() -> None:
+    linear = TINY | {"rope_scaling": {"type": "linear", "factor": 2.0}, "original_max_position_embeddings": 64}
+    found = guarded_config(linear | {"model_type": "llama"})
+    assert found[GUARD_KEY] == "linear" and "original_max_position_embeddings" not in found
+    assert guarded_config(linear | {"model_type": "mistral"}) == linear | {"model_type": "mistral"}

@@ -13,6 +13,7 @@ from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, Prune
 from transact.geometry import Geometry
 from transact.pruning.targets import RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import geometries, outline, split_candidates
+from transact.stages.preflight import check_settings
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
 # 1B and 3B, Llama 2 7B and 70B, Llama 3 8B, Phi's heads of 80 and 96, the demo parent, and the smallest of the tests.
@@ -204,9 +205,9 @@ def test_rows_that_quantisation_cannot_divide_are_warned_of(intermediate_size: i
 @pytest.mark.parametrize(
     ("target", "shapes", "pair_scope", "setting"),
     [
-        ("mlx", "layers", "model", "prune.shapes=layers"),
-        ("mlx", "uniform", "layer", "prune.method.pair_scope=layer"),
-        ("llama_cpp", "layers", "head", "prune.method.pair_scope=head"),
+        ("mlx", "layers", "model", "prune.shapes='layers'"),
+        ("mlx", "uniform", "layer", "prune.method.pair_scope='layer'"),
+        ("llama_cpp", "layers", "head", "prune.method.pair_scope='head'"),
     ],
 )
 def test_layers_that_the_target_cannot_load_are_refused(
@@ -218,3 +219,11 @@ def test_layers_that_the_target_cannot_load_are_refused(
     for other in ("any", "transformers", "vllm"):
         check_layers(other, shapes, pair_scope)
     check_layers("llama_cpp", "layers", "model")
+
+
+def test_a_request_is_refused_for_it_before_any_work() -> None:
+    config = compose_config(["name=x", "prune.target=mlx", "prune.shapes=layers", "recover.batch_sequences=8"])
+    parent = {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    parent |= {"intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 4096}
+    with pytest.raises(ValueError, match=r"prune\.shapes='layers' is not allowed with prune\.target=mlx"):
+        check_settings(config, parent, 1)
