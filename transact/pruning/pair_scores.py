@@ -72,7 +72,7 @@ def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry
 
 def _by_head(angles: Tensor, heads: int, head_dim: int) -> Tensor:
     """Return cosines or sines of each pair: (1 or batch, length, 1 or heads, pairs), float32."""
-    found = angles.float().unflatten(2, (-1, head_dim))[..., : head_dim // 2]
+    found = angles.float().view(*angles.shape[:2], -1, head_dim)[..., : head_dim // 2]
     return found if found.shape[2] == 1 else found.repeat_interleave(heads // found.shape[2], dim=2)
 
 
