@@ -60,8 +60,8 @@ TOLERANCE = 1e-4  # of log-probabilities, float32
 # What a refusal says: any other error is one of the script or of the environment.
 REASONS = {
     "in_transformers_4": r"^KeyError: 0$",  # per_layer_config, which it reads as a plain dictionary
-    "in_vllm": r"The size of tensor a \(32\) must match the size of tensor b \(64\)",
-    "in_mlx": r"broadcast_shapes|not in model: \S+of_kept_pairs|Expected shape|own_rotation_llama not supported",
+    "in_vllm": r"The size of tensor a \(16\) must match the size of tensor b \(32\)",
+    "in_mlx": r"broadcast_shapes|not in model:\s+\S+of_kept_pairs|Expected shape|own_rotation_llama not supported",
     "in_executorch": r"(?!)",
     "in_onnxruntime": r"only integer tensors of a single element|longrope RoPE style is not|model is not currently "
     r"supported|argument `trust_remote_code=True`",
