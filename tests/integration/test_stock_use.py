@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.exported import masked_parent, random_selection, write_exported
-from tests.support.optional import TRANSFORMERS_4, installed, run_with
+from tests.support.optional import run_with, transformers_4
 from transact.geometry import Widths
 from transact.models.stock import load_model
 
@@ -62,7 +62,7 @@ def test_stock_transformers_compute_the_masked_parent(
     exported: dict[str, Exported], tmp_path: Path, library: str
 ) -> None:
     """Both attention implementations and dtypes, with and without a cache, beyond the original context, silently."""
-    folder = installed("transformers-4.57.6", TRANSFORMERS_4) if library == "4.x" else None
+    folder = transformers_4() if library == "4.x" else None
     places = {name: tmp_path / f"{number}.safetensors" for number, name in enumerate(exported)}
     said = run_with(folder, SCRIPT, *(str(path) for name in CUTS for path in (exported[name].folder, places[name])))
     # The last line: generating makes transformers import DeepSpeed, which talks.

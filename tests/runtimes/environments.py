@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import REPOSITORY, environment
-from tests.support.optional import CACHE, TRANSFORMERS_4, installed
+from tests.support.optional import CACHE, transformers_4
 
 HERE = Path(__file__).parent
 REQUIRED = "TRANSACT_TESTS_NEED_RUNTIMES"  # set where a skip would hide that nothing was tested
@@ -47,7 +47,7 @@ def ask(script: str, question: dict[str, Any], folder: Path) -> dict[str, dict[s
             python = Path(sys.executable)
         case "in_transformers_4":
             python, script = Path(sys.executable), "in_transformers"
-            beside = [installed(f"transformers-{TRANSFORMERS_4[0].partition('==')[2]}", TRANSFORMERS_4), HERE]
+            beside = [transformers_4(), HERE]
         case "in_llama_cpp":
             python, beside = Path(sys.executable), [HERE, REPOSITORY]
         case _:

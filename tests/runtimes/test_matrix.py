@@ -18,7 +18,7 @@ import transformers
 from tests.runtimes.environments import ask, version_of
 from tests.support.commands import REPOSITORY
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import TRANSFORMERS_4
+from tests.support.optional import TRANSFORMERS_4_VERSION
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import GUARD_KEY, write_export
@@ -122,7 +122,7 @@ def column(heading: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("script", "heading"),
     [
-        ("in_transformers_4", f"transformers {TRANSFORMERS_4[0].partition('==')[2]}"),
+        ("in_transformers_4", f"transformers {TRANSFORMERS_4_VERSION}"),
         ("in_mlx", f"mlx-lm {version_of('mlx', 'mlx-lm')}"),
         ("in_executorch", f"ExecuTorch {version_of('executorch', 'executorch')}"),
         ("in_onnxruntime", f"ONNX Runtime GenAI {version_of('onnxruntime', 'onnxruntime-genai')}"),

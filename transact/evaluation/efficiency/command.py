@@ -224,7 +224,8 @@ def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[s
 
     from transact.evaluation.efficiency.latency_table import measure_latencies, models_to_measure
     from transact.evaluation.efficiency.measure import choose_device
-    from transact.models.folder import check_files, geometry_of
+    from transact.models.folder import check_files
+    from transact.models.llama import read_geometry
 
     if arguments.against is not None or arguments.draft is not None:
         raise ValueError("--calibrate measures FOLDER's widths alone: leave out --against and --draft")
@@ -234,7 +235,7 @@ def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[s
     device = choose_device(arguments.device)
     # Drawn between measurements alone: a thread that draws would be measured too.
     with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("models measured", total=models_to_measure(geometry_of(arguments.folder)))
+        task = bar.add_task("models measured", total=models_to_measure(read_geometry(described)))
 
         def advance(models: int) -> None:
             bar.update(task, advance=models, refresh=True)
