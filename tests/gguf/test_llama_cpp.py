@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shlex
 import textwrap
 from argparse import ArgumentParser
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from benchmarks.gguf_files import gguf_markdown, measure
+from tests.support import llama_cpp_use
 from tests.support.commands import REPOSITORY
 from tests.support.exported import prune_folder, random_selection, slice_folder
-from tests.support.optional import run_with
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.estimate.storage import gguf_bytes
@@ -32,7 +30,6 @@ from transact.models.folder import geometry_of
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_model
 
-SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 LENGTH, PROMPT, NEW_TOKENS = 256, 20, 80
 TEXTS = ["def f(x): # 12345 don't", "  for i in range(10):\n\t\tpass\n\n", "Übergröße, 世界: naïve 🙂 x²"]
@@ -64,19 +61,14 @@ def export(sliced: Path, folder: Path) -> Path:
 def ask(folder: Path, kind: str, where: Path, sequences: torch.Tensor) -> dict[str, Any]:
     """llama.cpp's answers."""
     (write_k_quants if kind in K_QUANTS else write_gguf)(folder, where / "model.gguf", kind, "model")
-    question = {
-        "sequences": sequences.tolist(),
-        "prompt": sequences[0, :PROMPT].tolist(),
-        "new_tokens": NEW_TOKENS,
-        "texts": TEXTS,
-    }
-    (where / "question.json").write_text(json.dumps(question))
-    files = [where / name for name in ("model.gguf", "question.json", "answer.npz")]
-    run_with(None, SCRIPT, *map(str, files))
-    answer = numpy.load(where / "answer.npz")
-    logits = numpy.stack([answer[f"logits_{number}"] for number in range(len(sequences))])
-    texts = [answer[f"text_{number}"].tolist() for number in range(len(TEXTS))]
-    return {"logits": torch.from_numpy(logits), "greedy": answer["greedy"].tolist(), "texts": texts}
+    return llama_cpp_use.ask(
+        where / "model.gguf",
+        where,
+        sequences=sequences.tolist(),
+        prompt=sequences[0, :PROMPT].tolist(),
+        new_tokens=NEW_TOKENS,
+        texts=TEXTS,
+    )
 
 
 def perplexity(logits: torch.Tensor, sequences: torch.Tensor) -> float:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy
-
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import run_with
+from tests.support.llama_cpp_use import ask
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
@@ -16,7 +13,6 @@ from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
 
 TEXTS = ["def main(argument) -> None:", "  two  spaces\nand a line", "Übergröße 世界 🙂"]  # the last one by bytes
-SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 
 
 def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
@@ -27,12 +23,9 @@ def test_text_is_split_as_sentencepiece_does(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     write_export(folder, tmp_path / "export", "float32", "# a model\n")
     write_gguf(tmp_path / "export", tmp_path / "model.gguf", "f16", "model")
-    question = {"sequences": [[1, 2, 3]], "prompt": [1, 2, 3], "new_tokens": 1, "texts": TEXTS}
-    (tmp_path / "question.json").write_text(json.dumps(question))
-    run_with(None, SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
-    answer = numpy.load(tmp_path / "answer.npz")
+    answer = ask(tmp_path / "model.gguf", tmp_path, texts=TEXTS)
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(parent / "tokenizer.model"))
     for number, each in enumerate(TEXTS):
-        assert answer[f"text_{number}"].tolist() == processor.encode(each), each
+        assert answer["texts"][number] == processor.encode(each), each

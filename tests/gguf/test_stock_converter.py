@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import environment
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import run_with, stock_converter
+from tests.support.llama_cpp_use import ask
+from tests.support.optional import stock_converter
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.export.folder import GUARD_NAME, write_export
 
-SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 NEW_TOKENS = 64
 
 
@@ -45,17 +43,13 @@ def convert(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:
 def largest_difference(folder: Path, file: Path, where: Path) -> tuple[float, bool]:
     """Of logits, in shares of the largest, between transformers and llama.cpp; and whether greedy tokens agree."""
     sequences = torch.randint(0, 500, (2, 64), generator=torch.Generator().manual_seed(3))
-    question = {"sequences": sequences.tolist(), "prompt": [1, 2, 3], "new_tokens": NEW_TOKENS, "texts": []}
-    (where / "question.json").write_text(json.dumps(question))
-    run_with(None, SCRIPT, str(file), str(where / "question.json"), str(where / "answer.npz"))
-    answer = numpy.load(where / "answer.npz")
+    answer = ask(file, where, sequences=sequences.tolist(), new_tokens=NEW_TOKENS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
         logits = model(sequences).logits
         greedy = model.generate(torch.tensor([[1, 2, 3]]), **settings)[0].tolist()
-    found = torch.stack([torch.from_numpy(answer[f"logits_{number}"]) for number in range(len(sequences))])
-    return float((found - logits).abs().max() / logits.abs().max()), answer["greedy"].tolist() == greedy
+    return float((answer["logits"] - logits).abs().max() / logits.abs().max()), answer["greedy"] == greedy
 
 
 def test_pairs_in_progression_are_converted_right(tmp_path: Path) -> None:

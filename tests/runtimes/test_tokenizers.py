@@ -6,14 +6,14 @@ import json
 import sysconfig
 from pathlib import Path
 
-import numpy
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from benchmarks.smollm2 import smollm2_folder
 from tests.support.exported import random_selection, slice_folder
-from tests.support.optional import CACHE, installed, run_with
+from tests.support.llama_cpp_use import ask
+from tests.support.optional import CACHE, installed
 from tests.support.sentencepiece_tokenizer import train_sentencepiece
 from tests.support.tiny import write_model, write_text_files
 from transact.export.folder import write_export
@@ -22,7 +22,6 @@ from transact.models.model_files import COMPANION_FILES
 
 pytestmark = pytest.mark.runtimes
 
-SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_use.py"
 LINES = 10_000
 # Whose wheel has the file of Llama 3's ranks, and what reads that file.
 LLAMA_3 = ("llama-models==0.3.0", "tiktoken==0.14.0")
@@ -100,13 +99,10 @@ def test_ten_thousand_lines(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     write_gguf(tmp_path / "export", tmp_path / "model.gguf", "f16", "model")
     lines = lines_of_text()
     assert len(lines) == LINES
-    question = {"sequences": [[1, 2, 3]], "prompt": [1, 2, 3], "new_tokens": 1, "texts": lines}
-    (tmp_path / "question.json").write_text(json.dumps(question))
-    run_with(None, SCRIPT, *(str(tmp_path / name) for name in ("model.gguf", "question.json", "answer.npz")))
-    answer = numpy.load(tmp_path / "answer.npz")
+    found = ask(tmp_path / "model.gguf", tmp_path, texts=lines)["texts"]
     differ = [
         line
         for number, line in enumerate(lines)
-        if answer[f"text_{number}"].tolist() != tokenizer(line, add_special_tokens=False).input_ids
+        if found[number] != tokenizer(line, add_special_tokens=False).input_ids
     ]
     assert not differ, (len(differ), differ[:5])

@@ -11,9 +11,40 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.llama_cpp import Llama
+
+
+def ask(
+    file: Path,
+    where: Path,
+    *,
+    sequences: Sequence[list[int]] = ((1, 2, 3),),
+    prompt: Sequence[int] = (1, 2, 3),
+    new_tokens: int = 1,
+    texts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A process of its own answers, its files in `where`: "logits" (sequences, length, vocabulary), "greedy", "texts".
+
+    Raises:
+        AssertionError: it fails; with what it says.
+    """
+    import numpy
+    import torch
+
+    from tests.support.optional import run_with
+
+    asked, answered = where / "question.json", where / "answer.npz"
+    question = {"sequences": sequences, "prompt": prompt, "new_tokens": new_tokens, "texts": texts}
+    asked.write_text(json.dumps(question))
+    run_with(None, Path(__file__), str(file), str(asked), str(answered))
+    answer = numpy.load(answered)
+    logits = numpy.stack([answer[f"logits_{number}"] for number in range(len(sequences))])
+    found = [answer[f"text_{number}"].tolist() for number in range(len(texts))]
+    return {"logits": torch.from_numpy(logits), "greedy": answer["greedy"].tolist(), "texts": found}
 
 
 def main(file: Path, question: Path, answer: Path) -> None:
