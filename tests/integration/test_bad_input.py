@@ -91,6 +91,8 @@ def refused(
         ("launch.processes=2", "launch.processes=2"),
         ("name=a/b", "name='a/b'"),
         ("export.gguf=q5_1", "none, f32, f16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k"),
+        ("export.executorch=xnnpack", "needs the package executorch: pip install 'transact[executorch]'"),
+        ("export.executorch=coreml", "none, xnnpack"),
         ("export.gguff=f16", "export.gguff: no such setting"),
         ("prune.rotary_pairs=magic", "free, progression"),
         ("prune.target=magic", "any, transformers, vllm, llama_cpp, mlx"),

@@ -50,6 +50,8 @@ def ask(script: str, question: dict[str, Any], folder: Path) -> dict[str, dict[s
             beside = [transformers_4(), HERE]
         case "in_llama_cpp":
             python, beside = Path(sys.executable), [HERE, REPOSITORY]
+        case "in_executorch" | "chat_in_executorch":
+            python, beside = python_of("executorch"), [HERE, REPOSITORY]
         case _:
             python = python_of(script.partition("in_")[2])
     asked, answered = folder / f"{script}_question.json", folder / f"{script}_answer.json"

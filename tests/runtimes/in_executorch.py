@@ -1,25 +1,27 @@
-"""Compute in ExecuTorch what transformers' own exporter makes of a folder for XNNPACK, as worker.py says."""
+"""Compute with the file that transact writes for ExecuTorch, of a folder or as it is, as worker.py says."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
 from worker import Answer, greedy, serve
 
+from transact.export.executorch import executorch_logits, write_executorch
 
-def answer(folder: str, prompt: list[int], new_tokens: int) -> Answer:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.exporters.exporter_executorch import ExecutorchConfig, ExecutorchExporter
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
-    whole = len(prompt) + new_tokens
-    inputs = {"input_ids": torch.zeros(1, whole, dtype=torch.long), "use_cache": False}
-    program = ExecutorchExporter().export(model, dict(inputs), config=ExecutorchConfig(backend="xnnpack"))
+def answer(model: str, prompt: list[int], new_tokens: int) -> Answer:
+    with TemporaryDirectory() as work:
+        file = Path(model)
+        if file.is_dir():
+            file = Path(work) / "model.pte"
+            write_executorch(Path(model), file, "xnnpack", context=len(prompt) + new_tokens)
 
-    def logits_after(tokens: list[int]) -> object:
-        filled = torch.tensor([tokens + [0] * (whole - len(tokens))])
-        return program(input_ids=filled).logits[0, len(tokens) - 1].numpy()
+        def logits_after(tokens: list[int]) -> object:
+            return executorch_logits(file, torch.tensor([tokens]), prompt=len(prompt))[0, -1].numpy()
 
-    tokens, logprobs = greedy(logits_after, prompt, new_tokens)
+        tokens, logprobs = greedy(logits_after, prompt, new_tokens)
     return {"tokens": tokens, "logprobs": logprobs, "by": "executorch"}
 
 

@@ -1,4 +1,4 @@
-"""A real instruct model, cut: it answers alike in transformers, vLLM and llama.cpp, through the same chat template."""
+"""A real instruct model, cut: it answers alike in transformers and all runtimes here, through the same chat template."""
 
 from __future__ import annotations
 
@@ -74,3 +74,8 @@ def test_vllm_answers_the_same(exported: Path, expected: dict[str, Any], tmp_pat
 def test_llama_cpp_answers_the_same(exported: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     write_gguf(exported, tmp_path / "model.gguf", "f32", "model")
     assert answered("chat_in_llama_cpp", tmp_path / "model.gguf", tmp_path) == expected
+
+
+def test_executorch_answers_the_same(exported: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    """In ExecuTorch's runner for language models, which its apps for phones call."""
+    assert answered("chat_in_executorch", exported, tmp_path) == expected

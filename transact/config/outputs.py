@@ -60,6 +60,7 @@ class EvalConfig:
         return bool(self.texts or self.tasks)
 
 
+EXECUTORCH_BACKENDS = ("none", "xnnpack")
 GGUF_TYPES = ("none", "f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
 
 
@@ -70,6 +71,11 @@ class ExportConfig:
     gguf: str = setting("none", choices=GGUF_TYPES)
     """"none", or the type of the weights in a file for llama.cpp beside export/: "f32", "f16", "q8_0", "q4_0", or by
     its own quantiser "q4_k_m", "q5_k_m" or "q6_k"."""
+    executorch: str = setting("none", choices=EXECUTORCH_BACKENDS)
+    """"none", or what a file for ExecuTorch is lowered for: "xnnpack", the CPUs of phones and others."""
+    executorch_context: int | None = setting(None, at_least=16, at_most=2**20)
+    """Tokens, prompt and answer together, that this file's key-value cache holds. null: as many as the model takes, at
+    most 2,048."""
 
 
 MOST_PROFILED = 50  # steps: a trace of one takes megabytes

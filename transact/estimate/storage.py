@@ -47,10 +47,13 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
         "statistics": sum(_statistics_bytes(config, each) for each in before),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
+        "executorch": 0,
         "token_store": _token_bytes(config, outline),
     }
     if config.export.gguf != "none":
         parts["gguf"] = gguf_bytes(rounds[-1].geometry, config.export.gguf)
+    if config.export.executorch != "none":
+        parts["executorch"] = executorch_bytes(rounds[-1].geometry)
     end = sum(parts.values())
     grams = [0]
     if config.prune.method.needs_gram():
@@ -90,6 +93,12 @@ def gguf_bytes(geometry: Geometry, kind: str) -> int:
     rest = geometry.parameters() - tables - in_float16 - by_fallback
     bits = rest * BITS_PER_WEIGHT[kind] + by_fallback * BITS_OF_FALLBACK.get(kind, 0) + in_float16 * 16
     return round((bits + tables * of_tables) / 8)
+
+
+def executorch_bytes(geometry: Geometry) -> int:
+    """Return the bytes of the weights in a file for ExecuTorch: float32, and a table that is shared is there twice."""
+    table = geometry.vocab_size * geometry.hidden_size
+    return FLOAT32_BYTES * (geometry.parameters() + (table if geometry.tied_embeddings else 0))
 
 
 def _half_file_bytes(config: RunConfig, geometry: Geometry) -> int:
@@ -156,6 +165,9 @@ def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[i
         size = gguf_bytes(last, config.export.gguf)
         half = _half_file_bytes(config, last)
         found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported + half, by_one=half + size)
+    if config.export.executorch != "none":
+        size = executorch_bytes(last)
+        found[Stage(f"executorch_{config.export.executorch}")] = Traffic(read=3 * exported + size, by_one=size)
     for each in outline.rounds:
         of_round = _round_traffic(config, outline, each, copies, ranks, saves.get(each.number, 0.0))
         found |= {Stage(kind, each.number): traffic for kind, traffic in of_round.items()}

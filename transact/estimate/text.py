@@ -209,7 +209,7 @@ def _moment_lines(moment: dict[str, Any]) -> list[str]:
 
 
 def _disk_lines(disk: dict[str, int], keep_rounds: str) -> list[str]:
-    kept = ("sliced_and_recovered", "export", "gguf", "token_store", "statistics")
+    kept = ("sliced_and_recovered", "export", "gguf", "executorch", "token_store", "statistics")
     rounds = {"sliced_and_recovered": " of the last round" if keep_rounds == "last" else " of all rounds"}
     parts = ", ".join(
         f"{name.replace('_', ' ')}{rounds.get(name, '')} {_size(disk[name])}" for name in kept if disk[name]

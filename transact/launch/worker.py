@@ -198,8 +198,10 @@ def _say_result(folder: Path, result: dict[str, Any], wandb: str | None, point: 
     for what, name in (("exported model", "export"), ("result", "result.json"), ("report", "report.html")):
         if (folder / name).exists():
             print(f"{what}: {folder / name}", flush=True)
-    if "gguf" in result:
-        print(f"for llama.cpp: {folder / result['gguf']['file']} ({result['gguf']['bytes'] / 1e6:,.1f} MB)", flush=True)
+    for software, kind in (("llama.cpp", "gguf"), ("ExecuTorch", "executorch")):
+        if kind in result:
+            size = f"{result[kind]['bytes'] / 1e6:,.1f} MB"
+            print(f"for {software}: {folder / result[kind]['file']} ({size})", flush=True)
     if wandb is not None:
         print(f"W&B: {wandb}", flush=True)
 

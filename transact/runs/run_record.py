@@ -29,7 +29,7 @@ MAX_SHOWN = 3
 ROUND = re.compile(r"round_\d\d")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
-    r"round_\d\d/evaluation\.json|(comparison|efficiency|result)\.json|checkpoints|export|gguf|round_\d\d"
+    r"round_\d\d/evaluation\.json|(comparison|efficiency|result)\.json|checkpoints|export|gguf|executorch|round_\d\d"
     r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes)\.json"
     r"|shapes\.jsonl)"
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transact.export.k_quants import float16_file
 from transact.files import temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
@@ -17,9 +16,9 @@ from transact.rounds import Round, Stage, outline
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.advice import run_warnings
 from transact.stages.calibrate import calibrate, collect_gram_files
-from transact.stages.efficiency import measure_efficiency, record_latency_table
+from transact.stages.efficiency import record_latency_table
 from transact.stages.evaluate import evaluate, measure_ahead, report
-from transact.stages.export import export, export_gguf
+from transact.stages.finish import finish
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
@@ -37,8 +36,7 @@ from transact.stages.sharing import (
 )
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
-from transact.stages.summary import gguf_path, summarise, write_result
-from transact.stages.tasks import evaluate_side_by_side, prepare_tasks, settings_of_tasks
+from transact.stages.tasks import prepare_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
 
 MOST_REPAIRS = 3  # of one stage
@@ -328,51 +326,6 @@ def pretrain(job: Job) -> dict[str, Any]:
     trained = job.round(each.number).recovered
     evaluate_stage(job, texts, {"dense": trained}, round_number=0, tokens=each.tokens)
     return finish(job, texts, trained, start, [])
-
-
-def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Run the stages after the last round, write result.json and return its contents."""
-    if rounds and job.config.eval.has_more():
-        compared, both = job.path("comparison.json"), {"dense": parent, "pruned": model_folder}
-        settings = settings_of_tasks(job.config.eval)
-        job.stage(
-            Stage("tasks"),
-            compared,
-            lambda: evaluate_side_by_side(job, texts, both, compared),
-            reads=[model_folder],
-            settings=settings,
-        )
-    output = job.path("export")
-    summary = job.group.broadcast(summarise(job, rounds) if job.group.is_main else None)
-    job.stage(
-        Stage("export"),
-        output,
-        lambda: export(job, texts, model_folder, parent, summary, output),
-        reads=[model_folder],
-    )
-    if job.config.export.gguf != "none":
-        gguf = gguf_path(job)
-        job.stage(
-            Stage(f"gguf_{job.config.export.gguf}"),
-            gguf,
-            lambda: export_gguf(job, output, gguf),
-            reads=[output],
-            scratch=[float16_file(temporary_name(gguf))],
-        )
-    if rounds and job.config.eval.efficiency.measured:
-        measured = job.path("efficiency.json")
-        settings = asdict(job.config.eval.efficiency)
-        job.stage(
-            Stage("efficiency"),
-            measured,
-            lambda: measure_efficiency(job, texts, parent, output, measured),
-            reads=[output],
-            settings=settings,
-        )
-    job.warn_of_damage()
-    if job.group.is_main:
-        summary = write_result(job, rounds)
-    return job.group.broadcast(summary)
 
 
 def fetch(job: Job) -> tuple[Path, Record]:

@@ -1,4 +1,4 @@
-"""Export: a stock model folder, published only if stock code loads it to the same logits, and a GGUF file."""
+"""Export: a stock model folder, published only if stock code loads it to the same logits, and files for others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from transact.engine.engine import open_engine
 from transact.engine.memory import CHECKED_TOKENS
+from transact.export.executorch import cached_tokens, executorch_logits, write_executorch
 from transact.export.folder import write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
 from transact.export.k_quants import K_QUANTS, write_k_quants
@@ -24,6 +25,7 @@ from transact.stages.texts import Texts
 
 CHECKED_SEQUENCES = 2
 CHECKED_LENGTH = CHECKED_TOKENS // CHECKED_SEQUENCES
+CHECKED_STEPS = 64  # tokens that ExecuTorch computes, half of them one by one
 TOLERANCE = 1e-3  # of the logits' root mean square, in float32: rounding is a hundredth of it, TF32 some times as much
 
 
@@ -136,3 +138,30 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
             f"gguf: {len(others)} weights are f16 instead of {kind}, such as {others[0]}: their rows do not "
             f"divide into blocks of {Q4_BLOCK}; prune.target=llama_cpp, in a new run, cuts to dimensions that do"
         )
+
+
+def export_executorch(job: Job, texts: Texts, folder: Path, output: Path) -> None:
+    """Write the file for ExecuTorch, published once its logits are those of the folder; rank 0 alone (collective).
+
+    Raises:
+        RuntimeError: ExecuTorch gives other logits than transformers; nothing is published.
+    """
+    backend, context = job.config.export.executorch, cached_tokens(job.config.export, read_json(folder / "config.json"))
+    temporary, length = temporary_name(output), min(CHECKED_STEPS, context, texts.evaluation.sequence_length)
+    prompt = length // 2
+
+    def write() -> float:
+        with job.progress("executorch", 2, unit="steps") as bar:
+            write_executorch(folder, temporary, backend, context)
+            bar.advance(1, next="logits of ExecuTorch")
+            tokens = texts.evaluation.sequences(torch.arange(1))[:, :length]
+            ours, _ = stock_logits(folder, tokens, torch.device("cpu"), job.group.watchdog.progress)
+            difference = logit_difference(executorch_logits(temporary, tokens, prompt), ours[:, prompt - 1 :])
+            bar.advance(1, next="publish")
+        check_difference(difference, "ExecuTorch")
+        publish(temporary, output)
+        return difference
+
+    difference = job.group.on_main(write, may_be_left=True)  # an hour for a large model
+    job.say(f"executorch: {output} holds {context:,} tokens; largest difference of logits {difference:.1e}")
+    job.tracker.summary({"export/executorch_logit_difference": difference})

@@ -16,6 +16,7 @@ from transact.config.run import RunConfig
 from transact.config.setting import require, require_choice
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
+from transact.export.executorch import check_executorch
 from transact.export.gguf import check_gguf
 from transact.export.k_quants import check_quantiser
 from transact.files import DamagedFile, file_digest
@@ -268,6 +269,7 @@ def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: 
     found = outline(config, read_geometry(model_config))
     check_gguf(config, model_config, found)
     check_quantiser(config.export.gguf)
+    check_executorch(config.export, model_config)
     profiled, steps = config.track.profile_steps, found.tokens // tokens_per_batch(config)
     is_made = profiled is None or profiled[1] <= steps
     require("track.profile_steps", profiled, is_made, f"recovery has {steps:,} steps")

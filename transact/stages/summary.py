@@ -53,14 +53,19 @@ def gguf_path(job: Job) -> Path:
     return job.path("gguf", f"{job.config.name}-{job.config.export.gguf}.gguf")
 
 
+def executorch_path(job: Job) -> Path:
+    return job.path("executorch", f"{job.config.name}-{job.config.export.executorch}.pte")
+
+
 def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     """Write result.json, send its figures to the tracker and return its contents. Rank 0 only."""
     summary = summarise(job, rounds)
     if "efficiency" in job.folder.stages:
         summary["efficiency"] = read_json(job.path("efficiency.json"))
-    if job.config.export.gguf != "none":
-        file = gguf_path(job)
-        summary["gguf"] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
+    files = {"gguf": gguf_path(job), "executorch": executorch_path(job)}
+    for kind, file in files.items():
+        if getattr(job.config.export, kind) != "none":
+            summary[kind] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
     job.folder.announce(job.path("result.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}

@@ -160,7 +160,8 @@ def _phase(
         for name, (_, found) in widths.items()
     }
     parts = {"mlp": max([0.0, *saved["mlp"].values()])}
-    parts["attention"] = max(0.0, layer - parts["mlp"])
+    # Never less than a narrower one saves: on a busy machine noise may say so, and no time is below zero.
+    parts["attention"] = max([0.0, layer - parts["mlp"], *saved["attention"].values()])
     return {
         "rest": rest,
         **{
