@@ -1,4 +1,4 @@
-"""A real instruct model, cut: it answers alike in transformers and all runtimes here, through the same chat template."""
+"""A real instruct model, cut: it answers alike in transformers and the runtimes here, through one chat template."""
 
 from __future__ import annotations
 
