@@ -135,7 +135,7 @@ GIGA = 1e9
 
 def efficiency_section(run: RunFiles) -> Section | None:
     found = run.efficiency
-    if not found:
+    if not found and not run.imported:
         return None
     blocks: list[Block] = []
     reason = found.get("not_measured")
@@ -152,6 +152,7 @@ def efficiency_section(run: RunFiles) -> Section | None:
         "Latency and memory": _latencies(rows, found),
         "Work": _work(rows),
         "Size": _sizes(values_in(found, "models"), values_in(found, "settings").get("dtype")),
+        "Measured by other software": _imported(run.imported),
     }
     blocks += [Named(title=title, table=table) for title, table in tables.items() if table.rows]
     return Section(name="efficiency", title="Efficiency", blocks=blocks) if blocks else None
@@ -246,6 +247,24 @@ def _draft(draft: Values) -> Table:
             ]
         ],
     )
+
+
+def _imported(imported: Values) -> Table:
+    """Return the figures of other programs: those of parent and pruned model side by side where the setting is one."""
+    rows = imported.get("figures")
+    kinds: dict[tuple[Any, ...], dict[str, Values]] = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict):
+            kind = tuple(str(row.get(name) or MISSING) for name in ("software", "setting", "what", "unit"))
+            kinds.setdefault(kind, {})[str(row.get("role"))] = row
+    cells = []
+    for (software, setting, what, unit), models in kinds.items():
+        parent, pruned = (figure(values_in(models, role).get("value")) for role in (PARENT, PRUNED))
+        ratio = None
+        if setting != MISSING and parent and pruned:
+            ratio = pruned / parent if unit == "tokens/s" else parent / pruned
+        cells.append([software, setting, f"{what}, {unit}", number(parent), number(pruned), _times(ratio)])
+    return Table(headings=["by", "setting", "figure", "parent", "pruned", "times as fast"], rows=cells)
 
 
 def _times(value: float | None) -> str:
