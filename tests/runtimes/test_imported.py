@@ -1,4 +1,4 @@
-"""What the benchmarks of vLLM and the server of llama.cpp write today is what `transact import` reads."""
+"""Figures of other software: what it writes today is what `transact import` reads, and vLLM tries a draft."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtimes.environments import ask
+from tests.runtimes.environments import ask, python_of
 from tests.support.report_folders import MadeUpRun, write_run
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.__main__ import main
+from transact.evaluation.efficiency.draft_in_vllm import PROPOSALS, measure_in_vllm
 from transact.evaluation.efficiency.imported import IMPORTED
 from transact.export.gguf import write_gguf
 from transact.files import read_json
@@ -44,3 +45,14 @@ def test_figures_of_today_s_versions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("llama.cpp's server", "answer", False),
     ]
     assert rows[3]["setting"] == "20+8 tokens"
+
+
+def test_a_model_is_its_own_best_draft_in_vllm(tmp_path: Path) -> None:
+    """All proposals are accepted, and a forward makes one token more than were proposed."""
+    model = write_family_model(tmp_path / "model", "llama", head_dim=32)
+    train_tokenizer(write_text_files(tmp_path / "text")[0]).save_pretrained(model)
+    prompts = [list(range(start, start + 12)) for start in (10, 40)]
+    found = measure_in_vllm(python_of("vllm"), model, model, prompts, 9, 1, "float32")
+    assert found["acceptance_rate"] == 1 and found["same_tokens"] == 1
+    assert found["tokens_per_parent_forward"] == 9 / (1 + 8 / (PROPOSALS + 1))
+    assert found["wall_speed_up"] > 0

@@ -52,11 +52,23 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
 
 def draft_words(found: Mapping[str, Any]) -> str:
     """Return a result of `measure_draft` in a sentence."""
-    return (
-        f"as a draft of its parent: {found['acceptance_rate']:.0%} of its proposals accepted, "
-        f"{found['tokens_per_parent_forward']:.2f} tokens a forward of the parent, {found['speed_up']:.2f} times as "
+    words = (
+        f"as a draft of its parent: {_accepted(found)}, {found['speed_up']:.2f} times as "
         f"fast as the parent alone ({found['prompts']} prompts of held-out text, {found['prompt_tokens']}+"
         f"{found['new_tokens']} tokens, greedy)"
+    )
+    if (vllm := found.get("vllm")) is not None:
+        words += (
+            f"; in vLLM {vllm['version']}, {vllm['proposals']} proposals at a time: {_accepted(vllm)}, "
+            f"{vllm['wall_speed_up']:.2f} times as fast"
+        )
+    return words
+
+
+def _accepted(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['acceptance_rate']:.0%} of its proposals accepted, {found['tokens_per_parent_forward']:.2f} tokens a "
+        "forward of the parent"
     )
 
 
@@ -155,6 +167,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--draft", type=Path, metavar="TEXT", help="also try FOLDER as PARENT's draft, after prompts of this text file"
     )
     parser.add_argument(
+        "--vllm", type=Path, metavar="PYTHON", help="try the draft in vLLM too: the interpreter of its environment"
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="FILE",
@@ -197,10 +212,13 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
         ValueError: a folder is not a complete model, or the device is not available.
     """
     from transact.evaluation.efficiency.draft import prompts_of
+    from transact.evaluation.efficiency.draft_in_vllm import measure_in_vllm
     from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
 
     if arguments.draft is not None and arguments.against is None:
         raise ValueError("--draft needs --against=PARENT, whose draft FOLDER is tried as")
+    if arguments.vllm is not None and arguments.draft is None:
+        raise ValueError("--vllm needs --draft=TEXT, whose prompts FOLDER is tried on as a draft")
     folders = {} if arguments.against is None else {PARENT: arguments.against}
     folders |= {"model": arguments.folder}
     for folder in folders.values():
@@ -210,7 +228,11 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
     prompts = None
     if arguments.draft is not None:
         prompts = prompts_of(arguments.draft, arguments.folder, config.prompt_tokens[0])
-    return measure(folders, config, dtype=dtype, device=device, prompts=prompts)
+    result = measure(folders, config, dtype=dtype, device=device, prompts=prompts)
+    if arguments.vllm is not None and prompts is not None:
+        asked = prompts.tolist(), config.new_tokens[0], config.turns, dtype
+        result["draft"]["vllm"] = measure_in_vllm(arguments.vllm, arguments.against, arguments.folder, *asked)
+    return result
 
 
 def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
