@@ -337,6 +337,8 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
         stages.append(Stage(f"gguf_{config.export.gguf}"))
     if config.mode != "pretrain" and config.eval.efficiency.measured:
         stages.append(Stage("efficiency"))
+    if config.export.hub is not None:
+        stages.append(Stage("hub"))
     return tuple(stages)
 
 

@@ -60,6 +60,13 @@ class EvalConfig:
         return bool(self.texts or self.tasks)
 
 
+# As the hub's own client checks names: its letters are those of ASCII, and nothing begins or ends with - or .
+HUB_NAME = (
+    r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+)
+HUB_NAME_WORDS = "user/name or organisation/name of letters, digits and ._- (no -- or .., none of .- first or last)"
+LONGEST_HUB_NAME = 96
+
 GGUF_TYPES = ("none", "f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
 
 
@@ -70,6 +77,12 @@ class ExportConfig:
     gguf: str = setting("none", choices=GGUF_TYPES)
     """"none", or the type of the weights in a file for llama.cpp beside export/: "f32", "f16", "q8_0", "q4_0", or by
     its own quantiser "q4_k_m", "q5_k_m" or "q6_k"."""
+    hub: str | None = setting(None, longest=LONGEST_HUB_NAME, pattern=HUB_NAME, words=HUB_NAME_WORDS)
+    """A repository of the Hugging Face hub, user/name, to which the export, its card and the file for llama.cpp are
+    pushed at the end of the job. null: none. The token is the one of HF_TOKEN or `hf auth login`."""
+    hub_private: bool = True
+    """Whether that repository is made private. One that exists stays as it is; a public one is pushed to only with
+    false."""
 
 
 MOST_PROFILED = 50  # steps: a trace of one takes megabytes

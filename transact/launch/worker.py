@@ -200,6 +200,9 @@ def _say_result(folder: Path, result: dict[str, Any], wandb: str | None, point: 
             print(f"{what}: {folder / name}", flush=True)
     if "gguf" in result:
         print(f"for llama.cpp: {folder / result['gguf']['file']} ({result['gguf']['bytes'] / 1e6:,.1f} MB)", flush=True)
+    if "hub" in result:
+        kind = "private" if result["hub"]["private"] else "public"
+        print(f"on the hub: {result['hub']['url']} ({kind})", flush=True)
     if wandb is not None:
         print(f"W&B: {wandb}", flush=True)
 

@@ -20,6 +20,7 @@ from transact.stages.calibrate import calibrate, collect_gram_files
 from transact.stages.efficiency import measure_efficiency, record_latency_table
 from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.export import export, export_gguf
+from transact.stages.hub import push_to_hub
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
@@ -369,10 +370,9 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
             reads=[output],
             settings=settings,
         )
+    push_to_hub(job)
     job.warn_of_damage()
-    if job.group.is_main:
-        summary = write_result(job, rounds)
-    return job.group.broadcast(summary)
+    return job.group.broadcast(write_result(job, rounds) if job.group.is_main else None)
 
 
 def fetch(job: Job) -> tuple[Path, Record]:
