@@ -55,7 +55,7 @@ def check_push(repository: Repository) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     if is_offline_mode():
-        raise repository.refusal("HF_HUB_OFFLINE is set: unset it, or leave out export.hub")
+        raise repository.refusal("HF_HUB_OFFLINE is set: unset it, or give export.hub later, where there is a network")
     if get_token() is None:
         raise repository.refusal(
             f"there is no token: `hf auth login`, or set HF_TOKEN to one that may write ({TOKENS})"
@@ -206,7 +206,7 @@ def reason_of(error: BaseException) -> str:
 def _push_once(repository: Repository, files: Mapping[str, Path | str], message: str) -> dict[str, Any]:
     api = _client()
     url = api.create_repo(repository.name, private=repository.private, exist_ok=True)
-    is_private = bool(_privacy(api, repository))
+    is_private = bool(api.model_info(repository.name).private)
     _check_privacy(repository, is_private)
     with _laid_out(files) as folder, _silent_client():
         commit = api.upload_folder(
