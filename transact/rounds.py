@@ -339,6 +339,8 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
         stages.append(Stage("efficiency"))
     if config.export.executorch != "none":
         stages.append(Stage(f"executorch_{config.export.executorch}"))
+    if config.export.hub is not None:
+        stages.append(Stage("hub"))
     return tuple(stages)
 
 

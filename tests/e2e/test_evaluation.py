@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.support.commands import Workplace, transact
 from tests.support.tasks import SHOTS, write_tasks
@@ -58,7 +59,13 @@ def test_result_model_card_and_tracker_have_them(run: Path) -> None:
     assert "efficiency" not in result
     values = [found[role]["tasks"]["how_likely"]["byte_perplexity"] for role in ("dense", "pruned")]
     line = f"| how_likely | byte_perplexity | {values[0]:.4g} | {values[1]:.4g} |"
-    assert line in (run / "export" / "README.md").read_text()
+    card = ModelCard.load(run / "export" / "README.md")
+    assert line in card.text
+    scores = found["pruned"]["tasks"]
+    counts = {"shots", "documents"}
+    tasks = [scores[name][metric] for name in scores for metric in scores[name] if metric not in counts]
+    # Its own text first; "seen" is none: it was trained on.
+    assert [each.metric_value for each in card.data.eval_results or []] == [result["pruned"]["perplexity"], *tasks]
     folder = next((run / "wandb").glob("offline-run-*"))
     updates = {key: value for item in records(folder, "summary") for key, value in item["update"].items()}
     assert updates["eval/tasks/how_likely/byte_perplexity_pruned"] == pytest.approx(values[1])

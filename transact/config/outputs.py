@@ -60,6 +60,13 @@ class EvalConfig:
         return bool(self.texts or self.tasks)
 
 
+# As the hub's own client checks names: its letters are those of ASCII, and nothing begins or ends with - or .
+HUB_NAME = (
+    r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+)
+HUB_NAME_WORDS = "user/name or organisation/name of letters, digits and ._- (no -- or .., none of .- first or last)"
+LONGEST_HUB_NAME = 96
+
 EXECUTORCH_BACKENDS = ("none", "xnnpack")
 GGUF_TYPES = ("none", "f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
 
@@ -76,6 +83,12 @@ class ExportConfig:
     executorch_context: int | None = setting(None, at_least=16, at_most=2**20)
     """Tokens, prompt and answer together, that this file's key-value cache holds. null: as many as the model takes, at
     most 2,048."""
+    hub: str | None = setting(None, longest=LONGEST_HUB_NAME, pattern=HUB_NAME, words=HUB_NAME_WORDS)
+    """A repository of the Hugging Face hub, user/name, to which the export, its card and the files for other
+    software are pushed at the end of the job. null: none. The token is the one of HF_TOKEN or `hf auth login`."""
+    hub_private: bool = True
+    """Whether that repository is made private. One that exists stays as it is; a public one is pushed to only with
+    false."""
 
 
 MOST_PROFILED = 50  # steps: a trace of one takes megabytes

@@ -92,6 +92,11 @@ class RunConfig:
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
         if self.mode == "tokenize":
             self._check_tokenizing()
+        is_alone = self.export.hub is None or self.share_dir is None
+        chosen = (
+            "the points of a sweep would replace each other there; add it to the command of the one that you choose"
+        )
+        require("export.hub", self.export.hub, is_alone, chosen)
         if self.mode != "pretrain":
             require("model.path", self.model.path, bool(self.model.path), "a local folder or a hub id")
 

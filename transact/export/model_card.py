@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
@@ -50,20 +54,21 @@ def _shots(found: Mapping[str, Any]) -> str:
 
 KEYS = ("license", "license_name", "license_link")
 MAX_CARD_BYTES = 1_000_000
-FENCE = "---"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Licence:
-    """The licence of a model folder.
+    """The licence of a model folder, and what else its card says that a model made of it inherits.
 
     Attributes:
         metadata: the keys of a model card that name it.
         files: names of its texts in the folder.
+        languages: codes of the languages that the card names.
     """
 
     metadata: dict[str, str]
     files: tuple[str, ...]
+    languages: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -81,7 +86,9 @@ def read_licence(folder: Path) -> Licence:
     card = own_file(folder, "README.md")
     found = {} if card is None else _card_metadata(card)
     metadata = {key: one_line(found[key]) for key in KEYS if isinstance(found.get(key), str)}
-    return Licence(metadata=metadata, files=tuple(files))
+    named = found.get("language")
+    languages = [one_line(each) for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)]
+    return Licence(metadata=metadata, files=tuple(files), languages=tuple(languages))
 
 
 def copy_licence(licence: Licence, source: Path, target: Path) -> None:
@@ -101,12 +108,11 @@ def has_chat_template(folder: Path) -> bool:
 def _card_metadata(path: Path) -> dict[str, object]:
     """Return a card's metadata block; empty where YAML cannot read it: a card is decoration, not input."""
     with path.open("rb") as file:
-        lines = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace").splitlines()
-    if not lines or lines[0].rstrip() != FENCE or FENCE not in (line.rstrip() for line in lines[1:]):
+        block = REGEX_YAML_BLOCK.search(file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace"))
+    if block is None:
         return {}
-    end = [line.rstrip() for line in lines[1:]].index(FENCE) + 1
     try:
-        found = yaml.safe_load("\n".join(lines[1:end]))
+        found = yaml.safe_load(block.group(2))
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an invalid date
         return {}
     return found if isinstance(found, dict) else {}
@@ -207,8 +213,7 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exp
         summary: as in result.json.
         licence: the parent's.
     """
-    metadata = _metadata(summary, config, licence, exported)
-    header = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n"
+    header = f"---\n{_metadata(summary, config, licence, exported).to_yaml()}\n---\n"
     parts = [header, f"# {summary['name']}\n", _origin(summary, config, exported.has_factors), _results(summary)]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
@@ -227,17 +232,80 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exp
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
 
 
-def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> dict[str, Any]:
+SOFTWARE = {".gguf": "llama.cpp", ".pte": "ExecuTorch"}
+
+
+def card_on_hub(card: str, repository: str, others: Sequence[str]) -> str:
+    """Return the card as it stands in a repository of the Hub: it names that, and the files for other software there."""
+    named = card.replace('"FOLDER"', f'"{repository}"')
+    for suffix, software in SOFTWARE.items():
+        files = " and ".join(f"`{name}`" for name in others if name.endswith(suffix))
+        if files:
+            named += f"\n## {software}\n\n{files}: this model, written by transact.\n"
+    return named
+
+
+def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> ModelCardData:
     kinds = [exported.model_type, *(["conversational"] if exported.has_chat_template else [])]
-    parent = None if summary["pruned"] is None else hub_id(config.model.path or "")
-    base = {} if parent is None else {"base_model": parent, "base_model_relation": "finetune"}
-    return {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+    is_pruned = summary["pruned"] is not None
+    parent = hub_id(config.model.path or "") if is_pruned else None
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
         **licence.metadata,
-        **base,
-        "tags": [*kinds, *(["pruned"] if summary["pruned"] is not None else []), "transact"],
-    }
+        base_model=parent,
+        base_model_relation=None if parent is None else "finetune",
+        datasets=[config.data.train.hub_id] if config.data.train.source == "hub" else None,
+        language=list(licence.languages) or None,
+        tags=[*kinds, *(["pruned"] if is_pruned else []), "transact"],
+        model_name=summary["name"],
+        eval_results=list(_results_on_texts(summary, config)) + list(_results_on_tasks(summary)),
+    )
+
+
+def _final(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured of the exported model."""
+    return summary["dense"] if summary["pruned"] is None else summary["pruned"]  # type: ignore[no-any-return]
+
+
+def _results_on_texts(summary: dict[str, Any], config: RunConfig) -> Iterator[EvalResult]:
+    """Yield the perplexities of the exported model, but on a text that it was trained on in part."""
+    final = _final(summary)
+    yield _perplexity("held-out text", config.data.evaluation, final["perplexity"])
+    for name, found in final.get("texts", {}).items():
+        text = config.eval.texts.get(name)
+        if text is not None and not found.get("documents_trained_on") and math.isfinite(found["perplexity"]):
+            yield _perplexity(name, text, found["perplexity"])
+
+
+def _perplexity(name: str, text: TextConfig, value: float) -> EvalResult:
+    """Return a perplexity. A text that is not on the Hub has a name alone: where its files lie is nobody's business."""
+    is_hub = text.source == "hub"
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=text.hub_id if is_hub and text.hub_id else "text",
+        dataset_name=text.hub_id if is_hub and text.hub_id else name,
+        dataset_config=text.hub_config if is_hub else name,
+        dataset_split=text.split if is_hub else None,
+        dataset_revision=text.hub_revision if is_hub else None,
+        metric_type="perplexity",
+        metric_name="perplexity per token",
+        metric_value=value,
+    )
+
+
+def _results_on_tasks(summary: dict[str, Any]) -> Iterator[EvalResult]:
+    for name, found in _final(summary).get("tasks", {}).items():
+        for metric, value in found.items():
+            if metric not in COUNTS and math.isfinite(value):
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type=name,
+                    dataset_name=name,
+                    metric_type=metric.partition(",")[0],
+                    metric_name=f"{metric}{_shots(found)}",
+                    metric_value=value,
+                )
 
 
 def _parent(config: RunConfig) -> str:

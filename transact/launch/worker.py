@@ -202,6 +202,9 @@ def _say_result(folder: Path, result: dict[str, Any], wandb: str | None, point: 
         if kind in result:
             size = f"{result[kind]['bytes'] / 1e6:,.1f} MB"
             print(f"for {software}: {folder / result[kind]['file']} ({size})", flush=True)
+    if "hub" in result:
+        kind = "private" if result["hub"]["private"] else "public"
+        print(f"on the hub: {result['hub']['url']} ({kind})", flush=True)
     if wandb is not None:
         print(f"W&B: {wandb}", flush=True)
 

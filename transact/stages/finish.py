@@ -1,4 +1,4 @@
-"""The stages after the last round: tasks, export, files for other software, latencies, and result.json."""
+"""The stages after the last round: tasks, export, files for other software, latencies, the Hub, and result.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transact.files import temporary_name
 from transact.rounds import Round, Stage
 from transact.stages.efficiency import measure_efficiency
 from transact.stages.export import export, export_executorch, export_gguf
+from transact.stages.hub import push_to_hub
 from transact.stages.job import Job
 from transact.stages.summary import executorch_path, gguf_path, summarise, write_result
 from transact.stages.tasks import evaluate_side_by_side, settings_of_tasks
@@ -66,7 +67,6 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
             reads=[output],
             settings={"context": job.config.export.executorch_context},
         )
+    push_to_hub(job)
     job.warn_of_damage()
-    if job.group.is_main:
-        summary = write_result(job, rounds)
-    return job.group.broadcast(summary)
+    return job.group.broadcast(write_result(job, rounds) if job.group.is_main else None)

@@ -28,6 +28,7 @@ from transact.pruning.schedule import batch_sequences
 from transact.pruning.targets import check_layers
 from transact.rounds import Outline, outline, tokens_per_batch
 from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, read_config, read_record
+from transact.stages.hub import check_push_to_hub
 from transact.stages.parent import judge_folder, pinned, recorded_parent
 from transact.stages.tasks import check_evaluation
 from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
@@ -150,6 +151,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
         check_held_out(config.data)
     check_evaluation(config.eval)
     check_hub_texts(config)
+    check_push_to_hub(config, found)
     return config, found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from transact.files import read_json, write_json
 from transact.geometry import Geometry
 from transact.rounds import Round
+from transact.stages.hub import PUSHED
 from transact.stages.job import Job
 
 MODEL_FIELDS = (
@@ -66,6 +67,8 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     for kind, file in files.items():
         if getattr(job.config.export, kind) != "none":
             summary[kind] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
+    if job.config.export.hub is not None:
+        summary["hub"] = read_json(job.path(PUSHED))
     job.folder.announce(job.path("result.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}

@@ -11,7 +11,15 @@ from huggingface_hub import ModelCard
 
 from tests.support.cards import composed, summary
 from transact.config.run import RunConfig
-from transact.export.model_card import Exported, Licence, copy_licence, has_chat_template, model_card, read_licence
+from transact.export.model_card import (
+    Exported,
+    Licence,
+    card_on_hub,
+    copy_licence,
+    has_chat_template,
+    model_card,
+    read_licence,
+)
 
 TYPES = ["f16", "q8_0"]
 NO_LICENCE = read_licence(Path("/nonexistent"))
@@ -27,6 +35,70 @@ def card_of(
 def metadata(card: str) -> dict[str, Any]:
     """As the hub's own client reads it."""
     return ModelCard(card).data.to_dict()
+
+
+def results(card: str) -> dict[tuple[str, str | None, str], float]:
+    """Every figure of the model-index, by dataset, its configuration and metric."""
+    found = ModelCard(card).data.eval_results or []
+    return {(each.dataset_type, each.dataset_config, each.metric_name or ""): each.metric_value for each in found}
+
+
+def test_the_figures_of_the_record_are_the_model_index(tmp_path: Path) -> None:
+    """Texts of the hub under their ids, others under a name alone; what was trained on in part is no result."""
+    said = summary()
+    said["pruned"] |= {
+        "texts": {
+            "ours": {"perplexity": 11.25, "tokens": 9},
+            "of_the_hub": {"perplexity": 12.5, "tokens": 9},
+            "seen": {"perplexity": 2.0, "tokens": 9, "documents_trained_on": 3},
+        },
+        "tasks": {"which": {"acc": 0.5, "acc_norm": 0.75, "shots": 5, "documents": 4}, "odd": {"ppl": float("inf")}},
+    }
+    files = f"{{source: files, files: ['{tmp_path}/private.txt']}}"
+    config = composed(
+        "owner/parent",
+        "data.train={source: hub, hub_id: team/text, split: train}",
+        f"+eval.texts.ours={files}",
+        f"+eval.texts.seen={files}",
+        "+eval.texts.of_the_hub={source: hub, hub_id: team/held, hub_config: small, split: test}",
+    )
+    card = card_of(said, config, NO_LICENCE, has_factors=False, gguf_types=TYPES)
+    assert results(card) == {
+        ("text", "held-out text", "perplexity per token"): said["pruned"]["perplexity"],
+        ("text", "ours", "perplexity per token"): 11.25,
+        ("team/held", "small", "perplexity per token"): 12.5,
+        ("which", None, "acc (5-shot)"): 0.5,
+        ("which", None, "acc_norm (5-shot)"): 0.75,
+    }
+    assert metadata(card)["datasets"] == ["team/text"]
+    assert str(tmp_path) not in card and "private.txt" not in card
+
+
+def test_the_hubs_client_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    card = card_of(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=TYPES)
+    (tmp_path / "README.md").write_text(card)
+    read = ModelCard.load(tmp_path / "README.md")
+    assert read.content == card
+    assert read.data.to_dict() == {
+        "base_model": "owner/parent",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["llama", "pruned", "transact"],
+        "model-index": [{"name": "half", "results": [{
+            "task": {"type": "text-generation"},
+            "dataset": {"name": "held-out text", "type": "text", "config": "held-out text"},
+            "metrics": [{"type": "perplexity", "value": 8.5, "name": "perplexity per token"}],
+        }]}],
+    }  # fmt: skip
+
+
+def test_on_the_hub_the_card_names_the_repository_and_the_file_for_llama_cpp() -> None:
+    card = card_of(summary(), composed("owner/parent"), NO_LICENCE, has_factors=True, gguf_types=TYPES)
+    there = card_on_hub(card, "me/half", ["half-q8_0.gguf"])
+    assert 'from_pretrained("me/half", dtype="auto")' in there and "FOLDER" not in there
+    assert "`half-q8_0.gguf`" in there and metadata(there) == metadata(card)
+    assert "llama.cpp\n\n" not in card_on_hub(card, "me/half", [])
 
 
 def test_says_what_was_removed_and_how() -> None:
@@ -86,7 +158,7 @@ def test_a_licence_is_a_value_whatever_it_holds(tmp_path: Path, licence: str) ->
     (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'license': licence})}---\n")
     card = card_of(summary(), composed("a/b"), read_licence(tmp_path), has_factors=False, gguf_types=TYPES)
     assert metadata(card)["license"] == " ".join(licence.split())
-    assert "model-index" not in metadata(card) and "\n# Title" not in card
+    assert metadata(card)["model-index"][0]["name"] == "half" and "\n# Title" not in card
     (said,) = [line for line in card.splitlines() if line.startswith("That of the parent")]
     assert said.count("`") == 4
 
@@ -112,6 +184,13 @@ def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
     assert "applies: `llama3` (`LICENSE`)" in card
     copy_licence(licence, parent, target)
     assert (target / "LICENSE").read_text() == "terms"
+
+
+@pytest.mark.parametrize(("said", "found"), [("en", ["en"]), (["en", "de"], ["en", "de"]), ("no", ["no"]), (1, None)])
+def test_languages_are_the_parents(tmp_path: Path, said: Any, found: list[str] | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'language': said})}---\n")
+    card = card_of(summary(), composed("a/b"), read_licence(tmp_path), has_factors=False, gguf_types=TYPES)
+    assert metadata(card).get("language") == found
 
 
 @pytest.mark.parametrize(
