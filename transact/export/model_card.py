@@ -236,7 +236,7 @@ SOFTWARE = {".gguf": "llama.cpp", ".pte": "ExecuTorch"}
 
 
 def card_on_hub(card: str, repository: str, others: Sequence[str]) -> str:
-    """Return the card as it stands in a repository of the Hub: it names that, and the files for other software there."""
+    """Return the card as it stands in a repository of the Hub: its name, and the files for other software."""
     named = card.replace('"FOLDER"', f'"{repository}"')
     for suffix, software in SOFTWARE.items():
         files = " and ".join(f"`{name}`" for name in others if name.endswith(suffix))
