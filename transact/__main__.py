@@ -15,6 +15,7 @@ COMMANDS = {
     "status": ("transact.launch.status", "say how a run or a sweep stands"),
     "report": ("transact.tracking.report.command", "write a run's or a sweep's page: one HTML file"),
     "efficiency": ("transact.evaluation.efficiency.command", "measure latency and memory of a model, beside another"),
+    "quantize": ("transact.quantize.command", "make quantised variants of a finished run, beside its parent's"),
     "dashboard": ("transact.tracking.dashboard.command", "make the project's pages at Weights & Biases"),
 }
 USAGE = "\n".join(
