@@ -18,7 +18,7 @@ from transact.models.model_files import CONFIG, INDEX_NAME, licence_files, shard
 from transact.quantize.schemes import SCHEMES
 from transact.quantize.table import markdown_table, settings_words
 
-CARD = "README.md"
+CARD, USE = "README.md", "\n## Use\n"
 
 
 def complete(source: Path, target: Path, dtype: str) -> None:
@@ -55,8 +55,8 @@ QUANTISED = """\
 ## Quantised to {scheme}
 
 {words}; `lm_head` and the embedding stay in 16 bits. By llm-compressor {version}{calibration}, in the format of \
-compressed-tensors: `vllm serve FOLDER`, or transformers with `pip install compressed-tensors`, which dequantises the \
-weights (less memory on disk, no less time).
+compressed-tensors: vLLM computes with it; transformers needs `pip install compressed-tensors`, and dequantises the \
+weights before it computes.
 
 {table}
 {settings}
@@ -80,4 +80,7 @@ def write_card(folder: Path, card: str, row: Mapping[str, Any], rows: Sequence[M
         table=markdown_table(rows),
         settings=settings_words(rows),
     )
-    write_text(folder / CARD, f"{card.rstrip()}\n\n{section}" if card else f"# {row['model']}\n\n{section}")
+    before, use, after = card.partition(USE)  # which then says how to load it
+    write_text(
+        folder / CARD, f"{before.rstrip()}\n\n{section}{use}{after}" if card else f"# {row['model']}\n\n{section}"
+    )

@@ -63,33 +63,35 @@ def check_schemes(asked: Sequence[str]) -> None:
         raise ValueError(f"--schemes names one twice: {' '.join(asked)}")
 
 
-def group_sizes(geometry: Geometry) -> dict[str, int]:
-    """Return the largest group that divides the rows of each projection; `WHOLE_ROW` where none does."""
+def row_lengths(geometry: Geometry) -> dict[str, int]:
+    """Return the length of the weight rows of each projection."""
     rows = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), geometry.hidden_size)
     rows["o_proj"] = geometry.num_attention_heads * geometry.head_dim
     rows["down_proj"] = geometry.intermediate_size
-    return {name: next((size for size in GROUPS if row % size == 0), WHOLE_ROW) for name, row in rows.items()}
+    return rows
 
 
 def by_group(geometry: Geometry) -> dict[int, list[str]]:
-    """Return the projections of every size of group, the largest first."""
+    """Return size of group -> projections: the largest that divides their rows; that of most projections first."""
     found: dict[int, list[str]] = defaultdict(list)
-    for name, size in group_sizes(geometry).items():
-        found[size].append(name)
-    return dict(sorted(found.items(), reverse=True))
+    for name, row in row_lengths(geometry).items():
+        found[next((size for size in GROUPS if row % size == 0), WHOLE_ROW)].append(name)
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
 
 
 def group_words(geometry: Geometry) -> str:
-    """Say which groups w4a16 takes: "groups of 128", or of which weights they are smaller and why."""
-    found = by_group(geometry)
-    if list(found) == [GROUPS[0]]:
-        return f"groups of {GROUPS[0]}"
-    parts = [f"{_size(size)} in {', '.join(names)}" for size, names in found.items()]
-    return f"{'; '.join(parts)} ({GROUPS[0]} does not divide all rows)"
+    """Say which groups w4a16 takes: "groups of 128, of 32 in down_proj"."""
+    (most, _), *others = by_group(geometry).items()
+    words = f"groups of {most}" if most else "whole rows"
+    return ", ".join([words, *(f"{f'of {size}' if size else 'whole rows'} in {', '.join(of)}" for size, of in others)])
 
 
-def _size(size: int) -> str:
-    return f"groups of {size}" if size else "whole rows"
+def undivided_words(geometry: Geometry) -> str:
+    """Say which rows the usual group does not divide; empty where it divides all."""
+    rows = {name: row for name, row in row_lengths(geometry).items() if row % GROUPS[0]}
+    if not rows:
+        return ""
+    return f"{GROUPS[0]} does not divide the rows of {', '.join(f'{name} ({row})' for name, row in rows.items())}"
 
 
 def recipe(scheme: str, geometry: Geometry) -> dict[str, Any]:

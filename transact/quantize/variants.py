@@ -14,11 +14,12 @@ from torch import Tensor
 
 from transact.errors import Failure
 from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, write_json
+from transact.geometry import Geometry
 from transact.models.model_files import CONFIG, shard_names
 from transact.quantize.environment import LLM_COMPRESSOR, VLLM, ask
 from transact.quantize.finished_run import PRUNED, FinishedRun, Source
 from transact.quantize.folder import CARD, complete, write_card
-from transact.quantize.schemes import SCHEMES, group_words, recipe
+from transact.quantize.schemes import SCHEMES, group_words, recipe, undivided_words
 from transact.quantize.table import NOT_QUANTISED
 
 FOLDER, COMPARISON = "quantized", "comparison.json"  # of the run's folder; what is below is no stage of it
@@ -148,8 +149,7 @@ class Variants:
     def _quantize(self, role: str, scheme: str, scratch: Path) -> Path:
         """Return the temporary folder with a complete quantised model."""
         source, name = self.run.sources[role], f"{role}-{scheme}"
-        groups = f" in {group_words(source.geometry)}" if SCHEMES[scheme].preset is None else ""
-        self.workshop.say(f"{role}: quantise to {scheme}{groups}")
+        self.workshop.say(f"{role}: quantise to {scheme}{_grouping(scheme, source.geometry)}")
         temporary = fresh_temporary_folder(self._place(role, scheme))
         dtype = sixteen_bits(source.dtype)
         question = {
@@ -233,6 +233,14 @@ class Variants:
             "parent_missing": self.run.parent_missing,
         }
         write_json(self.file, {"settings": settings, "rows": self.rows})
+
+
+def _grouping(scheme: str, geometry: Geometry) -> str:
+    """Say which groups a scheme takes where these follow from the model, and why they are not the usual ones."""
+    if SCHEMES[scheme].preset is not None:
+        return ""
+    undivided = undivided_words(geometry)
+    return f" in {group_words(geometry)}" + (f" ({undivided})" if undivided else "")
 
 
 def _place_in_table(row: Row) -> tuple[int, str]:

@@ -211,6 +211,7 @@ class RunFiles:
         dense: of the parent, as in round_00/evaluation.json.
         compared: role -> "texts" and "tasks", as in comparison.json.
         efficiency: as in efficiency.json.
+        quantized: as in quantized/comparison.json, of `transact quantize`.
         split: as in split.json of the first round.
         variants: further recoveries of its cut.
         last_sign: unix seconds of the last change of run.json or metrics.jsonl; None where there is neither.
@@ -225,6 +226,7 @@ class RunFiles:
     rounds: list[RoundFiles]
     compared: Values
     efficiency: Values
+    quantized: Values
     split: Values
     last_sign: float | None
     variants: list[RunFiles] = field(default_factory=list)
@@ -263,6 +265,7 @@ def read_run(path: Path) -> RunFiles:
         rounds=list(_rounds(path)),
         compared=compared,
         efficiency=read_values(path / "efficiency.json"),
+        quantized=read_values(path / "quantized" / "comparison.json"),
         split=read_values(RoundFolder(path / round_name(1)).split),
         last_sign=max((stamp for name in (RECORD, METRICS) if (stamp := _changed(path / name))), default=None),
         variants=[read_run(each) for each in variant_folders(path)],
