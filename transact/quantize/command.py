@@ -16,7 +16,6 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from transact.distributed.file_lock import exclusive
 from transact.errors import DONE, Failure, Parser, fail, refuse
 from transact.quantize.schemes import SCHEMES, check_schemes
 
@@ -44,6 +43,7 @@ def work(arguments: argparse.Namespace) -> None:
         Failure: a variant is broken, or another program failed.
     """
     check_schemes(arguments.schemes)
+    from transact.distributed.file_lock import exclusive
     from transact.quantize.environment import llm_compressor_versions, vllm_version
     from transact.quantize.finished_run import read_finished_run
     from transact.quantize.table import settings_words, text_table
