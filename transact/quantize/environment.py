@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transact.errors import LONGEST_REASON, Failure, one_line
+from transact.errors import LONGEST_REASON, Failure, killed_by, one_line
 
 HERE = Path(__file__).parent
 LLM_COMPRESSOR, VLLM = "in_llmcompressor.py", "in_vllm.py"
@@ -22,7 +22,7 @@ def ask(python: Path, script: str, question: Mapping[str, Any], log: Path | None
     """Return the answer of a script that runs under another Python.
 
     Args:
-        log: gets what it prints; None: nothing keeps it.
+        log: gets what it prints, as it does so; None: nothing keeps it.
 
     Raises:
         Failure: it ended with an error; its last line.
@@ -31,22 +31,21 @@ def ask(python: Path, script: str, question: Mapping[str, Any], log: Path | None
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(prefix="transact-") as where:
         asked, answered = Path(where, "question.json"), Path(where, "answer.json")
+        printed = log or Path(where, "printed")
+        printed.parent.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(question), encoding="utf-8")
         # -P: the folder of the script stays off the path, where its other files would be taken for top-level modules.
         command = [str(python.absolute()), "-P", str(HERE / script), str(asked), str(answered)]
-        done = subprocess.run(
-            command, cwd=where, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-        said = done.stdout.decode(errors="replace")
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(said, encoding="utf-8")
+        with printed.open("wb") as file:  # while it works: for those who want to see how far it is
+            done = subprocess.run(command, cwd=where, env=variables, stdout=file, stderr=file, check=False)
+        said = printed.read_text(encoding="utf-8", errors="replace")
         if done.returncode == 0:
             found: dict[str, Any] = json.loads(answered.read_bytes())
             return found
     last = one_line(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing"), LONGEST_REASON)
     kept = "" if log is None else f"; all that it said: {str(log)!r}"
-    raise Failure(f"{script} ended with code {done.returncode} under {str(python)!r}: {last}{kept}")
+    end = killed_by(-done.returncode) if done.returncode < 0 else f"ended with code {done.returncode}"
+    raise Failure(f"{script}, run by {str(python)!r}: {end}: {last}{kept}")
 
 
 def llm_compressor_versions(python: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class FinishedRun:
     """A run that can be quantised.
 
     Attributes:
-        sources: by role; the parent may be missing, and `parent_missing` then says why.
+        sources: by role, the pruned model first; the parent may be missing, and `parent_missing` then says why.
         calibration, evaluation: (sequences, length) tokens; the run's own.
         is_whole: whether these are all held-out tokens, so that the run's own figures are of the same.
         texts: the digests of both texts.
@@ -99,7 +99,7 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
     return FinishedRun(
         folder=folder,
         name=config.name,
-        sources=({} if parent is None else {PARENT: parent}) | {PRUNED: pruned},
+        sources={PRUNED: pruned} | ({} if parent is None else {PARENT: parent}),
         parent_missing=parent_missing,
         calibration=train.sequences(positions),
         evaluation=evaluation.sequences(torch.arange(sequences or count)),

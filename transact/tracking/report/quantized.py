@@ -57,9 +57,9 @@ def _cells(row: Values, parent_bytes: Any) -> list[str]:
 def _note(rows: list[Values]) -> str:
     tokens = max((value for row in rows if (value := figure(row.get("tokens"))) is not None), default=None)
     served = sorted({str(speed.get("in")) for row in rows if (speed := values_in(row, "speed"))})
-    speed = f"decoding by {'; '.join(served)}" if served else "decoding was not measured"
+    decoding = f"decoding by {'; '.join(served)}" if served else "decoding was not measured"
     counted = "" if tokens is None else f", {tokens:,.0f} tokens"
     return (
         f"Perplexity on held-out text of the run{counted}, by transformers, activations rounded as the scheme says; "
-        f"difference of logits: its root mean square as a share of that of the logits; {speed}."
+        f"difference of logits: its root mean square as a share of that of the logits; {decoding}."
     )
