@@ -35,7 +35,6 @@ ONLY_IMPORTERS = {
     "lm_eval": "transact.evaluation.tasks",
     "liger_kernel": "transact.models.fused_kernels",
     "llmcompressor": "transact.quantize.in_llmcompressor",
-    "vllm": "transact.quantize.in_vllm",
 }
 DISTRIBUTIONS = {
     "liger_kernel": "liger-kernel",
