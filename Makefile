@@ -67,7 +67,7 @@ RUNTIMES := $(patsubst .ci/constraints/runtimes/%.txt,.cache/runtimes/%/ready,$(
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-runtimes: $(RUNTIMES) ## vLLM, llama.cpp, mlx-lm, ExecuTorch, ONNX Runtime GenAI for CPUs, each in its environment: 6 GB, minutes
+runtimes: $(RUNTIMES) ## vLLM, llama.cpp, mlx-lm, ExecuTorch, ONNX Runtime GenAI, llm-compressor for CPUs, each in its environment: 8 GB, minutes
 
 test-runtimes: $(SETUP) $(RUNTIMES) ## exports in all software that serves them, against transformers: five minutes
 	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes tests/runtimes

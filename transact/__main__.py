@@ -19,6 +19,7 @@ COMMANDS = {
         "transact.evaluation.efficiency.imported",
         "take figures of vLLM's and llama.cpp's benchmarks into a run's page",
     ),
+    "quantize": ("transact.quantize.command", "make quantised variants of a finished run, beside its parent's"),
     "dashboard": ("transact.tracking.dashboard.command", "make the project's pages at Weights & Biases"),
 }
 USAGE = "\n".join(

@@ -44,9 +44,8 @@ def test_the_version_and_the_commands_are_said() -> None:
 def test_another_word_is_refused() -> None:
     ended = shell("transact", "prune")
     assert ended.returncode == REFUSED
-    assert (
-        ended.stderr == "error: 'prune' is no command: it must be one of run, status, report, efficiency, dashboard\n"
-    )
+    assert ended.stderr == f"error: 'prune' is no command: it must be one of {', '.join(COMMANDS)}\n"
+    assert list(COMMANDS) == ["run", "status", "report", "efficiency", "quantize", "dashboard"]
 
 
 @pytest.mark.parametrize(

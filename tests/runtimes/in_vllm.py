@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from worker import Answer, serve
@@ -27,13 +29,20 @@ def answer(folder: str, prompt: list[int], new_tokens: int) -> Answer:
     from vllm import LLM, SamplingParams
 
     implementation, _, folder = folder.partition(":")
-    model: Any = LLM(folder, skip_tokenizer_init=True, max_model_len=64, model_impl=implementation, **SETTINGS)
-    settings = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False)
-    (request,) = model.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
+    settings = SETTINGS | ({"dtype": "bfloat16"} if has_four_bits(folder) else {})
+    model: Any = LLM(folder, skip_tokenizer_init=True, max_model_len=64, model_impl=implementation, **settings)
+    sampling = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False)
+    (request,) = model.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
     tokens = list(request.outputs[0].token_ids)
     told = request.outputs[0].logprobs
     logprobs = [each[token].logprob for each, token in zip(told, tokens, strict=True)]
     return {"tokens": tokens, "logprobs": logprobs, "by": model.apply_model(lambda each: type(each).__name__)[0]}
+
+
+def has_four_bits(folder: str) -> bool:
+    """Whether weights are packed, for which vLLM's kernel on CPUs computes in 16 bits alone."""
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("quantization_config", {}).get("format") == "pack-quantized")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ LAYERS = (
     {"engine", "tracking"},
     {"evaluation", "export"},
     {"stages"},
-    {"estimate", "launch"},
+    {"estimate", "launch", "quantize"},
     {"run", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -34,6 +34,7 @@ ONLY_IMPORTERS = {
     "wandb_workspaces": "transact.tracking.dashboard.workspaces",
     "lm_eval": "transact.evaluation.tasks",
     "liger_kernel": "transact.models.fused_kernels",
+    "llmcompressor": "transact.quantize.in_llmcompressor",
 }
 DISTRIBUTIONS = {
     "liger_kernel": "liger-kernel",
@@ -132,7 +133,8 @@ def test_dependencies_are_what_is_imported() -> None:
     extras = [each for name, group in project["optional-dependencies"].items() if name != "dev" for each in group]
     declared = {re.split(r"[^\w-]", each, maxsplit=1)[0] for each in [*project["dependencies"], *extras]}
     libraries = {target.split(".")[0] for targets in IMPORTS.values() for target in targets}
-    libraries -= {"transact", "vllm", *sys.stdlib_module_names}  # vllm: in an environment of its own
+    libraries -= {"transact", *sys.stdlib_module_names}
+    libraries -= {"llmcompressor", "vllm"}  # of other environments, whose Python runs the scripts that import them
     libraries |= {"kernels", "cyllama"}  # which transformers imports, for engine.attention; and a process of its own
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared
 

@@ -212,6 +212,7 @@ class RunFiles:
         compared: role -> "texts" and "tasks", as in comparison.json.
         efficiency: as in efficiency.json.
         imported: as in efficiency_imported.json.
+        quantized: as in quantized/comparison.json, of `transact quantize`.
         split: as in split.json of the first round.
         variants: further recoveries of its cut.
         last_sign: unix seconds of the last change of run.json or metrics.jsonl; None where there is neither.
@@ -227,6 +228,7 @@ class RunFiles:
     compared: Values
     efficiency: Values
     imported: Values
+    quantized: Values
     split: Values
     last_sign: float | None
     variants: list[RunFiles] = field(default_factory=list)
@@ -266,6 +268,7 @@ def read_run(path: Path) -> RunFiles:
         compared=compared,
         efficiency=read_values(path / "efficiency.json"),
         imported=read_values(path / "efficiency_imported.json"),
+        quantized=read_values(path / "quantized" / "comparison.json"),
         split=read_values(RoundFolder(path / round_name(1)).split),
         last_sign=max((stamp for name in (RECORD, METRICS) if (stamp := _changed(path / name))), default=None),
         variants=[read_run(each) for each in variant_folders(path)],

@@ -22,6 +22,7 @@ from transact.tracking.report.drawing import (
     share,
     short,
 )
+from transact.tracking.report.quantized import quantized_section
 from transact.tracking.report.results import efficiency_section, evaluation_section
 from transact.tracking.report.rounds import models, rounds_section, variants_section
 from transact.tracking.report.run_files import LIVE_STATES, Row, RunFiles, Values, figure, values_in
@@ -42,6 +43,7 @@ def run_page(run: RunFiles) -> Page:
         channels_section(run),
         evaluation_section(run),
         efficiency_section(run),
+        quantized_section(run),
         speed_section(run),
         _configuration(run),
     ]
@@ -171,6 +173,7 @@ def _configuration(run: RunFiles) -> Section:
 def _places(run: RunFiles) -> dict[str, str]:
     names = {
         "the exported model": "export",
+        "quantised variants": "quantized",
         "the summary": "result.json",
         "every figure over time": "metrics.jsonl",
         "stages, digests, restarts": "run.json",

@@ -1,0 +1,1 @@
+"""Quantised variants of a finished run: `transact quantize`."""
