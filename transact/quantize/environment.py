@@ -1,51 +1,15 @@
-"""Other environments: their Python runs a script of this folder, which imports nothing of transact."""
+"""The environments of llm-compressor and vLLM: what they have."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transact.errors import LONGEST_REASON, Failure, killed_by, one_line
+from transact.evaluation.other_python import asked
 
 HERE = Path(__file__).parent
-LLM_COMPRESSOR, VLLM = "in_llmcompressor.py", "in_vllm.py"
+LLM_COMPRESSOR, VLLM = HERE / "in_llmcompressor.py", HERE / "in_vllm.py"
 HOW_TO_MAKE = "python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install llmcompressor==0.14.0"
-OF_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would put this environment's packages before the other's
-
-
-def ask(python: Path, script: str, question: Mapping[str, Any], log: Path | None = None) -> dict[str, Any]:
-    """Return the answer of a script that runs under another Python.
-
-    Args:
-        log: gets what it prints, as it does so; None: nothing keeps it.
-
-    Raises:
-        Failure: it ended with an error; its last line.
-    """
-    variables = {name: value for name, value in os.environ.items() if name not in OF_PYTHON}
-    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory(prefix="transact-") as where:
-        asked, answered = Path(where, "question.json"), Path(where, "answer.json")
-        printed = log or Path(where, "printed")
-        printed.parent.mkdir(parents=True, exist_ok=True)
-        asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: the folder of the script stays off the path, where its other files would be taken for top-level modules.
-        command = [str(python.absolute()), "-P", str(HERE / script), str(asked), str(answered)]
-        with printed.open("wb") as file:  # while it works: for those who want to see how far it is
-            done = subprocess.run(command, cwd=where, env=variables, stdout=file, stderr=file, check=False)
-        said = printed.read_text(encoding="utf-8", errors="replace")
-        if done.returncode == 0:
-            found: dict[str, Any] = json.loads(answered.read_bytes())
-            return found
-    last = one_line(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing"), LONGEST_REASON)
-    kept = "" if log is None else f"; all that it said: {str(log)!r}"
-    end = killed_by(-done.returncode) if done.returncode < 0 else f"ended with code {done.returncode}"
-    raise Failure(f"{script}, run by {str(python)!r}: {end}: {last}{kept}")
 
 
 def llm_compressor_versions(python: Path) -> dict[str, Any]:
@@ -54,7 +18,7 @@ def llm_compressor_versions(python: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such Python, or it has no llm-compressor.
     """
-    found = _asked(python, "--python", LLM_COMPRESSOR, {"action": "versions"})
+    found = asked("--python", python, LLM_COMPRESSOR, {"action": "versions"})
     missing = [name for name, version in found["packages"].items() if version is None]
     if missing:
         raise ValueError(f"--python={str(python)!r} has no {missing[0]}: {HOW_TO_MAKE}")
@@ -67,16 +31,7 @@ def vllm_version(python: Path) -> str:
     Raises:
         ValueError: there is no such Python, or it has no vLLM.
     """
-    found = _asked(python, "--vllm", VLLM, {"folder": None})["version"]
+    found = asked("--vllm", python, VLLM, {"folder": None})["version"]
     if found is None:
         raise ValueError(f"--vllm={str(python)!r} has no vLLM: name the Python of an environment that has it")
     return str(found)
-
-
-def _asked(python: Path, option: str, script: str, question: Mapping[str, Any]) -> dict[str, Any]:
-    if not python.is_file() or not os.access(python, os.X_OK):
-        raise ValueError(f"{option}={str(python)!r} is no Python that can be run")
-    try:
-        return ask(python, script, question)
-    except (Failure, OSError) as error:
-        raise ValueError(f"{option}={str(python)!r} cannot be used: {one_line(error, LONGEST_REASON)}") from None

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from transact.errors import Failure
+from transact.evaluation.other_python import ask
 from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, write_json
 from transact.geometry import Geometry
 from transact.models.model_files import CONFIG, shard_names
-from transact.quantize.environment import LLM_COMPRESSOR, VLLM, ask
+from transact.quantize.environment import LLM_COMPRESSOR, VLLM
 from transact.quantize.finished_run import PRUNED, FinishedRun, Source
 from transact.quantize.folder import CARD, complete, write_card
 from transact.quantize.schemes import SCHEMES, group_words, recipe, undivided_words

@@ -212,13 +212,15 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
         ValueError: a folder is not a complete model, or the device is not available.
     """
     from transact.evaluation.efficiency.draft import prompts_of
-    from transact.evaluation.efficiency.draft_in_vllm import measure_in_vllm
+    from transact.evaluation.efficiency.draft_in_vllm import check_vllm, measure_in_vllm
     from transact.evaluation.efficiency.measure import PARENT, check_folder, choose_device, measure
 
     if arguments.draft is not None and arguments.against is None:
         raise ValueError("--draft needs --against=PARENT, whose draft FOLDER is tried as")
     if arguments.vllm is not None and arguments.draft is None:
         raise ValueError("--vllm needs --draft=TEXT, whose prompts FOLDER is tried on as a draft")
+    if arguments.vllm is not None:
+        check_vllm(arguments.vllm)
     folders = {} if arguments.against is None else {PARENT: arguments.against}
     folders |= {"model": arguments.folder}
     for folder in folders.values():

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 PROPOSALS = 3  # tokens that the draft proposes at a time
@@ -25,6 +23,13 @@ COUNTERS = {
     "proposed": "vllm:spec_decode_num_draft_tokens",
     "accepted": "vllm:spec_decode_num_accepted_tokens",
 }
+
+
+def check_vllm(python: Path) -> None:
+    """Raise ValueError unless this is the interpreter of an environment with vLLM."""
+    from transact.evaluation.other_python import asked
+
+    asked("--vllm", python, Path(__file__), {"parent": None})
 
 
 def measure_in_vllm(
@@ -40,9 +45,13 @@ def measure_in_vllm(
     Raises:
         ValueError: vLLM is not there, or does not take the models; with its last words.
     """
-    question = {"parent": str(parent), "prompts": prompts, "new_tokens": new_tokens, "turns": turns, "dtype": dtype}
-    alone = _ask(python, question | {"draft": None})
-    helped = _ask(python, question | {"draft": str(draft)})
+    from transact.evaluation.other_python import asked
+
+    settings = {"prompts": prompts, "new_tokens": new_tokens, "turns": turns, "dtype": dtype}
+    question = {"parent": str(parent.absolute())} | settings
+    alone, helped = (
+        asked("--vllm", python, Path(__file__), question | {"draft": each}) for each in (None, str(draft.absolute()))
+    )
     counts = helped["counts"]
     generations = len(prompts) * (turns + 1)  # the first turn warms up, and is counted too
     forwards = generations + counts["drafts"]  # of the parent: one reads the prompt, one checks what a draft proposes
@@ -60,55 +69,34 @@ def measure_in_vllm(
     }
 
 
-def _ask(python: Path, question: Mapping[str, Any]) -> dict[str, Any]:
-    from transact.errors import one_line
-
-    with TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "question.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps(question), encoding="utf-8")
-        try:
-            command = [str(python), __file__, str(asked), str(answered)]
-            # Not this environment's packages, which PYTHONPATH may name.
-            variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables, check=False)
-        except OSError as error:
-            raise ValueError(f"--vllm={str(python)!r} cannot be run: {error.strerror}") from None
-        if done.returncode or not answered.is_file():
-            last = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()[-1]
-            raise ValueError(f"--vllm={str(python)!r}: vLLM failed: {one_line(last)}")
-        found: dict[str, Any] = json.loads(answered.read_bytes())
-    return found
-
-
-def answer(asked: Mapping[str, Any]) -> dict[str, Any]:
+def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Generate in turns, in vLLM; return the last turn's tokens, the seconds of each but the first, and all counts."""
     # On CPUs vLLM reserves most of the memory unless told how many GiB the caches of this one sequence may take.
     plain = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     os.environ |= plain | dict(os.environ) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     import vllm  # type: ignore[import-not-found]  # in an environment of its own
 
-    config = asked["draft"] and {
-        "model": asked["draft"],
-        "num_speculative_tokens": PROPOSALS,
-        "method": "draft_model",
-    }
+    if question["parent"] is None:
+        return {"version": vllm.__version__}
+    proposing = {"num_speculative_tokens": PROPOSALS, "method": "draft_model"}
+    config = question["draft"] and {"model": question["draft"]} | proposing
     model = vllm.LLM(
-        asked["parent"],
-        dtype=asked["dtype"],
+        question["parent"],
+        dtype=question["dtype"],
         max_num_seqs=1,
-        max_model_len=max(map(len, asked["prompts"])) + asked["new_tokens"] + PROPOSALS + 1,
+        max_model_len=max(map(len, question["prompts"])) + question["new_tokens"] + PROPOSALS + 1,
         trust_remote_code=True,
         disable_log_stats=False,
         speculative_config=config or None,
     )
-    settings = vllm.SamplingParams(temperature=0, max_tokens=asked["new_tokens"], ignore_eos=True, detokenize=False)
+    settings = vllm.SamplingParams(temperature=0, max_tokens=question["new_tokens"], ignore_eos=True, detokenize=False)
     seconds: list[float] = []
     tokens: list[list[int]] = []
-    for _ in range(asked["turns"] + 1):
+    for _ in range(question["turns"] + 1):
         begun = time.monotonic()
         tokens = [
             list(model.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)[0].outputs[0].token_ids)
-            for prompt in asked["prompts"]
+            for prompt in question["prompts"]
         ]
         seconds.append(time.monotonic() - begun)
     counted = {each.name: each.value for each in model.get_metrics() if each.name in COUNTERS.values()}
