@@ -129,17 +129,19 @@ def search_shapes(
 
     Args:
         measure: the loss of a shape; the lower the better, infinite or not a number: of no use.
-        evaluations: shapes to measure, at most; no round of moves is begun that would not end within them.
-        errors: from which the first allocation follows.
+        evaluations: shapes to measure, at most; no round of moves is begun that would not end within them, and of what
+            is left at the end another allocation is made.
+        errors: from which allocations follow.
     """
     losses = Losses(measure, evaluations)
     step = max(space.multiple, round(FIRST_STEP * space.start.intermediate_size / space.multiple) * space.multiple)
     losses(space.start)
-    best = min([space.start, *_allocations(space, losses, errors, step)], key=losses)
+    best = _best_allocation(space, losses, errors, space.start, step)
     while True:
         possible = list(_possible_moves(space, best, step))
         left = losses.left_after(shape for _, shape in possible)
         if left <= 0:
+            best = _best_allocation(space, losses, errors, best, step)
             return best, losses(best)
         moves = [_measured(losses, move, best, shape) for move, shape in possible]
         found = _best_exchange(space, losses, best, moves, min(left, len(possible)))
@@ -151,33 +153,32 @@ def search_shapes(
             return best, losses(best)
 
 
-def _allocations(space: ShapeSpace, losses: Losses, errors: Errors, step: int) -> list[Geometry]:
-    """Measure the start with every layer narrower in turn, and return the shapes that follow from it.
+def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: Geometry, step: int) -> Geometry:
+    """Measure a shape with every layer narrower in turn, and what follows from it; return the best of these and it.
 
-    None where that takes more shapes than may be measured; shapes that break further limits are left out.
+    It stays where that takes more shapes than may be measured. Allocations that break further limits are left out.
     """
-    narrower = [(move, shape) for move, shape in _possible_moves(space, space.start, step) if move.by < 0]
-    if losses.left_after(shape for _, shape in narrower) < len(TRUSTS):
-        return []
-    begun = losses(space.start)
+    narrower = [(move, moved) for move, moved in _possible_moves(space, shape, step) if move.by < 0]
+    if losses.left_after(moved for _, moved in narrower) < len(TRUSTS):
+        return shape
     rises: dict[str, dict[int, tuple[int, float]]] = {CHANNELS: {}, HEADS: {}}
-    for move, shape in narrower:
-        size = getattr(shape.widths()[move.layer], move.dimension)
-        rises[move.dimension][move.layer] = size, losses(shape) - begun
+    for move, moved in narrower:
+        size = getattr(moved.widths()[move.layer], move.dimension)
+        rises[move.dimension][move.layer] = size, losses(moved) - losses(shape)
     found = []
     for trust in TRUSTS:
         channels, heads = (
             expected_costs(
                 space.sizes(dimension),
                 errors[dimension],
-                [getattr(each, dimension) for each in space.start.widths()],
+                [getattr(each, dimension) for each in shape.widths()],
                 rises[dimension],
                 trust,
             )
             for dimension in (CHANNELS, HEADS)
         )
         found.append(allocate(space.start, channels, heads))
-    return [shape for shape in found if space.allows(shape)]
+    return min([shape, *filter(space.allows, found)], key=losses)
 
 
 def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[tuple[Move, Geometry]]:
