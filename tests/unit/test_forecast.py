@@ -406,9 +406,8 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
 
 def test_too_few_shapes_for_a_search_are_told() -> None:
     few = estimate("prune.shapes=layers", "prune.shape_evaluations=66")["warnings"]
-    assert any(
-        "prune.shape_evaluations=66 is too few for the search, which begins with up to 64 shapes" in line for line in few
-    )
+    words = "prune.shape_evaluations=66 is too few for the search, which begins with up to 64 shapes"
+    assert any(words in line for line in few)
     for enough in ("prune.shape_evaluations=67", "prune.shapes=layers"):
         warnings = estimate("prune.shapes=layers", enough)["warnings"]
         assert not any("shape_evaluations" in line for line in warnings)
