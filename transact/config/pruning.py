@@ -163,8 +163,8 @@ class PruneConfig:
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
     heads of its own, at the same parameters: measured, in the last round)."""
     shape_evaluations: int | None = setting(None, at_least=1, at_most=10**6)
-    """Shapes that "layers" measures on validation text, at most; three for each layer make a round of its search. null:
-    eight for each layer."""
+    """Shapes that "layers" measures on validation text, at most: two for each layer before it changes several at once,
+    then three for each layer in every round of its search. null: eight for each layer."""
     rounds: int = setting(1, at_least=1, at_most=1000)
     """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
     (benchmarks/results/quality.md)."""

@@ -147,6 +147,24 @@ def refit(weight: Tensor, gram: Tensor, transform: Tensor, ridge: Ridge) -> Tens
     return torch.linalg.solve(own, (weight.double() @ cross).T).T.float().contiguous()
 
 
+def nested_errors(weight: Tensor, gram: Tensor, order: Tensor, ridge: Ridge) -> Tensor:
+    """Return the squared error of `refit`, relative to the output, for every number of inputs: (inputs + 1,) float64.
+
+    With the inputs in their order, ``G = L L^T``, and what the first k of them cannot explain is the squared norm of
+    the columns of ``W L`` behind the first k: a single factorisation serves all numbers.
+
+    Args:
+        weight: W, (outputs, inputs).
+        gram: (inputs, inputs), not damped yet.
+        order: (inputs,) int64, of the inputs; the last of them goes first.
+        ridge: as in `refit`.
+    """
+    ordered = damped(gram[order.unsqueeze(1), order], ridge, torch.float64)
+    columns = (weight[:, order].double() @ torch.linalg.cholesky(ordered)).square().sum(dim=0)
+    errors = torch.cat([columns.flip(0).cumsum(0).flip(0), columns.new_zeros(1)])
+    return errors / errors[0].clamp_min(torch.finfo(torch.float64).tiny)
+
+
 Sums = tuple[Tensor, Tensor]  # of `corrected`, over one half of the text
 # Strengths that `corrected` tries, in units of the damping. A correction of what earlier layers have lost is mostly
 # noise: each fit adds (inputs / tokens) of the loss to other text, and the next layer carries it on.

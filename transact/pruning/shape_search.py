@@ -1,4 +1,7 @@
-"""Search widths for every layer by measuring: single moves of one layer, and exchanges of the most useful ones.
+"""Search widths for every layer by measuring: an allocation, then single moves of one layer and exchanges of them.
+
+Every layer in turn is made narrower and measured. From that and from the errors of its refit follows what each width
+would cost; the exact allocation of these costs is measured, and where it is better the search goes on from it.
 
 A move makes one layer's MLP a step wider or narrower, or gives it a key-value head more or less. All of them are
 measured from the best shape so far. An exchange then takes from the layers that miss it least and gives to those that
@@ -9,13 +12,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+
+from torch import Tensor
 
 from transact.geometry import Geometry
+from transact.pruning.allocation import allocate, expected_costs
 
 CHANNELS, HEADS = "intermediate_size", "num_key_value_heads"
+# Dimension -> of each layer the relative error of its refit for every size, (largest + 1,), as `nested_errors`.
+Errors = Mapping[str, Sequence[Tensor]]
 FIRST_STEP = 1 / 5  # of the MLP's width at the start
+TRUSTS = (0.7, 0.5)  # in what was measured of a single layer: allocations that are tried
+ALLOCATED_WIDTHS = 256  # of a layer, at most, of which an allocation chooses
 DIMINISHING = 2.0  # of a layer's moves in one exchange the next is expected to gain so much less, or to cost more
 PATIENCE = 2  # exchanges of growing length in a row that bring nothing, after which longer ones are not tried
 
@@ -53,11 +64,22 @@ class ShapeSpace:
             after -= after % multiple
         if after < multiple or after == before:
             return None
-        row = after * shape.queries_per_key_value_head * shape.head_dim
-        if dimension == HEADS and after < most and row % self.row:
+        if dimension == HEADS and after < most and self._row(shape, after) % self.row:
             return None
         widths[layer] = replace(widths[layer], **{dimension: after})
         return shape.with_layers(widths)
+
+    def sizes(self, dimension: str) -> list[int]:
+        """Return what an allocation may give a layer: numbers of heads, or widths, of very wide layers not all."""
+        most = getattr(self.largest, dimension)
+        if dimension == HEADS:
+            return [each for each in range(1, most + 1) if each == most or not self._row(self.start, each) % self.row]
+        step = self.multiple * math.ceil(most / (self.multiple * ALLOCATED_WIDTHS))
+        return list(range(step, most + 1, step))
+
+    @staticmethod
+    def _row(shape: Geometry, heads: int) -> int:
+        return heads * shape.queries_per_key_value_head * shape.head_dim
 
     def filled(self, shape: Geometry, layer: int) -> Geometry:
         """Return a shape with one layer's MLP widened, by as many multiples as are allowed."""
@@ -82,48 +104,81 @@ class Move:
     gain: float
 
 
-def search_shapes(space: ShapeSpace, measure: Callable[[Geometry], float], evaluations: int) -> tuple[Geometry, float]:
+class Losses:
+    """Measured losses of shapes: each is measured once, also where moves of other steps meet it again."""
+
+    def __init__(self, measure: Callable[[Geometry], float], evaluations: int) -> None:
+        self._measure, self._evaluations = measure, evaluations
+        self._found: dict[Geometry, float] = {}
+
+    def __call__(self, shape: Geometry) -> float:
+        if shape not in self._found:
+            loss = self._measure(shape)
+            self._found[shape] = math.inf if math.isnan(loss) else loss
+        return self._found[shape]
+
+    def left_after(self, shapes: Iterable[Geometry] = ()) -> int:
+        """Return how many more may be measured after these; below zero these are too many."""
+        return self._evaluations - len(self._found.keys() | set(shapes))
+
+
+def search_shapes(
+    space: ShapeSpace, measure: Callable[[Geometry], float], evaluations: int, errors: Errors
+) -> tuple[Geometry, float]:
     """Return the best shape that was measured, and its loss.
 
     Args:
         measure: the loss of a shape; the lower the better, infinite or not a number: of no use.
-        evaluations: shapes to measure, at most; no round of moves is begun that would not end within them.
+        evaluations: shapes to measure, at most; no round of moves is begun that would not end within them, and of what
+            is left at the end another allocation is made.
+        errors: from which allocations follow.
     """
-    measure = _remembering(measure)
-    best, least = space.start, _loss(measure, space.start)
-    left = evaluations - 1
+    losses = Losses(measure, evaluations)
     step = max(space.multiple, round(FIRST_STEP * space.start.intermediate_size / space.multiple) * space.multiple)
+    losses(space.start)
+    best = _best_allocation(space, losses, errors, space.start, step)
     while True:
         possible = list(_possible_moves(space, best, step))
-        if left <= len(possible):
-            return best, least
-        left -= len(possible)
-        moves = [_measured(measure, move, least, best, shape) for move, shape in possible]
-        found, loss, tried = _best_exchange(space, measure, best, moves, min(left, len(possible)))
-        left -= tried
-        if found is not None and loss < least:
-            best, least = found, loss
+        left = losses.left_after(shape for _, shape in possible)
+        if left <= 0:
+            best = _best_allocation(space, losses, errors, best, step)
+            return best, losses(best)
+        moves = [_measured(losses, move, best, shape) for move, shape in possible]
+        found = _best_exchange(space, losses, best, moves, min(left, len(possible)))
+        if found is not None and losses(found) < losses(best):
+            best = found
         elif step > space.multiple:
             step = max(space.multiple, step // 2 // space.multiple * space.multiple)
         else:
-            return best, least
+            return best, losses(best)
 
 
-def _remembering(measure: Callable[[Geometry], float]) -> Callable[[Geometry], float]:
-    """Return a function that measures each shape once: rounds of moves with other steps meet the same shapes again."""
-    found: dict[Geometry, float] = {}
+def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: Geometry, step: int) -> Geometry:
+    """Measure a shape with every layer narrower in turn, and what follows from it; return the best of these and it.
 
-    def remembered(shape: Geometry) -> float:
-        if shape not in found:
-            found[shape] = measure(shape)
-        return found[shape]
-
-    return remembered
-
-
-def _loss(measure: Callable[[Geometry], float], shape: Geometry) -> float:
-    loss = measure(shape)
-    return math.inf if math.isnan(loss) else loss
+    It stays where that takes more shapes than may be measured. Allocations that break further limits are left out.
+    """
+    narrower = [(move, moved) for move, moved in _possible_moves(space, shape, step) if move.by < 0]
+    if losses.left_after(moved for _, moved in narrower) < len(TRUSTS):
+        return shape
+    rises: dict[str, dict[int, tuple[int, float]]] = {CHANNELS: {}, HEADS: {}}
+    for move, moved in narrower:
+        size = getattr(moved.widths()[move.layer], move.dimension)
+        rises[move.dimension][move.layer] = size, losses(moved) - losses(shape)
+    found = []
+    for trust in TRUSTS:
+        channels, heads = (
+            expected_costs(
+                space.sizes(dimension),
+                errors[dimension],
+                [getattr(each, dimension) for each in shape.widths()],
+                rises[dimension],
+                trust,
+            )
+            for dimension in (CHANNELS, HEADS)
+        )
+        found.append(allocate(space.start, channels, heads))
+    return min([shape, *filter(space.allows, found)], key=losses)
 
 
 def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[tuple[Move, Geometry]]:
@@ -140,26 +195,23 @@ def _possible_moves(space: ShapeSpace, shape: Geometry, step: int) -> Iterator[t
                     yield Move(layer=layer, dimension=dimension, by=by, gain=0.0), moved
 
 
-def _measured(
-    measure: Callable[[Geometry], float], move: Move, before: float, shape: Geometry, moved: Geometry
-) -> Move:
+def _measured(losses: Losses, move: Move, shape: Geometry, moved: Geometry) -> Move:
     size = abs(moved.parameters() - shape.parameters())
-    return replace(move, gain=(before - _loss(measure, moved)) / size)
+    return replace(move, gain=(losses(shape) - losses(moved)) / size)
 
 
 def _best_exchange(
-    space: ShapeSpace, measure: Callable[[Geometry], float], shape: Geometry, moves: Sequence[Move], most: int
-) -> tuple[Geometry | None, float, int]:
-    """Return the best of the exchanges of growing length, its loss, and how many were measured, at most `most`."""
-    found, least, tried, in_vain = None, math.inf, 0, 0
-    for exchanged in _of_growing_length(exchanges(space, shape, moves)):
-        if tried == most or in_vain == PATIENCE:
+    space: ShapeSpace, losses: Losses, shape: Geometry, moves: Sequence[Move], most: int
+) -> Geometry | None:
+    """Return the best of the exchanges of growing length, of which at most `most` are measured."""
+    found, in_vain = None, 0
+    for exchanged in islice(_of_growing_length(exchanges(space, shape, moves)), most):
+        if in_vain == PATIENCE:
             break
-        loss, tried = _loss(measure, exchanged), tried + 1
-        in_vain = 0 if loss < least else in_vain + 1
-        if loss < least:
-            found, least = exchanged, loss
-    return found, least, tried
+        is_better = losses(exchanged) < (math.inf if found is None else losses(found))
+        in_vain = 0 if is_better else in_vain + 1
+        found = exchanged if is_better else found
+    return found
 
 
 def _of_growing_length(steps: Iterator[Geometry]) -> Iterator[Geometry]:

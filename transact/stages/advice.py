@@ -11,7 +11,8 @@ from transact.rounds import Outline, Round, shape_evaluations, tokens_per_batch
 
 TOKENS_PER_CHANNEL = 10  # of calibration text; on SmolLM2-135M 5 cost twice the perplexity of 10, and 20 gained 4 %
 FEW_STEPS = 10  # of recovery in a round
-MOVES_OF_A_LAYER = 3  # in a round of the search
+NARROWED_OF_A_LAYER = 2  # shapes that a search measures before it changes several layers at once
+ALLOCATIONS = 2  # that follow from them
 
 
 def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
@@ -25,12 +26,12 @@ def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
 
 
 def _shapes_warning(config: PruneConfig, parent: Geometry) -> str | None:
-    moves = MOVES_OF_A_LAYER * parent.num_layers
-    if config.shapes == "uniform" or shape_evaluations(config, parent) > moves + 1:
+    narrowed = NARROWED_OF_A_LAYER * parent.num_layers
+    if config.shapes == "uniform" or shape_evaluations(config, parent) > narrowed + ALLOCATIONS:
         return None
     return (
-        f"prune.shape_evaluations={config.shape_evaluations} is too few for a round of the search, of up to {moves:,} "
-        "shapes: layers may stay alike"
+        f"prune.shape_evaluations={config.shape_evaluations} is too few for the search, which begins with up to "
+        f"{narrowed:,} shapes that differ in one layer: layers may stay alike"
     )
 
 

@@ -13,9 +13,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from transact.models.narrowing import Narrow, narrowing
 from transact.models.tensor_files import ModelReader
 from transact.pruning.criteria import Criteria, Evidence
 from transact.pruning.greedy_obs import block_order
-from transact.pruning.refit import LayerGram, Ridge, refit
+from transact.pruning.refit import LayerGram, Ridge, nested_errors, refit
 from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
 from transact.pruning.slicing import cut_attention
@@ -47,6 +48,7 @@ from transact.stages.select import collect_evidence, decide, greedy_channels, me
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
 
+Channels = Callable[[int, int], Tensor]  # from a layer and a width to the channels that stay, (width,) ascending
 ELIMINATED_WIDTHS = 64  # of an MLP whose channels are chosen by elimination, at most
 
 
@@ -61,15 +63,18 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
     space = _space(job, round_, whole)
     evaluations = shape_evaluations(config.prune, job.outline.parent)
     teachings = _teachings(job, texts, parent)
-    orders = _head_orders(job, source, files.grams)
     evidence = collect_evidence(job, source, files.statistics)
+    channels = _channels(job, source, files.grams, space, evidence)
+    leaving = _leaving(job, source, files.grams, space, channels)
+    orders = [each.heads for each in leaving]
+    errors = {dimension: [each.errors[dimension] for each in leaving] for dimension in (CHANNELS, HEADS)}
     base = replace(whole, head_dim=space.start.head_dim)
     selection = decide(config.prune, evidence, base, None, parent=job.outline.parent, asked=round_.asked)
     trial = files.trial(0) if base != whole else source
     if base != whole:
         slice_in_parallel(job, source, selection, trial, files.grams)
         job.check_seen("the model that shapes are measured on", trial)
-    fits = Fits(job, source, files.grams, selection, orders, _channels(job, source, files.grams, space, evidence))
+    fits = Fits(job, source, files.grams, selection, orders, channels)
     log = ShapeLog(job, files.shape_log, space.start, [source, files.statistics, files.grams])
     with (
         open_engine(trial, config.engine, job.group) as engine,
@@ -86,7 +91,7 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
             bar.advance(1, divergence=loss)
             return loss
 
-        chosen, least = search_shapes(space, measure, evaluations)
+        chosen, least = search_shapes(space, measure, evaluations, errors)
     begun = log.known(space.start)
     job.say(f"shapes: divergence {begun:.4f} -> {least:.4f} nats per token, {log.count} shapes measured")
     if job.group.is_main:
@@ -152,19 +157,45 @@ def _divergence(job: Job, texts: Texts, engine: Engine, teachings: list[Teaching
     return mean_loss(engine, texts.train, positions, micro_batch, job.group, teachings=teachings)
 
 
-def _head_orders(job: Job, source: Path, grams: Path) -> list[list[int]]:
-    """Return of every layer the key-value heads in the order in which they go; ranks share the layers (collective)."""
-    geometry, found = geometry_of(source), {}
+class Leaving(NamedTuple):
+    """In which order a layer's heads go, and the errors of its refits, on the CPU.
+
+    Attributes:
+        heads: key-value heads, the first to go first.
+        errors: dimension -> error by how much stays, as `nested_errors`.
+    """
+
+    heads: list[int]
+    errors: dict[str, Tensor]
+
+
+def _leaving(job: Job, source: Path, grams: Path, space: ShapeSpace, channels: Channels) -> list[Leaving]:
+    """Return how each layer's heads and channels go; ranks share the layers (collective)."""
+    geometry, ridge, found = geometry_of(source), Ridge.of(job.config.prune.method), {}
+    size = geometry.queries_per_key_value_head * geometry.head_dim
     job.check_seen("the folder of Gram matrices", grams)
     with ModelReader(source) as reader:
         for layer in job.group.turns(geometry.num_layers):
             if layer is not None:
                 weights, gram = _layer(reader, layer, job.group.device), read_gram(grams, layer, job.group.device)
-                size = geometry.queries_per_key_value_head * geometry.head_dim
-                ridge = Ridge.of(job.config.prune.method)
-                found[layer] = block_order(weights.output, gram.attention_output, size, ridge)
+                heads = block_order(weights.output, gram.attention_output, size, ridge)
+                inputs = (torch.tensor(heads[::-1]).unsqueeze(1) * size + torch.arange(size)).flatten()
+                by_input = nested_errors(weights.output, gram.attention_output, inputs.to(job.group.device), ridge)
+                order = _channel_order(space, partial(channels, layer)).to(job.group.device)
+                by_channel = nested_errors(weights.down, gram.intermediate, order, ridge)
+                found[layer] = Leaving(heads, {CHANNELS: by_channel.cpu(), HEADS: by_input[::size].cpu()})
             job.group.turn()
-    return [order for _, order in sorted(merged(job, found).items())]
+    return [each for _, each in sorted(merged(job, found).items())]
+
+
+def _channel_order(space: ShapeSpace, channels: Callable[[int], Tensor]) -> Tensor:
+    """Return a layer's channels so that those that stay at a width come before the others, as near as widths are."""
+    most = space.largest.intermediate_size
+    stays = torch.zeros(most, dtype=torch.int64)
+    for width in space.sizes(CHANNELS):
+        if width < most:
+            stays[channels(width)] += 1
+    return stays.argsort(descending=True, stable=True)
 
 
 def _layer(reader: ModelReader, layer: int, device: torch.device) -> LayerWeights:
@@ -174,10 +205,8 @@ def _layer(reader: ModelReader, layer: int, device: torch.device) -> LayerWeight
     return weights
 
 
-def _channels(
-    job: Job, source: Path, grams: Path, space: ShapeSpace, evidence: Evidence
-) -> Callable[[int, int], Tensor]:
-    """Return a function from a layer and a width to the channels that stay, (width,) ascending (collective)."""
+def _channels(job: Job, source: Path, grams: Path, space: ShapeSpace, evidence: Evidence) -> Channels:
+    """Return how the channels follow from layer and width (collective)."""
     widths = range(space.multiple, space.largest.intermediate_size, space.multiple)
     paths = greedy_channels(job, source, grams, widths)
     if paths is not None:
@@ -200,14 +229,13 @@ class Fits:
         grams: Path,
         selection: Selection,
         orders: list[list[int]],
-        channels: Callable[[int, int], Tensor],
+        channels: Channels,
     ) -> None:
         """Take what the weights follow from.
 
         Args:
             selection: the cut of attention that all shapes share.
             orders: in which a layer's key-value heads go.
-            channels: from layer and width to those that stay.
         """
         self._job, self._source, self._grams, self._selection = job, source, grams, selection
         self._orders, self._channels = orders, channels

@@ -67,7 +67,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
 def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     """Return the FLOPs of a search for shapes: what it measures is about as large as the model that it begins with.
 
-    Every shape is a forward over the validation text and two fits, or one.
+    Every shape is a forward over the validation text and two fits: a move is one, an allocation or an exchange many.
     """
     validated = config.recover.validation_sequences * config.data.sequence_length
     output = 2 * before.hidden_size * before.vocab_size  # the parent's logits are made each time
@@ -77,6 +77,7 @@ def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float
     begun = (
         _elimination_flops(config, before, [smallest])
         + 2 * _refit_flops(config, before, after)
+        + _nested_errors_flops(before)
         + validated * before.flops_per_token(config.data.sequence_length)
     )
     return begun + shape_evaluations(config.prune, before) * (forward + num_ranks(config) * fit)
@@ -152,6 +153,12 @@ def _refit_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
     flops = 0.0
     for whole, kept in _projections(before, after):
         flops += kept**3 + 2 * whole * before.hidden_size * kept + 2 * kept**2 * before.hidden_size
+    return REFIT_WEIGHT * before.num_layers * flops
+
+
+def _nested_errors_flops(before: Geometry) -> float:
+    """Return the FLOPs of the errors of all widths: a Cholesky factorisation, and its product with the weights."""
+    flops = sum(inputs**3 / 3 + 2 * before.hidden_size * inputs**2 for inputs, _ in _projections(before, before))
     return REFIT_WEIGHT * before.num_layers * flops
 
 

@@ -8,7 +8,17 @@ import torch
 from tests.support.apart import anonymous_growth
 from tests.support.least_squares import Rows, cross_validated, pulled, squared_error
 from transact.pruning import refit as module
-from transact.pruning.refit import Ridge, add_gram, add_product, complete_gram, corrected, damped, damping, refit
+from transact.pruning.refit import (
+    Ridge,
+    add_gram,
+    add_product,
+    complete_gram,
+    corrected,
+    damped,
+    damping,
+    nested_errors,
+    refit,
+)
 
 
 def gram(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -193,3 +203,18 @@ def test_degenerate_input_stays_finite_and_no_worse_than_the_plain_cut(x: torch.
     target = x @ weight.T
     plain = (target - x[:, kept] @ weight[:, kept].T).square().sum()
     assert (target - x[:, kept] @ fitted.T).square().sum() <= plain * (1 + 1e-6) + 1e-20
+
+
+def test_errors_of_all_widths_are_what_the_refit_of_each_leaves() -> None:
+    x, ridge = correlated(40, 9), Ridge(share=0.01)
+    weight = torch.randn(5, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    order = torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5])
+    errors, whole = nested_errors(weight, gram(x), order, ridge), damped(gram(x), ridge)
+    assert errors[0] == 1 and errors[-1] == 0 and (errors.diff() <= 0).all()
+    for count in range(1, 9):
+        kept = order[:count].sort().values
+        left = weight.clone()
+        left[:, kept] -= refit(weight, gram(x), kept, ridge).double()
+        error = (left @ whole * left).sum() / (weight @ whole * weight).sum()
+        assert errors[count] == pytest.approx(float(error), rel=1e-5)
+    assert nested_errors(torch.zeros(5, 9), gram(x), order, ridge).tolist() == [0.0] * 10

@@ -6,9 +6,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from transact.geometry import Geometry, Widths
-from transact.pruning.shape_search import CHANNELS, HEADS, Move, ShapeSpace, exchanges, search_shapes
+from transact.pruning.shape_search import CHANNELS, HEADS, TRUSTS, Move, ShapeSpace, exchanges, search_shapes
 
 LAYERS = 6
 LARGEST = Geometry(
@@ -42,6 +43,18 @@ def known_loss(shape: Geometry) -> float:
     return channels + heads
 
 
+def errors_of(largest: Geometry) -> dict[str, list[torch.Tensor]]:
+    """Errors whose squares grow as the known losses do."""
+    most = {dimension: getattr(largest, dimension) for dimension in (CHANNELS, HEADS)}
+    return {
+        dimension: [(1 / torch.arange(size + 1).clamp_min(0.5) - 1 / size).sqrt()] * LAYERS
+        for dimension, size in most.items()
+    }
+
+
+ERRORS = errors_of(LARGEST)
+
+
 def least_of_all() -> float:
     """The exact optimum, by dynamic programming over layers and parameters."""
     budget = START.parameters() - (START.parameters() - START.transitional_parameters())
@@ -65,7 +78,7 @@ def test_it_comes_near_the_exact_optimum_within_what_is_allowed() -> None:
         measured.append(shape)
         return known_loss(shape)
 
-    found, loss = search_shapes(SPACE, measure, evaluations=400)
+    found, loss = search_shapes(SPACE, measure, 400, ERRORS)
     assert loss == known_loss(found) == min(known_loss(each) for each in measured if SPACE.allows(each))
     assert found.parameters() <= START.parameters()
     assert found.kv_bytes_per_token() <= START.kv_bytes_per_token()
@@ -74,11 +87,61 @@ def test_it_comes_near_the_exact_optimum_within_what_is_allowed() -> None:
     assert len(measured) <= 400
 
 
+FIRST = 1 + 2 * LAYERS  # the start, and of each layer a narrower MLP and a head less
+
+
+def changed_layers(shape: Geometry) -> int:
+    return sum(one != other for one, other in zip(shape.widths(), START.widths(), strict=True))
+
+
+def test_it_goes_on_from_the_allocation_where_that_is_better() -> None:
+    measured: list[Geometry] = []
+
+    def measure(shape: Geometry) -> float:
+        measured.append(shape)
+        return known_loss(shape)
+
+    found, loss = search_shapes(SPACE, measure, FIRST + len(TRUSTS), ERRORS)
+    assert [changed_layers(each) for each in measured[:FIRST]] == [0] + [1] * (FIRST - 1)
+    assert found in measured[FIRST:] and changed_layers(found) > 2
+    assert known_loss(START) - loss > 0.6 * (known_loss(START) - least_of_all())
+    search_shapes(SPACE, measure, 100, ERRORS)
+    after = measured[2 * FIRST + 2 * len(TRUSTS) :]
+    assert all(sum(a != b for a, b in zip(each.widths(), found.widths(), strict=True)) == 1 for each in after[:10])
+
+
+def test_where_allocations_are_no_better_it_goes_on_from_the_start() -> None:
+    measured: list[Geometry] = []
+
+    def measure(shape: Geometry) -> float:
+        measured.append(shape)
+        return known_loss(shape) + (100 if changed_layers(shape) > 1 else 0)
+
+    assert search_shapes(SPACE, measure, FIRST + len(TRUSTS), ERRORS) == (START, known_loss(START))
+    assert changed_layers(measured[-1]) > 1
+    measured.clear()
+    search_shapes(SPACE, measure, 60, ERRORS)
+    assert [changed_layers(each) for each in measured[FIRST + len(TRUSTS) :][:LAYERS]] == [1] * LAYERS  # wider
+    assert len(set(measured)) == len(measured)
+
+
+def test_an_allocation_that_breaks_a_further_limit_is_not_measured() -> None:
+    measured: list[Geometry] = []
+
+    def measure(shape: Geometry) -> float:
+        measured.append(shape)
+        return known_loss(shape)
+
+    space = replace(SPACE, meets=lambda shape: changed_layers(shape) < 2)
+    assert search_shapes(space, measure, FIRST + len(TRUSTS), ERRORS) == (START, known_loss(START))
+    assert len(measured) == FIRST
+
+
 def test_the_same_measures_give_the_same_shapes() -> None:
-    assert search_shapes(SPACE, known_loss, 200) == search_shapes(SPACE, known_loss, 200)
+    assert search_shapes(SPACE, known_loss, 200, ERRORS) == search_shapes(SPACE, known_loss, 200, ERRORS)
 
 
-@pytest.mark.parametrize("evaluations", [1, 10, 17, 40])
+@pytest.mark.parametrize("evaluations", [1, 10, 14, 15, 40])
 def test_no_more_is_measured_than_asked_for(evaluations: int) -> None:
     count = 0
 
@@ -87,14 +150,21 @@ def test_no_more_is_measured_than_asked_for(evaluations: int) -> None:
         count += 1
         return known_loss(shape)
 
-    found, loss = search_shapes(SPACE, measure, evaluations)
+    found, loss = search_shapes(SPACE, measure, evaluations, ERRORS)
     assert count <= evaluations and loss <= known_loss(START)
-    assert (found == START) == (evaluations < 18)  # a round has 6 wider, 6 narrower and 6 with a head less
+    assert (found == START) == (evaluations < FIRST + len(TRUSTS))
 
 
 def test_what_is_not_a_number_is_never_chosen() -> None:
-    found, loss = search_shapes(SPACE, lambda shape: known_loss(shape) if shape == START else float("nan"), 100)
+    found, loss = search_shapes(SPACE, lambda shape: known_loss(shape) if shape == START else float("nan"), 100, ERRORS)
     assert (found, loss) == (START, known_loss(START))
+
+
+def test_an_allocation_chooses_among_multiples_and_whole_rows() -> None:
+    assert SPACE.sizes(CHANNELS) == list(range(8, 97, 8)) and SPACE.sizes(HEADS) == [1, 2, 3]
+    wide = replace(SPACE, largest=replace(LARGEST, intermediate_size=8 * 700))
+    assert wide.sizes(CHANNELS) == list(range(24, 5600, 24))
+    assert replace(SPACE, row=32).sizes(HEADS) == [2, 3]  # two heads of 8 share a key-value head
 
 
 def test_moves_keep_to_multiples_and_bounds() -> None:
@@ -137,5 +207,5 @@ def test_heads_go_as_many_at_a_time_as_the_rows_take() -> None:
         measured.extend(each.num_key_value_heads for each in shape.widths())
         return known_loss(shape)
 
-    search_shapes(space, measure, 60)
+    search_shapes(space, measure, 60, errors_of(largest))
     assert set(measured) == {3, 6}
