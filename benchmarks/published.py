@@ -24,6 +24,7 @@ from benchmarks.gpu_table import gpu_markdown, gpu_results
 from benchmarks.memory_model import case_of, estimated, is_stale, memory_markdown
 from benchmarks.quality_methods import BASELINES
 from benchmarks.quality_table import quality_table
+from benchmarks.quantized import quantized_markdown
 from benchmarks.real_model_table import real_model_markdown, real_model_summary
 from benchmarks.throughput import shortfalls_of_throughput, throughput_markdown
 from benchmarks.workload import REPOSITORY, RESULTS
@@ -36,6 +37,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "efficiency_breakdown": ("efficiency.json", breakdown_markdown),
     "memory": ("memory.json", memory_markdown),
     "gguf_files": ("gguf_files.json", gguf_markdown),
+    "quantized": ("quantized.json", quantized_markdown),
     "real_model": ("real_model.json", real_model_markdown),
     "real_model_summary": ("real_model.json", real_model_summary),
 }
