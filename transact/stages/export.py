@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from transact.engine.engine import open_engine
+from transact.engine.free_memory import free_bytes
+from transact.engine.gram_memory import GIB
 from transact.engine.memory import CHECKED_TOKENS
+from transact.errors import Failure
 from transact.export.executorch import cached_tokens, executorch_logits, write_executorch
 from transact.export.folder import write_export
 from transact.export.gguf import possible_gguf_types, write_gguf
@@ -25,6 +28,7 @@ from transact.stages.texts import Texts
 
 CHECKED_SEQUENCES = 2
 CHECKED_LENGTH = CHECKED_TOKENS // CHECKED_SEQUENCES
+LOWERED_COPIES = 6  # of the weights in float32, while a file for ExecuTorch is written; measured: 5.3 of 135 million
 CHECKED_STEPS = 64  # tokens that ExecuTorch computes, half of them one by one
 TOLERANCE = 1e-3  # of the logits' root mean square, in float32: rounding is a hundredth of it, TF32 some times as much
 
@@ -140,10 +144,21 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
         )
 
 
+def check_memory(folder: Path) -> None:
+    """Raise Failure unless the machine has the memory to write a model's file for ExecuTorch."""
+    needed, free = LOWERED_COPIES * 4 * geometry_of(folder).parameters(), free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise Failure(
+            f"export.executorch needs about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; the "
+            f"export is complete in {str(folder)!r}, and the same command goes on where there is more"
+        )
+
+
 def export_executorch(job: Job, texts: Texts, folder: Path, output: Path) -> None:
     """Write the file for ExecuTorch, published once its logits are those of the folder; rank 0 alone (collective).
 
     Raises:
+        Failure: the machine has not the memory.
         RuntimeError: ExecuTorch gives other logits than transformers; nothing is published.
     """
     backend, context = job.config.export.executorch, cached_tokens(job.config.export, read_json(folder / "config.json"))
@@ -151,6 +166,7 @@ def export_executorch(job: Job, texts: Texts, folder: Path, output: Path) -> Non
     prompt = length // 2
 
     def write() -> float:
+        check_memory(folder)
         with job.progress("executorch", 2, unit="steps") as bar:
             write_executorch(folder, temporary, backend, context)
             bar.advance(1, next="logits of ExecuTorch")

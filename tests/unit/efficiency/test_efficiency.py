@@ -250,9 +250,7 @@ def test_the_command_tries_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*asked, "--against", str(DEMO_PARENT)]) == 0
     assert "as a draft of its parent: 100% of its proposals accepted" in capsys.readouterr().out
     vllm = [*asked, "--against", str(DEMO_PARENT), "--vllm"]
-    assert (
-        main([*vllm, "/nowhere"]) == 2 and "is no Python that can be run" in capsys.readouterr().err
-    )
+    assert main([*vllm, "/nowhere"]) == 2 and "is no Python that can be run" in capsys.readouterr().err
     assert main([*vllm, sys.executable]) == 2
     said = capsys.readouterr().err
     assert "cannot be used" in said and "ModuleNotFoundError: No module named 'vllm'" in said

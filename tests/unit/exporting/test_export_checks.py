@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.tiny import write_model
+from transact.errors import Failure
 from transact.files import write_json
-from transact.stages.export import TOLERANCE, check_difference, export_dtype, logit_difference
+from transact.stages.export import TOLERANCE, check_difference, check_memory, export_dtype, logit_difference
 
 
 @pytest.mark.parametrize("difference", [2 * TOLERANCE, math.inf, math.nan])
@@ -65,3 +67,11 @@ def test_logits_that_are_all_zero_equal_themselves_only() -> None:
 def test_the_parents_dtype_is_kept(asked: str, stored: dict[str, str], given: str, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", stored)
     assert export_dtype(asked, tmp_path) == given
+
+
+def test_a_file_for_executorch_is_not_begun_without_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(tmp_path / "model")
+    check_memory(folder)
+    monkeypatch.setattr("transact.stages.export.free_bytes", lambda device: 1000)
+    with pytest.raises(Failure, match=r"export\.executorch needs about .* the export is complete in"):
+        check_memory(folder)

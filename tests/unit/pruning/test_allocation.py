@@ -92,7 +92,7 @@ def test_where_nothing_fits_it_says_so() -> None:
 
 
 def test_a_large_model_takes_seconds() -> None:
-    """80 layers of 28,672 channels in 112 widths each, 8 key-value heads: 0.2 seconds on a busy core."""
+    """80 layers of 28,672 channels in 112 widths each, 8 key-value heads: under a second on a busy core."""
     start = replace(START, num_layers=80, num_attention_heads=64, num_key_value_heads=8, intermediate_size=14_336)
     draw = random.Random(0)
     channels = [{width: draw.random() / width for width in range(256, 28_673, 256)} for _ in range(80)]
