@@ -80,7 +80,7 @@ def measure_latencies(
         }
         narrow_heads = {dim: beside(made(LAYERS, head_dim=dim)) for dim in _steps(geometry.head_dim, 2)}
     phases = {
-        phase: _phase(
+        phase: phase_curves(
             geometry,
             MILLISECONDS * median(seconds[phase]),
             half[phase],
@@ -138,7 +138,7 @@ def _steps(size: int, multiple: int) -> list[int]:
     return sorted({max(1, round(size * part / STEPS / multiple)) * multiple for part in range(1, STEPS)} - {size})
 
 
-def _phase(
+def phase_curves(
     geometry: Geometry, whole: float, half: float, mlps: Mapping[int, float], heads: Mapping[int, float]
 ) -> dict[str, Any]:
     """Return one phase of the table.
