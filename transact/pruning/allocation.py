@@ -86,8 +86,8 @@ def allocate(start: Geometry, channels: Sequence[Costs], heads: Sequence[Costs])
             least, total = cost, count
     if least == math.inf:
         raise ValueError("no shape of these widths takes as little")
-    counts = _chosen(of_heads, heads, 1, total)
-    widths = _chosen(of_channels, channels, step, (room - total * per_head) // (per_channel * step))
+    counts = _chosen(of_heads, 1, total)
+    widths = _chosen(of_channels, step, (room - total * per_head) // (per_channel * step))
     return start.with_layers(
         [Widths(num_key_value_heads=h, intermediate_size=w) for h, w in zip(counts, widths, strict=True)]
     )
@@ -117,7 +117,7 @@ def _least_costs(options: Sequence[Costs], step: int, most: int) -> tuple[Tensor
     return least, chosen
 
 
-def _chosen(table: tuple[Tensor, list[Tensor]], options: Sequence[Costs], step: int, total: int) -> list[int]:
+def _chosen(table: tuple[Tensor, list[Tensor]], step: int, total: int) -> list[int]:
     """Walk back through the layers from so many steps in all, and return what each layer has."""
     sizes = []
     for picked in reversed(table[1]):

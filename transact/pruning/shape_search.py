@@ -125,7 +125,7 @@ class Losses:
 def search_shapes(
     space: ShapeSpace, measure: Callable[[Geometry], float], evaluations: int, errors: Errors
 ) -> tuple[Geometry, float]:
-    """Return the best shape that was measured, and its loss.
+    """Return the shape that the search ends with, and its loss, which is never above that of the start.
 
     Args:
         measure: the loss of a shape; the lower the better, infinite or not a number: of no use.
@@ -154,7 +154,7 @@ def search_shapes(
 
 
 def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: Geometry, step: int) -> Geometry:
-    """Measure a shape with every layer narrower in turn, and what follows from it; return the best of these and it.
+    """Measure a shape with every layer narrower in turn; return the best of it and of the allocations that follow.
 
     It stays where that takes more shapes than may be measured. Allocations that break further limits are left out.
     """

@@ -218,3 +218,15 @@ def test_errors_of_all_widths_are_what_the_refit_of_each_leaves() -> None:
         error = (left @ whole * left).sum() / (weight @ whole * weight).sum()
         assert errors[count] == pytest.approx(float(error), rel=1e-5)
     assert nested_errors(torch.zeros(5, 9), gram(x), order, ridge).tolist() == [0.0] * 10
+
+
+def test_errors_beside_channels_whose_sums_drown_the_others_in_rounding() -> None:
+    """Six channels that fire together at one token: in float32 not positive definite with the median's damping."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.02 * torch.randn(1024, 256, generator=generator)
+    x[0, :6] += 6000 * torch.rand(6, generator=generator)
+    sums, ridge = gram(x).float(), Ridge(share=1e-4, unit="median")
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(damped(sums, ridge, torch.float64))
+    errors = nested_errors(torch.randn(8, 256, generator=generator), sums, torch.arange(256).flip(0), ridge)
+    assert errors[0] == 1 and errors[-1] == 0 and (errors.diff() <= 0).all()
