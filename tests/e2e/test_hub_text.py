@@ -31,7 +31,7 @@ READ = """
 import json, sys
 from transact.config.inputs import TextConfig
 from transact.data.text import check_hub_text, hub_documents
-from transact.data.local_files import LeftOut
+from transact.data.rows import LeftOut
 for asked in json.loads(sys.argv[1]):
     text, left_out = TextConfig(source="hub", hub_id="ours/parquet") , LeftOut()
     for name, value in asked.items():

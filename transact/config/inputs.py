@@ -72,11 +72,12 @@ STDLIB_PARTS = ("train", "heldout")
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig:
-    """The source of a text: local txt, md, jsonl and parquet files, a hub dataset, or this Python's library."""
+    """The source of a text: local files, a hub dataset, or this Python's library."""
 
     source: str = setting(choices=TEXT_SOURCES)
-    """"files" (txt, md, jsonl, parquet), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of
-    the Python that runs)."""
+    """"files" (txt, md, jsonl, json with an object a line, csv, each also with .gz, .bz2, .xz or .zst; parquet; arrow,
+    as `save_to_disk` writes it), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of the
+    Python that runs)."""
     files: list[str] = setting(factory=list, longest=LONGEST_PATH)
     """With source "files": paths or glob patterns."""
     hub_id: str | None = setting(None, pattern=r"[\w.-]+(/[\w.-]+)?", words="owner/name")
@@ -88,7 +89,7 @@ class TextConfig:
     split: str = setting("train")
     """The split of that dataset."""
     text_field: str = setting("text")
-    """The field that holds the text, of jsonl and parquet files and of hub datasets."""
+    """The field that holds the text, of jsonl, csv, parquet and arrow files and of hub datasets."""
     part: str = setting("train", choices=STDLIB_PARTS)
     """With source "python_stdlib": "train" or "heldout"; no file is in both."""
 

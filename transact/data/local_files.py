@@ -2,7 +2,8 @@
 
 Files are cut into parts (byte ranges, or row groups of parquet). The parts of all files are visited in hashed order,
 many at a time, one document from each in turn: the beginning of the stream is a sample of the whole. The order follows
-from names and sizes, so that it is the same on every machine. No file is read twice, and none is held in memory.
+from names and sizes, so that it is the same on every machine. No file is read twice, and none is held in memory. Files
+of streamed_files.py are one part each.
 """
 
 from __future__ import annotations
@@ -10,19 +11,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any
 
 import numpy
 
-from transact.errors import LONGEST_REASON, Refusal, one_line
+from transact.data.rows import BYTE_ORDER_MARK, JSON_BLANKS, NoText, Source, has_words, text_of_line
+from transact.data.streamed_files import (
+    OPENERS,
+    arrow_stream,
+    csv_stream,
+    kind_suffix,
+    lines_stream,
+    text_stream,
+)
+from transact.errors import LONGEST_REASON, one_line
 
-READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+READERS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+WITHIN = ("parquet", "arrow")  # kinds that are compressed inside, and must be read at any place
 LINES_BYTES = 262_144  # of JSON lines in one part
 TEXT_BYTES = 65_536  # of a text file in one part; each part of a longer file is a document
 OPEN_PARTS = 64
@@ -30,37 +46,7 @@ CUT_WINDOW_BYTES = 4096  # searched for the end of a line, or a space
 PARQUET_ROWS = 64  # read at once
 PARQUET_BUFFER_BYTES = 1 << 20
 COUNTED_BYTES = 1 << 31  # a damaged line up to here is named by its number, further on by its byte
-BYTE_ORDER_MARK = "\ufeff"
-JSON_BLANKS = b" \t\r\n"
-SURROGATE = re.compile("[\ud800-\udfff]")
 GOLDEN = 0x9E3779B97F4A7C15
-
-
-@dataclass(slots=True)
-class LeftOut:
-    """Count of the rows without text: the field is missing, null, or nothing but white space."""
-
-    rows: int = 0
-    first: str | None = None  # where the first of them is
-
-    def add(self, where: Callable[[], str]) -> None:
-        """Count a row; `where` is called for the first one only."""
-        self.rows += 1
-        self.first = self.first or where()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A file to read text from. setting: the one that names the file, for messages."""
-
-    path: Path
-    text_field: str
-    setting: str
-    left_out: LeftOut
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise ValueError with the setting, the file and the reason."""
-        raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
 
 
 def shuffled_documents(sources: list[Source]) -> Iterator[str]:
@@ -78,7 +64,10 @@ def shuffled_documents(sources: list[Source]) -> Iterator[str]:
     def part(position: int) -> Iterator[str]:
         file = int(numpy.searchsorted(ends, position, side="right"))
         number = int(position - ends[file] + counts[file])
-        return _READ[READERS[sources[file].path.suffix]](sources[file], number)
+        source = sources[file]
+        kind = kind_of(source.path)
+        assert kind is not None
+        return _STREAMS[kind](source) if is_streamed(source.path) else _READ[kind](source, number)
 
     return _in_turn(part(position) for position in order)
 
@@ -107,8 +96,21 @@ def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
         yield document
 
 
+def kind_of(path: Path) -> str | None:
+    """Return what kind of file a name says, one of the values of `READERS`; None where it is none that is read."""
+    kind = READERS.get(kind_suffix(path))
+    return None if kind in WITHIN and path.suffix in OPENERS else kind
+
+
+def is_streamed(path: Path) -> bool:
+    """Return whether a file is read from its beginning on, as one part."""
+    return path.suffix in OPENERS or kind_of(path) in ("csv", "arrow")
+
+
 def _number_of_parts(path: Path) -> int:
-    kind = READERS[path.suffix]
+    kind = kind_of(path)
+    if is_streamed(path):
+        return 1
     if kind == "parquet":
         return int(_parquet(path).metadata.num_row_groups)
     return max(1, -(-path.stat().st_size // (LINES_BYTES if kind == "json" else TEXT_BYTES)))
@@ -177,55 +179,6 @@ def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
     return start, content
 
 
-class NoText(Refusal):
-    """A line holds no usable row; the message says what is wrong with it."""
-
-
-def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names: list[str] | None = None) -> str | None:
-    """Return the text of a JSON line, or None where it has none.
-
-    Args:
-        is_first: the line is the first of its file, which may begin with a byte order mark.
-        names: filled with the names of the row's fields.
-
-    Raises:
-        NoText: the line is not UTF-8 or not a JSON object, or its field holds something other than text.
-    """
-    try:
-        decoded = line.decode()
-    except UnicodeDecodeError:
-        raise NoText("is binary, not UTF-8 text") from None
-    try:
-        row = json.loads(decoded.removeprefix(BYTE_ORDER_MARK) if is_first else decoded, object_pairs_hook=_once)
-    except (ValueError, RecursionError):  # numbers of thousands of digits, deeply nested brackets
-        raise NoText("does not hold one JSON object a line") from None
-    if row is None:
-        return None
-    if not isinstance(row, dict):
-        raise NoText(f"does not hold one JSON object a line, but a {type(row).__name__}")
-    if names is not None:
-        names += row
-    text = row.get(text_field)
-    if text is not None and not isinstance(text, str):
-        raise NoText(f"holds a {type(text).__name__} as {text_field!r}, it must be text")
-    if text is not None and not text.isascii() and SURROGATE.search(text):
-        raise NoText(f"holds half a character (a lone surrogate) in {text_field!r}")
-    return text
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dictionary; raise ValueError where it has a name twice."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("a name twice in one object")
-    return row
-
-
-def has_words(text: str | None) -> TypeGuard[str]:
-    """Return whether a text holds anything but white space."""
-    return bool(text) and not str(text).isspace()
-
-
 def _line_of(path: Path, position: int) -> str:
     return f"{_line_at(path, position)} of {str(path)!r}"
 
@@ -274,4 +227,10 @@ _READ: dict[str, Callable[[Source, int], Iterator[str]]] = {
     "text": _text_part,
     "json": _lines_part,
     "parquet": _parquet_part,
+}
+_STREAMS: dict[str, Callable[[Source], Iterator[str]]] = {
+    "text": text_stream,
+    "json": lines_stream,
+    "csv": csv_stream,
+    "arrow": arrow_stream,
 }

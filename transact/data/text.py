@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import TextConfig
-from transact.data.local_files import READERS, LeftOut, NoText, Source, has_words, shuffled_documents, text_of_line
+from transact.data.local_files import READERS, kind_of, shuffled_documents
+from transact.data.rows import LeftOut, NoText, Source, has_words, text_of_line
+from transact.data.streamed_files import DAMAGES, OPENERS, open_arrow, open_csv, open_stream
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
 _checked: set[tuple[str | None, ...]] = set()  # found on the Hub before: the points of a sweep ask for the same
@@ -208,8 +210,9 @@ def text_files(config: TextConfig, field: str) -> list[Path]:
             raise ValueError(f"{field}.files: {pattern!r} names no file{hint}")
         found.update(files)
     for path in found:
-        if path.suffix not in READERS:
-            raise ValueError(f"{field}.files: {str(path)!r} is not one of {', '.join(READERS)}")
+        if kind_of(path) is None:
+            kinds = f"{', '.join(READERS)}, and but for the last two each also with {', '.join(OPENERS)}"
+            raise ValueError(f"{field}.files: {str(path)!r} is not one of {kinds}")
     return sorted(found)
 
 
@@ -245,12 +248,15 @@ def check_text(config: TextConfig, field: str) -> None:
     for path in text_files(config, field):
         if path.stat().st_size == 0:
             raise ValueError(f"{field}.files: {str(path)!r} is empty")
-        check = _check_parquet if path.suffix == ".parquet" else _check_characters
-        check(path, config.text_field, field)
+        try:
+            _CHECKS[kind_of(path) or ""](path, config.text_field, field)
+        except DAMAGES as error:
+            reason = one_line(error, LONGEST_REASON)
+            raise ValueError(f"{field}.files: {str(path)!r} cannot be read: {reason!r}") from None
 
 
 def _check_characters(path: Path, text_field: str, field: str) -> None:
-    with path.open("rb") as file:
+    with open_stream(path) as file:
         head = file.read(SNIFFED_BYTES)
     try:
         # Incremental: a character may be cut off at the end of what was read.
@@ -261,13 +267,12 @@ def _check_characters(path: Path, text_field: str, field: str) -> None:
         raise ValueError(f"{field}.files: {str(path)!r} is binary, not UTF-8 text")
     if not has_words(text.lstrip("\ufeff")):
         raise ValueError(f"{field}.files: {str(path)!r} holds only white space")
-    if READERS[path.suffix] == "json":
-        _check_json(path, text_field, field)
 
 
 def _check_json(path: Path, text_field: str, field: str) -> None:
     """Raise ValueError unless the first line has the text field."""
-    with path.open("rb") as file:
+    _check_characters(path, text_field, field)
+    with open_stream(path) as file:
         line = file.readline()
     first = line.removeprefix(codecs.BOM_UTF8).splitlines()[:1] or [b""]
     try:
@@ -276,6 +281,15 @@ def _check_json(path: Path, text_field: str, field: str) -> None:
     except NoText as error:
         raise ValueError(f"{field}.files: {str(path)!r} {error}, in line 1") from None
     if text is None:
+        raise _no_such_field(path, text_field, field, names)
+
+
+def _check_csv(path: Path, text_field: str, field: str) -> None:
+    """Raise ValueError unless the first row names the text field, once."""
+    _check_characters(path, text_field, field)
+    with open_csv(path) as rows:
+        names = next(rows, [])
+    if names.count(text_field) != 1:
         raise _no_such_field(path, text_field, field, names)
 
 
@@ -295,6 +309,21 @@ def _check_parquet(path: Path, text_field: str, field: str) -> None:
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete parquet file") from None
     if rows == 0:
         raise ValueError(f"{field}.files: {str(path)!r} is empty: it has no rows")
+    _check_schema(schema, path, text_field, field)
+
+
+def _check_arrow(path: Path, text_field: str, field: str) -> None:
+    import pyarrow.lib
+
+    try:
+        with open_arrow(path) as batches:
+            schema = batches.schema
+    except (pyarrow.lib.ArrowException, OSError):
+        raise ValueError(f"{field}.files: {str(path)!r} is not a complete Arrow file") from None
+    _check_schema(schema, path, text_field, field)
+
+
+def _check_schema(schema: Any, path: Path, text_field: str, field: str) -> None:
     if schema.names.count(text_field) != 1:
         raise _no_such_field(path, text_field, field, schema.names)
     kind = schema.field(text_field).type
@@ -302,6 +331,15 @@ def _check_parquet(path: Path, text_field: str, field: str) -> None:
         raise ValueError(
             f"{field}.text_field={text_field!r} is of type {str(kind)!r} in {str(path)!r}, it must be text"
         )
+
+
+_CHECKS: dict[str, Callable[[Path, str, str], None]] = {
+    "text": _check_characters,
+    "json": _check_json,
+    "csv": _check_csv,
+    "parquet": _check_parquet,
+    "arrow": _check_arrow,
+}
 
 
 def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -> Iterator[str]:

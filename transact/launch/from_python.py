@@ -68,7 +68,7 @@ def prune(
         model: a model folder, or an id on the Hub.
         output_dir: folder of the run, for all of its files.
         remove_fraction: share of all parameters to remove. None: the default of the settings, 0.5.
-        text: files of training text (txt, md, jsonl, parquet; patterns too), with `held_out`.
+        text: files of training text (txt, md, jsonl, csv, parquet, arrow; patterns too), with `held_out`.
         held_out: files of text to evaluate on, which share no document with `text`.
         processes: ranks on this machine, which share the model by ZeRO-3. None: the default of the settings, one.
         settings: any other, a dictionary a group, as in `recover={"tokens": 1_000_000}`; a string chooses a file of

@@ -16,7 +16,7 @@ from typing import Any
 
 from transact.config.inputs import TextConfig
 from transact.data.document_marks import DocumentMarks, document_marks
-from transact.data.local_files import LeftOut
+from transact.data.rows import LeftOut
 from transact.data.text import documents, text_identity
 from transact.data.token_parts import Packing
 from transact.data.token_store import (

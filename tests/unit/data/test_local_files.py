@@ -13,7 +13,7 @@ import pytest
 
 from transact.config.inputs import TextConfig
 from transact.data import local_files
-from transact.data.local_files import LeftOut
+from transact.data.rows import LeftOut
 from transact.data.text import check_text, documents, text_files
 
 ROWS = [f"document {number} " + "of many words " * (number % 40) for number in range(3000)]

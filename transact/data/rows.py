@@ -1,0 +1,92 @@
+"""A row of a file: its text, or why it has none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from transact.errors import Refusal
+
+BYTE_ORDER_MARK = "\ufeff"
+JSON_BLANKS = b" \t\r\n"
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Count of the rows without text: the field is missing, null, or nothing but white space."""
+
+    rows: int = 0
+    first: str | None = None  # where the first of them is
+
+    def add(self, where: Callable[[], str]) -> None:
+        """Count a row; `where` is called for the first one only."""
+        self.rows += 1
+        self.first = self.first or where()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file to read text from. setting: the one that names the file, for messages."""
+
+    path: Path
+    text_field: str
+    setting: str
+    left_out: LeftOut
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise ValueError with the setting, the file and the reason."""
+        raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
+
+
+class NoText(Refusal):
+    """A line holds no usable row; the message says what is wrong with it."""
+
+
+def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names: list[str] | None = None) -> str | None:
+    """Return the text of a JSON line, or None where it has none.
+
+    Args:
+        is_first: the line is the first of its file, which may begin with a byte order mark.
+        names: filled with the names of the row's fields.
+
+    Raises:
+        NoText: the line is not UTF-8 or not a JSON object, or its field holds something other than text.
+    """
+    try:
+        decoded = line.decode()
+    except UnicodeDecodeError:
+        raise NoText("is binary, not UTF-8 text") from None
+    try:
+        row = json.loads(decoded.removeprefix(BYTE_ORDER_MARK) if is_first else decoded, object_pairs_hook=_once)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, deeply nested brackets
+        raise NoText("does not hold one JSON object a line") from None
+    if row is None:
+        return None
+    if not isinstance(row, dict):
+        raise NoText(f"does not hold one JSON object a line, but a {type(row).__name__}")
+    if names is not None:
+        names += row
+    text = row.get(text_field)
+    if text is not None and not isinstance(text, str):
+        raise NoText(f"holds a {type(text).__name__} as {text_field!r}, it must be text")
+    if text is not None and not text.isascii() and SURROGATE.search(text):
+        raise NoText(f"holds half a character (a lone surrogate) in {text_field!r}")
+    return text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary; raise ValueError where it has a name twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return row
+
+
+def has_words(text: str | None) -> TypeGuard[str]:
+    """Return whether a text holds anything but white space."""
+    return bool(text) and not str(text).isspace()

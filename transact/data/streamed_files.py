@@ -1,0 +1,181 @@
+"""Documents of files that are read from their beginning on: compressed ones, CSV and Arrow.
+
+No part of such a file can be found without what stands before it, so that the whole file is one part: what mixes its
+documents with others are other files.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import functools
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from transact.data.rows import BYTE_ORDER_MARK, JSON_BLANKS, NoText, Source, has_words, text_of_line
+from transact.errors import LONGEST_REASON, one_line
+
+TEXT_BYTES = 65_536  # of a document of a text file, to the next end of a line
+ARROW_ROWS = 64  # turned into Python objects at once
+DAMAGES = (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error, UnicodeDecodeError)
+
+
+def _open_zstandard(path: Path, _mode: str) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+OPENERS: dict[str, Callable[[Path, str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
+
+
+def kind_suffix(path: Path) -> str:
+    """Return the suffix that says what a file holds: that before the suffix of its compression, if it has one."""
+    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+
+
+def open_stream(path: Path) -> IO[bytes]:
+    """Open a file for reading, and decompress it where its name says that it is compressed."""
+    found: IO[bytes] = OPENERS.get(path.suffix, Path.open)(path, "rb")
+    return found
+
+
+@contextmanager
+def refused_if_damaged(refuse: Callable[[str], Any], place: Callable[[], str]) -> Iterator[None]:
+    """Refuse a file whose content cannot be decompressed or decoded; place: where, as "line 5"."""
+    try:
+        yield
+    except DAMAGES as error:
+        refuse(f"cannot be read from {place()} on: {one_line(error, LONGEST_REASON)!r}")
+
+
+def text_stream(source: Source) -> Iterator[str]:
+    """Yield the pieces of a compressed text file, each of about `TEXT_BYTES` bytes and ending with a line."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0
+    with (
+        refused_if_damaged(source.refuse, lambda: f"byte {read + 1:,} (decompressed)"),
+        open_stream(source.path) as file,
+    ):
+        while True:
+            # A file may be one endless line: its pieces then end anywhere, but never within a character.
+            content = file.read(TEXT_BYTES)
+            content += b"" if content.endswith(b"\n") else file.readline(TEXT_BYTES)
+            text = decoder.decode(content, final=not content)
+            if "\0" in text:
+                source.refuse("is binary, not UTF-8 text: a NUL byte in it")
+            if has_words(text):
+                text = text if read else text.removeprefix(BYTE_ORDER_MARK)
+                yield text.replace("\r\n", "\n").replace("\r", "\n")
+            if not content:
+                return
+            read += len(content)
+
+
+def lines_stream(source: Source) -> Iterator[str]:
+    """Yield the texts of the lines of a compressed JSON lines file."""
+    number = 0
+    with refused_if_damaged(source.refuse, lambda: f"line {number + 1:,}"), open_stream(source.path) as file:
+        for line in (each for lines in file for each in lines.splitlines()):
+            number += 1
+            if not line.strip(JSON_BLANKS):
+                continue
+            try:
+                text = text_of_line(line, source.text_field, is_first=number == 1)
+            except NoText as error:
+                source.refuse(f"{error}, in line {number:,}")
+            yield from _kept(source, text, f"line {number:,}")
+
+
+def csv_stream(source: Source) -> Iterator[str]:
+    """Yield the texts of the rows of a CSV file, whose first row names the columns."""
+    csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module takes
+    number = 0
+    with refused_if_damaged(source.refuse, lambda: f"row {number + 1:,}"), open_csv(source.path) as rows:
+        column = next(rows).index(source.text_field)
+        for row in rows:
+            number += 1
+            text = row[column] if column < len(row) else None
+            if text is not None and "\0" in text:
+                source.refuse(f"is binary, not UTF-8 text: a NUL byte in row {number:,}")
+            yield from _kept(source, text, f"row {number:,}")
+
+
+@contextmanager
+def open_csv(path: Path) -> Iterator[Iterator[list[str]]]:
+    """Yield the rows of a CSV file, the first with the names of the columns."""
+    with io.TextIOWrapper(open_stream(path), encoding="utf-8-sig", newline="") as file:
+        yield csv.reader(file, strict=True)
+
+
+def arrow_stream(source: Source) -> Iterator[str]:
+    """Yield the texts of an Arrow file, as `save_to_disk` of the library datasets writes them."""
+    import pyarrow
+
+    row = 0
+    with open_arrow(source.path) as batches:
+        while True:
+            try:
+                batch = next(batches, None)
+                texts = None if batch is None else batch.column(source.text_field)
+            except (pyarrow.ArrowException, OSError) as error:
+                source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")
+            if texts is None:
+                return
+            for first in range(0, len(texts), ARROW_ROWS):
+                for text in texts.slice(first, ARROW_ROWS).to_pylist():
+                    row += 1
+                    yield from _kept(source, text, f"row {row:,}")
+
+
+@contextmanager
+def open_arrow(path: Path) -> Iterator[Any]:
+    """Yield a reader of the record batches of an Arrow file, in the streaming or the random-access format.
+
+    Raises:
+        pyarrow.ArrowException: it is neither.
+    """
+    import pyarrow.ipc
+
+    with pyarrow.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(file)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            yield _Batches(reader.schema, batches)
+        else:
+            file.seek(0)
+            reader = pyarrow.ipc.open_stream(file)
+            yield _Batches(reader.schema, iter(reader))
+
+
+class _Batches:
+    """Record batches, and what columns they have."""
+
+    def __init__(self, schema: Any, batches: Iterator[Any]) -> None:
+        self.schema, self._batches = schema, batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+
+def _kept(source: Source, text: str | None, where: str) -> Iterator[str]:
+    if has_words(text):
+        yield text
+    else:
+        source.left_out.add(functools.partial("{} of {!r}".format, where, str(source.path)))
