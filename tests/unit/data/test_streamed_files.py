@@ -114,19 +114,16 @@ def test_a_file_that_was_cut_off_is_told_by_its_name(compression: str, tmp_path:
         read(path)
 
 
+# Compressed bytes hold the time, and two workers must give a test one name: so they are made in the test.
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("no.jsonl.gz", b"words", "cannot be read"),
-        ("no.jsonl.bz2", b"words", "cannot be read"),
-        ("no.txt.xz", b"words", "cannot be read"),
-        ("no.txt.zst", b"words", "cannot be read"),
-        ("other.parquet.gz", gzip.compress(b"PAR1"), "is not one of"),
+        ("other.parquet.gz", b"PAR1", "is not one of"),
         ("other.zip", b"words", "is not one of"),
-        ("binary.txt.gz", gzip.compress(b"a\0b"), "is binary"),
-        ("blank.txt.gz", gzip.compress(b" \n"), "holds only white space"),
-        ("other_field.jsonl.gz", gzip.compress(b'{"body": "a"}\n'), "which has: 'body'"),
-        ("number.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": 5}\n'), "holds a int as 'text'.*in line 2"),
+        ("binary.txt.gz", b"a\0b", "is binary"),
+        ("blank.txt.gz", b" \n", "holds only white space"),
+        ("other_field.jsonl.gz", b'{"body": "a"}\n', "which has: 'body'"),
+        ("number.jsonl.gz", b'{"text": "a"}\n{"text": 5}\n', "holds a int as 'text'.*in line 2"),
         ("other_field.csv", b"id,body\n1,a\n", "which has: 'id', 'body'"),
         ("twice.csv", b"text,text\n1,a\n", "which has: 'text', 'text'"),
         ("quote.csv", b'text\n"a"b\n', "cannot be read from row 1 on"),
@@ -135,9 +132,18 @@ def test_a_file_that_was_cut_off_is_told_by_its_name(compression: str, tmp_path:
     ],
 )
 def test_what_is_no_text_is_refused(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
+    path = tmp_path / name
+    path.write_bytes(COMPRESSED.get(path.suffix, bytes)(content))
     with pytest.raises(ValueError, match=rf"^data\.train\.[^\n]*{reason}[^\n]*$"):
-        read(tmp_path / name)
+        read(path)
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_a_name_that_promises_a_compression_that_is_not_there(compression: str, tmp_path: Path) -> None:
+    path = tmp_path / f"plain.jsonl{compression}"
+    path.write_bytes(LINES)
+    with pytest.raises(ValueError, match=r"^data\.train\.files: [^\n]* cannot be read: [^\n]*$"):
+        read(path)
 
 
 def test_a_pattern_names_compressed_files(tmp_path: Path) -> None:
