@@ -335,10 +335,10 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
     stages.append(Stage("export"))
     if config.export.gguf != "none":
         stages.append(Stage(f"gguf_{config.export.gguf}"))
+    if config.export.executorch != "none":
+        stages.append(Stage(f"executorch_{config.export.executorch_kind}"))
     if config.mode != "pretrain" and config.eval.efficiency.measured:
         stages.append(Stage("efficiency"))
-    if config.export.executorch != "none":
-        stages.append(Stage(f"executorch_{config.export.executorch}"))
     if config.export.hub is not None:
         stages.append(Stage("hub"))
     return tuple(stages)

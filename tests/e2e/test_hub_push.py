@@ -171,13 +171,26 @@ def test_a_push_that_fails_says_that_the_export_is_there(
     assert ended.returncode == 1
     told = next(line for line in ended.stderr.splitlines() if line.startswith("error: "))
     assert "failed in hub: the push to export.hub='me/failed' failed (" in told
-    assert f"the export is complete in {str(run / 'export')!r}, and the same command goes on with the push" in told
+    assert f"the export is complete in {str(run / 'export')!r}, and once that is settled, the same command" in told
+    assert json.loads((run / "result.json").read_text())["pruned"]
     assert "once more" not in ended.stdout and TOKEN not in ended.stdout + ended.stderr
     assert json.loads((run / "run.json").read_text())["state"] == "failed"
 
     ended = transact_as_users_do([*exported, "export.hub=me/failed"], variables=variables)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert_complete(hub, "me/failed", run)
+
+
+def test_a_file_of_an_earlier_command_that_is_gone_is_nothing_that_is_pushed(
+    hub: Hub, exported: list[str], workplace: Workplace, tmp_path: Path
+) -> None:
+    """Nobody would make it again."""
+    variables, run = hub.variables(tmp_path / "cache", TOKEN), workplace.folder / "exported"
+    for file in run.glob("gguf/*"):
+        file.unlink()
+    ended = transact_as_users_do([*exported, "export.gguf=none", "export.hub=me/less"], variables=variables)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert_complete(hub, "me/less", run)
 
 
 @pytest.mark.parametrize(

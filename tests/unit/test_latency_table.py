@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny_families import FAMILIES, write_family_model
 from transact.config.outputs import EfficiencyConfig
 from transact.config.pruning import LATENCY_PHASES
-from transact.evaluation.efficiency.latency_table import measure_latencies, models_to_measure, phase_curves
+from transact.evaluation.efficiency.latency_table import LAYERS, measure_latencies, models_to_measure, phase_curves
 from transact.files import read_json
 from transact.models.folder import geometry_of
 from transact.pruning.latency import LatencyTable
@@ -38,3 +38,4 @@ def test_noise_makes_no_time_below_zero(tmp_path: Path) -> None:
     geometry = geometry_of(write_family_model(tmp_path / "model", "llama"))
     phase = phase_curves(geometry, 9.0, 0.9, {16: 0.7}, {8: 0.3})
     assert min(ms for name in ("attention", "mlp") for _, ms in phase[name]) >= 0
+    assert phase["rest"] + LAYERS * (phase["attention"][-1][1] + phase["mlp"][-1][1]) == pytest.approx(9.0)

@@ -90,6 +90,11 @@ class ExportConfig:
     """Whether that repository is made private. One that exists stays as it is; a public one is pushed to only with
     false."""
 
+    @property
+    def executorch_kind(self) -> str:
+        """What a file for ExecuTorch is lowered for and, where it was asked for, the context: part of its name."""
+        return self.executorch if self.executorch_context is None else f"{self.executorch}_{self.executorch_context}"
+
 
 MOST_PROFILED = 50  # steps: a trace of one takes megabytes
 TRACK_MODES = ("auto", "online", "offline", "disabled")

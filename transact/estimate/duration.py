@@ -140,6 +140,10 @@ def not_counted(config: RunConfig) -> list[str]:
     if config.eval.efficiency.measured:
         minutes = config.eval.efficiency.max_minutes
         parts.append(f"efficiency (at most {minutes:g} minute{'' if minutes == 1 else 's'})")
+    if config.export.executorch != "none":
+        parts.append("export.executorch")
+    if config.export.hub is not None:
+        parts.append("export.hub")
     return parts
 
 

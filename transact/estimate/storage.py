@@ -167,7 +167,7 @@ def stage_traffic(config: RunConfig, outline: Outline, ranks: int, saves: dict[i
         found[Stage(f"gguf_{config.export.gguf}")] = Traffic(read=2 * exported + half, by_one=half + size)
     if config.export.executorch != "none":
         size = executorch_bytes(last)
-        found[Stage(f"executorch_{config.export.executorch}")] = Traffic(read=3 * exported + size, by_one=size)
+        found[Stage(f"executorch_{config.export.executorch_kind}")] = Traffic(read=3 * exported + size, by_one=size)
     for each in outline.rounds:
         of_round = _round_traffic(config, outline, each, copies, ranks, saves.get(each.number, 0.0))
         found |= {Stage(kind, each.number): traffic for kind, traffic in of_round.items()}

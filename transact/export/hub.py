@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PAUSES_SECONDS = (2.0, 10.0, 60.0)  # between attempts; within one the client repeats uploads of its own accord
+CHECK_PAUSES_SECONDS = (2.0, 5.0)
+ANSWER_SECONDS, PUSH_SECONDS = 30.0, 300.0  # of silence, after which a request of the check, or of the push, has failed
 PASSING = (408, 429)  # of the answers below 500, which else are the same the next time
 # Of a model that was pushed there before: what stock code would load in place of this one's files, or beside them.
 SUPERSEDED = [SINGLE_NAME, "model-*-of-*.safetensors", INDEX_NAME, *COMPANION_FILES]
@@ -62,22 +64,45 @@ def check_push(repository: Repository) -> None:
         )
     if not is_hub_reachable():
         raise repository.refusal(SILENT)
-    api = _client()
     try:
-        account = api.whoami()
-        if _token_of(account).get("role") == "read":
-            raise repository.refusal(f"the token may only read: take one that may write ({TOKENS})")
-        if (is_private := _privacy(api, repository)) is None:
-            _check_owner(repository, account)
-        else:
-            _check_privacy(repository, is_private)
-            _check_access(api, repository, account)
+        with _patient(ANSWER_SECONDS):
+            _check_rights(_client(), repository)
     except Refusal:
         raise
     except HfHubHTTPError as error:
         raise repository.refusal(reason_of(error)) from None
     except Exception as error:  # noqa: BLE001 - whatever else the client raises, it had no answer
         raise repository.refusal(f"{SILENT} ({reason_of(error)})") from None
+
+
+def _check_rights(api: HfApi, repository: Repository) -> None:
+    """Raise ValueError unless whoever is logged in may push to the repository."""
+    account = retried(api.whoami, lambda text: None, pauses=CHECK_PAUSES_SECONDS)
+    if _token_of(account).get("role") == "read":
+        raise repository.refusal(f"the token may only read: take one that may write ({TOKENS})")
+    if (is_private := _privacy(api, repository)) is None:
+        _check_owner(repository, account)
+    else:
+        _check_privacy(repository, is_private)
+        _check_access(api, repository, account)
+
+
+@contextmanager
+def _patient(seconds: float) -> Iterator[None]:
+    """Give the hub's client a limit for the silence between two parts of an answer: its own waits for ever."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def factory() -> Any:
+        client = default_client_factory()
+        client.timeout = seconds
+        return client
+
+    set_client_factory(factory)
+    try:
+        yield
+    finally:
+        set_client_factory(default_client_factory)
 
 
 def _client() -> HfApi:
@@ -159,7 +184,8 @@ def push(
     Raises:
         Exception: whatever the client raises in the last attempt.
     """
-    return retried(lambda: _push_once(repository, files, message), say)
+    with _patient(PUSH_SECONDS):
+        return retried(lambda: _push_once(repository, files, message), say)
 
 
 def retried(

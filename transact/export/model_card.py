@@ -268,13 +268,19 @@ def _final(summary: dict[str, Any]) -> dict[str, Any]:
     return summary["dense"] if summary["pruned"] is None else summary["pruned"]  # type: ignore[no-any-return]
 
 
+def _is_figure(value: float | None) -> bool:
+    """Return whether a value of a JSON file is a number: one that is not finite is null there."""
+    return value is not None and math.isfinite(value)
+
+
 def _results_on_texts(summary: dict[str, Any], config: RunConfig) -> Iterator[EvalResult]:
     """Yield the perplexities of the exported model, but on a text that it was trained on in part."""
     final = _final(summary)
-    yield _perplexity("held-out text", config.data.evaluation, final["perplexity"])
+    if _is_figure(final["perplexity"]):
+        yield _perplexity("held-out text", config.data.evaluation, final["perplexity"])
     for name, found in final.get("texts", {}).items():
         text = config.eval.texts.get(name)
-        if text is not None and not found.get("documents_trained_on") and math.isfinite(found["perplexity"]):
+        if text is not None and not found.get("documents_trained_on") and _is_figure(found["perplexity"]):
             yield _perplexity(name, text, found["perplexity"])
 
 
@@ -297,7 +303,7 @@ def _perplexity(name: str, text: TextConfig, value: float) -> EvalResult:
 def _results_on_tasks(summary: dict[str, Any]) -> Iterator[EvalResult]:
     for name, found in _final(summary).get("tasks", {}).items():
         for metric, value in found.items():
-            if metric not in COUNTS and math.isfinite(value):
+            if metric not in COUNTS and _is_figure(value):
                 yield EvalResult(
                     task_type="text-generation",
                     dataset_type=name,
@@ -372,9 +378,8 @@ def _results(summary: dict[str, Any]) -> str:
     for role in ("dense", "pruned"):
         model = summary[role]
         if model is not None:
-            rows.append(
-                f"| {role} | {model['parameters']:,} | {model['kv_bytes_per_token']:,} | {model['perplexity']:.2f} |"
-            )
+            perplexity = f"{model['perplexity']:.2f}" if _is_figure(model["perplexity"]) else "-"
+            rows.append(f"| {role} | {model['parameters']:,} | {model['kv_bytes_per_token']:,} | {perplexity} |")
     measured = summary["dense"]
     note = (
         f"Perplexity per token on held-out text, {measured['tokens']:,} tokens in sequences of "

@@ -14,7 +14,7 @@ from transact.stages.efficiency import measure_efficiency
 from transact.stages.export import export, export_executorch, export_gguf
 from transact.stages.hub import push_to_hub
 from transact.stages.job import Job
-from transact.stages.summary import executorch_path, gguf_path, summarise, write_result
+from transact.stages.summary import executorch_path, gguf_path, summarise, with_repository, write_result
 from transact.stages.tasks import evaluate_side_by_side, settings_of_tasks
 from transact.stages.texts import Texts
 
@@ -48,6 +48,14 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
             reads=[output],
             scratch=[float16_file(temporary_name(gguf))],
         )
+    if job.config.export.executorch != "none":
+        program = executorch_path(job)
+        job.stage(
+            Stage(f"executorch_{job.config.export.executorch_kind}"),
+            program,
+            lambda: export_executorch(job, texts, output, program),
+            reads=[output],
+        )
     if rounds and job.config.eval.efficiency.measured:
         measured = job.path("efficiency.json")
         settings = asdict(job.config.eval.efficiency)
@@ -58,15 +66,7 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
             reads=[output],
             settings=settings,
         )
-    if job.config.export.executorch != "none":
-        program = executorch_path(job)
-        job.stage(
-            Stage(f"executorch_{job.config.export.executorch}"),
-            program,
-            lambda: export_executorch(job, texts, output, program),
-            reads=[output],
-            settings={"context": job.config.export.executorch_context},
-        )
+    result = write_result(job, rounds) if job.group.is_main else None  # before the push: that may fail
     push_to_hub(job)
     job.warn_of_damage()
-    return job.group.broadcast(write_result(job, rounds) if job.group.is_main else None)
+    return job.group.broadcast(with_repository(job, result) if result is not None else None)

@@ -8,11 +8,11 @@ from typing import Any
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_rank
 from transact.errors import Failure
-from transact.export.hub import Repository, check_push, push, reason_of
+from transact.export.hub import Repository, check_push, is_final, push, reason_of
 from transact.export.model_card import card_on_hub
 from transact.files import write_json
-from transact.rounds import Outline, Stage
-from transact.runs.run_record import read_record
+from transact.rounds import Stage
+from transact.runs.run_record import read_config, read_record
 from transact.stages.job import Job
 
 PUSHED = "hub.json"  # where the model is: repository, url, private, commit
@@ -20,24 +20,30 @@ FOLDERS = ("export", "gguf", "executorch")  # of the run, whose finished files a
 CARD = "README.md"
 
 
-def check_push_to_hub(config: RunConfig, outline: Outline) -> None:
-    """Check on rank 0 that the push at the end can be made, unless it is made already.
+def check_push_to_hub(config: RunConfig) -> None:
+    """Check on rank 0 that the push at the end can be made, unless it was checked when this run began, or is made.
+
+    A run that goes on does not ask again: a Hub that is silent for a minute, or a node without a network, must not end
+    what the push, hours later, may well do.
 
     Raises:
         ValueError: one line: what is in the way.
     """
-    if config.export.hub is None or config.mode not in ("prune", "pretrain") or environment_rank() != 0:
+    name, folder = config.export.hub, Path(config.output_dir)
+    if name is None or config.mode not in ("prune", "pretrain") or environment_rank() != 0:
         return
-    if not _is_pushed(config, outline):
-        check_push(Repository(name=config.export.hub, private=config.export.hub_private))
+    repository = Repository(name=name, private=config.export.hub_private)
+    if config.recover.variant is not None and _repository_of(folder.parent.parent) == name:
+        raise repository.refusal("the run that this is a variant of is pushed there, and would be replaced")
+    has_begun = bool((read_record(folder) or {}).get("stages"))
+    if not (has_begun and _repository_of(folder) == name):
+        check_push(repository)
 
 
-def _is_pushed(config: RunConfig, outline: Outline) -> bool:
-    """Return whether the record lists all that is pushed, and the push, as finished."""
-    stages = (read_record(Path(config.output_dir)) or {}).get("stages", {})
-    last = [stages.get(each.name) for each in outline.stages if each.round is None]
-    where = stages.get(Stage("hub").name, {}).get("settings", {}).get("repository")
-    return where == config.export.hub and all(each and "damaged" not in each for each in last)
+def _repository_of(folder: Path) -> str | None:
+    """Return the repository that a run was last asked to push to, None where there is none, or no run."""
+    found: str | None = ((read_config(folder) or {}).get("export") or {}).get("hub")
+    return found
 
 
 def push_to_hub(job: Job) -> None:
@@ -51,7 +57,11 @@ def push_to_hub(job: Job) -> None:
     repository, output = Repository(name=name, private=job.config.export.hub_private), job.path(PUSHED)
     folders = [job.path(folder) for folder in FOLDERS]
     found = job.folder.recorded(*folders) if job.group.is_main else {}
-    digests: dict[str, str] = job.group.broadcast({file: each["sha256"] for file, (_, each) in found.items()})
+    # Of stages that this command makes: nobody would make another one's files again, were they gone.
+    made = {stage.name for stage in job.outline.stages}
+    digests: dict[str, str] = job.group.broadcast(
+        {file: each["sha256"] for file, (stage, each) in found.items() if stage in made}
+    )
 
     def work() -> None:
         pushed = job.group.on_main(lambda: _pushed(job, repository, sorted(digests)), may_be_left=True)
@@ -59,8 +69,8 @@ def push_to_hub(job: Job) -> None:
             write_json(output, pushed)
         job.say(f"hub: {pushed['url']} ({'private' if pushed['private'] else 'public'}), commit {pushed['commit'][:8]}")
 
-    settings = {"repository": name, "files": digests}
-    job.stage(Stage("hub"), output, work, reads=folders, settings=settings)
+    settings = {"repository": name, "private": repository.private, "files": digests}
+    job.stage(Stage("hub"), output, work, reads=[job.path(file) for file in digests], settings=settings)
 
 
 def _pushed(job: Job, repository: Repository, names: list[str]) -> dict[str, Any]:
@@ -79,7 +89,8 @@ def _pushed(job: Job, repository: Repository, names: list[str]) -> dict[str, Any
             repository, files | {CARD: card}, f"{job.config.name}, by transact", lambda text: job.say(f"hub: {text}")
         )
     except Exception as error:  # noqa: BLE001 - whatever the client raises, the export is there
+        goes_on = "once that is settled, " if is_final(error) else ""
         raise Failure(
             f"the push to export.hub={repository.name!r} failed ({reason_of(error)}); the export is "
-            f"complete in {str(export)!r}, and the same command goes on with the push"
+            f"complete in {str(export)!r}, and {goes_on}the same command goes on with the push"
         ) from None

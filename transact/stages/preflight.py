@@ -151,7 +151,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
         check_held_out(config.data)
     check_evaluation(config.eval)
     check_hub_texts(config)
-    check_push_to_hub(config, found)
+    check_push_to_hub(config)
     return config, found
 
 

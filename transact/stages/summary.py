@@ -55,7 +55,7 @@ def gguf_path(job: Job) -> Path:
 
 
 def executorch_path(job: Job) -> Path:
-    return job.path("executorch", f"{job.config.name}-{job.config.export.executorch}.pte")
+    return job.path("executorch", f"{job.config.name}-{job.config.export.executorch_kind}.pte")
 
 
 def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -67,8 +67,6 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     for kind, file in files.items():
         if getattr(job.config.export, kind) != "none":
             summary[kind] = {"file": str(file.relative_to(job.folder.path)), "bytes": file.stat().st_size}
-    if job.config.export.hub is not None:
-        summary["hub"] = read_json(job.path(PUSHED))
     job.folder.announce(job.path("result.json"))
     write_json(job.path("result.json"), summary)
     figures = {"result/perplexity_dense": summary["dense"]["perplexity"], "result/export": str(job.path("export"))}
@@ -86,6 +84,15 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
     metadata = {name.removeprefix("result/"): value for name, value in figures.items()}
     job.tracker.log_model(f"{job.config.name}-export", job.path("export"), metadata)
     return summary
+
+
+def with_repository(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of result.json with where the model was pushed to, if it was, and write them. Rank 0 only."""
+    if job.config.export.hub is None:
+        return result
+    result = result | {"hub": read_json(job.path(PUSHED))}
+    write_json(job.path("result.json"), result)
+    return result
 
 
 def _table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:

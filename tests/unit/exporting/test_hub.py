@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -12,7 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from tests.support.configs import compose_config
 from transact.config.outputs import ExportConfig
 from transact.config.setting import allowed_in, fields_of
-from transact.export.hub import PAUSES_SECONDS, is_final, retried
+from transact.export.hub import PAUSES_SECONDS, Repository, is_final, retried
+from transact.stages.hub import check_push_to_hub
 
 
 def answered(status: int) -> HfHubHTTPError:
@@ -106,3 +108,44 @@ def test_a_wrong_name_is_refused_with_what_is_allowed() -> None:
 def test_points_of_a_sweep_do_not_replace_each_other() -> None:
     with pytest.raises(ValueError, match=r"export\.hub='me/half' is not allowed: the points of a sweep would replace"):
         compose_config(["name=a", "share_dir=outputs/a/shared", "export.hub=me/half"])
+
+
+class Asked(Exception):
+    """The Hub would have been asked."""
+
+
+def ask(repository: Repository) -> None:
+    raise Asked
+
+
+@pytest.fixture
+def pushed_before(monkeypatch: pytest.MonkeyPatch) -> dict[Path, str]:
+    """Folders of runs that have begun, and the repository that each names."""
+    found: dict[Path, str] = {}
+    module = "transact.stages.hub"
+    monkeypatch.setattr(f"{module}.check_push", ask)
+    monkeypatch.setattr(f"{module}.read_config", lambda folder: {"export": {"hub": found.get(folder)}})
+    monkeypatch.setattr(f"{module}.read_record", lambda folder: {"stages": {"evaluate": {}} if folder in found else {}})
+    return found
+
+
+def test_a_run_that_goes_on_does_not_ask_again(tmp_path: Path, pushed_before: dict[Path, str]) -> None:
+    """But it does before it has begun, and where the repository is another one."""
+    config = compose_config(["name=x", f"output_dir={tmp_path}", "export.hub=me/half", "recover.batch_sequences=8"])
+    with pytest.raises(Asked):
+        check_push_to_hub(config)
+    pushed_before[tmp_path] = "me/half"
+    check_push_to_hub(config)
+    pushed_before[tmp_path] = "me/other"
+    with pytest.raises(Asked):
+        check_push_to_hub(config)
+
+
+def test_a_variant_does_not_replace_its_run(tmp_path: Path, pushed_before: dict[Path, str]) -> None:
+    folder = tmp_path / "variants" / "longer"
+    asked = ["name=x", f"output_dir={folder}", "recover.variant=longer", "recover.batch_sequences=8"]
+    pushed_before[tmp_path] = "me/half"
+    with pytest.raises(ValueError, match="the run that this is a variant of is pushed there"):
+        check_push_to_hub(compose_config([*asked, "export.hub=me/half"]))
+    with pytest.raises(Asked):
+        check_push_to_hub(compose_config([*asked, "export.hub=me/longer"]))

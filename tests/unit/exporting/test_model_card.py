@@ -52,7 +52,7 @@ def test_the_figures_of_the_record_are_the_model_index(tmp_path: Path) -> None:
             "of_the_hub": {"perplexity": 12.5, "tokens": 9},
             "seen": {"perplexity": 2.0, "tokens": 9, "documents_trained_on": 3},
         },
-        "tasks": {"which": {"acc": 0.5, "acc_norm": 0.75, "shots": 5, "documents": 4}, "odd": {"ppl": float("inf")}},
+        "tasks": {"which": {"acc": 0.5, "acc_norm": 0.75, "shots": 5, "documents": 4}, "odd": {"ppl": None}},
     }
     files = f"{{source: files, files: ['{tmp_path}/private.txt']}}"
     config = composed(

@@ -230,10 +230,13 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
     prompts = None
     if arguments.draft is not None:
         prompts = prompts_of(arguments.draft, arguments.folder, config.prompt_tokens[0])
-    result = measure(folders, config, dtype=dtype, device=device, prompts=prompts)
-    if arguments.vllm is not None and prompts is not None:
+    in_vllm = None
+    if arguments.vllm is not None and prompts is not None:  # first: it may refuse the models, and needs the memory
         asked = prompts.tolist(), config.new_tokens[0], config.turns, dtype
-        result["draft"]["vllm"] = measure_in_vllm(arguments.vllm, arguments.against, arguments.folder, *asked)
+        in_vllm = measure_in_vllm(arguments.vllm, arguments.against, arguments.folder, *asked)
+    result = measure(folders, config, dtype=dtype, device=device, prompts=prompts)
+    if in_vllm is not None:
+        result["draft"]["vllm"] = in_vllm
     return result
 
 

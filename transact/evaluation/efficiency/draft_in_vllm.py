@@ -87,6 +87,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
         max_model_len=max(map(len, question["prompts"])) + question["new_tokens"] + PROPOSALS + 1,
         trust_remote_code=True,
         disable_log_stats=False,
+        enable_prefix_caching=False,  # every turn reads the same prompts, and is to read them
         speculative_config=config or None,
     )
     settings = vllm.SamplingParams(temperature=0, max_tokens=question["new_tokens"], ignore_eos=True, detokenize=False)

@@ -59,7 +59,7 @@ def read_figures(file: Path, role: str, setting: str | None = None) -> list[Impo
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{str(file)!r} is no JSON; {KNOWN}") from None
     read = next((reader for is_of, reader in READERS if is_of(content)), None)
     if read is None:
@@ -68,6 +68,7 @@ def read_figures(file: Path, role: str, setting: str | None = None) -> list[Impo
         found = [
             Imported(role=role, software=software, model=model, setting=said or setting, **figure)
             for software, model, said, figure in read(content)
+            if figure["value"]  # 0: it was not measured, as the further tokens of answers of one token
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"{str(file)!r} lacks a part of what its program writes, or it is no number") from None
@@ -83,7 +84,7 @@ KNOWN = "it must be of vllm bench latency, throughput or serve, of llama-bench -
 
 def _figure(what: str, unit: str, value: Any) -> dict[str, Any]:
     number = float(value)
-    if not 0 < number < math.inf:
+    if not 0 <= number < math.inf:
         raise ValueError(f"{number} is no {what}")
     return {"what": what, "unit": unit, "value": number}
 

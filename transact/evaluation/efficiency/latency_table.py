@@ -147,7 +147,7 @@ def phase_curves(
         whole: milliseconds of the model of `LAYERS` layers.
         half: what the one of half as many takes, relative to it; mlps, heads: likewise, by width.
     """
-    rest = max(0.0, 2 * half - 1) * whole
+    rest = min(max(0.0, 2 * half - 1), 1.0) * whole
     layer = (whole - rest) / LAYERS
     widths = {
         "mlp": (geometry.intermediate_size, mlps),
@@ -160,12 +160,13 @@ def phase_curves(
         for name, (_, found) in widths.items()
     }
     parts = {"mlp": max([0.0, *saved["mlp"].values()])}
-    # Never less than a narrower one saves: on a busy machine noise may say so, and no time is below zero.
+    # Never less than a narrower one saves, and both together no more than a layer takes: where the noise of a busy
+    # machine says otherwise, both are scaled down.
     parts["attention"] = max([0.0, layer - parts["mlp"], *saved["attention"].values()])
-    return {
-        "rest": rest,
-        **{
-            name: [*([width, parts[name] - less] for width, less in sorted(saved[name].items())), [full, parts[name]]]
-            for name, (full, _) in widths.items()
-        },
-    }
+    both = sum(parts.values())
+    scale = min(1.0, layer / both) if both else 1.0
+    curves: dict[str, list[list[float]]] = {}
+    for name, (full, _) in widths.items():
+        narrower = [[width, scale * (parts[name] - less)] for width, less in sorted(saved[name].items())]
+        curves[name] = [*narrower, [full, scale * parts[name]]]
+    return {"rest": rest, **curves}
