@@ -95,7 +95,7 @@ def refused(
         ("export.executorch=coreml", "none, xnnpack"),
         ("export.gguff=f16", "export.gguff: no such setting"),
         ("prune.rotary_pairs=magic", "free, progression"),
-        ("prune.target=magic", "any, transformers, vllm, llama_cpp, mlx"),
+        ("prune.target=magic", "any, transformers, vllm, llama_cpp, mlx, gptq"),
     ],
 )
 def test_setting(override: str, named: str, refused: Callable[..., str]) -> None:

@@ -16,7 +16,7 @@ PAIR_GAINS = ("auto", "none", "attention")
 RIDGE_UNITS = ("mean", "median")
 REFITS = ("none", "least_squares", "sequential")
 ROTARY_CHOICES = ("free", "progression")
-TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx")
+TARGETS = ("any", "transformers", "vllm", "llama_cpp", "mlx", "gptq")
 
 
 def criterion(default: str) -> Any:
@@ -177,8 +177,9 @@ class PruneConfig:
     calibration_sequences: int = setting(128, at_least=1, at_most=10**7)
     """Sequences of the training text that are reserved for calibration."""
     target: str = setting("any", choices=TARGETS)
-    """What will serve the model, and so which dimensions it may get: "transformers", "vllm", "llama_cpp", "mlx", or
-    "any" (only such as all of these take and run at full speed; of layers that differ it says nothing)."""
+    """What will serve the model, and so which dimensions it may get: "transformers", "vllm", "llama_cpp", "mlx",
+    "gptq" (vLLM with 4-bit weights in groups of 128), or "any" (only such as all of these but the last take and run at
+    full speed; of layers that differ it says nothing)."""
     multiple: MultipleConfig = field(default_factory=MultipleConfig)
     """Dimensions are multiples of these, whatever prune.target takes."""
     method: MethodConfig = field(default_factory=MethodConfig)

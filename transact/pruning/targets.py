@@ -98,6 +98,9 @@ def _runtime(multiples: Multiples, **limits: bool) -> Runtime:
 
 
 _FINE = Multiples(head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=8)
+_GROUPS = Multiples(
+    head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=GROUP, row=GROUP, head_dims=ATTENTION_HEAD_DIMS
+)
 _BLOCKS = Multiples(head_dim=FLASH_ATTENTION_MULTIPLE, intermediate_size=Q4_BLOCK, row=Q4_BLOCK)
 RUNTIMES = {
     "transformers": Runtime(multiples=_FINE, large=_FINE),
@@ -106,7 +109,10 @@ RUNTIMES = {
     "mlx": _runtime(
         _BLOCKS, cuts_biased_heads=False, cuts_normed_pairs=False, builds_layers=False, rotates_layers=False
     ),
+    # vLLM with 4-bit weights in groups (GPTQ, AWQ), as `transact quantize` makes them.
+    "gptq": _runtime(_GROUPS, cuts_biased_heads=False),
 }
+ANY = ("transformers", "vllm", "llama_cpp", "mlx")  # groups are coarse: who wants them asks for them
 
 
 def check_layers(target: str, shapes: str, pair_scope: str) -> None:
@@ -124,14 +130,14 @@ def check_layers(target: str, shapes: str, pair_scope: str) -> None:
 
 
 def multiples_for(target: str, parent: Geometry, *, pairs_are_free: bool) -> Multiples:
-    """Return the granularity of the cut dimensions for a `prune.target`; "any" means all of `RUNTIMES` at once.
+    """Return the granularity of the cut dimensions for a `prune.target`; "any" means all of `ANY` at once.
 
     Args:
         target: the name.
         parent: the dense model.
         pairs_are_free: heads may lose any rotary pairs, not only such that the rest are in progression.
     """
-    runtimes = list(RUNTIMES.values()) if target == "any" else [RUNTIMES[target]]
+    runtimes = [RUNTIMES[name] for name in (ANY if target == "any" else (target,))]
     is_large = parent.hidden_size >= LARGE_HIDDEN_SIZE
     both = _common([each.large if is_large else each.multiples for each in runtimes])
     if parent.query_key_value_bias and not all(each.cuts_biased_heads for each in runtimes):

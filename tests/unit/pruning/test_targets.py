@@ -11,7 +11,7 @@ import pytest
 from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
 from transact.geometry import Geometry
-from transact.pruning.targets import RUNTIMES, check_layers, multiples_for, shape_warnings
+from transact.pruning.targets import ANY, RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import geometries, outline, split_candidates
 from transact.stages.preflight import check_settings
 
@@ -72,8 +72,13 @@ def takes(name: str, dense: Geometry, cut: Geometry) -> bool:
     row, is_large = cut.num_attention_heads * cut.head_dim, dense.hidden_size >= 2048
     if name == "transformers":
         return not (cuts_heads and cut.head_dim % 8)
+    if name in ("vllm", "gptq") and cuts_heads and (cut.head_dim not in VLLM_ON_CPU or dense.query_key_value_bias):
+        return False
+    if name == "gptq":
+        channels = 256 if is_large else 128
+        return not (cuts_heads and row % 128) and not (cuts_channels and cut.intermediate_size % channels)
     if name == "vllm":
-        return not cuts_heads or (cut.head_dim in VLLM_ON_CPU and not dense.query_key_value_bias)
+        return True
     if cuts_heads and (row % 32 or (is_large and cut.head_dim % 32)):
         return False
     if cuts_channels and cut.intermediate_size % (256 if is_large else 32):
@@ -95,7 +100,7 @@ def test_a_run_ends_only_with_what_its_target_takes(name: str, target: str) -> N
         found = ends(asked(target=target, remove_fraction=fraction), dense)
         reached += bool(found)
         for each in found:
-            for runtime in RUNTIMES if target == "any" else (target,):
+            for runtime in ANY if target == "any" else (target,):
                 assert takes(runtime, dense, each), (flags, fraction, runtime, each)
     assert reached >= 6  # of nine
 
@@ -108,7 +113,7 @@ def test_all_that_suits_is_tried(name: str) -> None:
     suits = [
         head_dim
         for head_dim in range(2, dense.head_dim, 2)
-        if all(takes(runtime, dense, replace(dense, head_dim=head_dim)) for runtime in RUNTIMES)
+        if all(takes(runtime, dense, replace(dense, head_dim=head_dim)) for runtime in ANY)
     ]
     assert found == suits
 
