@@ -70,7 +70,7 @@ RUNTIMES := $(patsubst .ci/constraints/runtimes/%.txt,.cache/runtimes/%/ready,$(
 runtimes: $(RUNTIMES) ## vLLM, llama.cpp, mlx-lm, ExecuTorch, ONNX Runtime GenAI, llm-compressor for CPUs, each in its environment: 8 GB, minutes
 
 test-runtimes: $(SETUP) $(RUNTIMES) ## exports in all software that serves them, against transformers: five minutes
-	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes tests/runtimes
+	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes --numprocesses 2 --dist loadfile tests/runtimes
 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster

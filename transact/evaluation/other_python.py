@@ -12,6 +12,15 @@ from typing import Any
 
 from transact.errors import LONGEST_REASON, Failure, killed_by, one_line
 
+# What runs first in the other Python, as `python -c`, so that the script's folder is not on the path, where its other
+# files would be taken for top-level modules.
+RUN = """\
+import ctypes, runpy, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with the command that started it
+del sys.argv[0]
+sys.path[:] = [each for each in sys.path if each]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 OF_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would put this environment's packages before the other's
 
 
@@ -31,8 +40,7 @@ def ask(python: Path, script: Path, question: Mapping[str, Any], log: Path | Non
         printed = log or Path(where, "printed")
         printed.parent.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: the folder of the script stays off the path, where its other files would be taken for top-level modules.
-        command = [str(python.absolute()), "-P", str(script), str(asked), str(answered)]
+        command = [str(python.absolute()), "-c", RUN, str(script), str(asked), str(answered)]
         with printed.open("wb") as file:  # while it works: for those who want to see how far it is
             done = subprocess.run(command, cwd=where, env=variables, stdout=file, stderr=file, check=False)
         said = printed.read_text(encoding="utf-8", errors="replace")

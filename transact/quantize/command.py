@@ -16,6 +16,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from transact.errors import DONE, Failure, Parser, fail, refuse
 from transact.quantize.schemes import SCHEMES, check_schemes
 
@@ -66,10 +68,14 @@ def work(arguments: argparse.Namespace) -> None:
         if not is_alone:
             raise ValueError(f"another `transact quantize` is at work in {str(arguments.run)!r}")
         variants = Variants(run, workshop)
-        rows = variants.make(arguments.schemes)
-        variants.write_cards()
-        write_pages(arguments.run)
+        try:
+            rows = variants.make(arguments.schemes)
+        finally:
+            variants.write_cards()
+            write_pages(arguments.run)
     say(f"\n{text_table(rows)}\n\n{settings_words(rows)}\n{variants.folder}")
+    if variants.failures:
+        raise variants.failures[0] if len(variants.failures) == 1 else Failure("; ".join(map(str, variants.failures)))
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -77,8 +83,8 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse(command_line)
     try:
         work(arguments)
-    except Failure as failure:
-        return fail(failure)
     except ValueError as error:
         return refuse(error)
+    except (Failure, OSError, SafetensorError) as failure:
+        return fail(failure)
     return DONE

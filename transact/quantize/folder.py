@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -80,7 +81,17 @@ def write_card(folder: Path, card: str, row: Mapping[str, Any], rows: Sequence[M
         table=markdown_table(rows),
         settings=settings_words(rows),
     )
-    before, use, after = card.partition(USE)  # which then says how to load it
+    before, use, after = _without_figures(card).partition(USE)  # which then says how to load it
     write_text(
         folder / CARD, f"{before.rstrip()}\n\n{section}{use}{after}" if card else f"# {row['model']}\n\n{section}"
     )
+
+
+def _without_figures(card: str) -> str:
+    """Return a card whose metadata claim nothing that was measured of the model before it was quantised."""
+    if not card:
+        return card
+    found = ModelCard(card, ignore_metadata_errors=True)
+    found.data.eval_results = None
+    found.data.tags = [*(found.data.tags or []), "compressed-tensors"]
+    return str(found)

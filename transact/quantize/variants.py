@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transact.errors import Failure
 from transact.evaluation.other_python import ask
-from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, write_json
+from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, temporary_name, write_json
 from transact.geometry import Geometry
 from transact.models.model_files import CONFIG, shard_names
 from transact.quantize.environment import LLM_COMPRESSOR, VLLM
@@ -26,6 +26,7 @@ from transact.quantize.table import NOT_QUANTISED
 FOLDER, COMPARISON = "quantized", "comparison.json"  # of the run's folder; what is below is no stage of it
 CHECKED = (2, 128)  # sequences, and positions of each, whose logits are compared
 CERTAINLY_BROKEN = 1.0  # difference of logits, as a share of their root mean square: nothing of the model is left
+MOST_NATS = 700.0
 MOST_NATS_LOST = math.log(10)
 OWN_FIGURE = 1.05  # times: the environment computes the export to the run's perplexity, up to dtypes
 PROMPT_TOKENS, NEW_TOKENS, TURNS = 64, 64, 3
@@ -51,6 +52,11 @@ class Workshop:
     say: Callable[[str], object]
 
 
+def perplexity_of(loss: float) -> float:
+    """Return the perplexity of a loss in nats; infinite where it is too large for a number."""
+    return math.exp(loss) if loss < MOST_NATS else math.inf
+
+
 def sixteen_bits(dtype: str) -> str:
     """Return the dtype of what is not quantised."""
     return "bfloat16" if dtype == "float32" else dtype
@@ -65,12 +71,13 @@ class Variants:
         self.file = self.folder / COMPARISON
         known: list[Row] = read_json(self.file)["rows"] if self.file.is_file() else []
         self.rows = [row for row in known if not self._is_outdated(row)]
+        self.failures: list[Failure] = []
 
     def make(self, schemes: list[str]) -> list[Row]:
-        """Make and measure what is missing; return all rows.
+        """Make and measure what is missing; return all rows. What fails is in `failures`, and the others go on.
 
         Raises:
-            Failure: a variant is certainly broken, or a script failed.
+            Failure: a model itself cannot be measured, or is another one there.
         """
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="transact-") as where:
@@ -83,7 +90,8 @@ class Variants:
                     self._compare(role, wanted, scratch)
         if self.workshop.vllm is not None:
             for row in self.rows:
-                if row["scheme"] in (NOT_QUANTISED, *schemes) and row["speed"] is None:
+                is_there = row["model"] in self.run.sources and row["scheme"] in (NOT_QUANTISED, *schemes)
+                if is_there and row["speed"] is None:
                     self._time(row)
         return self.rows
 
@@ -123,20 +131,32 @@ class Variants:
     def _compare(self, role: str, wanted: list[str], scratch: Path) -> None:
         source = self.run.sources[role]
         dense, logits = self._measure(role, source.folder, scratch)
-        self._check_own_figure(role, source, math.exp(dense["loss"]))
+        self._check_own_figure(role, source, perplexity_of(dense["loss"]))
         if NOT_QUANTISED in wanted:
             self._keep(role, NOT_QUANTISED, source.folder, dense)
         for scheme in wanted:
-            if scheme == NOT_QUANTISED:
-                continue
-            temporary = self._quantize(role, scheme, scratch)
-            found, theirs = self._measure(f"{role}-{scheme}", temporary, scratch)
-            found["logit_difference"] = relative_difference(theirs, logits)
-            check_not_broken(f"{role} in {scheme}", found, dense["loss"])
-            final = self._place(role, scheme)
-            remove_flat(final)  # one that was made of other weights, or left without a row
-            publish(temporary, final)
-            self._keep(role, scheme, final, found)
+            if scheme != NOT_QUANTISED:
+                try:
+                    self._make(role, scheme, scratch, dense["loss"], logits)
+                except Failure as failure:
+                    self.workshop.say(str(failure))
+                    self.failures.append(failure)
+                    remove_flat(temporary_name(self._place(role, scheme)))
+
+    def _make(self, role: str, scheme: str, scratch: Path, dense_loss: float, dense_logits: Tensor) -> None:
+        """Make one variant, measure it and publish it.
+
+        Raises:
+            Failure: it is certainly broken, or a script failed.
+        """
+        temporary = self._quantize(role, scheme, scratch)
+        found, logits = self._measure(f"{role}-{scheme}", temporary, scratch)
+        found["logit_difference"] = relative_difference(logits, dense_logits)
+        check_not_broken(f"{role} in {scheme}", found, dense_loss)
+        final = self._place(role, scheme)
+        remove_flat(final)  # one that was made of other weights, or left without a row
+        publish(temporary, final)
+        self._keep(role, scheme, final, found)
 
     def _check_own_figure(self, role: str, source: Source, perplexity: float) -> None:
         ratio = perplexity / source.perplexity
@@ -189,7 +209,7 @@ class Variants:
             "groups": group_words(geometry) if scheme in SCHEMES and SCHEMES[scheme].preset is None else None,
             "parameters": geometry.parameters(),
             "bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
-            "perplexity": math.exp(measured["loss"]),
+            "perplexity": perplexity_of(measured["loss"]),
             "logit_difference": 0.0,
             "speed": None,
             **measured,
@@ -265,7 +285,7 @@ def check_not_broken(what: str, measured: Mapping[str, Any], dense_loss: float) 
     if not math.isfinite(loss):
         problem = f"its loss is {loss}"
     elif loss > dense_loss + MOST_NATS_LOST:
-        problem = f"its perplexity is {math.exp(loss):,.1f}, and was {math.exp(dense_loss):,.1f} before"
+        problem = f"its perplexity is {perplexity_of(loss):,.1f}, and was {perplexity_of(dense_loss):,.1f} before"
     elif not difference <= CERTAINLY_BROKEN:
         problem = f"its logits differ by {difference:.2f} of their root mean square"
     if problem is not None:

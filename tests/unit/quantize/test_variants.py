@@ -133,11 +133,23 @@ def test_speed_is_measured_later_too(run: FinishedRun, other: OtherEnvironment) 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5])
 def test_a_broken_variant_is_not_published(run: FinishedRun, other: OtherEnvironment, loss: float) -> None:
+    """The others are made all the same."""
     other.loss = loss
-    with pytest.raises(Failure, match="parent in fp8 is broken and not published"):
-        Variants(run, workshop()).make(["fp8"])
-    assert not (run.folder / "quantized" / "parent-fp8").exists()
-    assert [row["scheme"] for row in read_json(run.folder / "quantized" / "comparison.json")["rows"]] == ["none"]
+    variants = Variants(run, workshop())
+    rows = variants.make(["fp8", "w8a8"])
+    assert [str(each).partition(":")[0] for each in variants.failures] == [
+        f"{role} in {scheme} is broken and not published" for role in ("parent", "pruned") for scheme in ("fp8", "w8a8")
+    ]
+    assert [row["scheme"] for row in rows] == ["none", "none"]
+    assert {each.name for each in (run.folder / "quantized").iterdir()} <= {"comparison.json", "logs"}
+
+
+def test_rows_of_a_parent_that_is_gone_stay_and_are_not_timed(run: FinishedRun, other: OtherEnvironment) -> None:
+    Variants(run, workshop()).make(["fp8"])
+    alone = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
+    rows = Variants(alone, workshop(Path("vllm"))).make(["fp8"])
+    assert [row["speed"] is None for row in rows if row["model"] == PARENT] == [True, True]
+    assert [row["speed"] is None for row in rows if row["model"] == PRUNED] == [False, False]
 
 
 def test_an_environment_that_computes_another_model_is_told(run: FinishedRun, other: OtherEnvironment) -> None:
