@@ -46,9 +46,11 @@ def measure_in_vllm(
         ValueError: vLLM is not there, or does not take the models; with its last words.
     """
     from transact.evaluation.other_python import asked
+    from transact.models.stock import check_code
 
+    has_code = any([check_code(folder) for folder in (parent, draft)])  # noqa: C419 - both are to be checked
     settings = {"prompts": prompts, "new_tokens": new_tokens, "turns": turns, "dtype": dtype}
-    question = {"parent": str(parent.absolute())} | settings
+    question = {"parent": str(parent.absolute()), "has_code": has_code} | settings
     alone, helped = (
         asked("--vllm", python, Path(__file__), question | {"draft": each}) for each in (None, str(draft.absolute()))
     )
@@ -85,7 +87,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
         dtype=question["dtype"],
         max_num_seqs=1,
         max_model_len=max(map(len, question["prompts"])) + question["new_tokens"] + PROPOSALS + 1,
-        trust_remote_code=True,
+        trust_remote_code=question["has_code"],
         disable_log_stats=False,
         enable_prefix_caching=False,  # every turn reads the same prompts, and is to read them
         speculative_config=config or None,
