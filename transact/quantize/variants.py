@@ -83,7 +83,9 @@ class Variants:
                     self._compare(role, wanted, scratch)
         if self.workshop.vllm is not None:
             for row in self.rows:
-                if row["scheme"] in (NOT_QUANTISED, *schemes) and row["speed"] is None:
+                # A row of a parent that is gone stays in the table, and there is nothing left to time.
+                is_there = row["model"] in self.run.sources
+                if is_there and row["scheme"] in (NOT_QUANTISED, *schemes) and row["speed"] is None:
                     self._time(row)
         return self.rows
 

@@ -131,6 +131,14 @@ def test_speed_is_measured_later_too(run: FinishedRun, other: OtherEnvironment) 
     assert [each.split()[0] for each in other.asked] == ["time"] * 4
 
 
+def test_nothing_is_timed_of_a_parent_that_is_gone(run: FinishedRun, other: OtherEnvironment) -> None:
+    Variants(run, workshop()).make(["fp8"])
+    left = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
+    rows = Variants(left, workshop(Path("vllm"))).make(["fp8"])
+    assert [row["model"] for row in rows if row["speed"] is not None] == ["pruned", "pruned"]
+    assert [row["model"] for row in rows].count("parent") == 2
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5])
 def test_a_broken_variant_is_not_published(run: FinishedRun, other: OtherEnvironment, loss: float) -> None:
     other.loss = loss
