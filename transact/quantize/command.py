@@ -16,7 +16,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from transact.errors import DONE, Failure, Parser, fail, refuse
+from safetensors import SafetensorError
+
+from transact.errors import DONE, Failure, Parser, fail, refuse, say_error
 from transact.quantize.schemes import SCHEMES, check_schemes
 
 DEFAULT = ("w4a16", "fp8")
@@ -40,7 +42,8 @@ def work(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: the request cannot be met; nothing was written.
-        Failure: a variant is broken, or another program failed.
+        Failure: a variant is broken, or another program failed; what else was asked for was made.
+        OSError, SafetensorError: a file cannot be read or written.
     """
     check_schemes(arguments.schemes)
     from transact.distributed.file_lock import exclusive
@@ -66,10 +69,17 @@ def work(arguments: argparse.Namespace) -> None:
         if not is_alone:
             raise ValueError(f"another `transact quantize` is at work in {str(arguments.run)!r}")
         variants = Variants(run, workshop)
-        rows = variants.make(arguments.schemes)
-        variants.write_cards()
-        write_pages(arguments.run)
+        try:
+            rows = variants.make(arguments.schemes)
+        finally:  # what was made before a failure is shown too
+            if variants.file.is_file():
+                variants.write_cards()
+                write_pages(arguments.run)
     say(f"\n{text_table(rows)}\n\n{settings_words(rows)}\n{variants.folder}")
+    for failure in variants.failures[:-1]:
+        say_error(failure)
+    if variants.failures:
+        raise variants.failures[-1]
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -81,4 +91,6 @@ def main(command_line: list[str] | None = None) -> int:
         return fail(failure)
     except ValueError as error:
         return refuse(error)
+    except (OSError, SafetensorError) as error:
+        return fail(error)
     return DONE

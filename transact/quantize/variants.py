@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transact.errors import Failure
 from transact.evaluation.other_python import ask
-from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, write_json
+from transact.files import fresh_temporary_folder, publish, read_json, remove_flat, temporary_name, write_json
 from transact.geometry import Geometry
 from transact.models.model_files import CONFIG, shard_names
 from transact.quantize.environment import LLM_COMPRESSOR, VLLM
@@ -57,21 +57,28 @@ def sixteen_bits(dtype: str) -> str:
 
 
 class Variants:
-    """The variants of a run and their figures, in comparison.json as soon as each is known."""
+    """The variants of a run and their figures, in comparison.json as soon as each is known.
+
+    Attributes:
+        failures: of single variants, which stop no other one.
+    """
 
     def __init__(self, run: FinishedRun, workshop: Workshop) -> None:
         self.run, self.workshop = run, workshop
         self.folder = run.folder / FOLDER
         self.file = self.folder / COMPARISON
+        self.failures: list[Failure] = []
         known: list[Row] = read_json(self.file)["rows"] if self.file.is_file() else []
         self.rows = [row for row in known if not self._is_outdated(row)]
 
     def make(self, schemes: list[str]) -> list[Row]:
-        """Make and measure what is missing; return all rows.
+        """Make and measure what is missing; return all rows. A variant that fails is left out, see `failures`.
 
         Raises:
-            Failure: a variant is certainly broken, or a script failed.
+            ValueError: a folder that is not ours is in the way of a variant; nothing was made.
+            Failure: a model itself could not be measured, or the environment computes another one.
         """
+        self._check_places(schemes)
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="transact-") as where:
             scratch = Path(where)
@@ -122,23 +129,43 @@ class Variants:
     def _place(self, role: str, scheme: str) -> Path:
         return self.run.sources[role].folder if scheme == NOT_QUANTISED else self.folder / f"{role}-{scheme}"
 
+    def _check_places(self, schemes: list[str]) -> None:
+        """Raise ValueError where a variant that will be made, or its temporary folder, holds a folder."""
+        for role in self.run.sources:
+            for scheme in schemes:
+                if self._finished(role, scheme) is not None:
+                    continue
+                final = self._place(role, scheme)
+                for folder in (final, temporary_name(final)):
+                    if not folder.is_symlink() and folder.is_dir() and any(map(Path.is_dir, folder.iterdir())):
+                        raise ValueError(f"{str(folder)!r} holds a folder, which is not ours: move it away")
+
     def _compare(self, role: str, wanted: list[str], scratch: Path) -> None:
         source = self.run.sources[role]
         dense, logits = self._measure(role, source.folder, scratch)
-        self._check_own_figure(role, source, math.exp(dense["loss"]))
+        self._check_own_figure(role, source, perplexity_of(dense["loss"]))
         if NOT_QUANTISED in wanted:
             self._keep(role, NOT_QUANTISED, source.folder, dense)
         for scheme in wanted:
             if scheme == NOT_QUANTISED:
                 continue
-            temporary = self._quantize(role, scheme, scratch)
-            found, theirs = self._measure(f"{role}-{scheme}", temporary, scratch)
-            found["logit_difference"] = relative_difference(theirs, logits)
-            check_not_broken(f"{role} in {scheme}", found, dense["loss"])
-            final = self._place(role, scheme)
-            remove_flat(final)  # one that was made of other weights, or left without a row
-            publish(temporary, final)
-            self._keep(role, scheme, final, found)
+            try:
+                self._variant(role, scheme, scratch, (dense["loss"], logits))
+            except Failure as failure:
+                remove_flat(temporary_name(self._place(role, scheme)))
+                self.failures.append(failure)
+
+    def _variant(self, role: str, scheme: str, scratch: Path, model: tuple[float, Tensor]) -> None:
+        """Make, measure and publish a variant. model: loss and first logits of what it is made of."""
+        loss, logits = model
+        temporary = self._quantize(role, scheme, scratch)
+        found, theirs = self._measure(f"{role}-{scheme}", temporary, scratch)
+        found["logit_difference"] = relative_difference(theirs, logits)
+        check_not_broken(f"{role} in {scheme}", found, loss)
+        final = self._place(role, scheme)
+        remove_flat(final)  # one that was made of other weights, or left without a row
+        publish(temporary, final)
+        self._keep(role, scheme, final, found)
 
     def _check_own_figure(self, role: str, source: Source, perplexity: float) -> None:
         ratio = perplexity / source.perplexity
@@ -191,7 +218,7 @@ class Variants:
             "groups": group_words(geometry) if scheme in SCHEMES and SCHEMES[scheme].preset is None else None,
             "parameters": geometry.parameters(),
             "bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
-            "perplexity": math.exp(measured["loss"]),
+            "perplexity": perplexity_of(measured["loss"]),
             "logit_difference": 0.0,
             "speed": None,
             **measured,
@@ -256,6 +283,14 @@ def relative_difference(theirs: Tensor, ours: Tensor) -> float:
     return float((theirs.double() - ours.double()).norm() / ours.double().norm())
 
 
+def perplexity_of(loss: float) -> float:
+    """Return the perplexity of a loss in nats; infinity where it is beyond all floats."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 def check_not_broken(what: str, measured: Mapping[str, Any], dense_loss: float) -> None:
     """Raise Failure for a variant that is certainly broken; how much a sound one may lose is for its user to judge.
 
@@ -267,7 +302,7 @@ def check_not_broken(what: str, measured: Mapping[str, Any], dense_loss: float) 
     if not math.isfinite(loss):
         problem = f"its loss is {loss}"
     elif loss > dense_loss + MOST_NATS_LOST:
-        problem = f"its perplexity is {math.exp(loss):,.1f}, and was {math.exp(dense_loss):,.1f} before"
+        problem = f"its perplexity is {perplexity_of(loss):,.1f}, and was {perplexity_of(dense_loss):,.1f} before"
     elif not difference <= CERTAINLY_BROKEN:
         problem = f"its logits differ by {difference:.2f} of their root mean square"
     if problem is not None:

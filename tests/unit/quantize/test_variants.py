@@ -139,13 +139,23 @@ def test_nothing_is_timed_of_a_parent_that_is_gone(run: FinishedRun, other: Othe
     assert [row["model"] for row in rows].count("parent") == 2
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5])
+@pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5, 800.0])
 def test_a_broken_variant_is_not_published(run: FinishedRun, other: OtherEnvironment, loss: float) -> None:
     other.loss = loss
-    with pytest.raises(Failure, match="parent in fp8 is broken and not published"):
+    made = Variants(run, workshop())
+    rows = made.make(["fp8"])
+    assert [str(each).partition(":")[0] for each in made.failures] == [
+        f"{role} in fp8 is broken and not published" for role in (PARENT, PRUNED)
+    ]
+    assert [path.name for path in (run.folder / "quantized").iterdir()] == ["comparison.json"]
+    assert [row["scheme"] for row in rows] == ["none", "none"]
+
+
+def test_a_folder_in_the_way_is_told_before_the_work(run: FinishedRun, other: OtherEnvironment) -> None:
+    (run.folder / "quantized" / "pruned-fp8" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match="pruned-fp8' holds a folder, which is not ours"):
         Variants(run, workshop()).make(["fp8"])
-    assert not (run.folder / "quantized" / "parent-fp8").exists()
-    assert [row["scheme"] for row in read_json(run.folder / "quantized" / "comparison.json")["rows"]] == ["none"]
+    assert other.asked == []
 
 
 def test_an_environment_that_computes_another_model_is_told(run: FinishedRun, other: OtherEnvironment) -> None:
