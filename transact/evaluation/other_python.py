@@ -12,6 +12,16 @@ from typing import Any
 
 from transact.errors import LONGEST_REASON, Failure, killed_by, one_line
 
+# Runs a script as `python SCRIPT` does, in a process that ends with the one that started it, whatever ends that:
+# PR_SET_PDEATHSIG, as in transact/export/k_quants.py. A parent that was gone before is noticed too.
+PRELUDE = """\
+import ctypes, os, runpy, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("what started it is gone")
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 OF_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would put this environment's packages before the other's
 
 
@@ -31,8 +41,8 @@ def ask(python: Path, script: Path, question: Mapping[str, Any], log: Path | Non
         printed = log or Path(where, "printed")
         printed.parent.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: the folder of the script stays off the path, where its other files would be taken for top-level modules.
-        command = [str(python.absolute()), "-P", str(script), str(asked), str(answered)]
+        # -I: no folder of ours is on the path, whose files would be taken for top-level modules.
+        command = [python.absolute(), "-I", "-c", PRELUDE, str(os.getpid()), script.absolute(), asked, answered]
         with printed.open("wb") as file:  # while it works: for those who want to see how far it is
             done = subprocess.run(command, cwd=where, env=variables, stdout=file, stderr=file, check=False)
         said = printed.read_text(encoding="utf-8", errors="replace")
