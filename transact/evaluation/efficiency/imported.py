@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transact.errors import DONE, Parser, refuse
+from transact.errors import DONE, Parser, fail, refuse
 from transact.files import read_json, write_json
 from transact.runs.run_folder import is_run
 
@@ -175,4 +175,6 @@ def main() -> int:
         print(f"{len(new)} figures in {target}\n{write_pages(given.folder)[-1]}", flush=True)
     except ValueError as error:
         return refuse(error)
+    except OSError as error:
+        return fail(error)
     return DONE
