@@ -28,6 +28,25 @@ from transact.tracking.report.quantized import quantized_section
 from transact.tracking.report.run_files import read_run
 
 LOSS = 3.0
+CARD = """---
+license: mit
+tags:
+- pruned
+model-index:
+- name: a model
+---
+# a model
+
+## Use
+
+Stock transformers load it.
+
+**GGUF only through transact**: so.
+
+## Licence
+
+That of the parent.
+"""
 VERSIONS = {"packages": {"llmcompressor": "0.14.0", "transformers": "5.17.0"}, "device": "cpu"}
 
 
@@ -64,7 +83,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path, export: Path) -> FinishedRun:
     folder = write_run(tmp_path / "run", MadeUpRun())
     shutil.copytree(export, folder / "export")
-    (folder / "export" / "README.md").write_text("---\nlicense: mit\n---\n# a model\n\n## Use\n\nSo.\n")
+    (folder / "export" / "README.md").write_text(CARD)
     source = Source(
         folder=folder / "export",
         geometry=geometry_of(export),
@@ -195,7 +214,9 @@ def test_table_card_and_report_show_the_same_rows(run: FinishedRun, other: Other
     assert "| pruned, w4a16 |" in markdown_table(rows) and "pruned, w4a16" in text_table(rows)
     card = (run.folder / "quantized" / "pruned-w4a16" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit") and "## Quantised to w4a16" in card and "llm-compressor 0.14.0" in card
-    assert card.index("## Quantised") < card.index("## Use") and markdown_table(rows) in card
+    assert card.index("## Quantised") < card.index("## Use") < card.index("## Licence") and markdown_table(rows) in card
+    assert "- pruned\n- compressed-tensors\n---\n" in card  # and nothing that is true of the unquantised model alone
+    assert not any(words in card for words in ("model-index", "Stock transformers", "GGUF"))
     assert "license" not in (run.folder / "quantized" / "parent-w4a16" / "README.md").read_text()
     section = quantized_section(read_run(run.folder))
     assert section is not None
