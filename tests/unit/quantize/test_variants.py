@@ -139,6 +139,18 @@ def test_other_weights_are_quantised_anew(run: FinishedRun, other: OtherEnvironm
     rows = Variants(changed, workshop()).make(["fp8"])
     assert other.asked == ["measure export", "quantize export", "measure pruned-fp8.tmp"]
     assert ("pruned", "w8a8") not in [(row["model"], row["scheme"]) for row in rows]  # was of the first weights
+    assert not (run.folder / "quantized" / "pruned-w8a8").exists()
+
+
+def test_other_text_is_measured_on_and_nothing_made_again(run: FinishedRun, other: OtherEnvironment) -> None:
+    Variants(run, workshop(Path("vllm"))).make(["fp8", "w8a8"])
+    other.asked.clear()
+    part = replace(run, evaluation=run.evaluation[:1], is_whole=False)
+    rows = Variants(part, workshop()).make(["fp8"])
+    assert len(rows) == 6 == len(other.asked) and all(each.startswith("measure") for each in other.asked)
+    assert all(row["speed"] is not None and row["measured_on"]["evaluation_sequences"] == 1 for row in rows)
+    left = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
+    assert {row["model"] for row in Variants(left, workshop()).make(["fp8"])} == {"pruned"}  # one table, one text
 
 
 def test_speed_is_measured_later_too(run: FinishedRun, other: OtherEnvironment) -> None:
