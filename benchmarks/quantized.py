@@ -1,6 +1,6 @@
 """Keep the figures of a run's quantised variants, as `transact quantize` left them, for the table in docs/export.md.
 
-python -m transact quantize RUN --python PYTHON --vllm PYTHON --schemes w4a16 fp8
+python -m transact quantize RUN --python PYTHON --vllm PYTHON --schemes w4a16 fp8 --sequences 16
 python -m benchmarks.quantized RUN
 """
 

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.e2e.conftest import ChainRun
+from transact.config.compose import typed_config
+from transact.data.order import SequenceOrder
+from transact.data.token_store import TokenStore
 from transact.errors import REFUSED
 from transact.files import file_digest, read_json, write_json
 from transact.quantize.command import main
 from transact.quantize.finished_run import PARENT, PRUNED, FinishedRun, read_finished_run
+from transact.rounds import reserved_sequences
+from transact.runs.run_record import read_config, read_record
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,15 @@ def test_both_models_and_their_own_figures(chain: ChainRun, run: FinishedRun) ->
     assert run.parent_missing is None
 
 
-def test_the_tokens_are_the_runs_own(run: FinishedRun) -> None:
+def test_the_tokens_are_the_runs_own(chain: ChainRun, run: FinishedRun) -> None:
     """Of 16 calibration and 32 held-out sequences; of the reserved ones, calibration comes behind validation."""
     assert run.calibration.shape == (16, 64) and run.evaluation.shape == (32, 64) and run.is_whole
-    assert len(torch.unique(run.calibration, dim=0)) == 16
+    settings, record = read_config(chain.folder), read_record(chain.folder)
+    assert settings is not None and record is not None
+    config = typed_config(settings)
+    train = TokenStore(Path(chain.token_store) / record["texts"]["data.train"]["store"])
+    order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved_sequences(config), seed=config.seed)
+    assert run.calibration.equal(train.sequences(order.reserved(config.recover.validation_sequences, 16)))
 
 
 def test_a_part_of_the_held_out_text(chain: ChainRun, run: FinishedRun) -> None:

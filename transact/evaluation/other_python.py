@@ -12,13 +12,14 @@ from typing import Any
 
 from transact.errors import LONGEST_REASON, Failure, killed_by, one_line
 
-# What runs first in the other Python, as `python -c`, so that the script's folder is not on the path, where its other
-# files would be taken for top-level modules.
-RUN = """\
-import ctypes, runpy, sys
-ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with the command that started it
-del sys.argv[0]
-sys.path[:] = [each for each in sys.path if each]
+# Runs a script as `python SCRIPT` does, in a process that ends with the one that started it, whatever ends that:
+# PR_SET_PDEATHSIG, as in transact/export/k_quants.py. A parent that was gone before is noticed too.
+PRELUDE = """\
+import ctypes, os, runpy, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("what started it is gone")
+del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 OF_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would put this environment's packages before the other's
@@ -40,7 +41,9 @@ def ask(python: Path, script: Path, question: Mapping[str, Any], log: Path | Non
         printed = log or Path(where, "printed")
         printed.parent.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(question), encoding="utf-8")
-        command = [str(python.absolute()), "-c", RUN, str(script), str(asked), str(answered)]
+        # -I: no folder of ours is on the path, whose files would be taken for top-level modules.
+        files = map(str, (script.absolute(), asked, answered))
+        command = [str(python.absolute()), "-I", "-c", PRELUDE, str(os.getpid()), *files]
         with printed.open("wb") as file:  # while it works: for those who want to see how far it is
             done = subprocess.run(command, cwd=where, env=variables, stdout=file, stderr=file, check=False)
         said = printed.read_text(encoding="utf-8", errors="replace")

@@ -50,7 +50,8 @@ def shape_warnings(geometry: Geometry) -> list[str]:
         lines.append(f"intermediate_size {channels}: no multiple of {TILE}; matrix kernels do up to twice the work")
     for name, (size, row) in cut_rows(geometry).items():
         if row % Q4_BLOCK:
-            lines.append(f"{name} {size}: rows of {row} weights stay f16 in llama.cpp's q4_0 and q8_0 ({Q4_BLOCK})")
+            half = f"rows of {row} weights stay f16 in llama.cpp's q4_0 and q8_0 ({Q4_BLOCK})"
+            lines.append(f"{name} {size}: {half}, and no groups of {GROUP} in 4 bits (GPTQ, AWQ)")
         elif row % K_QUANT_BLOCK:
             groups = "" if row % GROUP == 0 else f", and no groups of {GROUP} in 4 bits (GPTQ, AWQ)"
             none = f"rows of {row} weights have no K-quants in llama.cpp ({K_QUANT_BLOCK})"

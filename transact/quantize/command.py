@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from transact.errors import DONE, Failure, Parser, fail, refuse
+from transact.errors import DONE, Failure, Parser, fail, refuse, say_error
 from transact.quantize.schemes import SCHEMES, check_schemes
 
 DEFAULT = ("w4a16", "fp8")
@@ -42,7 +42,8 @@ def work(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: the request cannot be met; nothing was written.
-        Failure: a variant is broken, or another program failed.
+        Failure: a variant is broken, or another program failed; what else was asked for was made.
+        OSError, SafetensorError: a file cannot be read or written.
     """
     check_schemes(arguments.schemes)
     from transact.distributed.file_lock import exclusive
@@ -70,12 +71,15 @@ def work(arguments: argparse.Namespace) -> None:
         variants = Variants(run, workshop)
         try:
             rows = variants.make(arguments.schemes)
-        finally:
-            variants.write_cards()
-            write_pages(arguments.run)
+        finally:  # what was made before a failure is shown too
+            if variants.file.is_file():
+                variants.write_cards()
+                write_pages(arguments.run)
     say(f"\n{text_table(rows)}\n\n{settings_words(rows)}\n{variants.folder}")
+    for failure in variants.failures[:-1]:
+        say_error(failure)
     if variants.failures:
-        raise variants.failures[0] if len(variants.failures) == 1 else Failure("; ".join(map(str, variants.failures)))
+        raise variants.failures[-1]
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -83,8 +87,10 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse(command_line)
     try:
         work(arguments)
+    except Failure as failure:
+        return fail(failure)
     except ValueError as error:
         return refuse(error)
-    except (Failure, OSError, SafetensorError) as failure:
-        return fail(failure)
+    except (OSError, SafetensorError) as error:
+        return fail(error)
     return DONE

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,7 +20,18 @@ from transact.models.model_files import CONFIG, INDEX_NAME, licence_files, shard
 from transact.quantize.schemes import SCHEMES
 from transact.quantize.table import markdown_table, settings_words
 
-CARD, USE = "README.md", "\n## Use\n"
+CARD, USE, TAG = "README.md", "\n## Use\n", "compressed-tensors"
+KEPT = ("Licence", "Cite")  # of what a card says behind its use; that and GGUF are of the unquantised model
+LOADING = """
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")  # pip install compressed-tensors
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
 
 
 def complete(source: Path, target: Path, dtype: str) -> None:
@@ -81,17 +93,20 @@ def write_card(folder: Path, card: str, row: Mapping[str, Any], rows: Sequence[M
         table=markdown_table(rows),
         settings=settings_words(rows),
     )
-    before, use, after = _without_figures(card).partition(USE)  # which then says how to load it
-    write_text(
-        folder / CARD, f"{before.rstrip()}\n\n{section}{use}{after}" if card else f"# {row['model']}\n\n{section}"
-    )
-
-
-def _without_figures(card: str) -> str:
-    """Return a card whose metadata claim nothing that was measured of the model before it was quantised."""
     if not card:
+        write_text(folder / CARD, f"# {row['model']}\n\n{section}")
+        return
+    before, _, after = card.partition(USE)
+    kept = [f"## {each}" for each in after.split("\n## ") if each.startswith(KEPT)]
+    write_text(folder / CARD, "\n".join([f"{_with_own_metadata(before).rstrip()}\n\n{section}{LOADING}", *kept]))
+
+
+def _with_own_metadata(card: str) -> str:
+    """Return a card without the figures of the unquantised model in its metadata, and with the format's tag."""
+    block = REGEX_YAML_BLOCK.search(card)
+    found = None if block is None else yaml.safe_load(block.group(2))
+    if block is None or not isinstance(found, dict):
         return card
-    found = ModelCard(card, ignore_metadata_errors=True)
-    found.data.eval_results = None
-    found.data.tags = [*(found.data.tags or []), "compressed-tensors"]
-    return str(found)
+    found.pop("model-index", None)
+    found["tags"] = [*(found.get("tags") or []), TAG]
+    return f"---\n{yaml.safe_dump(found, sort_keys=False, allow_unicode=True)}---\n{card[block.end() :]}"

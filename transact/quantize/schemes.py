@@ -31,9 +31,7 @@ class Scheme:
 
 
 SCHEMES = {
-    "w4a16": Scheme(
-        words="weights of 4 bits in groups, by GPTQ", modifier="GPTQModifier", preset=None, calibrated=True
-    ),
+    "w4a16": Scheme(words="weights of 4 bits, by GPTQ", modifier="GPTQModifier", preset=None, calibrated=True),
     "w8a8": Scheme(
         words="weights and activations of 8 bits (int8), weights by GPTQ, activations scaled token by token",
         modifier="GPTQModifier",

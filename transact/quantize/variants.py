@@ -26,7 +26,6 @@ from transact.quantize.table import NOT_QUANTISED
 FOLDER, COMPARISON = "quantized", "comparison.json"  # of the run's folder; what is below is no stage of it
 CHECKED = (2, 128)  # sequences, and positions of each, whose logits are compared
 CERTAINLY_BROKEN = 1.0  # difference of logits, as a share of their root mean square: nothing of the model is left
-MOST_NATS = 700.0
 MOST_NATS_LOST = math.log(10)
 OWN_FIGURE = 1.05  # times: the environment computes the export to the run's perplexity, up to dtypes
 PROMPT_TOKENS, NEW_TOKENS, TURNS = 64, 64, 3
@@ -52,46 +51,55 @@ class Workshop:
     say: Callable[[str], object]
 
 
-def perplexity_of(loss: float) -> float:
-    """Return the perplexity of a loss in nats; infinite where it is too large for a number."""
-    return math.exp(loss) if loss < MOST_NATS else math.inf
-
-
 def sixteen_bits(dtype: str) -> str:
     """Return the dtype of what is not quantised."""
     return "bfloat16" if dtype == "float32" else dtype
 
 
 class Variants:
-    """The variants of a run and their figures, in comparison.json as soon as each is known."""
+    """The variants of a run and their figures, in comparison.json as soon as each is known.
+
+    Attributes:
+        failures: of single variants, which stop no other one.
+    """
 
     def __init__(self, run: FinishedRun, workshop: Workshop) -> None:
         self.run, self.workshop = run, workshop
         self.folder = run.folder / FOLDER
         self.file = self.folder / COMPARISON
-        known: list[Row] = read_json(self.file)["rows"] if self.file.is_file() else []
-        self.rows = [row for row in known if not self._is_outdated(row)]
         self.failures: list[Failure] = []
+        known: list[Row] = read_json(self.file)["rows"] if self.file.is_file() else []
+        for row in known:
+            _divide_identity(row)
+        self.outdated = [row for row in known if self._is_outdated(row)]
+        self.rows = [row for row in known if row not in self.outdated]
 
     def make(self, schemes: list[str]) -> list[Row]:
-        """Make and measure what is missing; return all rows. What fails is in `failures`, and the others go on.
+        """Make and measure what is missing; return all rows. A variant that fails is left out, see `failures`.
 
         Raises:
-            Failure: a model itself cannot be measured, or is another one there.
+            ValueError: a folder that is not ours is in the way of a variant; nothing was made.
+            Failure: a model itself could not be measured, or the environment computes another one.
         """
+        self._check_places(schemes)
         self.folder.mkdir(exist_ok=True)
+        self._remove_outdated()
         with tempfile.TemporaryDirectory(prefix="transact-") as where:
             scratch = Path(where)
             save_file({"tokens": self.run.calibration.int()}, scratch / "calibration.safetensors")
             save_file({"tokens": self.run.evaluation.int()}, scratch / "evaluation.safetensors")
             for role in self.run.sources:
-                wanted = [each for each in (NOT_QUANTISED, *schemes) if self._finished(role, each) is None]
+                # What is there and was measured on other text is measured again, asked for or not: one table, one text.
+                there = [row["scheme"] for row in self.rows if row["model"] == role and self._is_made(row)]
+                asked = dict.fromkeys((NOT_QUANTISED, *schemes, *there))
+                wanted = [each for each in asked if self._finished(role, each) is None]
                 if wanted:
                     self._compare(role, wanted, scratch)
         if self.workshop.vllm is not None:
             for row in self.rows:
-                is_there = row["model"] in self.run.sources and row["scheme"] in (NOT_QUANTISED, *schemes)
-                if is_there and row["speed"] is None:
+                # A row of a parent that is gone stays in the table, and there is nothing left to time.
+                is_there = row["model"] in self.run.sources
+                if is_there and row["scheme"] in (NOT_QUANTISED, *schemes) and row["speed"] is None:
                     self._time(row)
         return self.rows
 
@@ -106,27 +114,57 @@ class Variants:
                 write_card(folder, export.read_text(encoding="utf-8") if is_ours else "", row, self.rows)
 
     def _identity(self, role: str, scheme: str) -> dict[str, Any]:
-        """Return all that a row depends on."""
+        """Return all that a variant is made of."""
         source = self.run.sources[role]
         how = None if scheme == NOT_QUANTISED else recipe(scheme, source.geometry)
-        texts = dict(self.run.texts) | {
-            "calibration_sequences": len(self.run.calibration),
-            "evaluation_sequences": len(self.run.evaluation),
-        }
+        texts = {"calibration": self.run.texts["calibration"], "calibration_sequences": len(self.run.calibration)}
         return {"weights": source.digest, "recipe": how, "texts": texts}
 
+    def _measured_on(self) -> dict[str, Any]:
+        """Return what the figures of a row depend on besides."""
+        return {"evaluation": self.run.texts["evaluation"], "evaluation_sequences": len(self.run.evaluation)}
+
     def _is_outdated(self, row: Row) -> bool:
-        """Return whether a row is of other weights, such as those of an export that was made again."""
+        """Return whether a row is of other weights, or cannot be measured on the text of the others any more."""
         role = row["model"]
-        return role in self.run.sources and row["made_of"] != self._identity(role, row["scheme"])
+        if role not in self.run.sources:
+            return bool(row["measured_on"] != self._measured_on())
+        return bool(row["made_of"] != self._identity(role, row["scheme"]))
+
+    def _remove_outdated(self) -> None:
+        """Remove the variants of weights that the run has no more; those of a parent that is gone stay."""
+        for row in self.outdated:
+            if row["model"] in self.run.sources and row["scheme"] != NOT_QUANTISED:
+                self.workshop.say(f"{row['model']}-{row['scheme']} is of other weights: removed")
+                remove_flat(self._place(row["model"], row["scheme"]))
+        self.outdated = []
 
     def _finished(self, role: str, scheme: str) -> Row | None:
-        """Return the row of what is made, measured and still there."""
-        found = next((row for row in self.rows if (row["model"], row["scheme"]) == (role, scheme)), None)
-        return found if found is not None and (self._place(role, scheme) / CONFIG).is_file() else None
+        """Return the row of what is made, measured on this text and still there."""
+        found = self._row(role, scheme)
+        return found if found is not None and found["measured_on"] == self._measured_on() else None
+
+    def _row(self, role: str, scheme: str) -> Row | None:
+        """Return the row of what is made and still there."""
+        rows = (row for row in self.rows if (row["model"], row["scheme"]) == (role, scheme))
+        return next(filter(self._is_made, rows), None)
+
+    def _is_made(self, row: Row) -> bool:
+        return (self._place(row["model"], row["scheme"]) / CONFIG).is_file()
 
     def _place(self, role: str, scheme: str) -> Path:
         return self.run.sources[role].folder if scheme == NOT_QUANTISED else self.folder / f"{role}-{scheme}"
+
+    def _check_places(self, schemes: list[str]) -> None:
+        """Raise ValueError where a variant that will be made, or its temporary folder, holds a folder."""
+        for role in self.run.sources:
+            for scheme in schemes:
+                if self._row(role, scheme) is not None:
+                    continue
+                final = self._place(role, scheme)
+                for folder in (final, temporary_name(final)):
+                    if not folder.is_symlink() and folder.is_dir() and any(map(Path.is_dir, folder.iterdir())):
+                        raise ValueError(f"{str(folder)!r} holds a folder, which is not ours: move it away")
 
     def _compare(self, role: str, wanted: list[str], scratch: Path) -> None:
         source = self.run.sources[role]
@@ -135,27 +173,25 @@ class Variants:
         if NOT_QUANTISED in wanted:
             self._keep(role, NOT_QUANTISED, source.folder, dense)
         for scheme in wanted:
-            if scheme != NOT_QUANTISED:
-                try:
-                    self._make(role, scheme, scratch, dense["loss"], logits)
-                except Failure as failure:
-                    self.workshop.say(str(failure))
-                    self.failures.append(failure)
-                    remove_flat(temporary_name(self._place(role, scheme)))
+            if scheme == NOT_QUANTISED:
+                continue
+            try:
+                self._variant(role, scheme, scratch, (dense["loss"], logits))
+            except Failure as failure:
+                remove_flat(temporary_name(self._place(role, scheme)))
+                self.failures.append(failure)
 
-    def _make(self, role: str, scheme: str, scratch: Path, dense_loss: float, dense_logits: Tensor) -> None:
-        """Make one variant, measure it and publish it.
-
-        Raises:
-            Failure: it is certainly broken, or a script failed.
-        """
-        temporary = self._quantize(role, scheme, scratch)
-        found, logits = self._measure(f"{role}-{scheme}", temporary, scratch)
-        found["logit_difference"] = relative_difference(logits, dense_logits)
-        check_not_broken(f"{role} in {scheme}", found, dense_loss)
-        final = self._place(role, scheme)
-        remove_flat(final)  # one that was made of other weights, or left without a row
-        publish(temporary, final)
+    def _variant(self, role: str, scheme: str, scratch: Path, model: tuple[float, Tensor]) -> None:
+        """Make, measure and publish a variant. model: loss and first logits of what it is made of."""
+        loss, logits = model
+        final, before = self._place(role, scheme), self._row(role, scheme)
+        made = self._quantize(role, scheme, scratch) if before is None else final
+        found, theirs = self._measure(f"{role}-{scheme}", made, scratch)
+        found["logit_difference"] = relative_difference(theirs, logits)
+        check_not_broken(f"{role} in {scheme}", found, loss)
+        if before is None:
+            remove_flat(final)  # one that was left without a row
+            publish(made, final)
         self._keep(role, scheme, final, found)
 
     def _check_own_figure(self, role: str, source: Source, perplexity: float) -> None:
@@ -211,9 +247,10 @@ class Variants:
             "bytes": sum((folder / name).stat().st_size for name in shard_names(folder)),
             "perplexity": perplexity_of(measured["loss"]),
             "logit_difference": 0.0,
-            "speed": None,
+            "speed": None if (before := self._row(role, scheme)) is None else before["speed"],
             **measured,
             "made_of": self._identity(role, scheme),
+            "measured_on": self._measured_on(),
             "versions": self.workshop.versions["packages"],
         }
         self.workshop.say(f"{role}, {scheme}: {row['bytes'] / 1e6:,.1f} MB, perplexity {row['perplexity']:.2f}")
@@ -222,7 +259,7 @@ class Variants:
         self._write()
 
     def _time(self, row: Row) -> None:
-        """Measure a row's decoding in vLLM; what it refuses stays without a speed, and the row says why."""
+        """Measure a row's decoding in vLLM; what it refuses stays without a speed."""
         name = f"{row['model']}-{row['scheme']}"
         self.workshop.say(f"{name}: measure decoding in {self.workshop.vllm_version}")
         assert self.workshop.vllm is not None
@@ -235,7 +272,6 @@ class Variants:
         try:
             found = ask(self.workshop.vllm, VLLM, question, self.folder / "logs" / f"vllm-{name}.log")
         except Failure as refusal:
-            row["not_served"] = str(refusal)
             self.workshop.say(f"{name}: {self.workshop.vllm_version} does not serve it ({refusal})")
         else:
             row["speed"] = {
@@ -264,6 +300,13 @@ def _grouping(scheme: str, geometry: Geometry) -> str:
     return f" in {group_words(geometry)}" + (f" ({undivided})" if undivided else "")
 
 
+def _divide_identity(row: Row) -> None:
+    """Give a row of before, which knew one identity alone, what it was measured on."""
+    if "measured_on" not in row:
+        texts = row["made_of"]["texts"]
+        row["measured_on"] = {name: texts.pop(name) for name in ("evaluation", "evaluation_sequences")}
+
+
 def _place_in_table(row: Row) -> tuple[int, str]:
     order = (NOT_QUANTISED, *SCHEMES)
     return order.index(row["scheme"]), str(row["model"])
@@ -272,6 +315,14 @@ def _place_in_table(row: Row) -> tuple[int, str]:
 def relative_difference(theirs: Tensor, ours: Tensor) -> float:
     """Return the root mean square of the difference of logits, as a share of that of `ours`."""
     return float((theirs.double() - ours.double()).norm() / ours.double().norm())
+
+
+def perplexity_of(loss: float) -> float:
+    """Return the perplexity of a loss in nats; infinity where it is beyond all floats."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def check_not_broken(what: str, measured: Mapping[str, Any], dense_loss: float) -> None:

@@ -69,3 +69,8 @@ def test_the_estimate_warns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert estimate(monkeypatch, *small) == 0
     output = capsys.readouterr().out
     assert "warning: intermediate_size" in output
+
+
+def test_rows_that_32_does_not_divide_have_no_groups_either() -> None:
+    (line,) = [line for line in change(intermediate_size=GOOD.intermediate_size + 8) if "stay f16" in line]
+    assert line.endswith("and no groups of 128 in 4 bits (GPTQ, AWQ)")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.support.report_folders import MadeUpRun, write_run
-from transact.errors import REFUSED
+from transact.errors import FAILED, REFUSED
+from transact.quantize import finished_run
 from transact.quantize.command import main
 
 
@@ -39,3 +41,15 @@ def test_no_environment_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "the following arguments are required: --python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("cut off")])
+def test_what_cannot_be_written_ends_in_one_line(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(finished_run, "read_finished_run", broken)
+    assert main([str(tmp_path), "--python", "p"]) == FAILED
+    assert capsys.readouterr().err.count("\n") == 1

@@ -28,6 +28,25 @@ from transact.tracking.report.quantized import quantized_section
 from transact.tracking.report.run_files import read_run
 
 LOSS = 3.0
+CARD = """---
+license: mit
+tags:
+- pruned
+model-index:
+- name: a model
+---
+# a model
+
+## Use
+
+Stock transformers load it.
+
+**GGUF only through transact**: so.
+
+## Licence
+
+That of the parent.
+"""
 VERSIONS = {"packages": {"llmcompressor": "0.14.0", "transformers": "5.17.0"}, "device": "cpu"}
 
 
@@ -64,7 +83,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path, export: Path) -> FinishedRun:
     folder = write_run(tmp_path / "run", MadeUpRun())
     shutil.copytree(export, folder / "export")
-    (folder / "export" / "README.md").write_text("---\nlicense: mit\n---\n# a model\n\n## Use\n\nSo.\n")
+    (folder / "export" / "README.md").write_text(CARD)
     source = Source(
         folder=folder / "export",
         geometry=geometry_of(export),
@@ -120,6 +139,18 @@ def test_other_weights_are_quantised_anew(run: FinishedRun, other: OtherEnvironm
     rows = Variants(changed, workshop()).make(["fp8"])
     assert other.asked == ["measure export", "quantize export", "measure pruned-fp8.tmp"]
     assert ("pruned", "w8a8") not in [(row["model"], row["scheme"]) for row in rows]  # was of the first weights
+    assert not (run.folder / "quantized" / "pruned-w8a8").exists()
+
+
+def test_other_text_is_measured_on_and_nothing_made_again(run: FinishedRun, other: OtherEnvironment) -> None:
+    Variants(run, workshop(Path("vllm"))).make(["fp8", "w8a8"])
+    other.asked.clear()
+    part = replace(run, evaluation=run.evaluation[:1], is_whole=False)
+    rows = Variants(part, workshop()).make(["fp8"])
+    assert len(rows) == 6 == len(other.asked) and all(each.startswith("measure") for each in other.asked)
+    assert all(row["speed"] is not None and row["measured_on"]["evaluation_sequences"] == 1 for row in rows)
+    left = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
+    assert {row["model"] for row in Variants(left, workshop()).make(["fp8"])} == {"pruned"}  # one table, one text
 
 
 def test_speed_is_measured_later_too(run: FinishedRun, other: OtherEnvironment) -> None:
@@ -131,25 +162,31 @@ def test_speed_is_measured_later_too(run: FinishedRun, other: OtherEnvironment) 
     assert [each.split()[0] for each in other.asked] == ["time"] * 4
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5])
-def test_a_broken_variant_is_not_published(run: FinishedRun, other: OtherEnvironment, loss: float) -> None:
-    """The others are made all the same."""
-    other.loss = loss
-    variants = Variants(run, workshop())
-    rows = variants.make(["fp8", "w8a8"])
-    assert [str(each).partition(":")[0] for each in variants.failures] == [
-        f"{role} in {scheme} is broken and not published" for role in ("parent", "pruned") for scheme in ("fp8", "w8a8")
-    ]
-    assert [row["scheme"] for row in rows] == ["none", "none"]
-    assert {each.name for each in (run.folder / "quantized").iterdir()} <= {"comparison.json", "logs"}
-
-
-def test_rows_of_a_parent_that_is_gone_stay_and_are_not_timed(run: FinishedRun, other: OtherEnvironment) -> None:
+def test_nothing_is_timed_of_a_parent_that_is_gone(run: FinishedRun, other: OtherEnvironment) -> None:
     Variants(run, workshop()).make(["fp8"])
-    alone = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
-    rows = Variants(alone, workshop(Path("vllm"))).make(["fp8"])
-    assert [row["speed"] is None for row in rows if row["model"] == PARENT] == [True, True]
-    assert [row["speed"] is None for row in rows if row["model"] == PRUNED] == [False, False]
+    left = replace(run, sources={PRUNED: run.sources[PRUNED]}, parent_missing="it is gone")
+    rows = Variants(left, workshop(Path("vllm"))).make(["fp8"])
+    assert [row["model"] for row in rows if row["speed"] is not None] == ["pruned", "pruned"]
+    assert [row["model"] for row in rows].count("parent") == 2
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, LOSS + 2.5, 800.0])
+def test_a_broken_variant_is_not_published(run: FinishedRun, other: OtherEnvironment, loss: float) -> None:
+    other.loss = loss
+    made = Variants(run, workshop())
+    rows = made.make(["fp8"])
+    assert [str(each).partition(":")[0] for each in made.failures] == [
+        f"{role} in fp8 is broken and not published" for role in (PARENT, PRUNED)
+    ]
+    assert [path.name for path in (run.folder / "quantized").iterdir()] == ["comparison.json"]
+    assert [row["scheme"] for row in rows] == ["none", "none"]
+
+
+def test_a_folder_in_the_way_is_told_before_the_work(run: FinishedRun, other: OtherEnvironment) -> None:
+    (run.folder / "quantized" / "pruned-fp8" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match="pruned-fp8' holds a folder, which is not ours"):
+        Variants(run, workshop()).make(["fp8"])
+    assert other.asked == []
 
 
 def test_an_environment_that_computes_another_model_is_told(run: FinishedRun, other: OtherEnvironment) -> None:
@@ -189,7 +226,9 @@ def test_table_card_and_report_show_the_same_rows(run: FinishedRun, other: Other
     assert "| pruned, w4a16 |" in markdown_table(rows) and "pruned, w4a16" in text_table(rows)
     card = (run.folder / "quantized" / "pruned-w4a16" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit") and "## Quantised to w4a16" in card and "llm-compressor 0.14.0" in card
-    assert card.index("## Quantised") < card.index("## Use") and markdown_table(rows) in card
+    assert card.index("## Quantised") < card.index("## Use") < card.index("## Licence") and markdown_table(rows) in card
+    assert "- pruned\n- compressed-tensors\n---\n" in card  # and nothing that is true of the unquantised model alone
+    assert not any(words in card for words in ("model-index", "Stock transformers", "GGUF"))
     assert "license" not in (run.folder / "quantized" / "parent-w4a16" / "README.md").read_text()
     section = quantized_section(read_run(run.folder))
     assert section is not None

@@ -15,7 +15,7 @@ from transact.config.inputs import DTYPES
 from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
 from transact.config.setting import check_values, require_choice
-from transact.errors import DONE, Parser, refuse
+from transact.errors import DONE, Parser, fail, refuse
 from transact.files import read_json, write_json
 from transact.models.folder import dtype_of
 
@@ -287,7 +287,10 @@ def main(command_line: list[str] | None = None) -> int:
         result = work(arguments, requested(arguments))
     except ValueError as error:
         return refuse(error)
+    print(json.dumps(result, indent=2) if arguments.json else efficiency_table(result), flush=True)
     if arguments.output is not None:
-        write_json(arguments.output, result)
-    print(json.dumps(result, indent=2) if arguments.json else efficiency_table(result))
+        try:
+            write_json(arguments.output, result)
+        except OSError as error:  # what was measured has been printed
+            return fail(error)
     return DONE
