@@ -69,8 +69,6 @@ class Variants:
         self.file = self.folder / COMPARISON
         self.failures: list[Failure] = []
         known: list[Row] = read_json(self.file)["rows"] if self.file.is_file() else []
-        for row in known:
-            _divide_identity(row)
         self.outdated = [row for row in known if self._is_outdated(row)]
         self.rows = [row for row in known if row not in self.outdated]
 
@@ -298,13 +296,6 @@ def _grouping(scheme: str, geometry: Geometry) -> str:
         return ""
     undivided = undivided_words(geometry)
     return f" in {group_words(geometry)}" + (f" ({undivided})" if undivided else "")
-
-
-def _divide_identity(row: Row) -> None:
-    """Give a row of before, which knew one identity alone, what it was measured on."""
-    if "measured_on" not in row:
-        texts = row["made_of"]["texts"]
-        row["measured_on"] = {name: texts.pop(name) for name in ("evaluation", "evaluation_sequences")}
 
 
 def _place_in_table(row: Row) -> tuple[int, str]:
