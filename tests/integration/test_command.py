@@ -45,7 +45,7 @@ def test_another_word_is_refused() -> None:
     ended = shell("transact", "prune")
     assert ended.returncode == REFUSED
     assert ended.stderr == f"error: 'prune' is no command: it must be one of {', '.join(COMMANDS)}\n"
-    assert list(COMMANDS) == ["run", "status", "report", "efficiency", "quantize", "dashboard"]
+    assert list(COMMANDS) == ["run", "status", "report", "efficiency", "import", "quantize", "dashboard"]
 
 
 @pytest.mark.parametrize(
