@@ -28,7 +28,9 @@ def wait_until(is_time: Callable[[], Any], process: WarmProcess, seconds: float 
     """
     deadline = time.monotonic() + seconds
     while not is_time():
-        assert process.poll() is None, "the job ended too early"
+        if (code := process.poll()) is not None:
+            said = process.stdout.read()[-3000:] if process.stdout is not None else "nothing that is kept"
+            raise AssertionError(f"the job ended too early, with {code}; it said: {said}")
         assert time.monotonic() < deadline, "the moment does not come"
         time.sleep(0.01)
 
