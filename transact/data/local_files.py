@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy
 
-from transact.data.rows import BYTE_ORDER_MARK, JSON_BLANKS, NoText, Source, has_words, text_of_line
+from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.data.streamed_files import (
     OPENERS,
     arrow_stream,
@@ -149,18 +149,15 @@ def _cut(file: Any, position: int) -> int:
 def _lines_part(source: Source, number: int) -> Iterator[str]:
     """Yield the texts of the lines that begin in one range of `LINES_BYTES` bytes."""
     place, content = _whole_lines(source.path, number * LINES_BYTES, (number + 1) * LINES_BYTES)
-    for line in content.splitlines(keepends=True):
-        begin, place = place, place + len(line)
-        if not line.strip(JSON_BLANKS):
-            continue
-        try:
-            text = text_of_line(line, source.text_field, is_first=begin == 0)
-        except NoText as error:
-            source.refuse(f"{error}, in {_line_at(source.path, begin)}")
-        if has_words(text):
-            yield text
-        else:
-            source.left_out.add(functools.partial(_line_of, source.path, begin))
+    lines = content.splitlines(keepends=True)
+    begins = itertools.accumulate(map(len, lines), initial=place)
+    yield from texts_of_lines(
+        source,
+        (
+            (line, begin == 0, functools.partial(_line_at, source.path, begin))
+            for line, begin in zip(lines, begins, strict=False)
+        ),
+    )
 
 
 def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
@@ -177,10 +174,6 @@ def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
         if not content.endswith(b"\n"):
             content += file.readline()
     return start, content
-
-
-def _line_of(path: Path, position: int) -> str:
-    return f"{_line_at(path, position)} of {str(path)!r}"
 
 
 def _line_at(path: Path, position: int) -> str:
@@ -217,10 +210,7 @@ def _parquet_part(source: Source, number: int) -> Iterator[str]:
                 return
             for text in texts:
                 row += 1
-                if has_words(text):
-                    yield text
-                else:
-                    source.left_out.add(functools.partial("row {:,} of {!r}".format, row, str(source.path)))
+                yield from source.kept(text, functools.partial("row {:,}".format, row))
 
 
 _READ: dict[str, Callable[[Source, int], Iterator[str]]] = {

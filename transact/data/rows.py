@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
@@ -41,6 +41,29 @@ class Source:
     def refuse(self, reason: str) -> NoReturn:
         """Raise ValueError with the setting, the file and the reason."""
         raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
+
+    def kept(self, text: str | None, where: Callable[[], str]) -> Iterator[str]:
+        """Yield a row's text, or count a row without one; where: "row 5", asked for the first of those only."""
+        if has_words(text):
+            yield text
+        else:
+            self.left_out.add(lambda: f"{where()} of {str(self.path)!r}")
+
+
+def texts_of_lines(source: Source, lines: Iterable[tuple[bytes, bool, Callable[[], str]]]) -> Iterator[str]:
+    """Yield the texts of JSON lines, each with whether it is the first of its file, and where it is: "line 5".
+
+    Raises:
+        ValueError: a line holds no usable row.
+    """
+    for line, is_first, where in lines:
+        if not line.strip(JSON_BLANKS):
+            continue
+        try:
+            text = text_of_line(line, source.text_field, is_first=is_first)
+        except NoText as error:
+            source.refuse(f"{error}, in {where()}")
+        yield from source.kept(text, where)
 
 
 class NoText(Refusal):

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from transact.data.rows import BYTE_ORDER_MARK, JSON_BLANKS, NoText, Source, has_words, text_of_line
+from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.errors import LONGEST_REASON, one_line
 
 TEXT_BYTES = 65_536  # of a document of a text file, to the next end of a line
@@ -88,16 +88,15 @@ def text_stream(source: Source) -> Iterator[str]:
 def lines_stream(source: Source) -> Iterator[str]:
     """Yield the texts of the lines of a compressed JSON lines file."""
     number = 0
-    with refused_if_damaged(source.refuse, lambda: f"line {number + 1:,}"), open_stream(source.path) as file:
+
+    def numbered(file: IO[bytes]) -> Iterator[tuple[bytes, bool, Callable[[], str]]]:
+        nonlocal number
         for line in (each for lines in file for each in lines.splitlines()):
             number += 1
-            if not line.strip(JSON_BLANKS):
-                continue
-            try:
-                text = text_of_line(line, source.text_field, is_first=number == 1)
-            except NoText as error:
-                source.refuse(f"{error}, in line {number:,}")
-            yield from _kept(source, text, f"line {number:,}")
+            yield line, number == 1, functools.partial("line {:,}".format, number)
+
+    with refused_if_damaged(source.refuse, lambda: f"line {number + 1:,}"), open_stream(source.path) as file:
+        yield from texts_of_lines(source, numbered(file))
 
 
 def csv_stream(source: Source) -> Iterator[str]:
@@ -111,7 +110,7 @@ def csv_stream(source: Source) -> Iterator[str]:
             text = row[column] if column < len(row) else None
             if text is not None and "\0" in text:
                 source.refuse(f"is binary, not UTF-8 text: a NUL byte in row {number:,}")
-            yield from _kept(source, text, f"row {number:,}")
+            yield from source.kept(text, functools.partial("row {:,}".format, number))
 
 
 @contextmanager
@@ -126,7 +125,7 @@ def arrow_stream(source: Source) -> Iterator[str]:
     import pyarrow
 
     row = 0
-    with open_arrow(source.path) as batches:
+    with open_arrow(source.path) as (_, batches):
         while True:
             try:
                 batch = next(batches, None)
@@ -138,12 +137,12 @@ def arrow_stream(source: Source) -> Iterator[str]:
             for first in range(0, len(texts), ARROW_ROWS):
                 for text in texts.slice(first, ARROW_ROWS).to_pylist():
                     row += 1
-                    yield from _kept(source, text, f"row {row:,}")
+                    yield from source.kept(text, functools.partial("row {:,}".format, row))
 
 
 @contextmanager
-def open_arrow(path: Path) -> Iterator[Any]:
-    """Yield a reader of the record batches of an Arrow file, in the streaming or the random-access format.
+def open_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Yield the schema and the record batches of an Arrow file, in the streaming or the random-access format.
 
     Raises:
         pyarrow.ArrowException: it is neither.
@@ -153,29 +152,8 @@ def open_arrow(path: Path) -> Iterator[Any]:
     with pyarrow.memory_map(str(path)) as file:
         if file.read(6) == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-            yield _Batches(reader.schema, batches)
+            yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
         else:
             file.seek(0)
             reader = pyarrow.ipc.open_stream(file)
-            yield _Batches(reader.schema, iter(reader))
-
-
-class _Batches:
-    """Record batches, and what columns they have."""
-
-    def __init__(self, schema: Any, batches: Iterator[Any]) -> None:
-        self.schema, self._batches = schema, batches
-
-    def __next__(self) -> Any:
-        return next(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._batches
-
-
-def _kept(source: Source, text: str | None, where: str) -> Iterator[str]:
-    if has_words(text):
-        yield text
-    else:
-        source.left_out.add(functools.partial("{} of {!r}".format, where, str(source.path)))
+            yield reader.schema, iter(reader)

@@ -316,8 +316,8 @@ def _check_arrow(path: Path, text_field: str, field: str) -> None:
     import pyarrow.lib
 
     try:
-        with open_arrow(path) as batches:
-            schema = batches.schema
+        with open_arrow(path) as (schema, _):
+            pass
     except (pyarrow.lib.ArrowException, OSError):
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete Arrow file") from None
     _check_schema(schema, path, text_field, field)

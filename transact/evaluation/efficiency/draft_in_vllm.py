@@ -48,7 +48,7 @@ def measure_in_vllm(
     from transact.evaluation.other_python import asked
     from transact.models.stock import check_code
 
-    has_code = any([check_code(folder) for folder in (parent, draft)])  # noqa: C419 - both are to be checked
+    has_code = check_code(parent) | check_code(draft)  # not `or`: both are to be checked
     settings = {"prompts": prompts, "new_tokens": new_tokens, "turns": turns, "dtype": dtype}
     question = {"parent": str(parent.absolute()), "has_code": has_code} | settings
     alone, helped = (
