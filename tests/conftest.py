@@ -1,4 +1,4 @@
-"""Shared fixtures: a workplace with a tiny model and real text, made once."""
+"""Shared fixtures: a workplace with a tiny model and real text."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """One for each file of tests, since two files may give a run the same name."""
     return make_workplace(tmp_path_factory.mktemp("workplace"))
 
 
