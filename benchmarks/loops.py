@@ -24,7 +24,7 @@ from transact.runs.metrics import MetricsLog, read_metrics
 from transact.stages.job import Job
 from transact.stages.recover.batches import own_batch
 from transact.stages.recover.checkpoints import Position
-from transact.stages.recover.loop import Recovery
+from transact.stages.recover.loop import Recovery, validation_loss
 from transact.stages.texts import Texts
 from transact.tracking.tracker import Tracker
 
@@ -80,6 +80,8 @@ def our_loop(contest: Contest) -> Iterator[Turn]:
         open_engine(contest.model, contest.config.engine, contest.job.group, training=contest.settings) as engine,
     ):
         job = replace(contest.job, tracker=tracker)
+        engine.rehearse(contest.texts.train.sequences(torch.arange(contest.config.engine.micro_batch)))
+        validation_loss(job, contest.texts, engine)  # as a recovery begins
 
         def turn() -> float:
             position = Position.at_start(math.inf)

@@ -103,6 +103,16 @@ class Engine:
         """Return the logits of tokens (sequences, length): (sequences, length, vocab_size), on the CPU in float32."""
         return self._forward(tokens.to(self._group.device)).logits.float().cpu()
 
+    def rehearse(self, tokens: torch.Tensor) -> None:
+        """Let ZeRO-3 see one micro-batch of training, whose gradients are dropped, before anything else.
+
+        DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first forward has no backward,
+        which costs an eighth of the speed. tokens: (sequences, length), of as many sequences as a micro-batch.
+        """
+        if self.is_partitioned:
+            self.backward(self.loss(tokens))
+            self._wrapped.optimizer.zero_grad()
+
     def backward(self, loss: torch.Tensor) -> None:
         self._wrapped.backward(loss)
 

@@ -193,7 +193,7 @@ def _round_traffic(
     readers = ranks if method.refit == "sequential" else 1  # of every layer, one after the other
     candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
     trained = Traffic(
-        read=after + copies * (2 * after + teacher),  # what was sliced is evaluated before it is trained
+        read=after + copies * (after + teacher),
         written=saves * training_checkpoint_bytes(each.geometry) + after,
     )
     return {

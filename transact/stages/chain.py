@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transact.engine.engine import Engine
 from transact.files import temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
@@ -270,7 +272,7 @@ def recover_round(job: Job, prepared: Prepared, each: Round, sliced: Path) -> Pa
     models = {"sliced": sliced}
     if each.tokens:
         models["recovered"] = files.recovered
-        recover_stage(job, texts, each, prepared.parent, sliced, lambda: measure_ahead(job, texts, sliced))
+        recover_stage(job, texts, each, prepared.parent, sliced, partial(measure_ahead, job, texts, sliced))
     tokens = each.first_sequence * config.data.sequence_length + each.tokens
     evaluate_stage(job, texts, models, round_number=each.number, tokens=tokens)
     return models["recovered" if each.tokens else "sliced"]
@@ -282,7 +284,7 @@ def recover_stage(
     each: Round,
     teacher: Path | None,
     start: Path,
-    look: Callable[[], object] = lambda: None,
+    look: Callable[[Engine], object] = lambda engine: None,
 ) -> None:
     """Train the model in `start` on a round's tokens; its training checkpoints are removed afterwards.
 

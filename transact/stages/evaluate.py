@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -70,20 +71,24 @@ def perplexity_of(loss: float) -> float:
 
 
 def measure(
-    job: Job, texts: Texts, model_folder: Path, advance: Callable[[int], object] = lambda tokens: None
+    job: Job,
+    texts: Texts,
+    model_folder: Path,
+    advance: Callable[[int], object] = lambda tokens: None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Return everything that is reported about one model folder (collective). advance: as in `mean_loss`.
 
-    What was measured in this process is not measured again.
+    What was measured in this process is not measured again. engine: of the folder, where a caller has one open.
     """
     config, count = job.config, texts.evaluation.num_sequences
     key = model_folder, texts.evaluation.name
     if key in job.measured:
         advance(count * texts.evaluation.sequence_length)
         return copy.deepcopy(job.measured[key])
-    with job.borrow(model_folder) as engine:
+    with job.borrow(model_folder) if engine is None else contextlib.nullcontext(engine) as model:
         positions, micro_batch = torch.arange(count), config.engine.micro_batch
-        loss = mean_loss(engine, texts.evaluation, positions, micro_batch, job.group, advance)
+        loss = mean_loss(model, texts.evaluation, positions, micro_batch, job.group, advance)
     found = describe(geometry_of(model_folder), config.data.sequence_length) | {
         "perplexity": perplexity_of(loss),
         "loss": loss,
@@ -95,11 +100,11 @@ def measure(
     return copy.deepcopy(found)
 
 
-def measure_ahead(job: Job, texts: Texts, model_folder: Path) -> None:
-    """Measure a model within another stage, while its engine is open; `evaluate` will not measure it again."""
+def measure_ahead(job: Job, texts: Texts, model_folder: Path, engine: Engine) -> None:
+    """Measure a model within another stage that has its engine open; `evaluate` will not measure it again."""
     size = texts.evaluation.num_sequences * texts.evaluation.sequence_length
     with job.progress("evaluate before recovery", size, share=(0.0, 0.0)) as bar:
-        measure(job, texts, model_folder, bar.advance)
+        measure(job, texts, model_folder, bar.advance, engine)
 
 
 def describe(geometry: Geometry, context_length: int) -> dict[str, Any]:

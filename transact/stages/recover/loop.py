@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -288,13 +289,13 @@ def recover(
     parent: Path | None,
     source: Path,
     output: Path,
-    look: Callable[[], object] = lambda: None,
+    look: Callable[[Engine], object] = lambda engine: None,
 ) -> dict[str, Any]:
     """Train `source` on the round's tokens and write the best weights seen to `output` (collective).
 
     Args:
         parent: the dense model, for distillation; None where there is none.
-        look: what else borrows the engine of `source` before it is trained.
+        look: what else looks through the engine of `source` before it is trained.
     """
     config = job.config
     settings = TrainingSettings(
@@ -305,12 +306,14 @@ def recover(
         gradient_clipping=config.recover.gradient_clipping,
     )
     found = newest_checkpoint(job, round_)
-    position = Position.from_manifest(found[1]) if found else Position.at_start(_start_loss(job, texts, source, look))
     job.forget_metrics(found[1]["metrics_position"] if found else None)
     with (
-        open_teacher(job, parent) as teacher,
         open_engine(source, config.engine, job.group, training=settings) as engine,
+        contextlib.ExitStack() as stack,
     ):
+        engine.rehearse(texts.train.sequences(validation_positions(job, texts)[: config.engine.micro_batch]))
+        position = Position.from_manifest(found[1]) if found else _at_start(job, texts, engine, look)
+        teacher = stack.enter_context(open_teacher(job, parent))
         best = engine.snapshot()
         if found:
             saved = load_training(engine, found[0], job.group)
@@ -321,18 +324,10 @@ def recover(
             return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
-def _start_loss(job: Job, texts: Texts, source: Path, look: Callable[[], object]) -> float:
-    """Return the validation loss of `source`, measured before the engine that trains is open.
-
-    DeepSpeed 0.19 prefetches no weights for the rest of an engine's life when its first forward has no backward, which
-    costs an eighth of the speed.
-    """
+def _at_start(job: Job, texts: Texts, engine: Engine, look: Callable[[Engine], object]) -> Position:
+    """Return where a recovery begins that has no checkpoint: with the validation loss of the weights as they are."""
     size = job.config.recover.validation_sequences * texts.train.sequence_length
-    with (
-        job.borrow(source) as engine,
-        job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar,
-    ):
+    with job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar:
         loss = validation_loss(job, texts, engine, bar.advance)
-    look()
-    job.engine.close()
-    return loss
+    look(engine)
+    return Position.at_start(loss)
