@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 import torch
 
-from transact.config.inputs import DataConfig, ModelConfig, TextConfig
+from transact.config.inputs import DataConfig, ModelConfig, TextConfig, TrainTextConfig
 from transact.config.machines import EngineConfig, LaunchConfig
 from transact.config.outputs import TrackConfig
 from transact.config.pruning import MultipleConfig, PruneConfig, RecoverConfig
@@ -81,7 +81,8 @@ def random_texts(folder: Path, config: RunConfig, group: ProcessGroup, *, vocab_
 
     group.on_main(write)
     order = SequenceOrder(num_sequences=counts["train"], num_reserved=reserved, seed=config.seed)
-    return Texts(train=TokenStore(folder / "train"), order=order, evaluation=TokenStore(folder / "evaluation"))
+    train, evaluation = (TokenStore(folder / name) for name in counts)
+    return Texts(train=train, order=order, trained={"data.train": train}, evaluation=evaluation)
 
 
 def run_config(
@@ -100,14 +101,14 @@ def run_config(
     Args:
         other_sequences: for validation, and for evaluation.
     """
-    unused = TextConfig(source="python_stdlib")  # the token stores are made by `random_texts`
     return RunConfig(
         name="benchmark",
         output_dir=str(folder),
         model=ModelConfig(path=str(model)),
         data=DataConfig(
-            train=unused,
-            evaluation=unused,
+            # Not used: the token stores are made by `random_texts`.
+            train=TrainTextConfig(source="python_stdlib"),
+            evaluation=TextConfig(source="python_stdlib"),
             sequence_length=sequence_length,
             evaluation_sequences=other_sequences,
             token_store=str(folder / "tokens"),

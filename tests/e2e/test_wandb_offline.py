@@ -132,6 +132,7 @@ def test_each_figure_has_its_axis(finished_run: Path) -> None:
         "recover/*": "tokens",
         "perf/*": "tokens",
         "mem/*": "tokens",
+        "data/*": "tokens",
         "prune/*": "prune/round",
         "eval/*": "prune/round",
         "calibrate/*": "prune/round",

@@ -12,7 +12,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass
+from dataclasses import MISSING, Field, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,12 @@ def _type_name(hint: Any) -> str:
 
 @cache
 def field_descriptions(kind: type) -> dict[str, str]:
-    """Return the string below each field of a dataclass, as one line; empty where there is none."""
+    """Return the string below each field of a dataclass and its bases, as one line; empty where there is none."""
+    found = {
+        name: text for base in kind.__bases__ if is_dataclass(base) for name, text in field_descriptions(base).items()
+    }
     module = ast.parse(Path(inspect.getsourcefile(kind) or "").read_text(encoding="utf-8"))
     body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
-    found: dict[str, str] = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found[node.target.id] = " ".join(_string(after).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transact.config.setting import LONGEST_PATH, require, setting
+from transact.config.setting import LONGEST_PATH, Allowed, require, setting
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
@@ -68,6 +68,7 @@ class ModelConfig:
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
+OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,11 +99,45 @@ class TextConfig:
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
 
 
+MIXTURE = "mixture"
+ENDS = ("repeat", "stop")
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig(TextConfig):
+    """One text of a mixture."""
+
+    weight: float = setting(above=0, at_most=1e9)
+    """Its share of the tokens, over the sum of all weights; kept to less than two sequences in any part of the training
+    and of the calibration text."""
+    at_end: str = setting("repeat", choices=ENDS)
+    """Once all of it was used: "repeat" (it begins anew, in another order) or "stop" (the others go on without it, by
+    their weights; once all have stopped, the mixture begins anew)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainTextConfig(TextConfig):
+    """The training text: one text, or a mixture of several."""
+
+    source: str = setting(choices=(*TEXT_SOURCES, MIXTURE))
+    """As of data.evaluation, or "mixture": of the texts of data.train.sources."""
+    sources: dict[str, SourceConfig] = setting(factory=dict, entries=(0, 100), keys=OWN_NAME)
+    """With source "mixture": its texts, by a name of your own, each described as data.evaluation is, with `weight` (its
+    share of the tokens, over the sum of all weights) and `at_end`: once all of it was used, "repeat" (it begins anew;
+    the default) or "stop" (the others go on without it)."""
+
+    def __post_init__(self) -> None:
+        TextConfig.__post_init__(self)
+        is_mixture, names = self.source == MIXTURE, list(self.sources)
+        require("data.train.sources", names, is_mixture or not names, "only data.train.source=mixture has some")
+        require("data.train.sources", names, not is_mixture or bool(names), "a mixture has at least one")
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """The text, and how it is cut into sequences."""
 
-    train: TextConfig
+    train: TrainTextConfig
     """Text for recovery, validation and calibration."""
     evaluation: TextConfig
     """Held-out text, on which perplexity is reported."""
@@ -122,3 +157,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         length = self.sequence_length
         require("data.sequence_length", length, length != 1, "it must be at least 2, or 0 for what the model takes")
+
+    def training_texts(self) -> dict[str, TextConfig]:
+        """Return setting -> text: of the training text, or of each source of a mixture."""
+        if self.train.source != MIXTURE:
+            return {"data.train": self.train}
+        return {f"data.train.sources.{name}": source for name, source in self.train.sources.items()}

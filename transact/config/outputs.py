@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transact.config.inputs import TextConfig
+from transact.config.inputs import OWN_NAME, TextConfig
 from transact.config.setting import LONGEST_PATH, Allowed, require, setting
 
-OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text in eval.texts
 TASK_NAME = Allowed(longest=200, pattern=r"[^\s/]+", words="names of tasks")
 
 

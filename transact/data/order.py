@@ -35,6 +35,14 @@ class SequenceOrder:
     def num_trainable(self) -> int:
         return self.num_sequences - self.num_reserved
 
+    def used(self, count: int) -> list[int]:
+        """Return how many of the first `count` training sequences are of each source: there is one."""
+        return [count]
+
+    def passes(self, count: int) -> list[float]:
+        """Return how often the first `count` training sequences use each source."""
+        return [count / self.num_trainable if count else 0.0]
+
     def reserved(self, start: int, count: int) -> torch.Tensor:
         """Return (count,) positions in the store of the reserved sequences [start, start + count)."""
         assert start + count <= self.num_reserved

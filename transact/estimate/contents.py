@@ -38,7 +38,8 @@ from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.advice import run_warnings
 from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
-from transact.stages.preflight import check_hub_texts, check_places, check_settings, with_batch, with_sequence_length
+from transact.stages.preflight import check_places, check_settings, with_batch, with_sequence_length
+from transact.stages.text_checks import check_hub_texts
 from transact.stages.variant import find_cut
 from transact.stages.workload import num_ranks
 

@@ -247,7 +247,7 @@ def card_on_hub(card: str, repository: str, others: Sequence[str]) -> str:
 
 def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> ModelCardData:
     kinds = [exported.model_type, *(["conversational"] if exported.has_chat_template else [])]
-    is_pruned = summary["pruned"] is not None
+    is_pruned, trained = summary["pruned"] is not None, config.data.training_texts().values()
     parent = hub_id(config.model.path or "") if is_pruned else None
     return ModelCardData(
         library_name="transformers",
@@ -255,7 +255,7 @@ def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, expo
         **licence.metadata,
         base_model=parent,
         base_model_relation=None if parent is None else "finetune",
-        datasets=[config.data.train.hub_id] if config.data.train.source == "hub" else None,
+        datasets=sorted(text.hub_id for text in trained if text.source == "hub" and text.hub_id) or None,
         language=list(licence.languages) or None,
         tags=[*kinds, *(["pruned"] if is_pruned else []), "transact"],
         model_name=summary["name"],

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from transact.config.compose import typed_config
 from transact.config.run import RunConfig
-from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore, store_damage
+from transact.data.training_text import training_text
 from transact.errors import one_line
 from transact.files import read_json, verify_file
 from transact.geometry import Geometry
@@ -90,8 +90,9 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
         raise ValueError(f"the run in {str(folder)!r} has pruned nothing (mode={config.mode}): it has no parent")
     pruned = _pruned(folder, record, result["pruned"]["perplexity"])
     parent, parent_missing = _parent(folder, result["dense"]["perplexity"])
-    train, evaluation = (_store(config, record, name, token_store) for name in ("data.train", "data.evaluation"))
-    order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved_sequences(config), seed=config.seed)
+    evaluation = _store(config, record, "data.evaluation", token_store)
+    trained = {name: _store(config, record, name, token_store) for name in config.data.training_texts()}
+    train, order = training_text(config.data, trained, reserved_sequences(config), config.seed)
     count = evaluation.num_sequences
     if sequences is not None and not 1 <= sequences <= count:
         raise ValueError(f"--sequences={sequences} is not allowed: the run has 1 to {count} sequences of held-out text")
@@ -104,7 +105,7 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
         calibration=train.sequences(positions),
         evaluation=evaluation.sequences(torch.arange(sequences or count)),
         is_whole=sequences in (None, count),
-        texts={"calibration": train.sha256, "evaluation": evaluation.sha256},
+        texts={"calibration": " ".join(store.sha256 for store in trained.values()), "evaluation": evaluation.sha256},
         dtype=config.engine.dtype,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from transact.data.order import micro_batches
-from transact.data.token_store import TokenStore
+from transact.data.training_text import TrainingStore
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import Engine
 from transact.files import read_json, write_json
@@ -32,7 +32,7 @@ PERPLEXITY_OVERFLOW = 700.0  # exp of more nats than this is not a float
 @torch.no_grad()
 def mean_loss(
     engine: Engine,
-    store: TokenStore,
+    store: TrainingStore,
     positions: torch.Tensor,
     micro_batch: int,
     group: ProcessGroup,

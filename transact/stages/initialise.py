@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ def train_tokenizer(config: RunConfig, vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = islice(documents(config.data.train, "data.train"), TOKENIZER_DOCUMENTS)
-    backend.train_from_iterator(texts, trainer)
+    texts = config.data.training_texts().items()
+    from_each = -(-TOKENIZER_DOCUMENTS // len(texts))
+    backend.train_from_iterator(
+        chain.from_iterable(islice(documents(text, setting), from_each) for setting, text in texts), trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END_OF_TEXT,

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.compose import differences, to_dictionary
-from transact.config.inputs import DataConfig, TextConfig
 from transact.config.pruning import MethodConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require, require_choice
-from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.export.executorch import check_executorch
 from transact.export.gguf import check_gguf
 from transact.export.k_quants import check_quantiser
 from transact.files import DamagedFile, file_digest
 from transact.models.families import family_of
-from transact.models.folder import check_architecture, check_files, is_hub_reachable, is_local, read_model_config
+from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import choices
 from transact.pruning.schedule import batch_sequences
@@ -31,6 +29,7 @@ from transact.runs.run_record import WAY_OUT, check_metrics, check_run_folder, r
 from transact.stages.hub import check_push_to_hub
 from transact.stages.parent import judge_folder, pinned, recorded_parent
 from transact.stages.tasks import check_evaluation
+from transact.stages.text_checks import check_hub_texts, check_texts
 from transact.stages.variant import changes_recovery_alone, find_cut, has_cut
 
 LONGEST_FILE_NAME = 255  # bytes
@@ -145,37 +144,11 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     found = check_settings(config, model_config, world_size)
     if config.recover.variant is not None and not has_cut(config):
         find_cut(config, found)
-    check_text(config.data.train, "data.train")
-    check_text(config.data.evaluation, "data.evaluation")
-    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
-        check_held_out(config.data)
+    check_texts(config)
     check_evaluation(config.eval)
     check_hub_texts(config)
     check_push_to_hub(config)
     return config, found
-
-
-def check_hub_texts(config: RunConfig) -> None:
-    """Read the first document of every text that is on the hub, on rank 0, before anything large is downloaded.
-
-    Where the hub is not reachable nothing is raised: the text may be tokenised already, and else reading it fails.
-
-    Raises:
-        ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
-    """
-    from huggingface_hub import is_offline_mode
-
-    texts = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
-    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
-    on_hub = {field: text for field, text in texts.items() if text.source == "hub"}
-    if not on_hub or environment_rank() != 0 or is_offline_mode() or not is_hub_reachable():
-        return
-    for field, text in on_hub.items():
-        try:
-            check_hub_text(text, field)
-        except HubUnavailable as error:
-            if not error.is_absent:
-                raise
 
 
 def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> RunConfig:
@@ -230,30 +203,6 @@ def _recorded_batch(config: RunConfig) -> int | None:
         if recorded and recorded["tokens"] == config.recover.tokens:
             return recorded.get("batch_sequences")  # type: ignore[no-any-return]
     return None
-
-
-def check_held_out(data: DataConfig) -> None:
-    """Raise ValueError if a text is trained on and evaluated on, as far as names and the contents of files show.
-
-    Documents are compared later.
-    """
-    if data.train.source == "files" and data.evaluation.source == "files":
-        trained: dict[int, list[Path]] = {}
-        for path in text_files(data.train, "data.train"):
-            trained.setdefault(path.stat().st_size, []).append(path)
-        for path in text_files(data.evaluation, "data.evaluation"):
-            for other in trained.get(path.stat().st_size, []):
-                if is_same_content(path, other):
-                    also = "" if other == path else f" as {str(other)!r}"
-                    raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too{also} (data.train.files)")
-    elif _name(data.train) == _name(data.evaluation):
-        raise ValueError("data.evaluation is the text of data.train: nothing of it is held out")
-
-
-def _name(text: TextConfig) -> tuple[str | None, ...]:
-    if text.source == "hub":
-        return text.source, text.hub_id, text.hub_config, text.split
-    return text.source, text.part
 
 
 def check_settings(config: RunConfig, model_config: dict[str, Any], world_size: int) -> Outline:

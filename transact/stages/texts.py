@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transact.data.order import SequenceOrder
-from transact.data.token_store import (
-    TokenStore,
-)
+from transact.data.token_store import TokenStore
+from transact.data.training_text import TrainingOrder, TrainingStore, sequences_by_text, training_text
 from transact.files import read_json
 from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.job import Job
@@ -19,10 +17,14 @@ from transact.stages.token_stores import open_store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """Training text with its order, the held-out text that figures are reported on, and eval.texts by name."""
+    """Training text with its order, the held-out text that figures are reported on, and eval.texts by name.
 
-    train: TokenStore
-    order: SequenceOrder
+    trained: the stores that the training text is made of, by the settings of their texts.
+    """
+
+    train: TrainingStore
+    order: TrainingOrder
+    trained: Mapping[str, TokenStore]
     evaluation: TokenStore
     further: Mapping[str, TokenStore] = field(default_factory=dict)
 
@@ -38,14 +40,15 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     trained = job.outline.tokens // config.data.sequence_length
     asked = config.data.evaluation_sequences
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
-    train = open_store(
-        job,
-        "data.train",
-        config.data.train,
-        model_folder,
-        text_sequences(config, job.outline.tokens),
-        held_out=evaluation.documents(),
+    held_out, wanted = (
+        evaluation.documents(),
+        sequences_by_text(config.data, text_sequences(config, job.outline.tokens)),
     )
+    stores = {
+        setting: open_store(job, setting, text, model_folder, wanted[setting], held_out=held_out)
+        for setting, text in config.data.training_texts().items()
+    }
+    train, order = training_text(config.data, stores, reserved, config.seed)
     needed = reserved + min(config.recover.batch, trained)
     if train.num_sequences < needed:
         raise ValueError(
@@ -57,15 +60,15 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
             f"data.evaluation has {evaluation.num_sequences} sequences for {job.group.world_size} ranks: "
             "there must be at least one for each rank"
         )
-    order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved, seed=config.seed)
     if evaluation.num_sequences < asked:
         job.say(f"data.evaluation has {evaluation.num_sequences} sequences, fewer than the {asked} that were asked for")
-    if trained > order.num_trainable:
-        job.say(
-            f"data.train has {order.num_trainable * train.sequence_length:,} tokens for recovery, "
-            f"{trained * train.sequence_length:,} are asked for: each is used {trained / order.num_trainable:.1f} times"
-        )
-    texts = Texts(train=train, order=order, evaluation=evaluation)
+    for setting, used, passes in zip(stores, order.used(trained), order.passes(trained), strict=True):
+        if passes > 1:
+            job.say(
+                f"{setting} has {used / passes * train.sequence_length:,.0f} tokens for recovery, "
+                f"{used * train.sequence_length:,} are asked for: each is used {passes:.1f} times"
+            )
+    texts = Texts(train=train, order=order, trained=stores, evaluation=evaluation)
     job.group.on_main(lambda: _check_same_texts(job, texts))
     return texts
 
@@ -91,8 +94,8 @@ def record_texts(job: Job, texts: Texts) -> None:
 
 
 def describe_texts(texts: Texts) -> dict[str, Any]:
-    """Return what run.json says of both texts."""
-    stores = {"data.train": texts.train, "data.evaluation": texts.evaluation}
+    """Return what run.json says of the training and the held-out texts."""
+    stores = {**texts.trained, "data.evaluation": texts.evaluation}
     return {
         setting: {
             "store": store.name,
@@ -105,17 +108,30 @@ def describe_texts(texts: Texts) -> dict[str, Any]:
     }
 
 
+def mixture_figures(texts: Texts, sequences: int) -> dict[str, float]:
+    """Return what of a mixture the first training sequences are: each text's share of them, and how often it was used.
+
+    Nothing for a text by itself.
+    """
+    if len(texts.trained) == 1:
+        return {}
+    names = [setting.rpartition(".")[2] for setting in texts.trained]
+    used, passes = texts.order.used(sequences), texts.order.passes(sequences)
+    shares = {f"data/share/{name}": count / sequences for name, count in zip(names, used, strict=True)}
+    return shares | {f"data/passes/{name}": count for name, count in zip(names, passes, strict=True)}
+
+
 def tokens_made(texts: Texts) -> list[str]:
     """Return lines that say how many tokens there are of each text, and where."""
     further = {f"eval.texts.{name}": store for name, store in texts.further.items()}
-    stores = {"data.train": texts.train, "data.evaluation": texts.evaluation} | further
+    stores = {**texts.trained, "data.evaluation": texts.evaluation, **further}
     return [
         f"{name}: {store.num_sequences * store.sequence_length:,} tokens in {store.folder}"
         for name, store in stores.items()
     ]
 
 
-def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[str, TokenStore]:
+def open_further_texts(job: Job, model_folder: Path, train: TrainingStore) -> dict[str, TokenStore]:
     """Open the texts of eval.texts by name, and tokenise those that are not tokenised yet (collective).
 
     Raises:
@@ -136,6 +152,6 @@ def open_further_texts(job: Job, model_folder: Path, train: TokenStore) -> dict[
     return stores
 
 
-def trained_on(store: TokenStore, train: TokenStore) -> int:
+def trained_on(store: TokenStore, train: TrainingStore) -> int:
     """Return how many documents of a text are in the training text too, word for word."""
     return len(store.documents() & train.documents())

@@ -23,6 +23,7 @@ AXES = {
     "recover/*": "tokens",
     "perf/*": "tokens",
     "mem/*": "tokens",
+    "data/*": "tokens",
     "prune/*": "prune/round",
     "eval/*": "prune/round",
     "calibrate/*": "prune/round",

@@ -7,13 +7,13 @@ import time
 import torch
 
 from transact.config.run import RunConfig
-from transact.data.order import SequenceOrder
+from transact.data.training_text import TrainingOrder
 from transact.distributed.process import ProcessGroup
 from transact.stages.texts import Texts
 
 
 def own_batch(
-    order: SequenceOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
+    order: TrainingOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
 ) -> list[torch.Tensor]:
     """Return this rank's micro-batches of the batch from sequence `first` on, as positions in the store."""
     positions = order.trainable(first, batch_sequences)

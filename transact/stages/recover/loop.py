@@ -26,7 +26,7 @@ from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, Pace
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recover.profiling import StepProfiler
 from transact.stages.recover.teacher import Teacher, open_teacher
-from transact.stages.texts import Texts
+from transact.stages.texts import Texts, mixture_figures
 
 # Name of the training loss. Only a cross-entropy has a perplexity.
 LOSS_NAMES = {"cross_entropy": "cross_entropy", "distillation": "divergence", "mixed": "loss"}
@@ -233,6 +233,7 @@ class Recovery:
         if norm is not None:
             figures["recover/grad_norm"] = norm
         figures |= self.pace.figures(seconds, self.batches.take_seconds())
+        figures |= mixture_figures(self.texts, (self.first_step + step + 1) * config.batch)
         news = self._observe(mean, applied, figures)
         self._log(figures, step + 1)
         for alert in (news, self.pace_watch.observe(seconds)):

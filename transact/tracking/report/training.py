@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -35,6 +36,7 @@ from transact.tracking.report.run_files import (
     even_sample,
     figure,
     names_below,
+    series,
     values_in,
 )
 
@@ -55,7 +57,11 @@ Parts = dict[int, list[Point]]
 def training_section(run: RunFiles) -> Section | None:
     marks = round_marks(run.rows, run.record.get("starts") or [])
     blocks: list[Block] = [*_warnings(run.rows)]
-    blocks += [chart for chart in (_loss(run, marks), _perplexity(run, marks), *_steps(run.rows, marks)) if chart]
+    blocks += [
+        chart
+        for chart in (_loss(run, marks), _perplexity(run, marks), *_steps(run.rows, marks), _mixture(run, marks))
+        if chart
+    ]
     return Section(name="recovery", title="Recovery", blocks=blocks) if blocks else None
 
 
@@ -111,6 +117,28 @@ def _steps(rows: Sequence[Row], marks: Figure) -> list[Chart]:
         for name, title, y_title, metric in charts
     )
     return [chart for chart in found if chart is not None]
+
+
+def _mixture(run: RunFiles, marks: Figure) -> Chart | None:
+    """Return how the shares that were seen of a mixture's texts came to their weights."""
+    weights = {
+        name: float(values_in(source).get("weight") or 0.0)
+        for name, source in values_in(run.config, "data", "train", "sources").items()
+    }
+    named = {name: by_round(run.rows, f"data/share/{name}") for name in weights}
+    chart = line_chart("mixture", "Texts of the mixture", "share of the tokens seen", named, marks)
+    if chart is None:
+        return None
+    rows = [
+        [
+            name,
+            f"{weight / sum(weights.values()):.2%}",
+            *(f"{points[-1][1]:.2%}" for points in [series(run.rows, f"data/share/{name}")] if points),
+            *(f"{points[-1][1]:.2f}" for points in [series(run.rows, f"data/passes/{name}")] if points),
+        ]
+        for name, weight in weights.items()
+    ]
+    return replace(chart, table=Table(headings=["text", "weight", "share seen", "times used"], rows=rows))
 
 
 def line_chart(

@@ -1,0 +1,98 @@
+"""The training text as one store with an order: a text by itself, or a mixture of several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+
+from transact.config.inputs import DataConfig
+from transact.data.mixture import Dealing, MixtureOrder, Source
+from transact.data.order import SequenceOrder
+from transact.data.token_store import TokenStore
+
+
+class JoinedStores:
+    """The sequences of the first store, then those of the next; read like a `TokenStore`.
+
+    stores: by the settings of their texts.
+    """
+
+    def __init__(self, stores: Mapping[str, TokenStore]) -> None:
+        assert len({store.sequence_length for store in stores.values()}) == 1
+        self.sequence_length = next(iter(stores.values())).sequence_length
+        self._stores = list(stores.values())
+        sizes = torch.tensor([store.num_sequences for store in self._stores])
+        self.num_sequences = int(sizes.sum())
+        self._ends = sizes.cumsum(0)
+        self.name = _digest({name: store.name for name, store in stores.items()})
+
+    def sequences(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the tokens at positions (sequences,): (sequences, sequence_length), int64."""
+        tokens = torch.empty(len(positions), self.sequence_length, dtype=torch.int64)
+        owners = torch.searchsorted(self._ends, positions, right=True)
+        for number, store in enumerate(self._stores):
+            chosen = owners == number
+            if chosen.any():
+                first = int(self._ends[number]) - store.num_sequences
+                tokens[chosen] = store.sequences(positions[chosen] - first)
+        return tokens
+
+    def documents(self) -> set[int]:
+        """Return the hashes of all documents that the stores hold a part of."""
+        return set().union(*(store.documents() for store in self._stores))
+
+
+TrainingStore = TokenStore | JoinedStores
+TrainingOrder = SequenceOrder | MixtureOrder
+
+
+def _digest(facts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def sequences_by_text(data: DataConfig, count: int) -> dict[str, int]:
+    """Return how many sequences of each text are wanted, by its setting, so that all together have `count`.
+
+    Where one stops at its end, each of the others may have to stand in for it.
+    """
+    texts, sources = data.training_texts(), data.train.sources.values()
+    if not sources or any(source.at_end == "stop" for source in sources):
+        return dict.fromkeys(texts, count)
+    # The reserved sequences and the others are dealt apart, each part with less than one sequence too many.
+    counts = Dealing(tuple(source.weight for source in sources)).counts(count) + 2
+    return dict(zip(texts, counts.tolist(), strict=True))
+
+
+def training_text(
+    data: DataConfig, stores: Mapping[str, TokenStore], num_reserved: int, seed: int
+) -> tuple[TrainingStore, TrainingOrder]:
+    """Return the training text and the order of its sequences.
+
+    Args:
+        stores: of `data.training_texts`, by their settings.
+        num_reserved: sequences that are never trained on.
+        seed: of the order.
+
+    Raises:
+        ValueError: a source of a mixture has nothing left to train on.
+    """
+    sources = list(data.train.sources.values())
+    if not sources:
+        (store,) = stores.values()
+        return store, SequenceOrder(num_sequences=store.num_sequences, num_reserved=num_reserved, seed=seed)
+    reserved = Dealing(tuple(source.weight for source in sources)).counts(num_reserved).tolist()
+    for (setting, store), own in zip(stores.items(), reserved, strict=True):
+        if store.num_sequences <= own:
+            raise ValueError(
+                f"{setting} has {store.num_sequences} sequences of {store.sequence_length} tokens; by its weight "
+                f"{own} of them are for validation and calibration, and at least one for recovery: give it more text, "
+                "or a smaller weight"
+            )
+    mixed = [
+        Source(num_sequences=store.num_sequences, weight=source.weight, repeats=source.at_end == "repeat")
+        for store, source in zip(stores.values(), sources, strict=True)
+    ]
+    return JoinedStores(stores), MixtureOrder(mixed, num_reserved, seed)

@@ -1,0 +1,75 @@
+"""What is checked of the texts before any work starts: files are opened, the Hub is asked, nothing is tokenised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transact.config.inputs import DataConfig, TextConfig
+from transact.config.run import RunConfig
+from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
+from transact.distributed.environment import environment_rank
+from transact.models.folder import is_hub_reachable
+
+
+def check_texts(config: RunConfig) -> None:
+    """Check the beginning of every local file of the training and the held-out text.
+
+    Raises:
+        ValueError: a file cannot be used, or a text is trained on and evaluated on.
+    """
+    for setting, text in {**config.data.training_texts(), "data.evaluation": config.data.evaluation}.items():
+        check_text(text, setting)
+    if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
+        check_held_out(config.data)
+
+
+def check_hub_texts(config: RunConfig) -> None:
+    """Read the first document of every text that is on the hub, on rank 0, before anything large is downloaded.
+
+    Where the hub is not reachable nothing is raised: the text may be tokenised already, and else reading it fails.
+
+    Raises:
+        ValueError: the hub has no such dataset, configuration, split or field, or it is a script.
+    """
+    from huggingface_hub import is_offline_mode
+
+    texts = {**config.data.training_texts(), "data.evaluation": config.data.evaluation}
+    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
+    on_hub = {field: text for field, text in texts.items() if text.source == "hub"}
+    if not on_hub or environment_rank() != 0 or is_offline_mode() or not is_hub_reachable():
+        return
+    for field, text in on_hub.items():
+        try:
+            check_hub_text(text, field)
+        except HubUnavailable as error:
+            if not error.is_absent:
+                raise
+
+
+def check_held_out(data: DataConfig) -> None:
+    """Raise ValueError if a text is trained on and evaluated on, as far as names and the contents of files show.
+
+    Documents are compared later.
+    """
+    for setting, text in data.training_texts().items():
+        if text.source == "files" and data.evaluation.source == "files":
+            _check_other_files(text, setting, data.evaluation)
+        elif _name(text) == _name(data.evaluation):
+            raise ValueError(f"data.evaluation is the text of {setting}: nothing of it is held out")
+
+
+def _check_other_files(text: TextConfig, setting: str, evaluation: TextConfig) -> None:
+    trained: dict[int, list[Path]] = {}
+    for path in text_files(text, setting):
+        trained.setdefault(path.stat().st_size, []).append(path)
+    for path in text_files(evaluation, "data.evaluation"):
+        for other in trained.get(path.stat().st_size, []):
+            if is_same_content(path, other):
+                also = "" if other == path else f" as {str(other)!r}"
+                raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too{also} ({setting}.files)")
+
+
+def _name(text: TextConfig) -> tuple[str | None, ...]:
+    if text.source == "hub":
+        return text.source, text.hub_id, text.hub_config, text.split
+    return text.source, text.part
