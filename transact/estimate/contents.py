@@ -27,6 +27,7 @@ from transact.estimate.memory import (
     remedies,
     settled,
 )
+from transact.estimate.samples import text_samples
 from transact.estimate.storage import calibrated, disk_bytes
 from transact.estimate.text import text
 from transact.files import write_json, write_text
@@ -198,6 +199,7 @@ def show_estimate(config: RunConfig) -> int:
         check_run_folder(config.output_dir, config.share_dir)
         estimate = forecast(config)
         check_hub_texts(config)
+        estimate["texts"] = text_samples(config, estimate["text"]["sequence_length"], estimate["tokens"])
         said = text(estimate)
         folder = Path(config.output_dir)
         write_json(folder / "estimate.json", {"layout": LAYOUT} | estimate)

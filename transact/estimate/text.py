@@ -27,6 +27,7 @@ def text(estimate: dict[str, Any]) -> str:
         *_shape_lines(estimate),
         *_warning_lines(estimate["warnings"]),
         *_text_lines(estimate["text"]),
+        *_sample_lines(estimate.get("texts")),
         *_calibration_lines(estimate["calibration"], estimate["dense"]["geometry"]["num_layers"]),
         *([] if estimate["micro_batch"] is None else _wrapped(estimate["micro_batch"])),
         *_memory_lines(estimate["memory"], estimate),
@@ -153,6 +154,25 @@ def _text_lines(found: dict[str, Any]) -> list[str]:
         f"text: sequences of {found['sequence_length']:,} tokens{limit}: {tokens}; {found['tokens']['held out']:,} "
         "held-out ones for perplexity"
     )
+
+
+def _sample_lines(samples: dict[str, Any] | None) -> list[str]:
+    """Return a line for each text that was opened, with its first document's tokens, and one for each problem."""
+    if samples is None:
+        return []
+    lines = []
+    for setting, sample in samples["texts"].items():
+        shown = sample["first_tokens"] or [sample["first"]]
+        lines += _wrapped(f"  {setting}: {_amount(sample)}; begins: {' '.join(map(repr, shown))} ...")
+    return lines + [line for problem in samples["problems"] for line in _wrapped(f"  problem: {problem}")]
+
+
+def _amount(sample: dict[str, Any]) -> str:
+    wanted, there = sample["wanted_tokens"], sample["tokens"]
+    if there is None:
+        return f"up to {wanted:,} tokens are wanted"
+    often = f", so that each is used about {wanted / there:.1f} times" if wanted > there else ""
+    return f"about {there:,} tokens by its size, up to {wanted:,} are wanted{often}"
 
 
 def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transact.config.inputs import DataConfig, TextConfig
+from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
@@ -17,10 +17,12 @@ def check_texts(config: RunConfig) -> None:
     Raises:
         ValueError: a file cannot be used, or a text is trained on and evaluated on.
     """
-    for setting, text in {**config.data.training_texts(), "data.evaluation": config.data.evaluation}.items():
+    trained, evaluation = config.data.training_texts(), config.data.evaluation
+    for setting, text in {**trained, "data.evaluation": evaluation}.items():
         check_text(text, setting)
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
-        check_held_out(config.data)
+        for setting, text in trained.items():
+            check_held_out(text, setting, evaluation)
 
 
 def check_hub_texts(config: RunConfig) -> None:
@@ -46,19 +48,18 @@ def check_hub_texts(config: RunConfig) -> None:
                 raise
 
 
-def check_held_out(data: DataConfig) -> None:
-    """Raise ValueError if a text is trained on and evaluated on, as far as names and the contents of files show.
+def check_held_out(text: TextConfig, setting: str, evaluation: TextConfig) -> None:
+    """Check that a training text is not evaluated on, as far as names and the contents of files show.
 
     Documents are compared later.
+
+    Raises:
+        ValueError: it is.
     """
-    for setting, text in data.training_texts().items():
-        if text.source == "files" and data.evaluation.source == "files":
-            _check_other_files(text, setting, data.evaluation)
-        elif _name(text) == _name(data.evaluation):
+    if text.source != "files" or evaluation.source != "files":
+        if _name(text) == _name(evaluation):
             raise ValueError(f"data.evaluation is the text of {setting}: nothing of it is held out")
-
-
-def _check_other_files(text: TextConfig, setting: str, evaluation: TextConfig) -> None:
+        return
     trained: dict[int, list[Path]] = {}
     for path in text_files(text, setting):
         trained.setdefault(path.stat().st_size, []).append(path)

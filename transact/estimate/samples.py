@@ -1,0 +1,128 @@
+"""What mode=estimate shows of every text: its first document as tokens, and about how much there is of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transact.config.inputs import TextConfig
+from transact.config.run import RunConfig
+from transact.data.local_files import is_streamed, kind_of
+from transact.data.rows import NoText, text_of_line
+from transact.data.text import check_text, documents, stdlib_identity, text_files
+from transact.data.training_text import sequences_by_text
+from transact.models.folder import is_at_hand, is_hub_reachable
+from transact.models.stock import load_tokenizer
+from transact.rounds import text_sequences
+from transact.stages.text_checks import check_held_out
+
+SAMPLED_DOCUMENTS, SAMPLED_LINES = 32, 200
+MOST_CHARACTERS = 20_000  # that are tokenised of one document
+SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
+
+
+def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[str, Any]:
+    """Return what is found of every text, and what is wrong, a line for each problem.
+
+    A text that is not here, as files of the cluster are not on a laptop, is a problem in words and no error.
+
+    Args:
+        sequence_length: in tokens, where the setting leaves it to the model.
+        trained: tokens of recovery.
+    """
+    config = replace(config, data=replace(config.data, sequence_length=sequence_length))
+    tokenizer, problems, found = None, list[str](), {}
+    if is_at_hand(config.model):
+        try:
+            tokenizer = load_tokenizer(Path(config.model.path or ""))
+        except ValueError as error:
+            problems.append(str(error))
+    wanted = sequences_by_text(config.data, text_sequences(config, trained))
+    wanted["data.evaluation"] = config.data.evaluation_sequences
+    wanted |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
+    trained_texts = config.data.training_texts()
+    texts = {"data.evaluation": config.data.evaluation, **trained_texts}
+    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
+    for setting, text in texts.items():
+        try:
+            sample = _sample(text, setting, tokenizer)
+            if setting in trained_texts and "data.evaluation" in found:
+                check_held_out(text, setting, config.data.evaluation)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            found[setting] = sample | {"wanted_tokens": wanted[setting] * sequence_length}
+    return {"texts": found, "problems": problems}
+
+
+def _sample(text: TextConfig, setting: str, tokenizer: Any) -> dict[str, Any]:
+    """Return how the first document begins, in words and in tokens, and about how many tokens there are.
+
+    None: not known, as without a tokenizer.
+    """
+    from huggingface_hub import is_offline_mode
+
+    if text.source == "hub" and (is_offline_mode() or not is_hub_reachable()):
+        raise ValueError(f"{setting}: the Hub is not reachable, so nothing of {text.hub_id!r} was read")
+    check_text(text, setting)
+    sample = [each[:MOST_CHARACTERS] for each in itertools.islice(documents(text, setting), SAMPLED_DOCUMENTS)]
+    if not sample:
+        raise ValueError(f"{setting} has no document with text")
+    if tokenizer is None:
+        return {"first": sample[0][:SHOWN_CHARACTERS], "first_tokens": None, "tokens": None}
+    size = _text_bytes(text, setting)
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)
+    count, read = sum(len(each.ids) for each in encoded), sum(len(each.encode()) for each in sample)
+    return {
+        "first": sample[0][:SHOWN_CHARACTERS],
+        "first_tokens": tokenizer.convert_ids_to_tokens(encoded[0].ids[:SHOWN_TOKENS]),
+        "tokens": None if size is None else round(size * count / read),
+    }
+
+
+def _text_bytes(text: TextConfig, setting: str) -> float | None:
+    """Return about how many bytes of text there are; None where no size tells it."""
+    if text.source == "hub":
+        return None
+    if text.source == "python_stdlib":
+        return float(sum(int(str(size)) for _, size in stdlib_identity())) if text.part == "train" else None
+    sizes = [_bytes_of_file(path, text.text_field) for path in text_files(text, setting)]
+    return None if None in sizes else float(sum(size or 0.0 for size in sizes))
+
+
+def _bytes_of_file(path: Path, text_field: str) -> float | None:
+    if kind_of(path) == "parquet":
+        return _bytes_of_parquet(path, text_field)
+    if is_streamed(path):
+        return None
+    size = float(path.stat().st_size)
+    return size * _share_of_text(path, text_field) if kind_of(path) == "json" else size
+
+
+def _bytes_of_parquet(path: Path, text_field: str) -> float:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        found = file.metadata
+        groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == text_field))
+
+
+def _share_of_text(path: Path, text_field: str) -> float:
+    """Return which share of the first lines' bytes are text."""
+
+    def texts() -> Iterator[tuple[int, int]]:
+        with path.open("rb") as file:
+            for number, line in enumerate(itertools.islice(file, SAMPLED_LINES)):
+                try:
+                    text = text_of_line(line, text_field, is_first=number == 0)
+                except NoText:
+                    text = None
+                yield len((text or "").encode()), len(line)
+
+    inside, whole = (sum(sizes) for sizes in zip(*texts(), strict=True))
+    return inside / whole
