@@ -24,7 +24,8 @@ from transact.runs.metrics import MetricsLog, read_metrics
 from transact.stages.job import Job
 from transact.stages.recover.batches import own_batch
 from transact.stages.recover.checkpoints import Position
-from transact.stages.recover.loop import Recovery, validation_loss
+from transact.stages.recover.loop import Recovery
+from transact.stages.recover.validation import validation_loss
 from transact.stages.texts import Texts
 from transact.tracking.tracker import Tracker
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Workplace, transact
+from tests.support.runs import assert_same_export, checkpoints, start, wait_until
 from tests.support.wandb_files import series
+from transact.data.mixture import adapted_weights
 from transact.files import read_json
 from transact.runs.metrics import read_metrics
 
@@ -46,3 +48,30 @@ def test_shares_are_the_weights(run: Path) -> None:
         "data.evaluation",
     }
     assert "Texts of the mixture" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_adaptive_weights_follow_the_losses_and_survive_a_kill(workplace: Workplace) -> None:
+    """Killed in its second round, a run goes on with the weights that it had, and ends as one that nobody killed."""
+    overrides = ["data.train.adaptive=true", "recover.validations=4", "engine.checkpoint_every.tokens=512"]
+    whole = transact(mixed(workplace, "whole", *overrides))
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    folder, killed = workplace.folder / "whole", workplace.folder / "killed"
+    process = start(mixed(workplace, "killed", *overrides))
+    wait_until(lambda: any(each.name.startswith("round_02") for each in checkpoints(killed)), process)
+    process.kill()
+    process.wait()
+    ended = transact(mixed(workplace, "killed", *overrides))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "goes on from checkpoint" in ended.stdout
+    for name in ("round_01/mixture.json", "round_02/mixture.json"):
+        assert (folder / name).read_bytes() == (killed / name).read_bytes()
+    assert_same_export(folder, killed)
+    first, second = (read_json(folder / f"round_0{number}/mixture.json") for number in (1, 2))
+    assert first["reference"] == second["reference"] and second["changes"][: len(first["changes"])] == first["changes"]
+    rows = read_metrics(folder / "metrics.jsonl")
+    losses = {name: dict(series(rows, "tokens", f"data/validation_loss/{name}")) for name in ("short", "long")}
+    before = [0.25, 0.75]
+    for (sequence, weights), tokens in zip(second["changes"], losses["short"], strict=True):
+        assert sequence * 64 == tokens
+        before = adapted_weights(before, [losses[name][tokens] for name in ("short", "long")], first["reference"])
+        assert weights == pytest.approx(before)

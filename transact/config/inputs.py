@@ -125,12 +125,18 @@ class TrainTextConfig(TextConfig):
     """With source "mixture": its texts, by a name of your own, each described as data.evaluation is, with `weight` (its
     share of the tokens, over the sum of all weights) and `at_end`: once all of it was used, "repeat" (it begins anew;
     the default) or "stop" (the others go on without it)."""
+    adaptive: bool = False
+    """Whether the weights of a mixture follow the losses: after every validation a text whose loss is further above the
+    parent's gets more of the tokens that follow."""
 
     def __post_init__(self) -> None:
         TextConfig.__post_init__(self)
         is_mixture, names = self.source == MIXTURE, list(self.sources)
         require("data.train.sources", names, is_mixture or not names, "only data.train.source=mixture has some")
         require("data.train.sources", names, not is_mixture or bool(names), "a mixture has at least one")
+        can_adapt = len(names) > 1 and all(source.at_end == "repeat" for source in self.sources.values())
+        needed = "it needs data.train.source=mixture with several texts, none of them with at_end: stop"
+        require("data.train.adaptive", self.adaptive, can_adapt or not self.adaptive, needed)
 
 
 @dataclass(kw_only=True, slots=True)

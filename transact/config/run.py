@@ -90,6 +90,12 @@ class RunConfig:
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
             variant = self.recover.variant
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
+        if self.data.train.adaptive:
+            can_adapt = self.mode != "pretrain" and self.recover.variant is None
+            of_a_run = (
+                "weights follow the parent's losses over all rounds of a run: no mode=pretrain, no recover.variant"
+            )
+            require("data.train.adaptive", True, can_adapt, of_a_run)
         if self.mode == "tokenize":
             self._check_tokenizing()
         is_alone = self.export.hub is None or self.share_dir is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +29,7 @@ class Source:
     repeats: bool = True
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def dealing(weights: tuple[float, ...]) -> torch.Tensor:
     """Return (BLOCK,) the number of the source of each sequence.
 
@@ -60,6 +62,18 @@ def _quotas(weights: tuple[float, ...]) -> list[int]:
     while sum(quotas) > BLOCK:  # many sources below one sequence a block
         quotas[quotas.index(max(quotas))] -= 1
     return quotas
+
+
+def adapted_weights(weights: Sequence[float], losses: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Return the weights after a validation, with a sum of 1: a text further above its reference gets more tokens.
+
+    Each weight is multiplied by exp(max(loss - reference, 0)): dynamic batch loading of Sheared LLaMA (arXiv
+    2310.06694, algorithm 1). losses, reference: in nats per token.
+    """
+    excess = [max(loss - own, 0.0) for loss, own in zip(losses, reference, strict=True)]
+    # Less the largest, which the sum takes away again, so that nothing overflows.
+    raised = [weight * math.exp(each - max(excess)) for weight, each in zip(weights, excess, strict=True)]
+    return [each / sum(raised) for each in raised]
 
 
 class Dealing:
@@ -142,6 +156,23 @@ class MixtureOrder:
             before = phases[-1].counts(first)
             weights[stopped] = 0.0
         return phases, first
+
+    def with_changes(self, changes: Sequence[tuple[int, Sequence[float]]]) -> MixtureOrder:
+        """Return the order in which other weights hold from some training sequences on: (sequence, weights) each.
+
+        For sources that repeat alone.
+        """
+        assert self._pass is None and len(self._phases) == 1
+        changed = copy.copy(self)
+        changed._phases = list(self._phases)
+        for first, weights in changes:
+            before = changed._phases[-1].counts(first)
+            changed._phases.append(_Phase(first=first, before=before, dealing=Dealing(tuple(weights))))
+        return changed
+
+    def reserved_of(self, count: int) -> list[int]:
+        """Return how many of the first `count` reserved sequences are of each source."""
+        return self._reserved.counts(count).tolist()  # type: ignore[no-any-return]
 
     def used(self, count: int) -> list[int]:
         """Return how many of the first `count` training sequences are of each source."""

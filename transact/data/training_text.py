@@ -32,13 +32,17 @@ class JoinedStores:
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the tokens at positions (sequences,): (sequences, sequence_length), int64."""
         tokens = torch.empty(len(positions), self.sequence_length, dtype=torch.int64)
-        owners = torch.searchsorted(self._ends, positions, right=True)
+        owners = self.owners(positions)
         for number, store in enumerate(self._stores):
             chosen = owners == number
             if chosen.any():
                 first = int(self._ends[number]) - store.num_sequences
                 tokens[chosen] = store.sequences(positions[chosen] - first)
         return tokens
+
+    def owners(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the number of the store of each position: (sequences,)."""
+        return torch.searchsorted(self._ends, positions, right=True)
 
     def documents(self) -> set[int]:
         """Return the hashes of all documents that the stores hold a part of."""
@@ -56,13 +60,16 @@ def _digest(facts: Mapping[str, str]) -> str:
 def sequences_by_text(data: DataConfig, count: int) -> dict[str, int]:
     """Return how many sequences of each text are wanted, by its setting, so that all together have `count`.
 
-    Where one stops at its end, each of the others may have to stand in for it.
+    Where one stops at its end, each of the others may have to stand in for it. Where weights adapt, each text has twice
+    what its first weight asks for, and is used again beyond that.
     """
     texts, sources = data.training_texts(), data.train.sources.values()
     if not sources or any(source.at_end == "stop" for source in sources):
         return dict.fromkeys(texts, count)
     # The reserved sequences and the others are dealt apart, each part with less than one sequence too many.
     counts = Dealing(tuple(source.weight for source in sources)).counts(count) + 2
+    if data.train.adaptive:
+        counts = (2 * counts).clamp(max=count)
     return dict(zip(texts, counts.tolist(), strict=True))
 
 

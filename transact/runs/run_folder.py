@@ -78,6 +78,7 @@ class RoundFolder:
         self.maps = path / "activation_maps.safetensors"
         self.sliced = path / "sliced"
         self.recovered = path / "recovered"
+        self.mixture = path / "mixture.json"
         self.evaluation = path / "evaluation.json"
 
     def trial(self, number: int) -> Path:

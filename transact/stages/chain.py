@@ -296,6 +296,7 @@ def recover_stage(
         output,
         lambda: recover(job, texts, each, teacher, start, output, look),
         reads=[start],
+        also=[job.round(each.number).mixture] if job.config.data.train.adaptive else [],
         scratch=[job.path(CHECKPOINTS)],
     )
     clear_checkpoints(job, each)

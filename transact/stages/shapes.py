@@ -43,7 +43,7 @@ from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
 from transact.stages.job import Job
-from transact.stages.recover.loop import validation_positions
+from transact.stages.recover.validation import validation_positions
 from transact.stages.select import collect_evidence, decide, greedy_channels, merged
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts

@@ -16,7 +16,7 @@ from transact.pruning.selection import Selection
 from transact.runs.run_folder import RoundFolder
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
-from transact.stages.recover.loop import validation_loss
+from transact.stages.recover.validation import validation_loss
 from transact.stages.select import collect_evidence, decide, greedy_channels
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
+from transact.config.setting import require
+from transact.data.mixture import Dealing
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.models.folder import is_hub_reachable
@@ -17,12 +19,24 @@ def check_texts(config: RunConfig) -> None:
     Raises:
         ValueError: a file cannot be used, or a text is trained on and evaluated on.
     """
+    check_adaptive(config)
     trained, evaluation = config.data.training_texts(), config.data.evaluation
     for setting, text in {**trained, "data.evaluation": evaluation}.items():
         check_text(text, setting)
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
         for setting, text in trained.items():
             check_held_out(text, setting, evaluation)
+
+
+def check_adaptive(config: RunConfig) -> None:
+    """Raise ValueError unless every text of a mixture with weights that adapt has a validation sequence."""
+    if not config.data.train.adaptive:
+        return
+    sources = config.data.train.sources
+    counts = Dealing(tuple(each.weight for each in sources.values())).counts(config.recover.validation_sequences)
+    for name, count in zip(sources, counts.tolist(), strict=True):
+        few = f"data.train.sources.{name} has none of them by its weight, so that its loss is not known"
+        require("recover.validation_sequences", config.recover.validation_sequences, count > 0, few)
 
 
 def check_hub_texts(config: RunConfig) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 
-from transact.data.mixture import BLOCK, MixtureOrder, Source, dealing
+from transact.data.mixture import BLOCK, MixtureOrder, Source, adapted_weights, dealing
 
 
 def order(*sources: tuple[int, float, bool], reserved: int = 0) -> MixtureOrder:
@@ -91,3 +92,25 @@ def test_one_that_repeats_begins_anew_in_another_order() -> None:
     found = order((5, 1, True), (500, 1, True)).trainable(0, 20)
     own = found[found < 5].tolist()
     assert sorted(own[:5]) == sorted(own[5:]) == [0, 1, 2, 3, 4] and own[:5] != own[5:]
+
+
+def test_weights_follow_the_losses_by_hand() -> None:
+    """Sheared LLaMA's rule: 0.25 e^0.5 and 0.75 e^0, over their sum; a loss below the reference counts as at it."""
+    raised = 0.25 * math.exp(0.5)
+    assert adapted_weights([0.25, 0.75], [3.5, 1.0], [3.0, 2.0]) == pytest.approx(
+        [raised / (raised + 0.75), 0.75 / (raised + 0.75)]
+    )
+    assert adapted_weights([1, 3], [2_000.0, 1.0], [1.0, 1.0]) == pytest.approx([1, 0])
+
+
+def test_changed_weights_hold_from_their_sequence_on() -> None:
+    """What came before stays, and no sequence is skipped or used twice at the change."""
+    mixed = order((300, 0.5, True), (300, 0.5, True))
+    changed = mixed.with_changes([(100, (0.2, 0.8)), (200, (0.9, 0.1))])
+    positions = changed.trainable(0, 300)
+    assert positions[:100].tolist() == mixed.trainable(0, 100).tolist()
+    sources = source_of(positions, 300, 300)
+    assert abs(sources[100:200].count(0) - 20) < 2 and abs(sources[200:].count(0) - 90) < 2
+    assert len(set(positions.tolist())) == 300
+    assert changed.trainable(150, 100).tolist() == positions[150:250].tolist()
+    assert changed.used(300) == [sources.count(0), sources.count(1)]

@@ -23,7 +23,7 @@ class Position:
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
     learning rate. best_loss: the lowest validation loss, in nats per token, met after best_step steps. validated_step:
     the step of the last validation that was completed. rate_factor: of the learning rate, lowered whenever the loss has
-    risen.
+    risen. mixture: of a mixture whose weights adapt, as `AdaptiveMixture.to_dict`.
     """
 
     step: int = 0
@@ -32,21 +32,23 @@ class Position:
     validated_step: int = 0
     rate_factor: float = 1.0
     health: TrainingHealth = field(default_factory=TrainingHealth)
+    mixture: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def at_start(cls, loss: float) -> Position:
+    def at_start(cls, loss: float, mixture: dict[str, Any] | None = None) -> Position:
         """Return the position at the start of a round. loss: validation loss, in nats per token."""
-        return cls(best_loss=loss)
+        return cls(best_loss=loss, mixture=mixture)
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Position:
         health = TrainingHealth(**manifest["health"])
         names = ("step", "best_loss", "best_step", "validated_step")
         lowered = manifest.get("rate_factor", 1.0)  # checkpoints of earlier versions have none
-        return cls(health=health, rate_factor=lowered, **{name: manifest[name] for name in names})
+        mixture = manifest.get("mixture")
+        return cls(health=health, rate_factor=lowered, mixture=mixture, **{name: manifest[name] for name in names})
 
 
 class CheckpointClock:

@@ -16,16 +16,19 @@ from transact.engine.engine import Engine, open_engine
 from transact.engine.model_folder import save_engine
 from transact.engine.training_checkpoints import load_training, save_training
 from transact.errors import RankFailed, Stopped, one_line, remedy
+from transact.files import write_json
 from transact.pruning.schedule import learning_rate_at
 from transact.rounds import Round, steps_to_validate
-from transact.stages.evaluate import mean_loss, perplexity_of
+from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
+from transact.stages.recover.adaptive import AdaptiveMixture, begin_adaptive
 from transact.stages.recover.batches import Batches
 from transact.stages.recover.checkpoints import CheckpointClock, Position, checkpoint_path, newest_checkpoint
 from transact.stages.recover.health import Alert, AllocatorWatch, Diverged, PaceWatch, has_risen, rise
 from transact.stages.recover.performance import Pace, memory_figures, peak_flops_of
 from transact.stages.recover.profiling import StepProfiler
 from transact.stages.recover.teacher import Teacher, open_teacher
+from transact.stages.recover.validation import validation_losses, validation_positions
 from transact.stages.texts import Texts, mixture_figures
 
 # Name of the training loss. Only a cross-entropy has a perplexity.
@@ -50,7 +53,9 @@ class Recovery:
         teacher: Teacher | None,
     ) -> None:
         self.job = job
-        self.texts = texts
+        self.texts_as_asked, self.texts = texts, texts
+        if position.mixture is not None:
+            self.texts = AdaptiveMixture.from_dict(position.mixture).applied(texts)
         self.round = round_
         self.engine = engine
         self.teacher = teacher
@@ -58,7 +63,7 @@ class Recovery:
         self.num_steps = round_.tokens // self.tokens_per_batch
         self.first_step = round_.first_sequence // job.config.recover.batch
         self.validation_steps = steps_to_validate(self.num_steps, job.config.recover)
-        self.batches = Batches(texts, round_.first_sequence, job.config, job.group)
+        self.batches = Batches(self.texts, round_.first_sequence, job.config, job.group)
         self.position, self.best = position, best
         self.saved_step = position.step
         self.loss_name = LOSS_NAMES[job.config.recover.objective]
@@ -165,16 +170,38 @@ class Recovery:
                 raise Stopped  # on every rank; while stopping is deferred, nothing else ends the validation
 
         try:
-            loss = validation_loss(self.job, self.texts, self.engine, look)
+            loss, by_text = validation_losses(self.job, self.texts, self.engine, look)
         except Stopped:
             self._save_and_stop()
         self.position.validated_step = step
         self._log_validation(loss, step)
+        if by_text:
+            self._adapt(by_text, step)
         if has_risen(self.position.best_loss, loss):
             self._lower_rate(loss, step)
         if loss < self.position.best_loss:
             self.position.best_loss, self.position.best_step = loss, step
             self.best = self.engine.snapshot()
+
+    def _adapt(self, losses: list[float], step: int) -> None:
+        """Change the weights of the mixture from the next step on, after a validation."""
+        assert self.position.mixture is not None
+        mixture = AdaptiveMixture.from_dict(self.position.mixture)
+        first = self.round.first_sequence + step * self.job.config.recover.batch
+        sources = self.job.config.data.train.sources
+        weights = mixture.adapt(first, losses, [each.weight for each in sources.values()])
+        self.position.mixture = mixture.to_dict()
+        self.texts = mixture.applied(self.texts_as_asked)
+        self.batches.begin_anew(self.texts)
+        figures = {"validation_loss": losses, "weight": weights}
+        self._log(
+            {
+                f"data/{kind}/{name}": value
+                for kind, values in figures.items()
+                for name, value in zip(sources, values, strict=True)
+            },
+            step,
+        )
 
     def _lower_rate(self, loss: float, step: int) -> None:
         """Go back to the best weights with a lower learning rate, unless the round is over, and say so (collective)."""
@@ -269,20 +296,6 @@ class Recovery:
         return {"step": total_step, "tokens": total_step * self.tokens_per_batch, "round": self.round.number}
 
 
-def validation_positions(job: Job, texts: Texts) -> torch.Tensor:
-    """Return (validation_sequences,) positions of the reserved part of the training text."""
-    return texts.order.reserved(0, job.config.recover.validation_sequences)
-
-
-def validation_loss(
-    job: Job, texts: Texts, engine: Engine, advance: Callable[[int], object] = lambda tokens: None
-) -> float:
-    """Return the loss on the reserved part of the training text, in nats per token. advance: as in `mean_loss`."""
-    return mean_loss(
-        engine, texts.train, validation_positions(job, texts), job.config.engine.micro_batch, job.group, advance
-    )
-
-
 def recover(
     job: Job,
     texts: Texts,
@@ -308,12 +321,16 @@ def recover(
     )
     found = newest_checkpoint(job, round_)
     job.forget_metrics(found[1]["metrics_position"] if found else None)
+    mixture = None
+    if config.data.train.adaptive and not found:
+        assert parent is not None
+        mixture = begin_adaptive(job, texts, round_, parent).to_dict()
     with (
         open_engine(source, config.engine, job.group, training=settings) as engine,
         contextlib.ExitStack() as stack,
     ):
         engine.rehearse(texts.train.sequences(validation_positions(job, texts)[: config.engine.micro_batch]))
-        position = Position.from_manifest(found[1]) if found else _at_start(job, texts, engine, look)
+        position = Position.from_manifest(found[1]) if found else _at_start(job, texts, engine, look, mixture)
         teacher = stack.enter_context(open_teacher(job, parent))
         best = engine.snapshot()
         if found:
@@ -322,13 +339,17 @@ def recover(
                 best = saved or engine.snapshot()
         with job.group.interruption.deferred():  # a checkpoint is saved before a stop, and trained weights are written
             Recovery(job, texts, round_, engine, position, best, teacher).run()
+            if position.mixture is not None and job.group.is_main:
+                write_json(job.round(round_.number).mixture, position.mixture)
             return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
 
 
-def _at_start(job: Job, texts: Texts, engine: Engine, look: Callable[[Engine], object]) -> Position:
+def _at_start(
+    job: Job, texts: Texts, engine: Engine, look: Callable[[Engine], object], mixture: dict[str, Any] | None
+) -> Position:
     """Return where a recovery begins that has no checkpoint: with the validation loss of the weights as they are."""
     size = job.config.recover.validation_sequences * texts.train.sequence_length
     with job.progress("validate before recovery", size, share=(0.0, 0.0)) as bar:
-        loss = validation_loss(job, texts, engine, bar.advance)
+        loss, _ = validation_losses(job, texts, engine, bar.advance)
     look(engine)
-    return Position.at_start(loss)
+    return Position.at_start(loss, mixture)

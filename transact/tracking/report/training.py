@@ -59,7 +59,13 @@ def training_section(run: RunFiles) -> Section | None:
     blocks: list[Block] = [*_warnings(run.rows)]
     blocks += [
         chart
-        for chart in (_loss(run, marks), _perplexity(run, marks), *_steps(run.rows, marks), _mixture(run, marks))
+        for chart in (
+            _loss(run, marks),
+            _perplexity(run, marks),
+            *_steps(run.rows, marks),
+            _mixture(run, marks),
+            _weights(run, marks),
+        )
         if chart
     ]
     return Section(name="recovery", title="Recovery", blocks=blocks) if blocks else None
@@ -139,6 +145,13 @@ def _mixture(run: RunFiles, marks: Figure) -> Chart | None:
         for name, weight in weights.items()
     ]
     return replace(chart, table=Table(headings=["text", "weight", "share seen", "times used"], rows=rows))
+
+
+def _weights(run: RunFiles, marks: Figure) -> Chart | None:
+    """Return how the weights of a mixture followed the losses of its texts."""
+    sources = values_in(run.config, "data", "train", "sources")
+    named = {name: by_round(run.rows, f"data/weight/{name}") for name in sources}
+    return line_chart("weights", "Weights of the mixture, which follow the losses", "weight", named, marks)
 
 
 def line_chart(
