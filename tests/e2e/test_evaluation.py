@@ -51,6 +51,16 @@ def test_both_models_are_evaluated_on_every_text_and_task(run: Path) -> None:
     assert dense > pruned > 1  # the dense model is random, the pruned one was trained a little
 
 
+def test_held_out_text_that_is_trained_on_is_told(run: Path) -> None:
+    """All of "seen" is in the training text; the modules of data.evaluation share a few phrases with it."""
+    shares = json.loads((run / "run.json").read_text())["texts_trained_on"]
+    assert shares["eval.texts.seen"] > 0.99 and shares["data.evaluation"] < 0.2
+    assert (
+        "of the windows of eval.texts.seen (13 tokens) stand in the training text too"
+        in (run / "report.html").read_text()
+    )
+
+
 def test_result_model_card_and_tracker_have_them(run: Path) -> None:
     found, result = (json.loads((run / name).read_text()) for name in ("comparison.json", "result.json"))
     for role in ("dense", "pruned"):

@@ -23,6 +23,7 @@ from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.finish import finish
 from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
+from transact.stages.overlap import measure_overlap
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
@@ -66,6 +67,9 @@ def prepare(job: Job) -> Prepared | None:
     job.group.everywhere(lambda: _check_same_dimensions(job, parent))
     texts = prepare_texts(job, parent)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
+    further = {f"eval.texts.{name}": store for name, store in texts.further.items()}
+    overlap = measure_overlap(job, {"data.evaluation": texts.evaluation, **further}, texts.trained)
+    texts = replace(texts, overlap=overlap)
     return Prepared(parent=parent, record=record, texts=texts)
 
 

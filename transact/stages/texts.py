@@ -19,7 +19,8 @@ from transact.stages.token_stores import open_store
 class Texts:
     """Training text with its order, the held-out text that figures are reported on, and eval.texts by name.
 
-    trained: the stores that the training text is made of, by the settings of their texts.
+    trained: the stores that the training text is made of, by the settings of their texts. overlap: which share of each
+    held-out text stands in the training text too, as `measure_overlap` returns.
     """
 
     train: TrainingStore
@@ -27,6 +28,7 @@ class Texts:
     trained: Mapping[str, TokenStore]
     evaluation: TokenStore
     further: Mapping[str, TokenStore] = field(default_factory=dict)
+    overlap: Mapping[str, float] = field(default_factory=dict)
 
 
 def prepare_texts(job: Job, model_folder: Path) -> Texts:
@@ -90,7 +92,7 @@ def _check_same_texts(job: Job, texts: Texts) -> None:
 def record_texts(job: Job, texts: Texts) -> None:
     """Write into run.json which tokens the run works with."""
     if job.group.is_main:
-        job.folder.note(texts=describe_texts(texts))
+        job.folder.note(texts=describe_texts(texts), texts_trained_on=dict(texts.overlap))
 
 
 def describe_texts(texts: Texts) -> dict[str, Any]:

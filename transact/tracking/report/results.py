@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from transact.data.overlap import TOLD_SHARE, WINDOW
 from transact.tracking.report.drawing import (
     COLOURS,
     MISSING,
@@ -35,6 +36,14 @@ def evaluation_section(run: RunFiles) -> Section | None:
     limits = values_in(run.result, "budget")
     if limits:
         blocks.append(Named(title="Limits asked and reached", table=_limits(limits)))
+    blocks += [
+        Note(
+            text=f"{share:.1%} of the windows of {setting} ({WINDOW} tokens) stand in the training text too.",
+            is_warning=True,
+        )
+        for setting, value in values_in(run.record, "texts_trained_on").items()
+        if (share := figure(value) or 0.0) >= TOLD_SHARE
+    ]
     chart = _tasks(dense, pruned)
     return Section(
         name="evaluation", title="Evaluation against the parent", blocks=[*blocks, chart] if chart else blocks

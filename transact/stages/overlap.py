@@ -1,0 +1,52 @@
+"""Held-out texts beside the training text: how much of each is trained on, measured once for each pair of stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from transact.data.overlap import TOLD_SHARE, WINDOW, Windows
+from transact.data.token_store import TokenStore
+from transact.files import read_json, write_json
+from transact.stages.job import Job
+
+
+def measure_overlap(
+    job: Job, held_out: Mapping[str, TokenStore], trained: Mapping[str, TokenStore]
+) -> dict[str, float]:
+    """Return which share of each held-out text's windows of tokens stands in the training text too (collective).
+
+    The result lies beside the token stores, so that mode=tokenize measures it for the run, and no run does it twice.
+
+    Args:
+        held_out, trained: stores by the settings of their texts.
+    """
+    shares = {setting: _share(job, setting, store, trained) for setting, store in held_out.items()}
+    for setting, share in shares.items():
+        if share >= TOLD_SHARE:
+            job.say(
+                f"warning: {setting}: {share:.1%} of its windows of {WINDOW} tokens stand in the training text too, so "
+                "its perplexity is partly one of text that was trained on"
+            )
+    return shares
+
+
+def _share(job: Job, setting: str, store: TokenStore, trained: Mapping[str, TokenStore]) -> float:
+    names = {"of": store.name, "in": sorted(each.name for each in trained.values()), "window": WINDOW}
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]
+    cached = Path(job.config.data.token_store) / f"{digest}.overlap.json"
+    known: float | None = job.group.on_main(lambda: read_json(cached)["share"] if cached.is_file() else None)
+    if known is not None:
+        return known
+    found, tokens = Windows(store), sum(each.num_sequences * each.sequence_length for each in trained.values())
+    rank, ranks = job.group.rank, job.group.world_size
+    with job.progress(f"look for {setting} in the training text", tokens, in_step=False) as bar:
+        for each in trained.values():
+            own = range(each.num_sequences * rank // ranks, each.num_sequences * (rank + 1) // ranks)
+            found.look_in(each, own, lambda count: bar.advance(count * ranks))
+    job.group.sum(found.found)
+    share = found.share()
+    job.group.on_main(lambda: write_json(cached, names | {"share": share}))
+    return share
