@@ -24,7 +24,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test runtimes test-runtimes test-cluster test-gguf test-report lint check bench bench-quality \
-	bench-faults bench-efficiency bench-memory bench-real bench-tokenizing ablations gpu-check gpu-wheels docs clean
+	bench-faults bench-efficiency bench-memory bench-real bench-tokenizing bench-data ablations gpu-check gpu-wheels docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -123,6 +123,9 @@ gpu-wheels: $(RUN) ## collect in .wheels what a machine with torch and transform
 
 bench-tokenizing: $(SETUP) ## two processes that tokenise against one: a minute or two
 	$(PYTHON_RUN) -m benchmarks.tokenizing
+
+bench-data: $(SETUP) ## tokenising beside the tokenizer alone, batches beside a memory map, mixtures: a minute
+	RAYON_NUM_THREADS=1 $(PYTHON_RUN) -m benchmarks.data_speed
 
 docs: $(SETUP) ## write docs/config anew from the settings, and tables from benchmarks/results
 	$(PYTHON_RUN) -m transact.config.help --write docs/config

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from transact.data.order import SequenceOrder
+from transact.data.order import POSITIONS_AT_ONCE, SequenceOrder, from_blocks
 
 BLOCK = 10_000  # sequences, after which the dealing repeats; weights are rounded to whole sequences of it
 
@@ -137,6 +137,7 @@ class MixtureOrder:
         self._trainable = sizes - reserved
         assert bool((self._trainable > 0).all())
         self._phases, self._pass = self._plan([source.repeats for source in sources])
+        self._block = lru_cache(maxsize=2)(self._compute_block)
 
     def _plan(self, repeats: Sequence[bool]) -> tuple[list[_Phase], int | None]:
         """Return the phases, and the length of a pass over all of the text, None where a source repeats."""
@@ -165,6 +166,7 @@ class MixtureOrder:
         assert self._pass is None and len(self._phases) == 1
         changed = copy.copy(self)
         changed._phases = list(self._phases)
+        changed._block = lru_cache(maxsize=2)(changed._compute_block)
         for first, weights in changes:
             before = changed._phases[-1].counts(first)
             changed._phases.append(_Phase(first=first, before=before, dealing=Dealing(tuple(weights))))
@@ -194,11 +196,15 @@ class MixtureOrder:
 
     def trainable(self, start: int, count: int) -> torch.Tensor:
         """Return (count,) positions of the training sequences number [start, start + count)."""
+        return from_blocks(self._block, start, count)
+
+    def _compute_block(self, number: int) -> torch.Tensor:
+        start, count = number * POSITIONS_AT_ONCE, POSITIONS_AT_ONCE
         sources = self._sources(torch.arange(start, start + count))
         positions = torch.empty_like(sources)
         for source, first in enumerate(self.used(start)):
             chosen = sources == source  # of one source they follow each other
-            positions[chosen] = self._orders[source].trainable(first, int(chosen.sum())) + self._offsets[source]
+            positions[chosen] = self._orders[source].compute(first, int(chosen.sum())) + self._offsets[source]
         return positions
 
     def _sources(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
 from transact.config.pruning import RESERVED_SPREAD
+
+POSITIONS_AT_ONCE = 16_384  # since a batch is few of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +53,12 @@ class SequenceOrder:
 
     def trainable(self, start: int, count: int) -> torch.Tensor:
         """Return (count,) positions in the store of the training sequences number [start, start + count)."""
+        return from_blocks(partial(_block, self), start, count)
+
+    def compute(self, start: int, count: int) -> torch.Tensor:
+        """Return what `trainable` returns, which remembers it."""
         drawn_from = self.num_drawn_from
         left = _permutation(drawn_from, self.seed)[self.num_reserved :]
-        pool = torch.cat([left, torch.arange(drawn_from, self.num_sequences)])
         numbers = torch.arange(start, start + count)
         passes = numbers // self.num_trainable
         places = torch.empty_like(numbers)
@@ -60,10 +66,30 @@ class SequenceOrder:
             chosen = passes == one_pass
             order = _permutation(self.num_trainable, self.seed + 1 + one_pass)
             places[chosen] = order[numbers[chosen] % self.num_trainable]
-        return pool[places]
+        # The pool is what is left of those drawn from, then all behind them; it is never made, since it may be large.
+        is_left = places < len(left)
+        places[is_left] = left[places[is_left]]
+        places[~is_left] += self.num_reserved
+        return places
 
 
-@lru_cache(maxsize=3)
+def from_blocks(block: Callable[[int], torch.Tensor], start: int, count: int) -> torch.Tensor:
+    """Return entries [start, start + count) of blocks: block(n) has those from n * POSITIONS_AT_ONCE on.
+
+    A batch is a small part of a block, so that it costs a slice where its positions would cost many small operations.
+    """
+    first, last = start // POSITIONS_AT_ONCE, (start + max(count, 1) - 1) // POSITIONS_AT_ONCE
+    blocks = [block(number) for number in range(first, last + 1)]
+    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return whole[start - first * POSITIONS_AT_ONCE :][:count].clone()
+
+
+@lru_cache(maxsize=2)
+def _block(order: SequenceOrder, number: int) -> torch.Tensor:
+    return order.compute(number * POSITIONS_AT_ONCE, POSITIONS_AT_ONCE)
+
+
+@lru_cache(maxsize=256)  # two for each source of a mixture; many passes are over small texts
 def _permutation(count: int, seed: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 
-from benchmarks.workload import write_random_tokens
 from transact.data import overlap
 from transact.data.overlap import WINDOW, Windows
-from transact.data.token_store import TokenStore
+from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
 
 
 def store_of(folder: Path, tokens: torch.Tensor) -> TokenStore:
     """A store of these tokens: (sequences, length)."""
+    folder.mkdir()
+    tokens.numpy().astype("uint16").tofile(folder / TOKENS_NAME)
+    (folder / DOCUMENTS_NAME).touch()
     count, length = tokens.shape
-    write_random_tokens(folder, num_sequences=count, sequence_length=length, vocab_size=50, seed=int(tokens.sum()))
-    store: Any = TokenStore(folder)
-    store._tokens = tokens.numpy()
-    return store
+    facts = {"num_sequences": count, "sequence_length": length, "dtype": "uint16", "is_whole_text": True}
+    write_index(folder, facts | {"largest_token": 99, "documents": 0, "documents_left_out": 0})
+    return TokenStore(folder)
 
 
 def windows_of(tokens: torch.Tensor) -> list[tuple[int, ...]]:
