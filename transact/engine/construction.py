@@ -13,8 +13,15 @@ from torch import nn
 from transact.config.machines import EngineConfig
 from transact.distributed.process import ProcessGroup
 from transact.engine.deepspeed_setup import TrainingSettings, import_deepspeed
-from transact.engine.sharded_state import is_partitioned, optimizer_groups, own_part, unsharded_masters
+from transact.engine.sharded_state import (
+    is_partitioned,
+    optimizer_groups,
+    own_part,
+    trained_parameters,
+    unsharded_masters,
+)
 from transact.files import read_json
+from transact.models.adapters import Adapters, AdaptedReader, inject, train_adapters_alone
 from transact.models.fused_kernels import fuse
 from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead
@@ -22,7 +29,14 @@ from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
 
 
-def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning: dict[str, Any] | None) -> Any:
+def build(
+    folder: Path,
+    config: EngineConfig,
+    group: ProcessGroup,
+    *,
+    partitioning: dict[str, Any] | None,
+    adapters: Adapters | None = None,
+) -> Any:
     """Return the model without its weights: parameters, or this rank's part of each, are allocated, not initialised."""
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
@@ -37,6 +51,8 @@ def build(folder: Path, config: EngineConfig, group: ProcessGroup, partitioning:
             contexts.enter_context(_partitioned_construction(partitioning))
         model = model_class(model_config)
         model.lm_head = LossHead(model_config.hidden_size, model_config.vocab_size)
+        if adapters is not None:
+            inject(model, adapters)
     if partitioning is None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(group.device, getattr(torch, config.dtype))
@@ -59,10 +75,10 @@ def _partitioned_construction(settings: dict[str, Any]) -> Any:
     return context
 
 
-def load_masters(wrapped: Any, reader: ModelReader) -> None:
+def load_masters(wrapped: Any, reader: ModelReader | AdaptedReader) -> None:
     """Set the float32 masters, which were made from bfloat16 weights, to the exact values that the folder holds."""
     utils, unsharded = import_deepspeed().utils, unsharded_masters(wrapped)
-    for name, parameter in wrapped.module.named_parameters():
+    for name, parameter in trained_parameters(wrapped.module):
         if is_partitioned(parameter):
             utils.safe_set_local_fp32_param(parameter, own_part(parameter, reader, name).float())
         elif parameter in unsharded:
@@ -95,6 +111,8 @@ def wrap(model: Any, config: EngineConfig, settings: dict[str, Any], training: T
     """Return DeepSpeed's engine around a loaded model."""
     model.train(training is not None)
     model.requires_grad_(training is not None)
+    if training is not None and training.adapters is not None:
+        train_adapters_alone(model)
     if training is not None and config.recomputes:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings["zero_optimization"]["stage"] == 3:

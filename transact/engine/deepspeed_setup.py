@@ -12,6 +12,7 @@ from typing import Any
 
 from transact.config.machines import EngineConfig
 from transact.config.setting import shown
+from transact.models.adapters import Adapters
 
 
 @functools.cache
@@ -39,6 +40,7 @@ class TrainingSettings:
     weight_decay: float
     betas: tuple[float, float]
     gradient_clipping: float  # norm; 0 is off
+    adapters: Adapters | None = None  # trained in place of the weights
 
 
 def check_deepspeed_settings(config: EngineConfig) -> None:

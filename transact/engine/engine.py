@@ -28,8 +28,10 @@ from transact.engine.sharded_state import (
     is_partitioned,
     load_weights,
     set_adam_steps,
+    trained_parameters,
     unsharded_masters,
 )
+from transact.models.adapters import AdaptedReader
 from transact.models.identity import UnusableModel
 from transact.models.layer_by_layer import layer_by_layer
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
@@ -151,6 +153,10 @@ class Engine:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.module.named_parameters()
 
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and parameter of those that are not frozen."""
+        return trained_parameters(self.module)
+
     def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """Return a parameter gathered from all ranks: the float32 master where there is one."""
         if self._trains:
@@ -187,7 +193,7 @@ class Engine:
         rank computes with more of the parameter than it owns.
         """
         owned = self.fragments()
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.trained_parameters():
             if not is_partitioned(parameter):
                 parameter.copy_(read(name, parameter.numel()).view_as(parameter))
             elif name in owned:
@@ -289,8 +295,10 @@ def _open(
 ) -> Engine:
     stage = config.zero_stage if training is not None or config.zero_stage == 3 else 0
     settings = deepspeed_settings(config, stage, training)
-    model = build(folder, config, group, settings if stage == 3 else None)
-    with ModelReader(folder) as reader:
+    adapters = None if training is None else training.adapters
+    model = build(folder, config, group, partitioning=settings if stage == 3 else None, adapters=adapters)
+    with ModelReader(folder) as stored:
+        reader = stored if adapters is None else AdaptedReader(stored, adapters)
         for problem in group.gather(load_weights(model, reader, rounding)):  # all ranks raise: none waits for another
             if problem is not None:
                 raise UnusableModel(problem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transact.distributed.process import ProcessGroup
 from transact.engine.engine import Engine
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name, write_json
+from transact.models.adapters import Adapters, merged_tensors
 from transact.models.families import architectures_of
 from transact.models.llama import code_files, layer_of
 from transact.models.model_files import COMPANION_FILES, own_file
@@ -140,3 +142,24 @@ def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Pa
         config=stored_config(read_json(source / "config.json"), dtype),
         companions=source,
     )
+
+
+def save_merged(
+    engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str, adapters: Adapters
+) -> dict[str, Any]:
+    """Write `source` with what an engine's adapters have learnt, merged in float32 (collective).
+
+    The weights that the engine computes with may be rounded ones: here they are read as they are stored.
+    """
+    parts = {name: engine.full_weight(parameter).cpu() for name, parameter in engine.trained_parameters()}
+    config = read_json(source / "config.json")
+    with ModelReader(source) as stored:
+        groups = layer_groups(stored_names(stored, config))
+        return write_model_folder(
+            output,
+            group,
+            [partial(merged_tensors, stored, names, parts, adapters) for names in groups],
+            every_rank_reads=False,
+            config=stored_config(config, dtype),
+            companions=source,
+        )

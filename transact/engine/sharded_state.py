@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transact.models.adapters import AdaptedReader
 from transact.models.identity import not_finite
 from transact.models.model_files import check_shapes
 from transact.models.tensor_files import ModelReader
@@ -24,7 +25,7 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
 
 
-def check_names_and_shapes(model: Any, reader: ModelReader) -> None:
+def check_names_and_shapes(model: Any, reader: ModelReader | AdaptedReader) -> None:
     """Raise ValueError unless the folder holds exactly the model's parameters.
 
     Raises:
@@ -36,7 +37,7 @@ def check_names_and_shapes(model: Any, reader: ModelReader) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Any, reader: ModelReader, rounding: torch.dtype | None) -> str | None:
+def load_weights(model: Any, reader: ModelReader | AdaptedReader, rounding: torch.dtype | None) -> str | None:
     """Copy every weight, rounded to `rounding` where given, into the dtype of the model.
 
     Returns:
@@ -56,7 +57,7 @@ def load_weights(model: Any, reader: ModelReader, rounding: torch.dtype | None) 
     return problem
 
 
-def own_part(parameter: Any, reader: ModelReader, name: str) -> torch.Tensor:
+def own_part(parameter: Any, reader: ModelReader | AdaptedReader, name: str) -> torch.Tensor:
     """Return this rank's range of a partitioned parameter, padded with zeros to the length of every rank's part."""
     length = parameter.ds_tensor.numel()
     start = min(length * parameter.ds_zero_partition_rank, parameter.ds_numel)
@@ -69,12 +70,18 @@ def own_part(parameter: Any, reader: ModelReader, name: str) -> torch.Tensor:
     return part
 
 
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter of those that are not frozen; beside adapters all others are."""
+    yield from (each for each in model.named_parameters() if each[1].requires_grad)
+
+
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the optimizer's groups of parameters: matrices decay, vectors (the norms) do not."""
-    parameters = list(model.parameters())
+    parameters = [parameter for _, parameter in trained_parameters(model)]
     matrices = [parameter for parameter in parameters if len(whole_shape(parameter)) > 1]
     vectors = [parameter for parameter in parameters if len(whole_shape(parameter)) <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # adapters are matrices alone
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -109,7 +116,7 @@ def fragments(wrapped: Any) -> dict[str, Fragment]:
     """
     _create_moments(wrapped)
     masters = unsharded_masters(wrapped)
-    found = {name: _fragment(wrapped, parameter, masters) for name, parameter in wrapped.module.named_parameters()}
+    found = {name: _fragment(wrapped, parameter, masters) for name, parameter in trained_parameters(wrapped.module)}
     return {name: fragment for name, fragment in found.items() if fragment is not None}
 
 
@@ -151,7 +158,8 @@ def _create_moments(wrapped: Any) -> None:
 
 def _masters(wrapped: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors that Adam steps: flat partitions, or whole parameters at stage 0."""
-    yield from (_flat_masters(wrapped) or unsharded_masters(wrapped).values() or wrapped.module.parameters())
+    whole = [parameter for _, parameter in trained_parameters(wrapped.module)]
+    yield from (_flat_masters(wrapped) or unsharded_masters(wrapped).values() or whole)
 
 
 def _flat_masters(wrapped: Any) -> list[torch.Tensor]:
