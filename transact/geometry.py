@@ -6,7 +6,7 @@ single weight is read. The tests compare them with a real ``LlamaForCausalLM``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -128,13 +128,32 @@ class Geometry:
         elements = 2 * self._in_all_layers("num_key_value_heads") * self.head_dim
         return elements * bytes_per_element
 
-    def training_flops_per_token(self, context_length: int, teacher: Geometry | None = None) -> int:
+    def adapter_parameters(self, rank: int, projections: Collection[str]) -> int:
+        """Return the number of parameters of low-rank adapters in all layers.
+
+        Args:
+            projections: that have one, "q_proj" and so on; each leads from or to the hidden states.
+        """
+        of_values = self._in_all_layers("num_key_value_heads") * self.head_dim
+        of_queries = of_values * self.queries_per_key_value_head
+        widths = {"q_proj": of_queries, "o_proj": of_queries, "k_proj": of_values, "v_proj": of_values}
+        channels = self._in_all_layers("intermediate_size")
+        inner = sum(widths.get(each, channels) for each in projections)
+        return rank * (inner + len(projections) * self.num_layers * self.hidden_size)
+
+    def training_flops_per_token(
+        self, context_length: int, teacher: Geometry | None = None, *, adapters: int | None = None
+    ) -> int:
         """Return the FLOPs of forward and backward per token, and of the forward of a teacher where there is one.
 
-        The backward computes the gradients of inputs and of weights: twice a forward.
+        The backward computes the gradients of inputs and of weights: twice a forward. Frozen weights have none.
+
+        Args:
+            adapters: parameters of low-rank adapters that are trained in place of the weights; None: all weights are.
         """
         of_teacher = 0 if teacher is None else teacher.flops_per_token(context_length)
-        return 3 * self.flops_per_token(context_length) + of_teacher
+        flops = 3 * self.flops_per_token(context_length) + of_teacher
+        return flops if adapters is None else flops + 3 * 2 * adapters - 2 * self._multiplied()
 
     def flops_per_token(self, context_length: int) -> int:
         """Return the forward FLOPs per token of a sequence of ``context_length`` tokens.
@@ -145,11 +164,14 @@ class Geometry:
         """
         if context_length < 1:
             raise ValueError(f"context_length must be positive, got {context_length}")
-        linear = self.transitional_parameters() + self.hidden_size * self.vocab_size
         heads = self.queries_per_key_value_head * self._in_all_layers("num_key_value_heads")
         # One product for queries with keys, one for attention weights with values.
         attention = 2 * heads * self.head_dim * context_length
-        return 2 * (linear + attention)
+        return 2 * (self._multiplied() + attention)
+
+    def _multiplied(self) -> int:
+        """Return the number of weights that a token's hidden states are multiplied with."""
+        return self.transitional_parameters() + self.hidden_size * self.vocab_size
 
     def prefill_flops(self, prompt_tokens: int) -> int:
         """Return the forward FLOPs of one prompt whose next token alone is wanted, counted as in `flops_per_token`."""

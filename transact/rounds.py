@@ -313,11 +313,17 @@ def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
 
 
 def peak_rates(config: RunConfig, parent: Geometry, remove_fractions: list[float]) -> list[float]:
-    """Return each round's peak learning rate: as given, or by the parent's size and the share that is gone by then."""
+    """Return each round's peak learning rate: as given, or by the parent's size and the share that is gone by then.
+
+    Adapters have another than all weights.
+    """
     given = config.recover.learning_rate
     if config.recover.learning_rates is not None:
         return config.recover.learning_rates
-    return [peak_learning_rate(parent.parameters(), each) if given is None else given for each in remove_fractions]
+    if given is not None:
+        return [given] * len(remove_fractions)
+    of_adapters = config.recover.method == "lora"
+    return [peak_learning_rate(parent.parameters(), each, of_adapters=of_adapters) for each in remove_fractions]
 
 
 def _token_budgets(config: RecoverConfig, rounds: int, per_batch: int) -> list[int]:

@@ -33,6 +33,7 @@ ONLY_IMPORTERS = {
     "submitit": "transact.launch.executors",
     "wandb_workspaces": "transact.tracking.dashboard.workspaces",
     "lm_eval": "transact.evaluation.tasks",
+    "peft": "transact.models.adapters",
     "liger_kernel": "transact.models.fused_kernels",
     "llmcompressor": "transact.quantize.in_llmcompressor",
 }

@@ -212,6 +212,8 @@ class PruneConfig:
         require("prune.head_dim", self.head_dim, not explicit_heads, "prune.method.attention=heads keeps head_dim")
 
 
+RECOVERY_METHODS = ("full", "lora")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OBJECTIVES = ("cross_entropy", "distillation", "mixed")
 DECAYS = ("cosine", "linear")
 HIGHEST_RATE = 1e10  # far beyond use; training itself detects a rate below it that diverges
@@ -221,9 +223,30 @@ LOGIT_CHUNK_ELEMENTS = 2**25  # logits that exist at a time while a loss is comp
 
 
 @dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters, with which recover.method=lora trains (docs/recovery.md)."""
+
+    rank: int = setting(32, at_least=1, at_most=2**16)
+    """Of the product that is added to each weight. More learns more, and takes more memory."""
+    alpha: float = setting(32.0, above=0, at_most=1e6)
+    """The product is multiplied by alpha / rank, so that one learning rate suits all ranks."""
+    targets: list[str] = setting(factory=lambda: list(PROJECTIONS), choices=PROJECTIONS, entries=(1, len(PROJECTIONS)))
+    """The projections that have an adapter, in every layer."""
+
+    def __post_init__(self) -> None:
+        once = len(set(self.targets)) == len(self.targets)
+        require("recover.lora.targets", self.targets, once, "each projection is named once")
+
+
+@dataclass(kw_only=True, slots=True)
 class RecoverConfig:
     """Continued pretraining after each cut."""
 
+    method: str = setting("full", choices=RECOVERY_METHODS)
+    """What is trained: "full" (all weights) or "lora" (low-rank adapters, merged into the weights at the end of each
+    round: for a GPU that has no room for the optimizer of all weights)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapters of recover.method=lora."""
     tokens: int = setting(524_288, at_least=0, at_most=10**15)
     """Tokens of training over all rounds; 0: none."""
     token_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
@@ -232,7 +255,8 @@ class RecoverConfig:
     """Sequences of an optimizer step over all ranks, the same on any number of them. null: it follows from the tokens
     of recovery when the run begins (docs/recovery.md)."""
     learning_rate: float | None = setting(None, above=0, at_most=HIGHEST_RATE)
-    """Peak learning rate. null: it follows from the parent's size and from the share that is cut."""
+    """Peak learning rate. null: it follows from the parent's size, from the share that is cut, and from
+    recover.method."""
     learning_rates: list[float] | None = setting(None, above=0, at_most=HIGHEST_RATE)
     """A peak learning rate per round. null: learning_rate in all of them."""
     decay: str = setting("cosine", choices=DECAYS)

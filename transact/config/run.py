@@ -86,6 +86,8 @@ class RunConfig:
         if self.mode == "pretrain":
             alone = self.recover.objective == "cross_entropy"
             require("recover.objective", self.recover.objective, alone, "mode=pretrain has no parent to distil from")
+            whole = self.recover.method == "full"
+            require("recover.method", self.recover.method, whole, "mode=pretrain trains all weights")
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
             variant = self.recover.variant

@@ -38,16 +38,22 @@ def _layer_bytes(geometry: Geometry, dtype: str) -> float:
     return elements * width + (FLOAT32_BYTES * geometry.hidden_size if width == 2 else 0)
 
 
-def activation_bytes(geometry: Geometry, engine: EngineConfig, tokens: int) -> tuple[float, float]:
+def activation_bytes(
+    geometry: Geometry, engine: EngineConfig, tokens: int, added_width: int = 0
+) -> tuple[float, float]:
     """Return the bytes kept for the backward, and those that the backward of one layer adds.
 
     With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed.
+
+    Args:
+        added_width: elements of a token that adapters keep besides, in each layer.
     """
     width = BYTES_BY_DTYPE[engine.dtype]
-    one_layer = _layer_bytes(geometry, engine.dtype)
+    added = added_width * width
+    one_layer = _layer_bytes(geometry, engine.dtype) + added
     end = 3 * geometry.hidden_size * width  # around the last norm
     gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
     if engine.recomputes:
         return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
-    layers = sum(_layer_bytes(geometry.of_layer(layer), engine.dtype) for layer in range(geometry.num_layers))
+    layers = sum(_layer_bytes(geometry.of_layer(layer), engine.dtype) + added for layer in range(geometry.num_layers))
     return tokens * (layers + end), tokens * gradients

@@ -21,7 +21,7 @@ from transact.engine.sharded_state import (
     unsharded_masters,
 )
 from transact.files import read_json
-from transact.models.adapters import Adapters, AdaptedReader, inject, train_adapters_alone
+from transact.models.adapters import AdaptedReader, Adapters, inject, train_adapters_alone
 from transact.models.fused_kernels import fuse
 from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead

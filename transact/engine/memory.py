@@ -24,6 +24,7 @@ from transact.engine.gram_memory import (
     gram_peak_bytes,
     projected_widths,
 )
+from transact.engine.trained import Trained
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 
@@ -222,13 +223,13 @@ def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> Memor
 def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometry | None) -> MemoryEstimate:
     engine = config.engine
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
-    parameters = geometry.parameters()
-    stored, recomputed = activation_bytes(geometry, engine, _tokens(config))
+    trained = Trained.of(geometry, config.recover)
+    stored, recomputed = activation_bytes(geometry, engine, _tokens(config), trained.added_width)
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
-        "weights": parameters * width / (ranks if stage == 3 else 1),
-        "optimizer": 0.0 if is_offloaded(config) else optimizer_bytes(parameters, engine, ranks),
-        "communication": _communication_bytes(geometry, engine, ranks),
+        "weights": (geometry.parameters() + trained.beside) * width / (ranks if stage == 3 else 1),
+        "optimizer": 0.0 if is_offloaded(config) else optimizer_bytes(trained.parameters, engine, ranks),
+        "communication": _communication_bytes(trained, engine, ranks),
         "teacher": 0.0 if parent is None else _teacher_bytes(parent, config, ranks),
     }
     backward = {
@@ -238,8 +239,8 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
         "logits": logits,
     }
     # At stage 3 a rank's part of the gradients is allocated all the time.
-    (throughout if stage == 3 else backward)["gradients"] = _gradient_bytes(geometry, engine, ranks)
-    update = 0.0 if is_offloaded(config) else _update_bytes(parameters, engine, ranks)
+    (throughout if stage == 3 else backward)["gradients"] = _gradient_bytes(trained, engine, ranks)
+    update = 0.0 if is_offloaded(config) else _update_bytes(trained.parameters, engine, ranks)
     return MemoryEstimate(**throughout, **_larger(backward, {"update": update}))
 
 
@@ -269,16 +270,16 @@ def optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
     return parameters * states * FLOAT32_BYTES / (ranks if engine.zero_stage >= 1 else 1)
 
 
-def _gradient_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+def _gradient_bytes(trained: Trained, engine: EngineConfig, ranks: int) -> float:
     """Return the bytes of a global batch's gradients: float32, which stage 0 in bfloat16 alone has not.
 
     At stage 3 those of a layer in the computation's dtype beside them: they are reduced once all of them are there.
     """
     width = BYTES_BY_DTYPE[engine.dtype] if engine.zero_stage == 0 else FLOAT32_BYTES
-    of_batch = geometry.parameters() * width / (ranks if engine.zero_stage >= 2 else 1)
+    of_batch = trained.parameters * width / (ranks if engine.zero_stage >= 2 else 1)
     if engine.zero_stage != 3:
         return of_batch
-    return of_batch + geometry.largest_layer() * BYTES_BY_DTYPE[engine.dtype]
+    return of_batch + trained.of_layer * BYTES_BY_DTYPE[engine.dtype]
 
 
 def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
@@ -294,20 +295,20 @@ def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
     return parameters * 8.0 / ranks
 
 
-def _communication_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+def _communication_bytes(trained: Trained, engine: EngineConfig, ranks: int) -> float:
     """Return b times the bucket that gradients are reduced in.
 
     Stages 1 and 2 hold the largest parameter's gradient beside it, stage 2 a part of its gradients twice. Stage 0, and
     in bfloat16 stage 1, reduce them all at once.
     """
-    width, parameters = BYTES_BY_DTYPE[engine.dtype], geometry.parameters()
+    width, parameters = BYTES_BY_DTYPE[engine.dtype], trained.parameters
     if engine.zero_stage == 3:
         return engine.reduce_bucket_elements * width
     if engine.zero_stage == 0 or (engine.zero_stage == 1 and engine.dtype == "bfloat16"):
         accumulated = width if engine.zero_stage == 0 else FLOAT32_BYTES
         return IN_FLIGHT * min(parameters, WHOLE_BUCKET_ELEMENTS) * accumulated if ranks > 1 else 0
     twice = IN_FLIGHT * parameters / ranks if engine.zero_stage == 2 else 0
-    bucket = min(engine.reduce_bucket_elements, parameters) + geometry.vocab_size * geometry.hidden_size
+    bucket = min(engine.reduce_bucket_elements, parameters) + trained.largest
     return (twice + (bucket if ranks > 1 else 0)) * width
 
 

@@ -124,42 +124,31 @@ def write_model_folder(
     return digests
 
 
-def save_engine(engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str) -> dict[str, Any]:
+def save_engine(
+    engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str, adapters: Adapters | None = None
+) -> dict[str, Any]:
     """Write an engine's weights, gathering a layer at a time (collective).
 
-    Configuration and tokenizer come from `source`.
+    Of an engine with adapters, which computes with weights that may be rounded, those of `source` are written as they
+    are stored there, with what the adapters have learnt added in float32. Configuration and tokenizer come from
+    `source` as well.
     """
-    parameters = dict(engine.named_parameters())
+    config, parameters = read_json(source / "config.json"), dict(engine.named_parameters())
 
-    def reader(names: list[str]) -> Callable[[], Tensors]:
-        return lambda: {name: engine.full_weight(parameters[name]) for name in names}
+    def gathered(names: list[str]) -> Tensors:
+        return {name: engine.full_weight(parameters[name]) for name in names}
 
-    return write_model_folder(
-        output,
-        group,
-        [reader(names) for names in layer_groups(parameters)],
-        every_rank_reads=True,
-        config=stored_config(read_json(source / "config.json"), dtype),
-        companions=source,
-    )
-
-
-def save_merged(
-    engine: Engine, output: Path, group: ProcessGroup, *, source: Path, dtype: str, adapters: Adapters
-) -> dict[str, Any]:
-    """Write `source` with what an engine's adapters have learnt, merged in float32 (collective).
-
-    The weights that the engine computes with may be rounded ones: here they are read as they are stored.
-    """
-    parts = {name: engine.full_weight(parameter).cpu() for name, parameter in engine.trained_parameters()}
-    config = read_json(source / "config.json")
     with ModelReader(source) as stored:
-        groups = layer_groups(stored_names(stored, config))
+        shards: list[Callable[[], Tensors]] = [partial(gathered, names) for names in layer_groups(parameters)]
+        if adapters is not None:
+            parts = {name: engine.full_weight(parameter).cpu() for name, parameter in engine.trained_parameters()}
+            groups = layer_groups(stored_names(stored, config))
+            shards = [partial(merged_tensors, stored, names, parts, adapters) for names in groups]
         return write_model_folder(
             output,
             group,
-            [partial(merged_tensors, stored, names, parts, adapters) for names in groups],
-            every_rank_reads=False,
+            shards,
+            every_rank_reads=adapters is None,
             config=stored_config(config, dtype),
             companions=source,
         )

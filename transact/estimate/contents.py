@@ -19,6 +19,7 @@ from transact.engine.memory import (
     memory_limit_gib,
     whole_check_bytes,
 )
+from transact.engine.trained import adapter_parameters
 from transact.errors import DONE, printable, refuse, speaks
 from transact.estimate.duration import accelerator, duration, ranks_per_node, work
 from transact.estimate.memory import (
@@ -81,6 +82,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "text": _text(config, described, whole.tokens),
         "tokens": whole.tokens,
         "tokens_per_batch": tokens_per_batch(config),
+        "adapters": _adapters(config, whole.rounds[0].geometry),
         "calibration": _calibration(config, calibrated(to_do), ranks),
         "micro_batch": micro_batch,
         "memory": _memory(config, batch, moments(to_do), ranks, whole),
@@ -121,6 +123,12 @@ def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
     steps = each.tokens // tokens_per_batch(config)
     trained = {"tokens": each.tokens, "steps": steps, "learning_rate": each.learning_rate}
     return {"round": each.number, **_model(config, each.geometry, parent), **trained}
+
+
+def _adapters(config: RunConfig, geometry: Geometry) -> dict[str, int] | None:
+    """Return the size of the adapters of the first recovery, the largest; None where all weights are trained."""
+    parameters = adapter_parameters(geometry, config.recover)
+    return None if parameters is None else {"rank": config.recover.lora.rank, "parameters": parameters}
 
 
 def _shape_warnings(whole: Outline) -> list[str]:

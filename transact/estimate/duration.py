@@ -11,6 +11,7 @@ from transact.config.accelerators import BY_NAME, TERA, Accelerator
 from transact.config.compose import PACKAGE
 from transact.config.machines import ASSUMED_MFU, MOST_SAVING
 from transact.config.run import RunConfig
+from transact.engine.trained import adapter_parameters
 from transact.errors import one_line
 from transact.estimate.storage import Traffic, stage_traffic, training_checkpoint_bytes
 from transact.files import read_json
@@ -125,7 +126,7 @@ def _saves(config: RunConfig, outline: Outline, ranks: int, computing: dict[Stag
     storage = min(storage_bytes_per_second(config, ranks), ranks * RANK_BYTES_PER_SECOND)
     for each in outline.rounds:
         seconds = computing.get(Stage("recover", each.number), 0.0)
-        save = training_checkpoint_bytes(each.geometry) / storage
+        save = training_checkpoint_bytes(each.geometry, config.recover) / storage
         by_time = seconds / max(60 * every.minutes, save / MOST_SAVING) if every.minutes is not None else 0.0
         by_tokens = each.tokens / every.tokens if every.tokens is not None else 0.0
         found[each.number] = float(math.floor(max(by_time, by_tokens)))
@@ -152,7 +153,8 @@ def flops_per_second(config: RunConfig, parent: Geometry) -> tuple[float, str] |
     ranks = num_ranks(config)
     if config.estimate.tokens_per_second is not None:
         teacher = None if config.recover.objective == "cross_entropy" else parent
-        per_token = parent.training_flops_per_token(config.data.sequence_length, teacher)
+        adapters = adapter_parameters(parent, config.recover)
+        per_token = parent.training_flops_per_token(config.data.sequence_length, teacher, adapters=adapters)
         given = config.estimate.tokens_per_second
         return given * per_token, f"estimate.tokens_per_second={given:g} for the uncut model, and FLOPs in proportion"
     if config.estimate.throughput_file is not None:

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
 from transact.engine.activation_memory import BYTES_BY_DTYPE
 from transact.engine.gram_memory import FLOAT32_BYTES, FLOAT64_BYTES, gram_disk_bytes
 from transact.engine.memory import TRAINED_COPIES
+from transact.engine.trained import Trained
 from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
@@ -58,7 +60,7 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     grams = [0]
     if config.prune.method.needs_gram():
         grams += [gram_disk_bytes(each) for each in before]
-    checkpoints = [0, *(CHECKPOINTS * training_checkpoint_bytes(each) for each in trained)]
+    checkpoints = [0, *(CHECKPOINTS * training_checkpoint_bytes(each, config.recover) for each in trained)]
     return {
         **parts,
         "end": end,
@@ -74,9 +76,9 @@ def calibrated(outline: Outline) -> list[Geometry]:
     return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
 
 
-def training_checkpoint_bytes(geometry: Geometry) -> int:
+def training_checkpoint_bytes(geometry: Geometry, config: RecoverConfig) -> int:
     """Return the bytes of one training checkpoint: float32 masters, both moments of Adam, the best weights so far."""
-    return TRAINED_COPIES * FLOAT32_BYTES * geometry.parameters()
+    return TRAINED_COPIES * FLOAT32_BYTES * Trained.of(geometry, config).parameters
 
 
 def gguf_bytes(geometry: Geometry, kind: str) -> int:
@@ -194,7 +196,7 @@ def _round_traffic(
     candidates = [stored * one.parameters() for one in outline.candidates] if each.number == 1 else []
     trained = Traffic(
         read=after + copies * (after + teacher),
-        written=saves * training_checkpoint_bytes(each.geometry) + after,
+        written=saves * training_checkpoint_bytes(each.geometry, config.recover) + after,
     )
     return {
         "calibrate": Traffic(read=checked + opened[Stage("calibrate", each.number)]),

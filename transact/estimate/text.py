@@ -70,7 +70,9 @@ def _dimension_lines(estimate: dict[str, Any]) -> list[str]:
         return [*lines, "recovery: none (recover.tokens=0)"]
     steps = sum(each["steps"] for each in rounds)
     counted = f"{steps:,} step{'' if steps == 1 else 's'} of {estimate['tokens_per_batch']:,}"
-    return [*lines, f"recovery: {estimate['tokens']:,} tokens, {counted}"]
+    adapters = estimate["adapters"]
+    by = "" if adapters is None else f", {adapters['parameters']:,} parameters of adapters of rank {adapters['rank']}"
+    return [*lines, *_wrapped(f"recovery: {estimate['tokens']:,} tokens, {counted}{by}")]
 
 
 def _taken_lines(taken: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ REFERENCE_RATE, REFERENCE_PARAMETERS = 1e-4, 8e9
 SIZE_EXPONENT = 0.4  # 8e9 -> 1e-4, 1.3e8 -> 5e-4
 HALF = 0.5  # share of the parameters cut above which the rate grows no more
 LARGEST_RATE = 2e-3
+ADAPTERS_RATE = 10.0  # of the rate for all weights (Schulman et al., LoRA Without Regret, 2025), for alpha = 32
 BATCH_OF_TOKENS = 1.4  # tokens of a batch over the square root of all: 512 for 131,072, 44,000 for a billion
 
 
@@ -94,7 +95,7 @@ def _split(total: int, weights: Sequence[float]) -> list[int]:
     return [max(1, end - start) for start, end in zip([0, *reached], reached, strict=False)]
 
 
-def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
+def peak_learning_rate(parent_parameters: int, remove_fraction: float, *, of_adapters: bool = False) -> float:
     """Return the peak learning rate that recovers a cut, to two digits.
 
     It is a power of the parent's size, and in proportion to the share that is removed, up to half. At 8 billion
@@ -105,9 +106,11 @@ def peak_learning_rate(parent_parameters: int, remove_fraction: float) -> float:
     Args:
         parent_parameters: of the dense parent, embeddings counted.
         remove_fraction: share of them removed after the cut, in all rounds so far; 1 for random weights.
+        of_adapters: low-rank adapters are trained and not the weights, at ten times the rate.
     """
     by_size = REFERENCE_RATE * (REFERENCE_PARAMETERS / parent_parameters) ** SIZE_EXPONENT
-    return float(f"{min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")
+    factor = ADAPTERS_RATE if of_adapters else 1.0
+    return float(f"{factor * min(by_size, LARGEST_RATE) * min(1.0, remove_fraction / HALF):.1e}")
 
 
 def batch_sequences(tokens: int, sequence_length: int, ranks: int) -> int:

@@ -11,6 +11,7 @@ from transact.config.run import RunConfig
 from transact.engine.free_memory import free_bytes_of_rank
 from transact.engine.gram_memory import FLOAT32_BYTES, FREE_SHARE, GIB
 from transact.engine.memory import estimate_memory, is_offloaded, is_on_cpu, optimizer_bytes
+from transact.engine.trained import Trained
 from transact.geometry import Geometry
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.rounds import Outline, Stage
@@ -47,12 +48,13 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
     """
     found = {}
     for _, geometry in trained(stages)[:1]:
-        found["best_weights"] = 2 * round(geometry.parameters() * FLOAT32_BYTES / ranks)
+        parameters = Trained.of(geometry, config.recover).parameters
+        found["best_weights"] = 2 * round(parameters * FLOAT32_BYTES / ranks)
         found["write_buffer"] = WRITE_BUFFER_BYTES
         if is_offloaded(config):
             # Gradients are copied there for the step, in float32.
-            state = optimizer_bytes(geometry.parameters(), config.engine, ranks)
-            found["offloaded_optimizer"] = round(state + geometry.parameters() * FLOAT32_BYTES / ranks)
+            state = optimizer_bytes(parameters, config.engine, ranks)
+            found["offloaded_optimizer"] = round(state + parameters * FLOAT32_BYTES / ranks)
     if config.prune.method.refit == "sequential" and any(stage.kind == "calibrate" for stage, _ in stages):
         found["hidden_states"] = round(hidden_stream_bytes(parent, config, ranks))
     return found

@@ -14,6 +14,7 @@ from transact.config.pruning import MethodConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require, require_choice
 from transact.distributed.environment import environment_rank
+from transact.engine.trained import check_adapters
 from transact.export.executorch import check_executorch
 from transact.export.gguf import check_gguf
 from transact.export.k_quants import check_quantiser
@@ -145,6 +146,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     if config.recover.variant is not None and not has_cut(config):
         find_cut(config, found)
     check_texts(config)
+    check_adapters(config.recover)
     check_evaluation(config.eval)
     check_hub_texts(config)
     check_push_to_hub(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,15 @@ def _round(job: Job, each: Round) -> dict[str, Any]:
         "perplexity_recovered": None if recovered is None else recovered["perplexity"],
         "tokens": each.tokens,
         "learning_rate": each.learning_rate if each.tokens else None,
+        "adapters": _adapters(job) if each.tokens else None,
         "seconds": sum(entry["seconds"] for name, entry in job.folder.stages.items() if name in names),
     }
+
+
+def _adapters(job: Job) -> dict[str, Any] | None:
+    """Return the adapters that were trained and merged; None where all weights were trained."""
+    recover = job.config.recover
+    return None if recover.method == "full" else asdict(recover.lora)
 
 
 def _seconds_by_stage(job: Job) -> dict[str, float]:

@@ -13,6 +13,7 @@ from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.engine.gram_memory import gram_passes
 from transact.engine.memory import CHECKED_TOKENS, assumed_gram_gib
+from transact.engine.trained import adapter_parameters
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
@@ -98,7 +99,9 @@ def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> 
     # The sliced model is evaluated here, where it is loaded for its first validation.
     evaluated = 0 if config.mode == "pretrain" else config.data.evaluation_sequences * context
     forward = (validated + evaluated) * each.geometry.flops_per_token(context)
-    return float(each.tokens * each.geometry.training_flops_per_token(context, teacher) + forward)
+    adapters = adapter_parameters(each.geometry, config.recover)
+    trained = each.geometry.training_flops_per_token(context, teacher, adapters=adapters)
+    return float(each.tokens * trained + forward)
 
 
 def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:

@@ -11,12 +11,15 @@ from typing import Any, NoReturn
 
 import torch
 
+from transact.config.run import RunConfig
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
 from transact.engine.model_folder import save_engine
+from transact.engine.trained import adapter_parameters
 from transact.engine.training_checkpoints import load_training, save_training
 from transact.errors import RankFailed, Stopped, one_line, remedy
 from transact.files import write_json
+from transact.models.adapters import Adapters
 from transact.pruning.schedule import learning_rate_at
 from transact.rounds import Round, steps_to_validate
 from transact.stages.evaluate import perplexity_of
@@ -73,7 +76,9 @@ class Recovery:
             tokens=self.tokens_per_batch,
             world_size=job.group.world_size,
             flops_per_token=round_.geometry.training_flops_per_token(
-                job.config.data.sequence_length, teacher.geometry if teacher else None
+                job.config.data.sequence_length,
+                teacher.geometry if teacher else None,
+                adapters=adapter_parameters(round_.geometry, job.config.recover),
             ),
             peak_flops=peak_flops_of(job.group.device),
         )
@@ -87,7 +92,10 @@ class Recovery:
         """
         if self.position.step == 0:
             rate, tokens = self.round.learning_rate, self.num_steps * self.tokens_per_batch
-            self.job.say(f"round {self.round.number}: recovers with {tokens:,} tokens, peak learning rate {rate:.1e}")
+            lora = self.job.config.recover.lora
+            by = f", adapters of rank {lora.rank}" if self.job.config.recover.method == "lora" else ""
+            told = f"recovers with {tokens:,} tokens{by}, peak learning rate {rate:.1e}"
+            self.job.say(f"round {self.round.number}: {told}")
             self._log_validation(self.position.best_loss, 0)
         with (
             self.job.progress(
@@ -318,6 +326,7 @@ def recover(
         weight_decay=config.recover.weight_decay,
         betas=(config.recover.beta1, config.recover.beta2),
         gradient_clipping=config.recover.gradient_clipping,
+        adapters=_adapters(config),
     )
     found = newest_checkpoint(job, round_)
     job.forget_metrics(found[1]["metrics_position"] if found else None)
@@ -341,7 +350,16 @@ def recover(
             Recovery(job, texts, round_, engine, position, best, teacher).run()
             if position.mixture is not None and job.group.is_main:
                 write_json(job.round(round_.number).mixture, position.mixture)
-            return save_engine(engine, output, job.group, source=source, dtype=config.model.dtype)
+            stored: dict[str, Any] = {"source": source, "dtype": config.model.dtype, "adapters": settings.adapters}
+            return save_engine(engine, output, job.group, **stored)
+
+
+def _adapters(config: RunConfig) -> Adapters | None:
+    """Return the adapters to train; None where all weights are."""
+    lora = config.recover.lora
+    if config.recover.method == "full":
+        return None
+    return Adapters(rank=lora.rank, alpha=lora.alpha, targets=tuple(lora.targets), seed=config.seed)
 
 
 def _at_start(

@@ -89,7 +89,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     tokens, total = _tokens(run)
     if tokens is not None:
         speed = latest_speed(run.rows)
-        remark = f"of {short(total)}" + (f", {speed} tokens/s" if speed else "")
+        remark = f"of {short(total)}" + (f", {speed} tokens/s" if speed else "") + _adapters(run)
         tiles.append(("tokens of recovery", short(tokens), remark))
     seconds = [entry.get("seconds") for entry in values_in(run.record, "stages").values() if isinstance(entry, dict)]
     known = [value for each in seconds if (value := figure(each)) is not None]
@@ -99,6 +99,14 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         told = f"{ranks} rank{'' if ranks == 1 else 's'}, {restarts} restart{'' if restarts == 1 else 's'}"
         tiles.append(("time of finished stages", duration(sum(known)), told))
     return tiles
+
+
+def _adapters(run: RunFiles) -> str:
+    """Say that low-rank adapters are trained; empty where all weights are."""
+    recover = values_in(run.config, "recover")
+    if recover.get("method") != "lora":
+        return ""
+    return f", by adapters of rank {values_in(recover, 'lora').get('rank')}"
 
 
 def _tile(label: str, before: Any, after: Any, words: Any) -> tuple[str, str, str]:
