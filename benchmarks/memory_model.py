@@ -36,6 +36,7 @@ from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
 from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria
+from transact.stages.recover.loop import adapters_of
 from transact.stages.recover.teacher import Teacher
 
 # An estimate that is too low ends a job; one that is too high costs a look at another setting. At ZeRO-3 it depends on
@@ -66,6 +67,7 @@ class Case:
     sequence_length: int = 64
     checkpointing: bool = False
     objective: str = "cross_entropy"
+    recovery: str = "full"  # or "lora"
     stage: str = "recover"  # or "calibrate" or "gram"
     method: str = "norms"
 
@@ -76,6 +78,7 @@ class Case:
         config.engine.micro_batch_sequences = self.sequences
         config.engine.activation_checkpointing = self.checkpointing
         config.data.sequence_length, config.recover.objective = self.sequence_length, self.objective
+        config.recover.method = self.recovery
         return config
 
 
@@ -151,6 +154,7 @@ def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, gro
         weight_decay=0.0,
         betas=(0.9, 0.95),
         gradient_clipping=1.0,
+        adapters=adapters_of(config),
     )
     if case.objective == "cross_entropy":
         with open_engine(model, config.engine, group, training=settings) as engine:
@@ -197,7 +201,8 @@ def _sum_grams(model: Path, config: RunConfig, tokens: torch.Tensor, group: Proc
 
 
 def case_of(row: dict[str, Any]) -> Case:
-    return Case(**{each.name: row[each.name] for each in fields(Case)})
+    """Return the case of a row, which may have been measured before Case had all of its fields."""
+    return Case(**{each.name: row[each.name] for each in fields(Case) if each.name in row})
 
 
 def is_stale(row: dict[str, Any]) -> bool:

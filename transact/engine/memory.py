@@ -233,14 +233,15 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
         "teacher": 0.0 if parent is None else _teacher_bytes(parent, config, ranks),
     }
     backward = {
-        "gathered": _gathered_bytes(geometry, engine, ranks),
+        "gathered": _gathered_bytes(geometry, trained.beside, engine, ranks),
         # The logits are freed before the layers are differentiated.
         "activations": stored + max(logits, recomputed) - logits,
         "logits": logits,
     }
     # At stage 3 a rank's part of the gradients is allocated all the time.
     (throughout if stage == 3 else backward)["gradients"] = _gradient_bytes(trained, engine, ranks)
-    update = 0.0 if is_offloaded(config) else _update_bytes(trained.parameters, engine, ranks)
+    mapped = geometry.parameters() if is_on_cpu(config) or not trained.beside else 0
+    update = 0.0 if is_offloaded(config) else _update_bytes(trained.parameters, mapped, engine, ranks)
     return MemoryEstimate(**throughout, **_larger(backward, {"update": update}))
 
 
@@ -282,14 +283,15 @@ def _gradient_bytes(trained: Trained, engine: EngineConfig, ranks: int) -> float
     return of_batch + trained.of_layer * BYTES_BY_DTYPE[engine.dtype]
 
 
-def _update_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
+def _update_bytes(parameters: int, mapped: int, engine: EngineConfig, ranks: int) -> float:
     """Return the bytes that the optimizer's step adds; measured: gradients once more in float32 and flat.
 
-    At stage 0 in bfloat16 the first step is the worst, where moments and masters are made.
+    At stage 0 in bfloat16 the first step is the worst, where moments and masters are made, while the files of the
+    weights are still mapped. mapped: weights in them, where that counts.
     """
     width = BYTES_BY_DTYPE[engine.dtype]
     if engine.zero_stage == 0:
-        return parameters * (10.0 if width == 2 else 5.0)
+        return parameters * 6.0 + mapped * 4.0 if width == 2 else parameters * 5.0
     if engine.zero_stage == 3:
         return parameters * (6.0 if width == 2 else 4.0) / ranks
     return parameters * 8.0 / ranks
@@ -312,14 +314,14 @@ def _communication_bytes(trained: Trained, engine: EngineConfig, ranks: int) -> 
     return (twice + (bucket if ranks > 1 else 0)) * width
 
 
-def _gathered_bytes(geometry: Geometry, engine: EngineConfig, ranks: int) -> float:
+def _gathered_bytes(geometry: Geometry, beside: int, engine: EngineConfig, ranks: int) -> float:
     """Return the bytes of whole weights at stage 3 in training.
 
-    `engine.live_elements` of them stay from the forward to the backward.
+    `engine.live_elements` of them stay from the forward to the backward. beside: parameters of adapters.
     """
     if engine.zero_stage != 3 or ranks == 1:
         return 0
-    live = min(geometry.parameters(), engine.live_elements)
+    live = min(geometry.parameters() + beside, engine.live_elements)
     kind = "recomputed" if engine.recomputes else "kept"
     embedding = geometry.vocab_size * geometry.hidden_size  # and the largest parameter, in flight as well
     return (live + _in_flight(geometry, engine, kind, ranks) + embedding) * BYTES_BY_DTYPE[engine.dtype]

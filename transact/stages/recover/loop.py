@@ -326,7 +326,7 @@ def recover(
         weight_decay=config.recover.weight_decay,
         betas=(config.recover.beta1, config.recover.beta2),
         gradient_clipping=config.recover.gradient_clipping,
-        adapters=_adapters(config),
+        adapters=adapters_of(config),
     )
     found = newest_checkpoint(job, round_)
     job.forget_metrics(found[1]["metrics_position"] if found else None)
@@ -354,7 +354,7 @@ def recover(
             return save_engine(engine, output, job.group, **stored)
 
 
-def _adapters(config: RunConfig) -> Adapters | None:
+def adapters_of(config: RunConfig) -> Adapters | None:
     """Return the adapters to train; None where all weights are."""
     lora = config.recover.lora
     if config.recover.method == "full":
