@@ -12,7 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from transact.config.pruning import PROJECTIONS
 from transact.geometry import Geometry, Widths, geometry_changes
+from transact.models.adapters import Adapters, inject, train_adapters_alone
 from transact.models.llama import layerwise_config
 from transact.models.stock import stock_class
 
@@ -175,3 +177,26 @@ def test_layers_that_differ_are_kept_as_such_and_alike_ones_are_not() -> None:
 def test_widths_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         Geometry(**(DIMENSIONS | changes))
+
+
+@pytest.mark.parametrize("targets", [PROJECTIONS, ("o_proj", "up_proj")], ids=["all", "two"])
+@pytest.mark.parametrize("layers", [(), LAYERS], ids=["alike", "differ"])
+def test_adapters_are_counted_as_peft_makes_and_torch_computes_them(
+    targets: tuple[str, ...], layers: tuple[Widths, ...]
+) -> None:
+    """Their parameters, and the FLOPs of a step that trains them: no gradients of the weights beside them."""
+    geometry = Geometry(**DIMENSIONS)
+    geometry = geometry.with_layers(layers) if layers else geometry
+    config = {"model_type": "llama", **settings_of(Geometry(**DIMENSIONS))}
+    model_class, described = stock_class(layerwise_config(config, geometry) if layers else config, "eager")
+    model = model_class(described)
+    inject(model, Adapters(rank=3, alpha=6.0, targets=targets))
+    train_adapters_alone(model)
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert geometry.adapter_parameters(3, targets) == trained
+    tokens = torch.zeros(3, 10, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).logits.sum().backward()
+    counted = geometry.training_flops_per_token(10, adapters=trained) * tokens.numel()
+    assert counted == counter.get_total_flops()
+    assert counted < geometry.training_flops_per_token(10) * tokens.numel()

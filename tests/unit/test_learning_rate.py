@@ -7,9 +7,11 @@ import math
 
 import pytest
 
+from tests.support.configs import compose_config
 from transact.config.pruning import RecoverConfig
+from transact.geometry import Geometry
 from transact.pruning.schedule import LARGEST_RATE, learning_rate_at, peak_learning_rate, warmup_steps
-from transact.rounds import steps_to_validate
+from transact.rounds import peak_rates, steps_to_validate
 from transact.stages.recover.checkpoints import Position
 from transact.stages.recover.health import has_risen, rise
 
@@ -39,6 +41,34 @@ def test_the_peak_falls_with_size_and_grows_with_the_cut() -> None:
         rates = [peak_learning_rate(size, removed) for removed in SHARES]
         assert rates == sorted(rates)
         assert all(float(f"{rate:.1e}") == rate for rate in rates)  # what is shown is what is used
+
+
+def test_adapters_have_ten_times_the_rate() -> None:
+    """Of the tables of "LoRA Without Regret", for alpha = 32 at any rank, which is the default."""
+    for size in SIZES:
+        for removed in SHARES:
+            rate = peak_learning_rate(size, removed, of_adapters=True)
+            assert rate == pytest.approx(10 * peak_learning_rate(size, removed), rel=0.05)
+            assert float(f"{rate:.1e}") == rate
+    assert RecoverConfig().lora.alpha == 32
+
+
+def test_the_rate_follows_what_is_trained_unless_it_is_given() -> None:
+    parent = Geometry(
+        hidden_size=4096,
+        num_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=14336,
+        vocab_size=128256,
+        tied_embeddings=False,
+    )
+    full, lora, given = (
+        peak_rates(compose_config(["name=x", *more]), parent, [0.5])
+        for more in ([], ["recover.method=lora"], ["recover.method=lora", "recover.learning_rate=3e-4"])
+    )
+    assert (full, lora, given) == ([1e-4], [1e-3], [3e-4])
 
 
 @pytest.mark.parametrize("num_steps", range(1, 40))
