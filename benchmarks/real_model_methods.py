@@ -36,6 +36,7 @@ ADDITIONS = {
     "sequential": "prune.method.refit=sequential",
     "layers": "prune.shapes=layers",
     "pairs per head": "prune.method.pair_scope=head",
+    "lora": "recover.method=lora",
 }
 # TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
 PAPER_RECIPE = (

@@ -38,6 +38,8 @@ CASES = (
     Case(size="wide", dtype="bfloat16"),
     Case(size="deep", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=256),
     Case(size="vocabulary", zero_stage=1, objective="distillation"),
+    Case(size="wide", dtype="bfloat16", recovery="lora"),
+    Case(size="deep", dtype="bfloat16", zero_stage=0, checkpointing=True, recovery="lora"),
     Case(size="layers"),
     Case(size="layers", dtype="bfloat16", zero_stage=1, sequences=2, sequence_length=256),
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
