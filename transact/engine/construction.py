@@ -33,7 +33,6 @@ def build(
     folder: Path,
     config: EngineConfig,
     group: ProcessGroup,
-    *,
     partitioning: dict[str, Any] | None,
     adapters: Adapters | None = None,
 ) -> Any:

@@ -296,7 +296,7 @@ def _open(
     stage = config.zero_stage if training is not None or config.zero_stage == 3 else 0
     settings = deepspeed_settings(config, stage, training)
     adapters = None if training is None else training.adapters
-    model = build(folder, config, group, partitioning=settings if stage == 3 else None, adapters=adapters)
+    model = build(folder, config, group, settings if stage == 3 else None, adapters)
     with ModelReader(folder) as stored:
         reader = stored if adapters is None else AdaptedReader(stored, adapters)
         for problem in group.gather(load_weights(model, reader, rounding)):  # all ranks raise: none waits for another
