@@ -15,6 +15,7 @@ LARGE = {
     "llama7b_70pct": 0.7,
     "llama7b_to_1p3b": None,
     "llama3_8b_50pct": 0.5,
+    "llama3_8b_instruct_50pct": 0.5,
     "llama13b_50pct": 0.5,
     "llama70b_50pct": 0.5,
     "smollm2_50pct": 0.395,

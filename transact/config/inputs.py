@@ -69,6 +69,7 @@ TEXT_SOURCES = ("files", "hub", "python_stdlib")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
+LOSSES = ("all", "answers")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,12 +92,36 @@ class TextConfig:
     """The split of that dataset."""
     text_field: str = setting("text")
     """The field that holds the text, of jsonl, csv, parquet and arrow files and of hub datasets."""
+    messages_field: str | None = setting(None)
+    """The field that holds a conversation, of jsonl, parquet and arrow files and of hub datasets: a list of {role,
+    content}, or of {from, value}. Each is rendered by the chat template of the model's own tokenizer, with the tools of
+    the row's field `tools` where it has one. null: the rows hold text, in text_field."""
+    loss: str = setting("all", choices=LOSSES)
+    """Of which tokens the loss is taken, in recovery, validation and perplexity alike: "all", or with messages_field
+    "answers", those of the assistant's turns, the token that ends a turn included."""
     part: str = setting("train", choices=STDLIB_PARTS)
     """With source "python_stdlib": "train" or "heldout"; no file is in both."""
 
     def __post_init__(self) -> None:
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
+        is_plain, has_rows = self.messages_field is None, self.source != "python_stdlib"
+        rows = 'source "python_stdlib" has no conversations'
+        require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
+        turns = "text has no answers; messages_field names the field of conversations"
+        require("data.*.loss", self.loss, self.loss == "all" or not is_plain, turns)
+
+    @property
+    def row_field(self) -> tuple[str, str]:
+        """The setting that names the field of a row to read, and that field."""
+        if self.messages_field is None:
+            return "text_field", self.text_field
+        return "messages_field", self.messages_field
+
+    @property
+    def of_what(self) -> str:
+        """What is said behind the name of a figure that is not of all tokens."""
+        return " of the answers" if self.loss == "answers" else ""
 
 
 MIXTURE = "mixture"

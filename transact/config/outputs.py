@@ -45,6 +45,8 @@ class EvalConfig:
     """Tasks of lm-eval, by name, with the number of examples in the prompt. They need pip install 'transact[eval]'."""
     task_folders: list[str] = setting(factory=list, longest=LONGEST_PATH, entries=(0, 100))
     """Folders with YAML files of tasks, which come before lm-eval's own."""
+    chat_template: bool = False
+    """Whether the prompts of tasks go through the chat template of the model's own tokenizer, examples as turns."""
     task_limit: int | None = setting(None, at_least=1, at_most=10**9)
     """Documents of each task. null: all of them."""
     task_batch: int = setting(8, at_least=1, at_most=2**16)

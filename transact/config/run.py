@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transact.config.inputs import DataConfig, ModelConfig
+from transact.config.inputs import DataConfig, ModelConfig, TextConfig
 from transact.config.machines import EngineConfig, EstimateConfig, LaunchConfig
 from transact.config.outputs import EvalConfig, ExportConfig, TrackConfig
 from transact.config.pruning import PruneConfig, RecoverConfig
@@ -76,6 +76,11 @@ class RunConfig:
         """Folder of the run whose cut this variant recovers once more; None where this is no variant."""
         return None if self.recover.variant is None else Path(self.output_dir).parents[1]
 
+    def texts(self) -> dict[str, TextConfig]:
+        """Return every text that the run reads, by the setting that describes it."""
+        further = {f"eval.texts.{name}": text for name, text in self.eval.texts.items()}
+        return {"data.train": self.data.train, "data.evaluation": self.data.evaluation, **further}
+
     def without_setup(self) -> RunConfig:
         """Return a copy for records without launch.setup: lines of shell for a cluster's nodes may hold keys."""
         return replace(self, launch=replace(self.launch, setup=[]))
@@ -92,6 +97,11 @@ class RunConfig:
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
             variant = self.recover.variant
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
+            for name, text in self.texts().items():
+                field, words = text.messages_field, "mode=pretrain makes a tokenizer, which has no chat template"
+                require(f"{name}.messages_field", field, field is None, words)
+            is_chat = self.eval.chat_template
+            require("eval.chat_template", is_chat, not is_chat, "mode=pretrain makes a tokenizer without one")
         if self.data.train.adaptive:
             can_adapt = self.mode != "pretrain" and self.recover.variant is None
             of_a_run = (

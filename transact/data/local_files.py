@@ -197,20 +197,19 @@ def _parquet(path: Path) -> Any:
 def _parquet_part(source: Source, number: int) -> Iterator[str]:
     with _parquet(source.path) as file:
         row = sum(file.metadata.row_group(group).num_rows for group in range(number))
-        batches = file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=[source.text_field])
+        batches = file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=list(source.fields))
         while True:
             try:
                 batch = next(batches, None)
-                texts = [] if batch is None else batch.column(0).to_pylist()
+                rows = [] if batch is None else batch.to_pylist()
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - damaged bytes make the reader raise errors of every kind
                 source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")
             if batch is None:
                 return
-            for text in texts:
-                row += 1
-                yield from source.kept(text, functools.partial("row {:,}".format, row))
+            yield from source.texts_of_rows(rows, row + 1)
+            row += len(rows)
 
 
 _READ: dict[str, Callable[[Source, int], Iterator[str]]] = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -31,16 +32,36 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A file to read text from. setting: the one that names the file, for messages."""
+    """A file to read text from.
+
+    Attributes:
+        fields: of its rows that are read, that with the text first.
+        read: returns the text of a row, None where it has none; raises NoText.
+        setting: the one that names the file, for messages.
+    """
 
     path: Path
-    text_field: str
+    fields: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], str | None]
     setting: str
     left_out: LeftOut
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise ValueError with the setting, the file and the reason."""
         raise ValueError(f"{self.setting}: {str(self.path)!r} {reason}") from None
+
+    def texts_of_rows(self, rows: Iterable[Mapping[str, Any]], first: int) -> Iterator[str]:
+        """Yield the texts of consecutive rows of which the first has this number.
+
+        Raises:
+            ValueError: a row is not what is read.
+        """
+        for number, row in enumerate(rows, start=first):
+            try:
+                text = self.read(row)
+            except NoText as error:
+                self.refuse(f"{error}, in row {number:,}")
+            yield from self.kept(text, partial("row {:,}".format, number))
 
     def kept(self, text: str | None, where: Callable[[], str]) -> Iterator[str]:
         """Yield a row's text, or count a row without one; where: "row 5", asked for the first of those only."""
@@ -60,7 +81,8 @@ def texts_of_lines(source: Source, lines: Iterable[tuple[bytes, bool, Callable[[
         if not line.strip(JSON_BLANKS):
             continue
         try:
-            text = text_of_line(line, source.text_field, is_first=is_first)
+            row = row_of_line(line, is_first=is_first)
+            text = None if row is None else source.read(row)
         except NoText as error:
             source.refuse(f"{error}, in {where()}")
         yield from source.kept(text, where)
@@ -70,15 +92,14 @@ class NoText(Refusal):
     """A line holds no usable row; the message says what is wrong with it."""
 
 
-def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names: list[str] | None = None) -> str | None:
-    """Return the text of a JSON line, or None where it has none.
+def row_of_line(line: bytes, *, is_first: bool = False) -> dict[str, Any] | None:
+    """Return the row of a JSON line, or None where that is null.
 
     Args:
         is_first: the line is the first of its file, which may begin with a byte order mark.
-        names: filled with the names of the row's fields.
 
     Raises:
-        NoText: the line is not UTF-8 or not a JSON object, or its field holds something other than text.
+        NoText: the line is not UTF-8 or not a JSON object.
     """
     try:
         decoded = line.decode()
@@ -92,14 +113,26 @@ def text_of_line(line: bytes, text_field: str, *, is_first: bool = False, names:
         return None
     if not isinstance(row, dict):
         raise NoText(f"does not hold one JSON object a line, but a {type(row).__name__}")
-    if names is not None:
-        names += row
+    return row
+
+
+def text_of_row(row: Mapping[str, Any], text_field: str) -> str | None:
+    """Return the text of a row, or None where it has none.
+
+    Raises:
+        NoText: its field holds something other than text.
+    """
     text = row.get(text_field)
     if text is not None and not isinstance(text, str):
         raise NoText(f"holds a {type(text).__name__} as {text_field!r}, it must be text")
-    if text is not None and not text.isascii() and SURROGATE.search(text):
-        raise NoText(f"holds half a character (a lone surrogate) in {text_field!r}")
+    check_characters(text or "", text_field)
     return text
+
+
+def check_characters(text: str, field: str) -> None:
+    """Raise NoText where a field's text holds half of a pair of surrogates, which no tokenizer takes."""
+    if not text.isascii() and SURROGATE.search(text):
+        raise NoText(f"holds half a character (a lone surrogate) in {field!r}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def csv_stream(source: Source) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module takes
     number = 0
     with refused_if_damaged(source.refuse, lambda: f"row {number + 1:,}"), open_csv(source.path) as rows:
-        column = next(rows).index(source.text_field)
+        column = next(rows).index(source.fields[0])
         for row in rows:
             number += 1
             text = row[column] if column < len(row) else None
@@ -129,15 +129,19 @@ def arrow_stream(source: Source) -> Iterator[str]:
         while True:
             try:
                 batch = next(batches, None)
-                texts = None if batch is None else batch.column(source.text_field)
+                rows = (
+                    None
+                    if batch is None
+                    else batch.select([each for each in source.fields if each in batch.schema.names])
+                )
             except (pyarrow.ArrowException, OSError) as error:
                 source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")
-            if texts is None:
+            if rows is None:
                 return
-            for first in range(0, len(texts), ARROW_ROWS):
-                for text in texts.slice(first, ARROW_ROWS).to_pylist():
-                    row += 1
-                    yield from source.kept(text, functools.partial("row {:,}".format, row))
+            for first in range(0, len(rows), ARROW_ROWS):
+                some = rows.slice(first, ARROW_ROWS).to_pylist()
+                yield from source.texts_of_rows(some, row + 1)
+                row += len(some)
 
 
 @contextmanager

@@ -7,14 +7,15 @@ import glob
 import hashlib
 import itertools
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import TextConfig
+from transact.data.conversations import TOOLS_FIELD, conversation_of
 from transact.data.local_files import READERS, kind_of, shuffled_documents
-from transact.data.rows import LeftOut, NoText, Source, has_words, text_of_line
+from transact.data.rows import LeftOut, NoText, Source, has_words, row_of_line, text_of_row
 from transact.data.streamed_files import DAMAGES, OPENERS, open_arrow, open_csv, open_stream
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
@@ -55,14 +56,14 @@ def check_hub_text(text: TextConfig, field: str) -> None:
     Raises:
         HubUnavailable, ValueError: as `hub_documents`; ValueError also where the dataset has no such field.
     """
-    name = (text.hub_id, text.hub_config, text.hub_revision, text.split, text.text_field)
+    name = (text.hub_id, text.hub_config, text.hub_revision, text.split, *text.row_field)
     if name not in _checked:
         next(_values(_dataset(text, field), text, field), None)
         _checked.add(name)
 
 
 def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
-    rows = iter(dataset)
+    rows, (setting, name), read = iter(dataset), text.row_field, _reader(text)
     for number in itertools.count(1):
         try:
             row = next(rows, None)
@@ -72,17 +73,21 @@ def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
             raise _unavailable(text, field, error, f" after {number - 1:,} documents") from None
         if row is None:
             return
-        if number == 1 and text.text_field not in row:
+        if number == 1 and name not in row:
             names = ", ".join(map(repr, row))
-            raise ValueError(f"{field}.text_field={text.text_field!r} is not in {text.hub_id!r}, which has: {names}")
-        value = row.get(text.text_field)
-        if value is not None and not isinstance(value, str):
-            kind = type(value).__name__
-            raise ValueError(
-                f"{field}.text_field={text.text_field!r}: document {number:,} of {text.hub_id!r} holds a {kind}, it "
-                "must be text"
-            )
+            raise ValueError(f"{field}.{setting}={name!r} is not in {text.hub_id!r}, which has: {names}")
+        try:
+            value = read(row)
+        except NoText as error:
+            raise ValueError(f"{field}.{setting}: document {number:,} of {text.hub_id!r} {error}") from None
         yield value
+
+
+def _reader(config: TextConfig) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return what reads the text of a row."""
+    if config.messages_field is None:
+        return partial(text_of_row, text_field=config.text_field)
+    return partial(conversation_of, messages_field=config.messages_field)
 
 
 def _dataset(text: TextConfig, field: str) -> Any:
@@ -241,21 +246,28 @@ def check_text(config: TextConfig, field: str) -> None:
     """Check the beginning of every local file before any work starts.
 
     Raises:
-        ValueError: a file is missing, empty, binary, or has no text field.
+        ValueError: a file is missing, empty, binary, or has no field with text or with conversations.
     """
     if config.source != "files":
         return
     for path in text_files(config, field):
         if path.stat().st_size == 0:
             raise ValueError(f"{field}.files: {str(path)!r} is empty")
+        is_chat, kind = config.messages_field is not None, kind_of(path) or ""
+        if is_chat and kind in ("text", "csv"):
+            name = f"{field}.messages_field={config.messages_field!r}"
+            kinds = "jsonl, json, parquet and arrow files can"
+            raise ValueError(f"{name} is not allowed: {str(path)!r} cannot hold conversations; {kinds}")
         try:
-            _CHECKS[kind_of(path) or ""](path, config.text_field, field)
+            _CHECKS[kind](path, config, field)
+            if is_chat:  # its columns may have any type: the first row tells
+                next(shuffled_documents([_source(path, config, field, LeftOut())]), None)
         except DAMAGES as error:
             reason = one_line(error, LONGEST_REASON)
             raise ValueError(f"{field}.files: {str(path)!r} cannot be read: {reason!r}") from None
 
 
-def _check_characters(path: Path, text_field: str, field: str) -> None:
+def _check_characters(path: Path, config: TextConfig, field: str) -> None:
     with open_stream(path) as file:
         head = file.read(SNIFFED_BYTES)
     try:
@@ -269,36 +281,36 @@ def _check_characters(path: Path, text_field: str, field: str) -> None:
         raise ValueError(f"{field}.files: {str(path)!r} holds only white space")
 
 
-def _check_json(path: Path, text_field: str, field: str) -> None:
+def _check_json(path: Path, config: TextConfig, field: str) -> None:
     """Raise ValueError unless the first line has the text field."""
-    _check_characters(path, text_field, field)
+    _check_characters(path, config, field)
     with open_stream(path) as file:
         line = file.readline()
     first = line.removeprefix(codecs.BOM_UTF8).splitlines()[:1] or [b""]
     try:
-        names: list[str] = []
-        text = text_of_line(first[0], text_field, names=names)
+        row = row_of_line(first[0])
+        text = None if row is None else _reader(config)(row)
     except NoText as error:
         raise ValueError(f"{field}.files: {str(path)!r} {error}, in line 1") from None
     if text is None:
-        raise _no_such_field(path, text_field, field, names)
+        raise _no_such_field(path, config, field, [*(row or ())])
 
 
-def _check_csv(path: Path, text_field: str, field: str) -> None:
+def _check_csv(path: Path, config: TextConfig, field: str) -> None:
     """Raise ValueError unless the first row names the text field, once."""
-    _check_characters(path, text_field, field)
+    _check_characters(path, config, field)
     with open_csv(path) as rows:
         names = next(rows, [])
-    if names.count(text_field) != 1:
-        raise _no_such_field(path, text_field, field, names)
+    if names.count(config.text_field) != 1:
+        raise _no_such_field(path, config, field, names)
 
 
-def _no_such_field(path: Path, text_field: str, field: str, names: list[str]) -> ValueError:
-    shown = ", ".join(map(repr, names[:SHOWN_FIELDS])) or "nothing"
-    return ValueError(f"{field}.text_field={text_field!r} is not in {str(path)!r}, which has: {shown}")
+def _no_such_field(path: Path, config: TextConfig, field: str, names: list[str]) -> ValueError:
+    (setting, name), shown = config.row_field, ", ".join(map(repr, names[:SHOWN_FIELDS])) or "nothing"
+    return ValueError(f"{field}.{setting}={name!r} is not in {str(path)!r}, which has: {shown}")
 
 
-def _check_parquet(path: Path, text_field: str, field: str) -> None:
+def _check_parquet(path: Path, config: TextConfig, field: str) -> None:
     import pyarrow.lib
     import pyarrow.parquet
 
@@ -309,10 +321,10 @@ def _check_parquet(path: Path, text_field: str, field: str) -> None:
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete parquet file") from None
     if rows == 0:
         raise ValueError(f"{field}.files: {str(path)!r} is empty: it has no rows")
-    _check_schema(schema, path, text_field, field)
+    _check_schema(schema, path, config, field)
 
 
-def _check_arrow(path: Path, text_field: str, field: str) -> None:
+def _check_arrow(path: Path, config: TextConfig, field: str) -> None:
     import pyarrow.lib
 
     try:
@@ -320,20 +332,20 @@ def _check_arrow(path: Path, text_field: str, field: str) -> None:
             pass
     except (pyarrow.lib.ArrowException, OSError):
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete Arrow file") from None
-    _check_schema(schema, path, text_field, field)
+    _check_schema(schema, path, config, field)
 
 
-def _check_schema(schema: Any, path: Path, text_field: str, field: str) -> None:
-    if schema.names.count(text_field) != 1:
-        raise _no_such_field(path, text_field, field, schema.names)
-    kind = schema.field(text_field).type
-    if str(getattr(kind, "value_type", kind)) not in TEXT_TYPES or str(kind).startswith("list"):
-        raise ValueError(
-            f"{field}.text_field={text_field!r} is of type {str(kind)!r} in {str(path)!r}, it must be text"
-        )
+def _check_schema(schema: Any, path: Path, config: TextConfig, field: str) -> None:
+    setting, name = config.row_field
+    if schema.names.count(name) != 1:
+        raise _no_such_field(path, config, field, schema.names)
+    kind = schema.field(name).type
+    is_text = str(getattr(kind, "value_type", kind)) in TEXT_TYPES and not str(kind).startswith("list")
+    if not is_text and config.messages_field is None:
+        raise ValueError(f"{field}.{setting}={name!r} is of type {str(kind)!r} in {str(path)!r}, it must be text")
 
 
-_CHECKS: dict[str, Callable[[Path, str, str], None]] = {
+_CHECKS: dict[str, Callable[[Path, TextConfig, str], None]] = {
     "text": _check_characters,
     "json": _check_json,
     "csv": _check_csv,
@@ -356,12 +368,13 @@ def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -
         return stdlib_documents(config.part)
     if config.source == "hub":
         return hub_documents(config, field, left_out)
-    return shuffled_documents(
-        [
-            Source(path=path, text_field=config.text_field, setting=f"{field}.files", left_out=left_out)
-            for path in text_files(config, field)
-        ]
-    )
+    return shuffled_documents([_source(path, config, field, left_out) for path in text_files(config, field)])
+
+
+def _source(path: Path, config: TextConfig, field: str, left_out: LeftOut) -> Source:
+    _, name = config.row_field
+    fields = (name,) if config.messages_field is None else (name, TOOLS_FIELD)
+    return Source(path=path, fields=fields, read=_reader(config), setting=f"{field}.files", left_out=left_out)
 
 
 def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
@@ -371,8 +384,10 @@ def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
     """
     if config.source == "python_stdlib":
         return {"source": "python_stdlib", "part": config.part, "order": "hashed", "files": stdlib_identity()}
+    setting, name = config.row_field
+    read = {setting: name} | ({} if config.messages_field is None else {"loss": config.loss})
     if config.source == "hub":
-        names = ("hub_id", "hub_config", "hub_revision", "split", "text_field")
-        return {"source": "hub", "order": "hashed"} | {name: getattr(config, name) for name in names}
+        names = ("hub_id", "hub_config", "hub_revision", "split")
+        return {"source": "hub", "order": "hashed"} | {name: getattr(config, name) for name in names} | read
     files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in text_files(config, field)]
-    return {"source": "files", "order": "hashed", "text_field": config.text_field, "files": files}
+    return {"source": "files", "order": "hashed", "files": files} | read

@@ -20,6 +20,7 @@ import numpy
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from transact.data.chat_template import ChatTemplate, Encoded
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.files import TEMPORARY_SUFFIX, DamagedFile, publish
 
@@ -54,11 +55,18 @@ class Packing:
         sequence_length: tokens of each.
         max_sequences: all that are wanted.
         marks: around documents. None: the tokenizer's own.
+        chat: renders documents that are conversations, with its marks. None: they are text.
     """
 
     sequence_length: int
     max_sequences: int
     marks: DocumentMarks | None = None
+    chat: ChatTemplate | None = None
+
+    @property
+    def has_counted(self) -> bool:
+        """Whether not every token counts for the loss."""
+        return self.chat is not None and self.chat.answers
 
     @property
     def tokens(self) -> int:
@@ -71,6 +79,7 @@ class Part(NamedTuple):
 
     Attributes:
         tokens: (tokens,), in the dtype of the store.
+        counted: (tokens,) uint8, 1 for each that counts for the loss; (0,) where all do.
         documents: (documents,) uint64, the hash of each document that it has a piece of.
         starts: (documents,) int64, the position of the document's first token here.
         left_out: (documents,) uint64, the hash of each held-out document that was left out.
@@ -78,6 +87,7 @@ class Part(NamedTuple):
     """
 
     tokens: Any
+    counted: Any
     documents: Any
     starts: Any
     left_out: Any
@@ -152,15 +162,15 @@ class Batch:
     left_out: list[int] = field(default_factory=list)
 
 
-def batches(documents: Iterable[str], without: Collection[int]) -> Iterator[Batch]:
-    """Yield all documents as batches, without those whose hashes are in `without`."""
+def batches(documents: Iterable[str], without: Collection[int], *, cut: bool = True) -> Iterator[Batch]:
+    """Yield all documents as batches, without those whose hashes are in `without`. cut: very long ones, to pieces."""
     batch, characters = Batch(), 0
     for document in documents:
         number = document_hash(document)
         if number in without:
             batch.left_out.append(number)
             continue
-        for piece in _pieces(document, number):
+        for piece in _pieces(document, number) if cut else [Piece(document, number, True, True)]:
             batch.pieces.append(piece)
             characters += len(piece.text)
             if characters >= BATCH_CHARACTERS:
@@ -194,9 +204,10 @@ class TextParts:
     def __init__(
         self, documents: Iterable[str], tokenizer: Any, packing: Packing, without: Collection[int] = ()
     ) -> None:
-        self._batches = batches(documents, without)
+        self._batches = batches(documents, without, cut=packing.chat is None)  # a conversation is rendered whole
         self._tokenizer = tokenizer
         self._marks = packing.marks or document_marks(tokenizer, "auto")
+        self._chat, self._has_counted = packing.chat, packing.has_counted
         self._most = packing.tokens
         self._dtype = token_dtype(tokenizer)
         self._next = 0
@@ -222,19 +233,42 @@ class TextParts:
 
     def _tokenised(self, own: Iterator[Batch]) -> Part | None:
         """Tokenise the batches of a part, and no more of them than fill a store by themselves."""
-        tokens = [numpy.empty(0, dtype=self._dtype)]
+        tokens, counted = [numpy.empty(0, dtype=self._dtype)], [numpy.empty(0, dtype=numpy.uint8)]
         documents: list[tuple[int, int]] = []
         left_out: list[tuple[int, int]] = []
         written, is_empty = 0, True
         for batch in own:
             left_out += [(each, written) for each in batch.left_out]
-            found, starts = _tokens(batch.pieces, self._tokenizer, self._marks)
-            documents += [(each, written + start) for each, start in starts]
-            tokens.append(numpy.asarray(found, dtype=self._dtype))
-            written, is_empty = written + len(found), False
+            for piece, encoded in zip(batch.pieces, self._encoded(batch.pieces), strict=True):
+                documents.append((piece.document, written))
+                tokens.append(numpy.asarray(encoded.tokens, dtype=self._dtype))
+                counted.append(numpy.asarray(encoded.counted, dtype=numpy.uint8))
+                written += len(encoded.tokens)
+            is_empty = False
             if written >= self._most:
                 break
-        return None if is_empty else Part(numpy.concatenate(tokens), *_columns(documents), *_columns(left_out))
+        if is_empty:
+            return None
+        assert not self._has_counted or sum(map(len, counted)) == written
+        return Part(numpy.concatenate(tokens), numpy.concatenate(counted), *_columns(documents), *_columns(left_out))
+
+    def _encoded(self, pieces: list[Piece]) -> list[Encoded]:
+        """Return the tokens of each piece, with the marks of its document."""
+        texts = [piece.text for piece in pieces]
+        if self._chat is not None:
+            return self._chat.encode(texts)
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            Encoded(
+                [
+                    *(self._marks.begin if piece.is_first else ()),
+                    *encoding.ids,
+                    *(self._marks.end if piece.is_last else ()),
+                ],
+                [],
+            )
+            for piece, encoding in zip(pieces, encodings, strict=True)
+        ]
 
 
 def _exhaust(own: Iterator[Batch]) -> bool:
@@ -247,17 +281,3 @@ def _columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
         numpy.asarray([hashed for hashed, _ in rows], dtype=numpy.uint64),
         numpy.asarray([start for _, start in rows], dtype=numpy.int64),
     )
-
-
-def _tokens(pieces: list[Piece], tokenizer: Any, marks: DocumentMarks) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the tokens of pieces, and the hash of each one's document with the position of its first token."""
-    texts = [piece.text for piece in pieces]
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    tokens: list[int] = []
-    starts: list[tuple[int, int]] = []
-    for piece, encoding in zip(pieces, encodings, strict=True):
-        starts.append((piece.document, len(tokens)))
-        tokens += marks.begin if piece.is_first else ()
-        tokens += encoding.ids
-        tokens += marks.end if piece.is_last else ()
-    return tokens, starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from transact.files import TEMPORARY_SUFFIX, damage_of, file_digest, read_json, 
 FORMAT_VERSION = 4
 INDEX_NAME = "index.json"
 TOKENS_NAME = "tokens.bin"
+COUNTED_NAME = "counted.bin"  # a byte for each token, 1 where it counts for the loss; only where not all do
 DOCUMENTS_NAME = "documents.bin"  # a hash of every document in it, sorted
-FILE_NAMES = (INDEX_NAME, TOKENS_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
+FILE_NAMES = (INDEX_NAME, TOKENS_NAME, COUNTED_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
 
 
 class TokenStore:
@@ -34,13 +35,32 @@ class TokenStore:
         self.sequence_length: int = self.index["sequence_length"]
         self.is_whole_text: bool = self.index["is_whole_text"]
         self.largest_token: int = self.index["largest_token"]
-        self.sha256: str = self.index["files"][TOKENS_NAME]["sha256"]
         shape = (self.num_sequences, self.sequence_length)
         self._tokens = numpy.memmap(folder / TOKENS_NAME, dtype=self.index["dtype"], mode="r", shape=shape)
+        self._counted = None
+        if COUNTED_NAME in self.index["files"]:
+            self._counted = numpy.memmap(folder / COUNTED_NAME, dtype=numpy.bool_, mode="r", shape=shape)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the tokens, and where not all of them count for the loss, of which do."""
+        files = self.index["files"]
+        digests = [str(files[name]["sha256"]) for name in (TOKENS_NAME, COUNTED_NAME) if name in files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the tokens at positions (sequences,): (sequences, sequence_length), int64."""
         return torch.from_numpy(self._tokens[positions.numpy()].astype(numpy.int64))
+
+    def counted(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return which of these tokens count for the loss: (sequences, sequence_length) bool. None: all of them."""
+        return None if self._counted is None else torch.from_numpy(self._counted[positions.numpy()])
+
+    def num_targets(self, positions: torch.Tensor) -> int:
+        """Return how many tokens at positions are predicted and count; the first of a sequence is not predicted."""
+        counted = self.counted(positions)
+        every = len(positions) * (self.sequence_length - 1)
+        return every if counted is None else int(counted[:, 1:].sum())
 
     def documents(self) -> set[int]:
         """Return the hashes of all documents that the store holds a part of."""
@@ -83,12 +103,9 @@ def store_damage(folder: Path, on_read: Callable[[], object] = lambda: None) -> 
     return None
 
 
-def write_index(folder: Path, facts: dict[str, Any]) -> None:
-    """Write index.json into a folder that holds the other files of a store."""
-    files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-        for name in (TOKENS_NAME, DOCUMENTS_NAME)
-    }
+def write_index(folder: Path, facts: dict[str, Any], names: Iterable[str] = (TOKENS_NAME, DOCUMENTS_NAME)) -> None:
+    """Write index.json into a folder that holds the other files of a store, which have these names."""
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
     index = facts | {"files": files}
     write_json(folder / INDEX_NAME, index | {"digest": _index_digest(index)})
 
@@ -138,8 +155,9 @@ def store_folder(root: Path, identity: dict[str, Any]) -> Path:
     return root / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def tokenizer_digest(tokenizer: Any, marks: DocumentMarks | None = None) -> str:
-    """Return a digest of all that tokens depend on; the marks of documents are not in tokenizer.json."""
+def tokenizer_digest(tokenizer: Any, marks: DocumentMarks | None = None, *, is_chat: bool = False) -> str:
+    """Return a digest of all that tokens depend on; marks of documents and chat template are not in tokenizer.json."""
     marks = marks or document_marks(tokenizer, "auto")
-    added = json.dumps([marks.begin, marks.end])
+    chat = [tokenizer.chat_template, tokenizer.special_tokens_map] if is_chat else []  # which templates write
+    added = json.dumps([marks.begin, marks.end, *chat], sort_keys=True, default=str)
     return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + added).encode()).hexdigest()

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -29,6 +29,7 @@ from transact.data.token_parts import (
     token_dtype,
 )
 from transact.data.token_store import (
+    COUNTED_NAME,
     DOCUMENTS_NAME,
     TOKENS_NAME,
     check_is_store,
@@ -288,19 +289,27 @@ def _join(temporary: Path, count: _Count, tokenizer: Any, packing: Packing, name
     num_sequences = count.tokens // length
     if num_sequences == 0:
         raise ValueError(f"{name} has {count.tokens} tokens, fewer than one sequence of {length}")
-    largest, position = 0, 0
+    largest, position, targets = 0, 0, 0
     hashes: list[Any] = []
-    with (temporary / TOKENS_NAME).open("wb") as file:
+    names = [TOKENS_NAME, COUNTED_NAME, DOCUMENTS_NAME] if packing.has_counted else [TOKENS_NAME, DOCUMENTS_NAME]
+    with ExitStack() as stack:
+        file, *counts = [stack.enter_context((temporary / name).open("wb")) for name in names[:-1]]
         for number in range(count.parts):
             part = read_seen_part(part_path(temporary, number))
-            whole = part.tokens[: max(0, num_sequences * length - position)]
+            left = max(0, num_sequences * length - position)
+            whole, counted = part.tokens[:left], part.counted[:left]
             file.write(whole.data)  # `tofile` does not say that the disk is full
+            for each in counts:
+                each.write(counted.data)
+            targets += int(counted.sum())
             largest = max(largest, int(whole.max(initial=0)))
             hashes.append(part.documents[part.starts < wanted - position])
             position += len(part.tokens)
     used = numpy.unique(numpy.concatenate(hashes))
     (temporary / DOCUMENTS_NAME).write_bytes(used.data)
-    for file_name in (TOKENS_NAME, DOCUMENTS_NAME):
+    if packing.has_counted and targets == 0:
+        raise ValueError(f"{name}: loss='answers' is not allowed: none of its conversations has an answer")
+    for file_name in names:
         flush_to_disk(temporary / file_name)
     write_index(
         temporary,
@@ -312,7 +321,9 @@ def _join(temporary: Path, count: _Count, tokenizer: Any, packing: Packing, name
             "largest_token": largest,
             "documents": len(used),
             "documents_left_out": len(count.left_out),
+            **({"counted_tokens": targets} if packing.has_counted else {}),
         },
+        names,
     )
 
 

@@ -61,10 +61,20 @@ class Engine:
         """Whether every rank holds all of the optimizer."""
         return self._zero_stage == 0
 
-    def loss(self, tokens: torch.Tensor, teaching: Teaching | None = None) -> torch.Tensor:
-        """Return the mean next-token loss, in nats. tokens: (sequences, length). teaching: for distillation."""
+    def loss(
+        self, tokens: torch.Tensor, teaching: Teaching | None = None, counted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the mean next-token loss, in nats.
+
+        Args:
+            tokens: (sequences, length).
+            teaching: for distillation.
+            counted: (sequences, length) bool, the tokens that the loss is the mean of, 0 where there are none. None:
+                all but the first of each sequence.
+        """
         tokens = tokens.to(self._group.device)
-        with self._head.computing(LossRequest(targets=next_token_targets(tokens), teaching=teaching)):
+        targets = next_token_targets(tokens, None if counted is None else counted.to(self._group.device))
+        with self._head.computing(LossRequest(targets=targets, teaching=teaching)):
             return self._forward(tokens).logits
 
     @torch.no_grad()

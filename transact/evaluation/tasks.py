@@ -109,6 +109,7 @@ def run_tasks(
     model: SharedModel,
     *,
     limit: int | None,
+    chat_template: bool = False,
     done: Callable[[str, Mapping[str, Mapping[str, float]]], None] = lambda name, metrics: None,
     bar: Callable[[str, int], AbstractContextManager[Progress]] = unseen_bar,
 ) -> dict[str, dict[str, float]]:
@@ -116,6 +117,7 @@ def run_tasks(
 
     Args:
         limit: documents of each task, from its first on; None: all.
+        chat_template: whether prompts go through the tokenizer's, with each example as a turn of its own.
         done: called with the name of each finished task, or group of tasks, and its metrics by task.
         bar: opens a progress bar for the requests of all ranks, from the task's name and their number.
     """
@@ -127,7 +129,15 @@ def run_tasks(
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # No bootstrap estimate of the standard error: for some metrics lm-eval forks this process for it.
         with redirect_stderr(io.StringIO()):  # lm-eval's bars, of every rank
-            result = evaluate(lm=model, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+            result = evaluate(
+                lm=model,
+                task_dict=tasks,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=chat_template,
+            )
         assert result is not None
         metrics = {task: _metrics(result, task) for task in result["results"]}
         found |= metrics

@@ -296,7 +296,7 @@ def _perplexity(name: str, text: TextConfig, value: float) -> EvalResult:
         dataset_split=text.split if is_hub else None,
         dataset_revision=text.hub_revision if is_hub else None,
         metric_type="perplexity",
-        metric_name="perplexity per token",
+        metric_name=f"perplexity per token{text.of_what}",
         metric_value=value,
     )
 

@@ -49,11 +49,17 @@ class LossRequest:
     teaching: Teaching | None = None
 
 
-def next_token_targets(tokens: Tensor) -> Tensor:
-    """Return the token that follows each token, `IGNORED` at the end: (sequences, length) -> (sequences, length)."""
+def next_token_targets(tokens: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return the token that follows each token: (sequences, length) -> (sequences, length).
+
+    It is `IGNORED` at the end, and where the token that follows does not count.
+
+    Args:
+        counted: (sequences, length) bool, the tokens that count as targets. None: all.
+    """
     targets = torch.full_like(tokens, IGNORED)
     targets[:, :-1] = tokens[:, 1:]
-    return targets
+    return targets if counted is None else targets.masked_fill(~counted.roll(-1, dims=1), IGNORED)
 
 
 class LossHead(nn.Linear):
@@ -93,7 +99,7 @@ class LossHead(nn.Linear):
         return self._loss(hidden, self._request)
 
     def _loss(self, hidden: Tensor, request: LossRequest) -> Tensor:
-        """Return the mean loss over the targets that are not `IGNORED`."""
+        """Return the mean loss over the targets that are not `IGNORED`; 0 where all are, with gradients of 0."""
         rows = max(1, self.chunk_elements // self.out_features)
         targets = request.targets.flatten()
         teaching = request.teaching
@@ -111,7 +117,7 @@ class LossHead(nn.Linear):
                 total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
             else:
                 total = total + _chunk_loss(*arguments)
-        return total / (targets != IGNORED).sum()
+        return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def _chunk_loss(

@@ -88,6 +88,11 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
     config, result = typed_config(settings), read_json(folder / "result.json")
     if result["pruned"] is None:
         raise ValueError(f"the run in {str(folder)!r} has pruned nothing (mode={config.mode}): it has no parent")
+    if config.data.evaluation.loss != "all":
+        raise ValueError(
+            f"the run in {str(folder)!r} has data.evaluation.loss={config.data.evaluation.loss!r}: its perplexities "
+            "are of answers alone, and those of quantised variants would be of all tokens"
+        )
     pruned = _pruned(folder, record, result["pruned"]["perplexity"])
     parent, parent_missing = _parent(folder, result["dense"]["perplexity"])
     evaluation = _store(config, record, "data.evaluation", token_store)

@@ -41,9 +41,10 @@ def mean_loss(
 ) -> float:
     """Return the mean next-token cross-entropy in nats per predicted token, the same on every rank (collective).
 
-    The model is in evaluation mode meanwhile. Each sequence predicts its tokens from the second to the last. positions:
-    (sequences,). advance: called with the tokens that all ranks together have done since the last call. teachings: of
-    this rank's micro-batches, for a loss of distillation instead.
+    The model is in evaluation mode meanwhile. Each sequence predicts its tokens from the second to the last; where not
+    all tokens of the text count, the mean is of those that do. positions: (sequences,). advance: called with the tokens
+    that all ranks together have done since the last call. teachings: of this rank's micro-batches, for a loss of
+    distillation instead.
     """
     was_training = engine.module.training
     engine.module.eval()
@@ -51,18 +52,19 @@ def mean_loss(
     told = 0
     for number, turn in enumerate(micro_batches(len(positions), micro_batch, group.rank, group.world_size)):
         start, stop = turn or (0, 1)
-        tokens = store.sequences(positions[start:stop])
-        loss = engine.loss(tokens, None if teachings is None else teachings[number])
+        own = positions[start:stop]
+        tokens = store.sequences(own)
+        loss = engine.loss(tokens, None if teachings is None else teachings[number], store.counted(own))
         done = min(told + micro_batch * group.world_size, len(positions))
         advance((done - told) * tokens.shape[1])
         told = done
         if turn is not None:
-            predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+            predicted = store.num_targets(own)
             total += torch.tensor([float(loss) * predicted, predicted], dtype=torch.float64)
         group.turn()
     group.sum(total)
     engine.module.train(was_training)
-    return float(total[0] / total[1])
+    return float(total[0] / total[1])  # `check_has_targets`: not of none
 
 
 def perplexity_of(loss: float) -> float:
@@ -93,7 +95,8 @@ def measure(
         "perplexity": perplexity_of(loss),
         "loss": loss,
         "sequence_length": config.data.sequence_length,
-        "tokens": count * (config.data.sequence_length - 1),
+        "tokens": texts.evaluation.num_targets(torch.arange(count)),
+        "loss_of": config.data.evaluation.loss,
         "tasks": {},
     }
     job.measured[key] = found
@@ -159,7 +162,8 @@ def report(job: Job, evaluation: Path, *, round_number: int, tokens: int) -> Non
     if not job.group.is_main:
         return
     perplexities = {role: result["perplexity"] for role, result in read_json(evaluation).items()}
+    of = job.config.data.evaluation.of_what
     for role, perplexity in perplexities.items():
-        job.say(f"round {round_number}: {role} perplexity {perplexity:.2f}")
+        job.say(f"round {round_number}: {role} perplexity{of} {perplexity:.2f}")
     figures = {f"eval/perplexity_{role}": perplexity for role, perplexity in perplexities.items()}
     job.tracker.log(figures, step=tokens // tokens_per_batch(job.config), tokens=tokens, round=round_number)

@@ -13,6 +13,8 @@ import torch
 
 from transact.config.inputs import ModelConfig
 from transact.config.run import RunConfig
+from transact.data.chat_template import chat_template_of, check_has_template
+from transact.data.document_marks import document_marks
 from transact.errors import one_line
 from transact.export.gguf import check_gguf_tokenizer
 from transact.files import DamagedFile, read_json
@@ -115,6 +117,16 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
         known = str(error).startswith("model.path")
         raise ValueError(str(error) if known else f"model.path={str(folder)!r}: {error}") from None
     check_gguf_tokenizer(config.export, folder)
+    check_chats(config, tokenizer)
+
+
+def check_chats(config: RunConfig, tokenizer: Any) -> None:
+    """Raise ValueError where a text or task is to go through the chat template, and the tokenizer's cannot be used."""
+    marks = document_marks(tokenizer, config.data.document_marks)
+    for setting, text in config.texts().items():
+        chat_template_of(text, setting, tokenizer, marks)
+    if config.eval.chat_template:
+        check_has_template(tokenizer, "eval.chat_template=true")
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:

@@ -104,6 +104,9 @@ def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
         "task_folders": list(config.task_folders),
         "task_limit": config.task_limit,
         "task_context": config.task_context,
+        **(
+            {"chat_template": True} if config.chat_template else {}
+        ),  # absent in runs from before there was this setting
     }
 
 
@@ -137,12 +140,13 @@ def _evaluate(
             with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
                 positions, micro_batch = torch.arange(count), engine_config.micro_batch
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
-            tokens = count * (store.sequence_length - 1)
-            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
+            text = job.config.eval.texts[name]
+            tokens = store.num_targets(torch.arange(count))
+            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens, "loss_of": text.loss}
             shared = trained_on(store, texts.train)
             if shared:
                 measured[name]["documents_trained_on"] = shared
-            job.say(f"{role}: {name}: perplexity {measured[name]['perplexity']:.2f}")
+            job.say(f"{role}: {name}: perplexity{text.of_what} {measured[name]['perplexity']:.2f}")
         if tasks:
             from transact.evaluation.tasks import SharedModel, run_tasks
 
@@ -158,6 +162,7 @@ def _evaluate(
                 tasks,
                 model,
                 limit=job.config.eval.task_limit,
+                chat_template=job.config.eval.chat_template,
                 done=lambda _, metrics: _say_scores(job, role, metrics),
                 bar=_bars_of_tasks(job, role, turns),
             )

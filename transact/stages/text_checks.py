@@ -49,9 +49,7 @@ def check_hub_texts(config: RunConfig) -> None:
     """
     from huggingface_hub import is_offline_mode
 
-    texts = {**config.data.training_texts(), "data.evaluation": config.data.evaluation}
-    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
-    on_hub = {field: text for field, text in texts.items() if text.source == "hub"}
+    on_hub = {field: text for field, text in config.texts().items() if text.source == "hub"}
     if not on_hub or environment_rank() != 0 or is_offline_mode() or not is_hub_reachable():
         return
     for field, text in on_hub.items():

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from transact.data.token_store import TokenStore
 from transact.data.training_text import TrainingOrder, TrainingStore, sequences_by_text, training_text
 from transact.files import read_json
@@ -71,8 +73,18 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
                 f"{used * train.sequence_length:,} are asked for: each is used {passes:.1f} times"
             )
     texts = Texts(train=train, order=order, trained=stores, evaluation=evaluation)
+    if config.mode != "tokenize":
+        validation = order.reserved(0, config.recover.validation_sequences)
+        check_has_targets("data.train", train, validation, "validation")
+        check_has_targets("data.evaluation", evaluation, torch.arange(evaluation.num_sequences), "evaluation")
     job.group.on_main(lambda: _check_same_texts(job, texts))
     return texts
+
+
+def check_has_targets(setting: str, store: TokenStore, positions: torch.Tensor, use: str) -> None:
+    """Raise ValueError where no token of these sequences counts for a loss: it would have no mean."""
+    if store.num_targets(positions) == 0:
+        raise ValueError(f"{setting}: the {len(positions)} sequences of {use} hold no answer: take more of them")
 
 
 def _check_same_texts(job: Job, texts: Texts) -> None:
@@ -145,6 +157,7 @@ def open_further_texts(job: Job, model_folder: Path, train: TrainingStore) -> di
         for name, text in config.texts.items()
     }
     for name, store in stores.items():
+        check_has_targets(f"eval.texts.{name}", store, torch.arange(store.num_sequences), "it")
         shared = trained_on(store, train)
         if shared:
             job.say(

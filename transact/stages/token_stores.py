@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import TextConfig
+from transact.data.chat_template import chat_template_of
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.rows import LeftOut
 from transact.data.text import documents, text_identity
@@ -111,9 +112,10 @@ class StoreRequest:
 
     def _folders(self) -> tuple[Path, Path]:
         data, tokenizer = self.job.config.data, load_tokenizer(self.model_folder)
+        marks, is_chat = document_marks(tokenizer, data.document_marks), self.text.messages_field is not None
         identity = {
             "text": text_identity(self.text, self.setting),
-            "tokenizer": tokenizer_digest(tokenizer, document_marks(tokenizer, data.document_marks)),
+            "tokenizer": tokenizer_digest(tokenizer, marks, is_chat=is_chat),
             "sequence_length": data.sequence_length,
             "max_sequences": self.max_sequences,
         }
@@ -146,10 +148,12 @@ class StoreRequest:
         """Tokenise the text on all ranks (collective)."""
         job, left_out, length = self.job, LeftOut(), self.job.config.data.sequence_length
         tokenizer = load_tokenizer(self.model_folder)
+        marks = document_marks(tokenizer, job.config.data.document_marks)
         packing = Packing(
             sequence_length=length,
             max_sequences=self.max_sequences,
-            marks=document_marks(tokenizer, job.config.data.document_marks),
+            marks=marks,
+            chat=chat_template_of(self.text, self.setting, tokenizer, marks),
         )
         self._check_same_text()
         with job.progress(f"tokenise {self.setting}", packing.tokens, in_step=False) as progress:
@@ -171,10 +175,11 @@ class StoreRequest:
         rows, first = max(job.group.gather((left_out.rows, left_out.first or "")))  # ranks may stop before the end
         if job.group.is_main:
             around = (packing.marks or DocumentMarks()).describe(tokenizer) or "no marks around it"
-            job.say(f"{self.setting}: each document is stored with {around} (data.document_marks)")
+            rendered = "" if packing.chat is None else ", as its chat template renders it,"
+            job.say(f"{self.setting}: each document{rendered} is stored with {around} (data.document_marks)")
             if rows:
                 job.say(f"{self.setting}: {rows:,} rows have no text and are left out, the first: {first}")
-            self._say_what_is_held_out(folder)
+            self._say_what_counts(folder)
 
     def _check_same_text(self) -> None:
         """Raise ValueError unless every rank sees the same files with the same sizes (collective)."""
@@ -190,8 +195,12 @@ class StoreRequest:
                 f"{self.setting}: host {other} has files of other names or sizes than host {main}: all ranks read them"
             )
 
-    def _say_what_is_held_out(self, folder: Path) -> None:
-        shared = read_index(folder)["documents_left_out"]
+    def _say_what_counts(self, folder: Path) -> None:
+        index = read_index(folder)
+        shared, counted = index["documents_left_out"], index.get("counted_tokens")
+        if counted is not None:
+            share = counted / (index["num_sequences"] * index["sequence_length"])
+            self.job.say(f"{self.setting}: {counted:,} of its tokens ({share:.0%}) are of answers and have a loss")
         if shared:
             self.job.say(
                 f"{self.setting}: {shared} documents of data.evaluation stand in it too and are not trained on"

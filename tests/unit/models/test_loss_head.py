@@ -25,6 +25,13 @@ def test_targets_are_the_next_tokens() -> None:
     assert next_token_targets(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, IGNORED]]
 
 
+def test_targets_that_do_not_count_are_ignored() -> None:
+    """The first token of a sequence is never a target, whether it counts or not."""
+    counted = torch.tensor([[True, False, True, True], [True, False, False, False]])
+    targets = next_token_targets(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), counted)
+    assert targets.tolist() == [[IGNORED, 7, 8, IGNORED], [IGNORED] * 4]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_distillation_is_kl_div(temperature: float) -> None:
     torch.manual_seed(0)
@@ -89,6 +96,39 @@ def test_mean_and_mix_by_hand() -> None:
     mixed = 0.3 * distillation_sum(logits, teacher, targets, 2.0) + 0.7 * cross_entropy_sum(logits, targets)
     with head.computing(request):
         torch.testing.assert_close(head(hidden), mixed / 10)
+
+
+@pytest.mark.parametrize("chunk_elements", [VOCAB, 10**9], ids=["a token at a time", "at once"])
+@pytest.mark.parametrize("weight", [None, 0.3], ids=["cross-entropy", "mixed"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["none counts", "some count", "all count"])
+def test_the_mean_over_tokens_that_count_is_that_of_pytorch(
+    share: float, weight: float | None, chunk_elements: int
+) -> None:
+    """Value and gradients; where no token counts all are 0, and PyTorch's mean would be no number."""
+    head, hidden, request = head_and_request(weight)
+    head.chunk_elements = chunk_elements
+    counted = torch.rand(2, 6, generator=torch.Generator().manual_seed(3)) < share
+    targets = next_token_targets(torch.randint(0, VOCAB, (2, 6)), counted)
+    with head.computing(LossRequest(targets=targets, teaching=request.teaching)):
+        loss = head(hidden)
+    loss.backward()
+    found = [loss.detach(), hidden.grad, head.weight.grad]
+    hidden.grad = head.weight.grad = None
+
+    chosen, flat = (targets != IGNORED).flatten(), targets.flatten()
+    logits = head(hidden).flatten(0, 1)
+    if share == 0:
+        expected = logits.sum() * 0
+    else:
+        expected = functional.cross_entropy(logits, flat, ignore_index=-100)
+        if request.teaching is not None:
+            teacher = (request.teaching.hidden @ request.teaching.head.T).flatten(0, 1)
+            own, other = (functional.log_softmax(each[chosen] / 2.0, dim=-1) for each in (logits, teacher))
+            divergence = functional.kl_div(own, other, reduction="batchmean", log_target=True) * 4.0
+            expected = 0.3 * divergence + 0.7 * expected
+    expected.backward()
+    for one, other in zip(found, [expected.detach(), hidden.grad, head.weight.grad], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_without_a_request_it_is_a_linear_layer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +22,23 @@ def own_batch(
     return list(micro_batches[group.rank :: group.world_size])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatch:
+    """What a rank computes a loss of at once.
+
+    Attributes:
+        tokens: (sequences, length) int64.
+        counted: (sequences, length) bool, the tokens that count as targets. None: all.
+        weight: of the mean over its targets, in the batch's: their number, relative to the mean over all micro-batches
+            of all ranks. So the mean of weighted losses, which gradients are accumulated to, is the mean over all
+            targets of the batch, wherever they are; 0 throughout a batch without any.
+    """
+
+    tokens: torch.Tensor
+    counted: torch.Tensor | None
+    weight: float
+
+
 class Batches:
     """The batches of a recovery. first_sequence: of its text, where its first step begins."""
 
@@ -30,11 +48,11 @@ class Batches:
         self._sequences = config.recover.batch
         self._micro_batch = config.engine.micro_batch
         self._group = group
-        self._ahead: tuple[int, list[torch.Tensor]] | None = None
+        self._ahead: tuple[int, list[MicroBatch]] | None = None
         self._seconds = 0.0
 
-    def of(self, step: int) -> list[torch.Tensor]:
-        """Return this rank's micro-batches of a step on its device: tokens (sequences, length) each."""
+    def of(self, step: int) -> list[MicroBatch]:
+        """Return this rank's micro-batches of a step, on its device."""
         if self._ahead is None or self._ahead[0] != step:
             self.read_ahead(step)
         assert self._ahead is not None
@@ -46,7 +64,10 @@ class Batches:
         begin = time.perf_counter()
         first = self._first + step * self._sequences
         batch = own_batch(self._texts.order, first, self._sequences, self._micro_batch, self._group)
-        self._ahead = step, [self._on_device(self._texts.train.sequences(positions)) for positions in batch]
+        # Of all ranks: each reads it for itself, so that none waits for the others here.
+        targets = self._texts.train.num_targets(self._texts.order.trainable(first, self._sequences))
+        mean_targets = targets * self._micro_batch / self._sequences
+        self._ahead = step, [self._micro_batch_of(positions, mean_targets) for positions in batch]
         self._seconds += time.perf_counter() - begin
 
     def begin_anew(self, texts: Texts) -> None:
@@ -57,6 +78,15 @@ class Batches:
         """Return the seconds spent on reading since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def _micro_batch_of(self, positions: torch.Tensor, mean_targets: float) -> MicroBatch:
+        store = self._texts.train
+        counted = store.counted(positions)
+        return MicroBatch(
+            tokens=self._on_device(store.sequences(positions)),
+            counted=None if counted is None else self._on_device(counted),
+            weight=1.0 if counted is None else store.num_targets(positions) / max(1.0, mean_targets),
+        )
 
     def _on_device(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._group.device.type != "cuda":

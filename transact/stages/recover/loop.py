@@ -225,7 +225,8 @@ class Recovery:
     def _log_validation(self, loss: float, step: int) -> None:
         perplexity = perplexity_of(loss)
         self.job.say(
-            f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity {perplexity:.2f}"
+            f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity"
+            f"{self.job.config.data.train.of_what} {perplexity:.2f}"
         )
         figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
         memory = memory_figures(self.job.group)
@@ -249,10 +250,11 @@ class Recovery:
         )
         begin = time.perf_counter()
         batch = self.batches.of(step)
-        teachings = self.teacher.teach(batch) if self.teacher else itertools.repeat(None)
+        tokens = [each.tokens for each in batch]
+        teachings = self.teacher.teach(tokens) if self.teacher else itertools.repeat(None)
         total = torch.zeros((), device=self.job.group.device)
-        for tokens in batch:
-            loss = self.engine.loss(tokens, next(teachings))
+        for each in batch:
+            loss = self.engine.loss(each.tokens, next(teachings), each.counted) * each.weight
             self.engine.backward(loss)
             applied = self.engine.step(rate)
             total += loss.detach()
