@@ -63,6 +63,32 @@ def metrics_of(
         return run_tasks(load_tasks(shots, [tasks]), shared, limit=None)
 
 
+def prompts_as_chats(model: Path, tasks: Path) -> list[str]:
+    """The prompts of a task with two examples, through a chat template."""
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
+    from transact.evaluation.tasks import SharedModel, load_tasks, run_tasks
+    from transact.models.stock import load_tokenizer
+
+    config, tokenizer = EngineConfig(device="cpu", micro_batch_sequences=2), load_tokenizer(model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
+        shared = SharedModel(engine.module, tokenizer, group, batch_size=2, is_partitioned=engine.is_partitioned)
+        loaded = load_tasks({"which_word": 2}, [tasks])
+        run_tasks(loaded, shared, limit=None, chat_template=True)
+    (task,) = loaded["which_word"]["tasks"].values()
+    return [each.args[0] for each in task.instances]
+
+
+def test_prompts_may_be_chats_with_each_example_as_turns(model: Path, tasks: Path) -> None:
+    (prompts,) = run_on_ranks(1, prompts_as_chats, model, tasks)
+    for prompt in prompts:
+        assert (prompt.count("<user>"), prompt.count("<assistant>"), prompt.count("<bot>")) == (3, 2, 1)
+        assert prompt.startswith("<user>def ") and prompt.endswith("<bot>")
+
+
 @pytest.fixture(scope="module")
 def alone(model: Path, tasks: Path) -> dict[str, dict[str, float]]:
     return run_on_ranks(1, metrics_of, model, tasks, 0)[0]

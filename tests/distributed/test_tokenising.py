@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import torch
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 from transact.data import token_parts, tokenising
+from transact.data.chat_template import ChatTemplate
+from transact.data.document_marks import DocumentMarks
 from transact.data.token_parts import Packing, document_hash
-from transact.data.token_store import DOCUMENTS_NAME, TOKENS_NAME, TokenStore
+from transact.data.token_store import COUNTED_NAME, DOCUMENTS_NAME, TOKENS_NAME, TokenStore
 from transact.data.tokenising import Course, write_token_store
 from transact.models.stock import load_tokenizer
 
@@ -96,6 +100,51 @@ def test_every_number_of_ranks_makes_the_bits_of_one_process(most: int, workplac
         assert numpy.array_equal(tokens_of(store), tokens) and store.documents() == used
         assert store.index["documents_left_out"] == left_out
         assert store.is_whole_text == (len(tokens) < most)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}:{{ '\\n' }}{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{{ '\\n' }}{% endif %}"
+)
+
+
+def chats() -> list[str]:
+    pairs = zip(texts()[::2], texts()[1::2], strict=True)
+    spoken = ([{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in pairs)
+    return [json.dumps({"messages": messages}) for messages in spoken]
+
+
+def chat_store_on_ranks(folder: Path, model: Path, kill_after: float | None = None) -> Any:
+    """As `store_on_ranks`, of conversations of which the answers count."""
+    from transact.distributed.process import process_group
+
+    token_parts.BATCH_CHARACTERS = BATCH
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    chat = ChatTemplate(tokenizer, DocumentMarks(), answers=True)
+    packing = Packing(sequence_length=LENGTH, max_sequences=ALL, marks=DocumentMarks(), chat=chat)
+    with process_group("cpu", 5) as group:
+        if kill_after is not None and group.rank == group.world_size - 1:
+            threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        write_token_store(folder, chats(), tokenizer, packing, course=Course(workers=group))
+    return bytes_of(folder)
+
+
+def test_which_tokens_count_is_the_same_on_any_number_of_ranks_and_after_a_kill(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    """Every answer is a piece that counts by itself, and nothing else is."""
+    (whole,) = run_on_ranks(1, chat_store_on_ranks, tmp_path / "whole", workplace.model)
+    with suppress(AssertionError):  # the rank may die after the end too
+        run_on_ranks(2, chat_store_on_ranks, tmp_path / "s", workplace.model, 0.2)
+    shutil.rmtree(tmp_path / "s", ignore_errors=True)  # of which the parts are in s.tmp
+    assert run_on_ranks(3, chat_store_on_ranks, tmp_path / "s", workplace.model) == [whole] * 3
+    assert whole.keys() == {TOKENS_NAME, COUNTED_NAME, DOCUMENTS_NAME, "index.json"}
+    store, tokenizer = TokenStore(tmp_path / "s"), load_tokenizer(workplace.model)
+    counted = store.counted(torch.arange(store.num_sequences))
+    assert counted is not None
+    said = tokenizer.decode(tokens_of(store)[counted.numpy()])
+    assert "".join(f"{told}<eos>" for told in texts()[1::2]).startswith(said) and said.count("<eos>") > 100
 
 
 def test_killed_at_any_moment_it_goes_on_with_any_number_of_ranks(workplace: Workplace, tmp_path: Path) -> None:

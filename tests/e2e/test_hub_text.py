@@ -51,6 +51,15 @@ def parquet(column: str, values: list[str | None]) -> bytes:
     return written.getvalue()
 
 
+def chats(*answers: str) -> bytes:
+    """A conversation of each, and one without messages."""
+    asked = {"role": "user", "content": "hi"}
+    rows = [{"messages": [asked, {"role": "assistant", "content": answer}]} for answer in answers]
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows, {"messages": None}]), written)
+    return written.getvalue()
+
+
 def long_texts(name: str) -> list[str | None]:
     """A million characters, which is half a batch of a tokenisation."""
     return [f"{name}{number} " + "some words of prose " * 500 for number in range(100)]
@@ -65,6 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, st
             **{f"data/{each}.parquet": parquet("text", [f"{each}1", None, f"{each}2"]) for each in "abc"},
             "more/d.parquet": parquet("body", ["words"]),
         },
+        "ours/chat": {f"data/{each}.parquet": chats(f"{each}1", f"{each}2") for each in "ab"},
         "ours/long": {f"data/{each}.parquet": parquet("text", long_texts(each)) for each in "abcde"},
         "ours/script": {"script.py": b"open('executed', 'w')\n", "README.md": b"# A dataset of old\n"},
     }
@@ -84,17 +94,25 @@ def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> N
         {"hub_config": "small", "hub_revision": "nope"},
         {"hub_id": "ours/script"},
         {"hub_id": "ours/absent"},
+        {"hub_id": "ours/chat", "messages_field": "messages"},
+        {"hub_id": "ours/chat", "messages_field": "turns"},
+        {"hub_config": "small", "messages_field": "text"},
     ]
     ended = subprocess.run(
         [sys.executable, "-c", READ, json.dumps(asked)], env=hub[0], capture_output=True, text=True, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
     (read, left_out), *refused = [json.loads(line) for line in ended.stdout.splitlines()]
+    read_chats, left_out_chats = refused.pop(7)
+    said = [[each["content"] for each in json.loads(chat)["messages"]] for chat in read_chats]
+    assert sorted(said) == [["hi", answer] for answer in ("a1", "a2", "b1", "b2")] and left_out_chats == 2
     assert sorted(read) == ["a1", "a2", "b1", "b2", "c1", "c2"]
     assert {each[0] for each in read[:3]} == {"a", "b", "c"}, "a document of each file in turn"
     assert left_out == 3
     expected = ["Config name is missing", "'nope' not found", "Bad split: nope", "which has: 'body'", "Revision 'nope'"]
-    for (told, _), words in zip(refused, [*expected, "scripts are not run", "doesn't exist on the Hub"], strict=True):
+    expected += ["scripts are not run", "doesn't exist on the Hub"]
+    expected += ["messages_field='turns' is not in", "holds a str as 'text', it must be a list of messages"]
+    for (told, _), words in zip(refused, expected, strict=True):
         assert words in told
         assert told.startswith("data.train.")
         assert "\n" not in told

@@ -40,10 +40,11 @@ class ChatTemplate:
         tokenizer: A fast tokenizer of transformers.
         marks: around documents; a mark that the template writes is not put there again.
         answers: whether the assistant's tokens alone count.
+        name: of the text, for messages.
     """
 
-    def __init__(self, tokenizer: Any, marks: DocumentMarks, *, answers: bool) -> None:
-        self._tokenizer, self._marks = tokenizer, marks
+    def __init__(self, tokenizer: Any, marks: DocumentMarks, *, answers: bool, name: str = "the text") -> None:
+        self._tokenizer, self._marks, self._name = tokenizer, marks, name
         self.answers = answers
         self._special = tuple(sorted(each.content for each in tokenizer.added_tokens_decoder.values()))
 
@@ -52,10 +53,10 @@ class ChatTemplate:
         if not self.answers:
             return
         try:
-            self._rendered(PROBE, None)
+            text = self._rendered(PROBE, None)
         except Refusal:  # as of a template that wants a system message: the text itself will tell
             return
-        if not any(self._encoded(PROBE, None).counted):
+        if not self._spans(PROBE, None, text):
             raise Refusal("loss='answers': the tokenizer's chat template marks no answer in a conversation with two")
 
     def encode(self, conversations: Sequence[str]) -> list[Encoded]:
@@ -64,35 +65,41 @@ class ChatTemplate:
         Raises:
             ValueError: the template refuses a conversation, or does not show where its answers are.
         """
-        return [self._marked(self._of_json(each)) for each in conversations]
+        rendered = [self._text_and_spans(each) for each in conversations]
+        texts = [text for text, _ in rendered]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            self._with_marks(encoding.ids, [_is_within(each, spans) for each in encoding.offsets])
+            for encoding, (_, spans) in zip(encodings, rendered, strict=True)
+        ]
 
-    def _of_json(self, conversation: str) -> Encoded:
+    def _text_and_spans(self, conversation: str) -> tuple[str, list[Span]]:
+        """Return a conversation as text, and where the answers are in it, if they are asked for."""
         whole = json.loads(conversation)
+        messages, tools = whole["messages"], whole.get("tools")
         try:
-            return self._encoded(whole["messages"], whole.get("tools"))
+            text = self._rendered(messages, tools)
+            return text, self._spans(messages, tools, text) if self.answers else []
         except Refusal as error:
-            raise Refusal(f"{error}: {one_line(conversation, SHOWN_CHARACTERS)}") from None
+            raise Refusal(f"{self._name}: {error}: {one_line(conversation, SHOWN_CHARACTERS)}") from None
 
-    def _marked(self, encoded: Encoded) -> Encoded:
-        tokens, begin, end = encoded.tokens, list(self._marks.begin), list(self._marks.end)
-        if begin and tokens[: len(begin)] == begin:
+    def _with_marks(self, tokens: list[int], counted: list[bool]) -> Encoded:
+        begin, end = list(self._marks.begin), list(self._marks.end)
+        if tokens[: len(begin)] == begin:
             begin = []
         written = len(tokens)
         while written and self._tokenizer.decode([tokens[written - 1]]).isspace():
             written -= 1
         if end and tokens[:written][-len(end) :] == end:
             end = []
-        counted = encoded.counted and [*(False for _ in begin), *encoded.counted, *(False for _ in end)]
-        return Encoded([*begin, *tokens, *end], counted)
+        counted = [*(False for _ in begin), *counted, *(False for _ in end)]
+        return Encoded([*begin, *tokens, *end], counted if self.answers else [])
 
-    def _encoded(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> Encoded:
-        text = self._rendered(messages, tools)
-        encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        if not self.answers:
-            return Encoded(encoding.ids, [])
-        is_marked = GENERATION.search(self._template(tools)) is not None
-        spans = self._marked_spans(messages, tools) if is_marked else self._spans(messages, tools, text)
-        return Encoded(encoding.ids, [_is_within(each, spans) for each in encoding.offsets])
+    def _spans(self, messages: list[dict[str, Any]], tools: list[Any] | None, text: str) -> list[Span]:
+        """Return where the answers are in a rendered conversation."""
+        if GENERATION.search(self._template(tools)):
+            return self._marked_spans(messages, tools)
+        return self._spans_behind_prompts(messages, tools, text)
 
     def _marked_spans(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> list[Span]:
         """Return where the template says that answers are.
@@ -110,7 +117,7 @@ class ChatTemplate:
         )
         return [(start, stop) for start, stop in spans]
 
-    def _spans(self, messages: list[dict[str, Any]], tools: list[Any] | None, text: str) -> list[Span]:
+    def _spans_behind_prompts(self, messages: list[dict[str, Any]], tools: list[Any] | None, text: str) -> list[Span]:
         """Return where the answers are in a rendered conversation, each with what ends its turn.
 
         A message of the assistant that opens the conversation answers nothing.
@@ -154,7 +161,7 @@ def chat_template_of(text: TextConfig, setting: str, tokenizer: Any, marks: Docu
     if text.messages_field is None:
         return None
     check_has_template(tokenizer, f"{setting}.messages_field={text.messages_field!r}")
-    found = ChatTemplate(tokenizer, marks, answers=text.loss == "answers")
+    found = ChatTemplate(tokenizer, marks, answers=text.loss == "answers", name=setting)
     try:
         found.check()
     except Refusal as error:

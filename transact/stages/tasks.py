@@ -89,6 +89,7 @@ def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], ou
             for kind, found in result.items()
             for name, metrics in found.items()
             for metric, value in metrics.items()
+            if not isinstance(value, str)
         }
     )
     if job.group.is_main:

@@ -165,7 +165,7 @@ def test_a_template_without_a_place_for_answers_serves_for_all_tokens(template: 
 
 def test_a_conversation_that_the_template_refuses_is_named_with_the_reason() -> None:
     template = "{% if messages[0].role == 'assistant' %}{{ raise_exception('users come first') }}{% endif %}" + TURNS
-    with pytest.raises(ValueError, match=r"refuses a conversation \(.*users come first.*how you"):
+    with pytest.raises(ValueError, match=r"^the text: .* refuses a conversation \(.*users come first.*how you"):
         encoded([ANSWER], template)
 
 
