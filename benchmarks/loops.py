@@ -61,7 +61,7 @@ class Contest:
         return [
             [
                 self.texts.train.sequences(positions).to(device)
-                for positions in own_batch(self.texts.order, step * size, size, micro_batch, self.job.group)
+                for positions in own_batch(self.texts.order.trainable(step * size, size), micro_batch, self.job.group)
             ]
             for step in range(self.num_steps)
         ]

@@ -140,6 +140,7 @@ def test_figures_are_means_over_answers_on_any_number_of_ranks(run: tuple[Path, 
 
 def test_the_export_still_chats(run: tuple[Path, str]) -> None:
     assert AutoTokenizer.from_pretrained(run[0] / "export").chat_template == TEMPLATE
+    assert "Perplexity per token of the answers on held-out text" in (run[0] / "export" / "README.md").read_text()
 
 
 def test_tasks_as_chats_of_the_finished_run(run: tuple[Path, str], asked: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from benchmarks.smollm2 import smollm2_folder
 from tests.runtimes.environments import ask
 from tests.support.exported import prune_folder
 from tests.support.optional import CACHE
+from transact.config.inputs import TextConfig
+from transact.data.chat_template import chat_template_of
+from transact.data.document_marks import document_marks
 from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
-from transact.models.stock import load_model
+from transact.models.stock import load_model, load_tokenizer
 
 pytestmark = pytest.mark.runtimes
 
@@ -65,6 +69,27 @@ def test_template_special_tokens_and_settings_of_generation_survive(parent: Path
     theirs, ours = (AutoTokenizer.from_pretrained(each) for each in (parent, exported))
     assert ours.special_tokens_map == theirs.special_tokens_map
     assert ours.apply_chat_template(MESSAGES) == theirs.apply_chat_template(MESSAGES)
+
+
+def test_what_counts_of_a_chat_is_what_the_model_would_have_to_say(parent: Path) -> None:
+    """Its template marks no answers; it writes a system message of its own, and a line break behind each turn."""
+    tokenizer = load_tokenizer(parent)
+    text = TextConfig(source="files", files=["chats.jsonl"], messages_field="messages", loss="answers")
+    marks = document_marks(tokenizer, "auto")
+    chat = chat_template_of(text, "data.train", tokenizer, marks)
+    assert chat is not None
+    answers = ("Rivers bring it.\n", "Two  words.")
+    turns = zip(("Why is the sea salty?", "Shorter?"), answers, strict=True)
+    messages = [
+        {"role": role, "content": said}
+        for pair in turns
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
+    (found,) = chat.encode([json.dumps({"messages": messages})])
+    rendered = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert found.tokens == [*marks.begin, *rendered, *marks.end]
+    counted = [token for token, counts in zip(found.tokens, found.counted, strict=True) if counts]
+    assert tokenizer.decode(counted) == "".join(f"{each}<|im_end|>" for each in answers)
 
 
 def test_vllm_answers_the_same(exported: Path, expected: dict[str, Any], tmp_path: Path) -> None:

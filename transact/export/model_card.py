@@ -215,7 +215,8 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exp
         licence: the parent's.
     """
     header = f"---\n{_metadata(summary, config, licence, exported).to_yaml()}\n---\n"
-    parts = [header, f"# {summary['name']}\n", _origin(summary, config, exported.has_factors), _results(summary)]
+    results = _results(summary, config)
+    parts = [header, f"# {summary['name']}\n", _origin(summary, config, exported.has_factors), results]
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(evaluation_table(summary))
@@ -382,16 +383,16 @@ def _rotary_note(summary: dict[str, Any], config: RunConfig, has_factors: bool) 
     return f" Every kept rotary pair keeps its own frequency, {how} in config.json."
 
 
-def _results(summary: dict[str, Any]) -> str:
+def _results(summary: dict[str, Any], config: RunConfig) -> str:
     rows = ["## Results\n", "| model | parameters | KV bytes per token | perplexity |", "|---|---|---|---|"]
     for role in ("dense", "pruned"):
         model = summary[role]
         if model is not None:
             perplexity = f"{model['perplexity']:.2f}" if _is_figure(model["perplexity"]) else "-"
             rows.append(f"| {role} | {model['parameters']:,} | {model['kv_bytes_per_token']:,} | {perplexity} |")
-    measured = summary["dense"]
+    measured, of = summary["dense"], config.data.evaluation.of_what
     note = (
-        f"Perplexity per token on held-out text, {measured['tokens']:,} tokens in sequences of "
+        f"Perplexity per token{of} on held-out text, {measured['tokens']:,} tokens in sequences of "
         f"{measured['sequence_length']}. KV bytes for a 16-bit cache.\n"
     )
     return "\n".join(rows) + "\n\n" + note

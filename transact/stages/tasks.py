@@ -89,7 +89,6 @@ def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], ou
             for kind, found in result.items()
             for name, metrics in found.items()
             for metric, value in metrics.items()
-            if not isinstance(value, str)
         }
     )
     if job.group.is_main:
@@ -143,7 +142,7 @@ def _evaluate(
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
             text = job.config.eval.texts[name]
             tokens = store.num_targets(torch.arange(count))
-            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens, "loss_of": text.loss}
+            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
             shared = trained_on(store, texts.train)
             if shared:
                 measured[name]["documents_trained_on"] = shared

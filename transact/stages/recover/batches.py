@@ -8,18 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from transact.config.run import RunConfig
-from transact.data.training_text import TrainingOrder
 from transact.distributed.process import ProcessGroup
 from transact.stages.texts import Texts
 
 
-def own_batch(
-    order: TrainingOrder, first: int, batch_sequences: int, micro_batch: int, group: ProcessGroup
-) -> list[torch.Tensor]:
-    """Return this rank's micro-batches of the batch from sequence `first` on, as positions in the store."""
-    positions = order.trainable(first, batch_sequences)
-    micro_batches = torch.split(positions, micro_batch)
-    return list(micro_batches[group.rank :: group.world_size])
+def own_batch(positions: torch.Tensor, micro_batch: int, group: ProcessGroup) -> list[torch.Tensor]:
+    """Return this rank's micro-batches of a batch, as positions in the store; positions: of the whole batch."""
+    return list(torch.split(positions, micro_batch)[group.rank :: group.world_size])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,16 +58,12 @@ class Batches:
         """Read a step's text, and have it copied to the device while that computes."""
         begin = time.perf_counter()
         first = self._first + step * self._sequences
-        batch = own_batch(self._texts.order, first, self._sequences, self._micro_batch, self._group)
-        # Of all ranks: each reads it for itself, so that none waits for the others here.
-        targets = self._texts.train.num_targets(self._texts.order.trainable(first, self._sequences))
-        mean_targets = targets * self._micro_batch / self._sequences
+        whole = self._texts.order.trainable(first, self._sequences)
+        # Every rank counts those of all for itself: none waits for the others here.
+        mean_targets = self._texts.train.num_targets(whole) * self._micro_batch / self._sequences
+        batch = own_batch(whole, self._micro_batch, self._group)
         self._ahead = step, [self._micro_batch_of(positions, mean_targets) for positions in batch]
         self._seconds += time.perf_counter() - begin
-
-    def begin_anew(self, texts: Texts) -> None:
-        """Go on with the texts in another order, and forget what was read ahead."""
-        self._texts, self._ahead = texts, None
 
     def take_seconds(self) -> float:
         """Return the seconds spent on reading since the last call."""
