@@ -21,6 +21,7 @@ from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore
 from transact.files import read_json
 from transact.models.stock import load_model
+from transact.quantize.finished_run import read_finished_run
 from transact.rounds import reserved_sequences
 from transact.runs.metrics import read_metrics
 from transact.runs.run_record import read_config
@@ -141,6 +142,13 @@ def test_figures_are_means_over_answers_on_any_number_of_ranks(run: tuple[Path, 
 def test_the_export_still_chats(run: tuple[Path, str]) -> None:
     assert AutoTokenizer.from_pretrained(run[0] / "export").chat_template == TEMPLATE
     assert "Perplexity per token of the answers on held-out text" in (run[0] / "export" / "README.md").read_text()
+
+
+def test_quantised_variants_would_be_measured_on_all_tokens_and_are_refused(run: tuple[Path, str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"has data\.evaluation\.loss='answers': its perplexities are of answers alone"
+    ):
+        read_finished_run(run[0])
 
 
 def test_tasks_as_chats_of_the_finished_run(run: tuple[Path, str], asked: list[str]) -> None:

@@ -70,7 +70,7 @@ def test_wrong_arguments_are_refused_in_one_line(words: list[str], reason: str) 
         ("transact re", 1, "report"),
         ("transact run recover.tok", 2, "recover.token_shares= recover.tokens="),
         ("transact run name=a prune/method=t", 3, "prune/method=taylor"),
-        ("transact run +experiment=llama3", 2, "+experiment=llama3_8b_50pct"),
+        ("transact run +experiment=llama3", 2, "+experiment=llama3_8b_50pct +experiment=llama3_8b_instruct_50pct"),
     ],
 )
 def test_bash_completes(line: str, words: int, answer: str) -> None:

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from transact.config.compose import compose_config
 from transact.config.inputs import TextConfig
 from transact.data.rows import LeftOut
 from transact.data.text import check_text, documents, text_identity
@@ -175,3 +176,15 @@ def test_every_setting_of_conversations_makes_another_store_and_text_keeps_its_o
     found = [text_identity(config_of(path, **each), "data.train") for each in asked]
     assert all(found.count(each) == 1 for each in found)
     assert found[3].keys() == {"source", "order", "text_field", "files"}  # as stores of text always were named
+
+
+def test_a_tokenizer_that_is_made_has_no_template(tmp_path: Path) -> None:
+    pretrain = ["name=x", "mode=pretrain", "model=demo_random", "recover.objective=cross_entropy"]
+    local = ["data=local", f"data.train.files=[{tmp_path}/a.jsonl]", f"data.evaluation.files=[{tmp_path}/b.jsonl]"]
+    for asked, name in (
+        ([*local, "+data.train.messages_field=messages"], r"data\.train\.messages_field='messages'"),
+        ([*local, "+data.evaluation.messages_field=messages"], r"data\.evaluation\.messages_field='messages'"),
+        (["eval.chat_template=true"], r"eval\.chat_template=true"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} is not allowed: mode=pretrain makes a tokenizer"):
+            compose_config([*pretrain, *asked])
