@@ -71,6 +71,7 @@ def sound() -> dict[str, Any]:
         compose_config(["name=sound", "mode=pretrain", "model=demo_random", "recover.objective=cross_entropy"])
     )
     config["eval"]["texts"] = {"own": {"source": "python_stdlib"}}
+    config["data"]["train"] |= {"source": "mixture", "sources": {"own": {"source": "python_stdlib", "weight": 1.0}}}
     return config
 
 
@@ -137,7 +138,8 @@ def test_what_is_outside_of_the_declaration_is_refused(name: str, sound: dict[st
 @pytest.mark.parametrize("name", [name for name, (allowed, _) in FIELDS.items() if allowed.keys])
 @pytest.mark.parametrize("key", [*CONTROL, "", "a b", "a/b", "x" * 300])
 def test_names_of_ones_own_are_plain(name: str, key: str, sound: dict[str, Any]) -> None:
-    one: Any = {"source": "python_stdlib"} if name == "eval.texts" else 1
+    texts: dict[str, Any] = {"eval.texts": {}, "data.train.sources": {"weight": 1}}
+    one: Any = {"source": "python_stdlib", **texts[name]} if name in texts else 1
     refusals(sound, name, {key: one})
 
 

@@ -159,9 +159,19 @@ class TrainTextConfig(TextConfig):
         is_mixture, names = self.source == MIXTURE, list(self.sources)
         require("data.train.sources", names, is_mixture or not names, "only data.train.source=mixture has some")
         require("data.train.sources", names, not is_mixture or bool(names), "a mixture has at least one")
+        field, of_sources = self.messages_field, "each of data.train.sources has its own"
+        require("data.train.messages_field", field, not is_mixture or field is None, of_sources)
         can_adapt = len(names) > 1 and all(source.at_end == "repeat" for source in self.sources.values())
         needed = "it needs data.train.source=mixture with several texts, none of them with at_end: stop"
         require("data.train.adaptive", self.adaptive, can_adapt or not self.adaptive, needed)
+
+    @property
+    def of_what(self) -> str:
+        """What is said behind the name of a figure that is not of all tokens."""
+        if self.source != MIXTURE:
+            return " of the answers" if self.loss == "answers" else ""
+        of_answers = [name for name, source in self.sources.items() if source.loss == "answers"]
+        return f" (of {', '.join(of_answers)} that of the answers)" if of_answers else ""
 
 
 @dataclass(kw_only=True, slots=True)

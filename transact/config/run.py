@@ -79,7 +79,7 @@ class RunConfig:
     def texts(self) -> dict[str, TextConfig]:
         """Return every text that the run reads, by the setting that describes it."""
         further = {f"eval.texts.{name}": text for name, text in self.eval.texts.items()}
-        return {"data.train": self.data.train, "data.evaluation": self.data.evaluation, **further}
+        return {**self.data.training_texts(), "data.evaluation": self.data.evaluation, **further}
 
     def without_setup(self) -> RunConfig:
         """Return a copy for records without launch.setup: lines of shell for a cluster's nodes may hold keys."""

@@ -172,10 +172,6 @@ class MixtureOrder:
             changed._phases.append(_Phase(first=first, before=before, dealing=Dealing(tuple(weights))))
         return changed
 
-    def reserved_of(self, count: int) -> list[int]:
-        """Return how many of the first `count` reserved sequences are of each source."""
-        return self._reserved.counts(count).tolist()  # type: ignore[no-any-return]
-
     def used(self, count: int) -> list[int]:
         """Return how many of the first `count` training sequences are of each source."""
         return self._counts(count).tolist()  # type: ignore[no-any-return]

@@ -63,7 +63,7 @@ def check_hub_text(text: TextConfig, field: str) -> None:
 
 
 def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
-    rows, (setting, name), read = iter(dataset), text.row_field, _reader(text)
+    rows, (setting, name), read = iter(dataset), text.row_field, reader_of(text)
     for number in itertools.count(1):
         try:
             row = next(rows, None)
@@ -83,7 +83,7 @@ def _values(dataset: Any, text: TextConfig, field: str) -> Iterator[str | None]:
         yield value
 
 
-def _reader(config: TextConfig) -> Callable[[Mapping[str, Any]], str | None]:
+def reader_of(config: TextConfig) -> Callable[[Mapping[str, Any]], str | None]:
     """Return what reads the text of a row."""
     if config.messages_field is None:
         return partial(text_of_row, text_field=config.text_field)
@@ -289,7 +289,7 @@ def _check_json(path: Path, config: TextConfig, field: str) -> None:
     first = line.removeprefix(codecs.BOM_UTF8).splitlines()[:1] or [b""]
     try:
         row = row_of_line(first[0])
-        text = None if row is None else _reader(config)(row)
+        text = None if row is None else reader_of(config)(row)
     except NoText as error:
         raise ValueError(f"{field}.files: {str(path)!r} {error}, in line 1") from None
     if text is None:
@@ -374,7 +374,7 @@ def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -
 def _source(path: Path, config: TextConfig, field: str, left_out: LeftOut) -> Source:
     _, name = config.row_field
     fields = (name,) if config.messages_field is None else (name, TOOLS_FIELD)
-    return Source(path=path, fields=fields, read=_reader(config), setting=f"{field}.files", left_out=left_out)
+    return Source(path=path, fields=fields, read=reader_of(config), setting=f"{field}.files", left_out=left_out)
 
 
 def text_identity(config: TextConfig, field: str) -> dict[str, Any]:

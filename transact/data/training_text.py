@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -32,13 +32,30 @@ class JoinedStores:
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the tokens at positions (sequences,): (sequences, sequence_length), int64."""
         tokens = torch.empty(len(positions), self.sequence_length, dtype=torch.int64)
+        for store, chosen, own in self._parts(positions):
+            tokens[chosen] = store.sequences(own)
+        return tokens
+
+    def counted(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return which of these tokens count for the loss: (sequences, sequence_length) bool. None: all of them."""
+        counted = torch.ones(len(positions), self.sequence_length, dtype=torch.bool)
+        for store, chosen, own in self._parts(positions):
+            of_store = store.counted(own)
+            if of_store is not None:
+                counted[chosen] = of_store
+        return None if bool(counted.all()) else counted
+
+    def num_targets(self, positions: torch.Tensor) -> int:
+        """Return how many tokens at positions are predicted and count; the first of a sequence is not predicted."""
+        return sum(store.num_targets(own) for store, _, own in self._parts(positions))
+
+    def _parts(self, positions: torch.Tensor) -> Iterator[tuple[TokenStore, torch.Tensor, torch.Tensor]]:
+        """Yield each store that has some of the positions, which of them it has, and where they are in it."""
         owners = self.owners(positions)
         for number, store in enumerate(self._stores):
             chosen = owners == number
             if chosen.any():
-                first = int(self._ends[number]) - store.num_sequences
-                tokens[chosen] = store.sequences(positions[chosen] - first)
-        return tokens
+                yield store, chosen, positions[chosen] - (self._ends[number] - store.num_sequences)
 
     def owners(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the number of the store of each position: (sequences,)."""

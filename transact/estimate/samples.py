@@ -10,9 +10,11 @@ from typing import Any
 
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
+from transact.data.chat_template import chat_template_of
+from transact.data.document_marks import document_marks
 from transact.data.local_files import is_streamed, kind_of
-from transact.data.rows import NoText, text_of_line
-from transact.data.text import check_text, documents, stdlib_identity, text_files
+from transact.data.rows import NoText, row_of_line
+from transact.data.text import check_text, documents, reader_of, stdlib_identity, text_files
 from transact.data.training_text import sequences_by_text
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
@@ -20,7 +22,6 @@ from transact.rounds import text_sequences
 from transact.stages.text_checks import check_held_out
 
 SAMPLED_DOCUMENTS, SAMPLED_LINES = 32, 200
-MOST_CHARACTERS = 20_000  # that are tokenised of one document
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
 
 
@@ -44,11 +45,10 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
     wanted["data.evaluation"] = config.data.evaluation_sequences
     wanted |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
     trained_texts = config.data.training_texts()
-    texts = {"data.evaluation": config.data.evaluation, **trained_texts}
-    texts |= {f"eval.texts.{name}": text for name, text in config.eval.texts.items()}
-    for setting, text in texts.items():
+    # The held-out text first: training texts are compared with it.
+    for setting, text in {"data.evaluation": config.data.evaluation, **config.texts()}.items():
         try:
-            sample = _sample(text, setting, tokenizer)
+            sample = _sample(text, setting, tokenizer, config.data.document_marks)
             if setting in trained_texts and "data.evaluation" in found:
                 check_held_out(text, setting, config.data.evaluation)
         except ValueError as error:
@@ -58,7 +58,7 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
     return {"texts": found, "problems": problems}
 
 
-def _sample(text: TextConfig, setting: str, tokenizer: Any) -> dict[str, Any]:
+def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[str, Any]:
     """Return how the first document begins, in words and in tokens, and about how many tokens there are.
 
     None: not known, as without a tokenizer.
@@ -68,19 +68,26 @@ def _sample(text: TextConfig, setting: str, tokenizer: Any) -> dict[str, Any]:
     if text.source == "hub" and (is_offline_mode() or not is_hub_reachable()):
         raise ValueError(f"{setting}: the Hub is not reachable, so nothing of {text.hub_id!r} was read")
     check_text(text, setting)
-    sample = [each[:MOST_CHARACTERS] for each in itertools.islice(documents(text, setting), SAMPLED_DOCUMENTS)]
+    sample = list(itertools.islice(documents(text, setting), SAMPLED_DOCUMENTS))
     if not sample:
         raise ValueError(f"{setting} has no document with text")
     if tokenizer is None:
         return {"first": sample[0][:SHOWN_CHARACTERS], "first_tokens": None, "tokens": None}
-    size = _text_bytes(text, setting)
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)
-    count, read = sum(len(each.ids) for each in encoded), sum(len(each.encode()) for each in sample)
+    size, encoded = _text_bytes(text, setting), _encode(text, setting, sample, tokenizer, marks)
+    count, read = sum(map(len, encoded)), sum(len(each.encode()) for each in sample)
     return {
         "first": sample[0][:SHOWN_CHARACTERS],
-        "first_tokens": tokenizer.convert_ids_to_tokens(encoded[0].ids[:SHOWN_TOKENS]),
+        "first_tokens": tokenizer.convert_ids_to_tokens(encoded[0][:SHOWN_TOKENS]),
         "tokens": None if size is None else round(size * count / read),
     }
+
+
+def _encode(text: TextConfig, setting: str, sample: list[str], tokenizer: Any, marks: str) -> list[list[int]]:
+    """Return the tokens of some documents. marks: data.document_marks."""
+    chat = chat_template_of(text, setting, tokenizer, document_marks(tokenizer, marks))
+    if chat is not None:
+        return [each.tokens for each in chat.encode(sample)]
+    return [each.ids for each in tokenizer.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)]
 
 
 def _text_bytes(text: TextConfig, setting: str) -> float | None:
@@ -89,17 +96,17 @@ def _text_bytes(text: TextConfig, setting: str) -> float | None:
         return None
     if text.source == "python_stdlib":
         return float(sum(int(str(size)) for _, size in stdlib_identity())) if text.part == "train" else None
-    sizes = [_bytes_of_file(path, text.text_field) for path in text_files(text, setting)]
+    sizes = [_bytes_of_file(path, text) for path in text_files(text, setting)]
     return None if None in sizes else float(sum(size or 0.0 for size in sizes))
 
 
-def _bytes_of_file(path: Path, text_field: str) -> float | None:
+def _bytes_of_file(path: Path, text: TextConfig) -> float | None:
     if kind_of(path) == "parquet":
-        return _bytes_of_parquet(path, text_field)
+        return None if text.messages_field is not None else _bytes_of_parquet(path, text.text_field)
     if is_streamed(path):
         return None
     size = float(path.stat().st_size)
-    return size * _share_of_text(path, text_field) if kind_of(path) == "json" else size
+    return size * _share_of_text(path, text) if kind_of(path) == "json" else size
 
 
 def _bytes_of_parquet(path: Path, text_field: str) -> float:
@@ -112,14 +119,17 @@ def _bytes_of_parquet(path: Path, text_field: str) -> float:
     return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == text_field))
 
 
-def _share_of_text(path: Path, text_field: str) -> float:
+def _share_of_text(path: Path, config: TextConfig) -> float:
     """Return which share of the first lines' bytes are text."""
+
+    read = reader_of(config)
 
     def texts() -> Iterator[tuple[int, int]]:
         with path.open("rb") as file:
             for number, line in enumerate(itertools.islice(file, SAMPLED_LINES)):
                 try:
-                    text = text_of_line(line, text_field, is_first=number == 0)
+                    row = row_of_line(line, is_first=number == 0)
+                    text = None if row is None else read(row)
                 except NoText:
                     text = None
                 yield len((text or "").encode()), len(line)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from transact.data.token_store import TokenStore
-from transact.data.training_text import TrainingOrder, TrainingStore, sequences_by_text, training_text
+from transact.data.training_text import JoinedStores, TrainingOrder, TrainingStore, sequences_by_text, training_text
 from transact.files import read_json
 from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.job import Job
@@ -75,13 +75,18 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     texts = Texts(train=train, order=order, trained=stores, evaluation=evaluation)
     if config.mode != "tokenize":
         validation = order.reserved(0, config.recover.validation_sequences)
+        if config.data.train.adaptive:
+            assert isinstance(train, JoinedStores)
+            for number, setting in enumerate(stores):
+                own = validation[train.owners(validation) == number]
+                check_has_targets(setting, train, own, "validation")
         check_has_targets("data.train", train, validation, "validation")
         check_has_targets("data.evaluation", evaluation, torch.arange(evaluation.num_sequences), "evaluation")
     job.group.on_main(lambda: _check_same_texts(job, texts))
     return texts
 
 
-def check_has_targets(setting: str, store: TokenStore, positions: torch.Tensor, use: str) -> None:
+def check_has_targets(setting: str, store: TrainingStore, positions: torch.Tensor, use: str) -> None:
     """Raise ValueError where no token of these sequences counts for a loss: it would have no mean."""
     if store.num_targets(positions) == 0:
         raise ValueError(f"{setting}: the {len(positions)} sequences of {use} hold no answer: take more of them")

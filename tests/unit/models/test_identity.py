@@ -98,9 +98,8 @@ def texts(workplace: Workplace, tmp_path: Path) -> Texts:
         tmp_path / "t", [workplace.train.read_text()], tokenizer, Packing(sequence_length=16, max_sequences=50)
     )
     store = TokenStore(tmp_path / "t")
-    return Texts(
-        train=store, order=SequenceOrder(num_sequences=store.num_sequences, num_reserved=0, seed=0), evaluation=store
-    )
+    order = SequenceOrder(num_sequences=store.num_sequences, num_reserved=0, seed=0)
+    return Texts(train=store, order=order, trained={"data.train": store}, evaluation=store)
 
 
 def shared_names(folder: Path, texts: Texts) -> list[str]:

@@ -65,6 +65,10 @@ class Batches:
         self._ahead = step, [self._micro_batch_of(positions, mean_targets) for positions in batch]
         self._seconds += time.perf_counter() - begin
 
+    def begin_anew(self, texts: Texts) -> None:
+        """Go on with the texts in another order, and forget what was read ahead."""
+        self._texts, self._ahead = texts, None
+
     def take_seconds(self) -> float:
         """Return the seconds spent on reading since the last call."""
         seconds, self._seconds = self._seconds, 0.0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from transact.data.mixture import MixtureOrder
 from transact.data.training_text import JoinedStores
 from transact.engine.engine import Engine
 from transact.stages.evaluate import mean_loss
@@ -34,10 +33,9 @@ def validation_losses(
     """Return `validation_loss`, and where weights adapt the loss on each text of the mixture, else none."""
     if not job.config.data.train.adaptive:
         return validation_loss(job, texts, engine, advance), []
-    assert isinstance(texts.order, MixtureOrder)
     losses = losses_by_text(job, texts, engine, advance)
-    counts = texts.order.reserved_of(job.config.recover.validation_sequences)
-    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts), losses
+    targets = [texts.train.num_targets(positions) for positions in _positions_by_text(job, texts)]
+    return sum(loss * count for loss, count in zip(losses, targets, strict=True)) / sum(targets), losses
 
 
 def losses_by_text(
@@ -47,10 +45,15 @@ def losses_by_text(
 
     advance: as in `mean_loss`.
     """
+    return [
+        mean_loss(engine, texts.train, positions, job.config.engine.micro_batch, job.group, advance)
+        for positions in _positions_by_text(job, texts)
+    ]
+
+
+def _positions_by_text(job: Job, texts: Texts) -> list[torch.Tensor]:
+    """Return the validation positions of each text of a mixture."""
     assert isinstance(texts.train, JoinedStores)
     positions = validation_positions(job, texts)
-    owners, micro_batch = texts.train.owners(positions), job.config.engine.micro_batch
-    return [
-        mean_loss(engine, texts.train, positions[owners == text], micro_batch, job.group, advance)
-        for text in range(len(texts.trained))
-    ]
+    owners = texts.train.owners(positions)
+    return [positions[owners == text] for text in range(len(texts.trained))]
