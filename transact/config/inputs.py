@@ -101,6 +101,9 @@ class TextConfig:
     "answers", those of the assistant's turns, the token that ends a turn included."""
     part: str = setting("train", choices=STDLIB_PARTS)
     """With source "python_stdlib": "train" or "heldout"; no file is in both."""
+    filter: str | None = setting(None, longest=LONGEST_PATH, pattern=r".+:\w+", words="FILE.py:FUNCTION")
+    """A function of yours, FILE.py:FUNCTION, which says of each document whether it stays: it is given the text, of a
+    conversation its JSON. Every rank runs it, so that it needs data.trust_code=true. null: every document stays."""
 
     def __post_init__(self) -> None:
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
@@ -194,6 +197,8 @@ class DataConfig:
     """Tokens between documents: "both" (the tokenizer's bos before and its eos after each), "begin" or "end" (one of
     them), "none". "auto": before a document what the tokenizer itself puts before a text, after it its end of text.
     That is eos, or where the chat template names eos (it ends a turn) <|endoftext|> or alike, if there is one."""
+    trust_code: bool = False
+    """Whether the functions that the `filter` of a text names may run."""
 
     def __post_init__(self) -> None:
         length = self.sequence_length

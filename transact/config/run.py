@@ -102,6 +102,9 @@ class RunConfig:
                 require(f"{name}.messages_field", field, field is None, words)
             is_chat = self.eval.chat_template
             require("eval.chat_template", is_chat, not is_chat, "mode=pretrain makes a tokenizer without one")
+        for name, text in self.texts().items():
+            runs = "it runs code of yours on every rank: allow that with data.trust_code=true"
+            require(f"{name}.filter", text.filter, text.filter is None or self.data.trust_code, runs)
         if self.data.train.adaptive:
             can_adapt = self.mode != "pretrain" and self.recover.variant is None
             of_a_run = (
@@ -161,5 +164,6 @@ FREE_SETTINGS = (
     "engine.checkpoint_every.tokens",
     "prune.method.gram_gib",
     "data.token_store",
+    "data.trust_code",
     "recover.max_skipped_steps",
 )

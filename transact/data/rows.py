@@ -19,15 +19,22 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(slots=True)
 class LeftOut:
-    """Count of the rows without text: the field is missing, null, or nothing but white space."""
+    """Count of the rows without text: the field is missing, null, or nothing but white space.
+
+    filtered: documents that a filter of the user leaves out.
+    """
 
     rows: int = 0
     first: str | None = None  # where the first of them is
+    filtered: int = 0
 
     def add(self, where: Callable[[], str]) -> None:
         """Count a row; `where` is called for the first one only."""
         self.rows += 1
         self.first = self.first or where()
+
+    def add_filtered(self) -> None:
+        self.filtered += 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from transact.config.inputs import TextConfig
 from transact.data.conversations import TOOLS_FIELD, conversation_of
+from transact.data.filters import filter_identity, kept
 from transact.data.local_files import READERS, kind_of, shuffled_documents
 from transact.data.rows import LeftOut, NoText, Source, has_words, row_of_line, text_of_row
 from transact.data.streamed_files import DAMAGES, OPENERS, open_arrow, open_csv, open_stream
@@ -357,13 +358,17 @@ _CHECKS: dict[str, Callable[[Path, TextConfig, str], None]] = {
 def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -> Iterator[str]:
     """Yield every document once, in a fixed order that mixes all files and places, without the rows that have no text.
 
-    Args:
-        left_out: counts those rows.
+    left_out: counts those rows, and what a filter leaves out.
 
     Raises:
         ValueError: a row cannot be read; the message names the file, the row and the reason.
     """
     left_out = left_out or LeftOut()
+    found = _all_documents(config, field, left_out)
+    return found if config.filter is None else kept(found, config.filter, field, left_out.add_filtered)
+
+
+def _all_documents(config: TextConfig, field: str, left_out: LeftOut) -> Iterator[str]:
     if config.source == "python_stdlib":
         return stdlib_documents(config.part)
     if config.source == "hub":
@@ -382,12 +387,14 @@ def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
 
     Local files count by path, size and time of change.
     """
+    filtered = {} if config.filter is None else {"filter": filter_identity(config.filter)}
+    whole = {"source": config.source, "order": "hashed"} | filtered
     if config.source == "python_stdlib":
-        return {"source": "python_stdlib", "part": config.part, "order": "hashed", "files": stdlib_identity()}
+        return whole | {"part": config.part, "files": stdlib_identity()}
     setting, name = config.row_field
     read = {setting: name} | ({} if config.messages_field is None else {"loss": config.loss})
     if config.source == "hub":
         names = ("hub_id", "hub_config", "hub_revision", "split")
-        return {"source": "hub", "order": "hashed"} | {name: getattr(config, name) for name in names} | read
+        return whole | {name: getattr(config, name) for name in names} | read
     files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in text_files(config, field)]
-    return {"source": "files", "order": "hashed", "files": files} | read
+    return whole | {"files": files} | read

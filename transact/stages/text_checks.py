@@ -7,6 +7,7 @@ from pathlib import Path
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require
+from transact.data.filters import predicate
 from transact.data.mixture import Dealing
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
@@ -20,6 +21,9 @@ def check_texts(config: RunConfig) -> None:
         ValueError: a file cannot be used, or a text is trained on and evaluated on.
     """
     check_adaptive(config)
+    for setting, text in config.texts().items():
+        if text.filter is not None:
+            predicate(text.filter, setting)
     trained, evaluation = config.data.training_texts(), config.data.evaluation
     for setting, text in {**trained, "data.evaluation": evaluation}.items():
         check_text(text, setting)

@@ -172,11 +172,15 @@ class StoreRequest:
                     progress=cost.advance,
                 ),
             )
-        rows, first = max(job.group.gather((left_out.rows, left_out.first or "")))  # ranks may stop before the end
+        # Ranks may stop before the end.
+        rows, first = max(job.group.gather((left_out.rows, left_out.first or "")))
+        filtered = max(job.group.gather(left_out.filtered))
         if job.group.is_main:
             around = (packing.marks or DocumentMarks()).describe(tokenizer) or "no marks around it"
             rendered = "" if packing.chat is None else ", as its chat template renders it,"
             job.say(f"{self.setting}: each document{rendered} is stored with {around} (data.document_marks)")
+            if filtered:
+                job.say(f"{self.setting}: {filtered:,} documents are left out by {self.text.filter}")
             if rows:
                 job.say(f"{self.setting}: {rows:,} rows have no text and are left out, the first: {first}")
             self._say_what_counts(folder)
@@ -185,14 +189,16 @@ class StoreRequest:
         """Raise ValueError unless every rank sees the same files with the same sizes (collective)."""
 
         def look() -> tuple[str, str]:
-            files = [each[:2] for each in text_identity(self.text, self.setting).get("files", [])]
-            return socket.gethostname(), hashlib.sha256(json.dumps(files).encode()).hexdigest()
+            identity = text_identity(self.text, self.setting)
+            seen = [each[:2] for each in identity.get("files", [])], identity.get("filter")
+            return socket.gethostname(), hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
         (main, seen), *others = self.job.group.everywhere(look)
         other = next((host for host, view in others if view != seen), None)
         if other is not None:
             raise ValueError(
-                f"{self.setting}: host {other} has files of other names or sizes than host {main}: all ranks read them"
+                f"{self.setting}: host {other} has files of other names or sizes, or another filter, than host {main}: "
+                "all ranks read them"
             )
 
     def _say_what_counts(self, folder: Path) -> None:
