@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from transact.data.order import SequenceOrder
 from transact.data.token_store import COUNTED_NAME, DOCUMENTS_NAME, TOKENS_NAME, TokenStore, write_index
+from transact.data.training_text import JoinedStores, TrainingStore
 from transact.models.loss_head import IGNORED, LossHead, LossRequest, next_token_targets
 from transact.stages.recover.batches import Batches, MicroBatch
 
@@ -34,8 +36,17 @@ def store_in(folder: Path, *, has_counted: bool = True, share: float | None = No
     return TokenStore(folder)
 
 
-def micro_batches_of(store: TokenStore, rank: int, ranks: int, size: int, step: int) -> list[MicroBatch]:
-    order = SequenceOrder(num_sequences=SEQUENCES, num_reserved=4, seed=0)
+def mixed_in(folder: Path) -> JoinedStores:
+    """Sequences of which some tokens count, and others of which all do."""
+    return JoinedStores({"chat": store_in(folder / "chat"), "plain": store_in(folder / "plain", has_counted=False)})
+
+
+def order_of(store: TrainingStore) -> SequenceOrder:
+    return SequenceOrder(num_sequences=store.num_sequences, num_reserved=4, seed=0)
+
+
+def micro_batches_of(store: TrainingStore, rank: int, ranks: int, size: int, step: int) -> list[MicroBatch]:
+    order = order_of(store)
     group: Any = SimpleNamespace(rank=rank, world_size=ranks, device=torch.device("cpu"))
     config: Any = SimpleNamespace(recover=SimpleNamespace(batch=BATCH), engine=SimpleNamespace(micro_batch=size))
     texts: Any = SimpleNamespace(train=store, order=order)
@@ -50,11 +61,13 @@ def head_and_hidden() -> tuple[LossHead, torch.Tensor]:
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 8), (1, 2), (2, 1), (4, 2), (8, 1)])
 @pytest.mark.parametrize("step", [0, 1])
-def test_every_division_of_a_batch_has_its_mean_and_gradients(ranks: int, size: int, step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_store", [lambda folder: store_in(folder / "s"), mixed_in], ids=["chat", "mixture"])
+def test_every_division_of_a_batch_has_its_mean_and_gradients(
+    make_store: Callable[[Path], TrainingStore], ranks: int, size: int, step: int, tmp_path: Path
+) -> None:
     """The mean of what every micro-batch computes, as gradients are accumulated and averaged over ranks."""
-    store, (head, hidden) = store_in(tmp_path / "s"), head_and_hidden()
-    order = SequenceOrder(num_sequences=SEQUENCES, num_reserved=4, seed=0)
-    positions = order.trainable(step * BATCH, BATCH)
+    store, (head, hidden) = make_store(tmp_path), head_and_hidden()
+    positions = order_of(store).trainable(step * BATCH, BATCH)
     tokens, counted = store.sequences(positions), store.counted(positions)
     assert counted is not None
     targets = tokens.clone().masked_fill(~counted, -100)[:, 1:].flatten()

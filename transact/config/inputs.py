@@ -135,7 +135,7 @@ ENDS = ("repeat", "stop")
 class SourceConfig(TextConfig):
     """One text of a mixture."""
 
-    weight: float = setting(above=0, at_most=1e9)
+    weight: float = setting(at_least=1e-9, at_most=1e9)
     """Its share of the tokens, over the sum of all weights; kept to less than two sequences in any part of the training
     and of the calibration text."""
     at_end: str = setting("repeat", choices=ENDS)
@@ -157,24 +157,22 @@ class TrainTextConfig(TextConfig):
     """Whether the weights of a mixture follow the losses: after every validation a text whose loss is further above the
     parent's gets more of the tokens that follow."""
 
+    def by_name(self) -> dict[str, SourceConfig]:
+        """Return the sources in the order of their names: what is dealt does not depend on how they are written."""
+        return dict(sorted(self.sources.items()))
+
     def __post_init__(self) -> None:
-        TextConfig.__post_init__(self)
         is_mixture, names = self.source == MIXTURE, list(self.sources)
+        of_sources = "with data.train.source=mixture each of data.train.sources has its own"
+        for name, unused in (("files", []), ("messages_field", None), ("loss", "all"), ("filter", None)):
+            value = getattr(self, name)
+            require(f"data.train.{name}", value, not is_mixture or value == unused, of_sources)
+        TextConfig.__post_init__(self)
         require("data.train.sources", names, is_mixture or not names, "only data.train.source=mixture has some")
         require("data.train.sources", names, not is_mixture or bool(names), "a mixture has at least one")
-        field, of_sources = self.messages_field, "each of data.train.sources has its own"
-        require("data.train.messages_field", field, not is_mixture or field is None, of_sources)
         can_adapt = len(names) > 1 and all(source.at_end == "repeat" for source in self.sources.values())
         needed = "it needs data.train.source=mixture with several texts, none of them with at_end: stop"
         require("data.train.adaptive", self.adaptive, can_adapt or not self.adaptive, needed)
-
-    @property
-    def of_what(self) -> str:
-        """What is said behind the name of a figure that is not of all tokens."""
-        if self.source != MIXTURE:
-            return " of the answers" if self.loss == "answers" else ""
-        of_answers = [name for name, source in self.sources.items() if source.loss == "answers"]
-        return f" (of {', '.join(of_answers)} that of the answers)" if of_answers else ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -208,4 +206,4 @@ class DataConfig:
         """Return setting -> text: of the training text, or of each source of a mixture."""
         if self.train.source != MIXTURE:
             return {"data.train": self.train}
-        return {f"data.train.sources.{name}": source for name, source in self.train.sources.items()}
+        return {f"data.train.sources.{name}": source for name, source in self.train.by_name().items()}

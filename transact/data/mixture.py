@@ -29,7 +29,7 @@ class Source:
     repeats: bool = True
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def dealing(weights: tuple[float, ...]) -> torch.Tensor:
     """Return (BLOCK,) the number of the source of each sequence.
 
@@ -68,12 +68,14 @@ def adapted_weights(weights: Sequence[float], losses: Sequence[float], reference
     """Return the weights after a validation, with a sum of 1: a text further above its reference gets more tokens.
 
     Each weight is multiplied by exp(max(loss - reference, 0)): dynamic batch loading of Sheared LLaMA (arXiv
-    2310.06694, algorithm 1). losses, reference: in nats per token.
+    2310.06694, algorithm 1). None falls below one sequence of a block, from where it could not come back. losses,
+    reference: in nats per token.
     """
     excess = [max(loss - own, 0.0) for loss, own in zip(losses, reference, strict=True)]
     # Less the largest, which the sum takes away again, so that nothing overflows.
     raised = [weight * math.exp(each - max(excess)) for weight, each in zip(weights, excess, strict=True)]
-    return [each / sum(raised) for each in raised]
+    kept = [max(each / sum(raised), 1 / BLOCK) for each in raised]
+    return [each / sum(kept) for each in kept]
 
 
 class Dealing:

@@ -293,7 +293,7 @@ def _check_json(path: Path, config: TextConfig, field: str) -> None:
         text = None if row is None else reader_of(config)(row)
     except NoText as error:
         raise ValueError(f"{field}.files: {str(path)!r} {error}, in line 1") from None
-    if text is None:
+    if text is None and config.row_field[1] not in (row or ()):  # a row without words is counted when it is read
         raise _no_such_field(path, config, field, [*(row or ())])
 
 

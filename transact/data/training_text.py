@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from transact.config.inputs import DataConfig
+from transact.config.pruning import RESERVED_SPREAD
 from transact.data.mixture import Dealing, MixtureOrder, Source
 from transact.data.order import SequenceOrder
 from transact.data.token_store import TokenStore
@@ -74,19 +75,22 @@ def _digest(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def sequences_by_text(data: DataConfig, count: int) -> dict[str, int]:
+def sequences_by_text(data: DataConfig, count: int, num_reserved: int) -> dict[str, int]:
     """Return how many sequences of each text are wanted, by its setting, so that all together have `count`.
 
-    Where one stops at its end, each of the others may have to stand in for it. Where weights adapt, each text has twice
-    what its first weight asks for, and is used again beyond that.
+    Each has at least those that its reserved sequences are drawn from, however few are trained on. Where one stops at
+    its end, each of the others may have to stand in for it. Where weights adapt, each text has twice what its first
+    weight asks for, and is used again beyond that.
     """
-    texts, sources = data.training_texts(), data.train.sources.values()
+    texts, sources = data.training_texts(), data.train.by_name().values()
     if not sources or any(source.at_end == "stop" for source in sources):
         return dict.fromkeys(texts, count)
     # The reserved sequences and the others are dealt apart, each part with less than one sequence too many.
-    counts = Dealing(tuple(source.weight for source in sources)).counts(count) + 2
+    dealing = Dealing(tuple(source.weight for source in sources))
+    counts = dealing.counts(count) + 2
     if data.train.adaptive:
         counts = (2 * counts).clamp(max=count)
+    counts = torch.maximum(counts, RESERVED_SPREAD * dealing.counts(num_reserved))
     return dict(zip(texts, counts.tolist(), strict=True))
 
 
@@ -103,7 +107,7 @@ def training_text(
     Raises:
         ValueError: a source of a mixture has nothing left to train on.
     """
-    sources = list(data.train.sources.values())
+    sources = list(data.train.by_name().values())
     if not sources:
         (store,) = stores.values()
         return store, SequenceOrder(num_sequences=store.num_sequences, num_reserved=num_reserved, seed=seed)

@@ -18,8 +18,8 @@ from transact.data.text import check_text, documents, reader_of, stdlib_identity
 from transact.data.training_text import sequences_by_text
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
-from transact.rounds import text_sequences
-from transact.stages.text_checks import check_held_out
+from transact.rounds import reserved_sequences, text_sequences
+from transact.stages.text_checks import check_adaptive, check_apart
 
 SAMPLED_DOCUMENTS, SAMPLED_LINES = 32, 200
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
@@ -35,26 +35,34 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
         trained: tokens of recovery.
     """
     config = replace(config, data=replace(config.data, sequence_length=sequence_length))
-    tokenizer, problems, found = None, list[str](), {}
+    tokenizer, problems = None, list[str]()
+    found: dict[str, dict[str, Any]] = {}
     if is_at_hand(config.model):
         try:
             tokenizer = load_tokenizer(Path(config.model.path or ""))
         except ValueError as error:
             problems.append(str(error))
-    wanted = sequences_by_text(config.data, text_sequences(config, trained))
+    wanted = sequences_by_text(config.data, text_sequences(config, trained), reserved_sequences(config))
     wanted["data.evaluation"] = config.data.evaluation_sequences
     wanted |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
-    trained_texts = config.data.training_texts()
-    # The held-out text first: training texts are compared with it.
-    for setting, text in {"data.evaluation": config.data.evaluation, **config.texts()}.items():
+    # How often a text is used does not follow from what is tokenised of it where others may stand in for it.
+    sources, is_adaptive = config.data.train.sources.values(), config.data.train.adaptive
+    is_fixed = not is_adaptive and all(source.at_end == "repeat" for source in sources)
+    apart = {**config.data.training_texts(), "data.evaluation": config.data.evaluation}
+    for setting, text in config.texts().items():
         try:
             sample = _sample(text, setting, tokenizer, config.data.document_marks)
-            if setting in trained_texts and "data.evaluation" in found:
-                check_held_out(text, setting, config.data.evaluation)
+            for other in [name for name in found if name in apart and setting in apart]:
+                check_apart(apart[other], other, text, setting)
         except ValueError as error:
             problems.append(str(error))
         else:
-            found[setting] = sample | {"wanted_tokens": wanted[setting] * sequence_length}
+            amount = {"wanted_tokens": wanted[setting] * sequence_length, "repeats_if_short": is_fixed}
+            found[setting] = sample | amount
+    try:
+        check_adaptive(config)
+    except ValueError as error:
+        problems.append(str(error))
     return {"texts": found, "problems": problems}
 
 

@@ -173,7 +173,11 @@ def _amount(sample: dict[str, Any]) -> str:
     wanted, there = sample["wanted_tokens"], sample["tokens"]
     if there is None:
         return f"up to {wanted:,} tokens are wanted"
-    often = f", so that each is used about {wanted / there:.1f} times" if wanted > there else ""
+    often = (
+        f", so that each is used about {wanted / there:.1f} times"
+        if wanted > there and sample["repeats_if_short"]
+        else ""
+    )
     return f"about {there:,} tokens by its size, up to {wanted:,} are wanted{often}"
 
 

@@ -257,7 +257,7 @@ def _metadata(summary: dict[str, Any], config: RunConfig, licence: Licence, expo
         **licence.metadata,
         base_model=parent,
         base_model_relation=None if parent is None else "finetune",
-        datasets=sorted(text.hub_id for text in trained if text.source == "hub" and text.hub_id) or None,
+        datasets=sorted({text.hub_id for text in trained if text.source == "hub" and text.hub_id}) or None,
         language=list(licence.languages) or None,
         tags=[*kinds, *(["pruned"] if is_pruned else []), "transact"],
         model_name=summary["name"],

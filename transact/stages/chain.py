@@ -25,6 +25,7 @@ from transact.stages.initialise import initialise
 from transact.stages.job import Job, StageUndone
 from transact.stages.overlap import measure_overlap
 from transact.stages.parent import Record, began_with, judge_folder, judge_weights, pinned, recognise
+from transact.stages.recover.adaptive import mixture_before
 from transact.stages.recover.checkpoints import clear_checkpoints
 from transact.stages.recover.loop import recover
 from transact.stages.select import select
@@ -67,8 +68,11 @@ def prepare(job: Job) -> Prepared | None:
     job.group.everywhere(lambda: _check_same_dimensions(job, parent))
     texts = prepare_texts(job, parent)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
-    further = {f"eval.texts.{name}": store for name, store in texts.further.items()}
-    overlap = measure_overlap(job, {"data.evaluation": texts.evaluation, **further}, texts.trained)
+    held_out = {"data.evaluation": texts.evaluation}
+    held_out |= {f"eval.texts.{name}": store for name, store in texts.further.items()}
+    # Not of chats: what a template writes into each of them is no text that was trained on.
+    plain = {name: store for name, store in held_out.items() if job.config.texts()[name].messages_field is None}
+    overlap = measure_overlap(job, plain, texts.trained)
     texts = replace(texts, overlap=overlap)
     return Prepared(parent=parent, record=record, texts=texts)
 
@@ -294,13 +298,14 @@ def recover_stage(
 
     look: as in `recover`.
     """
-    output = job.round(each.number).recovered
+    output, is_adaptive = job.round(each.number).recovered, job.config.data.train.adaptive
+    before = mixture_before(job, each.number) if is_adaptive else None
     job.stage(
         Stage("recover", each.number),
         output,
         lambda: recover(job, texts, each, teacher, start, output, look),
-        reads=[start],
-        also=[job.round(each.number).mixture] if job.config.data.train.adaptive else [],
+        reads=[start, *([before] if before else [])],
+        also=[job.round(each.number).mixture] if is_adaptive else [],
         scratch=[job.path(CHECKPOINTS)],
     )
     clear_checkpoints(job, each)

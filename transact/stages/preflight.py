@@ -146,7 +146,8 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     if config.recover.variant is not None and not has_cut(config):
         find_cut(config, found)
     check_texts(config)
-    check_adapters(config.recover)
+    if config.mode != "tokenize" and config.recover.tokens:
+        check_adapters(config.recover)
     check_evaluation(config.eval)
     check_hub_texts(config)
     check_push_to_hub(config)

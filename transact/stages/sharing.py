@@ -177,9 +177,11 @@ def gram_identity(config: RunConfig, texts: Texts, parent: Identity) -> dict[str
 
     parent: as in `evaluation_identity`.
     """
+    weights = {name: source.weight for name, source in config.data.train.sources.items()}
     return {
         "parent": parent,
         "text": texts.train.name,
+        **({"weights": weights} if weights else {}),  # which say what of the text is reserved
         "seed": config.seed,
         "first": config.recover.validation_sequences,
         "sequences": config.prune.calibration_sequences,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from transact.config.inputs import TextConfig
 from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
@@ -22,6 +23,8 @@ from transact.tracking.progress import Progress
 from transact.tracking.result_table import COUNTS, score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
+# Settings of a text that older runs have not recorded, and what these did: a finished run stays finished.
+LATER_SETTINGS = {"messages_field": None, "loss": "all", "filter": None}
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -98,16 +101,20 @@ def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], ou
 def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
     """Return the settings that comparison.json depends on."""
     return {
-        "texts": {name: asdict(text) for name, text in config.texts.items()},
+        "texts": {name: _settings_of_text(text) for name, text in config.texts.items()},
         "text_sequences": config.text_sequences,
         "tasks": dict(config.tasks),
         "task_folders": list(config.task_folders),
         "task_limit": config.task_limit,
         "task_context": config.task_context,
-        **(
-            {"chat_template": True} if config.chat_template else {}
-        ),  # absent in runs from before there was this setting
+        **({"chat_template": True} if config.chat_template else {}),  # as `LATER_SETTINGS`
     }
+
+
+def _settings_of_text(text: TextConfig) -> dict[str, Any]:
+    """Return the settings of a text, as a finished run recorded them that is asked for more."""
+    settings = asdict(text)
+    return {name: value for name, value in settings.items() if LATER_SETTINGS.get(name, MISSING) != value}
 
 
 class _Turns:

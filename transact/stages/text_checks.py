@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from transact.config.inputs import TextConfig
@@ -29,14 +30,16 @@ def check_texts(config: RunConfig) -> None:
         check_text(text, setting)
     if not (Path(config.output_dir) / "config.yaml").is_file():  # a run that exists continues as it began
         for setting, text in trained.items():
-            check_held_out(text, setting, evaluation)
+            check_apart(text, setting, evaluation, "data.evaluation")
+        for (one, first), (other, second) in itertools.combinations(trained.items(), 2):
+            check_apart(first, one, second, other)
 
 
 def check_adaptive(config: RunConfig) -> None:
     """Raise ValueError unless every text of a mixture with weights that adapt has a validation sequence."""
     if not config.data.train.adaptive:
         return
-    sources = config.data.train.sources
+    sources = config.data.train.by_name()
     counts = Dealing(tuple(each.weight for each in sources.values())).counts(config.recover.validation_sequences)
     for name, count in zip(sources, counts.tolist(), strict=True):
         few = f"data.train.sources.{name} has none of them by its weight, so that its loss is not known"
@@ -64,26 +67,26 @@ def check_hub_texts(config: RunConfig) -> None:
                 raise
 
 
-def check_held_out(text: TextConfig, setting: str, evaluation: TextConfig) -> None:
-    """Check that a training text is not evaluated on, as far as names and the contents of files show.
+def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting: str) -> None:
+    """Check that two texts are not the same, as far as names and the contents of files show.
 
-    Documents are compared later.
+    What is held out, or reserved of one text of a mixture, must not be trained on. Documents are compared later.
 
     Raises:
-        ValueError: it is.
+        ValueError: they are, or share a file.
     """
-    if text.source != "files" or evaluation.source != "files":
-        if _name(text) == _name(evaluation):
-            raise ValueError(f"data.evaluation is the text of {setting}: nothing of it is held out")
+    if text.source != "files" or other.source != "files":
+        if _name(text) == _name(other):
+            raise ValueError(f"{other_setting} is the text of {setting}: nothing of it is held out")
         return
-    trained: dict[int, list[Path]] = {}
+    sizes: dict[int, list[Path]] = {}
     for path in text_files(text, setting):
-        trained.setdefault(path.stat().st_size, []).append(path)
-    for path in text_files(evaluation, "data.evaluation"):
-        for other in trained.get(path.stat().st_size, []):
-            if is_same_content(path, other):
-                also = "" if other == path else f" as {str(other)!r}"
-                raise ValueError(f"data.evaluation.files: {str(path)!r} is trained on too{also} ({setting}.files)")
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    for path in text_files(other, other_setting):
+        for same in sizes.get(path.stat().st_size, []):
+            if is_same_content(path, same):
+                also = "" if same == path else f" as {str(same)!r}"
+                raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
 
 
 def _name(text: TextConfig) -> tuple[str | None, ...]:

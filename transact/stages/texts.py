@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
     held_out, wanted = (
         evaluation.documents(),
-        sequences_by_text(config.data, text_sequences(config, job.outline.tokens)),
+        sequences_by_text(config.data, text_sequences(config, job.outline.tokens), reserved),
     )
     stores = {
         setting: open_store(job, setting, text, model_folder, wanted[setting], held_out=held_out)
@@ -72,6 +73,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
                 f"{setting} has {used / passes * train.sequence_length:,.0f} tokens for recovery, "
                 f"{used * train.sequence_length:,} are asked for: each is used {passes:.1f} times"
             )
+    _tell_shared_documents(job, stores)
     texts = Texts(train=train, order=order, trained=stores, evaluation=evaluation)
     if config.mode != "tokenize":
         validation = order.reserved(0, config.recover.validation_sequences)
@@ -84,6 +86,19 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
         check_has_targets("data.evaluation", evaluation, torch.arange(evaluation.num_sequences), "evaluation")
     job.group.on_main(lambda: _check_same_texts(job, texts))
     return texts
+
+
+def _tell_shared_documents(job: Job, stores: Mapping[str, TokenStore]) -> None:
+    """Say where texts of a mixture have documents in common: what one reserves the other may train on."""
+    if not job.group.is_main:
+        return
+    for (one, first), (other, second) in itertools.combinations(stores.items(), 2):
+        shared = trained_on(second, first)
+        if shared:
+            job.say(
+                f"warning: {shared:,} documents of {other} stand in {one} too: what is reserved of one, for validation "
+                "and calibration, may be trained on as a part of the other"
+            )
 
 
 def check_has_targets(setting: str, store: TrainingStore, positions: torch.Tensor, use: str) -> None:
@@ -134,7 +149,7 @@ def mixture_figures(texts: Texts, sequences: int) -> dict[str, float]:
     """
     if len(texts.trained) == 1:
         return {}
-    names = [setting.rpartition(".")[2] for setting in texts.trained]
+    names = [setting.removeprefix("data.train.sources.") for setting in texts.trained]
     used, passes = texts.order.used(sequences), texts.order.passes(sequences)
     shares = {f"data/share/{name}": count / sequences for name, count in zip(names, used, strict=True)}
     return shares | {f"data/passes/{name}": count for name, count in zip(names, passes, strict=True)}

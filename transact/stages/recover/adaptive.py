@@ -48,10 +48,16 @@ class AdaptiveMixture:
         return weights
 
 
+def mixture_before(job: Job, number: int) -> Path | None:
+    """Return the file that the last recovery before a round left, None for the first one."""
+    earlier = [each.number for each in job.outline.rounds if each.number < number and each.tokens]
+    return job.round(earlier[-1]).mixture if earlier else None
+
+
 def begin_adaptive(job: Job, texts: Texts, round_: Round, parent: Path) -> AdaptiveMixture:
-    """Return the mixture as the round before left it, or measure the parent for the first one (collective)."""
-    before = job.round(round_.number - 1).mixture
-    if job.group.on_main(before.is_file):
+    """Return the mixture as the recovery before left it, or measure the parent for the first one (collective)."""
+    before = mixture_before(job, round_.number)
+    if before is not None:
         return AdaptiveMixture.from_dict(job.group.on_main(lambda: read_json(before)))
     size = job.config.recover.validation_sequences * texts.train.sequence_length
     with job.borrow(parent) as engine, job.progress("validate the parent", size, share=(0.0, 0.0)) as bar:

@@ -80,7 +80,8 @@ class Batches:
         return MicroBatch(
             tokens=self._on_device(store.sequences(positions)),
             counted=None if counted is None else self._on_device(counted),
-            weight=1.0 if counted is None else store.num_targets(positions) / max(1.0, mean_targets),
+            # Exactly 1 where all tokens count, which of a mixture a micro-batch alone does not tell.
+            weight=store.num_targets(positions) / (mean_targets or 1.0),
         )
 
     def _on_device(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -183,10 +183,10 @@ class Recovery:
             self._save_and_stop()
         self.position.validated_step = step
         self._log_validation(loss, step)
-        if by_text:
-            self._adapt(by_text, step)
         if has_risen(self.position.best_loss, loss):
             self._lower_rate(loss, step)
+        elif by_text:  # not after a rise, whose weights are given up
+            self._adapt(by_text, step)
         if loss < self.position.best_loss:
             self.position.best_loss, self.position.best_step = loss, step
             self.best = self.engine.snapshot()
@@ -196,7 +196,7 @@ class Recovery:
         assert self.position.mixture is not None
         mixture = AdaptiveMixture.from_dict(self.position.mixture)
         first = self.round.first_sequence + step * self.job.config.recover.batch
-        sources = self.job.config.data.train.sources
+        sources = self.job.config.data.train.by_name()
         weights = mixture.adapt(first, losses, [each.weight for each in sources.values()])
         self.position.mixture = mixture.to_dict()
         self.texts = mixture.applied(self.texts_as_asked)
