@@ -68,5 +68,5 @@ def test_weights_that_adapt_need_a_loss_of_every_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["loss=answers", "+messages_field=messages", "files=[a.txt]"])
 def test_a_mixture_has_no_text_of_its_own(tmp_path: Path, setting: str) -> None:
     plus, name = ("+", setting[1:]) if setting[0] == "+" else ("", setting)
-    with pytest.raises(ValueError, match="each of data.train.sources has its own"):
+    with pytest.raises(ValueError, match=r"each of data\.train\.sources has its own"):
         mixture(tmp_path, ("a", "one.txt", "weight: 1"), overrides=(f"{plus}data.train.{name}",))
