@@ -130,6 +130,17 @@ def test_a_sweep_shares_nothing_of_a_parent_that_was_replaced(
     assert not set(before) & set(shared_names(model, texts))
 
 
+def test_a_sweep_shares_no_calibration_between_weights_of_a_mixture(workplace: Workplace, texts: Texts) -> None:
+    """They say which sequences are reserved, where the stores are the same."""
+
+    def gram(weight: int) -> str:
+        source = f"{{source: python_stdlib, weight: {weight}}}"
+        overrides = ["name=any", "data=mixture", f"+data.train.sources.a={source}"]
+        return json.dumps(gram_identity(compose_config(overrides), texts, identity_of(workplace.model)))
+
+    assert gram(1) == gram(1) != gram(3)
+
+
 def test_a_single_byte_between_the_samples_is_told_by_the_whole_digest_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(8_000_000, dtype=torch.uint8)}, path)
