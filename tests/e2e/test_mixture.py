@@ -30,7 +30,7 @@ def mixed(workplace: Workplace, name: str, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(workplace: Workplace) -> Path:
-    ended = transact(mixed(workplace, "mixed"))
+    ended = transact(mixed(workplace, "mixed"), ranks=2)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return workplace.folder / "mixed"
 

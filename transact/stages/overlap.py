@@ -1,8 +1,9 @@
-"""Held-out texts beside the training text: how much of each is trained on, measured once for each pair of stores."""
+"""Held-out texts beside the training text: how much of each is trained on, measured once for each."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from transact.data.overlap import TOLD_SHARE, WINDOW, Windows
 from transact.data.token_store import TokenStore
 from transact.files import read_json, write_json
 from transact.stages.job import Job
+
+TURNS = 50  # parts of a store, after each of which a job may be stopped
 
 
 def measure_overlap(
@@ -41,11 +44,13 @@ def _share(job: Job, setting: str, store: TokenStore, trained: Mapping[str, Toke
     if known is not None:
         return known
     found, tokens = Windows(store), sum(each.num_sequences * each.sequence_length for each in trained.values())
-    rank, ranks = job.group.rank, job.group.world_size
+    ranks, parts = job.group.world_size, TURNS * job.group.world_size
     with job.progress(f"look for {setting} in the training text", tokens, in_step=False) as bar:
-        for each in trained.values():
-            own = range(each.num_sequences * rank // ranks, each.num_sequences * (rank + 1) // ranks)
+        for each, turn in itertools.product(trained.values(), range(TURNS)):
+            part = turn * ranks + job.group.rank
+            own = range(each.num_sequences * part // parts, each.num_sequences * (part + 1) // parts)
             found.look_in(each, own, lambda count: bar.advance(count * ranks))
+            job.group.turn()
     job.group.sum(found.found)
     share = found.share()
     job.group.on_main(lambda: write_json(cached, names | {"share": share}))
