@@ -104,7 +104,11 @@ def _searching(folder: Path) -> tuple[int, float]:
         selection = random_selection(parent, head_dim=geometry.head_dim, intermediate_size=geometry.intermediate_size)
         job: Any = SimpleNamespace(config=config, group=group)
         tokens = torch.randint(0, geometry.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0))
-        store: Any = SimpleNamespace(sequences=lambda positions: tokens[positions])
+        store: Any = SimpleNamespace(
+            sequences=lambda positions: tokens[positions],
+            counted=lambda positions: None,
+            num_targets=lambda positions: len(positions) * 63,
+        )
         positions = torch.arange(8)
 
         @torch.no_grad()

@@ -64,6 +64,7 @@ OWN_KEYS: dict[str, dict[str, Any]] = {
         "texts": {"law.v-2": {"source": "files", "files": ["a b.txt"]}},
     },
     "launch": {"transport": {"NCCL_DEBUG": "INFO"}, "options": {"mail-type": "END"}},
+    "data": {"train.sources": {"law.v-2": {"source": "files", "files": ["a b.txt"], "weight": 1.0}}},
 }
 
 
@@ -78,7 +79,9 @@ def test_every_dictionary_takes_keys_of_the_users() -> None:
         "launch=slurm",
         *overrides_of({"eval": {"tasks": {"arc_easy": 1, "piqa": 2}}}),
     ]
+    first += ["data.train.source=mixture", "data.evaluation.source=python_stdlib"]
     config = to_dictionary(compose_config([*first, *overrides_of(OWN_KEYS)]))
+    assert config["data"]["train"]["sources"]["law.v-2"]["files"] == ["a b.txt"]
     assert config["eval"]["tasks"] == {**OWN_KEYS["eval"]["tasks"], "piqa": 2}
     assert config["eval"]["texts"]["law.v-2"]["files"] == ["a b.txt"]
     for group, name in (("engine", "deepspeed"), ("launch", "transport"), ("launch", "options")):

@@ -70,8 +70,8 @@ def test_adaptive_weights_follow_the_losses_and_survive_a_kill(workplace: Workpl
     assert first["reference"] == second["reference"] and second["changes"][: len(first["changes"])] == first["changes"]
     rows = read_metrics(folder / "metrics.jsonl")
     losses = {name: dict(series(rows, "tokens", f"data/validation_loss/{name}")) for name in ("short", "long")}
-    before = [0.25, 0.75]
+    before = [0.75, 0.25]  # by the names of the texts
     for (sequence, weights), tokens in zip(second["changes"], losses["short"], strict=True):
         assert sequence * 64 == tokens
-        before = adapted_weights(before, [losses[name][tokens] for name in ("short", "long")], first["reference"])
+        before = adapted_weights(before, [losses[name][tokens] for name in ("long", "short")], first["reference"])
         assert weights == pytest.approx(before)

@@ -95,8 +95,8 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
         )
     pruned = _pruned(folder, record, result["pruned"]["perplexity"])
     parent, parent_missing = _parent(folder, result["dense"]["perplexity"])
-    evaluation = _store(config, record, "data.evaluation", token_store)
     trained = {name: _store(config, record, name, token_store) for name in config.data.training_texts()}
+    evaluation = _store(config, record, "data.evaluation", token_store)
     train, order = training_text(config.data, trained, reserved_sequences(config), config.seed)
     count = evaluation.num_sequences
     if sequences is not None and not 1 <= sequences <= count:
