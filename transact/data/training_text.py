@@ -52,19 +52,24 @@ class JoinedStores:
 
     def _parts(self, positions: torch.Tensor) -> Iterator[tuple[TokenStore, torch.Tensor, torch.Tensor]]:
         """Yield each store that has some of the positions, which of them it has, and where they are in it."""
-        owners = self.owners(positions)
+        owners = self._owners(positions)
         for number, store in enumerate(self._stores):
             chosen = owners == number
             if chosen.any():
                 yield store, chosen, positions[chosen] - (self._ends[number] - store.num_sequences)
 
-    def owners(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the number of the store of each position: (sequences,)."""
-        return torch.searchsorted(self._ends, positions, right=True)
+    def by_store(self, positions: torch.Tensor) -> list[torch.Tensor]:
+        """Return the positions that are in each store."""
+        owners = self._owners(positions)
+        return [positions[owners == number] for number in range(len(self._stores))]
 
     def documents(self) -> set[int]:
         """Return the hashes of all documents that the stores hold a part of."""
         return set().union(*(store.documents() for store in self._stores))
+
+    def _owners(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the number of the store of each position: (sequences,)."""
+        return torch.searchsorted(self._ends, positions, right=True)
 
 
 TrainingStore = TokenStore | JoinedStores

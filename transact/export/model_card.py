@@ -14,7 +14,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from transact.config.inputs import TextConfig
-from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
@@ -342,7 +341,10 @@ def _capital(text: str) -> str:
 
 def _how(summary: dict[str, Any], config: RunConfig) -> str:
     """Describe how units were chosen and what was trained."""
-    method, recover = config.prune.method, config.recover
+    method, recover, adapters = config.prune.method, config.recover, ""
+    if recover.method == "lora" and recover.tokens:
+        size = f"rank {recover.lora.rank}, alpha {recover.lora.alpha:g}"
+        adapters = f", by low-rank adapters (LoRA, {size}) that are merged into the weights"
     tokens = sum(each["tokens"] for each in summary["rounds"])
     attention = {
         "pairs": f"rotary pairs of queries and keys by `{method.pair_score}`, values by `{method.values}`",
@@ -352,16 +354,8 @@ def _how(summary: dict[str, Any], config: RunConfig) -> str:
     return (
         f"Chosen on {config.prune.calibration_sequences} calibration sequences of {config.data.sequence_length} "
         f"tokens: {attention}, MLP channels by `{method.channels}`; refit of the output projections: `{method.refit}`. "
-        f"Recovered on {tokens:,} tokens with the objective `{recover.objective}`{_adapters(recover)}."
+        f"Recovered on {tokens:,} tokens with the objective `{recover.objective}`{adapters}."
     )
-
-
-def _adapters(recover: RecoverConfig) -> str:
-    """Say that low-rank adapters were trained; empty where all weights were."""
-    lora = recover.lora
-    if recover.method == "full" or not recover.tokens:
-        return ""
-    return f", by low-rank adapters (LoRA, rank {lora.rank}, alpha {lora.alpha:g}) that are merged into the weights"
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:

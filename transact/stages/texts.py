@@ -45,10 +45,8 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     trained = job.outline.tokens // config.data.sequence_length
     asked = config.data.evaluation_sequences
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
-    held_out, wanted = (
-        evaluation.documents(),
-        sequences_by_text(config.data, text_sequences(config, job.outline.tokens), reserved),
-    )
+    held_out = evaluation.documents()
+    wanted = sequences_by_text(config.data, text_sequences(config, job.outline.tokens), reserved)
     stores = {
         setting: open_store(job, setting, text, model_folder, wanted[setting], held_out=held_out)
         for setting, text in config.data.training_texts().items()
@@ -79,8 +77,7 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
         validation = order.reserved(0, config.recover.validation_sequences)
         if config.data.train.adaptive:
             assert isinstance(train, JoinedStores)
-            for number, setting in enumerate(stores):
-                own = validation[train.owners(validation) == number]
+            for setting, own in zip(stores, train.by_store(validation), strict=True):
                 check_has_targets(setting, train, own, "validation")
         check_has_targets("data.train", train, validation, "validation")
         check_has_targets("data.evaluation", evaluation, torch.arange(evaluation.num_sequences), "evaluation")

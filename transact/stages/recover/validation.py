@@ -54,6 +54,4 @@ def losses_by_text(
 def _positions_by_text(job: Job, texts: Texts) -> list[torch.Tensor]:
     """Return the validation positions of each text of a mixture."""
     assert isinstance(texts.train, JoinedStores)
-    positions = validation_positions(job, texts)
-    owners = texts.train.owners(positions)
-    return [positions[owners == text] for text in range(len(texts.trained))]
+    return texts.train.by_store(validation_positions(job, texts))
