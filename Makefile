@@ -23,7 +23,7 @@ SETUP := $(if $(RUN),$(VENV)/ready,)
 INSTALL := $(VENV)/bin/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test runtimes test-runtimes test-cluster test-gguf test-report lint check bench bench-quality \
+.PHONY: help demo test runtimes test-runtimes test-nightly test-cluster test-gguf test-report lint check bench bench-quality \
 	bench-faults bench-efficiency bench-memory bench-real bench-tokenizing bench-data ablations gpu-check gpu-wheels docs clean
 
 help: ## list the commands
@@ -67,10 +67,18 @@ RUNTIMES := $(patsubst .ci/constraints/runtimes/%.txt,.cache/runtimes/%/ready,$(
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
+# What CI installs: within 12 minutes with the tests. The others are of `test-nightly`.
+QUICK_RUNTIMES := $(patsubst %,.cache/runtimes/%/ready,vllm llama_cpp mlx)
+
 runtimes: $(RUNTIMES) ## vLLM, llama.cpp, mlx-lm, ExecuTorch, ONNX Runtime GenAI, llm-compressor for CPUs, each in its environment: 8 GB, minutes
 
-test-runtimes: $(SETUP) $(RUNTIMES) ## exports in all software that serves them, against transformers: five minutes
-	TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest -m runtimes --numprocesses 2 --dist loadfile tests/runtimes
+RUNTIME_TESTS = TRANSACT_TESTS_NEED_RUNTIMES=1 $(PYTHON_RUN) -m pytest --numprocesses 2 --dist loadfile tests/runtimes
+
+test-runtimes: $(SETUP) $(QUICK_RUNTIMES) ## exports in vLLM, llama.cpp and mlx-lm, against transformers: five minutes
+	$(RUNTIME_TESTS) -m 'runtimes and not nightly'
+
+test-nightly: $(SETUP) $(RUNTIMES) ## the same in ExecuTorch and ONNX Runtime GenAI, and variants of llm-compressor: a quarter of an hour
+	$(RUNTIME_TESTS) -m nightly
 
 test-cluster: $(SETUP) ## jobs on a real SLURM of this machine, killed in every way: a quarter of an hour
 	$(PYTHON_RUN) -m pytest -m gauntlet tests/cluster

@@ -15,8 +15,9 @@ def answer(folder: str, prompt: list[int], new_tokens: int) -> Answer:
         whole = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **settings)
         told = torch.log_softmax(model(whole).logits[0].float(), dim=-1)
     tokens = whole[0, len(prompt) :].tolist()
-    logprobs = [float(told[len(prompt) - 1 + place, token]) for place, token in enumerate(tokens)]
-    return {"tokens": tokens, "logprobs": logprobs, "by": type(model).__name__}
+    logprobs = [float(told[place, token]) for place, token in enumerate(whole[0, 1:].tolist())]
+    of_prompt, of_answer = logprobs[: len(prompt) - 1], logprobs[len(prompt) - 1 :]
+    return {"tokens": tokens, "logprobs": of_answer, "prompt_logprobs": of_prompt, "by": type(model).__name__}
 
 
 if __name__ == "__main__":

@@ -31,12 +31,21 @@ def answer(folder: str, prompt: list[int], new_tokens: int) -> Answer:
     implementation, _, folder = folder.partition(":")
     settings = SETTINGS | ({"dtype": "bfloat16"} if has_four_bits(folder) else {})
     model: Any = LLM(folder, skip_tokenizer_init=True, max_model_len=64, model_impl=implementation, **settings)
-    sampling = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False)
+    sampling = SamplingParams(
+        temperature=0, max_tokens=new_tokens, logprobs=0, prompt_logprobs=0, ignore_eos=True, detokenize=False
+    )
     (request,) = model.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
     tokens = list(request.outputs[0].token_ids)
-    told = request.outputs[0].logprobs
-    logprobs = [each[token].logprob for each, token in zip(told, tokens, strict=True)]
-    return {"tokens": tokens, "logprobs": logprobs, "by": model.apply_model(lambda each: type(each).__name__)[0]}
+    return {
+        "tokens": tokens,
+        "logprobs": logprobs_of(tokens, request.outputs[0].logprobs),
+        "prompt_logprobs": logprobs_of(prompt[1:], request.prompt_logprobs[1:]),  # nothing predicts the first
+        "by": model.apply_model(lambda each: type(each).__name__)[0],
+    }
+
+
+def logprobs_of(tokens: list[int], told: list[dict[int, Any]]) -> list[float]:
+    return [each[token].logprob for each, token in zip(told, tokens, strict=True)]
 
 
 def has_four_bits(folder: str) -> bool:

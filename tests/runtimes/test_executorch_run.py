@@ -15,7 +15,7 @@ from transact.files import read_json
 from transact.models.folder import geometry_of
 from transact.models.stock import load_model
 
-pytestmark = pytest.mark.runtimes
+pytestmark = [pytest.mark.runtimes, pytest.mark.nightly]
 
 
 def run(overrides: list[str]) -> str:

@@ -124,8 +124,14 @@ def column(heading: str) -> dict[str, str]:
     [
         ("in_transformers_4", f"transformers {TRANSFORMERS_4_VERSION}"),
         ("in_mlx", f"mlx-lm {version_of('mlx', 'mlx-lm')}"),
-        ("in_executorch", f"ExecuTorch {version_of('executorch', 'executorch')}"),
-        ("in_onnxruntime", f"ONNX Runtime GenAI {version_of('onnxruntime', 'onnxruntime-genai')}"),
+        pytest.param(
+            "in_executorch", f"ExecuTorch {version_of('executorch', 'executorch')}", marks=pytest.mark.nightly
+        ),
+        pytest.param(
+            "in_onnxruntime",
+            f"ONNX Runtime GenAI {version_of('onnxruntime', 'onnxruntime-genai')}",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_a_folder(
@@ -135,6 +141,7 @@ def test_a_folder(
     assert {row: verdict(found[row], expected[row], script) for row in ROWS} == column(heading)
 
 
+@pytest.mark.nightly
 def test_control_without_its_guard_genai_is_silently_wrong(
     folders: dict[str, Path], expected: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from transact.export.folder import GUARD_NAME
 from transact.files import read_json
 from transact.quantize.command import main
 
-pytestmark = pytest.mark.runtimes
+pytestmark = [pytest.mark.runtimes, pytest.mark.nightly]
 
 SCHEMES = ("w4a16", "fp8")
 PROMPT, NEW_TOKENS = [(7 * place + 3) % 512 for place in range(20)], 4
@@ -78,12 +78,11 @@ def test_the_folder_is_the_exports_but_for_its_weights(run: Path, scheme: str) -
 
 
 def test_vllm_computes_what_transformers_does(run: Path, tmp_path: Path) -> None:
-    """fp8 in float32: the same tokens. Its kernel for 4 bits computes in bfloat16 alone: the first token."""
+    """fp8 in float32: the same tokens. Its kernel for 4 bits computes in bfloat16 alone, which may turn a near tie."""
     folders = {scheme: str(run / "quantized" / f"pruned-{scheme}") for scheme in SCHEMES}
     asked = {"prompt": PROMPT, "new_tokens": NEW_TOKENS}
     expected = ask("in_llmcompressor", asked | {"models": folders}, tmp_path)
     found = ask("in_vllm", asked | {"models": {name: f"auto:{each}" for name, each in folders.items()}}, tmp_path)
     assert found["fp8"]["tokens"] == expected["fp8"]["tokens"]
     assert found["fp8"]["logprobs"] == pytest.approx(expected["fp8"]["logprobs"], abs=0.1)
-    assert found["w4a16"]["tokens"][0] == expected["w4a16"]["tokens"][0]
-    assert found["w4a16"]["logprobs"][0] == pytest.approx(expected["w4a16"]["logprobs"][0], abs=0.05)
+    assert found["w4a16"]["prompt_logprobs"] == pytest.approx(expected["w4a16"]["prompt_logprobs"], abs=0.1)

@@ -101,6 +101,7 @@ def test_llama_cpp_answers_the_same(exported: Path, expected: dict[str, Any], tm
     assert answered("chat_in_llama_cpp", tmp_path / "model.gguf", tmp_path) == expected
 
 
+@pytest.mark.nightly
 def test_executorch_answers_the_same(exported: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     """In ExecuTorch's runner for language models, which its apps for phones call."""
     assert answered("chat_in_executorch", exported, tmp_path) == expected

@@ -4,8 +4,9 @@
 
 QUESTION: {"prompt": [token, ...], "new_tokens": n, "models": {name: folder}}; for chat_in_X.py {"messages": those of a
 chat} instead of the prompt. ANSWER gets for each name {"tokens": the greedy continuation, "logprobs": of these tokens,
-"by": what computed}; of a chat {"prompt": its tokens, "answer": text}; or {"error": what was said}. Imports nothing of
-transact; nor do the scripts, but for those of ExecuTorch and llama.cpp, whose files transact writes or reads.
+"by": what computed}, of transformers and vLLM also "prompt_logprobs": of the prompt's tokens but the first; of a chat
+{"prompt": its tokens, "answer": text}; or {"error": what was said}. Imports nothing of transact; nor do the scripts,
+but for those of ExecuTorch and llama.cpp, whose files transact writes or reads.
 """
 
 from __future__ import annotations

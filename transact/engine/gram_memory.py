@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 from transact.geometry import Geometry
-from transact.pruning.refit import GRAM_BLOCK_ELEMENTS
+from transact.pruning.refit import band_rows
 
 GIB = 1024**3
 FLOAT32_BYTES = 4
@@ -42,8 +42,9 @@ def gram_gib_of(free: float) -> float:
 
 
 def gram_block_bytes(geometry: Geometry) -> int:
-    """Return the bytes of a block of a product: float32, and a float64 copy on CPUs, whose addition makes one."""
-    return min(max(projected_widths(geometry)) ** 2, GRAM_BLOCK_ELEMENTS) * (FLOAT32_BYTES + FLOAT64_BYTES)
+    """Return the bytes of a band of a product: float32, and a float64 copy on CPUs, whose addition makes one."""
+    widest = max(projected_widths(geometry))
+    return widest * band_rows(widest) * (FLOAT32_BYTES + FLOAT64_BYTES)
 
 
 def gram_peak_bytes(geometry: Geometry, gram_gib: float) -> int:

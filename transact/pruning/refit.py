@@ -71,9 +71,14 @@ def _rows_of_tokens(activation: Tensor) -> Tensor:
     return activation.detach().reshape(-1, activation.shape[-1]).float()
 
 
+def band_rows(channels: int) -> int:
+    """Return how many rows of a symmetric matrix are summed at a time; the product of the first has all columns."""
+    return max(1, min(-(-channels // GRAM_BANDS), GRAM_BLOCK_ELEMENTS // channels))
+
+
 def _bands(channels: int) -> list[tuple[int, int]]:
     """Return first and last row (exclusive) of the bands that a symmetric matrix is summed in."""
-    rows = max(1, min(-(-channels // GRAM_BANDS), GRAM_BLOCK_ELEMENTS // channels))
+    rows = band_rows(channels)
     return [(start, min(start + rows, channels)) for start in range(0, channels, rows)]
 
 
