@@ -26,20 +26,21 @@ def watched_bytes(geometry: Geometry, width: int) -> float:
     return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
 
 
-def _layer_bytes(geometry: Geometry, dtype: str) -> float:
+def _layer_bytes(geometry: Geometry, dtype: str, *, is_frozen: bool = False) -> float:
     """Return the bytes of one token that one layer keeps for its backward.
 
     Inputs of norms and projections, q, k, v and attention output, gate, up and their product; in bfloat16 a norm keeps
-    its input in float32.
+    its input in float32. Of frozen weights no gradient is computed, for which half of the hidden states are kept.
     """
     heads = 2 * (geometry.num_attention_heads + geometry.num_key_value_heads)
-    elements = 6 * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
+    hidden_states = 3 if is_frozen else 6
+    elements = hidden_states * geometry.hidden_size + heads * geometry.head_dim + 4 * geometry.intermediate_size
     width = BYTES_BY_DTYPE[dtype]
     return elements * width + (FLOAT32_BYTES * geometry.hidden_size if width == 2 else 0)
 
 
 def activation_bytes(
-    geometry: Geometry, engine: EngineConfig, tokens: int, added_width: int = 0
+    geometry: Geometry, engine: EngineConfig, tokens: int, *, added_width: int = 0, is_frozen: bool = False
 ) -> tuple[float, float]:
     """Return the bytes kept for the backward, and those that the backward of one layer adds.
 
@@ -47,13 +48,18 @@ def activation_bytes(
 
     Args:
         added_width: elements of a token that adapters keep besides, in each layer.
+        is_frozen: no weight gets a gradient.
     """
     width = BYTES_BY_DTYPE[engine.dtype]
     added = added_width * width
-    one_layer = _layer_bytes(geometry, engine.dtype) + added
+
+    def layer_bytes(of_layer: Geometry) -> float:
+        return _layer_bytes(of_layer, engine.dtype, is_frozen=is_frozen) + added
+
     end = 3 * geometry.hidden_size * width  # around the last norm
     gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
     if engine.recomputes:
-        return tokens * (geometry.num_layers * geometry.hidden_size * width + end), tokens * (one_layer + gradients)
-    layers = sum(_layer_bytes(geometry.of_layer(layer), engine.dtype) + added for layer in range(geometry.num_layers))
+        kept = geometry.num_layers * geometry.hidden_size * width
+        return tokens * (kept + end), tokens * (layer_bytes(geometry) + gradients)
+    layers = sum(layer_bytes(geometry.of_layer(layer)) for layer in range(geometry.num_layers))
     return tokens * (layers + end), tokens * gradients

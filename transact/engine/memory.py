@@ -214,7 +214,7 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
 def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
     """Estimate a backward through frozen weights with all activations: hooks read them, so none is recomputed."""
     engine = replace(config.engine, activation_checkpointing=False)
-    stored, gradients = activation_bytes(geometry, engine, _tokens(config))
+    stored, gradients = activation_bytes(geometry, engine, _tokens(config), is_frozen=True)
     logits = _logit_bytes(config, geometry, "cross_entropy")
     at_work = {"activations": stored + max(logits, gradients) - logits, "logits": logits}
     return _without_optimizer(geometry, config, ranks, at_work)
@@ -224,7 +224,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     engine = config.engine
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
     trained = Trained.of(geometry, config.recover)
-    stored, recomputed = activation_bytes(geometry, engine, _tokens(config), trained.added_width)
+    stored, recomputed = activation_bytes(geometry, engine, _tokens(config), added_width=trained.added_width)
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": (geometry.parameters() + trained.beside) * width / (ranks if stage == 3 else 1),
