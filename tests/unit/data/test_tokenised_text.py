@@ -15,7 +15,8 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny import train_tokenizer, write_text_files
+from tests.support.sentencepiece_tokenizer import train_sentencepiece
+from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from tests.support.token_files import write_indexed_dataset
 from transact.config.inputs import TextConfig
 from transact.data import tokenised_text
@@ -25,6 +26,7 @@ from transact.data.token_parts import Packing, Part, TextParts, document_hash
 from transact.data.token_store import TokenStore
 from transact.data.tokenised_text import TokenisedParts, TokenisedText
 from transact.data.tokenising import write_token_store
+from transact.models.stock import load_tokenizer
 
 EOS, BOS = 0, 512
 
@@ -261,3 +263,18 @@ def test_the_same_documents_as_from_a_file_of_text(place: Path, tokenizer: Any, 
     text = read([write_indexed_dataset(tmp_path / "x", tokenised(place, tokenizer))], tokenizer, DocumentMarks())
     pieces, _ = text.read(text.documents())
     assert [each.text for each in pieces] == list(documents(config, "data.train"))
+
+
+def test_documents_of_a_sentencepiece_tokenizer_decode_to_their_text(place: Path, tmp_path: Path) -> None:
+    """LLaMA 2's writes spaces as another character, and one before every text."""
+    train_sentencepiece(tmp_path, place / "train.txt")
+    tokenizer = load_tokenizer(write_model(tmp_path))
+    texts = [*texts_of(place)[:50], "  two spaces before", "\ttab €☃ é", "a  b   c"]
+    found = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in texts]
+    marks = document_marks(tokenizer, "auto")
+    own = store_of(texts, tmp_path / "text", tokenizer, marks)
+    other = store_of(
+        read([write_indexed_dataset(tmp_path / "x", found)], tokenizer, marks), tmp_path / "s", tokenizer, marks
+    )
+    assert marks.end
+    assert everything(other) == everything(own) and other.documents() == own.documents()
