@@ -13,12 +13,14 @@ import pytest
 from tests.support.tiny import train_tokenizer, write_model, write_text_files
 from tests.support.token_files import write_indexed_dataset
 from transact.config.compose import compose_config
+from transact.config.inputs import TextConfig
 from transact.data.chat_template import ChatTemplate
 from transact.data.document_marks import DocumentMarks
 from transact.data.token_parts import Packing
 from transact.data.tokenising import write_token_store
 from transact.estimate.samples import text_samples
 from transact.models.stock import load_tokenizer
+from transact.stages.text_checks import check_tokens
 
 PACKING = Packing(sequence_length=8, max_sequences=10**6)
 
@@ -151,3 +153,13 @@ def test_each_problem_of_tokens_is_a_line(place: Path) -> None:
     assert len(told["problems"]) == len(words)
     for problem, expected in zip(told["problems"], words, strict=True):
         assert re.search(expected, str(problem)) and "\n" not in str(problem)
+
+
+def test_a_tokenizer_that_is_named_as_the_model_is_is_not_looked_for(place: Path) -> None:
+    """The nodes of a cluster seldom reach the hub, and a model at a commit leaves no name in the cache."""
+    write_indexed_dataset(place / "of_hub", [[5, 6]])
+    gone, tokenizer = str(place / "out_of_reach"), train_tokenizer(place / "train.txt")
+    text = TextConfig(source="tokens", files=[str(place / "of_hub")], tokenizer=gone)
+    check_tokens(text, "data.train", tokenizer, gone)
+    with pytest.raises(ValueError, match="out_of_reach"):
+        check_tokens(text, "data.train", tokenizer, str(place / "model"))

@@ -120,7 +120,7 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
     check_gguf_tokenizer(config.export, folder)
     check_chats(config, tokenizer)
     for setting, text in config.texts().items():
-        check_tokens(text, setting, tokenizer)
+        check_tokens(text, setting, tokenizer, config.model.path)
 
 
 def check_chats(config: RunConfig, tokenizer: Any) -> None:

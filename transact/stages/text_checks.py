@@ -95,8 +95,10 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
                 raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
 
 
-def check_tokens(text: TextConfig, setting: str, tokenizer: Any) -> None:
+def check_tokens(text: TextConfig, setting: str, tokenizer: Any, model: str | None = None) -> None:
     """Check that a text that is tokenised already was tokenised by the model's own tokenizer.
+
+    model: model.path; a text that names it too is not asked for on the hub, which may be out of reach.
 
     Raises:
         ValueError: it was not, its tokenizer cannot be loaded, or as `token_files`.
@@ -108,7 +110,7 @@ def check_tokens(text: TextConfig, setting: str, tokenizer: Any) -> None:
     words = "is not the model's own tokenizer (model.path), for which its numbers mean other text"
     if other is not None:
         raise ValueError(f"{setting}.files: what made {str(other)!r} {words}")
-    if text.tokenizer is not None:
+    if text.tokenizer is not None and text.tokenizer != model:
         named = load_tokenizer(Path(text.tokenizer), f"{setting}.tokenizer")
         if tokenizer_digest(named, DocumentMarks()) != own:
             raise ValueError(f"{setting}.tokenizer={text.tokenizer!r} {words}")
