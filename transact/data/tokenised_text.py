@@ -23,7 +23,7 @@ from transact.data.token_parts import Batch, Packing, Part, Piece, TextParts, do
 from transact.data.tokenised_files import TokenFile, token_files
 from transact.errors import Refusal
 
-PART_TOKENS = 1 << 20  # of a file in one part; a longer document is cut
+PART_TOKENS = 1 << 20  # of a file in one part; a document without an end within one is cut
 BATCH_TOKENS = 250_000  # decoded at once
 ROWS_LOOKED_AT = 1000  # for a mark inside, which tells rows of packed documents from rows that are documents
 
