@@ -88,7 +88,7 @@ def demo_statistics(geometry: Geometry, num_sequences: int) -> ActivationStatist
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from transact.data.text import stdlib_documents
+    from transact.data.stdlib_text import stdlib_documents
 
     model = AutoModelForCausalLM.from_pretrained(DEMO_PARENT).eval()
     tokenizer = AutoTokenizer.from_pretrained(DEMO_PARENT, model_max_length=10**9)

@@ -27,7 +27,7 @@ from tests.support.commands import REPOSITORY, environment
 from tests.support.ranks import run_on_ranks
 from tests.support.tasks import write_tasks
 from tests.support.warm import WarmProcess, run_warm
-from transact.data.text import stdlib_documents
+from transact.data.stdlib_text import stdlib_documents
 
 # Packages that a GPU machine may lack. A None in sys.modules makes an import fail as if it were not installed.
 ABSENT = ("hydra", "omegaconf", "datasets", "pyarrow", "wandb", "submitit", "accelerate", "rich")

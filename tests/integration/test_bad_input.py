@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from tests.support.commands import Workplace
+from tests.support.tiny import train_tokenizer
 from transact.run import main
 
 
@@ -208,6 +210,15 @@ def test_a_text_by_name_is_held_out_too(refused: Callable[..., str]) -> None:
     assert "nothing of it is held out" in refused(
         "data.train.source=python_stdlib", "data.evaluation.source=python_stdlib"
     )
+
+
+def test_tokens_of_another_tokenizer(refused: Callable[..., str], workplace: Workplace, tmp_path: Path) -> None:
+    train_tokenizer(workplace.heldout).save_pretrained(tmp_path / "other")
+    numpy.save(tmp_path / "x.npy", numpy.arange(500))
+    of_tokens = ["data.train.source=tokens", f"data.train.files=[{tmp_path / 'x.npy'}]"]
+    assert "data.train.tokenizer=null is not allowed" in refused(*of_tokens)
+    said = refused(*of_tokens, f"data.train.tokenizer={tmp_path / 'other'}")
+    assert f"data.train.tokenizer={str(tmp_path / 'other')!r} is not the model's own tokenizer" in said
 
 
 def test_a_folder_is_no_file(refused: Callable[..., str], tmp_path: Path) -> None:

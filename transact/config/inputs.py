@@ -65,7 +65,7 @@ class ModelConfig:
     of them. null: read from the weights' folder."""
 
 
-TEXT_SOURCES = ("files", "hub", "python_stdlib")
+TEXT_SOURCES = ("files", "hub", "tokens", "python_stdlib")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
@@ -74,14 +74,18 @@ LOSSES = ("all", "answers")
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig:
-    """The source of a text: local files, a hub dataset, or this Python's library."""
+    """The source of a text: local files, a hub dataset, files of tokens, or this Python's library."""
 
     source: str = setting(choices=TEXT_SOURCES)
     """"files" (txt, md, jsonl, json with an object a line, csv, each also with .gz, .bz2, .xz or .zst; parquet; arrow,
-    as `save_to_disk` writes it), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of the
-    Python that runs)."""
+    as `save_to_disk` writes it), "hub" (a dataset of the Hugging Face hub), "tokens" (files of text that is tokenised
+    already) or "python_stdlib" (the library of the Python that runs)."""
     files: list[str] = setting(factory=list, longest=LONGEST_PATH)
-    """With source "files": paths or glob patterns."""
+    """With source "files": paths or glob patterns. With "tokens": those of Megatron-LM's indexed datasets (X.bin beside
+    X.idx; X names both), of .npy arrays of integers, and of finished token stores of this program."""
+    tokenizer: str | None = setting(None, longest=LONGEST_PATH)
+    """With source "tokens": which tokenizer made them, a local folder or an id of the hub; it must be the model's own.
+    Token stores record theirs. null: there are none but these, or the source is another."""
     hub_id: str | None = setting(None, pattern=r"[\w.-]+(/[\w.-]+)?", words="owner/name")
     """With source "hub": the dataset's id. null: with the other sources."""
     hub_config: str | None = setting(None)
@@ -106,11 +110,18 @@ class TextConfig:
     conversation its JSON. Every rank runs it, so that it needs data.trust_code=true. null: every document stays."""
 
     def __post_init__(self) -> None:
-        require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
+        needs_files = self.source in ("files", "tokens")
+        require("data.*.files", self.files, not needs_files or bool(self.files), "name at least one file")
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
-        is_plain, has_rows = self.messages_field is None, self.source != "python_stdlib"
-        rows = 'source "python_stdlib" has no conversations'
+        is_plain, has_rows = self.messages_field is None, self.source not in ("python_stdlib", "tokens")
+        rows = f'source "{self.source}" has no conversations'
         require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
+        is_text = self.source != "tokens"
+        require(
+            "data.*.filter", self.filter, is_text or self.filter is None, 'it is given text; source "tokens" has none'
+        )
+        made = 'source "tokens" alone says which tokenizer made it'
+        require("data.*.tokenizer", self.tokenizer, not is_text or self.tokenizer is None, made)
         turns = "text has no answers; messages_field names the field of conversations"
         require("data.*.loss", self.loss, self.loss == "all" or not is_plain, turns)
 
@@ -164,7 +175,13 @@ class TrainTextConfig(TextConfig):
     def __post_init__(self) -> None:
         is_mixture, names = self.source == MIXTURE, list(self.sources)
         of_sources = "with data.train.source=mixture each of data.train.sources has its own"
-        for name, unused in (("files", []), ("messages_field", None), ("loss", "all"), ("filter", None)):
+        for name, unused in (
+            ("files", []),
+            ("messages_field", None),
+            ("loss", "all"),
+            ("filter", None),
+            ("tokenizer", None),
+        ):
             value = getattr(self, name)
             require(f"data.train.{name}", value, not is_mixture or value == unused, of_sources)
         TextConfig.__post_init__(self)

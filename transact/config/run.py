@@ -100,6 +100,8 @@ class RunConfig:
             for name, text in self.texts().items():
                 field, words = text.messages_field, "mode=pretrain makes a tokenizer, which has no chat template"
                 require(f"{name}.messages_field", field, field is None, words)
+                made = "mode=pretrain makes a tokenizer of its own, which has made no tokens yet"
+                require(f"{name}.source", text.source, text.source != "tokens", made)
             is_chat = self.eval.chat_template
             require("eval.chat_template", is_chat, not is_chat, "mode=pretrain makes a tokenizer without one")
         for name, text in self.texts().items():

@@ -14,7 +14,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 
@@ -47,6 +47,7 @@ PARQUET_ROWS = 64  # read at once
 PARQUET_BUFFER_BYTES = 1 << 20
 COUNTED_BYTES = 1 << 31  # a damaged line up to here is named by its number, further on by its byte
 GOLDEN = 0x9E3779B97F4A7C15
+Document = TypeVar("Document")
 
 
 def shuffled_documents(sources: list[Source]) -> Iterator[str]:
@@ -56,20 +57,30 @@ def shuffled_documents(sources: list[Source]) -> Iterator[str]:
         ValueError: a row cannot be read; the message names the file, the row and the reason.
     """
     counts = [_number_of_parts(each.path) for each in sources]
-    names = [f"{each.path.name}:{each.path.stat().st_size}" for each in sources]
-    hashes = [_hashes(name, count) for name, count in zip(names, counts, strict=True)]
-    order = numpy.argsort(numpy.concatenate(hashes), kind="stable")
-    ends = numpy.cumsum(counts)
 
-    def part(position: int) -> Iterator[str]:
-        file = int(numpy.searchsorted(ends, position, side="right"))
-        number = int(position - ends[file] + counts[file])
+    def part(file: int, number: int) -> Iterator[str]:
         source = sources[file]
         kind = kind_of(source.path)
         assert kind is not None
         return _STREAMS[kind](source) if is_streamed(source.path) else _READ[kind](source, number)
 
-    return _in_turn(part(position) for position in order)
+    return in_hashed_order([each.path for each in sources], counts, part)
+
+
+def in_hashed_order(
+    paths: list[Path], counts: list[int], part: Callable[[int, int], Iterator[Document]]
+) -> Iterator[Document]:
+    """Yield the documents of all parts of all files once. counts: parts of each file. part: of a file, by numbers."""
+    names = [f"{each.name}:{each.stat().st_size}" for each in paths]
+    hashes = [_hashes(name, count) for name, count in zip(names, counts, strict=True)]
+    order = numpy.argsort(numpy.concatenate(hashes), kind="stable")
+    ends = numpy.cumsum(counts)
+
+    def part_at(position: int) -> Iterator[Document]:
+        file = int(numpy.searchsorted(ends, position, side="right"))
+        return part(file, int(position - ends[file] + counts[file]))
+
+    return _in_turn(part_at(position) for position in order)
 
 
 def _hashes(name: str, count: int) -> Any:
@@ -82,7 +93,7 @@ def _hashes(name: str, count: int) -> Any:
     return mixed ^ (mixed >> numpy.uint64(31))
 
 
-def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
+def _in_turn(parts: Iterable[Iterator[Document]]) -> Iterator[Document]:
     """Yield one document of each open part in turn; a part that ends makes room for the next."""
     waiting = iter(parts)
     active = deque(itertools.islice(waiting, OPEN_PARTS))

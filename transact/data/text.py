@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
-import hashlib
 import itertools
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,9 @@ from transact.data.conversations import TOOLS_FIELD, conversation_of
 from transact.data.filters import filter_identity, kept
 from transact.data.local_files import READERS, kind_of, shuffled_documents
 from transact.data.rows import LeftOut, NoText, Source, has_words, row_of_line, text_of_row
+from transact.data.stdlib_text import stdlib_documents, stdlib_identity
 from transact.data.streamed_files import DAMAGES, OPENERS, open_arrow, open_csv, open_stream
+from transact.data.tokenised_files import token_files
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
 _checked: set[tuple[str | None, ...]] = set()  # found on the Hub before: the points of a sweep ask for the same
@@ -122,92 +122,21 @@ def _unavailable(text: TextConfig, field: str, error: Exception, when: str = "")
     return HubUnavailable(f"{described} cannot be read from the hub{when}: {reason}", is_absent=absent)
 
 
-HELD_OUT_ONE_IN = 16
-SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__", "encodings")
-OPTIONAL_FOLDERS = ("test", "tests", "idle_test")
-
-
-def stdlib_folder() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
-def _digest(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
-def is_held_out(name: str) -> bool:
-    """Return whether a document of the standard library is held out, by a hash of its name; tests never are."""
-    if any(part in OPTIONAL_FOLDERS for part in Path(name).parts):
-        return False
-    return _digest(name) % HELD_OUT_ONE_IN == 0
-
-
-def source_files() -> list[Path]:
-    """Return every .py file of the library, sorted by name, without the tables of character encodings."""
-    root = stdlib_folder()
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not any(part in SKIPPED_FOLDERS for part in path.relative_to(root).parts)
-        and path.name != "topics.py"  # the documentation, which `documentation` reads
-    )
-
-
-def documentation() -> dict[str, str]:
-    """Return topic -> text of the language reference that `help()` shows."""
-    from pydoc_data.topics import topics
-
-    return topics
-
-
-def stdlib_documents(part: str) -> Iterator[str]:
-    """Yield the documents of "train" or "heldout"; a held-out document that is also in "train" is left out."""
-    if part == "train":
-        yield from _documents(held_out=False)
-        return
-    trained = set(_documents(held_out=False))
-    yield from (text for text in _documents(held_out=True) if text not in trained)
-
-
-def _documents(*, held_out: bool) -> Iterator[str]:
-    """Yield documents in an order that mixes all subjects: the beginning is a sample of the whole."""
-    root = stdlib_folder()
-    readers: dict[str, Callable[[], str]] = {
-        path.relative_to(root).as_posix(): partial(_read, path) for path in source_files()
-    }
-    readers |= {f"topic:{topic}": partial(str, text) for topic, text in documentation().items()}
-    for name in sorted(readers, key=_digest):
-        if is_held_out(name) == held_out:
-            text = readers[name]()
-            if text:
-                yield text
-
-
-def _read(path: Path) -> str:
-    """Return the text of a source file; nothing for the few test files that are not UTF-8 on purpose."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return ""
-
-
-def stdlib_identity() -> list[list[object]]:
-    """Return what the text depends on: file names and their sizes in bytes."""
-    root = stdlib_folder()
-    return [[path.relative_to(root).as_posix(), path.stat().st_size] for path in source_files()]
-
-
 SNIFFED_BYTES = 65_536
 SHOWN_FIELDS = 20
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def text_files(config: TextConfig, field: str) -> list[Path]:
-    """Return the local files that the patterns name, sorted; a file of that very name comes before a pattern.
+    """Return the local files of text, or of tokens, that the patterns name, sorted.
+
+    A file of that very name comes before a pattern.
 
     Raises:
         ValueError: a pattern names no file, or a file of a kind that is not supported.
     """
+    if config.source == "tokens":
+        return [each.path for each in token_files(config, field)]
     found: set[Path] = set()
     for pattern in config.files:
         files = [path for path in _matches(pattern) if path.is_file()]
@@ -249,6 +178,8 @@ def check_text(config: TextConfig, field: str) -> None:
     Raises:
         ValueError: a file is missing, empty, binary, or has no field with text or with conversations.
     """
+    if config.source == "tokens":
+        token_files(config, field)
     if config.source != "files":
         return
     for path in text_files(config, field):
@@ -391,10 +322,16 @@ def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
     whole = {"source": config.source, "order": "hashed"} | filtered
     if config.source == "python_stdlib":
         return whole | {"part": config.part, "files": stdlib_identity()}
+    if config.source == "tokens":
+        described = [path for each in token_files(config, field) for path in (each.path, each.index) if path]
+        return whole | {"files": _identities(described)}
     setting, name = config.row_field
     read = {setting: name} | ({} if config.messages_field is None else {"loss": config.loss})
     if config.source == "hub":
         names = ("hub_id", "hub_config", "hub_revision", "split")
         return whole | {name: getattr(config, name) for name in names} | read
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in text_files(config, field)]
-    return whole | {"files": files} | read
+    return whole | {"files": _identities(text_files(config, field))} | read
+
+
+def _identities(files: list[Path]) -> list[list[object]]:
+    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import numpy
 
+from transact.data.document_marks import DocumentMarks
 from transact.data.token_parts import (
     PART_FILE,
     PART_NAME,
@@ -35,8 +36,10 @@ from transact.data.token_store import (
     check_is_store,
     remove_store,
     store_damage,
+    tokenizer_digest,
     write_index,
 )
+from transact.data.tokenised_text import TokenisedParts, TokenisedText
 from transact.distributed.rendezvous import store_of_one
 from transact.files import DamagedFile, flush_to_disk, publish, temporary_name
 
@@ -222,7 +225,7 @@ class _Tokenising:
 
 def write_token_store(
     folder: Path,
-    documents: Iterable[str],
+    documents: Iterable[str] | TokenisedText,
     tokenizer: Any,
     packing: Packing,
     *,
@@ -235,7 +238,7 @@ def write_token_store(
     What was tokenised before a kill is not tokenised again. A last piece that is too short for a sequence is left out.
 
     Args:
-        documents: in the same order in every process.
+        documents: in the same order in every process; or a text that is tokenised already.
         tokenizer: A fast tokenizer of transformers.
         without: Hashes of held-out documents, which are left out.
         name: The text's name, for messages.
@@ -251,7 +254,11 @@ def write_token_store(
         is_joined, name_of_board = workers.on_main(lambda: (_begin(folder), uuid4().hex), may_be_left=True)
         if not is_joined:
             count = _Count(packing.tokens, without, name)
-            parts = TextParts(documents, tokenizer, packing, without)
+            parts = (
+                TokenisedParts(documents, tokenizer, packing, without)
+                if isinstance(documents, TokenisedText)
+                else TextParts(documents, tokenizer, packing, without)
+            )
             tokenising = _Tokenising(parts, temporary, workers.board(name_of_board), count, course)
             workers.on_all(tokenising.work, may_be_left=True)
             workers.on_main(lambda: _join(temporary, count, tokenizer, packing, name), may_be_left=True)
@@ -321,6 +328,8 @@ def _join(temporary: Path, count: _Count, tokenizer: Any, packing: Packing, name
             "largest_token": largest,
             "documents": len(used),
             "documents_left_out": len(count.left_out),
+            "tokenizer": tokenizer_digest(tokenizer, DocumentMarks()),  # where its tokens are read as a text of others
+            **({} if packing.chat is None else {"is_chat": True}),
             **({"counted_tokens": targets} if packing.has_counted else {}),
         },
         names,

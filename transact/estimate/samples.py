@@ -14,12 +14,15 @@ from transact.data.chat_template import chat_template_of
 from transact.data.document_marks import document_marks
 from transact.data.local_files import is_streamed, kind_of
 from transact.data.rows import NoText, row_of_line
-from transact.data.text import check_text, documents, reader_of, stdlib_identity, text_files
+from transact.data.stdlib_text import stdlib_identity
+from transact.data.text import check_text, documents, reader_of, text_files
+from transact.data.tokenised_files import token_files
+from transact.data.tokenised_text import TokenisedText
 from transact.data.training_text import sequences_by_text
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
 from transact.rounds import reserved_sequences, text_sequences
-from transact.stages.text_checks import check_adaptive, check_apart
+from transact.stages.text_checks import check_adaptive, check_apart, check_tokens
 
 SAMPLED_DOCUMENTS, SAMPLED_LINES = 32, 200
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
@@ -76,6 +79,8 @@ def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[
     if text.source == "hub" and (is_offline_mode() or not is_hub_reachable()):
         raise ValueError(f"{setting}: the Hub is not reachable, so nothing of {text.hub_id!r} was read")
     check_text(text, setting)
+    if text.source == "tokens":
+        return _sample_of_tokens(text, setting, tokenizer, marks)
     sample = list(itertools.islice(documents(text, setting), SAMPLED_DOCUMENTS))
     if not sample:
         raise ValueError(f"{setting} has no document with text")
@@ -87,6 +92,24 @@ def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[
         "first": sample[0][:SHOWN_CHARACTERS],
         "first_tokens": tokenizer.convert_ids_to_tokens(encoded[0][:SHOWN_TOKENS]),
         "tokens": None if size is None else round(size * count / read),
+    }
+
+
+def _sample_of_tokens(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[str, Any]:
+    """Return what `_sample` does, of a text that is tokenised already: its first document by what its tokens mean."""
+    if tokenizer is None:
+        files = token_files(text, setting)
+        first = f"tokens {' '.join(map(str, files[0].tokens[:SHOWN_TOKENS]))}"
+        return {"first": first, "first_tokens": None, "tokens": sum(len(each.tokens) for each in files)}
+    check_tokens(text, setting, tokenizer)
+    whole = TokenisedText(text, setting, tokenizer, document_marks(tokenizer, marks))
+    sample, _ = whole.read(itertools.islice(whole.documents(), SAMPLED_DOCUMENTS))
+    if not sample:
+        raise ValueError(f"{setting} has no document with text")
+    return {
+        "first": sample[0].text[:SHOWN_CHARACTERS],
+        "first_tokens": tokenizer.convert_ids_to_tokens(sample[0].tokens[:SHOWN_TOKENS]),
+        "tokens": whole.num_tokens,
     }
 
 

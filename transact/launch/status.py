@@ -149,7 +149,7 @@ def _within(values: Any, *names: str) -> Any:
 def _held_out_text(text: Any) -> str | None:
     """Return a short description of the text that data.evaluation names; None where it is unknown."""
     source = _within(text, "source")
-    if source == "files":
+    if source in ("files", "tokens"):
         names = [Path(str(each)).name for each in text.get("files") or []]
         more = len(names) - SHOWN_FILES
         return ", ".join(names[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")

@@ -74,8 +74,8 @@ def quiet(library: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Return the fast tokenizer of a model folder.
+def load_tokenizer(folder: Path, setting: str = "model.path") -> Any:
+    """Return the fast tokenizer of a model folder. setting: the one that names it, for messages.
 
     Raises:
         ValueError: the folder has none.
@@ -87,9 +87,9 @@ def load_tokenizer(folder: Path) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - damaged files make its readers fail in every way
         reason = one_line(error, LONGEST_REASON)
-        raise ValueError(f"model.path: no tokenizer in {str(folder)!r}: {reason}") from None
+        raise ValueError(f"{setting}: no tokenizer in {str(folder)!r}: {reason}") from None
     if not tokenizer.is_fast:
-        raise ValueError(f"model.path: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
+        raise ValueError(f"{setting}: {str(folder)!r} has no fast tokenizer (tokenizer.json)")
     # A tokenizer.json may hold the truncation and padding of its training, which would cut or pad documents.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

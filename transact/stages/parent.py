@@ -25,6 +25,7 @@ from transact.models.stock import check_stock, load_tokenizer
 from transact.models.tensor_files import ModelReader
 from transact.runs.run_record import RECORD, WAY_OUT, read_record
 from transact.stages.job import Job
+from transact.stages.text_checks import check_tokens
 
 Record = dict[str, Any]  # of the parent in run.json
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -118,6 +119,8 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
         raise ValueError(str(error) if known else f"model.path={str(folder)!r}: {error}") from None
     check_gguf_tokenizer(config.export, folder)
     check_chats(config, tokenizer)
+    for setting, text in config.texts().items():
+        check_tokens(text, setting, tokenizer, config.model.path)
 
 
 def check_chats(config: RunConfig, tokenizer: Any) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require
+from transact.data.document_marks import DocumentMarks
 from transact.data.filters import predicate
 from transact.data.mixture import Dealing
 from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
+from transact.data.token_store import tokenizer_digest
+from transact.data.tokenised_files import token_files
 from transact.distributed.environment import environment_rank
 from transact.models.folder import is_hub_reachable
+from transact.models.stock import load_tokenizer
 
 
 def check_texts(config: RunConfig) -> None:
@@ -75,7 +80,8 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
     Raises:
         ValueError: they are, or share a file.
     """
-    if text.source != "files" or other.source != "files":
+    on_disk = ("files", "tokens")
+    if text.source not in on_disk or other.source not in on_disk:
         if _name(text) == _name(other):
             raise ValueError(f"{other_setting} is the text of {setting}: nothing of it is held out")
         return
@@ -87,6 +93,27 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
             if is_same_content(path, same):
                 also = "" if same == path else f" as {str(same)!r}"
                 raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
+
+
+def check_tokens(text: TextConfig, setting: str, tokenizer: Any, model: str | None = None) -> None:
+    """Check that a text that is tokenised already was tokenised by the model's own tokenizer.
+
+    model: model.path; a text that names it too is not asked for on the hub, which may be out of reach.
+
+    Raises:
+        ValueError: it was not, its tokenizer cannot be loaded, or as `token_files`.
+    """
+    if text.source != "tokens":
+        return
+    own, files = tokenizer_digest(tokenizer, DocumentMarks()), token_files(text, setting)
+    other = next((each.path for each in files if each.tokenizer not in (None, own)), None)
+    words = "is not the model's own tokenizer (model.path), for which its numbers mean other text"
+    if other is not None:
+        raise ValueError(f"{setting}.files: what made {str(other)!r} {words}")
+    if text.tokenizer is not None and text.tokenizer != model:
+        named = load_tokenizer(Path(text.tokenizer), f"{setting}.tokenizer")
+        if tokenizer_digest(named, DocumentMarks()) != own:
+            raise ValueError(f"{setting}.tokenizer={text.tokenizer!r} {words}")
 
 
 def _name(text: TextConfig) -> tuple[str | None, ...]:

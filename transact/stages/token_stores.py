@@ -28,6 +28,7 @@ from transact.data.token_store import (
     store_folder,
     tokenizer_digest,
 )
+from transact.data.tokenised_text import TokenisedText
 from transact.data.tokenising import Course, write_token_store
 from transact.distributed.file_lock import exclusive
 from transact.files import DIGEST_BLOCK_BYTES, TEMPORARY_SUFFIX
@@ -160,7 +161,9 @@ class StoreRequest:
             cost = _Cost(job, self.setting, packing.tokens, progress)
             write_token_store(
                 folder,
-                documents(self.text, self.setting, left_out),
+                documents(self.text, self.setting, left_out)
+                if self.text.source != "tokens"
+                else TokenisedText(self.text, self.setting, tokenizer, marks),
                 tokenizer,
                 packing,
                 without=self.held_out,

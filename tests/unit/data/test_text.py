@@ -10,16 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from transact.config.inputs import TextConfig
-from transact.data.text import (
-    check_text,
-    documents,
-    is_held_out,
-    source_files,
-    stdlib_documents,
-    stdlib_folder,
-    text_files,
-    text_identity,
-)
+from transact.data.stdlib_text import is_held_out, source_files, stdlib_documents, stdlib_folder
+from transact.data.text import check_text, documents, text_files, text_identity
 
 ROWS = ["first text\nof two lines", "second ☃ text"]
 
