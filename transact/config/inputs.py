@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transact.config.setting import LONGEST_PATH, Allowed, require, setting
+from transact.config.text_template import as_written, parse_template
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
@@ -70,6 +71,13 @@ DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
 LOSSES = ("all", "answers")
+OF_EACH_SOURCE: tuple[tuple[str, object], ...] = (
+    ("files", []),
+    ("text_template", None),
+    ("messages_field", None),
+    ("loss", "all"),
+    ("filter", None),
+)  # settings that a mixture has none of itself, and what they are there
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,6 +100,10 @@ class TextConfig:
     """The split of that dataset."""
     text_field: str = setting("text")
     """The field that holds the text, of jsonl, csv, parquet and arrow files and of hub datasets."""
+    text_template: str | None = setting(None, has_breaks=True, words="text")
+    """Several fields of a row in place of text_field, as in "{title}\\n\\n{text}": a format string of Python with plain
+    names, where \\n is a line break and {{ a brace. A field that is null, or missing in a row, counts as empty; a row
+    whose fields are all empty is left out. null: the text is that of text_field."""
     messages_field: str | None = setting(None)
     """The field that holds a conversation, of jsonl, parquet and arrow files and of hub datasets: a list of {role,
     content}, or of {from, value}. Each is rendered by the chat template of the model's own tokenizer, with the tools of
@@ -109,17 +121,35 @@ class TextConfig:
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
         is_plain, has_rows = self.messages_field is None, self.source != "python_stdlib"
+        if self.text_template is not None:
+            only = self.text_field == "text" and is_plain
+            only_one = "text_field, text_template and messages_field exclude each other"
+            require("data.*.text_template", self.text_template, only, only_one)
+            try:
+                parse_template(self.text_template)
+            except ValueError as error:
+                require("data.*.text_template", self.text_template, False, str(error))
         rows = 'source "python_stdlib" has no conversations'
         require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
         turns = "text has no answers; messages_field names the field of conversations"
         require("data.*.loss", self.loss, self.loss == "all" or not is_plain, turns)
 
     @property
-    def row_field(self) -> tuple[str, str]:
-        """The setting that names the field of a row to read, and that field."""
-        if self.messages_field is None:
-            return "text_field", self.text_field
-        return "messages_field", self.messages_field
+    def row_setting(self) -> tuple[str, str]:
+        """The setting that names what is read of a row, and its value."""
+        if self.messages_field is not None:
+            return "messages_field", self.messages_field
+        if self.text_template is not None:
+            return "text_template", as_written(self.text_template)
+        return "text_field", self.text_field
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """The fields that every row to read must have."""
+        setting, value = self.row_setting
+        if setting != "text_template":
+            return (value,)
+        return tuple(dict.fromkeys(name for _, name in parse_template(value) if name is not None))
 
     @property
     def of_what(self) -> str:
@@ -164,7 +194,7 @@ class TrainTextConfig(TextConfig):
     def __post_init__(self) -> None:
         is_mixture, names = self.source == MIXTURE, list(self.sources)
         of_sources = "with data.train.source=mixture each of data.train.sources has its own"
-        for name, unused in (("files", []), ("messages_field", None), ("loss", "all"), ("filter", None)):
+        for name, unused in OF_EACH_SOURCE:
             value = getattr(self, name)
             require(f"data.train.{name}", value, not is_mixture or value == unused, of_sources)
         TextConfig.__post_init__(self)

@@ -42,7 +42,7 @@ class Source:
     """A file to read text from.
 
     Attributes:
-        fields: of its rows that are read, that with the text first.
+        fields: of its rows that are read.
         read: returns the text of a row, None where it has none; raises NoText.
         setting: the one that names the file, for messages.
     """

@@ -104,13 +104,14 @@ def csv_stream(source: Source) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module takes
     number = 0
     with refused_if_damaged(source.refuse, lambda: f"row {number + 1:,}"), open_csv(source.path) as rows:
-        column = next(rows).index(source.fields[0])
+        names = next(rows)
+        columns = [(name, names.index(name)) for name in source.fields]
         for row in rows:
             number += 1
-            text = row[column] if column < len(row) else None
-            if text is not None and "\0" in text:
+            found = {name: row[column] for name, column in columns if column < len(row)}
+            if any("\0" in each for each in found.values()):
                 source.refuse(f"is binary, not UTF-8 text: a NUL byte in row {number:,}")
-            yield from source.kept(text, functools.partial("row {:,}".format, number))
+            yield from source.texts_of_rows([found], number)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from transact.config.run import RunConfig
 from transact.data.chat_template import chat_template_of
 from transact.data.document_marks import document_marks
 from transact.data.local_files import is_streamed, kind_of
+from transact.data.row_reader import reader_of
 from transact.data.rows import NoText, row_of_line
-from transact.data.text import check_text, documents, reader_of, stdlib_identity, text_files
+from transact.data.text import check_text, documents, stdlib_identity, text_files
 from transact.data.training_text import sequences_by_text
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
@@ -110,21 +111,21 @@ def _text_bytes(text: TextConfig, setting: str) -> float | None:
 
 def _bytes_of_file(path: Path, text: TextConfig) -> float | None:
     if kind_of(path) == "parquet":
-        return None if text.messages_field is not None else _bytes_of_parquet(path, text.text_field)
+        return None if text.messages_field is not None else _bytes_of_parquet(path, text.row_fields)
     if is_streamed(path):
         return None
     size = float(path.stat().st_size)
     return size * _share_of_text(path, text) if kind_of(path) == "json" else size
 
 
-def _bytes_of_parquet(path: Path, text_field: str) -> float:
+def _bytes_of_parquet(path: Path, fields: tuple[str, ...]) -> float:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
         found = file.metadata
         groups = [found.row_group(number) for number in range(found.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == text_field))
+    return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema in fields))
 
 
 def _share_of_text(path: Path, config: TextConfig) -> float:

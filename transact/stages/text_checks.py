@@ -9,8 +9,9 @@ from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require
 from transact.data.filters import predicate
+from transact.data.hub_text import HubUnavailable, check_hub_text
 from transact.data.mixture import Dealing
-from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
+from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.models.folder import is_hub_reachable
 
