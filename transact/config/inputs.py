@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,8 @@ class ModelConfig:
 
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
+# A user's password, the query of a web address, or a URL inside another, which may hold one in any place.
+SECRET_URL = re.compile(r"(?i)[\w+.-]+://[^/@]*:(?!\d+/)[^@]*@|https?://([^/]*@|.*\?)|[\w+.-]+(://.*::|::[^/]*://)")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
 LOSSES = ("all", "answers")
@@ -89,7 +92,9 @@ class TextConfig:
     as `save_to_disk` writes it), "hub" (a dataset of the Hugging Face hub) or "python_stdlib" (the library of the
     Python that runs)."""
     files: list[str] = setting(factory=list, longest=LONGEST_PATH)
-    """With source "files": paths or glob patterns."""
+    """With source "files": paths or glob patterns, local ones or URLs that fsspec reads: s3://BUCKET/... (with pip
+    install 'transact[s3]'), gs://BUCKET/... (with 'transact[gs]'), hf://datasets/OWNER/NAME/... Credentials come from
+    where the libraries look for them and never stand in a URL."""
     hub_id: str | None = setting(None, pattern=r"[\w.-]+(/[\w.-]+)?", words="owner/name")
     """With source "hub": the dataset's id. null: with the other sources."""
     hub_config: str | None = setting(None)
@@ -119,6 +124,8 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
+        open_url = "a URL holds no credentials (the environment does), and names one place, without ::"
+        require("data.*.files", "(not shown)", not any(map(SECRET_URL.match, self.files)), open_url)
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
         is_plain, has_rows = self.messages_field is None, self.source != "python_stdlib"
         if self.text_template is not None:
@@ -133,6 +140,11 @@ class TextConfig:
         require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
         turns = "text has no answers; messages_field names the field of conversations"
         require("data.*.loss", self.loss, self.loss == "all" or not is_plain, turns)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether something of the text is read over the network."""
+        return self.source == "hub" or any("://" in each for each in self.files)
 
     @property
     def row_setting(self) -> tuple[str, str]:

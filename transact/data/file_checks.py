@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transact.config.inputs import TextConfig
+from transact.data.local_files import open_parquet
+from transact.data.remote_files import DataFile, RemoteUnavailable
 from transact.data.row_reader import check_fields, name_of_field, reader_of
 from transact.data.rows import NoText, has_words, row_of_line
 from transact.data.streamed_files import open_arrow, open_csv, open_stream
@@ -16,8 +17,8 @@ SNIFFED_BYTES = 65_536
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
-def _check_characters(path: Path, config: TextConfig, field: str) -> None:
-    with open_stream(path) as file:
+def _check_characters(path: DataFile, config: TextConfig, field: str) -> None:
+    with open_stream(path, SNIFFED_BYTES) as file:
         head = file.read(SNIFFED_BYTES)
     try:
         # Incremental: a character may be cut off at the end of what was read.
@@ -30,10 +31,10 @@ def _check_characters(path: Path, config: TextConfig, field: str) -> None:
         raise ValueError(f"{field}.files: {str(path)!r} holds only white space")
 
 
-def _check_json(path: Path, config: TextConfig, field: str) -> None:
+def _check_json(path: DataFile, config: TextConfig, field: str) -> None:
     """Raise ValueError unless the first line has the fields that are read."""
     _check_characters(path, config, field)
-    with open_stream(path) as file:
+    with open_stream(path, SNIFFED_BYTES) as file:
         line = file.readline()
     first = line.removeprefix(codecs.BOM_UTF8).splitlines()[:1] or [b""]
     try:
@@ -45,21 +46,22 @@ def _check_json(path: Path, config: TextConfig, field: str) -> None:
     check_fields(config, field, str(path), [*(row or ())])
 
 
-def _check_csv(path: Path, config: TextConfig, field: str) -> None:
+def _check_csv(path: DataFile, config: TextConfig, field: str) -> None:
     """Raise ValueError unless the first row names the fields that are read, once."""
     _check_characters(path, config, field)
-    with open_csv(path) as rows:
+    with open_csv(path, SNIFFED_BYTES) as rows:
         names = next(rows, [])
     check_fields(config, field, str(path), names)
 
 
-def _check_parquet(path: Path, config: TextConfig, field: str) -> None:
+def _check_parquet(path: DataFile, config: TextConfig, field: str) -> None:
     import pyarrow.lib
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
+    except RemoteUnavailable:
+        raise
     except (pyarrow.lib.ArrowException, OSError, ValueError):
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete parquet file") from None
     if rows == 0:
@@ -67,7 +69,7 @@ def _check_parquet(path: Path, config: TextConfig, field: str) -> None:
     _check_schema(schema, path, config, field)
 
 
-def _check_arrow(path: Path, config: TextConfig, field: str) -> None:
+def _check_arrow(path: DataFile, config: TextConfig, field: str) -> None:
     import pyarrow.lib
 
     try:
@@ -78,7 +80,7 @@ def _check_arrow(path: Path, config: TextConfig, field: str) -> None:
     _check_schema(schema, path, config, field)
 
 
-def _check_schema(schema: Any, path: Path, config: TextConfig, field: str) -> None:
+def _check_schema(schema: Any, path: DataFile, config: TextConfig, field: str) -> None:
     check_fields(config, field, str(path), schema.names)
     for name in config.row_fields if config.messages_field is None else ():
         kind = schema.field(name).type
@@ -87,7 +89,7 @@ def _check_schema(schema: Any, path: Path, config: TextConfig, field: str) -> No
             raise ValueError(f"{named} is of type {str(kind)!r} in {str(path)!r}, it must be text")
 
 
-CHECKS: dict[str, Callable[[Path, TextConfig, str], None]] = {
+CHECKS: dict[str, Callable[[DataFile, TextConfig, str], None]] = {
     "text": _check_characters,
     "json": _check_json,
     "csv": _check_csv,

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from transact.data.remote_files import STREAM_BYTES, DataFile
 from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.errors import LONGEST_REASON, one_line
 
@@ -28,13 +29,14 @@ ARROW_ROWS = 64  # turned into Python objects at once
 DAMAGES = (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error, UnicodeDecodeError)
 
 
-def _open_zstandard(path: Path, _mode: str) -> IO[bytes]:
+def _open_zstandard(source: Path | IO[bytes], _mode: str) -> IO[bytes]:
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    file = pyarrow.OSFile(str(source)) if isinstance(source, Path) else pyarrow.PythonFile(source, mode="r")
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
-OPENERS: dict[str, Callable[[Path, str], Any]] = {
+OPENERS: dict[str, Callable[[Any, str], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -42,15 +44,20 @@ OPENERS: dict[str, Callable[[Path, str], Any]] = {
 }
 
 
-def kind_suffix(path: Path) -> str:
+def kind_suffix(path: DataFile) -> str:
     """Return the suffix that says what a file holds: that before the suffix of its compression, if it has one."""
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def open_stream(path: Path) -> IO[bytes]:
-    """Open a file for reading, and decompress it where its name says that it is compressed."""
-    found: IO[bytes] = OPENERS.get(path.suffix, Path.open)(path, "rb")
-    return found
+def open_stream(path: DataFile, buffering: int = STREAM_BYTES) -> IO[bytes]:
+    """Open a file for reading, and decompress it where its name says that it is compressed.
+
+    buffering: bytes that are read at once.
+    """
+    opener = OPENERS.get(path.suffix)
+    if opener is None:
+        return path.open("rb", buffering)
+    return opener(path if isinstance(path, Path) else path.open("rb", buffering), "rb")  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -115,9 +122,9 @@ def csv_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_csv(path: Path) -> Iterator[Iterator[list[str]]]:
-    """Yield the rows of a CSV file, the first with the names of the columns."""
-    with io.TextIOWrapper(open_stream(path), encoding="utf-8-sig", newline="") as file:
+def open_csv(path: DataFile, buffering: int = STREAM_BYTES) -> Iterator[Iterator[list[str]]]:
+    """Yield the rows of a CSV file, the first with the names of the columns. buffering: as of `open_stream`."""
+    with io.TextIOWrapper(open_stream(path, buffering), encoding="utf-8-sig", newline="") as file:
         yield csv.reader(file, strict=True)
 
 
@@ -146,7 +153,7 @@ def arrow_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+def open_arrow(path: DataFile) -> Iterator[tuple[Any, Iterator[Any]]]:
     """Yield the schema and the record batches of an Arrow file, in the streaming or the random-access format.
 
     Raises:
@@ -154,7 +161,8 @@ def open_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
     """
     import pyarrow.ipc
 
-    with pyarrow.memory_map(str(path)) as file:
+    is_local = isinstance(path, Path)
+    with pyarrow.memory_map(str(path)) if is_local else pyarrow.PythonFile(path.open("rb"), mode="r") as file:
         if file.read(6) == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
             yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))

@@ -7,7 +7,7 @@ import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from transact.config.inputs import TextConfig
@@ -15,9 +15,11 @@ from transact.data.file_checks import CHECKS, SNIFFED_BYTES
 from transact.data.filters import filter_identity, kept
 from transact.data.hub_text import hub_documents
 from transact.data.local_files import READERS, kind_of, shuffled_documents
+from transact.data.remote_files import DataFile, for_each, is_url, remote_files
 from transact.data.row_reader import read_fields, reader_of
 from transact.data.rows import LeftOut, Source
 from transact.data.streamed_files import DAMAGES, OPENERS
+from transact.distributed.environment import environment_rank
 from transact.errors import LONGEST_REASON, one_line
 
 HELD_OUT_ONE_IN = 16
@@ -95,15 +97,15 @@ def stdlib_identity() -> list[list[object]]:
     return [[path.relative_to(root).as_posix(), path.stat().st_size] for path in source_files()]
 
 
-def text_files(config: TextConfig, field: str) -> list[Path]:
-    """Return the local files that the patterns name, sorted; a file of that very name comes before a pattern.
+def text_files(config: TextConfig, field: str) -> list[DataFile]:
+    """Return the files that the patterns name, sorted; a file of that very name comes before a pattern.
 
     Raises:
-        ValueError: a pattern names no file, or a file of a kind that is not supported.
+        ValueError: a pattern names no file, or a file of a kind that is not supported; a remote one cannot be read.
     """
-    found: set[Path] = set()
+    found: set[DataFile] = set()
     for pattern in config.files:
-        files = [path for path in _matches(pattern) if path.is_file()]
+        files = remote_files(pattern, f"{field}.files") if is_url(pattern) else _local_files(pattern)
         if not files:
             hint = ": it is a folder; add /*.txt or the like" if Path(pattern).is_dir() else ""
             raise ValueError(f"{field}.files: {pattern!r} names no file{hint}")
@@ -112,22 +114,24 @@ def text_files(config: TextConfig, field: str) -> list[Path]:
         if kind_of(path) is None:
             kinds = f"{', '.join(READERS)}, and but for the last two each also with {', '.join(OPENERS)}"
             raise ValueError(f"{field}.files: {str(path)!r} is not one of {kinds}")
-    return sorted(found)
+    return sorted(found, key=lambda each: PurePath(str(each)))  # folder by folder, remote ones too
 
 
-def _matches(pattern: str) -> list[Path]:
+def _local_files(pattern: str) -> list[DataFile]:
     if "\0" in pattern:
         return []
     literal = Path(pattern)
-    return [literal] if literal.is_file() else [Path(name) for name in glob.glob(pattern, recursive=True)]
+    if literal.is_file():
+        return [literal]
+    return [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]
 
 
-def is_same_content(one: Path, other: Path) -> bool:
+def is_same_content(one: DataFile, other: DataFile) -> bool:
     """Return whether two files of the same size are one, or alike at the beginning, in the middle and at the end."""
-    if one.samefile(other):
+    if one == other or (isinstance(one, Path) and isinstance(other, Path) and one.samefile(other)):
         return True
     size = one.stat().st_size
-    with one.open("rb") as first, other.open("rb") as second:
+    with one.open("rb", SNIFFED_BYTES) as first, other.open("rb", SNIFFED_BYTES) as second:
         for place in (0, size // 2, max(0, size - SNIFFED_BYTES)):
             first.seek(place)
             second.seek(place)
@@ -137,28 +141,32 @@ def is_same_content(one: Path, other: Path) -> bool:
 
 
 def check_text(config: TextConfig, field: str) -> None:
-    """Check the beginning of every local file before any work starts.
+    """Check the beginning of every file before any work starts: of local ones on each rank, of remote ones on rank 0.
 
     Raises:
-        ValueError: a file is missing, empty, binary, or has no field with text or with conversations.
+        ValueError: a file is missing, empty, binary, or has no field with text or with conversations; or a remote file
+            cannot be read.
     """
-    if config.source != "files":
-        return
-    for path in text_files(config, field):
-        if path.stat().st_size == 0:
-            raise ValueError(f"{field}.files: {str(path)!r} is empty")
-        is_chat, kind = config.messages_field is not None, kind_of(path) or ""
-        if is_chat and kind in ("text", "csv"):
-            name = f"{field}.messages_field={config.messages_field!r}"
-            kinds = "jsonl, json, parquet and arrow files can"
-            raise ValueError(f"{name} is not allowed: {str(path)!r} cannot hold conversations; {kinds}")
-        try:
-            CHECKS[kind](path, config, field)
-            if is_chat:  # its columns may have any type: the first row tells
-                next(shuffled_documents([_source(path, config, field, LeftOut())]), None)
-        except DAMAGES as error:
-            reason = one_line(error, LONGEST_REASON)
-            raise ValueError(f"{field}.files: {str(path)!r} cannot be read: {reason!r}") from None
+    if config.source == "files":
+        paths, looks = text_files(config, field), environment_rank() == 0
+        for_each(partial(_check_file, config, field), [path for path in paths if looks or isinstance(path, Path)])
+
+
+def _check_file(config: TextConfig, field: str, path: DataFile) -> None:
+    if path.stat().st_size == 0:
+        raise ValueError(f"{field}.files: {str(path)!r} is empty")
+    is_chat, kind = config.messages_field is not None, kind_of(path) or ""
+    if is_chat and kind in ("text", "csv"):
+        name = f"{field}.messages_field={config.messages_field!r}"
+        kinds = "jsonl, json, parquet and arrow files can"
+        raise ValueError(f"{name} is not allowed: {str(path)!r} cannot hold conversations; {kinds}")
+    try:
+        CHECKS[kind](path, config, field)
+        if is_chat:  # its columns may have any type: the first row tells
+            next(shuffled_documents([_source(path, config, field, LeftOut())]), None)
+    except DAMAGES as error:
+        reason = one_line(error, LONGEST_REASON)
+        raise ValueError(f"{field}.files: {str(path)!r} cannot be read: {reason!r}") from None
 
 
 def documents(config: TextConfig, field: str, left_out: LeftOut | None = None) -> Iterator[str]:
@@ -182,7 +190,7 @@ def _all_documents(config: TextConfig, field: str, left_out: LeftOut) -> Iterato
     return shuffled_documents([_source(path, config, field, left_out) for path in text_files(config, field)])
 
 
-def _source(path: Path, config: TextConfig, field: str, left_out: LeftOut) -> Source:
+def _source(path: DataFile, config: TextConfig, field: str, left_out: LeftOut) -> Source:
     fields, read = read_fields(config), reader_of(config)
     return Source(path=path, fields=fields, read=read, setting=f"{field}.files", left_out=left_out)
 
@@ -190,7 +198,7 @@ def _source(path: Path, config: TextConfig, field: str, left_out: LeftOut) -> So
 def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
     """Return what a token store of this text depends on besides the tokenizer.
 
-    Local files count by path, size and time of change.
+    Local files count by path, size and time of change, remote ones by URL, size and version.
     """
     filtered = {} if config.filter is None else {"filter": filter_identity(config.filter)}
     whole = {"source": config.source, "order": "hashed"} | filtered
@@ -201,5 +209,10 @@ def text_identity(config: TextConfig, field: str) -> dict[str, Any]:
     if config.source == "hub":
         names = ("hub_id", "hub_config", "hub_revision", "split")
         return whole | {name: getattr(config, name) for name in names} | read
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in text_files(config, field)]
-    return whole | {"files": files} | read
+    return whole | {"files": [_file_identity(path) for path in text_files(config, field)]} | read
+
+
+def _file_identity(path: DataFile) -> list[object]:
+    if isinstance(path, Path):
+        return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    return [path.url, path.size, path.version]

@@ -11,13 +11,14 @@ from transact.config.setting import require
 from transact.data.filters import predicate
 from transact.data.hub_text import HubUnavailable, check_hub_text
 from transact.data.mixture import Dealing
+from transact.data.remote_files import DataFile
 from transact.data.text import check_text, is_same_content, text_files
 from transact.distributed.environment import environment_rank
 from transact.models.folder import is_hub_reachable
 
 
 def check_texts(config: RunConfig) -> None:
-    """Check the beginning of every local file of the training and the held-out text.
+    """Check the beginning of every file of the training and the held-out text.
 
     Raises:
         ValueError: a file cannot be used, or a text is trained on and evaluated on.
@@ -80,7 +81,7 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
         if _name(text) == _name(other):
             raise ValueError(f"{other_setting} is the text of {setting}: nothing of it is held out")
         return
-    sizes: dict[int, list[Path]] = {}
+    sizes: dict[int, list[DataFile]] = {}
     for path in text_files(text, setting):
         sizes.setdefault(path.stat().st_size, []).append(path)
     for path in text_files(other, other_setting):
