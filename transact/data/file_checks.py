@@ -73,7 +73,7 @@ def _check_arrow(path: DataFile, config: TextConfig, field: str) -> None:
     import pyarrow.lib
 
     try:
-        with open_arrow(path) as (schema, _):
+        with open_arrow(path, SNIFFED_BYTES) as (schema, _):
             pass
     except (pyarrow.lib.ArrowException, OSError):
         raise ValueError(f"{field}.files: {str(path)!r} is not a complete Arrow file") from None

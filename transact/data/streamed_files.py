@@ -153,8 +153,10 @@ def arrow_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_arrow(path: DataFile) -> Iterator[tuple[Any, Iterator[Any]]]:
+def open_arrow(path: DataFile, buffering: int = STREAM_BYTES) -> Iterator[tuple[Any, Iterator[Any]]]:
     """Yield the schema and the record batches of an Arrow file, in the streaming or the random-access format.
+
+    buffering: bytes of a remote file that are read at once.
 
     Raises:
         pyarrow.ArrowException: it is neither.
@@ -162,7 +164,7 @@ def open_arrow(path: DataFile) -> Iterator[tuple[Any, Iterator[Any]]]:
     import pyarrow.ipc
 
     is_local = isinstance(path, Path)
-    with pyarrow.memory_map(str(path)) if is_local else pyarrow.PythonFile(path.open("rb"), mode="r") as file:
+    with pyarrow.memory_map(str(path)) if is_local else pyarrow.PythonFile(path.open("rb", buffering)) as file:
         if file.read(6) == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
             yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
