@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -136,7 +136,7 @@ def remote_files(pattern: str, setting: str) -> list[RemoteFile]:
         return [replace(each, setting=setting) for each in _found(pattern)]
 
 
-@lru_cache
+@cache
 def _found(pattern: str) -> tuple[RemoteFile, ...]:
     import fsspec.core
 
@@ -171,7 +171,7 @@ def _told(setting: str, url: str) -> Iterator[None]:
     except MemoryError:
         raise
     except ImportError as error:
-        package, extra = PACKAGES.get(url.partition("://")[0].lower(), ("", ""))
+        package, extra = PACKAGES.get(url.partition("://")[0], ("", ""))
         needed = f"needs the package {package}: pip install 'transact[{extra}]'" if package else one_line(error)
         raise RemoteUnavailable(f"{setting}: {url!r} {needed}") from None
     except Exception as error:  # noqa: BLE001 - network, rights, damaged answers
