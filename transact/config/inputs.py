@@ -124,14 +124,14 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require("data.*.files", self.files, self.source != "files" or bool(self.files), "name at least one file")
-        open_url = "a URL holds no credentials (the environment does), and names one place, without ::"
-        require("data.*.files", "(not shown)", not any(map(SECRET_URL.match, self.files)), open_url)
+        no_secrets = "a URL holds no credentials (the environment does), and names one place, without ::"
+        require("data.*.files", "(not shown)", not any(map(SECRET_URL.match, self.files)), no_secrets)
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
         is_plain, has_rows = self.messages_field is None, self.source != "python_stdlib"
         if self.text_template is not None:
-            only = self.text_field == "text" and is_plain
-            only_one = "text_field, text_template and messages_field exclude each other"
-            require("data.*.text_template", self.text_template, only, only_one)
+            is_alone = self.text_field == "text" and is_plain
+            one_way = "text_field, text_template and messages_field exclude each other"
+            require("data.*.text_template", self.text_template, is_alone, one_way)
             try:
                 parse_template(self.text_template)
             except ValueError as error:

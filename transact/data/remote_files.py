@@ -73,10 +73,13 @@ class RemoteFile:
     def stat(self) -> Size:
         return Size(self.size)
 
-    def open(self, mode: str = "rb", buffering: int = STREAM_BYTES) -> IO[bytes]:
-        """Open the file for reading. buffering: bytes of a request, where no more are asked for at once."""
+    def open(self, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
+        """Open the file for reading.
+
+        buffering: bytes of a request, where no more are asked for at once. -1: as for reading the whole file.
+        """
         assert mode == "rb"
-        return io.BufferedReader(_Ranges(self), buffering)
+        return io.BufferedReader(_Ranges(self), STREAM_BYTES if buffering < 0 else buffering)
 
 
 DataFile = Path | RemoteFile
@@ -180,9 +183,9 @@ def _told(setting: str, url: str) -> Iterator[None]:
         raise RemoteUnavailable(f"{setting}: {url!r} {what}: {reason}") from None
 
 
-def for_each(work: Callable[[Any], Result], files: Sequence[Any]) -> list[Result]:
-    """Return what work returns for each file, or source of one; many at once where there are remote ones."""
-    if not any(isinstance(getattr(each, "path", each), RemoteFile) for each in files):
+def for_each(work: Callable[[DataFile], Result], files: Sequence[DataFile]) -> list[Result]:
+    """Return what work returns for each file; many at once where there are remote ones."""
+    if not any(isinstance(each, RemoteFile) for each in files):
         return [*map(work, files)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return [*pool.map(work, files)]

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from transact.data.remote_files import STREAM_BYTES, DataFile
+from transact.data.remote_files import DataFile
 from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.errors import LONGEST_REASON, one_line
 
@@ -49,10 +49,10 @@ def kind_suffix(path: DataFile) -> str:
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def open_stream(path: DataFile, buffering: int = STREAM_BYTES) -> IO[bytes]:
+def open_stream(path: DataFile, buffering: int = -1) -> IO[bytes]:
     """Open a file for reading, and decompress it where its name says that it is compressed.
 
-    buffering: bytes that are read at once.
+    buffering: as of `Path.open`.
     """
     opener = OPENERS.get(path.suffix)
     if opener is None:
@@ -122,7 +122,7 @@ def csv_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_csv(path: DataFile, buffering: int = STREAM_BYTES) -> Iterator[Iterator[list[str]]]:
+def open_csv(path: DataFile, buffering: int = -1) -> Iterator[Iterator[list[str]]]:
     """Yield the rows of a CSV file, the first with the names of the columns. buffering: as of `open_stream`."""
     with io.TextIOWrapper(open_stream(path, buffering), encoding="utf-8-sig", newline="") as file:
         yield csv.reader(file, strict=True)
@@ -153,10 +153,10 @@ def arrow_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_arrow(path: DataFile, buffering: int = STREAM_BYTES) -> Iterator[tuple[Any, Iterator[Any]]]:
+def open_arrow(path: DataFile, buffering: int = -1) -> Iterator[tuple[Any, Iterator[Any]]]:
     """Yield the schema and the record batches of an Arrow file, in the streaming or the random-access format.
 
-    buffering: bytes of a remote file that are read at once.
+    buffering: as of `Path.open`, of a remote file; a local one is mapped.
 
     Raises:
         pyarrow.ArrowException: it is neither.
