@@ -13,7 +13,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What starts processes or serves stands in tests/integration, tests/distributed, tests/e2e or tests/cluster.
 NOT_IN_UNIT = {"subprocess", "multiprocessing", "http.server", "tests.support.ranks", "tests.support.warm"}
-NOT_IN_UNIT |= {"tests.support.runs", "tests.support.hub", "tests.support.slurm"}
+NOT_IN_UNIT |= {"tests.support.runs", "tests.support.hub", "tests.support.s3", "tests.support.slurm"}
 NOT_IN_UNIT |= {f"tests.support.commands.{name}" for name in ("transact", "transact_as_users_do")}
 
 

@@ -30,7 +30,7 @@ configs:
 READ = """
 import json, sys
 from transact.config.inputs import TextConfig
-from transact.data.text import check_hub_text, hub_documents
+from transact.data.hub_text import check_hub_text, hub_documents
 from transact.data.rows import LeftOut
 for asked in json.loads(sys.argv[1]):
     text, left_out = TextConfig(source="hub", hub_id="ours/parquet") , LeftOut()
@@ -97,6 +97,8 @@ def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> N
         {"hub_id": "ours/chat", "messages_field": "messages"},
         {"hub_id": "ours/chat", "messages_field": "turns"},
         {"hub_config": "small", "messages_field": "text"},
+        {"hub_config": "small", "text_template": "<{text}>"},
+        {"hub_config": "small", "text_template": "{title} {text}"},
     ]
     ended = subprocess.run(
         [sys.executable, "-c", READ, json.dumps(asked)], env=hub[0], capture_output=True, text=True, timeout=240
@@ -104,6 +106,8 @@ def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> N
     assert ended.returncode == 0, ended.stderr
     (read, left_out), *refused = [json.loads(line) for line in ended.stdout.splitlines()]
     read_chats, left_out_chats = refused.pop(7)
+    of_template, left_out_of_template = refused.pop(-2)
+    assert sorted(of_template) == sorted(f"<{each}>" for each in read) and left_out_of_template == 3
     said = [[each["content"] for each in json.loads(chat)["messages"]] for chat in read_chats]
     assert sorted(said) == [["hi", answer] for answer in ("a1", "a2", "b1", "b2")] and left_out_chats == 2
     assert sorted(read) == ["a1", "a2", "b1", "b2", "c1", "c2"]
@@ -112,6 +116,7 @@ def test_every_way_to_name_a_dataset(hub: tuple[dict[str, str], list[str]]) -> N
     expected = ["Config name is missing", "'nope' not found", "Bad split: nope", "which has: 'body'", "Revision 'nope'"]
     expected += ["scripts are not run", "doesn't exist on the Hub"]
     expected += ["messages_field='turns' is not in", "holds a str as 'text', it must be a list of messages"]
+    expected += ["text_template: 'title' is not in 'ours/parquet', which has: 'text'"]
     for (told, _), words in zip(refused, expected, strict=True):
         assert words in told
         assert told.startswith("data.train.")

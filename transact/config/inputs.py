@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from transact.config.setting import LONGEST_PATH, Allowed, require, setting
+from transact.config.text_template import as_written, parse_template
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
@@ -67,9 +69,19 @@ class ModelConfig:
 
 TEXT_SOURCES = ("files", "hub", "tokens", "python_stdlib")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
+# A user's password, the query of a web address, or a URL inside another, which may hold one in any place.
+SECRET_URL = re.compile(r"(?i)[\w+.-]+://[^/@]*:(?!\d+/)[^@]*@|https?://([^/]*@|.*\?)|[\w+.-]+(://.*::|::[^/]*://)")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
 LOSSES = ("all", "answers")
+OF_EACH_SOURCE: tuple[tuple[str, object], ...] = (
+    ("files", []),
+    ("text_template", None),
+    ("messages_field", None),
+    ("loss", "all"),
+    ("filter", None),
+    ("tokenizer", None),
+)  # settings that a mixture has none of itself, and what they are there
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,8 +93,11 @@ class TextConfig:
     as `save_to_disk` writes it), "hub" (a dataset of the Hugging Face hub), "tokens" (files of text that is tokenised
     already) or "python_stdlib" (the library of the Python that runs)."""
     files: list[str] = setting(factory=list, longest=LONGEST_PATH)
-    """With source "files": paths or glob patterns. With "tokens": those of Megatron-LM's indexed datasets (X.bin beside
-    X.idx; X names both), of .npy arrays of integers, and of finished token stores of this program."""
+    """With source "files": paths or glob patterns, local ones or URLs that fsspec reads: s3://BUCKET/... (with pip
+    install 'transact[s3]'), gs://BUCKET/... (with 'transact[gs]'), hf://datasets/OWNER/NAME/... Credentials come from
+    where the libraries look for them and never stand in a URL. With "tokens": local paths or patterns of Megatron-LM's
+    indexed datasets (X.bin beside X.idx; X names both), of .npy arrays of integers, and of finished token stores of
+    this program."""
     tokenizer: str | None = setting(None, longest=LONGEST_PATH)
     """With source "tokens": which tokenizer made them, a local folder or an id of the hub; it must be the model's own.
     Token stores record theirs. null: there are none but these, or the source is another."""
@@ -96,6 +111,10 @@ class TextConfig:
     """The split of that dataset."""
     text_field: str = setting("text")
     """The field that holds the text, of jsonl, csv, parquet and arrow files and of hub datasets."""
+    text_template: str | None = setting(None, has_breaks=True, words="text")
+    """Several fields of a row in place of text_field, as in "{title}\\n\\n{text}": a format string of Python with plain
+    names, where \\n is a line break and {{ a brace. A field that is null, or missing in a row, counts as empty; a row
+    whose fields are all empty is left out. null: the text is that of text_field."""
     messages_field: str | None = setting(None)
     """The field that holds a conversation, of jsonl, parquet and arrow files and of hub datasets: a list of {role,
     content}, or of {from, value}. Each is rendered by the chat template of the model's own tokenizer, with the tools of
@@ -112,8 +131,18 @@ class TextConfig:
     def __post_init__(self) -> None:
         needs_files = self.source in ("files", "tokens")
         require("data.*.files", self.files, not needs_files or bool(self.files), "name at least one file")
+        no_secrets = "a URL holds no credentials (the environment does), and names one place, without ::"
+        require("data.*.files", "(not shown)", not any(map(SECRET_URL.match, self.files)), no_secrets)
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")
         is_plain, has_rows = self.messages_field is None, self.source not in ("python_stdlib", "tokens")
+        if self.text_template is not None:
+            is_alone = self.text_field == "text" and is_plain
+            one_way = "text_field, text_template and messages_field exclude each other"
+            require("data.*.text_template", self.text_template, is_alone, one_way)
+            try:
+                parse_template(self.text_template)
+            except ValueError as error:
+                require("data.*.text_template", self.text_template, False, str(error))
         rows = f'source "{self.source}" has no conversations'
         require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
         is_text = self.source != "tokens"
@@ -126,11 +155,26 @@ class TextConfig:
         require("data.*.loss", self.loss, self.loss == "all" or not is_plain, turns)
 
     @property
-    def row_field(self) -> tuple[str, str]:
-        """The setting that names the field of a row to read, and that field."""
-        if self.messages_field is None:
-            return "text_field", self.text_field
-        return "messages_field", self.messages_field
+    def is_remote(self) -> bool:
+        """Whether something of the text is read over the network."""
+        return self.source == "hub" or any("://" in each for each in self.files)
+
+    @property
+    def row_setting(self) -> tuple[str, str]:
+        """The setting that names what is read of a row, and its value."""
+        if self.messages_field is not None:
+            return "messages_field", self.messages_field
+        if self.text_template is not None:
+            return "text_template", as_written(self.text_template)
+        return "text_field", self.text_field
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """The fields that every row to read must have."""
+        setting, value = self.row_setting
+        if setting != "text_template":
+            return (value,)
+        return tuple(dict.fromkeys(name for _, name in parse_template(value) if name is not None))
 
     @property
     def of_what(self) -> str:
@@ -175,13 +219,7 @@ class TrainTextConfig(TextConfig):
     def __post_init__(self) -> None:
         is_mixture, names = self.source == MIXTURE, list(self.sources)
         of_sources = "with data.train.source=mixture each of data.train.sources has its own"
-        for name, unused in (
-            ("files", []),
-            ("messages_field", None),
-            ("loss", "all"),
-            ("filter", None),
-            ("tokenizer", None),
-        ):
+        for name, unused in OF_EACH_SOURCE:
             value = getattr(self, name)
             require(f"data.train.{name}", value, not is_mixture or value == unused, of_sources)
         TextConfig.__post_init__(self)

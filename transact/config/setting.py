@@ -53,6 +53,7 @@ class Allowed:
         pattern: what a text looks like as a whole; `words` says so to a user.
         entries: least and largest number of entries of a list or a dictionary.
         keys: what the keys of a dictionary may be.
+        has_breaks: a text may have line breaks and tabs.
         is_secret: no message shows the value.
     """
 
@@ -66,6 +67,7 @@ class Allowed:
     words: str = PLAIN
     entries: tuple[int, int] = (0, MOST_ENTRIES)
     keys: Allowed | None = None
+    has_breaks: bool = False
     is_secret: bool = False
 
     def takes(self, value: Any) -> bool:
@@ -88,7 +90,8 @@ class Allowed:
     def _takes_text(self, value: str) -> bool:
         if self.choices:
             return value in self.choices
-        is_plain = len(value) <= self.longest and bool(value.strip()) and is_printable(value)
+        line = value.translate(dict.fromkeys(map(ord, "\n\t"), " ")) if self.has_breaks else value
+        is_plain = len(value) <= self.longest and bool(value.strip()) and is_printable(line)
         return is_plain and (self.pattern is None or re.fullmatch(self.pattern, value) is not None)
 
     def described(self, hint: Any) -> str:

@@ -1,9 +1,9 @@
-"""Documents of local files, in an order that mixes all files and all places in them.
+"""Documents of files, in an order that mixes all files and all places in them.
 
 Files are cut into parts (byte ranges, or row groups of parquet). The parts of all files are visited in hashed order,
 many at a time, one document from each in turn: the beginning of the stream is a sample of the whole. The order follows
 from names and sizes, so that it is the same on every machine. No file is read twice, and none is held in memory. Files
-of streamed_files.py are one part each.
+of streamed_files.py are one part each. What holds of local files holds of remote ones (remote_files.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import functools
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy
 
+from transact.data.remote_files import DataFile, RemoteFile, RemoteUnavailable, for_each
 from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.data.streamed_files import (
     OPENERS,
@@ -40,12 +41,14 @@ READERS = {
 }
 WITHIN = ("parquet", "arrow")  # kinds that are compressed inside, and must be read at any place
 LINES_BYTES = 262_144  # of JSON lines in one part
+LINE_BYTES = 65_536  # behind them: the rest of a part's last line mostly
 TEXT_BYTES = 65_536  # of a text file in one part; each part of a longer file is a document
 OPEN_PARTS = 64
 CUT_WINDOW_BYTES = 4096  # searched for the end of a line, or a space
 PARQUET_ROWS = 64  # read at once
 PARQUET_BUFFER_BYTES = 1 << 20
-COUNTED_BYTES = 1 << 31  # a damaged line up to here is named by its number, further on by its byte
+FOOTER_BYTES = 65_536  # at the end of a parquet file, with which its reader begins
+COUNTED_BYTES = 1 << 31  # a damaged line of a local file up to here is named by its number, others by their byte
 GOLDEN = 0x9E3779B97F4A7C15
 Document = TypeVar("Document")
 
@@ -56,7 +59,7 @@ def shuffled_documents(sources: list[Source]) -> Iterator[str]:
     Raises:
         ValueError: a row cannot be read; the message names the file, the row and the reason.
     """
-    counts = [_number_of_parts(each.path) for each in sources]
+    counts = for_each(_number_of_parts, [each.path for each in sources])
 
     def part(file: int, number: int) -> Iterator[str]:
         source = sources[file]
@@ -68,7 +71,7 @@ def shuffled_documents(sources: list[Source]) -> Iterator[str]:
 
 
 def in_hashed_order(
-    paths: list[Path], counts: list[int], part: Callable[[int, int], Iterator[Document]]
+    paths: Sequence[DataFile], counts: list[int], part: Callable[[int, int], Iterator[Document]]
 ) -> Iterator[Document]:
     """Yield the documents of all parts of all files once. counts: parts of each file. part: of a file, by numbers."""
     names = [f"{each.name}:{each.stat().st_size}" for each in paths]
@@ -107,28 +110,28 @@ def _in_turn(parts: Iterable[Iterator[Document]]) -> Iterator[Document]:
         yield document
 
 
-def kind_of(path: Path) -> str | None:
+def kind_of(path: DataFile) -> str | None:
     """Return what kind of file a name says, one of the values of `READERS`; None where it is none that is read."""
     kind = READERS.get(kind_suffix(path))
     return None if kind in WITHIN and path.suffix in OPENERS else kind
 
 
-def is_streamed(path: Path) -> bool:
+def is_streamed(path: DataFile) -> bool:
     """Return whether a file is read from its beginning on, as one part."""
     return path.suffix in OPENERS or kind_of(path) in ("csv", "arrow")
 
 
-def _number_of_parts(path: Path) -> int:
+def _number_of_parts(path: DataFile) -> int:
     kind = kind_of(path)
     if is_streamed(path):
         return 1
     if kind == "parquet":
-        return int(_parquet(path).metadata.num_row_groups)
+        return int(open_parquet(path).metadata.num_row_groups)
     return max(1, -(-path.stat().st_size // (LINES_BYTES if kind == "json" else TEXT_BYTES)))
 
 
 def _text_part(source: Source, number: int) -> Iterator[str]:
-    with source.path.open("rb") as file:
+    with source.path.open("rb", TEXT_BYTES + CUT_WINDOW_BYTES + 1) as file:  # all of it in one read
         start, stop = _cut(file, number * TEXT_BYTES), _cut(file, (number + 1) * TEXT_BYTES)
         file.seek(start)
         content = file.read(stop - start)
@@ -171,24 +174,24 @@ def _lines_part(source: Source, number: int) -> Iterator[str]:
     )
 
 
-def _whole_lines(path: Path, start: int, stop: int) -> tuple[int, bytes]:
+def _whole_lines(path: DataFile, start: int, stop: int) -> tuple[int, bytes]:
     """Return position and content of the lines whose first byte is in [start, stop)."""
-    with path.open("rb") as file:
-        if start > 0:
-            file.seek(start - 1)
-            found = file.read(stop - start).find(b"\n")
+    with path.open("rb", LINES_BYTES + LINE_BYTES) as file:  # all of it in one read of the disk, or the network
+        before = min(start, 1)
+        file.seek(start - before)
+        content = file.read(before + stop - start)
+        if before:
+            found = content.find(b"\n", 0, stop - start)
             if found < 0:
                 return stop, b""
-            start += found
-        file.seek(start)
-        content = file.read(stop - start)
+            start, content = start + found, content[found + 1 :]
         if not content.endswith(b"\n"):
             content += file.readline()
     return start, content
 
 
-def _line_at(path: Path, position: int) -> str:
-    if position > COUNTED_BYTES:
+def _line_at(path: DataFile, position: int) -> str:
+    if position > COUNTED_BYTES or not isinstance(path, Path):
         return f"the line at byte {position:,}"
     lines, left, before = 1, position, b""
     with path.open("rb") as file:
@@ -199,21 +202,32 @@ def _line_at(path: Path, position: int) -> str:
     return f"line {lines:,}"
 
 
-def _parquet(path: Path) -> Any:
+def open_parquet(path: DataFile) -> Any:
+    """Open a parquet file; what a remote one holds, which stands at its end, is asked for once."""
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES)
+    if isinstance(path, Path):
+        return pyarrow.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES)
+    file, metadata = path.open("rb", FOOTER_BYTES), _remote_metadata(path)
+    return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=PARQUET_BUFFER_BYTES)
+
+
+@functools.lru_cache(maxsize=256)
+def _remote_metadata(path: RemoteFile) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path.open("rb", FOOTER_BYTES)).metadata
 
 
 def _parquet_part(source: Source, number: int) -> Iterator[str]:
-    with _parquet(source.path) as file:
+    with open_parquet(source.path) as file:
         row = sum(file.metadata.row_group(group).num_rows for group in range(number))
         batches = file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=list(source.fields))
         while True:
             try:
                 batch = next(batches, None)
                 rows = [] if batch is None else batch.to_pylist()
-            except MemoryError:
+            except (MemoryError, RemoteUnavailable):
                 raise
             except Exception as error:  # noqa: BLE001 - damaged bytes make the reader raise errors of every kind
                 source.refuse(f"cannot be read from row {row + 1:,} on: {one_line(error, LONGEST_REASON)!r}")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
+from transact.data.remote_files import DataFile
 from transact.errors import Refusal
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -42,12 +42,12 @@ class Source:
     """A file to read text from.
 
     Attributes:
-        fields: of its rows that are read, that with the text first.
+        fields: of its rows that are read.
         read: returns the text of a row, None where it has none; raises NoText.
         setting: the one that names the file, for messages.
     """
 
-    path: Path
+    path: DataFile
     fields: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], str | None]
     setting: str

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from transact.data.remote_files import DataFile
 from transact.data.rows import BYTE_ORDER_MARK, Source, has_words, texts_of_lines
 from transact.errors import LONGEST_REASON, one_line
 
@@ -28,13 +29,14 @@ ARROW_ROWS = 64  # turned into Python objects at once
 DAMAGES = (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error, UnicodeDecodeError)
 
 
-def _open_zstandard(path: Path, _mode: str) -> IO[bytes]:
+def _open_zstandard(source: Path | IO[bytes], _mode: str) -> IO[bytes]:
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    file = pyarrow.OSFile(str(source)) if isinstance(source, Path) else pyarrow.PythonFile(source, mode="r")
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
-OPENERS: dict[str, Callable[[Path, str], Any]] = {
+OPENERS: dict[str, Callable[[Any, str], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -42,15 +44,20 @@ OPENERS: dict[str, Callable[[Path, str], Any]] = {
 }
 
 
-def kind_suffix(path: Path) -> str:
+def kind_suffix(path: DataFile) -> str:
     """Return the suffix that says what a file holds: that before the suffix of its compression, if it has one."""
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def open_stream(path: Path) -> IO[bytes]:
-    """Open a file for reading, and decompress it where its name says that it is compressed."""
-    found: IO[bytes] = OPENERS.get(path.suffix, Path.open)(path, "rb")
-    return found
+def open_stream(path: DataFile, buffering: int = -1) -> IO[bytes]:
+    """Open a file for reading, and decompress it where its name says that it is compressed.
+
+    buffering: as of `Path.open`.
+    """
+    opener = OPENERS.get(path.suffix)
+    if opener is None:
+        return path.open("rb", buffering)
+    return opener(path if isinstance(path, Path) else path.open("rb", buffering), "rb")  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -104,19 +111,20 @@ def csv_stream(source: Source) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module takes
     number = 0
     with refused_if_damaged(source.refuse, lambda: f"row {number + 1:,}"), open_csv(source.path) as rows:
-        column = next(rows).index(source.fields[0])
+        names = next(rows)
+        columns = [(name, names.index(name)) for name in source.fields]
         for row in rows:
             number += 1
-            text = row[column] if column < len(row) else None
-            if text is not None and "\0" in text:
+            found = {name: row[column] for name, column in columns if column < len(row)}
+            if any("\0" in each for each in found.values()):
                 source.refuse(f"is binary, not UTF-8 text: a NUL byte in row {number:,}")
-            yield from source.kept(text, functools.partial("row {:,}".format, number))
+            yield from source.texts_of_rows([found], number)
 
 
 @contextmanager
-def open_csv(path: Path) -> Iterator[Iterator[list[str]]]:
-    """Yield the rows of a CSV file, the first with the names of the columns."""
-    with io.TextIOWrapper(open_stream(path), encoding="utf-8-sig", newline="") as file:
+def open_csv(path: DataFile, buffering: int = -1) -> Iterator[Iterator[list[str]]]:
+    """Yield the rows of a CSV file, the first with the names of the columns. buffering: as of `open_stream`."""
+    with io.TextIOWrapper(open_stream(path, buffering), encoding="utf-8-sig", newline="") as file:
         yield csv.reader(file, strict=True)
 
 
@@ -145,15 +153,18 @@ def arrow_stream(source: Source) -> Iterator[str]:
 
 
 @contextmanager
-def open_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+def open_arrow(path: DataFile, buffering: int = -1) -> Iterator[tuple[Any, Iterator[Any]]]:
     """Yield the schema and the record batches of an Arrow file, in the streaming or the random-access format.
+
+    buffering: as of `Path.open`, of a remote file; a local one is mapped.
 
     Raises:
         pyarrow.ArrowException: it is neither.
     """
     import pyarrow.ipc
 
-    with pyarrow.memory_map(str(path)) as file:
+    is_local = isinstance(path, Path)
+    with pyarrow.memory_map(str(path)) if is_local else pyarrow.PythonFile(path.open("rb", buffering)) as file:
         if file.read(6) == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
             yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.data.chat_template import chat_template_of
 from transact.data.document_marks import document_marks
-from transact.data.local_files import is_streamed, kind_of
+from transact.data.local_files import is_streamed, kind_of, open_parquet
+from transact.data.remote_files import DataFile, for_each
+from transact.data.row_reader import reader_of
 from transact.data.rows import NoText, row_of_line
 from transact.data.stdlib_text import stdlib_identity
-from transact.data.text import check_text, documents, reader_of, text_files
+from transact.data.text import check_text, documents, text_files
 from transact.data.tokenised_files import token_files
 from transact.data.tokenised_text import TokenisedText
 from transact.data.training_text import sequences_by_text
@@ -24,7 +27,7 @@ from transact.models.stock import load_tokenizer
 from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.text_checks import check_adaptive, check_apart, check_tokens
 
-SAMPLED_DOCUMENTS, SAMPLED_LINES = 32, 200
+SAMPLED_DOCUMENTS, SAMPLED_LINES, SAMPLED_BYTES = 32, 200, 262_144  # the last: read at once
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
 
 
@@ -127,36 +130,34 @@ def _text_bytes(text: TextConfig, setting: str) -> float | None:
         return None
     if text.source == "python_stdlib":
         return float(sum(int(str(size)) for _, size in stdlib_identity())) if text.part == "train" else None
-    sizes = [_bytes_of_file(path, text) for path in text_files(text, setting)]
+    sizes = for_each(partial(_bytes_of_file, text), text_files(text, setting))
     return None if None in sizes else float(sum(size or 0.0 for size in sizes))
 
 
-def _bytes_of_file(path: Path, text: TextConfig) -> float | None:
+def _bytes_of_file(text: TextConfig, path: DataFile) -> float | None:
     if kind_of(path) == "parquet":
-        return None if text.messages_field is not None else _bytes_of_parquet(path, text.text_field)
+        return None if text.messages_field is not None else _bytes_of_parquet(path, text.row_fields)
     if is_streamed(path):
         return None
     size = float(path.stat().st_size)
     return size * _share_of_text(path, text) if kind_of(path) == "json" else size
 
 
-def _bytes_of_parquet(path: Path, text_field: str) -> float:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+def _bytes_of_parquet(path: DataFile, fields: tuple[str, ...]) -> float:
+    with open_parquet(path) as file:
         found = file.metadata
         groups = [found.row_group(number) for number in range(found.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == text_field))
+    return float(sum(each.total_uncompressed_size for each in columns if each.path_in_schema in fields))
 
 
-def _share_of_text(path: Path, config: TextConfig) -> float:
+def _share_of_text(path: DataFile, config: TextConfig) -> float:
     """Return which share of the first lines' bytes are text."""
 
     read = reader_of(config)
 
     def texts() -> Iterator[tuple[int, int]]:
-        with path.open("rb") as file:
+        with path.open("rb", SAMPLED_BYTES) as file:
             for number, line in enumerate(itertools.islice(file, SAMPLED_LINES)):
                 try:
                     row = row_of_line(line, is_first=number == 0)

@@ -24,7 +24,7 @@ from transact.tracking.result_table import COUNTS, score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 # Settings of a text that older runs have not recorded, and what these did: a finished run stays finished.
-LATER_SETTINGS = {"messages_field": None, "loss": "all", "filter": None, "tokenizer": None}
+LATER_SETTINGS = {"messages_field": None, "text_template": None, "loss": "all", "filter": None, "tokenizer": None}
 
 
 def check_evaluation(config: EvalConfig) -> None:

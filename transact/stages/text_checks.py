@@ -11,8 +11,10 @@ from transact.config.run import RunConfig
 from transact.config.setting import require
 from transact.data.document_marks import DocumentMarks
 from transact.data.filters import predicate
+from transact.data.hub_text import HubUnavailable, check_hub_text
 from transact.data.mixture import Dealing
-from transact.data.text import HubUnavailable, check_hub_text, check_text, is_same_content, text_files
+from transact.data.remote_files import DataFile
+from transact.data.text import check_text, is_same_content, text_files
 from transact.data.token_store import tokenizer_digest
 from transact.data.tokenised_files import token_files
 from transact.distributed.environment import environment_rank
@@ -21,7 +23,7 @@ from transact.models.stock import load_tokenizer
 
 
 def check_texts(config: RunConfig) -> None:
-    """Check the beginning of every local file of the training and the held-out text.
+    """Check the beginning of every file of the training and the held-out text.
 
     Raises:
         ValueError: a file cannot be used, or a text is trained on and evaluated on.
@@ -85,7 +87,7 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
         if _name(text) == _name(other):
             raise ValueError(f"{other_setting} is the text of {setting}: nothing of it is held out")
         return
-    sizes: dict[int, list[Path]] = {}
+    sizes: dict[int, list[DataFile]] = {}
     for path in text_files(text, setting):
         sizes.setdefault(path.stat().st_size, []).append(path)
     for path in text_files(other, other_setting):

@@ -40,7 +40,7 @@ from transact.tracking.progress import Progress
 LOCK_SUFFIX = ".lock"
 LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation writes
 LEFT_SECONDS = 7 * 86_400.0  # a tokenisation that was killed may go on within that time
-HUB_READERS = 8  # ranks that tokenise a dataset of the Hub, since each reads all of it from there
+REMOTE_READERS = 8  # ranks that tokenise a text of the Hub or another store, since each reads all of it from there
 SAID_SECONDS, SAID_SECONDS_OF_GPUS = 60.0, 1.0  # of tokenising that is worth a line
 CHECKED_SILENTLY_BYTES = 2_000_000_000
 
@@ -170,8 +170,8 @@ class StoreRequest:
                 name=self.setting,
                 course=Course(
                     workers=job.group,
-                    most_workers=HUB_READERS if self.text.source == "hub" else None,
-                    keeps_parts=self.text.source == "hub",
+                    most_workers=REMOTE_READERS if self.text.is_remote else None,
+                    keeps_parts=self.text.is_remote,
                     progress=cost.advance,
                 ),
             )
