@@ -107,6 +107,7 @@ def _searching(folder: Path) -> tuple[int, float]:
         store: Any = SimpleNamespace(
             sequences=lambda positions: tokens[positions],
             counted=lambda positions: None,
+            position_ids=lambda positions: None,
             num_targets=lambda positions: len(positions) * 63,
         )
         positions = torch.arange(8)

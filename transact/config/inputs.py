@@ -66,6 +66,7 @@ class ModelConfig:
 
 
 TEXT_SOURCES = ("files", "hub", "python_stdlib")
+PACKINGS = ("stream", "documents")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 STDLIB_PARTS = ("train", "heldout")
 OWN_NAME = Allowed(longest=100, pattern=r"[\w.+-]+", words="letters, digits and ._+-")  # of a text
@@ -195,6 +196,9 @@ class DataConfig:
     """Tokens between documents: "both" (the tokenizer's bos before and its eos after each), "begin" or "end" (one of
     them), "none". "auto": before a document what the tokenizer itself puts before a text, after it its end of text.
     That is eos, or where the chat template names eos (it ends a turn) <|endoftext|> or alike, if there is one."""
+    packing: str = setting("stream", choices=PACKINGS)
+    """What a token attends to in a sequence that holds parts of several documents: "stream" (everything before it), or
+    "documents" (its own document or conversation alone, in which positions begin anew)."""
     trust_code: bool = False
     """Whether the functions that the `filter` of a text names may run."""
 
