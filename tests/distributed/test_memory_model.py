@@ -45,6 +45,9 @@ CASES = (
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
     Case(size="wide", stage="gram", method="default", sequences=2, sequence_length=256),
     Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
+    Case(size="wide", packing="documents", sequences=2, sequence_length=384),
+    Case(size="deep", packing="documents", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=384),
+    Case(size="deep", packing="documents", objective="distillation", sequences=2, sequence_length=384),
 )
 
 
