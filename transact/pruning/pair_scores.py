@@ -42,9 +42,11 @@ def logit_variances(
     """
     q, k = rotated(query, cosine, sine, geometry), rotated(key, cosine, sine, geometry)
     x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
-    mean_x, mean_y = means_so_far(x, position), means_so_far(y, position)
+    position = position.squeeze(-1)
+    has_several = not bool((position == torch.arange(x.shape[1], device=x.device)).all())
+    mean_x, mean_y = (_means_so_far(each, position, has_several) for each in (x, y))
     xx, yy, xy = (
-        _expand(means_so_far(product, position) - mean_product, geometry)
+        _expand(_means_so_far(product, position, has_several) - mean_product, geometry)
         for product, mean_product in (
             (x * x, mean_x * mean_x),
             (y * y, mean_y * mean_y),
@@ -55,20 +57,19 @@ def logit_variances(
     return (variance.clamp_min(0).sum(dim=(0, 1)) / geometry.head_dim).double()
 
 
-def means_so_far(values: Tensor, position: Tensor) -> Tensor:
+def _means_so_far(values: Tensor, position: Tensor, has_several: bool) -> Tensor:
     """Return for every token the mean over its document up to it: (batch, length, ...) -> the same shape.
 
-    position: as in `logit_variances`.
+    position: (1 or batch, length), of each token in its document. has_several: whether a sequence has several.
     """
-    places = torch.arange(values.shape[1], device=values.device)
-    position = position.squeeze(-1)
-    counts = (position + 1).to(values.dtype).view(*position.shape, *(1,) * (values.dim() - 2))
-    if bool((position == places).all()):
+    counts = (position + 1).to(values.dtype)[..., None, None]
+    if not has_several:
         return values.cumsum(1) / counts
     # In float64: what is subtracted is larger than what is left, the more so behind a long document.
     sums = torch.cat([torch.zeros_like(values[:, :1]), values], dim=1).double().cumsum(1)  # before each token
     rows = torch.arange(len(values), device=values.device).unsqueeze(1)
-    return ((sums[:, 1:] - sums[rows, places - position]) / counts).to(values.dtype)
+    begins = torch.arange(values.shape[1], device=values.device) - position
+    return ((sums[:, 1:] - sums[rows, begins]) / counts).to(values.dtype)
 
 
 def _planes(activation: Tensor, geometry: Geometry) -> Tensor:

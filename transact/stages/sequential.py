@@ -257,7 +257,7 @@ class SingleLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output: (batch, length, hidden_size) -> the same shape."""
-        positions, embeddings = self._rotation(hidden, None)
+        positions, embeddings = self._rotation(hidden)
         found: Tensor = self.block(hidden, attention_mask=None, position_ids=positions, position_embeddings=embeddings)
         return found
 
@@ -281,7 +281,7 @@ class SingleLayer(nn.Module):
             handle.remove()
         return seen[0]
 
-    def _rotation(self, hidden: Tensor, positions: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _rotation(self, hidden: Tensor, positions: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the positions, those of one document by default, and the cosines and sines that attention is given."""
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
