@@ -18,7 +18,7 @@ from transact.config.pruning import MethodConfig
 from transact.models.llama import layer_of, read_geometry
 from transact.pruning.refit import LayerGram, Ridge
 from transact.stages.in_memory import prune_model
-from transact.stages.sequential import EMBEDDING, Streams
+from transact.stages.sequential import EMBEDDING, Embedded, Streams
 
 BATCHES = torch.randint(0, 512, (48, 32), generator=torch.Generator().manual_seed(0)).split(12)
 
@@ -156,13 +156,15 @@ def test_where_nothing_is_cut_the_weights_come_back(lengths: tuple[int, ...]) ->
         [range(source.intermediate_size)] * source.num_layers,
     )
     weights = model.state_dict()
-    embedded = [(12 * number, weights[EMBEDDING][batch]) for number, batch in enumerate(BATCHES)]
     device = torch.device("cpu")
     documents = [part for row in torch.cat(BATCHES) for part in row.unsqueeze(0).split(lengths, dim=1)]
     grams = grams_of(model, documents)
     position_ids = torch.cat([torch.arange(length) for length in lengths]).expand(12, -1)
-    packing = {} if len(lengths) == 1 else {"position_ids": [position_ids] * len(embedded)}
-    streams = Streams(everything, embedded, device=device, ridge=RIDGE, num_turns=len(embedded), **packing)
+    embedded = [
+        Embedded(12 * number, weights[EMBEDDING][batch], None if len(lengths) == 1 else position_ids)
+        for number, batch in enumerate(BATCHES)
+    ]
+    streams = Streams(everything, embedded, device=device, ridge=RIDGE, num_turns=len(embedded))
     for layer in range(source.num_layers):
         tensors = {name: tensor for name, tensor in weights.items() if layer_of(name) == layer}
         for name, tensor in streams.cut_layer(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,11 @@ def slice_sequentially(
     config = read_json(source / "config.json")
     smaller = sliced_config(config, selection)
     with ModelReader(source) as reader:
-        embedded, position_ids, num_turns = _embedded(job, texts, reader)
+        embedded, num_turns = _embedded(job, texts, reader)
         ridge, group = Ridge.of(job.config.prune.method), job.group
         streams = Streams(
             selection,
             embedded,
-            position_ids=position_ids,
             device=group.device,
             ridge=ridge,
             num_turns=num_turns,
@@ -83,14 +82,30 @@ def slice_sequentially(
         )
 
 
-def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[tuple[int, Tensor]], list[Tensor | None], int]:
+class Embedded(NamedTuple):
+    """A micro-batch of what the first layer reads, on the CPU.
+
+    Attributes:
+        first: number of its first sequence in the text, whose even and odd sequences are its halves.
+        hidden: (sequences, length, hidden_size) float32.
+        position_ids: (sequences, length), that begin anew at every document. None: each sequence is one.
+    """
+
+    first: int
+    hidden: Tensor
+    position_ids: Tensor | None = None
+
+
+def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Embedded], int]:
     """Return this rank's calibration micro-batches as `Streams` takes them, and the turns that all ranks take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
-    ranges = [turn for turn in turns if turn]
-    hidden = [(start, embedding[texts.train.sequences(positions[start:stop])]) for start, stop in ranges]
-    return hidden, [texts.train.position_ids(positions[start:stop]) for start, stop in ranges], len(turns)
+    found = []
+    for start, stop in [turn for turn in turns if turn]:
+        own = positions[start:stop]
+        found.append(Embedded(start, embedding[texts.train.sequences(own)], texts.train.position_ids(own)))
+    return found, len(turns)
 
 
 class Streams:
@@ -99,34 +114,29 @@ class Streams:
     def __init__(
         self,
         selection: Selection,
-        embedded: list[tuple[int, Tensor]],
+        embedded: Sequence[Embedded],
         *,
         device: torch.device,
         ridge: Ridge,
         num_turns: int,
-        position_ids: Sequence[Tensor | None] | None = None,
         turn: Callable[[], object] = lambda: None,
         total: Callable[[Tensor], Tensor] = lambda own: own,
     ) -> None:
         """Start both streams from the embedded calibration text.
 
         Args:
-            embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each, with
-                the number of their first sequence in the text, whose even and odd sequences are its halves. On the
-                CPU, because they grow with the text; they visit the device one by one.
+            embedded: on the CPU, because they grow with the text; they visit the device one by one.
             ridge: of the refit.
             num_turns: equal on all ranks; a rank with fewer micro-batches takes part in the sums all the same.
-            position_ids: of each micro-batch, (sequences, length), that begin anew at every document. None: each
-                sequence is one.
             turn: called after each, on every rank equally often: the job may stop there.
             total: sums a tensor over the ranks, in place.
         """
         self.selection, self.device, self.ridge, self.total = selection, device, ridge, total
         self.num_turns, self.turn = num_turns, turn
-        self.firsts = [first for first, _ in embedded]
-        self.dense = [hidden for _, hidden in embedded]
+        self.firsts = [each.first for each in embedded]
+        self.dense = [each.hidden for each in embedded]
         self.cut = list(self.dense)
-        self.position_ids = list(position_ids or [None] * len(embedded))
+        self.position_ids = [each.position_ids for each in embedded]
 
     @torch.no_grad()
     def cut_layer(
