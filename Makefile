@@ -94,7 +94,7 @@ lint: $(SETUP) ## ruff, mypy, and whether documents point at what there is and t
 check: lint ## the same, and the unit tests: a minute or two
 	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
-bench: $(SETUP) ## throughput, collectives and host time, calibration overhead and the cost of saving, written to benchmarks/results
+bench: $(SETUP) ## throughput, collectives and host time, calibration overhead, the cost of saving and of packing, written to benchmarks/results
 	for stage in 0 3; do \
 		$(PYTHON_RUN) -m benchmarks.throughput --processes 2 --size 14m --zero-stage $$stage --steps 4 && \
 		$(PYTHON_RUN) -m benchmarks.throughput --processes 2 --size 135m --zero-stage $$stage --steps 1 \
@@ -102,6 +102,7 @@ bench: $(SETUP) ## throughput, collectives and host time, calibration overhead a
 	$(PYTHON_RUN) -m benchmarks.engine_work --processes 2
 	$(PYTHON_RUN) -m benchmarks.calibration_overhead
 	$(PYTHON_RUN) -m benchmarks.saving --processes 2
+	$(PYTHON_RUN) -m benchmarks.packing --processes 2
 
 bench-quality: $(SETUP) ## what every method keeps of the demo parent: about an hour
 	$(PYTHON_RUN) -m benchmarks.quality

@@ -70,6 +70,7 @@ class Case:
     recovery: str = "full"  # or "lora"
     stage: str = "recover"  # or "calibrate" or "gram"
     method: str = "norms"
+    packing: str = "stream"  # or "documents", three in a sequence
 
     def config(self, ranks: int) -> RunConfig:
         config = copy.deepcopy(_composed(self.method))
@@ -78,8 +79,12 @@ class Case:
         config.engine.micro_batch_sequences = self.sequences
         config.engine.activation_checkpointing = self.checkpointing
         config.data.sequence_length, config.recover.objective = self.sequence_length, self.objective
-        config.recover.method = self.recovery
+        config.recover.method, config.data.packing = self.recovery, self.packing
         return config
+
+    def position_ids(self) -> torch.Tensor | None:
+        places = torch.arange(self.sequence_length).expand(self.sequences, -1)
+        return None if self.packing == "stream" else places % (self.sequence_length // 3)
 
 
 @functools.cache
@@ -144,7 +149,7 @@ def _work(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, grou
     elif case.stage == "gram":
         _sum_grams(model, config, tokens, group)
     else:
-        _look(model, config, tokens, group)
+        _look(model, case, config, tokens, group)
 
 
 def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
@@ -158,7 +163,7 @@ def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, gro
     )
     if case.objective == "cross_entropy":
         with open_engine(model, config.engine, group, training=settings) as engine:
-            _steps(engine, None, tokens)
+            _steps(engine, None, tokens, case.position_ids())
         return
     with (
         open_engine(model, config.engine, group) as parent,
@@ -166,18 +171,20 @@ def _train(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, gro
     ):
         geometry = geometry_of(model)
         at_once = taught_at_once(geometry, config, group.world_size)
-        _steps(engine, Teacher(parent, geometry, weight=1.0, temperature=1.0, at_once=at_once), tokens)
+        teacher = Teacher(parent, geometry, weight=1.0, temperature=1.0, at_once=at_once)
+        _steps(engine, teacher, tokens, case.position_ids())
 
 
-def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor) -> None:
+def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor, position_ids: torch.Tensor | None) -> None:
+    batch = [tokens] * MICRO_BATCHES, [position_ids] * MICRO_BATCHES
     for _ in range(STEPS):
-        teachings = teacher.teach([tokens] * MICRO_BATCHES) if teacher else itertools.repeat(None)
+        teachings = teacher.teach(*batch) if teacher else itertools.repeat(None)
         for _ in range(MICRO_BATCHES):
-            engine.backward(engine.loss(tokens, next(teachings)))
+            engine.backward(engine.loss(tokens, next(teachings), position_ids=position_ids))
             engine.step(1e-4)
 
 
-def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
+def _look(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
     criteria, geometry = Criteria.of(config.prune.method), geometry_of(model)
     differentiates = criteria.needs_gradients
     with (
@@ -186,7 +193,7 @@ def _look(model: Path, config: RunConfig, tokens: torch.Tensor, group: ProcessGr
         collect_statistics(engine.module, geometry, criteria.statistics(geometry)),
     ):
         for _ in range(STEPS):
-            (engine.differentiate if differentiates else engine.hidden_forward)(tokens)
+            (engine.differentiate if differentiates else engine.hidden_forward)(tokens, case.position_ids())
 
 
 @torch.no_grad()

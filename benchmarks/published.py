@@ -224,6 +224,7 @@ def told() -> Iterator[str]:
     yield f"{seconds[4096]:.0f} s of 4,096 and {seconds[11008]:.0f} s of 11,008"
     for method, ratio in cost["cut"]["over_forwards"].items():
         yield f"`{method}` {ratio:.2f} times"
+    yield f"{read_json(RESULTS / 'packing.json')['ratio']:.2f} of the tokens per second of `stream`"
     large = next(each for each in read_json(RESULTS / "efficiency.json")["sizes"] if each["size"] != "demo")
     half = large["latency"][0]["speed_ups"]["50% removed"]
     yield f"prefills {half['prefill']['speed_up']:.2f} and decodes {half['decode']['speed_up']:.2f} times as fast"

@@ -213,6 +213,13 @@ def test_saving(tmp_path: Path) -> None:
     assert figures["bytes"] == pytest.approx(16 * figures["parameters"], rel=0.2)
 
 
+def test_packing(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    small = ["--size=tiny", "--repetitions=2", "--sequence-length=32", "--document-tokens=8", f"--output={output}"]
+    result = result_of(run("benchmarks.packing", *small), output)
+    assert result["ratio"] > 0 and min(result["tokens_per_s"].values()) > 0
+
+
 def test_calibration_overhead(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]

@@ -30,7 +30,7 @@ from transact.models.narrowing import narrowing
 from transact.pruning.refit import LayerGram, Ridge
 from transact.stages.calibrate import file_name
 from transact.stages.evaluate import mean_loss
-from transact.stages.sequential import Streams
+from transact.stages.sequential import Embedded, Streams
 from transact.stages.shapes import Fits
 
 CASES = (
@@ -45,6 +45,9 @@ CASES = (
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
     Case(size="wide", stage="gram", method="default", sequences=2, sequence_length=256),
     Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
+    Case(size="wide", packing="documents", sequences=2, sequence_length=384),
+    Case(size="deep", packing="documents", dtype="bfloat16", checkpointing=True, sequences=2, sequence_length=384),
+    Case(size="deep", packing="documents", objective="distillation", sequences=2, sequence_length=384),
 )
 
 
@@ -78,7 +81,7 @@ def test_a_layer_that_is_cut_needs_what_its_least_squares_do(method: str, kept: 
     smaller, ridge = sliced_config(config, selection), Ridge(share=0.01)
     tensors = {name: tensor.data for name, tensor in model.state_dict().items() if ".layers." in name}
     hidden = torch.randn(2, 64, 128)
-    streams = Streams(selection, [(0, hidden)], device=torch.device("cpu"), ridge=ridge, num_turns=1)
+    streams = Streams(selection, [Embedded(0, hidden)], device=torch.device("cpu"), ridge=ridge, num_turns=1)
 
     def read() -> LayerGram:
         return LayerGram(attention_output=torch.eye(128), intermediate=torch.eye(1408))
@@ -107,6 +110,7 @@ def _searching(folder: Path) -> tuple[int, float]:
         store: Any = SimpleNamespace(
             sequences=lambda positions: tokens[positions],
             counted=lambda positions: None,
+            position_ids=lambda positions: None,
             num_targets=lambda positions: len(positions) * 63,
         )
         positions = torch.arange(8)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,7 +18,7 @@ from transact.config.pruning import MethodConfig
 from transact.models.llama import layer_of, read_geometry
 from transact.pruning.refit import LayerGram, Ridge
 from transact.stages.in_memory import prune_model
-from transact.stages.sequential import EMBEDDING, Streams
+from transact.stages.sequential import EMBEDDING, Embedded, Streams
 
 BATCHES = torch.randint(0, 512, (48, 32), generator=torch.Generator().manual_seed(0)).split(12)
 
@@ -82,9 +83,9 @@ def halves(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], name
 
 
 @torch.no_grad()
-def grams_of(model: Any) -> list[LayerGram]:
+def grams_of(model: Any, batches: Sequence[torch.Tensor]) -> list[LayerGram]:
     """Of every layer, from the rows that its output projections read."""
-    seen = traces(model)
+    seen = traces(model, batches)
     sums = {name: rows.T @ rows for name, rows in seen.items()}
     return [
         LayerGram(attention_output=sums[f"{layer}.o_proj"], intermediate=sums[f"{layer}.down_proj"])
@@ -142,7 +143,9 @@ def test_it_makes_up_for_what_earlier_layers_have_lost() -> None:
     assert together < 0.95 * alone
 
 
-def test_where_nothing_is_cut_the_weights_come_back() -> None:
+@pytest.mark.parametrize("lengths", [(32,), (9, 1, 22)])
+def test_where_nothing_is_cut_the_weights_come_back(lengths: tuple[int, ...]) -> None:
+    """lengths: of the documents in each sequence, which the model is given one by one."""
     model = make_model()
     config = model.config.to_dict()
     source = read_geometry(config)
@@ -153,9 +156,14 @@ def test_where_nothing_is_cut_the_weights_come_back() -> None:
         [range(source.intermediate_size)] * source.num_layers,
     )
     weights = model.state_dict()
-    embedded = [(12 * number, weights[EMBEDDING][batch]) for number, batch in enumerate(BATCHES)]
     device = torch.device("cpu")
-    grams = grams_of(model)
+    documents = [part for row in torch.cat(BATCHES) for part in row.unsqueeze(0).split(lengths, dim=1)]
+    grams = grams_of(model, documents)
+    position_ids = torch.cat([torch.arange(length) for length in lengths]).expand(12, -1)
+    embedded = [
+        Embedded(12 * number, weights[EMBEDDING][batch], None if len(lengths) == 1 else position_ids)
+        for number, batch in enumerate(BATCHES)
+    ]
     streams = Streams(everything, embedded, device=device, ridge=RIDGE, num_turns=len(embedded))
     for layer in range(source.num_layers):
         tensors = {name: tensor for name, tensor in weights.items() if layer_of(name) == layer}
@@ -163,6 +171,6 @@ def test_where_nothing_is_cut_the_weights_come_back() -> None:
             layer, tensors, partial(grams.__getitem__, layer), config, config
         ).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=1e-4, atol=1e-5)
-    end = traces(model)["end"]
+    end = traces(model, documents)["end"]
     for stream in (streams.dense, streams.cut):
         torch.testing.assert_close(torch.cat(stream).flatten(0, 1).double(), end, rtol=1e-4, atol=1e-4)

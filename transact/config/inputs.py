@@ -68,6 +68,7 @@ class ModelConfig:
 
 
 TEXT_SOURCES = ("files", "hub", "tokens", "python_stdlib")
+PACKINGS = ("stream", "documents")
 DOCUMENT_MARKS = ("auto", "both", "begin", "end", "none")
 # A user's password, the query of a web address, or a URL inside another, which may hold one in any place.
 SECRET_URL = re.compile(r"(?i)[\w+.-]+://[^/@]*:(?!\d+/)[^@]*@|https?://([^/]*@|.*\?)|[\w+.-]+(://.*::|::[^/]*://)")
@@ -250,6 +251,9 @@ class DataConfig:
     """Tokens between documents: "both" (the tokenizer's bos before and its eos after each), "begin" or "end" (one of
     them), "none". "auto": before a document what the tokenizer itself puts before a text, after it its end of text.
     That is eos, or where the chat template names eos (it ends a turn) <|endoftext|> or alike, if there is one."""
+    packing: str = setting("stream", choices=PACKINGS)
+    """What a token attends to in a sequence that holds parts of several documents: "stream" (everything before it), or
+    "documents" (its own document or conversation alone, in which positions begin anew)."""
     trust_code: bool = False
     """Whether the functions that the `filter` of a text names may run."""
 

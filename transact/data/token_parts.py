@@ -56,12 +56,14 @@ class Packing:
         max_sequences: all that are wanted.
         marks: around documents. None: the tokenizer's own.
         chat: renders documents that are conversations, with its marks. None: they are text.
+        by_document: whether tokens attend to their own document alone; where documents begin is then stored.
     """
 
     sequence_length: int
     max_sequences: int
     marks: DocumentMarks | None = None
     chat: ChatTemplate | None = None
+    by_document: bool = False
 
     @property
     def has_counted(self) -> bool:
@@ -80,8 +82,8 @@ class Part(NamedTuple):
     Attributes:
         tokens: (tokens,), in the dtype of the store.
         counted: (tokens,) uint8, 1 for each that counts for the loss; (0,) where all do.
-        documents: (documents,) uint64, the hash of each document that it has a piece of.
-        starts: (documents,) int64, the position of the document's first token here.
+        documents: (documents,) uint64, the hash of each document that begins in it.
+        starts: (documents,) int64, the position of the document's first token.
         left_out: (documents,) uint64, the hash of each held-out document that was left out.
         left_out_starts: (documents,) int64, the position of the batch that it would have been in.
     """
@@ -240,7 +242,8 @@ class TextParts:
         for batch in own:
             left_out += [(each, written) for each in batch.left_out]
             for piece, encoded in zip(batch.pieces, self._encoded(batch.pieces), strict=True):
-                documents.append((piece.document, written))
+                if piece.is_first:
+                    documents.append((piece.document, written))
                 tokens.append(numpy.asarray(encoded.tokens, dtype=self._dtype))
                 counted.append(numpy.asarray(encoded.counted, dtype=numpy.uint8))
                 written += len(encoded.tokens)

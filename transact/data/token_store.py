@@ -20,8 +20,9 @@ FORMAT_VERSION = 4
 INDEX_NAME = "index.json"
 TOKENS_NAME = "tokens.bin"
 COUNTED_NAME = "counted.bin"  # a byte for each token, 1 where it counts for the loss; only where not all do
+STARTS_NAME = "starts.bin"  # a byte for each token, 1 at the first of a document; only with data.packing=documents
 DOCUMENTS_NAME = "documents.bin"  # a hash of every document in it, sorted
-FILE_NAMES = (INDEX_NAME, TOKENS_NAME, COUNTED_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
+FILE_NAMES = (INDEX_NAME, TOKENS_NAME, COUNTED_NAME, STARTS_NAME, DOCUMENTS_NAME, INDEX_NAME + TEMPORARY_SUFFIX)
 
 
 class TokenStore:
@@ -37,15 +38,18 @@ class TokenStore:
         self.largest_token: int = self.index["largest_token"]
         shape = (self.num_sequences, self.sequence_length)
         self._tokens = numpy.memmap(folder / TOKENS_NAME, dtype=self.index["dtype"], mode="r", shape=shape)
-        self._counted = None
-        if COUNTED_NAME in self.index["files"]:
-            self._counted = numpy.memmap(folder / COUNTED_NAME, dtype=numpy.bool_, mode="r", shape=shape)
+        self._counted, self._starts = (
+            numpy.memmap(folder / name, dtype=numpy.bool_, mode="r", shape=shape)
+            if name in self.index["files"]
+            else None
+            for name in (COUNTED_NAME, STARTS_NAME)
+        )
 
     @property
     def sha256(self) -> str:
-        """Digest of the tokens, and where not all of them count for the loss, of which do."""
+        """Digest of the tokens, where not all of them count for the loss, of which do, and of where documents begin."""
         files = self.index["files"]
-        digests = [str(files[name]["sha256"]) for name in (TOKENS_NAME, COUNTED_NAME) if name in files]
+        digests = [str(files[name]["sha256"]) for name in (TOKENS_NAME, COUNTED_NAME, STARTS_NAME) if name in files]
         return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def sequences(self, positions: torch.Tensor) -> torch.Tensor:
@@ -53,8 +57,25 @@ class TokenStore:
         return torch.from_numpy(self._tokens[positions.numpy()].astype(numpy.int64))
 
     def counted(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """Return which of these tokens count for the loss: (sequences, sequence_length) bool. None: all of them."""
-        return None if self._counted is None else torch.from_numpy(self._counted[positions.numpy()])
+        """Return which of these tokens count for the loss: (sequences, sequence_length) bool. None: all of them.
+
+        Where tokens attend to their own document alone, nothing tells its first token, which does not count.
+        """
+        counted = None if self._counted is None else torch.from_numpy(self._counted[positions.numpy()])
+        if self._starts is None:
+            return counted
+        within = torch.from_numpy(~self._starts[positions.numpy()])
+        return within if counted is None else counted & within
+
+    def position_ids(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return where each of these tokens stands in its document: (sequences, sequence_length) int64.
+
+        It is 0 at the beginning of a sequence too. None: tokens attend to all of their sequence before them.
+        """
+        if self._starts is None:
+            return None
+        places = torch.arange(self.sequence_length)
+        return places - (places * torch.from_numpy(self._starts[positions.numpy()])).cummax(dim=1).values
 
     def num_targets(self, positions: torch.Tensor) -> int:
         """Return how many tokens at positions are predicted and count; the first of a sequence is not predicted."""

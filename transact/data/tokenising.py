@@ -32,6 +32,7 @@ from transact.data.token_parts import (
 from transact.data.token_store import (
     COUNTED_NAME,
     DOCUMENTS_NAME,
+    STARTS_NAME,
     TOKENS_NAME,
     check_is_store,
     remove_store,
@@ -298,16 +299,19 @@ def _join(temporary: Path, count: _Count, tokenizer: Any, packing: Packing, name
         raise ValueError(f"{name} has {count.tokens} tokens, fewer than one sequence of {length}")
     largest, position, targets = 0, 0, 0
     hashes: list[Any] = []
-    names = [TOKENS_NAME, COUNTED_NAME, DOCUMENTS_NAME] if packing.has_counted else [TOKENS_NAME, DOCUMENTS_NAME]
+    marked = [(COUNTED_NAME, packing.has_counted), (STARTS_NAME, packing.by_document)]
+    names = [TOKENS_NAME, *(each for each, is_needed in marked if is_needed)]
     with ExitStack() as stack:
-        file, *counts = [stack.enter_context((temporary / name).open("wb")) for name in names[:-1]]
+        files = {each: stack.enter_context((temporary / each).open("wb")) for each in names}
         for number in range(count.parts):
             part = read_seen_part(part_path(temporary, number))
             left = max(0, num_sequences * length - position)
             whole, counted = part.tokens[:left], part.counted[:left]
-            file.write(whole.data)  # `tofile` does not say that the disk is full
-            for each in counts:
-                each.write(counted.data)
+            begins = numpy.zeros(len(whole), dtype=numpy.uint8)
+            begins[part.starts[part.starts < len(whole)]] = 1
+            of_files = {TOKENS_NAME: whole, COUNTED_NAME: counted, STARTS_NAME: begins}
+            for each, file in files.items():
+                file.write(of_files[each].data)  # `tofile` does not say that the disk is full
             targets += int(counted.sum())
             largest = max(largest, int(whole.max(initial=0)))
             hashes.append(part.documents[part.starts < wanted - position])
@@ -316,6 +320,7 @@ def _join(temporary: Path, count: _Count, tokenizer: Any, packing: Packing, name
     (temporary / DOCUMENTS_NAME).write_bytes(used.data)
     if packing.has_counted and targets == 0:
         raise ValueError(f"{name}: loss='answers' is not allowed: none of its conversations has an answer")
+    names.append(DOCUMENTS_NAME)
     for file_name in names:
         flush_to_disk(temporary / file_name)
     write_index(

@@ -46,6 +46,16 @@ class JoinedStores:
                 counted[chosen] = of_store
         return None if bool(counted.all()) else counted
 
+    def position_ids(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return where each of these tokens stands in its document, as `TokenStore.position_ids`."""
+        position_ids = torch.empty(len(positions), self.sequence_length, dtype=torch.int64)
+        for store, chosen, own in self._parts(positions):
+            of_store = store.position_ids(own)
+            if of_store is None:  # as of every other: they are packed alike
+                return None
+            position_ids[chosen] = of_store
+        return position_ids
+
     def num_targets(self, positions: torch.Tensor) -> int:
         """Return how many tokens at positions are predicted and count; the first of a sequence is not predicted."""
         return sum(store.num_targets(own) for store, _, own in self._parts(positions))

@@ -35,6 +35,7 @@ from transact.models.adapters import AdaptedReader
 from transact.models.identity import UnusableModel
 from transact.models.layer_by_layer import layer_by_layer
 from transact.models.loss_head import LossHead, LossRequest, Teaching, next_token_targets
+from transact.models.packing import packing_arguments
 from transact.models.stock import unpacked
 from transact.models.tensor_files import ModelReader
 
@@ -62,7 +63,11 @@ class Engine:
         return self._zero_stage == 0
 
     def loss(
-        self, tokens: torch.Tensor, teaching: Teaching | None = None, counted: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        teaching: Teaching | None = None,
+        counted: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the mean next-token loss, in nats.
 
@@ -71,45 +76,64 @@ class Engine:
             teaching: for distillation.
             counted: (sequences, length) bool, the tokens that the loss is the mean of, 0 where there are none. None:
                 all but the first of each sequence.
+            position_ids: (sequences, length), that begin anew at every document. None: each sequence is one.
         """
         tokens = tokens.to(self._group.device)
         targets = next_token_targets(tokens, None if counted is None else counted.to(self._group.device))
         with self._head.computing(LossRequest(targets=targets, teaching=teaching)):
-            return self._forward(tokens).logits
+            return self._forward(tokens, position_ids).logits
 
     @torch.no_grad()
-    def final_hidden(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def final_hidden(
+        self, batch: Sequence[torch.Tensor], position_ids: Sequence[torch.Tensor | None] = ()
+    ) -> tuple[torch.Tensor, ...]:
         """Return the hidden states that the output layer reads, of each micro-batch as if it were computed alone.
 
         batch: tokens (sequences, length) each, of the same shape; hidden states (sequences, length, hidden_size) on the
-        device. At stage 3 each layer is gathered once.
+        device. position_ids: of each, as in `loss`. At stage 3 each layer is gathered once.
         """
+        found = [each for each in position_ids if each is not None]
+        assert len(found) in (0, len(batch))
         size, alive = len(batch[0]), self._group.watchdog.progress
         with self._head.passing_hidden(), layer_by_layer(self.module, size, alive):
-            hidden: torch.Tensor = self._forward(torch.cat(list(batch)).to(self._group.device)).logits
+            tokens = torch.cat(list(batch)).to(self._group.device)
+            hidden: torch.Tensor = self._forward(tokens, torch.cat(found) if found else None).logits
         return torch.split(hidden, size)
 
     @unpacked()
-    def _forward(self, tokens: torch.Tensor, **options: Any) -> Any:
-        return self._wrapped(input_ids=tokens, use_cache=False, **options)
+    def _forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None, **options: Any) -> Any:
+        return self._wrapped(input_ids=tokens, use_cache=False, **self._packing(position_ids), **options)
+
+    def _packing(self, position_ids: torch.Tensor | None) -> dict[str, Any]:
+        if position_ids is None:
+            return {}
+        attention = self._wrapped.module.config._attn_implementation
+        return packing_arguments(position_ids.to(self._group.device), attention, self._head.weight.dtype)
 
     @property
     def _head(self) -> LossHead:
         return self._wrapped.module.lm_head
 
-    def differentiate(self, tokens: torch.Tensor) -> None:
+    def differentiate(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> None:
         """Run a forward and a backward through an engine for inference, whose frozen weights get no gradients.
 
-        For hooks on activations: something before the first layer must require gradients.
+        For hooks on activations: something before the first layer must require gradients. position_ids: as in `loss`;
+        the first token of a document is no target, and the loss of the others counts as much as without documents.
         """
         tokens = tokens.to(self._group.device)
-        with self._head.computing(LossRequest(targets=next_token_targets(tokens))), unpacked():
+        counted = None if position_ids is None else position_ids.to(tokens.device) > 0
+        share = 1.0 if counted is None else counted[:, 1:].float().mean()
+        with self._head.computing(LossRequest(targets=next_token_targets(tokens, counted))), unpacked():
             # Not through DeepSpeed's wrapper, which allows a backward only where there is an optimizer.
-            torch.autograd.backward(self.module(input_ids=tokens, use_cache=False).logits)
+            loss = self.module(input_ids=tokens, use_cache=False, **self._packing(position_ids)).logits
+            torch.autograd.backward(loss * share)
 
-    def hidden_forward(self, tokens: torch.Tensor) -> None:
-        """Run a forward for its activations only: the output layer sees a single position."""
-        self._forward(tokens.to(self._group.device), logits_to_keep=1)
+    def hidden_forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> None:
+        """Run a forward for its activations only: the output layer sees a single position.
+
+        position_ids: as in `loss`.
+        """
+        self._forward(tokens.to(self._group.device), position_ids, logits_to_keep=1)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the logits of tokens (sequences, length): (sequences, length, vocab_size), on the CPU in float32."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from transact.config.accelerators import BY_NAME
-from transact.config.machines import EngineConfig
+from transact.config.machines import FLASH_ATTENTION, EngineConfig
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 from transact.config.run import RunConfig
 from transact.engine.activation_memory import BYTES_BY_DTYPE, activation_bytes, forward_bytes, watched_bytes
@@ -102,7 +102,7 @@ class MemoryEstimate:
         gradients: of a global batch, while it is being summed.
         optimizer: Adam's moments, and float32 masters where DeepSpeed keeps them.
         communication: buckets that gradients are reduced in, and what of them is on its way.
-        activations: that the backward needs, or of the layer at work.
+        activations: that the backward needs, or of the layer at work, and the masks of documents.
         loading: float32 weights while a bfloat16 model is made, in the machine's memory; on CPUs alone.
         logits: of a chunk of tokens, and what the loss makes of them.
         update: what the optimizer's step holds beside the above, where that moment is worse than the backward.
@@ -159,7 +159,8 @@ def _forward(
 ) -> MemoryEstimate:
     width = BYTES_BY_DTYPE[config.engine.dtype]
     per_token = max(forward_bytes(geometry, width), watched_bytes(geometry, width) if is_watched else 0)
-    at_work = {"activations": float(_tokens(config) * per_token), "gram": float(gram)}
+    activations = float(_tokens(config) * per_token + _mask_elements(config) * width)
+    at_work = {"activations": activations, "gram": float(gram)}
     return _without_optimizer(geometry, config, ranks, at_work)
 
 
@@ -193,7 +194,7 @@ def _slicing(geometry: Geometry, config: RunConfig, source: Geometry) -> MemoryE
     if not corrects:
         return MemoryEstimate(weights=sum(layers) * FLOAT32_BYTES, gram=fits)
     # Modules stand beside the tensors that were loaded into them.
-    activations = _tokens(config) * forward_bytes(source, FLOAT32_BYTES)
+    activations = _tokens(config) * forward_bytes(source, FLOAT32_BYTES) + _mask_elements(config) * FLOAT32_BYTES
     return MemoryEstimate(weights=2 * sum(layers) * FLOAT32_BYTES, activations=activations, gram=fits)
 
 
@@ -214,7 +215,9 @@ def _without_optimizer(geometry: Geometry, config: RunConfig, ranks: int, at_wor
 def _differentiating(geometry: Geometry, config: RunConfig, ranks: int) -> MemoryEstimate:
     """Estimate a backward through frozen weights with all activations: hooks read them, so none is recomputed."""
     engine = replace(config.engine, activation_checkpointing=False)
-    stored, gradients = activation_bytes(geometry, engine, _tokens(config), is_frozen=True)
+    added_width = _repeated_width(geometry, config)
+    stored, gradients = activation_bytes(geometry, engine, _tokens(config), added_width=added_width, is_frozen=True)
+    stored += _mask_elements(config) * BYTES_BY_DTYPE[engine.dtype]
     logits = _logit_bytes(config, geometry, "cross_entropy")
     at_work = {"activations": stored + max(logits, gradients) - logits, "logits": logits}
     return _without_optimizer(geometry, config, ranks, at_work)
@@ -224,7 +227,9 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     engine = config.engine
     width, stage = BYTES_BY_DTYPE[engine.dtype], engine.zero_stage
     trained = Trained.of(geometry, config.recover)
-    stored, recomputed = activation_bytes(geometry, engine, _tokens(config), added_width=trained.added_width)
+    added_width = trained.added_width + _repeated_width(geometry, config)
+    stored, recomputed = activation_bytes(geometry, engine, _tokens(config), added_width=added_width)
+    stored += _mask_elements(config) * width
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": (geometry.parameters() + trained.beside) * width / (ranks if stage == 3 else 1),
@@ -252,6 +257,18 @@ def _larger(usual: dict[str, float], other: dict[str, float]) -> dict[str, float
 
 def _tokens(config: RunConfig) -> int:
     return config.engine.micro_batch * config.data.sequence_length
+
+
+def _mask_elements(config: RunConfig) -> int:
+    """Return the elements of the masks that keep a micro-batch's tokens to their documents; all layers share them."""
+    is_masked = config.data.packing == "documents" and config.engine.attention not in FLASH_ATTENTION
+    return _tokens(config) * config.data.sequence_length if is_masked else 0
+
+
+def _repeated_width(geometry: Geometry, config: RunConfig) -> int:
+    """Return the elements of a token that a layer keeps besides where a mask has keys and values repeated."""
+    heads = geometry.num_attention_heads - geometry.num_key_value_heads
+    return 2 * heads * geometry.head_dim if _mask_elements(config) else 0
 
 
 def is_offloaded(config: RunConfig) -> bool:
@@ -363,8 +380,9 @@ def _teacher_bytes(parent: Geometry, config: RunConfig, ranks: int) -> float:
     engine = config.engine
     is_sharded = engine.zero_stage == 3
     elements = parent.parameters() / (ranks if is_sharded else 1)
-    taught = taught_at_once(parent, config, ranks) + 1
-    elements += (parent.vocab_size + taught * _tokens(config)) * parent.hidden_size
+    at_once = taught_at_once(parent, config, ranks)
+    elements += (parent.vocab_size + (at_once + 1) * _tokens(config)) * parent.hidden_size
+    elements += at_once * _mask_elements(config)
     if is_sharded and ranks > 1:
         elements += _in_flight(parent, engine, "forward", ranks)
     return elements * BYTES_BY_DTYPE[engine.dtype]
@@ -375,7 +393,7 @@ def taught_at_once(parent: Geometry, config: RunConfig, ranks: int) -> int:
     engine = config.engine
     in_step = config.recover.batch // (engine.micro_batch * ranks)
     elements = parent.hidden_size
-    if engine.attention == "eager":  # transformers makes a mask for each sequence
+    if engine.attention == "eager" or _mask_elements(config):  # each sequence has a mask
         elements += config.data.sequence_length
     fitting = int(TAUGHT_BYTES // (_tokens(config) * elements * BYTES_BY_DTYPE[engine.dtype]))
     return max(1, min(in_step, fitting))

@@ -117,9 +117,11 @@ def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
 def _token_bytes(config: RunConfig, outline: Outline) -> int:
     """Return the bytes of the token store: 2 bytes a token, 4 where the vocabulary has more than 65,536.
 
+    With data.packing=documents a byte more.
+
     It holds the training text once over, with what is reserved, and the held-out text.
     """
-    width = 2 if outline.parent.vocab_size <= 1 << 16 else 4
+    width = (2 if outline.parent.vocab_size <= 1 << 16 else 4) + (config.data.packing == "documents")
     length = config.data.sequence_length
     sequences = text_sequences(config, outline.tokens) + config.data.evaluation_sequences
     return sequences * length * width

@@ -179,6 +179,10 @@ def _watch(block: Any, name: str, saw: Callable[[Tensor], None]) -> RemovableHan
         return attention.register_forward_pre_hook(
             lambda _module, _inputs, keywords: saw(keywords["position_embeddings"][name == "sine"]), with_kwargs=True
         )
+    if name == "position":
+        return attention.register_forward_pre_hook(
+            lambda _module, _inputs, keywords: saw(keywords["position_ids"].unsqueeze(-1)), with_kwargs=True
+        )
     if name in ("attention_output", "intermediate"):
         reads = attention.o_proj if name == "attention_output" else mlp.down_proj
         return reads.register_forward_pre_hook(lambda _module, inputs: saw(inputs[0]))

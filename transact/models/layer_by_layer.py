@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from transact.models.hooks import decoder_layers
+from transact.models.packing import ends_of_documents
 
 
 @contextmanager
@@ -48,11 +49,18 @@ def _in_turn(
 ) -> Tensor:
     """Replace each micro-batch of hidden (sequences, length, hidden_size) by what the module makes of it."""
     assert given.get("past_key_values") is None  # one micro-batch would attend to those before it
-    masks = given.pop("attention_mask", None)
     for first in range(0, len(hidden), micro_batch):
         own = slice(first, first + micro_batch)
-        if masks is not None:
-            given["attention_mask"] = masks[own] if len(masks) == len(hidden) else masks
-        hidden[own] = inner(hidden[own], **given)
+        arguments = {name: _of_sequences(value, own, len(hidden)) for name, value in given.items()}
+        if "cu_seq_lens_q" in given:
+            arguments |= ends_of_documents(arguments["position_ids"])
+        hidden[own] = inner(hidden[own], **arguments)
         done()
     return hidden
+
+
+def _of_sequences(value: Any, own: slice, count: int) -> Any:
+    """Return a part of an argument that has something for each of `count` sequences; others as they are."""
+    if isinstance(value, tuple):  # cosines and sines
+        return tuple(_of_sequences(each, own, count) for each in value)
+    return value[own] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == count else value

@@ -29,7 +29,9 @@ def query_positions(length: int) -> list[int]:
     return sorted({(number + 1) * length // POSITIONS - 1 for number in range(POSITIONS)} - {-1})
 
 
-def part_covariances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+def part_covariances(
+    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor, geometry: Geometry
+) -> Tensor:
     """Sum over queries the covariance, under their attention, of all pairs' parts ``(Re z, -Im z)`` of a logit.
 
     A query is the same for all keys, so the parts' covariance is that of the keys, turned and scaled by the query.
@@ -48,11 +50,14 @@ def part_covariances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, g
     )
     heads, dim, groups = geometry.num_attention_heads, geometry.head_dim, geometry.num_key_value_heads
     total = torch.zeros(heads, dim, dim, dtype=torch.float64, device=query.device)
+    places = torch.arange(queries.shape[2], device=query.device)
+    begins = (places - position.squeeze(-1)).expand(len(queries), -1)  # of each token's document
     for sequence in range(len(queries)):
-        for position in query_positions(queries.shape[2]):
-            asked = queries[sequence, :, position].view(groups, -1, 1, dim) / dim**0.5
-            seen = keys[sequence, :, None, : position + 1]  # (groups, 1, keys, head_dim)
-            weights = (asked @ seen.mT).softmax(dim=-1).mT  # (groups, queries of a group, keys, 1)
+        for place in query_positions(queries.shape[2]):
+            asked = queries[sequence, :, place].view(groups, -1, 1, dim) / dim**0.5
+            seen = keys[sequence, :, None, : place + 1]  # (groups, 1, keys, head_dim)
+            logits = (asked @ seen.mT).masked_fill(places[: place + 1] < begins[sequence, place], -torch.inf)
+            weights = logits.softmax(dim=-1).mT  # (groups, queries of a group, keys, 1)
             centred = seen - weights.mT @ seen
             spread = centred.mT @ (centred * weights)  # (groups, queries of a group, head_dim, head_dim)
             total += _turned(spread.flatten(0, 1), asked.view(heads, dim))
@@ -73,7 +78,7 @@ def _turned(covariance: Tensor, query: Tensor) -> Tensor:
 
 PART_COVARIANCE = Statistic(
     name="part_covariance",
-    observes=("query", "key", "cosine", "sine"),
+    observes=("query", "key", "cosine", "sine", "position"),
     shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim, geometry.head_dim),
     of_batch=part_covariances,
 )

@@ -22,12 +22,14 @@ def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
     return (query_norm * key_norm).sum(dim=(0, 1)).double()
 
 
-def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
+def logit_variances(
+    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor, geometry: Geometry
+) -> Tensor:
     """Sum over queries the variance of a pair's part of the logit over the positions that the query may attend to.
 
     A part that is the same at every position changes no attention weight: softmax ignores it. For query q
     at position t the variance is q^T (M - m m^T) q, with m and M the mean of the rotated keys' plane
-    vectors and of their outer products over positions 0 to t: cumulative sums, so the cost is linear.
+    vectors and of their outer products over positions 0 to t of its document: cumulative sums, so the cost is linear.
 
     Args:
         query: as in `pair_products`, before rotation.
@@ -35,14 +37,16 @@ def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, ge
         cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it; where key-value heads
             rotate by angles of their own, (1 or batch, length, key-value heads * head_dim).
         sine: likewise.
+        position: of each token in its document, (1 or batch, length, 1); a sequence may hold several.
         geometry: dimensions.
     """
     q, k = rotated(query, cosine, sine, geometry), rotated(key, cosine, sine, geometry)
-    counts = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).view(1, -1, 1, 1)
     x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
-    mean_x, mean_y = x.cumsum(1) / counts, y.cumsum(1) / counts
+    position = position.squeeze(-1)
+    has_several = not bool((position == torch.arange(x.shape[1], device=x.device)).all())
+    mean_x, mean_y = (_means_so_far(each, position, has_several) for each in (x, y))
     xx, yy, xy = (
-        _expand(product.cumsum(1) / counts - mean_product, geometry)
+        _expand(_means_so_far(product, position, has_several) - mean_product, geometry)
         for product, mean_product in (
             (x * x, mean_x * mean_x),
             (y * y, mean_y * mean_y),
@@ -51,6 +55,21 @@ def logit_variances(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, ge
     )
     variance = q[..., 0].square() * xx + q[..., 1].square() * yy + 2 * q[..., 0] * q[..., 1] * xy
     return (variance.clamp_min(0).sum(dim=(0, 1)) / geometry.head_dim).double()
+
+
+def _means_so_far(values: Tensor, position: Tensor, has_several: bool) -> Tensor:
+    """Return for every token the mean over its document up to it: (batch, length, ...) -> the same shape.
+
+    position: (1 or batch, length), of each token in its document. has_several: whether a sequence has several.
+    """
+    counts = (position + 1).to(values.dtype)[..., None, None]
+    if not has_several:
+        return values.cumsum(1) / counts
+    # In float64: what is subtracted is larger than what is left, the more so behind a long document.
+    sums = torch.cat([torch.zeros_like(values[:, :1]), values], dim=1).double().cumsum(1)  # before each token
+    rows = torch.arange(len(values), device=values.device).unsqueeze(1)
+    begins = torch.arange(values.shape[1], device=values.device) - position
+    return ((sums[:, 1:] - sums[rows, begins]) / counts).to(values.dtype)
 
 
 def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
@@ -123,7 +142,7 @@ TOKEN_PRODUCT = Statistic(
 )
 LOGIT_VARIANCE = Statistic(
     name="logit_variance",
-    observes=("query", "key", "cosine", "sine"),
+    observes=("query", "key", "cosine", "sine", "position"),
     shape=lambda geometry: (geometry.num_attention_heads, geometry.head_dim // 2),
     of_batch=logit_variances,
 )

@@ -93,6 +93,11 @@ def read_finished_run(folder: Path, token_store: Path | None = None, sequences: 
             f"the run in {str(folder)!r} has data.evaluation.loss={config.data.evaluation.loss!r}: its perplexities "
             "are of answers alone, and those of quantised variants would be of all tokens"
         )
+    if config.data.packing != "stream":
+        raise ValueError(
+            f"the run in {str(folder)!r} has data.packing={config.data.packing!r}: variants are quantised and "
+            "measured with tokens that attend to other documents"
+        )
     pruned = _pruned(folder, record, result["pruned"]["perplexity"])
     parent, parent_missing = _parent(folder, result["dense"]["perplexity"])
     trained = {name: _store(config, record, name, token_store) for name in config.data.training_texts()}

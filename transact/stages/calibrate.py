@@ -43,14 +43,14 @@ def run_calibration(
     job: Job,
     texts: Texts,
     collector: Collector,
-    forward: Callable[[torch.Tensor], None],
+    forward: Callable[[torch.Tensor, torch.Tensor | None], None],
     description: str,
     share: tuple[float, float] = (0.0, 1.0),
 ) -> int:
     """Send this rank's part of the calibration text through `forward` and return the number of tokens that counted.
 
-    Collective: a rank without a micro-batch in the last turn runs one sequence that does not count. share: of the
-    stage, as in `Job.progress`.
+    Collective: a rank without a micro-batch in the last turn runs one sequence that does not count. forward: of tokens
+    and their `position_ids`. share: of the stage, as in `Job.progress`.
     """
     positions = calibration_positions(job, texts)
     micro_batch = job.config.engine.micro_batch
@@ -58,9 +58,10 @@ def run_calibration(
     with job.progress(description, positions.numel() * texts.train.sequence_length, share=share) as bar:
         for turn in micro_batches(len(positions), micro_batch, job.group.rank, job.group.world_size):
             start, stop = turn or (0, 1)
-            tokens = texts.train.sequences(positions[start:stop])
+            own = positions[start:stop]
+            tokens = texts.train.sequences(own)
             collector.enabled = turn is not None
-            forward(tokens)
+            forward(tokens, texts.train.position_ids(own))
             num_tokens += tokens.numel() if turn is not None else 0
             bar.advance(tokens.numel() * job.group.world_size)
     return num_tokens

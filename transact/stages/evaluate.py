@@ -54,7 +54,8 @@ def mean_loss(
         start, stop = turn or (0, 1)
         own = positions[start:stop]
         tokens = store.sequences(own)
-        loss = engine.loss(tokens, None if teachings is None else teachings[number], store.counted(own))
+        teaching = None if teachings is None else teachings[number]
+        loss = engine.loss(tokens, teaching, store.counted(own), store.position_ids(own))
         done = min(told + micro_batch * group.world_size, len(positions))
         advance((done - told) * tokens.shape[1])
         told = done

@@ -45,7 +45,7 @@ from transact.rounds import geometries
 from transact.stages.calibrate import broken_words
 from transact.stages.preflight import check_criteria, check_length, check_method
 from transact.stages.select import best_channels, decide
-from transact.stages.sequential import EMBEDDING, Streams
+from transact.stages.sequential import EMBEDDING, Embedded, Streams
 
 Weights = dict[str, Tensor]
 OUTPUT = "lm_head.weight"
@@ -294,7 +294,7 @@ def _cut(
         firsts = [0, *accumulate(map(len, batches))][:-1]
         streams = Streams(
             selection,
-            [(first, embedding[tokens]) for first, tokens in zip(firsts, batches, strict=True)],
+            [Embedded(first, embedding[tokens]) for first, tokens in zip(firsts, batches, strict=True)],
             device=device,
             ridge=Ridge.of(method),
             num_turns=len(batches),

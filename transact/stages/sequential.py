@@ -7,11 +7,11 @@ as half of the text says that this helps on the other half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transact.engine.model_folder import Tensors, layer_groups, stored_config, s
 from transact.files import read_json
 from transact.models.families import OWN_FREQUENCIES, PER_LAYER
 from transact.models.llama import is_stock, layer_of, layer_weights, replace_projections, sliced_config
+from transact.models.packing import document_mask
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
 from transact.pruning.refit import LayerGram, Ridge, add_gram, add_product, complete_gram, corrected
@@ -81,14 +82,30 @@ def slice_sequentially(
         )
 
 
-def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[tuple[int, Tensor]], int]:
+class Embedded(NamedTuple):
+    """A micro-batch of what the first layer reads, on the CPU.
+
+    Attributes:
+        first: number of its first sequence in the text, whose even and odd sequences are its halves.
+        hidden: (sequences, length, hidden_size) float32.
+        position_ids: (sequences, length), that begin anew at every document. None: each sequence is one.
+    """
+
+    first: int
+    hidden: Tensor
+    position_ids: Tensor | None = None
+
+
+def _embedded(job: Job, texts: Texts, reader: ModelReader) -> tuple[list[Embedded], int]:
     """Return this rank's calibration micro-batches as `Streams` takes them, and the turns that all ranks take."""
     embedding = reader.tensor(EMBEDDING).float()
     positions, size = calibration_positions(job, texts), job.config.engine.micro_batch
     turns = micro_batches(len(positions), size, job.group.rank, job.group.world_size)
-    ranges = [turn for turn in turns if turn]
-    hidden = [(start, embedding[texts.train.sequences(positions[start:stop])]) for start, stop in ranges]
-    return hidden, len(turns)
+    found = []
+    for start, stop in [turn for turn in turns if turn]:
+        own = positions[start:stop]
+        found.append(Embedded(start, embedding[texts.train.sequences(own)], texts.train.position_ids(own)))
+    return found, len(turns)
 
 
 class Streams:
@@ -97,7 +114,7 @@ class Streams:
     def __init__(
         self,
         selection: Selection,
-        embedded: list[tuple[int, Tensor]],
+        embedded: Sequence[Embedded],
         *,
         device: torch.device,
         ridge: Ridge,
@@ -108,9 +125,7 @@ class Streams:
         """Start both streams from the embedded calibration text.
 
         Args:
-            embedded: micro-batches of what the first layer reads, (sequences, length, hidden_size) float32 each, with
-                the number of their first sequence in the text, whose even and odd sequences are its halves. On the
-                CPU, because they grow with the text; they visit the device one by one.
+            embedded: on the CPU, because they grow with the text; they visit the device one by one.
             ridge: of the refit.
             num_turns: equal on all ranks; a rank with fewer micro-batches takes part in the sums all the same.
             turn: called after each, on every rank equally often: the job may stop there.
@@ -118,9 +133,10 @@ class Streams:
         """
         self.selection, self.device, self.ridge, self.total = selection, device, ridge, total
         self.num_turns, self.turn = num_turns, turn
-        self.firsts = [first for first, _ in embedded]
-        self.dense = [hidden for _, hidden in embedded]
+        self.firsts = [each.first for each in embedded]
+        self.dense = [each.hidden for each in embedded]
         self.cut = list(self.dense)
+        self.position_ids = [each.position_ids for each in embedded]
 
     @torch.no_grad()
     def cut_layer(
@@ -149,44 +165,48 @@ class Streams:
         cut.load_layer(replace_projections(tensors, fitted), layer)
         output = self._correct(cut.attention_inputs, between, fitted.output)
         del between  # as large as a stream
-        down = self._correct(cut.mlp_inputs, self.dense, fitted.down)
+        down = self._correct(lambda hidden, _: cut.mlp_inputs(hidden), self.dense, fitted.down)
         dense.release()
         cut.release()
         return replace_projections(tensors, replace(fitted, output=output, down=down))
 
-    def _in_step(self, *streams: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield micro-batches of streams side by side, on the device.
+    def _in_step(self, *streams: list[Any]) -> Iterator[tuple[Any, ...]]:
+        """Yield micro-batches of streams side by side, on the device; what is None stays so.
 
         Ranks take equally many turns, and the job may stop after each.
         """
         for number in range(self.num_turns):
             if number < len(streams[0]):
-                yield tuple(stream[number].to(self.device) for stream in streams)
+                batches = [stream[number] for stream in streams]
+                yield tuple(None if each is None else each.to(self.device) for each in batches)
             self.turn()
 
     def _advance_dense(self, dense: SingleLayer) -> list[Tensor]:
         """Move the dense stream on to the layer's output, and return it as it was between attention and MLP."""
         output, down = dense.block.self_attn.o_proj, dense.block.mlp.down_proj
         between = []
-        for number, (hidden,) in enumerate(self._in_step(self.dense)):
-            hidden = hidden + output(dense.attention_inputs(hidden))
+        for number, (hidden, position_ids) in enumerate(self._in_step(self.dense, self.position_ids)):
+            hidden = hidden + output(dense.attention_inputs(hidden, position_ids))
             between.append(hidden.cpu())
             self.dense[number] = (hidden + down(dense.mlp_inputs(hidden))).cpu()
         return between
 
-    def _correct(self, inputs_of: Callable[[Tensor], Tensor], wanted: list[Tensor], weight: Tensor) -> Tensor:
+    def _correct(
+        self, inputs_of: Callable[[Tensor, Tensor | None], Tensor], wanted: list[Tensor], weight: Tensor
+    ) -> Tensor:
         """Return the projection that brings the cut stream nearer to `wanted`, and add its output (collective).
 
         Args:
-            inputs_of: from the cut stream to the inputs of the projection.
+            inputs_of: from the cut stream and its `position_ids` to the inputs of the projection.
             wanted: the dense residual stream behind the projection.
             weight: of the cut projection, refitted on the dense model's activations.
         """
         outputs, kept = weight.shape
         sums = [(self._zeros(outputs, kept), self._zeros(kept, kept)) for _ in range(2)]
         inputs = []
-        for first, (target, hidden) in zip(self.firsts, self._in_step(wanted, self.cut), strict=True):
-            found = inputs_of(hidden)
+        turns = self._in_step(wanted, self.cut, self.position_ids)
+        for first, (target, hidden, position_ids) in zip(self.firsts, turns, strict=True):
+            found = inputs_of(hidden, position_ids)
             inputs.append(found.cpu())
             scale = token_scale(target)
             error, weighted = (target - hidden) * scale, found * scale
@@ -251,16 +271,19 @@ class SingleLayer(nn.Module):
         found: Tensor = self.block(hidden, attention_mask=None, position_ids=positions, position_embeddings=embeddings)
         return found
 
-    def attention_inputs(self, hidden: Tensor) -> Tensor:
-        """Return what o_proj reads: (batch, length, hidden_size) -> (batch, length, heads * head_dim)."""
-        positions, embeddings = self._rotation(hidden)
+    def attention_inputs(self, hidden: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Return what o_proj reads: (batch, length, hidden_size) -> (batch, length, heads * head_dim).
+
+        position_ids: (batch, length), that begin anew at every document. None: each sequence is one.
+        """
+        positions, embeddings = self._rotation(hidden, position_ids)
         seen: list[Tensor] = []
         attention = self.block.self_attn
         handle = attention.o_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
             attention(
                 hidden_states=self.block.input_layernorm(hidden),
-                attention_mask=None,
+                attention_mask=None if position_ids is None else document_mask(position_ids, hidden.dtype),
                 position_ids=positions,
                 position_embeddings=embeddings,
             )
@@ -268,9 +291,10 @@ class SingleLayer(nn.Module):
             handle.remove()
         return seen[0]
 
-    def _rotation(self, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the positions, (1, length), and the cosines and sines that this layer's attention is given."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+    def _rotation(self, hidden: Tensor, positions: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the positions, those of one document by default, and the cosines and sines that attention is given."""
+        if positions is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         embeddings = self.rotary(hidden, positions)
         own = getattr(self.block, "rotation", None)  # of a layer that differs from others
         return positions, embeddings if own is None else own(positions, embeddings)

@@ -143,11 +143,14 @@ def _teachings(job: Job, texts: Texts, parent: Path) -> list[Teaching]:
     """Return what the dense parent says of this rank's validation text, a micro-batch each (collective)."""
     positions, config = validation_positions(job, texts), job.config
     turns = micro_batches(len(positions), config.engine.micro_batch, job.group.rank, job.group.world_size)
-    batches = [texts.train.sequences(positions[slice(*(turn or (0, 1)))]) for turn in turns]
+    batches = [positions[slice(*(turn or (0, 1)))] for turn in turns]
     with open_engine(parent, config.engine, job.group) as engine, torch.no_grad():
         head = engine.output_weight()
         # One by one: batches of a last turn may be shorter.
-        hidden = [next(iter(engine.final_hidden([batch]))).clone() for batch in batches]
+        hidden = [
+            engine.final_hidden([texts.train.sequences(own)], [texts.train.position_ids(own)])[0].clone()
+            for own in batches
+        ]
     return [Teaching(hidden=each, head=head, weight=1.0, temperature=1.0) for each in hidden]
 
 

@@ -119,6 +119,7 @@ class StoreRequest:
             "tokenizer": tokenizer_digest(tokenizer, marks, is_chat=is_chat),
             "sequence_length": data.sequence_length,
             "max_sequences": self.max_sequences,
+            **({} if data.packing == "stream" else {"packing": data.packing}),
         }
         root = Path(data.token_store)
         return store_folder(root, identity), store_folder(root, identity | {"without": sorted(self.held_out)})
@@ -155,6 +156,7 @@ class StoreRequest:
             max_sequences=self.max_sequences,
             marks=marks,
             chat=chat_template_of(self.text, self.setting, tokenizer, marks),
+            by_document=job.config.data.packing == "documents",
         )
         self._check_same_text()
         with job.progress(f"tokenise {self.setting}", packing.tokens, in_step=False) as progress:

@@ -20,6 +20,7 @@ from transact.data.token_parts import Packing, document_hash
 from transact.data.token_store import (
     COUNTED_NAME,
     FILE_NAMES,
+    STARTS_NAME,
     TOKENS_NAME,
     TokenStore,
     remove_store,
@@ -242,7 +243,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a link to something else": become_link,
     "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nowhere")),
 }
-STORED = [name for name in FILE_NAMES if not name.endswith(".tmp") and name != COUNTED_NAME]
+STORED = [name for name in FILE_NAMES if not name.endswith(".tmp") and name not in (COUNTED_NAME, STARTS_NAME)]
 
 
 def write(folder: Path, tokenizer: Any) -> Path:

@@ -41,7 +41,7 @@ def test_a_later_round_sees_queries_and_keys_as_attention_does(tmp_path: Path, s
     with collect_statistics(model, geometry, statistics) as collector:
         model(tokens)
     found = collector.statistics(tokens.numel())
-    unrotated = torch.ones(1, LENGTH, 8), torch.zeros(1, LENGTH, 8)
+    unrotated = torch.ones(1, LENGTH, 8), torch.zeros(1, LENGTH, 8), torch.arange(LENGTH).view(1, LENGTH, 1)
     for number, stated in enumerate(read_json(folder / "config.json")[OWN_FREQUENCIES]):
         frequencies = torch.tensor(stated).expand(geometry.num_key_value_heads, -1)
 

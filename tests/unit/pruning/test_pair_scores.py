@@ -19,6 +19,7 @@ GEOMETRY = Geometry(
     tied_embeddings=True,
 )
 BATCH, LENGTH = 2, 7
+POSITION = torch.arange(LENGTH).view(1, LENGTH, 1)
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,7 +55,7 @@ def test_variances_by_the_rotation_of_transformers() -> None:
             parts = q[:, head][..., dims] @ k[:, head // 2][..., dims].mT / 6**0.5  # (batch, queries, keys)
             for position in range(LENGTH):
                 expected[head, pair] += parts[:, position, : position + 1].var(dim=-1, unbiased=False).sum()
-    found = logit_variances(query, key, cosine, sine, GEOMETRY)
+    found = logit_variances(query, key, cosine, sine, POSITION, GEOMETRY)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -64,7 +65,7 @@ def test_a_part_that_never_varies_scores_nothing() -> None:
     key = key.view(BATCH, LENGTH, 2, 6).clone()
     key[..., [2, 5]] = 3.0
     still = torch.ones_like(cosine), torch.zeros_like(sine)
-    found = logit_variances(query, key.view(BATCH, LENGTH, 12), *still, GEOMETRY)
+    found = logit_variances(query, key.view(BATCH, LENGTH, 12), *still, POSITION, GEOMETRY)
     assert found[:, 2].max() < 1e-4 < 1 < found[:, :2].min()
 
 
@@ -75,6 +76,22 @@ def test_sums_merge(score: str) -> None:
     def of(part: slice) -> torch.Tensor:
         if score == "products":
             return pair_products(query[part], key[part], GEOMETRY)
-        return logit_variances(query[part], key[part], cosine, sine, GEOMETRY)
+        return logit_variances(query[part], key[part], cosine, sine, POSITION, GEOMETRY)
 
     torch.testing.assert_close(of(slice(0, 1)) + of(slice(1, 2)), of(slice(None)), rtol=1e-6, atol=0)
+
+
+def test_variances_of_documents_in_one_sequence_are_those_of_each_alone() -> None:
+    """A long constant in an earlier document, whose sums are large, leaves no trace in a later one."""
+    lengths = (300, 1, 5, 2)
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, sum(lengths), width, generator=generator) for width in (24, 12))
+    key[:, : lengths[0]] += 100.0
+    position = torch.cat([torch.arange(length) for length in lengths]).view(1, -1, 1)
+    angles = position * torch.tensor([1.0, 0.3, 0.01]).repeat(2)
+    whole = (query, key, angles.cos(), angles.sin(), position)
+    of_each = zip(*(each.split(lengths, dim=1) for each in whole), strict=True)
+    alone = [logit_variances(*parts, GEOMETRY) for parts in of_each]
+    torch.testing.assert_close(logit_variances(*whole, GEOMETRY), sum(alone), rtol=1e-4, atol=1e-5)
+    query[:, : lengths[0]] = 0.0  # no more is asked in the first
+    torch.testing.assert_close(logit_variances(*whole, GEOMETRY), sum(alone[1:]), rtol=1e-4, atol=1e-5)

@@ -24,6 +24,7 @@ class MicroBatch:
     Attributes:
         tokens: (sequences, length) int64.
         counted: (sequences, length) bool, the tokens that count as targets. None: all.
+        position_ids: (sequences, length) int64, that begin anew at every document. None: each sequence is one.
         weight: of the mean over its targets, in the batch's: their number, relative to the mean over all micro-batches
             of all ranks. So the mean of weighted losses, which gradients are accumulated to, is the mean over all
             targets of the batch, wherever they are; 0 throughout a batch without any.
@@ -31,6 +32,7 @@ class MicroBatch:
 
     tokens: torch.Tensor
     counted: torch.Tensor | None
+    position_ids: torch.Tensor | None
     weight: float
 
 
@@ -76,10 +78,11 @@ class Batches:
 
     def _micro_batch_of(self, positions: torch.Tensor, mean_targets: float) -> MicroBatch:
         store = self._texts.train
-        counted = store.counted(positions)
+        counted, position_ids = store.counted(positions), store.position_ids(positions)
         return MicroBatch(
             tokens=self._on_device(store.sequences(positions)),
             counted=None if counted is None else self._on_device(counted),
+            position_ids=None if position_ids is None else self._on_device(position_ids),
             # Exactly 1 where all tokens count, which of a mixture a micro-batch alone does not tell.
             weight=store.num_targets(positions) / (mean_targets or 1.0),
         )

@@ -250,11 +250,11 @@ class Recovery:
         )
         begin = time.perf_counter()
         batch = self.batches.of(step)
-        tokens = [each.tokens for each in batch]
-        teachings = self.teacher.teach(tokens) if self.teacher else itertools.repeat(None)
+        inputs = [each.tokens for each in batch], [each.position_ids for each in batch]
+        teachings = self.teacher.teach(*inputs) if self.teacher else itertools.repeat(None)
         total = torch.zeros((), device=self.job.group.device)
         for each in batch:
-            loss = self.engine.loss(each.tokens, next(teachings), each.counted) * each.weight
+            loss = self.engine.loss(each.tokens, next(teachings), each.counted, each.position_ids) * each.weight
             self.engine.backward(loss)
             applied = self.engine.step(rate)
             total += loss.detach()

@@ -33,13 +33,16 @@ class Teacher:
         # Every chunk of logits needs it, so it is kept whole: hidden_size * vocab_size elements.
         self.head = engine.output_weight()
 
-    def teach(self, batch: Sequence[torch.Tensor]) -> Iterator[Teaching]:
+    def teach(
+        self, batch: Sequence[torch.Tensor], position_ids: Sequence[torch.Tensor | None] = ()
+    ) -> Iterator[Teaching]:
         """Yield for each micro-batch the teacher's final hidden states: logits are made from them chunk by chunk.
 
-        batch: tokens (sequences, length) each, of the same shape.
+        batch: tokens (sequences, length) each, of the same shape. position_ids: of each, as in `Engine.loss`.
         """
         for first in range(0, len(batch), self.at_once):
-            states = list(self.engine.final_hidden(batch[first : first + self.at_once]))
+            together = slice(first, first + self.at_once)
+            states = list(self.engine.final_hidden(batch[together], position_ids[together]))
             for hidden in states:
                 # A copy: a view would keep those of all others alive while the next ones are computed.
                 yield Teaching(hidden=hidden.clone(), head=self.head, weight=self.weight, temperature=self.temperature)
