@@ -93,6 +93,8 @@ def test_perplexity_is_that_of_the_documents_alone(run: Path) -> None:
     measured = read_json(sliced.parent / "evaluation.json")["sliced"]
     assert measured["loss"] == pytest.approx(float(functional.nll_loss(scores, targets)), rel=1e-5)
     assert measured["tokens"] == len(targets) == store.num_targets(every)
+    assert measured["packing"] == "documents"
+    assert "Perplexity per token of documents apart" in (run / "export" / "README.md").read_text(encoding="utf-8")
 
 
 def test_teacher_and_student_see_the_same_documents(run: Path) -> None:

@@ -177,11 +177,6 @@ class TextConfig:
             return (value,)
         return tuple(dict.fromkeys(name for _, name in parse_template(value) if name is not None))
 
-    @property
-    def of_what(self) -> str:
-        """What is said behind the name of a figure that is not of all tokens."""
-        return " of the answers" if self.loss == "answers" else ""
-
 
 MIXTURE = "mixture"
 ENDS = ("repeat", "stop")
@@ -260,6 +255,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         length = self.sequence_length
         require("data.sequence_length", length, length != 1, "it must be at least 2, or 0 for what the model takes")
+
+    def of_what(self, text: TextConfig) -> str:
+        """Return what is said behind a figure's name: of which tokens of the text it is, and what they attend to."""
+        answers = " of the answers" if text.loss == "answers" else ""
+        return answers + (" of documents apart" if self.packing == "documents" else "")
 
     def training_texts(self) -> dict[str, TextConfig]:
         """Return setting -> text: of the training text, or of each source of a mixture."""

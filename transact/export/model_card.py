@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from transact.config.inputs import TextConfig
+from transact.config.inputs import DataConfig, TextConfig
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
@@ -278,14 +278,14 @@ def _results_on_texts(summary: dict[str, Any], config: RunConfig) -> Iterator[Ev
     """Yield the perplexities of the exported model, but on a text that it was trained on in part."""
     final = _final(summary)
     if _is_figure(final["perplexity"]):
-        yield _perplexity("held-out text", config.data.evaluation, final["perplexity"])
+        yield _perplexity("held-out text", config.data.evaluation, config.data, final["perplexity"])
     for name, found in final.get("texts", {}).items():
         text = config.eval.texts.get(name)
         if text is not None and not found.get("documents_trained_on") and _is_figure(found["perplexity"]):
-            yield _perplexity(name, text, found["perplexity"])
+            yield _perplexity(name, text, config.data, found["perplexity"])
 
 
-def _perplexity(name: str, text: TextConfig, value: float) -> EvalResult:
+def _perplexity(name: str, text: TextConfig, data: DataConfig, value: float) -> EvalResult:
     """Return a perplexity. A text that is not on the Hub has a name alone: where its files lie is nobody's business."""
     is_hub = text.source == "hub"
     return EvalResult(
@@ -296,7 +296,7 @@ def _perplexity(name: str, text: TextConfig, value: float) -> EvalResult:
         dataset_split=text.split if is_hub else None,
         dataset_revision=text.hub_revision if is_hub else None,
         metric_type="perplexity",
-        metric_name=f"perplexity per token{text.of_what}",
+        metric_name=f"perplexity per token{data.of_what(text)}",
         metric_value=value,
     )
 
@@ -384,7 +384,7 @@ def _results(summary: dict[str, Any], config: RunConfig) -> str:
         if model is not None:
             perplexity = f"{model['perplexity']:.2f}" if _is_figure(model["perplexity"]) else "-"
             rows.append(f"| {role} | {model['parameters']:,} | {model['kv_bytes_per_token']:,} | {perplexity} |")
-    measured, of = summary["dense"], config.data.evaluation.of_what
+    measured, of = summary["dense"], config.data.of_what(config.data.evaluation)
     note = (
         f"Perplexity per token{of} on held-out text, {measured['tokens']:,} tokens in sequences of "
         f"{measured['sequence_length']}. KV bytes for a 16-bit cache.\n"

@@ -98,6 +98,7 @@ def measure(
         "sequence_length": config.data.sequence_length,
         "tokens": texts.evaluation.num_targets(torch.arange(count)),
         "loss_of": config.data.evaluation.loss,
+        "packing": config.data.packing,
         "tasks": {},
     }
     job.measured[key] = found
@@ -163,7 +164,7 @@ def report(job: Job, evaluation: Path, *, round_number: int, tokens: int) -> Non
     if not job.group.is_main:
         return
     perplexities = {role: result["perplexity"] for role, result in read_json(evaluation).items()}
-    of = job.config.data.evaluation.of_what
+    of = job.config.data.of_what(job.config.data.evaluation)
     for role, perplexity in perplexities.items():
         job.say(f"round {round_number}: {role} perplexity{of} {perplexity:.2f}")
     figures = {f"eval/perplexity_{role}": perplexity for role, perplexity in perplexities.items()}

@@ -147,13 +147,13 @@ def _evaluate(
             with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
                 positions, micro_batch = torch.arange(count), engine_config.micro_batch
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
-            text = job.config.eval.texts[name]
+            of = job.config.data.of_what(job.config.eval.texts[name])
             tokens = store.num_targets(torch.arange(count))
             measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
             shared = trained_on(store, texts.train)
             if shared:
                 measured[name]["documents_trained_on"] = shared
-            job.say(f"{role}: {name}: perplexity{text.of_what} {measured[name]['perplexity']:.2f}")
+            job.say(f"{role}: {name}: perplexity{of} {measured[name]['perplexity']:.2f}")
         if tasks:
             from transact.evaluation.tasks import SharedModel, run_tasks
 

@@ -223,10 +223,10 @@ class Recovery:
         self._alert(rise(best, perplexity_of(loss), **rates), step)
 
     def _log_validation(self, loss: float, step: int) -> None:
-        perplexity = perplexity_of(loss)
+        perplexity, data = perplexity_of(loss), self.job.config.data
         self.job.say(
             f"round {self.round.number}, step {step} of {self.num_steps}: validation perplexity"
-            f"{self.job.config.data.train.of_what} {perplexity:.2f}"
+            f"{data.of_what(data.train)} {perplexity:.2f}"
         )
         figures = {"recover/validation_cross_entropy": loss, "recover/validation_perplexity": perplexity}
         memory = memory_figures(self.job.group)
