@@ -62,7 +62,7 @@ def tokenised(place: Path, tokenizer: Any) -> list[list[int]]:
 
 
 def store_of(text: Any, folder: Path, tokenizer: Any, marks: DocumentMarks, **options: Any) -> TokenStore:
-    packing = Packing(sequence_length=4, max_sequences=10**6, marks=marks)
+    packing = Packing(sequence_length=4, max_sequences=10**6, marks=marks, by_document=True)
     write_token_store(folder, text, tokenizer, packing, **options)
     return TokenStore(folder)
 
@@ -74,6 +74,13 @@ def read(files: list[Path], tokenizer: Any, marks: DocumentMarks) -> TokenisedTe
 
 def everything(store: TokenStore) -> list[int]:
     return store.sequences(torch.arange(store.num_sequences)).flatten().tolist()
+
+
+def positions_of(store: TokenStore, every: torch.Tensor) -> torch.Tensor:
+    """Where tokens are in their documents, which says where documents begin."""
+    found = store.position_ids(every)
+    assert found is not None
+    return found
 
 
 def as_dataset(folder: Path, found: list[list[int]]) -> Path:
@@ -141,6 +148,8 @@ def test_tokens_are_those_of_the_text(
     own = store_of(texts, tmp_path / "text", tokenizer, marks)
     other = store_of(read([form(tmp_path, found)], tokenizer, marks), tmp_path / "tokens", tokenizer, marks)
     assert everything(other) == everything(own)
+    every = torch.arange(own.num_sequences)
+    assert torch.equal(positions_of(other, every), positions_of(own, every))
     assert other.documents() == hashes
 
 
