@@ -95,11 +95,11 @@ def test_of_tokens_the_first_document_and_the_exact_amount_are_told(place: Path)
     found, tokenizer = tokens_of(place), load_tokenizer(place / "model")
     amount = sum(map(len, found))
     write_indexed_dataset(place / "indexed", found)
-    write_token_store(place / "store", ["".join(tokenizer.batch_decode(found))], tokenizer, PACKING)
+    write_token_store(place / "store", tokenizer.batch_decode(found), tokenizer, PACKING)
     of_tokens = ["data.train.source=tokens", f"data.train.files=[{place / 'indexed'}]"]
     of_tokens.append(f"data.train.tokenizer={place / 'model'}")
     of_store = ["data.train.source=tokens", f"data.train.files=[{place / 'store'}]"]
-    for overrides, tokens in ((of_tokens, amount), (of_store, 8 * (amount // 8))):
+    for overrides, tokens in ((of_tokens, amount), (of_store, 8 * ((amount + len(found)) // 8))):
         samples_found = samples(place, *overrides)
         assert samples_found["problems"] == []
         sample = samples_found["texts"]["data.train"]

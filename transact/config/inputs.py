@@ -144,6 +144,8 @@ class TextConfig:
                 parse_template(self.text_template)
             except ValueError as error:
                 require("data.*.text_template", self.text_template, False, str(error))
+            no_rows = f'source "{self.source}" has no rows'
+            require("data.*.text_template", self.text_template, has_rows, no_rows)
         rows = f'source "{self.source}" has no conversations'
         require("data.*.messages_field", self.messages_field, is_plain or has_rows, rows)
         is_text = self.source != "tokens"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy
 
 from transact.config.inputs import TextConfig
-from transact.data.token_store import COUNTED_NAME, INDEX_NAME, TOKENS_NAME, read_index
+from transact.data.remote_files import is_url
+from transact.data.token_store import COUNTED_NAME, INDEX_NAME, STARTS_NAME, TOKENS_NAME, read_index
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
 # Of Megatron-LM's .idx, little-endian: magic, version, type of the tokens, sequences, entries of the document index.
@@ -58,6 +59,8 @@ def token_files(config: TextConfig, setting: str) -> list[TokenFile]:
     found: dict[Path, TokenFile] = {}
     try:
         for pattern in config.files:
+            if is_url(pattern):
+                raise Refusal(f"{pattern!r} is remote; tokens are mapped into memory from local files")
             is_there = any(os.path.exists(f"{pattern}{suffix}") for suffix in ("", BIN, IDX))
             names = [pattern] if is_there else glob.glob(pattern, recursive=True)
             if not names:
@@ -101,9 +104,12 @@ def _token_store(folder: Path) -> TokenFile:
         raise Refusal(
             f"{str(folder)!r} is of an earlier version and does not say which tokenizer made it: make it anew"
         )
-    path = folder / TOKENS_NAME
-    tokens = _mapped(path, index["dtype"], index["num_sequences"] * index["sequence_length"])
-    return TokenFile(path=path, tokens=tokens, index=folder / INDEX_NAME, tokenizer=index["tokenizer"])
+    path, count = folder / TOKENS_NAME, index["num_sequences"] * index["sequence_length"]
+    ends = numpy.empty(0, dtype=numpy.int64)
+    if STARTS_NAME in index["files"]:
+        ends = numpy.append(numpy.flatnonzero(_mapped(folder / STARTS_NAME, "u1", count)[1:]) + 1, count)
+    tokens = _mapped(path, index["dtype"], count)
+    return TokenFile(path=path, tokens=tokens, ends=ends, index=folder / INDEX_NAME, tokenizer=index["tokenizer"])
 
 
 def _array(path: Path) -> TokenFile:

@@ -60,7 +60,7 @@ class TokenisedText:
         marks: that are put around documents, where they are not there already.
 
     Raises:
-        ValueError: as `token_files`.
+        ValueError: as `token_files`; or nothing tells where the documents of a file end.
     """
 
     def __init__(self, config: TextConfig, setting: str, tokenizer: Any, marks: DocumentMarks) -> None:
@@ -70,6 +70,13 @@ class TokenisedText:
         own = document_marks(tokenizer, "auto")  # which separate documents in a text that is given no marks
         before, behind = ({each for each in pair if each} for pair in ((marks.begin, own.begin), (marks.end, own.end)))
         self._begins = [_Begins(each, before, behind) for each in self._files]
+        for file, begins in zip(self._files, self._begins, strict=True):
+            if not begins.are_told:
+                raise Refusal(
+                    f"{setting}.files: nothing in {str(file.path)!r} tells where documents end: its first "
+                    f"{min(len(file.tokens), PART_TOKENS):,} tokens hold no mark of documents of the tokenizer; write "
+                    "it as an indexed dataset, or as an array with a document in each row"
+                )
 
     @property
     def num_tokens(self) -> int:
@@ -187,6 +194,13 @@ class _Begins:
             begins = self.within(0, min(ROWS_LOOKED_AT * file.row_length, len(self._tokens)))
             if not (begins % file.row_length).any():
                 self._row_length = file.row_length
+
+    @property
+    def are_told(self) -> bool:
+        """Whether the file says where documents end, or a mark stands in its beginning."""
+        if len(self._ends) or self._row_length is not None:
+            return True
+        return len(self.within(1, min(PART_TOKENS, len(self._tokens)) + 1)) > 0
 
     def within(self, start: int, stop: int) -> Any:
         """Return the positions in [start, stop), sorted: (documents,) int64."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from transact.config.machines import EngineConfig
 from transact.engine.gram_memory import FLOAT32_BYTES
 from transact.geometry import Geometry
@@ -42,24 +44,22 @@ def _layer_bytes(geometry: Geometry, dtype: str, *, is_frozen: bool = False) -> 
 def activation_bytes(
     geometry: Geometry, engine: EngineConfig, tokens: int, *, added_width: int = 0, is_frozen: bool = False
 ) -> tuple[float, float]:
-    """Return the bytes kept for the backward, and those that the backward of one layer adds.
+    """Return the bytes kept for the backward, and those that its worst moment adds.
 
-    With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed.
+    With checkpointing a hidden state per layer is kept, and one layer at a time is recomputed. The backward of a layer
+    begins when those of the layers behind it are freed.
 
     Args:
         added_width: elements of a token that adapters keep besides, in each layer.
         is_frozen: no weight gets a gradient.
     """
     width = BYTES_BY_DTYPE[engine.dtype]
-    added = added_width * width
-
-    def layer_bytes(of_layer: Geometry) -> float:
-        return _layer_bytes(of_layer, engine.dtype, is_frozen=is_frozen) + added
-
+    kept, at_work = [], []
+    for layer in map(geometry.of_layer, range(geometry.num_layers)):
+        of_layer = _layer_bytes(layer, engine.dtype, is_frozen=is_frozen) + added_width * width
+        gradients = 2 * (layer.intermediate_size + layer.hidden_size) * width
+        kept.append(layer.hidden_size * width if engine.recomputes else of_layer)
+        at_work.append(of_layer + gradients if engine.recomputes else gradients)
     end = 3 * geometry.hidden_size * width  # around the last norm
-    gradients = 2 * (geometry.intermediate_size + geometry.hidden_size) * width
-    if engine.recomputes:
-        kept = geometry.num_layers * geometry.hidden_size * width
-        return tokens * (kept + end), tokens * (layer_bytes(geometry) + gradients)
-    layers = sum(layer_bytes(geometry.of_layer(layer)) for layer in range(geometry.num_layers))
-    return tokens * (layers + end), tokens * gradients
+    highest = max(map(sum, zip(accumulate(kept), at_work, strict=True)))
+    return tokens * (sum(kept) + end), tokens * (highest - sum(kept))

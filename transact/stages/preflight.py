@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +319,10 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
         )
 
 
+# Differences that say where something lies: the model, and the tokenizer of tokens, which is compared with the model's.
+ELSEWHERE = re.compile(r"(model\.(path|revision)|(data|eval)\.\S*\.tokenizer): ")
+
+
 def check_same_run(config: RunConfig) -> None:
     """Raise ValueError unless the folder is new, or holds a run of the same configuration."""
     folder = Path(config.output_dir)
@@ -328,7 +333,7 @@ def check_same_run(config: RunConfig) -> None:
         return
     changed = differences(before, to_dictionary(config))
     if recorded_parent(folder) is not None:  # the record identifies the model by its content, wherever it lies
-        changed = [each for each in changed if not each.startswith(("model.path: ", "model.revision: "))]
+        changed = [each for each in changed if not ELSEWHERE.match(each)]
     if changed:
         again = ""
         if config.recover.variant is None and config.mode == "prune" and all(map(changes_recovery_alone, changed)):

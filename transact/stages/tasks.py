@@ -24,7 +24,7 @@ from transact.tracking.result_table import COUNTS, score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 # Settings of a text that older runs have not recorded, and what these did: a finished run stays finished.
-LATER_SETTINGS = {"messages_field": None, "text_template": None, "loss": "all", "filter": None, "tokenizer": None}
+LATER_SETTINGS = {"messages_field": None, "text_template": None, "loss": "all", "filter": None}
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -114,6 +114,7 @@ def settings_of_tasks(config: EvalConfig) -> dict[str, Any]:
 def _settings_of_text(text: TextConfig) -> dict[str, Any]:
     """Return the settings of a text, as a finished run recorded them that is asked for more."""
     settings = asdict(text)
+    del settings["tokenizer"]  # the model's own, wherever it lies
     return {name: value for name, value in settings.items() if LATER_SETTINGS.get(name, MISSING) != value}
 
 
