@@ -150,6 +150,18 @@ def test_who_asks_for_another_recovery_of_a_run_hears_how(tmp_path: Path, change
     assert ("recover.variant=A_NAME" in str(refusal.value)) == is_offered
 
 
+def test_a_run_goes_on_where_its_model_and_the_tokenizer_of_its_tokens_have_moved(tmp_path: Path) -> None:
+    """The record identifies the model by its content, and the tokenizer of tokens is compared with the model's."""
+    tokens = ["data.train.source=tokens", "data.train.files=[/text/a.npy]"]
+    written(tmp_path, *tokens, "model.path=/old", "data.train.tokenizer=/old")
+    moved = composed(tmp_path, *tokens, "model.path=/new", "data.train.tokenizer=/new")
+    with pytest.raises(ValueError, match="another configuration"):
+        check_same_run(moved)
+    parent = {"files": {}, "path": "/old", "hub_id": None, "revision": None, "commit": None}
+    write_json(tmp_path / "run.json", read_json(tmp_path / "run.json") | {"parent": parent})
+    check_same_run(moved)
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a b", "", "x" * 61, "a\\b", "50%"])
 def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"recover\.variant"):

@@ -90,8 +90,9 @@ def holding(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 LENGTHS = 9 + 8 + 1 + 8 + 8  # bytes before them
-WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
+WRONG: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "nothing there": (lambda folder: folder / "gone*", "names no file"),
+    "on the network": (lambda folder: "s3://bucket/x.bin", "is remote; tokens are mapped into memory"),
     "no index": (without("x.idx"), "there is no '.*x.idx'"),
     "no tokens": (without("x.bin"), "there is no '.*x.bin'"),
     "magic": (holding("x.idx", b"MMIDXID" + bytes(100)), "no index of Megatron-LM"),
@@ -148,6 +149,7 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
         ({"messages_field": "turns"}, "has no conversations"),
         ({"loss": "answers"}, "text has no answers"),
         ({"filter": "a.py:keep"}, "it is given text"),
+        ({"text_template": "{title}"}, "has no rows"),
         ({"source": "files"}, "alone says which tokenizer"),
     ],
 )

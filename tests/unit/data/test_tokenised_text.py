@@ -175,6 +175,23 @@ def test_a_token_store_is_a_text_again(choice: str, place: Path, tokenizer: Any,
     assert len(first.documents() ^ again.documents()) <= 2  # the last was cut off
 
 
+def test_a_token_store_of_documents_apart_says_where_they_begin(place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Without marks too, which else would make one document of all."""
+    none = document_marks(tokenizer, "none")
+    first = store_of(texts_of(place), tmp_path / "first", tokenizer, none)
+    again = store_of(read([tmp_path / "first"], tokenizer, none), tmp_path / "again", tokenizer, none)
+    every = torch.arange(again.num_sequences)
+    assert again.num_sequences == first.num_sequences and everything(again) == everything(first)
+    assert torch.equal(positions_of(again, every), positions_of(first, every))
+
+
+def test_tokens_that_do_not_tell_where_documents_end_are_refused(place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """As one document of the whole file nothing of it would be kept apart, and nothing held out."""
+    numpy.save(tmp_path / "x.npy", numpy.array([token for each in tokenised(place, tokenizer)[:5] for token in each]))
+    with pytest.raises(ValueError, match=r"nothing in '.*x.npy' tells where documents end"):
+        read([tmp_path / "x.npy"], tokenizer, document_marks(tokenizer, "both"))
+
+
 def test_held_out_documents_are_left_out(place: Path, tokenizer: Any, tmp_path: Path) -> None:
     """A held-out text of words keeps documents out of tokens, and held-out tokens keep them out of a text."""
     texts, found, marks = texts_of(place), tokenised(place, tokenizer), document_marks(tokenizer, "auto")
