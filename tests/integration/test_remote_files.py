@@ -25,7 +25,7 @@ from tests.support.commands import Workplace, environment, transact, transact_as
 from transact.config.inputs import TextConfig
 from transact.data import remote_files
 from transact.data.rows import LeftOut
-from transact.data.text import check_text, documents, is_same_content, text_files, text_identity
+from transact.data.text import check_text, documents, shared_file, text_files, text_identity
 from transact.stages.text_checks import check_apart
 
 TEXTS = [
@@ -153,8 +153,8 @@ def test_a_copy_is_seen_wherever_it_is(store: s3.Store, tmp_path: Path) -> None:
     write(files, tmp_path)
     one, copy, other = text_files(config_of("s3://copies/*"), "data.train")
     local = text_files(config_of(tmp_path / "a.jsonl"), "data.train")[0]
-    assert is_same_content(one, one) and is_same_content(one, copy) and is_same_content(local, copy)
-    assert not is_same_content(one, other) and not is_same_content(local, other)
+    assert shared_file([other, one], [one]) == (one, one) and shared_file([one], [other, copy]) == (one, copy)
+    assert shared_file([local], [other, copy]) == (local, copy) and shared_file([one, local], [other]) is None
     with pytest.raises(ValueError, match=r"^data\.evaluation\.files: 's3://copies/copy\.jsonl' is trained on too as '"):
         check_apart(config_of(tmp_path / "a.jsonl"), "data.train", config_of("s3://copies/copy*"), "data.evaluation")
 

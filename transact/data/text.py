@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePath
@@ -56,18 +57,36 @@ def _local_files(pattern: str) -> list[DataFile]:
     return [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]
 
 
-def is_same_content(one: DataFile, other: DataFile) -> bool:
-    """Return whether two files of the same size are one, or alike at the beginning, in the middle and at the end."""
-    if one == other or (isinstance(one, Path) and isinstance(other, Path) and one.samefile(other)):
-        return True
-    size = one.stat().st_size
-    with one.open("rb", SNIFFED_BYTES) as first, other.open("rb", SNIFFED_BYTES) as second:
+def shared_file(ones: list[DataFile], others: list[DataFile]) -> tuple[DataFile, DataFile] | None:
+    """Return a file of each that are one, or of one size and alike at the beginning, in the middle and at the end.
+
+    A file is read once, and only where the others have one of its size; a remote one on rank 0 alone.
+    """
+    sizes = {path.stat().st_size for path in ones} & {path.stat().st_size for path in others}
+    one_sized, other_sized = ([each for each in paths if each.stat().st_size in sizes] for paths in (ones, others))
+    for key_of in (_place, _sample):
+        known = dict(zip(for_each(key_of, one_sized), one_sized, strict=True))
+        for key, other in zip(for_each(key_of, other_sized), other_sized, strict=True):
+            if key in known:
+                return known[key], other
+    return None
+
+
+def _place(path: DataFile) -> object:
+    """Return what two names of one file share."""
+    return (path.stat().st_dev, path.stat().st_ino) if isinstance(path, Path) else path.url
+
+
+def _sample(path: DataFile) -> object:
+    if not isinstance(path, Path) and environment_rank() != 0:
+        return _place(path)
+    size = path.stat().st_size
+    sample = hashlib.sha256(b"%d " % size)
+    with path.open("rb", SNIFFED_BYTES) as file:
         for place in (0, size // 2, max(0, size - SNIFFED_BYTES)):
-            first.seek(place)
-            second.seek(place)
-            if first.read(SNIFFED_BYTES) != second.read(SNIFFED_BYTES):
-                return False
-    return True
+            file.seek(place)
+            sample.update(file.read(SNIFFED_BYTES))
+    return sample.digest()
 
 
 def check_text(config: TextConfig, field: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import glob
 import os
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ class TokenFile:
     Attributes:
         path: of the tokens.
         tokens: (tokens,) integers, mapped into memory.
-        ends: (documents,) int64, the position behind each document; (0,) where the file does not tell.
+        ends: returns (documents,) int64, the position behind each document; (0,) where the file does not tell. Only
+            reading asks for it: it takes memory, which checks of names and sizes need not.
         row_length: tokens of a row of an array that has rows.
         index: the file that describes it, where that is another.
         tokenizer: digest of the one that made it, where the file tells.
@@ -44,7 +47,7 @@ class TokenFile:
 
     path: Path
     tokens: Any
-    ends: Any = field(default_factory=lambda: numpy.empty(0, dtype=numpy.int64))
+    ends: Callable[[], Any] = lambda: numpy.empty(0, dtype=numpy.int64)
     row_length: int | None = None
     index: Path | None = None
     tokenizer: str | None = None
@@ -162,9 +165,14 @@ def _indexed_dataset(prefix: Path) -> TokenFile:
         raise Refusal(f"{str(data)!r} has {data.stat().st_size:,} bytes, by its {IDX} {tokens * item:,}")
     if tokens == 0:
         raise Refusal(f"{str(data)!r} is empty")
-    begins = firsts[1:]  # of documents, in sequences; an empty one at the end begins behind all of them
-    ends = numpy.where(begins < sequences, places[numpy.minimum(begins, sequences - 1)] // item, tokens)
+    ends = partial(_ends, places, firsts[1:], item, tokens)
     return TokenFile(path=data, tokens=_mapped(data, CODES[code], tokens), ends=ends, index=index)
+
+
+def _ends(places: Any, begins: Any, item: int, tokens: int) -> Any:
+    """Return where documents end. begins: of those behind them, in sequences; behind the last is no sequence."""
+    last = len(places) - 1
+    return numpy.where(begins <= last, places[numpy.minimum(begins, last)] // item, tokens)
 
 
 def _is_sound(lengths: Any, places: Any, firsts: Any, item: int) -> bool:

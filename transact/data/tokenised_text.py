@@ -187,7 +187,7 @@ class _Begins:
     """
 
     def __init__(self, file: TokenFile, before: Marks, behind: Marks) -> None:
-        self._tokens, self._ends = file.tokens, file.ends
+        self._tokens, self._ends = file.tokens, file.ends()
         self._before, self._behind = before, behind
         self._row_length: int | None = None
         if file.row_length is not None:

@@ -57,7 +57,7 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
     apart = {**config.data.training_texts(), "data.evaluation": config.data.evaluation}
     for setting, text in config.texts().items():
         try:
-            sample = _sample(text, setting, tokenizer, config.data.document_marks)
+            sample = _sample(text, setting, tokenizer, config)
             for other in [name for name in found if name in apart and setting in apart]:
                 check_apart(apart[other], other, text, setting)
         except ValueError as error:
@@ -72,7 +72,7 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
     return {"texts": found, "problems": problems}
 
 
-def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[str, Any]:
+def _sample(text: TextConfig, setting: str, tokenizer: Any, config: RunConfig) -> dict[str, Any]:
     """Return how the first document begins, in words and in tokens, and about how many tokens there are.
 
     None: not known, as without a tokenizer.
@@ -83,13 +83,13 @@ def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[
         raise ValueError(f"{setting}: the Hub is not reachable, so nothing of {text.hub_id!r} was read")
     check_text(text, setting)
     if text.source == "tokens":
-        return _sample_of_tokens(text, setting, tokenizer, marks)
+        return _sample_of_tokens(text, setting, tokenizer, config)
     sample = list(itertools.islice(documents(text, setting), SAMPLED_DOCUMENTS))
     if not sample:
         raise ValueError(f"{setting} has no document with text")
     if tokenizer is None:
         return {"first": sample[0][:SHOWN_CHARACTERS], "first_tokens": None, "tokens": None}
-    size, encoded = _text_bytes(text, setting), _encode(text, setting, sample, tokenizer, marks)
+    size, encoded = _text_bytes(text, setting), _encode(text, setting, sample, tokenizer, config.data.document_marks)
     count, read = sum(map(len, encoded)), sum(len(each.encode()) for each in sample)
     return {
         "first": sample[0][:SHOWN_CHARACTERS],
@@ -98,14 +98,14 @@ def _sample(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[
     }
 
 
-def _sample_of_tokens(text: TextConfig, setting: str, tokenizer: Any, marks: str) -> dict[str, Any]:
+def _sample_of_tokens(text: TextConfig, setting: str, tokenizer: Any, config: RunConfig) -> dict[str, Any]:
     """Return what `_sample` does, of a text that is tokenised already: its first document by what its tokens mean."""
     if tokenizer is None:
         files = token_files(text, setting)
         first = f"tokens {' '.join(map(str, files[0].tokens[:SHOWN_TOKENS]))}"
         return {"first": first, "first_tokens": None, "tokens": sum(len(each.tokens) for each in files)}
-    check_tokens(text, setting, tokenizer)
-    whole = TokenisedText(text, setting, tokenizer, document_marks(tokenizer, marks))
+    check_tokens(text, setting, tokenizer, config.model.path)
+    whole = TokenisedText(text, setting, tokenizer, document_marks(tokenizer, config.data.document_marks))
     sample, _ = whole.read(itertools.islice(whole.documents(), SAMPLED_DOCUMENTS))
     if not sample:
         raise ValueError(f"{setting} has no document with text")

@@ -13,8 +13,7 @@ from transact.data.document_marks import DocumentMarks
 from transact.data.filters import predicate
 from transact.data.hub_text import HubUnavailable, check_hub_text
 from transact.data.mixture import Dealing
-from transact.data.remote_files import DataFile
-from transact.data.text import check_text, is_same_content, text_files
+from transact.data.text import check_text, shared_file, text_files
 from transact.data.token_store import tokenizer_digest
 from transact.data.tokenised_files import token_files
 from transact.distributed.environment import environment_rank
@@ -87,14 +86,11 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
         if _name(text) == _name(other):
             raise ValueError(f"{other_setting} is the text of {setting}: nothing of it is held out")
         return
-    sizes: dict[int, list[DataFile]] = {}
-    for path in text_files(text, setting):
-        sizes.setdefault(path.stat().st_size, []).append(path)
-    for path in text_files(other, other_setting):
-        for same in sizes.get(path.stat().st_size, []):
-            if is_same_content(path, same):
-                also = "" if same == path else f" as {str(same)!r}"
-                raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
+    shared = shared_file(text_files(text, setting), text_files(other, other_setting))
+    if shared is not None:
+        same, path = shared
+        also = "" if same == path else f" as {str(same)!r}"
+        raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
 
 
 def check_tokens(text: TextConfig, setting: str, tokenizer: Any, model: str | None = None) -> None:

@@ -13,7 +13,7 @@ import pytest
 from transact.config.inputs import TextConfig
 from transact.data import local_files
 from transact.data.remote_files import remote_files
-from transact.data.text import check_text, documents, text_files
+from transact.data.text import check_text, documents, shared_file, text_files
 
 LINES = [f'{{"text": "row {number} {"x" * (number * 37 % 301)}"}}\n' for number in range(400)]
 
@@ -124,3 +124,12 @@ def test_a_url_with_credentials_is_refused_and_not_shown(url: str) -> None:
 )
 def test_other_urls_and_paths_hold_no_credentials(path: str) -> None:
     assert config_of(path).files == [path]
+
+
+def test_remote_files_are_looked_into_on_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others know them by their URLs."""
+    one, copy = (remote_files(put(f"ranks/{name}.txt", b"same words"), "data.train.files") for name in ("a", "b"))
+    assert shared_file(one, copy) == (*one, *copy)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert shared_file(one, copy) is None and shared_file(one, [*copy, *one]) == (*one, *one)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -11,7 +13,7 @@ import pytest
 
 from transact.config.inputs import TextConfig
 from transact.data.stdlib_text import is_held_out, source_files, stdlib_documents, stdlib_folder
-from transact.data.text import check_text, documents, text_files, text_identity
+from transact.data.text import check_text, documents, shared_file, text_files, text_identity
 
 ROWS = ["first text\nof two lines", "second ☃ text"]
 
@@ -63,3 +65,25 @@ def test_nothing_is_held_out_that_some_installations_lack() -> None:
     held_out = [name for name in names if is_held_out(name)]
     assert held_out
     assert not [name for name in held_out if "test/" in name or "tests/" in name]
+
+
+def test_many_files_of_one_size_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two texts of 1000 shards each would be a million comparisons."""
+    ones, others = ([tmp_path / f"{text}{number:03}.txt" for number in range(200)] for text in "ab")
+    for number, path in enumerate([*ones, *others]):
+        path.write_text(f"{number:03}" * 30_000 + "the same end")
+    others[150].write_bytes(ones[70].read_bytes())
+    opened, as_ever = Counter[Path](), Path.open
+
+    def counted(path: Path, *arguments: Any) -> Any:
+        opened[path] += 1
+        return as_ever(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert shared_file([*ones], [*others]) == (ones[70], others[150])
+    assert len(opened) == 400 and set(opened.values()) == {1}
+    assert shared_file([*ones], [*others[:150]]) is None
+    opened.clear()
+    others[3].unlink()
+    others[3].hardlink_to(ones[5])
+    assert shared_file([*ones], [*others]) == (ones[5], others[3]) and not opened

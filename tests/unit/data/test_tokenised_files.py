@@ -34,7 +34,7 @@ def test_an_indexed_dataset_is_read_as_megatron_defines_it(letter: str, suffix: 
     prefix = write_indexed_dataset(tmp_path / "a.v1_text", SEQUENCES, documents=[0, 2, 2, 4], letter=letter)
     found = opened(f"{prefix}{suffix}")
     assert found.tokens.tolist() == [5, 6, 7, 8, 9, 10, 300]
-    assert found.ends.tolist() == [4, 4, 7]
+    assert found.ends().tolist() == [4, 4, 7]
     assert [found.path.name, found.index.name] == ["a.v1_text.bin", "a.v1_text.idx"]
 
 
