@@ -108,11 +108,13 @@ def _token_store(folder: Path) -> TokenFile:
             f"{str(folder)!r} is of an earlier version and does not say which tokenizer made it: make it anew"
         )
     path, count = folder / TOKENS_NAME, index["num_sequences"] * index["sequence_length"]
-    ends = numpy.empty(0, dtype=numpy.int64)
-    if STARTS_NAME in index["files"]:
-        ends = numpy.append(numpy.flatnonzero(_mapped(folder / STARTS_NAME, "u1", count)[1:]) + 1, count)
-    tokens = _mapped(path, index["dtype"], count)
-    return TokenFile(path=path, tokens=tokens, ends=ends, index=folder / INDEX_NAME, tokenizer=index["tokenizer"])
+    tokens, told = _mapped(path, index["dtype"], count), {"index": folder / INDEX_NAME, "tokenizer": index["tokenizer"]}
+    if STARTS_NAME not in index["files"]:
+        return TokenFile(path=path, tokens=tokens, **told)
+    starts = _mapped(folder / STARTS_NAME, "u1", count)
+    return TokenFile(
+        path=path, tokens=tokens, ends=lambda: numpy.append(numpy.flatnonzero(starts[1:]) + 1, count), **told
+    )
 
 
 def _array(path: Path) -> TokenFile:
