@@ -49,6 +49,7 @@ def asked(workplace: Workplace, name: str, *overrides: str) -> list[str]:
 @pytest.fixture(scope="module")
 def run(workplace: Workplace) -> Path:
     overrides = ["prune.rounds=1", "recover.objective=distillation", "recover.tokens=2048"]
+    overrides.append(f"+eval.texts.seen={{source: files, files: ['{workplace.train}']}}")
     ended = transact(asked(workplace, "packed", *overrides), ranks=2)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return workplace.folder / "packed"
@@ -93,7 +94,9 @@ def test_perplexity_is_that_of_the_documents_alone(run: Path) -> None:
     measured = read_json(sliced.parent / "evaluation.json")["sliced"]
     assert measured["loss"] == pytest.approx(float(functional.nll_loss(scores, targets)), rel=1e-5)
     assert measured["tokens"] == len(targets) == store.num_targets(every)
-    assert measured["packing"] == "documents"
+    result, compared = (read_json(run / name)["pruned"] for name in ("result.json", "comparison.json"))
+    assert [each["packing"] for each in (measured, result, compared["texts"]["seen"])] == ["documents"] * 3
+    assert result["loss_of"] == "all" and "loss_of" not in compared["texts"]["seen"]  # as older files are
     assert "Perplexity per token of documents apart" in (run / "export" / "README.md").read_text(encoding="utf-8")
 
 

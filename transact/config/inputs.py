@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,12 +260,20 @@ class DataConfig:
         require("data.sequence_length", length, length != 1, "it must be at least 2, or 0 for what the model takes")
 
     def of_what(self, text: TextConfig) -> str:
-        """Return what is said behind a figure's name: of which tokens of the text it is, and what they attend to."""
-        answers = " of the answers" if text.loss == "answers" else ""
-        return answers + (" of documents apart" if self.packing == "documents" else "")
+        """Return what is said behind the name of a figure on the text: see `of_what`."""
+        return of_what({"loss_of": text.loss, "packing": self.packing})
 
     def training_texts(self) -> dict[str, TextConfig]:
         """Return setting -> text: of the training text, or of each source of a mixture."""
         if self.train.source != MIXTURE:
             return {"data.train": self.train}
         return {f"data.train.sources.{name}": source for name, source in self.train.by_name().items()}
+
+
+def of_what(measured: Mapping[str, Any]) -> str:
+    """Return what is said behind a figure's name: of which tokens it is ("loss_of"), what they attend to ("packing").
+
+    It is empty for the defaults, which older files do not name.
+    """
+    answers = " of the answers" if measured.get("loss_of") == "answers" else ""
+    return answers + (" of documents apart" if measured.get("packing") == "documents" else "")

@@ -13,14 +13,14 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from transact.config.inputs import DataConfig, TextConfig
+from transact.config.inputs import DataConfig, TextConfig, of_what
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import hub_id
 from transact.models.model_files import licence_files, own_file, read_object
 
-COUNTS = ("documents", "shots", "tokens")  # beside a metric, not metrics themselves
+COUNTS = ("documents", "shots", "tokens", "loss_of", "packing")  # beside a metric, not metrics themselves
 
 
 def evaluation_table(summary: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     """
     dense, pruned = summary["dense"], summary["pruned"]
     rows = [
-        f"| {name}{_shots(found)} | {metric} | {_figure(value)} | {_figure(pruned[kind][name][metric])} |"
+        f"| {name}{_manner(found)} | {metric} | {_figure(value)} | {_figure(pruned[kind][name][metric])} |"
         for kind in ("texts", "tasks")
         for name, found in dense.get(kind, {}).items()
         for metric, value in found.items()
@@ -48,8 +48,8 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _shots(found: Mapping[str, Any]) -> str:
-    return f" ({found['shots']}-shot)" if found.get("shots") else ""
+def _manner(found: Mapping[str, Any]) -> str:
+    return f" ({found['shots']}-shot)" if found.get("shots") else of_what(found)
 
 
 KEYS = ("license", "license_name", "license_link")
@@ -310,7 +310,7 @@ def _results_on_tasks(summary: dict[str, Any]) -> Iterator[EvalResult]:
                     dataset_type=name,
                     dataset_name=name,
                     metric_type=metric.partition(",")[0],
-                    metric_name=f"{metric}{_shots(found)}",
+                    metric_name=f"{metric}{_manner(found)}",
                     metric_value=value,
                 )
 

@@ -24,6 +24,7 @@ MODEL_FIELDS = (
     "tasks",
     "geometry",
 )
+LATER_FIELDS = ("loss_of", "packing")  # that evaluation.json of older runs has not
 
 
 def summarise(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -128,7 +129,8 @@ def end_of(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(evaluation: dict[str, Any]) -> dict[str, Any]:
-    return {field: evaluation[field] for field in MODEL_FIELDS}
+    known = [field for field in LATER_FIELDS if field in evaluation]
+    return {field: evaluation[field] for field in (*MODEL_FIELDS, *known)}
 
 
 def _round(job: Job, each: Round) -> dict[str, Any]:

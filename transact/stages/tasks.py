@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from transact.config.inputs import TextConfig
+from transact.config.inputs import TextConfig, of_what
 from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
@@ -78,7 +78,8 @@ def prepare_tasks(job: Job) -> None:
 def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path) -> None:
     """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name (collective).
 
-    Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it.
+    Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it; "loss_of" and
+    "packing" are there where they are not the defaults.
     """
     first = next(iter(models.values()))  # they share the tokenizer
     tasks = loaded_tasks(job.config.eval)
@@ -148,13 +149,18 @@ def _evaluate(
             with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
                 positions, micro_batch = torch.arange(count), engine_config.micro_batch
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
-            of = job.config.data.of_what(job.config.eval.texts[name])
+            loss_of, packing = job.config.eval.texts[name].loss, job.config.data.packing
             tokens = store.num_targets(torch.arange(count))
-            measured[name] = {"perplexity": perplexity_of(loss), "tokens": tokens}
+            measured[name] = {
+                "perplexity": perplexity_of(loss),
+                "tokens": tokens,
+                **({} if loss_of == "all" else {"loss_of": loss_of}),
+                **({} if packing == "stream" else {"packing": packing}),
+            }
             shared = trained_on(store, texts.train)
             if shared:
                 measured[name]["documents_trained_on"] = shared
-            job.say(f"{role}: {name}: perplexity{of} {measured[name]['perplexity']:.2f}")
+            job.say(f"{role}: {name}: perplexity{of_what(measured[name])} {measured[name]['perplexity']:.2f}")
         if tasks:
             from transact.evaluation.tasks import SharedModel, run_tasks
 

@@ -101,7 +101,9 @@ def _tell_shared_documents(job: Job, stores: Mapping[str, TokenStore]) -> None:
 def check_has_targets(setting: str, store: TrainingStore, positions: torch.Tensor, use: str) -> None:
     """Raise ValueError where no token of these sequences counts for a loss: it would have no mean."""
     if store.num_targets(positions) == 0:
-        raise ValueError(f"{setting}: the {len(positions)} sequences of {use} hold no answer: take more of them")
+        alone = store.position_ids(positions) is not None
+        wanted = "token with a loss (data.packing=documents: the first of a document has none)" if alone else "answer"
+        raise ValueError(f"{setting}: the {len(positions)} sequences of {use} hold no {wanted}: take more of them")
 
 
 def _check_same_texts(job: Job, texts: Texts) -> None:

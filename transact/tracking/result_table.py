@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from transact.config.inputs import of_what
 from transact.errors import printable
 from transact.pruning.limits import limit_words
 
@@ -50,7 +51,10 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     name = " ".join(filter(None, (result["name"], point)))
     title = f"{name}: {reached:.1%} of the parameters removed{wish}"
     budget = [limit_words(*each) for each in result.get("budget", {}).items()]
-    lines = [title, *budget, *_table([("", "parameters", "of dense", "KV bytes/token", "perplexity"), *_rows(result)])]
+    of = of_what(result["dense"])
+    said = [f"perplexity is that{of}"] if of else []  # no heading: it would push figures over the width
+    heading = ("", "parameters", "of dense", "KV bytes/token", "perplexity")
+    lines = [title, *budget, *said, *_table([heading, *_rows(result)])]
     compared = _compared(result)
     if compared:
         lines += _table([("text or task", "metric", "dense", "pruned"), *compared])[1:]  # the rule is there already
@@ -93,7 +97,7 @@ def _compared(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for name, found in dense.get("texts", {}).items():
         other = pruned.get("texts", {}).get(name)
         shown = "-" if other is None else f"{float(other['perplexity']):,.2f}"
-        rows.append((name, "perplexity", f"{float(found['perplexity']):,.2f}", shown))
+        rows.append((name, f"perplexity{of_what(found)}", f"{float(found['perplexity']):,.2f}", shown))
     for name, found in dense.get("tasks", {}).items():
         other = pruned.get("tasks", {}).get(name, {})
         for metric in found:

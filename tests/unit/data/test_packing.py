@@ -17,6 +17,7 @@ from transact.data.token_parts import Packing
 from transact.data.token_store import STARTS_NAME, TOKENS_NAME, TokenStore, store_damage
 from transact.data.tokenising import write_token_store
 from transact.data.training_text import JoinedStores
+from transact.stages.texts import check_has_targets
 
 LENGTH = 16
 TEXTS = ["def f(x): return x\n" * 30, "import os", "", "a", "", "print('naïve €')\n" * 5, "a", "x = 1\n" * 200]
@@ -101,3 +102,9 @@ def test_stores_read_as_one_have_the_positions_of_each(tokenizer: Any, tmp_path:
     assert found.equal(torch.stack([of_b[0], of_a[0], of_b[1]]))
     stream = {name: stored(tmp_path / f"{name}_stream", tokenizer, by_document=False) for name in "ab"}
     assert JoinedStores(stream).position_ids(torch.tensor([0, count])) is None
+
+
+def test_documents_of_one_token_have_no_loss(tokenizer: Any, tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", tokenizer, ["a"] * 40, marks=DocumentMarks())
+    with pytest.raises(ValueError, match=r"of it hold no token with a loss \(data\.packing=documents: the first"):
+        check_has_targets("data.evaluation", store, torch.arange(store.num_sequences), "it")

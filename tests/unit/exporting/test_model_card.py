@@ -16,6 +16,7 @@ from transact.export.model_card import (
     Licence,
     card_on_hub,
     copy_licence,
+    evaluation_table,
     has_chat_template,
     model_card,
     read_licence,
@@ -72,6 +73,16 @@ def test_the_figures_of_the_record_are_the_model_index(tmp_path: Path) -> None:
     }
     assert metadata(card)["datasets"] == ["team/text"]
     assert str(tmp_path) not in card and "private.txt" not in card
+
+
+def test_texts_of_documents_apart_are_told_from_those_of_a_stream() -> None:
+    texts = {"ours": {"perplexity": 11.25, "tokens": 9}}
+    texts["apart"] = texts["ours"] | {"loss_of": "answers", "packing": "documents"}
+    told = evaluation_table({"dense": {"texts": texts}, "pruned": {"texts": texts}}).splitlines()[2:]
+    assert told == [
+        "| ours | perplexity | 11.25 | 11.25 |",
+        "| apart of the answers of documents apart | perplexity | 11.25 | 11.25 |",
+    ]
 
 
 def test_the_hubs_client_reads_back_what_it_wrote(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.report_folders import MadeUpRun, write_run
+from tests.support.report_folders import MadeUpRun, write, write_run
+from transact.files import read_json
 from transact.tracking.report.command import is_live, main
 from transact.tracking.report.writing import PLOTLY, write_pages, write_run_page, write_sweep_page
 
@@ -98,6 +99,30 @@ def test_a_sweep_shows_its_points_and_links_their_pages(tmp_path: Path) -> None:
     words = words_of(page)
     assert "A sweep of 3 points: 2 done, 1 submitted" in words
     assert {"Perplexity and parameters", "Perplexity and milliseconds of a decoding step"} <= set(words)
+
+
+def test_figures_of_documents_apart_are_told_from_those_of_a_stream(tmp_path: Path) -> None:
+    for fraction in (0.3, 0.5):
+        write_run(tmp_path / f"prune.remove_fraction={fraction}", MadeUpRun(fraction=fraction, has_tasks=False))
+    folder = tmp_path / "prune.remove_fraction=0.5"
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    data = "data: {packing: documents, train: {loss: all}, evaluation: {loss: answers}}\n"
+    (folder / "config.yaml").write_text(config + data, encoding="utf-8")
+    dense = read_json(folder / "round_00" / "evaluation.json")["dense"]
+    write(folder / "round_00/evaluation.json", {"dense": dense | {"loss_of": "answers", "packing": "documents"}})
+    text = {"perplexity": 20.0, "tokens": 9, "packing": "documents"}
+    write(folder / "comparison.json", {role: {"texts": {"notes": text}} for role in ("dense", "pruned")})
+    stream, apart, sweep = (words_of(page.read_text(encoding="utf-8")) for page in write_pages(tmp_path))
+    assert not [each for each in stream if "apart" in each]
+    assert {
+        "Perplexity on held-out text is that of the answers of documents apart.",
+        "Perplexity on validation text is that of documents apart.",
+        "perplexity of the answers of documents apart",
+        "perplexity of documents apart",
+    } <= set(apart)
+    marked = [each for each in sweep if each.endswith(" of the answers of documents apart")]
+    assert f"{folder.name} of the answers of documents apart" in marked  # a point of the chart, and its line
+    assert not [each for each in sweep if "fraction=0.3 of" in each]
 
 
 def test_points_that_finish_together_leave_a_whole_page_with_all(tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_a_round_without_recovery_has_one_row() -> None:
     ]
 
 
+def test_says_of_what_the_perplexities_are_where_they_are_not_those_of_a_stream() -> None:
+    result = copy.deepcopy(RESULT)
+    kind = {"loss_of": "answers", "packing": "documents"}
+    apart = {"perplexity": 20.0, "tokens": 99, "packing": "documents"}
+    result["dense"] |= kind | {"texts": {"news": apart}}
+    lines = table(result, width=60)
+    assert lines[1] == "perplexity is that of the answers of documents apart"
+    assert lines[2:10] == table(RESULT, width=60)[1:9]
+    assert " ".join(lines[-2].split()) == "news perplexity of documents apart 20.00 -"
+
+
 def test_texts_and_tasks_stand_below_with_standard_errors() -> None:
     result = copy.deepcopy(RESULT)
     task = {"acc": 0.5, "acc_norm": 0.8, "documents": 101, "shots": 0}

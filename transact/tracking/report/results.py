@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from transact.config.inputs import of_what
 from transact.data.overlap import TOLD_SHARE, WINDOW
 from transact.tracking.report.drawing import (
     COLOURS,
@@ -87,7 +88,8 @@ def _own_rows(run: RunFiles) -> list[list[str]]:
     before, after = figure(run.dense.get("perplexity")), figure(last.get("perplexity"))
     if before is None:
         return []
-    return [["held-out text of the run", "perplexity", number(before), number(after), _ratio(before, after)]]
+    metric = f"perplexity{of_what(run.dense)}"
+    return [["held-out text of the run", metric, number(before), number(after), _ratio(before, after)]]
 
 
 def _rows(dense: Values, pruned: Values) -> list[list[str]]:
@@ -101,6 +103,7 @@ def _rows(dense: Values, pruned: Values) -> list[list[str]]:
                 before = figure(value)
                 if metric not in COUNTS and before is not None:
                     shots = f" ({metrics['shots']}-shot)" if metrics.get("shots") else ""
+                    metric += of_what(metrics)
                     rows.append([f"{name}{shots}", metric, number(before), number(other), _ratio(before, other)])
     return rows
 

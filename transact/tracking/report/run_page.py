@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from transact.config.inputs import of_what
 from transact.tracking.report.channels import channels_section
 from transact.tracking.report.drawing import (
     MISSING,
@@ -62,6 +63,11 @@ def _lines(run: RunFiles) -> list[str]:
     cut = values_in(run.record, "cut")
     if cut:
         lines.append(f"A further recovery of the cut of {cut.get('run')}.")
+    data = values_in(run.config, "data")
+    for text, setting in {"held-out": "evaluation", "validation": "train"}.items():
+        of = of_what({"loss_of": values_in(data, setting).get("loss"), "packing": data.get("packing")})
+        if of:
+            lines.append(f"Perplexity on {text} text is that{of}.")
     stage, error = run.record.get("stage"), run.record.get("error")
     if run.state == "running" and stage:
         lines.append(f"At work on {stage}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from transact.config.inputs import of_what
 from transact.runs.run_folder import point_folders
 from transact.tracking.report.drawing import (
     COLOURS,
@@ -44,6 +45,7 @@ class SweepPoint:
         folder: its name below the sweep's folder.
         label: the settings in which it differs, without the fraction to remove.
         has_page: whether its own report.html exists.
+        perplexity_of: what is said behind its name, as " of documents apart".
         score: the mean over all tasks.
         decode_seconds: of one step, in `decode_setting`.
         dimensions: those that can be cut, by name.
@@ -58,6 +60,7 @@ class SweepPoint:
     parameters: float | None
     kv_bytes: float | None
     perplexity: float | None
+    perplexity_of: str
     score: float | None
     decode_seconds: float | None
     decode_setting: str | None
@@ -117,6 +120,7 @@ def _point(run: RunFiles) -> SweepPoint:
         kv_bytes=figure(last.get("kv_bytes_per_token")),
         # While a run goes on, this is the perplexity of a middle round, which would stand at the wrong place.
         perplexity=figure(last.get("perplexity")) if is_over else None,
+        perplexity_of=of_what(run.dense),
         score=mean_score(sides(run)[1]),
         decode_seconds=decode_seconds(run.efficiency),
         decode_setting=decode_setting(run.efficiency),
@@ -135,6 +139,7 @@ def _parent(run: RunFiles) -> SweepPoint:
         parameters=figure(run.dense.get("parameters")),
         kv_bytes=figure(run.dense.get("kv_bytes_per_token")),
         perplexity=figure(run.dense.get("perplexity")),
+        perplexity_of=of_what(run.dense),
         score=mean_score(sides(run)[0]),
         decode_seconds=decode_seconds(run.efficiency, "parent"),
         decode_setting=decode_setting(run.efficiency),
@@ -208,7 +213,7 @@ def _tiles(sweep: SweepFiles) -> list[tuple[str, str, str]]:
     return [
         ("parent: parameters", short(parent.parameters), ""),
         ("parent: KV bytes per token", short(parent.kv_bytes), ""),
-        ("parent: perplexity", number(parent.perplexity), "on held-out text"),
+        (f"parent: perplexity{parent.perplexity_of}", number(parent.perplexity), "on held-out text"),
     ]
 
 
@@ -238,7 +243,7 @@ def _table(sweep: SweepFiles) -> Table:
             short(point.parameters),
             share(point.parameters, parent.parameters if parent else None),
             number(None if point.kv_bytes is None else int(point.kv_bytes)),
-            number(point.perplexity),
+            number(point.perplexity) + (point.perplexity_of if point.perplexity else ""),
             number(_milliseconds(point)),
         ]
         rows.append([*cells, number(point.score)] if sweep.has_tasks else cells)
@@ -261,15 +266,17 @@ def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
     for point in sweep.points:
         x, y = price(point), worth(point)
         if x is not None and y is not None:
-            groups.setdefault(point.label, []).append((x, y, point.folder))
+            of = _of(point, quality)
+            groups.setdefault((point.label or "pruned") + of, []).append((x, y, point.folder + of))
     if not groups:
         return None
-    traces = [_line(name or "pruned", sorted(each), turn) for turn, (name, each) in enumerate(groups.items())]
+    traces = [_line(name, sorted(each), turn) for turn, (name, each) in enumerate(groups.items())]
     rows = [[folder, number(x), number(y)] for each in groups.values() for x, y, folder in sorted(each)]
     dense = (price(sweep.parent), worth(sweep.parent)) if sweep.parent else (None, None)
-    if dense[0] is not None and dense[1] is not None:
-        traces.append(_parent_point(dense[0], dense[1]))
-        rows.append(["parent", number(dense[0]), number(dense[1])])
+    if sweep.parent and dense[0] is not None and dense[1] is not None:
+        name = f"parent{_of(sweep.parent, quality)}"
+        traces.append(_parent_point(name, dense[0], dense[1]))
+        rows.append([name, number(dense[0]), number(dense[1])])
     scale = {"type": "log"} if quality == "perplexity" else {}
     layout = {"xaxis": axis(x_title, rangemode="tozero"), "yaxis": axis(y_title, **scale)}
     told = "; ".join(f"{name}: {x} {x_title}, {y_title} {y}" for name, x, y in rows)
@@ -281,6 +288,11 @@ def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
         table=Table(headings=["point", x_title, y_title], rows=rows),
         height=340,
     )
+
+
+def _of(point: SweepPoint, quality: str) -> str:
+    """Return what tells points apart that are not measured alike, which no line joins."""
+    return point.perplexity_of if quality == "perplexity" else ""
 
 
 def _line(name: str, points: list[tuple[float, float, str]], turn: int) -> Figure:
@@ -299,6 +311,6 @@ def _line(name: str, points: list[tuple[float, float, str]], turn: int) -> Figur
     }
 
 
-def _parent_point(x: float, y: float) -> Figure:
+def _parent_point(name: str, x: float, y: float) -> Figure:
     marker = {"color": MUTED, "size": 12, "symbol": "diamond"}
-    return {"type": "scatter", "mode": "markers", "name": "parent", "x": [x], "y": [y], "marker": marker}
+    return {"type": "scatter", "mode": "markers", "name": name, "x": [x], "y": [y], "marker": marker}
