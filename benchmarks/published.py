@@ -225,6 +225,11 @@ def told() -> Iterator[str]:
     for method, ratio in cost["cut"]["over_forwards"].items():
         yield f"`{method}` {ratio:.2f} times"
     yield f"{read_json(RESULTS / 'packing.json')['ratio']:.2f} of the tokens per second of `stream`"
+    text = read_json(RESULTS / "data_speed.json")
+    yield f"a token store has {text['tokenising']['speed']:.2f} of the speed of the tokenizer's"
+    yield f"are read at {text['reading']['speed']:.2f} of the speed of a memory map"
+    yield f"a mixture of four texts at {text['mixture']['speed']:.2f} of that of one"
+    yield f"100 batches of it take {text['opening']['memory_bytes'] / 1e6:.0f} MB of memory"
     large = next(each for each in read_json(RESULTS / "efficiency.json")["sizes"] if each["size"] != "demo")
     half = large["latency"][0]["speed_ups"]["50% removed"]
     yield f"prefills {half['prefill']['speed_up']:.2f} and decodes {half['decode']['speed_up']:.2f} times as fast"
