@@ -230,6 +230,8 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     added_width = trained.added_width + _repeated_width(geometry, config)
     stored, recomputed = activation_bytes(geometry, engine, _tokens(config), added_width=added_width)
     stored += _mask_elements(config) * width
+    # At stage 3 a layer's gradients are reduced once all of them are there.
+    of_layer = trained.of_layer * width if stage == 3 else 0
     logits = _logit_bytes(config, geometry, config.recover.objective)
     throughout = {
         "weights": (geometry.parameters() + trained.beside) * width / (ranks if stage == 3 else 1),
@@ -240,7 +242,7 @@ def _training(geometry: Geometry, config: RunConfig, ranks: int, parent: Geometr
     backward = {
         "gathered": _gathered_bytes(geometry, trained.beside, engine, ranks),
         # The logits are freed before the layers are differentiated.
-        "activations": stored + max(logits, recomputed) - logits,
+        "activations": stored + max(logits, recomputed + of_layer) - logits,
         "logits": logits,
     }
     # At stage 3 a rank's part of the gradients is allocated all the time.
@@ -289,15 +291,9 @@ def optimizer_bytes(parameters: int, engine: EngineConfig, ranks: int) -> float:
 
 
 def _gradient_bytes(trained: Trained, engine: EngineConfig, ranks: int) -> float:
-    """Return the bytes of a global batch's gradients: float32, which stage 0 in bfloat16 alone has not.
-
-    At stage 3 those of a layer in the computation's dtype beside them: they are reduced once all of them are there.
-    """
+    """Return the bytes of a global batch's gradients: float32, which stage 0 in bfloat16 alone has not."""
     width = BYTES_BY_DTYPE[engine.dtype] if engine.zero_stage == 0 else FLOAT32_BYTES
-    of_batch = trained.parameters * width / (ranks if engine.zero_stage >= 2 else 1)
-    if engine.zero_stage != 3:
-        return of_batch
-    return of_batch + trained.of_layer * BYTES_BY_DTYPE[engine.dtype]
+    return trained.parameters * width / (ranks if engine.zero_stage >= 2 else 1)
 
 
 def _update_bytes(parameters: int, mapped: int, engine: EngineConfig, ranks: int) -> float:
