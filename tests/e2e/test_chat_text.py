@@ -134,6 +134,7 @@ def test_figures_are_means_over_answers_on_any_number_of_ranks(run: tuple[Path, 
     assert measured["loss"] == pytest.approx(stock_loss(sliced, evaluation, everything), rel=1e-4)
     assert measured["tokens"] == evaluation.num_targets(everything) < evaluation.num_sequences * 31
     assert measured["loss_of"] == "answers"
+    assert set(read_json(folder / "run.json")["texts_trained_on"]) == {"data.evaluation"}
     order = SequenceOrder(num_sequences=train.num_sequences, num_reserved=reserved_sequences(config), seed=config.seed)
     first = next(row["recover/loss"] for row in read_metrics(folder / "metrics.jsonl") if "recover/loss" in row)
     assert first == pytest.approx(stock_loss(sliced, train, order.trainable(0, config.recover.batch)), rel=1e-4)

@@ -21,11 +21,15 @@ class Windows:
     """The windows of a held-out text, and which of them were found elsewhere.
 
     Windows are compared by hashes of 64 bits: of 10^6 windows and 10^10 others, one in 1,800 texts has one by chance.
+
+    Args:
+        once: whether only those count that stand there once; what a chat template writes stands in every conversation.
     """
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: TokenStore, *, once: bool = False) -> None:
         hashes = numpy.concatenate([numpy.empty(0, numpy.uint64), *window_hashes(store, range(store.num_sequences))])
-        self._known, self._counts = numpy.unique(hashes, return_counts=True)
+        known, counts = numpy.unique(hashes, return_counts=True)
+        self._known, self._counts = (each[counts == 1] if once else each for each in (known, counts))
         self.found = torch.zeros(len(self._known), dtype=torch.int64)
         self._shift = numpy.uint64(64 - max((BITS_PER_WINDOW * len(self._known)).bit_length(), 3))
         self._filter = numpy.zeros(1 << int(64 - self._shift), dtype=bool)

@@ -70,10 +70,7 @@ def prepare(job: Job) -> Prepared | None:
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
     held_out = {"data.evaluation": texts.evaluation}
     held_out |= {f"eval.texts.{name}": store for name, store in texts.further.items()}
-    # Not of chats: what a template writes into each of them is no text that was trained on.
-    plain = {name: store for name, store in held_out.items() if job.config.texts()[name].messages_field is None}
-    overlap = measure_overlap(job, plain, texts.trained)
-    texts = replace(texts, overlap=overlap)
+    texts = replace(texts, overlap=measure_overlap(job, held_out, texts.trained))
     return Prepared(parent=parent, record=record, texts=texts)
 
 

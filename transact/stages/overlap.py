@@ -37,13 +37,16 @@ def measure_overlap(
 
 
 def _share(job: Job, setting: str, store: TokenStore, trained: Mapping[str, TokenStore]) -> float:
+    is_chat = job.config.texts()[setting].messages_field is not None
     names = {"of": store.name, "in": sorted(each.name for each in trained.values()), "window": WINDOW}
+    names |= {"once": True} if is_chat else {}
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]
     cached = Path(job.config.data.token_store) / f"{digest}.overlap.json"
     known: float | None = job.group.on_main(lambda: read_json(cached)["share"] if cached.is_file() else None)
     if known is not None:
         return known
-    found, tokens = Windows(store), sum(each.num_sequences * each.sequence_length for each in trained.values())
+    found = Windows(store, once=is_chat)
+    tokens = sum(each.num_sequences * each.sequence_length for each in trained.values())
     ranks, parts = job.group.world_size, TURNS * job.group.world_size
     with job.progress(f"look for {setting} in the training text", tokens, in_step=False) as bar:
         for each, turn in itertools.product(trained.values(), range(TURNS)):

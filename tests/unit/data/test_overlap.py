@@ -63,3 +63,19 @@ def test_a_text_shorter_than_a_window_shares_nothing(tmp_path: Path) -> None:
     found = Windows(store_of(tmp_path / "a", torch.zeros(1, WINDOW - 1, dtype=torch.int64)))
     found.look_in(store_of(tmp_path / "b", torch.zeros(9, 16, dtype=torch.int64)), range(9), lambda count: None)
     assert found.share() == 0.0
+
+
+def test_of_chats_what_recurs_in_each_does_not_count(tmp_path: Path) -> None:
+    """A template writes the same into every conversation, held out or not; one is trained on, but for a word."""
+    torch.manual_seed(3)
+    held_out, train = torch.randint(0, 50, (16, 64)), torch.randint(50, 99, (64, 64))
+    held_out[:, :30] = train[:, :30] = torch.arange(30)
+    train[7] = held_out[5]
+    train[7, 45] = 99
+    known, windows = set(windows_of(train)), Counter(windows_of(held_out))
+    once = [window for window, count in windows.items() if count == 1]
+    expected = sum(window in known for window in once) / len(once)
+    found = Windows(store_of(tmp_path / "a", held_out), once=True)
+    found.look_in(store_of(tmp_path / "b", train), range(64), lambda count: None)
+    assert 0.02 < expected < 0.1
+    assert found.share() == pytest.approx(expected)
