@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
 from transact.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from transact.stages.job import Job
 
 SEQUENCES = 10_000  # more than there are
 WORDS = [f"document {number} " + "of plain words, one after the other, " * 20 for number in range(60)]
@@ -31,15 +36,14 @@ def config_of(workplace: Workplace, folder: Path, train: list[str] = WORDS) -> R
     return compose_config([*workplace.overrides("stores"), f"data.token_store={folder}/tokens", *texts])
 
 
-def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = False) -> list[tuple[str, list[str]]]:
-    """Open the training text once and then after each of `before`, on a real rank. Returns the store's folder, or the
-    refusal, and what was said, of each time."""
+@contextmanager
+def on_a_rank(config: RunConfig, said: list[str]) -> Iterator[Job]:
+    """Yield a job of this process, whose lines go into `said`."""
     from transact.distributed.process import process_group
     from transact.models.folder import geometry_of
     from transact.rounds import outline
     from transact.runs.run_folder import RunFolder
     from transact.stages.job import Job
-    from transact.stages.token_stores import open_store
     from transact.tracking.tracker import Tracker
     from transact.tracking.view import Silent
 
@@ -47,13 +51,22 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
         def say(self, message: str) -> None:
             said.append(message)
 
-    found: list[tuple[str, list[str]]] = []
     with process_group("cpu", 5) as group:
         folder = RunFolder(Path(config.output_dir))
         asked = outline(config, geometry_of(Path(config.model.path or "")))
-        job = Job(config=config, group=group, folder=folder, outline=asked, tracker=Tracker(None, None), view=Heard())
+        yield Job(config=config, group=group, folder=folder, outline=asked, tracker=Tracker(None, None), view=Heard())
+
+
+def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = False) -> list[tuple[str, list[str]]]:
+    """Open the training text once and then after each of `before`, on a real rank. Returns the store's folder, or the
+    refusal, and what was said, of each time."""
+    from transact.stages.token_stores import open_store
+
+    said: list[str] = []
+    found: list[tuple[str, list[str]]] = []
+    with on_a_rank(config, said) as job:
         for act, path in [(None, None), *before]:
-            said: list[str] = []
+            said.clear()
             if act is not None:
                 act(Path(path))
             apart = (
@@ -63,10 +76,31 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
             )
             try:
                 store = open_store(job, "data.train", config.data.train, model, SEQUENCES, held_out=frozenset(apart))
-                found.append((str(store.folder), said))
+                found.append((str(store.folder), [*said]))
             except ValueError as error:
-                found.append((str(error), said))
+                found.append((str(error), [*said]))
     return found
+
+
+def overlap_of(config: RunConfig, model: Path) -> tuple[float, int]:
+    """Return the share of the evaluation text that the training text has, and how often this run looked for it."""
+    from unittest.mock import patch
+
+    from transact.data.overlap import Windows
+    from transact.stages.overlap import measure_overlap
+    from transact.stages.token_stores import open_store
+
+    look_in, looked = Windows.look_in, []
+
+    def slowly(self: Windows, *arguments: Any) -> None:
+        looked.append(time.sleep(0.05))
+        look_in(self, *arguments)
+
+    with on_a_rank(config, []) as job, patch.object(Windows, "look_in", slowly):
+        names = {"data.evaluation": config.data.evaluation, "data.train": config.data.train}
+        stores = {name: open_store(job, name, text, model, SEQUENCES) for name, text in names.items()}
+        held_out = {"data.evaluation": stores.pop("data.evaluation")}
+        return measure_overlap(job, held_out, stores)["data.evaluation"], len(looked)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -219,3 +253,13 @@ def test_documents_that_are_held_out_are_not_trained_on(workplace: Workplace, tm
 def flip_tokens(root: Path) -> None:
     for path in root.glob("*/tokens.bin"):
         flip_first(path)
+
+
+def test_of_runs_that_look_for_the_same_held_out_text_at_once_one_does(workplace: Workplace, tmp_path: Path) -> None:
+    config = config_of(workplace, tmp_path, [*WORDS, *SECRET[:5]])
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(run_on_ranks, 1, overlap_of, config, workplace.model) for _ in range(2)]
+        ((first, looked), (second, again)) = (run.result()[0] for run in runs)
+    assert first == second > 0.4
+    assert min(looked, again) == 0 < max(looked, again)
+    assert [path.suffix for path in (tmp_path / "tokens").iterdir() if path.is_file()] == [".json"]

@@ -76,8 +76,11 @@ def run_lock(path: Path, group: ProcessGroup, patience_seconds: float) -> Iterat
 
 
 @contextmanager
-def held_by_one_run(path: Path, group: ProcessGroup) -> Iterator[None]:
+def held_by_one_run(path: Path, group: ProcessGroup, *, remove: bool = False) -> Iterator[None]:
     """Wait until no other run is inside this block with the same path (collective).
+
+    Args:
+        remove: as in `exclusive`.
 
     Raises:
         Stopped: on every rank, when any was asked to stop meanwhile.
@@ -85,9 +88,11 @@ def held_by_one_run(path: Path, group: ProcessGroup) -> Iterator[None]:
     with ExitStack() as stack:
 
         def wait() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a"))
-            while not _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            while True:
+                with ExitStack() as attempt:
+                    if attempt.enter_context(exclusive(path, wait=False, remove=remove)):
+                        stack.enter_context(attempt.pop_all())
+                        return
                 time.sleep(POLL_SECONDS)
 
         group.on_main(wait, may_be_left=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from transact.data.overlap import TOLD_SHARE, WINDOW, Windows
 from transact.data.token_store import TokenStore
+from transact.distributed.file_lock import held_by_one_run
 from transact.files import read_json, write_json
 from transact.stages.job import Job
+from transact.stages.token_stores import LOCK_SUFFIX
 
 TURNS = 50  # parts of a store, after each of which a job may be stopped
 
@@ -42,10 +44,16 @@ def _share(job: Job, setting: str, store: TokenStore, trained: Mapping[str, Toke
     names |= {"once": True} if is_chat else {}
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]
     cached = Path(job.config.data.token_store) / f"{digest}.overlap.json"
-    known: float | None = job.group.on_main(lambda: read_json(cached)["share"] if cached.is_file() else None)
-    if known is not None:
-        return known
-    found = Windows(store, once=is_chat)
+    # Of the runs that need it at the same time, one measures and the others wait for it.
+    with held_by_one_run(cached.with_name(f"{digest}{LOCK_SUFFIX}"), job.group, remove=True):
+        share: float | None = job.group.on_main(lambda: read_json(cached)["share"] if cached.is_file() else None)
+        if share is None:
+            share = _measured(job, Windows(store, once=is_chat), setting, trained)
+            job.group.on_main(lambda: write_json(cached, names | {"share": share}))
+    return share
+
+
+def _measured(job: Job, found: Windows, setting: str, trained: Mapping[str, TokenStore]) -> float:
     tokens = sum(each.num_sequences * each.sequence_length for each in trained.values())
     ranks, parts = job.group.world_size, TURNS * job.group.world_size
     with job.progress(f"look for {setting} in the training text", tokens, in_step=False) as bar:
@@ -55,6 +63,4 @@ def _share(job: Job, setting: str, store: TokenStore, trained: Mapping[str, Toke
             found.look_in(each, own, lambda count: bar.advance(count * ranks))
             job.group.turn()
     job.group.sum(found.found)
-    share = found.share()
-    job.group.on_main(lambda: write_json(cached, names | {"share": share}))
-    return share
+    return found.share()
