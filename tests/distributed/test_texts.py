@@ -172,6 +172,19 @@ def damaged_and_compared(
     return [(*end, is_same) for end, is_same in zip(ends[1:], same[1:], strict=True)]
 
 
+def test_a_damaged_store_that_is_given_as_tokens_is_refused(workplace: Workplace, tmp_path: Path) -> None:
+    ((made, _),) = run_on_ranks(1, opened, config_of(workplace, tmp_path), workplace.model, [])[0]
+    given = Path(made).rename(tmp_path / "given")
+    of_tokens = ["data.train.source=tokens", f"data.train.files=[{given}]"]
+    files = [f"data.evaluation.files=[{tmp_path}/evaluation.jsonl]", f"data.token_store={tmp_path}/again"]
+    config = compose_config([*workplace.overrides("stores"), *files, *of_tokens])
+    damages = [(flip_last, given / "tokens.bin")]
+    flip_last(given / "tokens.bin")
+    (refusal, _), (again, _) = run_on_ranks(1, opened, config, workplace.model, damages)[0]
+    assert refusal.startswith(f"data.train.files: the token store '{given}' is damaged: tokens.bin")
+    assert (Path(again) / "tokens.bin").read_bytes() == (given / "tokens.bin").read_bytes()
+
+
 def add_note(path: Path) -> None:
     (path / "notes.txt").write_text("mine")
     flip_first(path / "tokens.bin")

@@ -219,6 +219,9 @@ def test_tokens_of_another_tokenizer(refused: Callable[..., str], workplace: Wor
     assert "data.train.tokenizer=null is not allowed" in refused(*of_tokens)
     said = refused(*of_tokens, f"data.train.tokenizer={tmp_path / 'other'}")
     assert f"data.train.tokenizer={str(tmp_path / 'other')!r} is not the model's own tokenizer" in said
+    numpy.save(tmp_path / "x.npy", numpy.arange(300, 500))
+    said = refused(*of_tokens, f"data.train.tokenizer={workplace.model}")
+    assert f"data.train.files: nothing in {str(tmp_path / 'x.npy')!r} tells where documents end" in said
 
 
 def test_a_folder_is_no_file(refused: Callable[..., str], tmp_path: Path) -> None:

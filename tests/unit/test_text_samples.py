@@ -20,7 +20,7 @@ from transact.data.token_parts import Packing
 from transact.data.tokenising import write_token_store
 from transact.estimate.samples import text_samples
 from transact.models.stock import load_tokenizer
-from transact.stages.text_checks import check_tokens
+from transact.stages.text_checks import open_tokens
 
 PACKING = Packing(sequence_length=8, max_sequences=10**6)
 
@@ -164,6 +164,6 @@ def test_a_tokenizer_that_is_named_as_the_model_is_is_not_looked_for(place: Path
     write_indexed_dataset(place / "of_hub", [[5, 6]])
     gone, tokenizer = str(place / "out_of_reach"), train_tokenizer(place / "train.txt")
     text = TextConfig(source="tokens", files=[str(place / "of_hub")], tokenizer=gone)
-    check_tokens(text, "data.train", tokenizer, gone)
+    open_tokens(text, "data.train", tokenizer, "auto", gone)
     with pytest.raises(ValueError, match="out_of_reach"):
-        check_tokens(text, "data.train", tokenizer, str(place / "model"))
+        open_tokens(text, "data.train", tokenizer, "auto", str(place / "model"))

@@ -12,6 +12,12 @@ from transact.config.text_template import as_written, parse_template
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = ("parent", *DTYPES)
+URL = re.compile(r"[A-Za-z][\w+.-]*://")
+
+
+def is_url(pattern: str) -> bool:
+    """Return whether a path or pattern begins as a URL does."""
+    return URL.match(pattern) is not None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,7 +167,7 @@ class TextConfig:
     @property
     def is_remote(self) -> bool:
         """Whether something of the text is read over the network."""
-        return self.source == "hub" or any("://" in each for each in self.files)
+        return self.source == "hub" or any(map(is_url, self.files))
 
     @property
     def row_setting(self) -> tuple[str, str]:

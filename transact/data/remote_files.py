@@ -22,7 +22,6 @@ STREAM_BYTES = 1 << 21  # of a file that is read from its beginning on, in one r
 AT_ONCE = 16  # files that are looked at together: each waits for the network
 PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
 VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "Last-Modified", "created")  # as each store names it
-URL = re.compile(r"[A-Za-z][\w+.-]*://")
 MAGIC = re.compile(r"[*?[]")
 Result = TypeVar("Result")
 
@@ -119,11 +118,6 @@ class _Ranges(io.RawIOBase):
         if not self.closed and hasattr(self, "_handle"):
             self._handle.close()
         super().close()
-
-
-def is_url(pattern: str) -> bool:
-    """Return whether a path or pattern begins as a URL does."""
-    return URL.match(pattern) is not None
 
 
 def remote_files(pattern: str, setting: str) -> list[RemoteFile]:

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from transact.config.inputs import TextConfig
+from transact.config.inputs import TextConfig, is_url
 from transact.data.file_checks import CHECKS, SNIFFED_BYTES
 from transact.data.filters import filter_identity, kept
 from transact.data.hub_text import hub_documents
 from transact.data.local_files import READERS, kind_of, shuffled_documents
-from transact.data.remote_files import DataFile, for_each, is_url, remote_files
+from transact.data.remote_files import DataFile, for_each, remote_files
 from transact.data.row_reader import read_fields, reader_of
 from transact.data.rows import LeftOut, Source
 from transact.data.stdlib_text import stdlib_documents, stdlib_identity

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy
 
-from transact.config.inputs import TextConfig
-from transact.data.remote_files import is_url
+from transact.config.inputs import TextConfig, is_url
 from transact.data.token_store import COUNTED_NAME, INDEX_NAME, STARTS_NAME, TOKENS_NAME, read_index
 from transact.errors import LONGEST_REASON, Refusal, one_line
 
@@ -38,8 +37,8 @@ class TokenFile:
     Attributes:
         path: of the tokens.
         tokens: (tokens,) integers, mapped into memory.
-        ends: returns (documents,) int64, the position behind each document; (0,) where the file does not tell. Only
-            reading asks for it: it takes memory, which checks of names and sizes need not.
+        ends: returns (documents,) int64, the position behind each document, where the file tells it. Only reading asks
+            for it: it takes memory, which checks of names and sizes need not.
         row_length: tokens of a row of an array that has rows.
         index: the file that describes it, where that is another.
         tokenizer: digest of the one that made it, where the file tells.
@@ -47,7 +46,7 @@ class TokenFile:
 
     path: Path
     tokens: Any
-    ends: Callable[[], Any] = lambda: numpy.empty(0, dtype=numpy.int64)
+    ends: Callable[[], Any] | None = None
     row_length: int | None = None
     index: Path | None = None
     tokenizer: str | None = None

@@ -7,20 +7,20 @@ they are packed, held out and mixed as those of any other text.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 
-from transact.config.inputs import TextConfig
 from transact.data.chat_template import Encoded
 from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.local_files import in_hashed_order
 from transact.data.rows import has_words
 from transact.data.token_parts import Batch, Packing, Part, Piece, TextParts, document_hash
-from transact.data.tokenised_files import TokenFile, token_files
+from transact.data.tokenised_files import TokenFile
 from transact.errors import Refusal
 
 PART_TOKENS = 1 << 20  # of a file in one part; a document without an end within one is cut
@@ -56,15 +56,17 @@ class TokenisedText:
     """The documents of some files of tokens.
 
     Args:
+        files: as of `token_files`.
+        setting: that names the text, for messages.
         tokenizer: the fast tokenizer of transformers that made them.
         marks: that are put around documents, where they are not there already.
 
     Raises:
-        ValueError: as `token_files`; or nothing tells where the documents of a file end.
+        ValueError: nothing tells where the documents of a file end.
     """
 
-    def __init__(self, config: TextConfig, setting: str, tokenizer: Any, marks: DocumentMarks) -> None:
-        self._files, self._setting = token_files(config, setting), setting
+    def __init__(self, files: Sequence[TokenFile], setting: str, tokenizer: Any, marks: DocumentMarks) -> None:
+        self._files, self._setting = files, setting
         self._tokenizer, self._marks = tokenizer, marks
         self._special = frozenset(tokenizer.all_special_ids)
         own = document_marks(tokenizer, "auto")  # which separate documents in a text that is given no marks
@@ -187,7 +189,7 @@ class _Begins:
     """
 
     def __init__(self, file: TokenFile, before: Marks, behind: Marks) -> None:
-        self._tokens, self._ends = file.tokens, file.ends()
+        self._file, self._tokens = file, file.tokens
         self._before, self._behind = before, behind
         self._row_length: int | None = None
         if file.row_length is not None:
@@ -198,16 +200,20 @@ class _Begins:
     @property
     def are_told(self) -> bool:
         """Whether the file says where documents end, or a mark stands in its beginning."""
-        if len(self._ends) or self._row_length is not None:
+        if self._file.ends is not None or self._row_length is not None:
             return True
         return len(self.within(1, min(PART_TOKENS, len(self._tokens)) + 1)) > 0
+
+    @cached_property
+    def _ends(self) -> Any:
+        return None if self._file.ends is None else self._file.ends()
 
     def within(self, start: int, stop: int) -> Any:
         """Return the positions in [start, stop), sorted: (documents,) int64."""
         length = self._row_length
         if length is not None:
             return numpy.arange(-(-start // length) * length, stop, length)
-        if len(self._ends):
+        if self._ends is not None:
             return numpy.unique(self._ends[slice(*numpy.searchsorted(self._ends, (start, stop)))])
         found = [_places(self._tokens, mark, start, stop) for mark in self._before]
         found += [_places(self._tokens, mark, start - len(mark), stop - len(mark)) + len(mark) for mark in self._behind]

@@ -20,12 +20,11 @@ from transact.data.rows import NoText, row_of_line
 from transact.data.stdlib_text import stdlib_identity
 from transact.data.text import check_text, documents, text_files
 from transact.data.tokenised_files import token_files
-from transact.data.tokenised_text import TokenisedText
 from transact.data.training_text import sequences_by_text
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
 from transact.rounds import reserved_sequences, text_sequences
-from transact.stages.text_checks import check_adaptive, check_apart, check_tokens
+from transact.stages.text_checks import check_adaptive, check_apart, open_tokens
 
 SAMPLED_DOCUMENTS, SAMPLED_LINES, SAMPLED_BYTES = 32, 200, 262_144  # the last: read at once
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
@@ -104,8 +103,7 @@ def _sample_of_tokens(text: TextConfig, setting: str, tokenizer: Any, config: Ru
         files = token_files(text, setting)
         first = f"tokens {' '.join(map(str, files[0].tokens[:SHOWN_TOKENS]))}"
         return {"first": first, "first_tokens": None, "tokens": sum(len(each.tokens) for each in files)}
-    check_tokens(text, setting, tokenizer, config.model.path)
-    whole = TokenisedText(text, setting, tokenizer, document_marks(tokenizer, config.data.document_marks))
+    whole = open_tokens(text, setting, tokenizer, config.data.document_marks, config.model.path)
     sample, _ = whole.read(itertools.islice(whole.documents(), SAMPLED_DOCUMENTS))
     if not sample:
         raise ValueError(f"{setting} has no document with text")

@@ -37,13 +37,15 @@ def logit_variances(
         cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it; where key-value heads
             rotate by angles of their own, (1 or batch, length, key-value heads * head_dim).
         sine: likewise.
-        position: of each token in its document, (1 or batch, length, 1); a sequence may hold several.
+        position: of each token in its document, (batch, length, 1), where a sequence may hold several; (1, length, 1)
+            where every sequence is one.
         geometry: dimensions.
     """
     q, k = rotated(query, cosine, sine, geometry), rotated(key, cosine, sine, geometry)
     x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
     position = position.squeeze(-1)
-    has_several = not bool((position == torch.arange(x.shape[1], device=x.device)).all())
+    # Of one sequence that may be several documents: to look would make the host wait for the device.
+    has_several = len(position) == len(x)
     mean_x, mean_y = (_means_so_far(each, position, has_several) for each in (x, y))
     xx, yy, xy = (
         _expand(_means_so_far(product, position, has_several) - mean_product, geometry)

@@ -25,7 +25,7 @@ from transact.models.stock import check_stock, load_tokenizer
 from transact.models.tensor_files import ModelReader
 from transact.runs.run_record import RECORD, WAY_OUT, read_record
 from transact.stages.job import Job
-from transact.stages.text_checks import check_tokens
+from transact.stages.text_checks import open_tokens
 
 Record = dict[str, Any]  # of the parent in run.json
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -120,7 +120,8 @@ def judge_folder(config: RunConfig, folder: Path) -> None:
     check_gguf_tokenizer(config.export, folder)
     check_chats(config, tokenizer)
     for setting, text in config.texts().items():
-        check_tokens(text, setting, tokenizer, config.model.path)
+        if text.source == "tokens":
+            open_tokens(text, setting, tokenizer, config.data.document_marks, config.model.path)
 
 
 def check_chats(config: RunConfig, tokenizer: Any) -> None:

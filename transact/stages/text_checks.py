@@ -9,13 +9,14 @@ from typing import Any
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
 from transact.config.setting import require
-from transact.data.document_marks import DocumentMarks
+from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.filters import predicate
 from transact.data.hub_text import HubUnavailable, check_hub_text
 from transact.data.mixture import Dealing
 from transact.data.text import check_text, shared_file, text_files
 from transact.data.token_store import tokenizer_digest
 from transact.data.tokenised_files import token_files
+from transact.data.tokenised_text import TokenisedText
 from transact.distributed.environment import environment_rank
 from transact.models.folder import is_hub_reachable
 from transact.models.stock import load_tokenizer
@@ -93,17 +94,17 @@ def check_apart(text: TextConfig, setting: str, other: TextConfig, other_setting
         raise ValueError(f"{other_setting}.files: {str(path)!r} is trained on too{also} ({setting}.files)")
 
 
-def check_tokens(text: TextConfig, setting: str, tokenizer: Any, model: str | None = None) -> None:
-    """Check that a text that is tokenised already was tokenised by the model's own tokenizer.
+def open_tokens(text: TextConfig, setting: str, tokenizer: Any, marks: str, model: str | None) -> TokenisedText:
+    """Open a text that is tokenised already; the model's own tokenizer must have done it.
 
-    model: model.path; a text that names it too is not asked for on the hub, which may be out of reach.
+    Args:
+        marks: data.document_marks.
+        model: model.path; a text that names it too is not asked for on the hub, which may be out of reach.
 
     Raises:
-        ValueError: it was not, its tokenizer cannot be loaded, or as `token_files`.
+        ValueError: it was another tokenizer, its tokenizer cannot be loaded, or as `token_files` and `TokenisedText`.
     """
-    if text.source != "tokens":
-        return
-    own, files = tokenizer_digest(tokenizer, DocumentMarks()), token_files(text, setting)
+    files, own = token_files(text, setting), tokenizer_digest(tokenizer, DocumentMarks())
     other = next((each.path for each in files if each.tokenizer not in (None, own)), None)
     words = "is not the model's own tokenizer (model.path), for which its numbers mean other text"
     if other is not None:
@@ -112,6 +113,7 @@ def check_tokens(text: TextConfig, setting: str, tokenizer: Any, model: str | No
         named = load_tokenizer(Path(text.tokenizer), f"{setting}.tokenizer")
         if tokenizer_digest(named, DocumentMarks()) != own:
             raise ValueError(f"{setting}.tokenizer={text.tokenizer!r} {words}")
+    return TokenisedText(files, setting, tokenizer, document_marks(tokenizer, marks))
 
 
 def _name(text: TextConfig) -> tuple[str | None, ...]:

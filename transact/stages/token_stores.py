@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from transact.data.rows import LeftOut
 from transact.data.text import documents, text_identity
 from transact.data.token_parts import Packing
 from transact.data.token_store import (
+    TOKENS_NAME,
     TokenStore,
     read_index,
     remove_store,
@@ -28,6 +29,7 @@ from transact.data.token_store import (
     store_folder,
     tokenizer_digest,
 )
+from transact.data.tokenised_files import token_files
 from transact.data.tokenised_text import TokenisedText
 from transact.data.tokenising import Course, write_token_store
 from transact.distributed.file_lock import exclusive
@@ -159,13 +161,12 @@ class StoreRequest:
             by_document=job.config.data.packing == "documents",
         )
         self._check_same_text()
+        source = self._source(tokenizer, marks, left_out)
         with job.progress(f"tokenise {self.setting}", packing.tokens, in_step=False) as progress:
             cost = _Cost(job, self.setting, packing.tokens, progress)
             write_token_store(
                 folder,
-                documents(self.text, self.setting, left_out)
-                if self.text.source != "tokens"
-                else TokenisedText(self.text, self.setting, tokenizer, marks),
+                source,
                 tokenizer,
                 packing,
                 without=self.held_out,
@@ -189,6 +190,25 @@ class StoreRequest:
             if rows:
                 job.say(f"{self.setting}: {rows:,} rows have no text and are left out, the first: {first}")
             self._say_what_counts(folder)
+
+    def _source(self, tokenizer: Any, marks: DocumentMarks, left_out: LeftOut) -> Iterator[str] | TokenisedText:
+        """Open the text; of stores that are its files rank 0 reads all bytes once (collective).
+
+        Raises:
+            ValueError: such a store is not as it was written.
+        """
+        if self.text.source != "tokens":
+            return documents(self.text, self.setting, left_out)
+        files = token_files(self.text, self.setting)
+
+        def check() -> None:
+            for folder in (each.path.parent for each in files if each.path.name == TOKENS_NAME):
+                problem = store_damage(folder, self.job.group.watchdog.progress)
+                if problem is not None:
+                    raise ValueError(f"{self.setting}.files: the token store {str(folder)!r} is damaged: {problem}")
+
+        self.job.group.on_main(check, may_be_left=True)
+        return TokenisedText(files, self.setting, tokenizer, marks)
 
     def _check_same_text(self) -> None:
         """Raise ValueError unless every rank sees the same files with the same sizes (collective)."""

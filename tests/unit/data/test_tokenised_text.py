@@ -24,6 +24,7 @@ from transact.data.document_marks import DocumentMarks, document_marks
 from transact.data.text import documents
 from transact.data.token_parts import Packing, Part, TextParts, document_hash
 from transact.data.token_store import TokenStore
+from transact.data.tokenised_files import token_files
 from transact.data.tokenised_text import TokenisedParts, TokenisedText
 from transact.data.tokenising import write_token_store
 from transact.models.stock import load_tokenizer
@@ -69,7 +70,7 @@ def store_of(text: Any, folder: Path, tokenizer: Any, marks: DocumentMarks, **op
 
 def read(files: list[Path], tokenizer: Any, marks: DocumentMarks) -> TokenisedText:
     config = TextConfig(source="tokens", files=list(map(str, files)), tokenizer="made/by")
-    return TokenisedText(config, "data.train", tokenizer, marks)
+    return TokenisedText(token_files(config, "data.train"), "data.train", tokenizer, marks)
 
 
 def everything(store: TokenStore) -> list[int]:
