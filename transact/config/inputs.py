@@ -276,6 +276,10 @@ class DataConfig:
         return {f"data.train.sources.{name}": source for name, source in self.train.by_name().items()}
 
 
+# What is recorded beside the metrics of a text or task, and is no metric itself.
+NO_METRICS = ("documents", "shots", "tokens", "loss_of", "packing", "documents_trained_on")
+
+
 def of_what(measured: Mapping[str, Any]) -> str:
     """Return what is said behind a figure's name: of which tokens it is ("loss_of"), what they attend to ("packing").
 

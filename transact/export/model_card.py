@@ -13,14 +13,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from transact.config.inputs import DataConfig, TextConfig, of_what
+from transact.config.inputs import NO_METRICS, DataConfig, TextConfig, of_what
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import hub_id
 from transact.models.model_files import licence_files, own_file, read_object
-
-COUNTS = ("documents", "shots", "tokens", "loss_of", "packing")  # beside a metric, not metrics themselves
 
 
 def evaluation_table(summary: Mapping[str, Any]) -> str:
@@ -37,7 +35,7 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
         for kind in ("texts", "tasks")
         for name, found in dense.get(kind, {}).items()
         for metric, value in found.items()
-        if pruned is not None and metric not in COUNTS
+        if pruned is not None and metric not in NO_METRICS
     ]
     if not rows:
         return ""
@@ -49,7 +47,10 @@ def _figure(value: float | None) -> str:
 
 
 def _manner(found: Mapping[str, Any]) -> str:
-    return f" ({found['shots']}-shot)" if found.get("shots") else of_what(found)
+    if found.get("shots"):
+        return f" ({found['shots']}-shot)"
+    trained = found.get("documents_trained_on")
+    return of_what(found) + (f", of which {trained} documents are trained on" if trained else "")
 
 
 KEYS = ("license", "license_name", "license_link")
@@ -304,7 +305,7 @@ def _perplexity(name: str, text: TextConfig, data: DataConfig, value: float) -> 
 def _results_on_tasks(summary: dict[str, Any]) -> Iterator[EvalResult]:
     for name, found in _final(summary).get("tasks", {}).items():
         for metric, value in found.items():
-            if metric not in COUNTS and _is_figure(value):
+            if metric not in NO_METRICS and _is_figure(value):
                 yield EvalResult(
                     task_type="text-generation",
                     dataset_type=name,

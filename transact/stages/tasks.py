@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from transact.config.inputs import TextConfig, of_what
+from transact.config.inputs import NO_METRICS, TextConfig, of_what
 from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
@@ -20,7 +20,7 @@ from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
 from transact.stages.texts import Texts, trained_on
 from transact.tracking.progress import Progress
-from transact.tracking.result_table import COUNTS, score_text
+from transact.tracking.result_table import score_text
 
 OWN_TASKS = Path(__file__).parents[1] / "assets" / "tasks"
 # Settings of a text that older runs have not recorded, and what these did: a finished run stays finished.
@@ -200,6 +200,6 @@ def _bars_of_tasks(job: Job, role: str, turns: _Turns) -> Callable[[str, int], P
 
 def _say_scores(job: Job, role: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
     for task, found in metrics.items():
-        scores = ", ".join(f"{name} {score_text(name, found)}" for name in found if name not in COUNTS)
+        scores = ", ".join(f"{name} {score_text(name, found)}" for name in found if name not in NO_METRICS)
         counted = f" ({found['documents']:,.0f} documents)" if "documents" in found else ""
         job.say(f"{role}: {task}: {scores or 'done'}{counted}")

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from transact.config.inputs import of_what
+from transact.config.inputs import NO_METRICS, of_what
 from transact.errors import printable
 from transact.pruning.limits import limit_words
 
-COUNTS = ("documents", "shots", "tokens", "documents_trained_on")  # recorded beside the metrics, not metrics themselves
 SHARES_OF_DOCUMENTS = ("acc", "acc_norm", "exact_match")  # each document scores 0 or 1
 
 
@@ -101,7 +100,7 @@ def _compared(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for name, found in dense.get("tasks", {}).items():
         other = pruned.get("tasks", {}).get(name, {})
         for metric in found:
-            if metric not in COUNTS:
+            if metric not in NO_METRICS:
                 shown = score_text(metric, other) if metric in other else "-"
                 rows.append((name, metric, score_text(metric, found), shown))
     return rows

@@ -75,13 +75,15 @@ def test_the_figures_of_the_record_are_the_model_index(tmp_path: Path) -> None:
     assert str(tmp_path) not in card and "private.txt" not in card
 
 
-def test_texts_of_documents_apart_are_told_from_those_of_a_stream() -> None:
+def test_what_a_figure_is_of_stands_beside_the_texts_name() -> None:
     texts = {"ours": {"perplexity": 11.25, "tokens": 9}}
     texts["apart"] = texts["ours"] | {"loss_of": "answers", "packing": "documents"}
+    texts["seen"] = texts["ours"] | {"documents_trained_on": 3}
     told = evaluation_table({"dense": {"texts": texts}, "pruned": {"texts": texts}}).splitlines()[2:]
     assert told == [
         "| ours | perplexity | 11.25 | 11.25 |",
         "| apart of the answers of documents apart | perplexity | 11.25 | 11.25 |",
+        "| seen, of which 3 documents are trained on | perplexity | 11.25 | 11.25 |",
     ]
 
 

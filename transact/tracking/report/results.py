@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transact.config.inputs import of_what
+from transact.config.inputs import NO_METRICS, of_what
 from transact.data.overlap import TOLD_SHARE, WINDOW
 from transact.tracking.report.drawing import (
     COLOURS,
@@ -21,7 +21,6 @@ from transact.tracking.report.drawing import (
     size,
 )
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
-from transact.tracking.result_table import COUNTS
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the first of these is a task's score
 NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # endings of metric names where less is better
@@ -68,7 +67,7 @@ def sides(run: RunFiles) -> tuple[Values, Values]:
 
 def task_score(metrics: Values) -> tuple[str, float] | None:
     """Return the metric that is the score of a task, and its value: between 0 and 1, so that tasks can be averaged."""
-    for name in (*PREFERRED, *(each for each in metrics if each not in COUNTS and not each.endswith(NO_SCORES))):
+    for name in (*PREFERRED, *(each for each in metrics if each not in NO_METRICS and not each.endswith(NO_SCORES))):
         value = figure(metrics.get(name))
         if value is not None and 0 <= value <= 1:
             return name, value
@@ -101,7 +100,7 @@ def _rows(dense: Values, pruned: Values) -> list[list[str]]:
             for metric, value in metrics.items():
                 other = figure(values_in(pruned, kind, name).get(metric))
                 before = figure(value)
-                if metric not in COUNTS and before is not None:
+                if metric not in NO_METRICS and before is not None:
                     shots = f" ({metrics['shots']}-shot)" if metrics.get("shots") else ""
                     metric += of_what(metrics)
                     rows.append([f"{name}{shots}", metric, number(before), number(other), _ratio(before, other)])
