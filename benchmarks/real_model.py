@@ -29,7 +29,7 @@ from benchmarks.real_model_methods import (
     DENSE,
     FLAP,
     METHODS,
-    RECIPES,
+    PAPER_RECIPE,
     Plan,
     Row,
     method_overrides,
@@ -263,7 +263,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recover", type=int, default=0, metavar="TOKENS", help="rows after recovery on so many tokens"
     )
-    parser.add_argument("--recovered", nargs="*", default=["default", *RECIPES])
+    parser.add_argument("--recovered", nargs="*", default=["default", PAPER_RECIPE])
     parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5])
     parser.add_argument("--task-methods", nargs="*", default=["default", "paper_heads"])
     parser.add_argument("--task-fractions", type=float, nargs="*", default=[0.3, 0.5])

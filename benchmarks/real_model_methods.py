@@ -38,19 +38,37 @@ ADDITIONS = {
     "pairs per head": "prune.method.pair_scope=head",
     "lora": "recover.method=lora",
 }
-# TransAct's ramps of tokens and learning rates over eight rounds, in the batches of the other recoveries.
-PAPER_RECIPE = (
-    "prune/method=paper_heads",
-    "prune.split=equal",
-    "prune.rounds=8",
-    "recover.token_shares=[7,9,11,13,15,17,19,21]",
-    "recover.learning_rates=[1.25e-5,2.5e-5,3.75e-5,5.0e-5,6.25e-5,7.5e-5,8.75e-5,1.0e-4]",
-    "recover.decay=linear",
-    "recover.final_learning_rate_fraction=0",
-    "recover.warmup_fraction=0.1",
-    ENTROPY,
-)
-RECIPES = {"paper recipe": PAPER_RECIPE}
+ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}
+ADDITIONS |= {name: f"prune.rounds={count}" for name, count in ROUNDS.items()}
+# TransAct's ramps over eight rounds: of tokens, and of learning rates.
+TOKEN_SHARES = (7, 9, 11, 13, 15, 17, 19, 21)
+LEARNING_RATES = (1.25e-5, 2.5e-5, 3.75e-5, 5e-5, 6.25e-5, 7.5e-5, 8.75e-5, 1e-4)
+
+
+def paper_recipe(rounds: int) -> list[str]:
+    """Return TransAct's recipe of eight rounds, in the batches of the other recoveries.
+
+    Of fewer rounds each stands for some of the eight in a row: it has their tokens, and the learning rate of the last.
+    """
+    size = len(TOKEN_SHARES) // rounds
+    shares = [sum(TOKEN_SHARES[first : first + size]) for first in range(0, len(TOKEN_SHARES), size)]
+    return [
+        "prune/method=paper_heads",
+        "prune.split=equal",
+        f"prune.rounds={rounds}",
+        f"recover.token_shares={shares}",
+        f"recover.learning_rates={[*LEARNING_RATES[size - 1 :: size]]}",
+        "recover.decay=linear",
+        "recover.final_learning_rate_fraction=0",
+        "recover.warmup_fraction=0.1",
+        ENTROPY,
+    ]
+
+
+PAPER_RECIPE = "paper recipe"
+RECIPES = {PAPER_RECIPE: 8, f"{PAPER_RECIPE}, 1 round": 1} | {
+    f"{PAPER_RECIPE}, {name}": count for name, count in ROUNDS.items() if count < len(TOKEN_SHARES)
+}
 MICRO_BATCH = 4  # sequences
 
 
@@ -91,7 +109,7 @@ def method_overrides(method: str) -> list[str]:
         ValueError: there is no such method, or no such addition.
     """
     if method in RECIPES:
-        return list(RECIPES[method])
+        return paper_recipe(RECIPES[method])
     preset, *additions = method.split(", ")
     for each in additions:
         if each not in ADDITIONS:

@@ -104,6 +104,19 @@ def test_every_method_is_measured_with_and_without_the_refit(method: str) -> Non
     assert with_and_without_refit(names[1]) == names[1:]
 
 
+def test_the_recipe_in_fewer_rounds_has_the_tokens_and_rates_of_its_eight() -> None:
+    def ramp(method: str) -> tuple[list[float], list[float]]:
+        config = compose_config(["name=a", *method_overrides(method)])
+        assert config.prune.rounds == len(config.recover.token_shares)
+        return list(config.recover.token_shares), list(config.recover.learning_rates)
+
+    assert ramp("paper recipe")[0] == [7, 9, 11, 13, 15, 17, 19, 21]
+    assert ramp("paper recipe, 4 rounds") == ([16, 24, 32, 40], [2.5e-5, 5e-5, 7.5e-5, 1e-4])
+    assert ramp("paper recipe, 2 rounds") == ([40, 72], [5e-5, 1e-4])
+    assert ramp("paper recipe, 1 round") == ([112], [1e-4])
+    assert compose_config(["name=a", *method_overrides("default, 4 rounds")]).prune.rounds == 4
+
+
 @pytest.mark.parametrize("method", ["nonsense", "norms, nonsense"])
 def test_a_method_that_does_not_exist_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match="nonsense"):
