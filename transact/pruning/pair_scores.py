@@ -41,8 +41,7 @@ def logit_variances(
             where every sequence is one.
         geometry: dimensions.
     """
-    q, k = rotated(query, cosine, sine, geometry), rotated(key, cosine, sine, geometry)
-    x, y = k[..., 0], k[..., 1]  # (batch, length, key-value heads, pairs)
+    (query_x, query_y), (x, y) = (rotated(each, cosine, sine, geometry) for each in (query, key))
     position = position.squeeze(-1)
     # Of one sequence that may be several documents: to look would make the host wait for the device.
     has_several = len(position) == len(x)
@@ -55,7 +54,7 @@ def logit_variances(
             (x * y, mean_x * mean_y),
         )
     )
-    variance = q[..., 0].square() * xx + q[..., 1].square() * yy + 2 * q[..., 0] * q[..., 1] * xy
+    variance = query_x.square() * xx + query_y.square() * yy + 2 * query_x * query_y * xy
     return (variance.clamp_min(0).sum(dim=(0, 1)) / geometry.head_dim).double()
 
 
@@ -84,11 +83,15 @@ def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
     return halves.transpose(-1, -2)
 
 
-def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> Tensor:
-    """Rotate queries or keys as attention does: shape as of `_planes`, arguments as of `logit_variances`."""
+def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Rotate queries or keys as attention does.
+
+    Returns:
+        Both coordinates of each rotary pair, (batch, length, heads, pairs) float32. Arguments as of `logit_variances`.
+    """
     x, y = _planes(activation, geometry).unbind(dim=-1)
     cos, sin = (_by_head(each, x.shape[2], geometry.head_dim) for each in (cosine, sine))
-    return torch.stack([x * cos - y * sin, y * cos + x * sin], dim=-1)
+    return x * cos - y * sin, y * cos + x * sin
 
 
 def _by_head(angles: Tensor, heads: int, head_dim: int) -> Tensor:
