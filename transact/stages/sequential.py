@@ -277,19 +277,18 @@ class SingleLayer(nn.Module):
         position_ids: (batch, length), that begin anew at every document. None: each sequence is one.
         """
         positions, embeddings = self._rotation(hidden, position_ids)
-        seen: list[Tensor] = []
         attention = self.block.self_attn
-        handle = attention.o_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        projection, attention.o_proj = attention.o_proj, nn.Identity()  # its output is not needed, or not known yet
         try:
-            attention(
+            inputs: Tensor = attention(
                 hidden_states=self.block.input_layernorm(hidden),
                 attention_mask=None if position_ids is None else document_mask(position_ids, hidden.dtype),
                 position_ids=positions,
                 position_embeddings=embeddings,
-            )
+            )[0]
         finally:
-            handle.remove()
-        return seen[0]
+            attention.o_proj = projection
+        return inputs
 
     def _rotation(self, hidden: Tensor, positions: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the positions, those of one document by default, and the cosines and sines that attention is given."""
