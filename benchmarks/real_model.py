@@ -32,7 +32,6 @@ from benchmarks.real_model_methods import (
     PAPER_RECIPE,
     Plan,
     Row,
-    method_overrides,
     preset_of,
     with_and_without_refit,
 )
@@ -263,7 +262,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recover", type=int, default=0, metavar="TOKENS", help="rows after recovery on so many tokens"
     )
-    parser.add_argument("--recovered", nargs="*", default=["default", PAPER_RECIPE])
+    parser.add_argument(
+        "--recovered", nargs="*", default=["default", PAPER_RECIPE], help='methods, "default, 4 rounds" say'
+    )
     parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5])
     parser.add_argument("--task-methods", nargs="*", default=["default", "paper_heads"])
     parser.add_argument("--task-fractions", type=float, nargs="*", default=[0.3, 0.5])
@@ -311,8 +312,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[list[Row], Plan, dict[str, A
         Failure: the model cannot be downloaded.
     """
     rows, work = asked_rows(arguments), arguments.work
-    for method in {row.method for row in rows} - {DENSE}:
-        method_overrides(method)
+    for row in rows:
+        row.check()
     if arguments.model is not None:
         check_files(arguments.model)
     text = prepare_text(arguments.text, work / "texts")

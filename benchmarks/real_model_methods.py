@@ -38,8 +38,7 @@ ADDITIONS = {
     "pairs per head": "prune.method.pair_scope=head",
     "lora": "recover.method=lora",
 }
-ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}
-ADDITIONS |= {name: f"prune.rounds={count}" for name, count in ROUNDS.items()}
+ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}  # additions of rows after recovery
 # TransAct's ramps over eight rounds: of tokens, and of learning rates.
 TOKEN_SHARES = (7, 9, 11, 13, 15, 17, 19, 21)
 LEARNING_RATES = (1.25e-5, 2.5e-5, 3.75e-5, 5e-5, 6.25e-5, 7.5e-5, 8.75e-5, 1e-4)
@@ -48,7 +47,8 @@ LEARNING_RATES = (1.25e-5, 2.5e-5, 3.75e-5, 5e-5, 6.25e-5, 7.5e-5, 8.75e-5, 1e-4
 def paper_recipe(rounds: int) -> list[str]:
     """Return TransAct's recipe of eight rounds, in the batches of the other recoveries.
 
-    Of fewer rounds each stands for some of the eight in a row: it has their tokens, and the learning rate of the last.
+    With fewer, each round merges consecutive ones of the eight: it has all their tokens, and the last one's learning
+    rate.
     """
     size = len(TOKEN_SHARES) // rounds
     shares = [sum(TOKEN_SHARES[first : first + size]) for first in range(0, len(TOKEN_SHARES), size)]
@@ -77,7 +77,8 @@ class Row:
     """One row to measure.
 
     Attributes:
-        method: a name of conf/prune/method, `flap`, "paper recipe" or "dense", with additions after commas.
+        method: a name of conf/prune/method, `flap`, "paper recipe" or "dense", with additions after commas; several
+            rounds ("2 rounds") where it recovers.
         fraction: of the transitional parameters to remove; 0 for the dense model.
         tokens: of recovery, over all rounds.
         tasks: whether tasks are run, instead of perplexities.
@@ -87,6 +88,18 @@ class Row:
     fraction: float
     tokens: int = 0
     tasks: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError unless there is such a method, and its rounds are all done."""
+        if self.method == DENSE:
+            return
+        config = compose_config(["name=row", *method_overrides(self.method)])
+        is_flap = preset_of(self.method) == FLAP  # whose first selection alone is another
+        if config.prune.rounds > 1 and (is_flap or not self.tokens):
+            raise Refusal(
+                f"{self.method!r} has {config.prune.rounds} rounds: without recovery (--recover), and by {FLAP}, "
+                "models are cut once"
+            )
 
     @property
     def name(self) -> str:
@@ -112,16 +125,16 @@ def method_overrides(method: str) -> list[str]:
         return paper_recipe(RECIPES[method])
     preset, *additions = method.split(", ")
     for each in additions:
-        if each not in ADDITIONS:
-            raise Refusal(f"--methods: {each!r} in {method!r} is not one of {', '.join(ADDITIONS)}")
+        if each not in ADDITIONS | ROUNDS:
+            raise Refusal(f"--methods: {each!r} in {method!r} is not one of {', '.join(ADDITIONS | ROUNDS)}")
     choice = "paper_heads" if preset == FLAP else preset
     method_preset(choice)
     split = "equal" if preset in (*BASELINES, FLAP) else "auto"
     return [
         f"prune/method={choice}",
         f"prune.split={split}",
-        "prune.rounds=1",
-        *(ADDITIONS[each] for each in additions),
+        f"prune.rounds={max((ROUNDS[each] for each in additions if each in ROUNDS), default=1)}",
+        *(ADDITIONS[each] for each in additions if each in ADDITIONS),
     ]
 
 

@@ -97,7 +97,10 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 
 
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
-    """Return a line for each method. Parameters, KV cache and the seconds of choosing and cutting are those at 50 %."""
+    """Return a line for each method. Parameters, KV cache and the seconds of choosing and cutting are those at 50 %.
+
+    The seconds are of all rounds.
+    """
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
     shown = 0.5 if 0.5 in fractions else fractions[0]
@@ -142,8 +145,8 @@ def _kv(row: Row) -> str:
 
 
 def _seconds(row: Row) -> str:
-    names = ("round_01/split", "round_01/shapes", "round_01/select", "round_01/slice")
-    return f"{sum(row['seconds'].get(name, 0.0) for name in names):,.0f}"
+    kinds = ("split", "shapes", "select", "slice")
+    return f"{sum(seconds for name, seconds in row['seconds'].items() if name.partition('/')[2] in kinds):,.0f}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.quality import compose_config
 from tests.support.commands import Workplace
 from tests.support.ranks import run_on_ranks
+from tests.support.token_files import write_indexed_dataset
 from transact.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -82,24 +83,31 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
     return found
 
 
-def overlap_of(config: RunConfig, model: Path) -> tuple[float, int]:
-    """Return the share of the evaluation text that the training text has, and how often this run looked for it."""
+def overlap_of(config: RunConfig, model: Path, own: Path, other: Path) -> tuple[float, int]:
+    """Return the share of the evaluation text that the training text has, and how often this run looked for it.
+
+    own, other: files by which two runs wait for each other.
+    """
     from unittest.mock import patch
 
     from transact.data.overlap import Windows
     from transact.stages.overlap import measure_overlap
     from transact.stages.token_stores import open_store
 
-    look_in, looked = Windows.look_in, []
+    look_in, looked = Windows.look_in, list[Windows]()
 
     def slowly(self: Windows, *arguments: Any) -> None:
-        looked.append(time.sleep(0.05))
+        looked.append(self)
+        time.sleep(0.05)
         look_in(self, *arguments)
 
     with on_a_rank(config, []) as job, patch.object(Windows, "look_in", slowly):
         names = {"data.evaluation": config.data.evaluation, "data.train": config.data.train}
         stores = {name: open_store(job, name, text, model, SEQUENCES) for name, text in names.items()}
         held_out = {"data.evaluation": stores.pop("data.evaluation")}
+        own.touch()
+        while not other.exists():
+            time.sleep(0.01)
         return measure_overlap(job, held_out, stores)["data.evaluation"], len(looked)
 
 
@@ -170,6 +178,15 @@ def damaged_and_compared(
     same.append(bytes_of(folder) == sound)
     assert not ends[0][1] and same[0]  # found, and nothing said, before the first damage
     return [(*end, is_same) for end, is_same in zip(ends[1:], same[1:], strict=True)]
+
+
+def test_an_indexed_dataset_named_tokens_is_no_damaged_store(workplace: Workplace, tmp_path: Path) -> None:
+    write_indexed_dataset(tmp_path / "tokens", [[5, 6, 7] * 50] * 20)
+    of_tokens = ["data.train.source=tokens", f"data.train.files=[{tmp_path}/tokens]"]
+    of_tokens += [f"data.train.tokenizer={workplace.model}", f"data.token_store={tmp_path}/stores"]
+    config = compose_config([*workplace.overrides("stores"), *of_tokens])
+    ((made, _),) = run_on_ranks(1, opened, config, workplace.model, [])[0]
+    assert (Path(made) / "tokens.bin").is_file()
 
 
 def test_a_damaged_store_that_is_given_as_tokens_is_refused(workplace: Workplace, tmp_path: Path) -> None:
@@ -271,7 +288,11 @@ def flip_tokens(root: Path) -> None:
 def test_of_runs_that_look_for_the_same_held_out_text_at_once_one_does(workplace: Workplace, tmp_path: Path) -> None:
     config = config_of(workplace, tmp_path, [*WORDS, *SECRET[:5]])
     with ThreadPoolExecutor() as threads:
-        runs = [threads.submit(run_on_ranks, 1, overlap_of, config, workplace.model) for _ in range(2)]
+        places = [tmp_path / "one", tmp_path / "two"]
+        runs = [
+            threads.submit(run_on_ranks, 1, overlap_of, config, workplace.model, *each)
+            for each in (places, places[::-1])
+        ]
         ((first, looked), (second, again)) = (run.result()[0] for run in runs)
     assert first == second > 0.4
     assert min(looked, again) == 0 < max(looked, again)

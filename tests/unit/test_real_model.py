@@ -11,7 +11,7 @@ import torch
 from benchmarks.flap import SUMS, flap_scores
 from benchmarks.real_model import begun_result
 from benchmarks.real_model_inputs import prepare_tasks, prepare_text
-from benchmarks.real_model_methods import METHODS, method_overrides, with_and_without_refit
+from benchmarks.real_model_methods import METHODS, Row, method_overrides, with_and_without_refit
 from benchmarks.smollm2 import WHEEL, WHEEL_SHA256, smollm2_folder
 from tests.support.configs import compose_config
 from transact.geometry import Geometry
@@ -115,6 +115,19 @@ def test_the_recipe_in_fewer_rounds_has_the_tokens_and_rates_of_its_eight() -> N
     assert ramp("paper recipe, 2 rounds") == ([40, 72], [5e-5, 1e-4])
     assert ramp("paper recipe, 1 round") == ([112], [1e-4])
     assert compose_config(["name=a", *method_overrides("default, 4 rounds")]).prune.rounds == 4
+
+
+def test_several_rounds_are_for_rows_that_recover() -> None:
+    """Without recovery the first round alone would be cut, and the row be of another share than it says."""
+    Row(method="default, 4 rounds", fraction=0.5, tokens=8).check()
+    Row(method="paper recipe, 1 round", fraction=0.5).check()
+    for row in (
+        Row(method="default, 4 rounds", fraction=0.5),
+        Row(method="paper recipe", fraction=0.5, tasks=True),
+        Row(method="flap, 2 rounds", fraction=0.5, tokens=8),
+    ):
+        with pytest.raises(ValueError, match=rf"^'{row.method}' has . rounds: "):
+            row.check()
 
 
 @pytest.mark.parametrize("method", ["nonsense", "norms, nonsense"])

@@ -20,6 +20,7 @@ ALLOWED = {
     "texts.py:_check_same_texts": "rank 0 alone",
     "token_stores.py:_is_old": "rank 0 alone",
     "token_stores.py:_sound": "rank 0 alone",
+    "token_stores.py:_damage": "rank 0 alone",
     "token_stores.py:remove_leftovers": "rank 0 alone",
     "tasks.py:check_evaluation": "before the ranks meet; what one refuses all refuse",
     "sharing.py:_code_digest": "of this package",

@@ -51,6 +51,11 @@ class TokenFile:
     index: Path | None = None
     tokenizer: str | None = None
 
+    @property
+    def store(self) -> Path | None:
+        """The folder of the token store that it is of, if it is of one."""
+        return self.path.parent if self.index is not None and self.index.name == INDEX_NAME else None
+
 
 def token_files(config: TextConfig, setting: str) -> list[TokenFile]:
     """Open the files that the patterns of a text name, sorted.

@@ -25,6 +25,7 @@ from transact.errors import Refusal
 
 PART_TOKENS = 1 << 20  # of a file in one part; a document without an end within one is cut
 BATCH_TOKENS = 250_000  # decoded at once
+LOOKED_AT_ONCE = 1 << 14  # tokens, for the first mark
 ROWS_LOOKED_AT = 1000  # for a mark inside, which tells rows of packed documents from rows that are documents
 
 Marks = Collection[tuple[int, ...]]
@@ -202,7 +203,9 @@ class _Begins:
         """Whether the file says where documents end, or a mark stands in its beginning."""
         if self._file.ends is not None or self._row_length is not None:
             return True
-        return len(self.within(1, min(PART_TOKENS, len(self._tokens)) + 1)) > 0
+        end = min(PART_TOKENS, len(self._tokens)) + 1
+        blocks = ((start, min(start + LOOKED_AT_ONCE, end)) for start in range(1, end, LOOKED_AT_ONCE))
+        return any(len(self.within(*block)) for block in blocks)
 
     @cached_property
     def _ends(self) -> Any:

@@ -47,10 +47,7 @@ def _figure(value: float | None) -> str:
 
 
 def _manner(found: Mapping[str, Any]) -> str:
-    if found.get("shots"):
-        return f" ({found['shots']}-shot)"
-    trained = found.get("documents_trained_on")
-    return of_what(found) + (f", of which {trained} documents are trained on" if trained else "")
+    return f" ({found['shots']}-shot)" if found.get("shots") else of_what(found)
 
 
 KEYS = ("license", "license_name", "license_link")

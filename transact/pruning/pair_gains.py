@@ -18,7 +18,7 @@ from transact.geometry import Geometry
 from transact.pruning.pair_scores import rotated
 from transact.pruning.statistics import Statistic
 
-# Of a sequence, whose queries are looked at: on a CPU an eighth of a forward's time, at 512 tokens.
+# Of a sequence, whose queries are looked at: what all of them would cost grows with the square of the length.
 POSITIONS = 16
 RIDGE = 1e-3  # towards a gain of 1, relative to the mean variance of a kept part
 DIGITS = 6  # of a gain: more would only lengthen the record
@@ -30,12 +30,12 @@ def query_positions(length: int) -> list[int]:
 
 
 def part_covariances(
-    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor, geometry: Geometry
+    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """Sum over queries the covariance, under their attention, of all pairs' parts ``(Re z, -Im z)`` of a logit.
 
     A query is the same for all keys, so the parts' covariance is that of the keys, turned and scaled by the query.
-    Memory: a few times the rotated queries.
+    Memory: a few times the rotated queries of the micro-batch, in float32.
 
     Args:
         query: before rotation, (batch, length, num_attention_heads * head_dim); the other arguments as in
@@ -48,15 +48,16 @@ def part_covariances(
     heads, dim, groups = geometry.num_attention_heads, geometry.head_dim, geometry.num_key_value_heads
     keys = torch.cat(rotated(key, cosine, sine, geometry), dim=-1).transpose(1, 2).contiguous()
     places = torch.arange(length, device=query.device)
-    begins = places - position.squeeze(-1)  # (1 or batch, length), of each token's document
     total = torch.zeros(heads, dim, dim, dtype=torch.float64, device=query.device)
     for place in query_positions(length):
         own = slice(place, place + 1)
         asked = torch.cat(rotated(query[:, own], cosine[:, own], sine[:, own], geometry), dim=-1) / dim**0.5
         seen = keys[:, :, : place + 1]  # (batch, groups, keys, head_dim)
         logits = asked.view(batch, groups, -1, dim) @ seen.mT
-        is_before = (places[: place + 1] < begins[:, own]).view(-1, 1, 1, place + 1)
-        weights = logits.masked_fill(is_before, -torch.inf).softmax(dim=-1)  # (batch, groups, queries of a group, keys)
+        if position is not None:
+            is_before = places[: place + 1] < place - position[:, place]  # (1 or batch, keys): of another document
+            logits = logits.masked_fill(is_before[:, None, None], -torch.inf)
+        weights = logits.softmax(dim=-1)  # (batch, groups, queries of a group, keys)
         centred = seen.unsqueeze(2) - (weights @ seen).unsqueeze(3)
         centred *= weights.sqrt().unsqueeze(-1)
         spread = (centred.mT @ centred).view(-1, dim, dim)

@@ -23,7 +23,7 @@ def pair_products(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
 
 
 def logit_variances(
-    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor, geometry: Geometry
+    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, position: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """Sum over queries the variance of a pair's part of the logit over the positions that the query may attend to.
 
@@ -37,17 +37,13 @@ def logit_variances(
         cosine: of the rotary angles, (1 or batch, length, head_dim), as transformers computes it; where key-value heads
             rotate by angles of their own, (1 or batch, length, key-value heads * head_dim).
         sine: likewise.
-        position: of each token in its document, (batch, length, 1), where a sequence may hold several; (1, length, 1)
-            where every sequence is one.
+        position: of each token in its document, (1 or batch, length, 1). None: every sequence is one document.
         geometry: dimensions.
     """
     (query_x, query_y), (x, y) = (rotated(each, cosine, sine, geometry) for each in (query, key))
-    position = position.squeeze(-1)
-    # Of one sequence that may be several documents: to look would make the host wait for the device.
-    has_several = len(position) == len(x)
-    mean_x, mean_y = (_means_so_far(each, position, has_several) for each in (x, y))
+    mean_x, mean_y = (_means_so_far(each, position) for each in (x, y))
     xx, yy, xy = (
-        _expand(_means_so_far(product, position, has_several) - mean_product, geometry)
+        _expand(_means_so_far(product, position) - mean_product, geometry)
         for product, mean_product in (
             (x * x, mean_x * mean_x),
             (y * y, mean_y * mean_y),
@@ -58,19 +54,19 @@ def logit_variances(
     return (variance.clamp_min(0).sum(dim=(0, 1)) / geometry.head_dim).double()
 
 
-def _means_so_far(values: Tensor, position: Tensor, has_several: bool) -> Tensor:
+def _means_so_far(values: Tensor, position: Tensor | None) -> Tensor:
     """Return for every token the mean over its document up to it: (batch, length, ...) -> the same shape.
 
-    position: (1 or batch, length), of each token in its document. has_several: whether a sequence has several.
+    position: as of `logit_variances`.
     """
-    counts = (position + 1).to(values.dtype)[..., None, None]
-    if not has_several:
-        return values.cumsum(1) / counts
+    places = torch.arange(values.shape[1], device=values.device)
+    if position is None:
+        return values.cumsum(1) / (places + 1).to(values.dtype)[:, None, None]
     # In float64: what is subtracted is larger than what is left, the more so behind a long document.
     sums = torch.cat([torch.zeros_like(values[:, :1]), values], dim=1).double().cumsum(1)  # before each token
     rows = torch.arange(len(values), device=values.device).unsqueeze(1)
-    begins = torch.arange(values.shape[1], device=values.device) - position
-    return ((sums[:, 1:] - sums[rows, begins]) / counts).to(values.dtype)
+    begins = places - position.squeeze(-1)
+    return ((sums[:, 1:] - sums[rows, begins]) / (position + 1).unsqueeze(-1)).to(values.dtype)
 
 
 def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
@@ -84,10 +80,10 @@ def _planes(activation: Tensor, geometry: Geometry) -> Tensor:
 
 
 def rotated(activation: Tensor, cosine: Tensor, sine: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Rotate queries or keys as attention does.
+    """Rotate queries or keys as attention does. Arguments as of `logit_variances`.
 
     Returns:
-        Both coordinates of each rotary pair, (batch, length, heads, pairs) float32. Arguments as of `logit_variances`.
+        Both coordinates of each rotary pair, (batch, length, heads, pairs) float32.
     """
     x, y = _planes(activation, geometry).unbind(dim=-1)
     cos, sin = (_by_head(each, x.shape[2], geometry.head_dim) for each in (cosine, sine))

@@ -20,7 +20,7 @@ from transact.geometry import Geometry
 ACTIVATIONS = (
     "cosine",  # of the rotary angles, (1 or sequences, length, head_dim, or of every key-value head)
     "sine",
-    "position",  # of each token in its document, (1 or sequences, length, 1)
+    "position",  # of each token in its document, (1 or sequences, length, 1); None: every sequence is one document
     "query_before_norm",  # in families that normalise queries and keys; in others the same as "query"
     "query",  # what is rotated: `pair_scores.rotated` makes of it what attention sees
     "key_before_norm",

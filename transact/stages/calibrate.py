@@ -60,8 +60,9 @@ def run_calibration(
             start, stop = turn or (0, 1)
             own = positions[start:stop]
             tokens = texts.train.sequences(own)
-            collector.enabled = turn is not None
-            forward(tokens, texts.train.position_ids(own))
+            position_ids = texts.train.position_ids(own)
+            collector.enabled, collector.of_whole_sequences = turn is not None, position_ids is None
+            forward(tokens, position_ids)
             num_tokens += tokens.numel() if turn is not None else 0
             bar.advance(tokens.numel() * job.group.world_size)
     return num_tokens

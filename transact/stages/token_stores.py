@@ -21,7 +21,6 @@ from transact.data.rows import LeftOut
 from transact.data.text import documents, text_identity
 from transact.data.token_parts import Packing
 from transact.data.token_store import (
-    TOKENS_NAME,
     TokenStore,
     read_index,
     remove_store,
@@ -40,7 +39,7 @@ from transact.stages.job import Job
 from transact.tracking.progress import Progress
 
 LOCK_SUFFIX = ".lock"
-LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only a tokenisation writes
+LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only runs write, which nobody needs when they ended
 LEFT_SECONDS = 7 * 86_400.0  # a tokenisation that was killed may go on within that time
 REMOTE_READERS = 8  # ranks that tokenise a text of the Hub or another store, since each reads all of it from there
 SAID_SECONDS, SAID_SECONDS_OF_GPUS = 60.0, 1.0  # of tokenising that is worth a line
@@ -130,19 +129,22 @@ class StoreRequest:
         """Return the folder if it holds an undamaged store; remove a damaged one."""
         if not folder.is_dir():
             return None
-        name = f"check {self.setting}"
-        sizes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-        with ExitStack() as stack:
-            on_read = self.job.group.watchdog.progress
-            if sizes > CHECKED_SILENTLY_BYTES:
-                bar = stack.enter_context(self.job.progress(name, sizes, "bytes"))
-                on_read = partial(bar.advance, DIGEST_BLOCK_BYTES)
-            problem = store_damage(folder, on_read)
+        problem = self._damage(folder)
         if problem is None:
             return folder
         self.job.say(f"{self.setting}: the token store {str(folder)!r} is damaged and made again: {problem}")
         remove_store(folder)
         return None
+
+    def _damage(self, folder: Path) -> str | None:
+        """Read a store and return what is wrong with it; of a large one progress is shown."""
+        sizes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        with ExitStack() as stack:
+            on_read = self.job.group.watchdog.progress
+            if sizes > CHECKED_SILENTLY_BYTES:
+                bar = stack.enter_context(self.job.progress(f"check {self.setting}", sizes, "bytes"))
+                on_read = partial(bar.advance, DIGEST_BLOCK_BYTES)
+            return store_damage(folder, on_read)
 
     def _without_held_out(self, folder: Path | None) -> Path | None:
         """Return the folder if there is one and no held-out document is in its store."""
@@ -192,18 +194,18 @@ class StoreRequest:
             self._say_what_counts(folder)
 
     def _source(self, tokenizer: Any, marks: DocumentMarks, left_out: LeftOut) -> Iterator[str] | TokenisedText:
-        """Open the text; of stores that are its files rank 0 reads all bytes once (collective).
+        """Open the text (collective). Rank 0 reads token stores among its files once, to see that they are whole.
 
         Raises:
-            ValueError: such a store is not as it was written.
+            ValueError: one is not.
         """
         if self.text.source != "tokens":
             return documents(self.text, self.setting, left_out)
         files = token_files(self.text, self.setting)
 
         def check() -> None:
-            for folder in (each.path.parent for each in files if each.path.name == TOKENS_NAME):
-                problem = store_damage(folder, self.job.group.watchdog.progress)
+            for folder in filter(None, (each.store for each in files)):
+                problem = self._damage(folder)
                 if problem is not None:
                     raise ValueError(f"{self.setting}.files: the token store {str(folder)!r} is damaged: {problem}")
 
@@ -285,7 +287,7 @@ def cost_words(tokens: int, seconds: float, *, is_gpu: bool) -> str | None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove the half-written stores of tokenisations that were killed, and their locks; nothing else."""
+    """Remove the half-written stores of tokenisations that were killed, and locks that nobody holds; nothing else."""
     names = {path.stem for path in root.glob("*") if LEFT_BEHIND.fullmatch(path.name)}
     for name in sorted(names):
         half_written = root / f"{name}{TEMPORARY_SUFFIX}"

@@ -58,17 +58,21 @@ def test_positions_are_spread_evenly_and_few() -> None:
         assert len(query_positions(length)) == POSITIONS and query_positions(length)[-1] == length - 1
 
 
-@pytest.mark.parametrize("begins", [[0], [0, 4, 5, 20]])
-def test_covariances_by_complex_numbers(begins: list[int]) -> None:
-    """A query sees the keys of its own document, which begins at one of these places."""
-    z = logit_parts()
-    first = [max(each for each in begins if each <= place) for place in range(LENGTH)]
-    within = POSITION - torch.tensor(first).view(1, LENGTH, 1)
+@pytest.mark.parametrize("begins", [None, [[0]], [[0, 4, 5, 20]], [[0, 4, 5, 20], [0, 9]]])
+def test_covariances_by_complex_numbers(begins: list[list[int]] | None) -> None:
+    """A query sees the keys of its own document, which begins at one of these places: of all sequences, or of each."""
+    z, within = logit_parts(), None
+    first = torch.zeros(1, LENGTH, dtype=torch.int64)
+    if begins is not None:
+        of_each = [[max(each for each in own if each <= place) for place in range(LENGTH)] for own in begins]
+        first = torch.tensor(of_each)
+        within = POSITION - first.unsqueeze(-1)
+    first = first.expand(BATCH, -1)
     expected = torch.zeros(4, 6, 6, dtype=torch.float64)
     for batch in range(BATCH):
         for head in range(4):
             for position in query_positions(LENGTH):
-                seen = z[batch, head, position, first[position] : position + 1]
+                seen = z[batch, head, position, first[batch, position] : position + 1]
                 parts = torch.cat([seen.real, -seen.imag], dim=-1)
                 expected[head] += parts.T.cov(correction=0, aweights=seen.real.sum(dim=-1).softmax(dim=0))
     torch.testing.assert_close(part_covariances(*example(), within, GEOMETRY), expected, rtol=1e-4, atol=1e-4)
@@ -76,7 +80,7 @@ def test_covariances_by_complex_numbers(begins: list[int]) -> None:
 
 def test_covariances_merge() -> None:
     query, key, cosine, sine = example()
-    given = cosine, sine, POSITION, GEOMETRY
+    given = cosine, sine, None, GEOMETRY
     one, two = (part_covariances(query[[number]], key[[number]], *given) for number in range(2))
     torch.testing.assert_close(part_covariances(query, key, *given), one + two, rtol=1e-6, atol=1e-6)
 
@@ -115,7 +119,7 @@ def test_gains_leave_the_least_variance_under_attention() -> None:
     """Against the attention written out: no other factors do better, and the plain cut does much worse."""
     z = logit_parts()
     kept = [0, 2]
-    gains = pair_gains(part_covariances(*example(), POSITION, GEOMETRY), kept)
+    gains = pair_gains(part_covariances(*example(), None, GEOMETRY), kept)
 
     def left(factors: torch.Tensor) -> float:
         """factors: complex, (heads, kept)."""

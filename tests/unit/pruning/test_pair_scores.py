@@ -55,8 +55,9 @@ def test_variances_by_the_rotation_of_transformers() -> None:
             parts = q[:, head][..., dims] @ k[:, head // 2][..., dims].mT / 6**0.5  # (batch, queries, keys)
             for position in range(LENGTH):
                 expected[head, pair] += parts[:, position, : position + 1].var(dim=-1, unbiased=False).sum()
-    found = logit_variances(query, key, cosine, sine, POSITION, GEOMETRY)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for within in (None, POSITION, POSITION.expand(BATCH, -1, -1)):
+        found = logit_variances(query, key, cosine, sine, within, GEOMETRY)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_that_never_varies_scores_nothing() -> None:
@@ -65,7 +66,7 @@ def test_a_part_that_never_varies_scores_nothing() -> None:
     key = key.view(BATCH, LENGTH, 2, 6).clone()
     key[..., [2, 5]] = 3.0
     still = torch.ones_like(cosine), torch.zeros_like(sine)
-    found = logit_variances(query, key.view(BATCH, LENGTH, 12), *still, POSITION, GEOMETRY)
+    found = logit_variances(query, key.view(BATCH, LENGTH, 12), *still, None, GEOMETRY)
     assert found[:, 2].max() < 1e-4 < 1 < found[:, :2].min()
 
 
@@ -76,7 +77,7 @@ def test_sums_merge(score: str) -> None:
     def of(part: slice) -> torch.Tensor:
         if score == "products":
             return pair_products(query[part], key[part], GEOMETRY)
-        return logit_variances(query[part], key[part], cosine, sine, POSITION, GEOMETRY)
+        return logit_variances(query[part], key[part], cosine, sine, None, GEOMETRY)
 
     torch.testing.assert_close(of(slice(0, 1)) + of(slice(1, 2)), of(slice(None)), rtol=1e-6, atol=0)
 
