@@ -37,7 +37,7 @@ def forward_seconds(
     """Return the seconds of one forward as calibration runs it, until all ranks are done (collective)."""
     with ExitStack() as stack:
         if hooks:
-            stack.enter_context(collect_statistics(engine.module, geometry))
+            stack.enter_context(collect_statistics(engine.module, geometry, are_whole=True))
         wait(group)
         begin = time.perf_counter()
         engine.hidden_forward(tokens)

@@ -186,11 +186,11 @@ def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor, positi
 
 def _look(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
     criteria, geometry = Criteria.of(config.prune.method), geometry_of(model)
-    differentiates = criteria.needs_gradients
+    differentiates, are_whole = criteria.needs_gradients, case.position_ids() is None
     with (
         torch.set_grad_enabled(differentiates),
         open_engine(model, config.engine, group) as engine,
-        collect_statistics(engine.module, geometry, criteria.statistics(geometry)),
+        collect_statistics(engine.module, geometry, criteria.statistics(geometry), are_whole=are_whole),
     ):
         for _ in range(STEPS):
             (engine.differentiate if differentiates else engine.hidden_forward)(tokens, case.position_ids())

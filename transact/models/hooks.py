@@ -28,12 +28,10 @@ class Collector:
     Attributes:
         enabled: set to False for a forward that must not count, such as a batch that only keeps
             a rank in step with the others.
-        of_whole_sequences: set to True for forwards whose sequences are one document each, for which sums cost less.
     """
 
     def __init__(self, geometry: Geometry, statistics: Collection[Statistic] = ()) -> None:
         self.enabled = True
-        self.of_whole_sequences = False
         self._geometry = geometry
         self._statistics = statistics
         # On the activation's own device: moving each sum to the CPU would wait for the device every time.
@@ -82,7 +80,11 @@ class Collector:
 
 @contextmanager
 def collect_statistics(
-    model: nn.Module, geometry: Geometry, statistics: Collection[Statistic] = SQUARES
+    model: nn.Module,
+    geometry: Geometry,
+    statistics: Collection[Statistic] = SQUARES,
+    *,
+    are_whole: bool = False,
 ) -> Iterator[Collector]:
     """Sum statistics over the forwards of a ``LlamaForCausalLM`` until the block ends.
 
@@ -93,13 +95,15 @@ def collect_statistics(
         model: the model itself, not the engine around it.
         geometry: its dimensions.
         statistics: what is summed; those that need gradients in the backward.
+        are_whole: every sequence is one document. Sums cost less then, and to look would make the host wait for the
+            device.
     """
     collector = Collector(geometry, statistics)
     handles: list[RemovableHandle] = []
     try:
         for layer, block in enumerate(decoder_layers(model)):
             for statistic in statistics:
-                handles += _attach(collector, layer, block, statistic, geometry)
+                handles += _attach(collector, layer, block, statistic, geometry, are_whole)
         if any(each.needs_gradients for each in statistics):
             handles.append(_make_differentiable(model))
         yield collector
@@ -133,7 +137,7 @@ def _adds_gram(collector: Collector, name: str, layer: int) -> Callable[[Tensor]
 
 
 def _attach(
-    collector: Collector, layer: int, block: Any, statistic: Statistic, geometry: Geometry
+    collector: Collector, layer: int, block: Any, statistic: Statistic, geometry: Geometry, are_whole: bool
 ) -> list[RemovableHandle]:
     """Attach the hooks that sum one statistic in one decoder layer."""
     if statistic.needs_gradients:
@@ -143,8 +147,7 @@ def _attach(
 
     def saw(name: str) -> Callable[[Tensor], None]:
         def remember(activation: Tensor) -> None:
-            is_known = name == "position" and collector.of_whole_sequences
-            seen[name] = None if is_known else _flat(activation.detach())
+            seen[name] = None if name == "position" and are_whole else _flat(activation.detach())
             if name != statistic.last_observed():
                 return
             observed = [seen.pop(each) for each in statistic.observes]

@@ -60,9 +60,8 @@ def run_calibration(
             start, stop = turn or (0, 1)
             own = positions[start:stop]
             tokens = texts.train.sequences(own)
-            position_ids = texts.train.position_ids(own)
-            collector.enabled, collector.of_whole_sequences = turn is not None, position_ids is None
-            forward(tokens, position_ids)
+            collector.enabled = turn is not None
+            forward(tokens, texts.train.position_ids(own))
             num_tokens += tokens.numel() if turn is not None else 0
             bar.advance(tokens.numel() * job.group.world_size)
     return num_tokens
@@ -83,13 +82,13 @@ def collect(
     if needed is None:
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
-    engine_config = job.config.engine
+    engine_config, are_whole = job.config.engine, job.config.data.packing == "stream"
     if needs_gradients:  # fused kernels rotate in place what scores read, and flash attention's backward varies
         engine_config = engine_config.repeatable()
     with (
         torch.set_grad_enabled(needs_gradients),
         job.borrow(model_folder, engine_config) as engine,
-        collect_statistics(engine.module, geometry, needed) as collector,
+        collect_statistics(engine.module, geometry, needed, are_whole=are_whole) as collector,
     ):
         forward = engine.differentiate if needs_gradients else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")

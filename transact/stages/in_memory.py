@@ -241,7 +241,10 @@ def _evidence(
 
     criteria = Criteria.of(method)
     needed = criteria.statistics(source)
-    with torch.set_grad_enabled(criteria.needs_gradients), collect_statistics(model, source, needed) as collector:
+    with (
+        torch.set_grad_enabled(criteria.needs_gradients),
+        collect_statistics(model, source, needed, are_whole=True) as collector,
+    ):
         _run(model, batches, differentiate if criteria.needs_gradients else hidden_forward)
         statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
     broken = statistics.broken_layer(needed)
