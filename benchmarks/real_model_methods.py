@@ -97,8 +97,8 @@ class Row:
         is_flap = preset_of(self.method) == FLAP  # whose first selection alone is another
         if config.prune.rounds > 1 and (is_flap or not self.tokens):
             raise Refusal(
-                f"{self.method!r} has {config.prune.rounds} rounds: without recovery (--recover), and by {FLAP}, "
-                "models are cut once"
+                f"{self.method!r} has {config.prune.rounds} rounds: models are cut once but in rows after recovery "
+                f"(--recover with --recovered), and by {FLAP}"
             )
 
     @property
@@ -127,13 +127,16 @@ def method_overrides(method: str) -> list[str]:
     for each in additions:
         if each not in ADDITIONS | ROUNDS:
             raise Refusal(f"--methods: {each!r} in {method!r} is not one of {', '.join(ADDITIONS | ROUNDS)}")
+    rounds = [ROUNDS[each] for each in additions if each in ROUNDS] or [1]
+    if len(rounds) > 1:
+        raise Refusal(f"--recovered: {method!r} names several numbers of rounds")
     choice = "paper_heads" if preset == FLAP else preset
     method_preset(choice)
     split = "equal" if preset in (*BASELINES, FLAP) else "auto"
     return [
         f"prune/method={choice}",
         f"prune.split={split}",
-        f"prune.rounds={max((ROUNDS[each] for each in additions if each in ROUNDS), default=1)}",
+        f"prune.rounds={rounds[0]}",
         *(ADDITIONS[each] for each in additions if each in ADDITIONS),
     ]
 

@@ -99,7 +99,7 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
     """Return a line for each method. Parameters, KV cache and the seconds of choosing and cutting are those at 50 %.
 
-    The seconds are of all rounds.
+    The seconds are of all rounds, without the first calibration, which rows share.
     """
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
@@ -145,7 +145,7 @@ def _kv(row: Row) -> str:
 
 
 def _seconds(row: Row) -> str:
-    kinds = ("split", "shapes", "select", "slice")
+    kinds = ("calibrate", "gram", "split", "shapes", "select", "slice")  # the calibration of round 1 is no row's own
     return f"{sum(seconds for name, seconds in row['seconds'].items() if name.partition('/')[2] in kinds):,.0f}"
 
 

@@ -281,12 +281,15 @@ NO_METRICS = ("documents", "shots", "tokens", "loss_of", "packing", "documents_t
 
 
 def of_what(measured: Mapping[str, Any]) -> str:
-    """Return what is said behind a figure's name.
+    """Return what is said behind a figure's name: of which tokens it is ("loss_of"), what they attend to ("packing").
 
-    That is of which tokens it is ("loss_of"), what they attend to ("packing"), and how many documents of the text were
-    trained on too. It is empty for the defaults, which older files do not name.
+    It is empty for the defaults, which older files do not name.
     """
     answers = " of the answers" if measured.get("loss_of") == "answers" else ""
-    apart = " of documents apart" if measured.get("packing") == "documents" else ""
-    trained = measured.get("documents_trained_on")
-    return answers + apart + (f" (trained on, too: {trained} documents)" if trained else "")
+    return answers + (" of documents apart" if measured.get("packing") == "documents" else "")
+
+
+def trained_on(measured: Mapping[str, Any]) -> str:
+    """Return what is said behind a text's name where documents of it were trained on too; else nothing."""
+    count = measured.get("documents_trained_on")
+    return f" (documents trained on too: {count})" if count else ""

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from transact.config.inputs import NO_METRICS, DataConfig, TextConfig, of_what
+from transact.config.inputs import NO_METRICS, DataConfig, TextConfig, of_what, trained_on
 from transact.config.run import RunConfig
 from transact.errors import one_line
 from transact.geometry import Geometry, geometry_changes
@@ -47,7 +47,7 @@ def _figure(value: float | None) -> str:
 
 
 def _manner(found: Mapping[str, Any]) -> str:
-    return f" ({found['shots']}-shot)" if found.get("shots") else of_what(found)
+    return f" ({found['shots']}-shot)" if found.get("shots") else of_what(found) + trained_on(found)
 
 
 KEYS = ("license", "license_name", "license_link")

@@ -82,7 +82,8 @@ def collect(
     if needed is None:
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
-    engine_config, are_whole = job.config.engine, job.config.data.packing == "stream"
+    engine_config = job.config.engine
+    are_whole = texts.train.position_ids(calibration_positions(job, texts)[:1]) is None
     if needs_gradients:  # fused kernels rotate in place what scores read, and flash attention's backward varies
         engine_config = engine_config.repeatable()
     with (

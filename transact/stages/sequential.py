@@ -278,7 +278,7 @@ class SingleLayer(nn.Module):
         """
         positions, embeddings = self._rotation(hidden, position_ids)
         attention = self.block.self_attn
-        projection, attention.o_proj = attention.o_proj, nn.Identity()  # our caller projects, with other weights
+        projection, attention.o_proj = attention.o_proj, nn.Identity()  # callers project, or fit it first
         try:
             inputs: Tensor = attention(
                 hidden_states=self.block.input_layernorm(hidden),

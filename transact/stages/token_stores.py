@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from transact.stages.job import Job
 from transact.tracking.progress import Progress
 
 LOCK_SUFFIX = ".lock"
-LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only runs write, which nobody needs when they ended
+LEFT_BEHIND = re.compile(r"[0-9a-f]{20}\.(tmp|lock)")  # names that only runs write
 LEFT_SECONDS = 7 * 86_400.0  # a tokenisation that was killed may go on within that time
 REMOTE_READERS = 8  # ranks that tokenise a text of the Hub or another store, since each reads all of it from there
 SAID_SECONDS, SAID_SECONDS_OF_GPUS = 60.0, 1.0  # of tokenising that is worth a line
@@ -138,7 +138,9 @@ class StoreRequest:
 
     def _damage(self, folder: Path) -> str | None:
         """Read a store and return what is wrong with it; of a large one progress is shown."""
-        sizes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        sizes = 0
+        with suppress(OSError):  # what has gone is told below
+            sizes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         with ExitStack() as stack:
             on_read = self.job.group.watchdog.progress
             if sizes > CHECKED_SILENTLY_BYTES:

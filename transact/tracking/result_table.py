@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from transact.config.inputs import NO_METRICS, of_what
+from transact.config.inputs import NO_METRICS, of_what, trained_on
 from transact.errors import printable
 from transact.pruning.limits import limit_words
 
@@ -52,6 +52,7 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     budget = [limit_words(*each) for each in result.get("budget", {}).items()]
     of = of_what(result["dense"])
     said = [f"perplexity is that{of}"] if of else []  # no heading: it would push figures over the width
+    said += [name + note for name, each in result["dense"].get("texts", {}).items() if (note := trained_on(each))]
     heading = ("", "parameters", "of dense", "KV bytes/token", "perplexity")
     lines = [title, *budget, *said, *_table([heading, *_rows(result)])]
     compared = _compared(result)

@@ -193,6 +193,18 @@ def test_tokens_that_do_not_tell_where_documents_end_are_refused(place: Path, to
         read([tmp_path / "x.npy"], tokenizer, document_marks(tokenizer, "both"))
 
 
+@pytest.mark.parametrize("place_of_mark", [1, 6, 7, 8, 40, 63])
+def test_a_single_mark_anywhere_in_the_beginning_tells_where_documents_end(
+    place_of_mark: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tokens, which may stand in two of the blocks that are looked at one after the other."""
+    tokens = numpy.full(80, 5)
+    tokens[place_of_mark : place_of_mark + 2] = 9, 11
+    numpy.save(tmp_path / "x.npy", tokens)
+    monkeypatch.setattr(tokenised_text, "LOOKED_AT_ONCE", 8)
+    assert read([tmp_path / "x.npy"], tokenizer, DocumentMarks(begin=(9, 11))).num_tokens == 80
+
+
 def test_held_out_documents_are_left_out(place: Path, tokenizer: Any, tmp_path: Path) -> None:
     """A held-out text of words keeps documents out of tokens, and held-out tokens keep them out of a text."""
     texts, found, marks = texts_of(place), tokenised(place, tokenizer), document_marks(tokenizer, "auto")

@@ -83,7 +83,7 @@ def test_what_a_figure_is_of_stands_beside_the_texts_name() -> None:
     assert told == [
         "| ours | perplexity | 11.25 | 11.25 |",
         "| apart of the answers of documents apart | perplexity | 11.25 | 11.25 |",
-        "| seen (trained on, too: 3 documents) | perplexity | 11.25 | 11.25 |",
+        "| seen (documents trained on too: 3) | perplexity | 11.25 | 11.25 |",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,13 +125,22 @@ def test_gram_of_chosen_layers(model: Any, geometry: Geometry) -> None:
     assert collector.take_gram(0).intermediate.abs().max() == 0
 
 
+@pytest.mark.parametrize("are_whole", [False, True])
 @torch.no_grad()
-def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometry) -> None:
+def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometry, are_whole: bool) -> None:
     """Variance over attended positions, from the queries and keys that the model rotates itself."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    with collect_statistics(model, geometry, (TOKEN_PRODUCT, LOGIT_VARIANCE)) as collector:
+    positions: list[Tensor | None] = []
+
+    def seen(*observed: Any) -> Tensor:
+        positions.append(observed[4])
+        return LOGIT_VARIANCE.of_batch(*observed)
+
+    watched = replace(LOGIT_VARIANCE, of_batch=seen)
+    with collect_statistics(model, geometry, (TOKEN_PRODUCT, watched), are_whole=are_whole) as collector:
         outputs = model(tokens(1), output_hidden_states=True)
+    assert [each is None for each in positions] == [are_whole] * geometry.num_layers
     found = collector.statistics(24)
     block = model.model.layers[1]
     normed = block.input_layernorm(outputs.hidden_states[1])
@@ -140,7 +150,7 @@ def test_logit_scores_equal_the_model_s_own_logits(model: Any, geometry: Geometr
     head, pair = 3, 5
     parts = query[:, head, :, [pair, pair + 8]] @ key[:, head // 2, :, [pair, pair + 8]].mT / 4
     variance = sum(parts[:, row, : row + 1].var(dim=-1, unbiased=False).sum() for row in range(12))
-    torch.testing.assert_close(found[LOGIT_VARIANCE][1, head, pair], variance.double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[watched][1, head, pair], variance.double(), rtol=1e-4, atol=0)
     norms = query[:, head, :, [pair, pair + 8]].norm(dim=-1) * key[:, head // 2, :, [pair, pair + 8]].norm(dim=-1)
     torch.testing.assert_close(found[TOKEN_PRODUCT][1, head, pair], norms.sum().double(), rtol=1e-4, atol=0)
 

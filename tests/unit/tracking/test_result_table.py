@@ -101,6 +101,15 @@ def test_says_of_what_the_perplexities_are_where_they_are_not_those_of_a_stream(
     assert " ".join(lines[-2].split()) == "news perplexity of documents apart 20.00 -"
 
 
+def test_says_which_texts_were_trained_on_in_part() -> None:
+    result = copy.deepcopy(RESULT)
+    seen = {"perplexity": 20.0, "tokens": 99, "documents_trained_on": 3}
+    result["dense"] |= {"texts": {"seen": seen, "news": {"perplexity": 20.0, "tokens": 99}}}
+    lines = table(result)
+    assert lines[1] == "seen (documents trained on too: 3)"
+    assert [line.split() for line in lines[-3:-1]] == [[name, "perplexity", "20.00", "-"] for name in ("seen", "news")]
+
+
 def test_texts_and_tasks_stand_below_with_standard_errors() -> None:
     result = copy.deepcopy(RESULT)
     task = {"acc": 0.5, "acc_norm": 0.8, "documents": 101, "shots": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transact.config.inputs import NO_METRICS, of_what
+from transact.config.inputs import NO_METRICS, of_what, trained_on
 from transact.data.overlap import TOLD_SHARE, WINDOW
 from transact.tracking.report.drawing import (
     COLOURS,
@@ -103,7 +103,15 @@ def _rows(dense: Values, pruned: Values) -> list[list[str]]:
                 if metric not in NO_METRICS and before is not None:
                     shots = f" ({metrics['shots']}-shot)" if metrics.get("shots") else ""
                     metric += of_what(metrics)
-                    rows.append([f"{name}{shots}", metric, number(before), number(other), _ratio(before, other)])
+                    rows.append(
+                        [
+                            f"{name}{shots}{trained_on(metrics)}",
+                            metric,
+                            number(before),
+                            number(other),
+                            _ratio(before, other),
+                        ]
+                    )
     return rows
 
 
