@@ -38,6 +38,7 @@ from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria
 from transact.stages.recover.loop import adapters_of
 from transact.stages.recover.teacher import Teacher
+from transact.stages.workload import sums_grams_in_calibration
 
 # An estimate that is too low ends a job; one that is too high costs a look at another setting. At ZeRO-3 it depends on
 # the moment whether the buffers of a layer that is fetched ahead are there at the peak.
@@ -68,7 +69,7 @@ class Case:
     checkpointing: bool = False
     objective: str = "cross_entropy"
     recovery: str = "full"  # or "lora"
-    stage: str = "recover"  # or "calibrate" or "gram"
+    stage: str = "recover"  # or "calibrate" or "gram": the pass over further layers
     method: str = "norms"
     packing: str = "stream"  # or "documents", three in a sequence
 
@@ -117,6 +118,7 @@ def all_cases() -> list[Case]:
             cases.append(Case(size="deep", objective="distillation", checkpointing=True, **long))
             cases.append(Case(size="vocabulary", objective="distillation", dtype=dtype, zero_stage=stage))
             cases.append(Case(size="wide", stage="calibrate", **long))
+            cases.append(Case(size="wide", stage="calibrate", method="default", **long))
             cases.append(Case(size="wide", stage="gram", method="default", **long))
             cases.append(Case(size="deep", stage="calibrate", method="taylor", **long))
             cases.append(Case(size="vocabulary", stage="calibrate", method="taylor", dtype=dtype, zero_stage=stage))
@@ -187,10 +189,12 @@ def _steps(engine: Engine, teacher: Teacher | None, tokens: torch.Tensor, positi
 def _look(model: Path, case: Case, config: RunConfig, tokens: torch.Tensor, group: ProcessGroup) -> None:
     criteria, geometry = Criteria.of(config.prune.method), geometry_of(model)
     differentiates, are_whole = criteria.needs_gradients, case.position_ids() is None
+    summed = geometry.num_layers if sums_grams_in_calibration(config, 1) else 0  # Gram matrices of these layers
     with (
         torch.set_grad_enabled(differentiates),
         open_engine(model, config.engine, group) as engine,
-        collect_statistics(engine.module, geometry, criteria.statistics(geometry), are_whole=are_whole),
+        collect_statistics(engine.module, geometry, criteria.statistics(geometry), are_whole=are_whole) as collector,
+        collect_grams(engine.module, geometry, range(summed), collector),
     ):
         for _ in range(STEPS):
             (engine.differentiate if differentiates else engine.hidden_forward)(tokens, case.position_ids())

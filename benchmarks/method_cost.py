@@ -31,7 +31,7 @@ RIDGE = Ridge(share=0.01)
 CALIBRATION_TOKENS = 4096  # of the stand-in for a layer's activations
 SEQUENCE_LENGTH = 256
 MICRO_BATCH = 4  # sequences
-FORWARDS = 2  # of the dense model over the calibration text that every method needs: for scores, and for Gram matrices
+FORWARDS = 2  # of the dense model over the calibration text, one for scores and one for Gram matrices: the yardstick
 STAGES = ("calibrate", "gram", "select", "slice")
 
 
@@ -81,7 +81,7 @@ def cut_seconds(model: Path, method: str, calibration_sequences: int, folder: Pa
 def forward_seconds(model: Path, calibration_sequences: int) -> float:
     """Return the seconds that stock transformers takes to run the calibration text through a model, `FORWARDS` times.
 
-    Without the output layer, as calibration does.
+    Without the output layer, as calibration does, which sums scores and Gram matrices in one forward.
     """
     from transformers import AutoModelForCausalLM
 

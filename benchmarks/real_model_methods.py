@@ -35,6 +35,7 @@ ADDITIONS = {
     "no refit": "prune.method.refit=none",
     "sequential": "prune.method.refit=sequential",
     "layers": "prune.shapes=layers",
+    "pairs per layer": "prune.method.pair_scope=layer",
     "pairs per head": "prune.method.pair_scope=head",
     "lora": "recover.method=lora",
 }

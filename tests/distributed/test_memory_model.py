@@ -43,6 +43,7 @@ CASES = (
     Case(size="layers"),
     Case(size="layers", dtype="bfloat16", zero_stage=1, sequences=2, sequence_length=256),
     Case(size="wide", stage="calibrate", sequences=2, sequence_length=256),
+    Case(size="wide", stage="calibrate", method="default", sequences=2, sequence_length=256),
     Case(size="wide", stage="gram", method="default", sequences=2, sequence_length=256),
     Case(size="deep", stage="calibrate", method="taylor", sequences=2, sequence_length=256),
     Case(size="wide", packing="documents", sequences=2, sequence_length=384),

@@ -136,11 +136,14 @@ def test_a_rank_that_sees_the_gram_folder_late_does_not_cut_without_it(workplace
 
 
 def passes_by_free_memory(folder: Path, model: Path, text: Path) -> dict[str, Any]:
-    """Rank 1 finds little memory: the passes that both choose, and the files that these leave, by what was asked."""
+    """Rank 1 finds little memory: the passes that both choose, and the files that these leave, by what was asked.
+
+    The files are made in passes of their own, and with the first one summed in calibration.
+    """
     from transact.distributed.process import process_group
     from transact.engine import free_memory
     from transact.models.folder import geometry_of
-    from transact.stages.calibrate import choose_passes, collect_gram_files
+    from transact.stages.calibrate import calibrate, choose_passes, collect_gram_files
     from transact.stages.texts import prepare_texts
 
     with process_group("cpu", 5) as group:
@@ -152,7 +155,15 @@ def passes_by_free_memory(folder: Path, model: Path, text: Path) -> dict[str, An
                 free_memory.MEMORY_INFO.write_text(f"MemTotal: 1 kB\nMemAvailable: {kibibytes} kB\n")
             texts = prepare_texts(job, model)
             files = digests(collect_gram_files(job, texts, model, folder / name))
-            found[name] = [list(each) for each in choose_passes(job, geometry_of(model))], files
+            passes = [list(each) for each in choose_passes(job, geometry_of(model))]
+            alone, on_the_way = (folder / f"{name}_{way}.safetensors" for way in ("alone", "on_the_way"))
+            assert calibrate(job, texts, model, alone) is None
+            summed = calibrate(job, texts, model, on_the_way, with_grams=True)
+            assert summed is not None and [list(each) for each in summed.passes] == passes
+            assert digests(collect_gram_files(job, texts, model, folder / f"{name}_summed", summed)) == files
+            group.barrier()
+            assert on_the_way.read_bytes() == alone.read_bytes()
+            found[name] = passes, files
         return found
 
 

@@ -140,7 +140,7 @@ def test_a_validation_inside_a_recovery_is_left_and_done_again(workplace: Workpl
 OBS = {
     "round_00/evaluate": 32 // 4,
     "round_01/calibrate": 16 // 4,
-    "round_01/gram": 16 // 4 + 2,
+    "round_01/gram": 2,
     "round_01/split": 2 + 2 * (3 + 8 // 4),
     "round_01/slice": 3,
     "round_01/recover": 8 // 4,

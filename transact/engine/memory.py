@@ -44,13 +44,13 @@ def assumed_gram_gib(geometry: Geometry, config: RunConfig, ranks: int) -> float
     limit = memory_limit_gib(config)
     if limit is None:
         return UNKNOWN_FREE_GIB
-    needed = estimate_memory(geometry, config, ranks, "evaluate").total() + gram_block_bytes(geometry)
+    needed = _forward(geometry, config, ranks, is_watched=True).total() + gram_block_bytes(geometry)
     return gram_gib_of(limit * GIB - needed)
 
 
 def bytes_beside_grams(geometry: Geometry, config: RunConfig, ranks: int) -> float:
     """Return the bytes that summing Gram matrices takes beside them and the weights of an engine that is open."""
-    estimate = estimate_memory(geometry, config, ranks, "evaluate")
+    estimate = _forward(geometry, config, ranks, is_watched=True)
     return estimate.total() - estimate.weights - estimate.loading + gram_block_bytes(geometry)
 
 
@@ -149,7 +149,7 @@ def estimate_memory(
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
         return _differentiating(geometry, config, ranks)
     gram = 0
-    if kind == "gram" and config.prune.method.needs_gram():
+    if kind in ("calibrate", "gram") and config.prune.method.needs_gram():  # summed in the forwards of calibration
         gram = gram_peak_bytes(geometry, assumed_gram_gib(geometry, config, ranks))
     return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
 

@@ -29,7 +29,7 @@ from transact.estimate.memory import (
     settled,
 )
 from transact.estimate.samples import text_samples
-from transact.estimate.storage import calibrated, disk_bytes
+from transact.estimate.storage import disk_bytes
 from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
@@ -43,7 +43,7 @@ from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes
 from transact.stages.preflight import check_places, check_settings, with_batch, with_sequence_length
 from transact.stages.text_checks import check_hub_texts
 from transact.stages.variant import find_cut
-from transact.stages.workload import num_ranks
+from transact.stages.workload import num_ranks, sums_grams_in_calibration
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "tokens": whole.tokens,
         "tokens_per_batch": tokens_per_batch(config),
         "adapters": _adapters(config, whole.rounds[0].geometry),
-        "calibration": _calibration(config, calibrated(to_do), ranks),
+        "calibration": _calibration(config, to_do, ranks),
         "micro_batch": micro_batch,
         "memory": _memory(config, batch, moments(to_do), ranks, whole),
         "disk_bytes": disk_bytes(config, to_do),
@@ -153,15 +153,17 @@ def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[st
     }
 
 
-def _calibration(config: RunConfig, calibrated: list[Geometry], ranks: int) -> dict[str, Any]:
+def _calibration(config: RunConfig, to_do: Outline, ranks: int) -> dict[str, Any]:
     """Return the passes and bytes that calibration needs for the first model that is calibrated, the largest."""
-    if not calibrated:
+    number = next((stage.round for stage in to_do.stages if stage.kind == "calibrate" and stage.round), None)
+    if number is None:
         return {"sequences": 0, "gram_passes": []}
-    method, geometry = config.prune.method, calibrated[0]
+    method, geometry = config.prune.method, to_do.before(number)
     found: dict[str, Any] = {"sequences": config.prune.calibration_sequences, "gram_passes": []}
     if method.needs_gram():
         gram_gib = assumed_gram_gib(geometry, config, ranks)
         found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, gram_gib)]
+        found["first_gram_pass_is_calibration"] = sums_grams_in_calibration(config, number)
         found["gram_bytes_per_rank"] = gram_peak_bytes(geometry, gram_gib)
         found["gram_bytes_on_disk"] = gram_disk_bytes(geometry)
     if method.refit == "sequential":

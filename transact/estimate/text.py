@@ -188,6 +188,8 @@ def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str
     lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
     if passes:
         turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
+        if calibration["first_gram_pass_is_calibration"]:
+            turns += ", that for the scores," if len(passes) == 1 else ", the first that for the scores,"
         lines += _wrapped(
             f"gram matrices: {turns} over {sequences} sequences, at most {max(passes)} of {num_layers} layers at a "
             f"time: {_size(calibration['gram_bytes_per_rank'])} a rank; "

@@ -36,6 +36,7 @@ class Collector:
         self._statistics = statistics
         # On the activation's own device: moving each sum to the CPU would wait for the device every time.
         self._sums: dict[tuple[str, int], Tensor] = {}
+        self._grams: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, layer: int, value: Tensor) -> None:
         """Add the float64 sums of one forward; ``name`` is that of a statistic."""
@@ -48,9 +49,9 @@ class Collector:
     def add_gram(self, name: str, layer: int, activation: Tensor) -> None:
         """Add the Gram matrix of one forward's activations; ``name`` is a field of `LayerGram`."""
         key, width = (name, layer), activation.shape[-1]
-        if key not in self._sums:
-            self._sums[key] = torch.zeros(width, width, dtype=torch.float64, device=activation.device)
-        add_gram(self._sums[key], activation)
+        if key not in self._grams:
+            self._grams[key] = torch.zeros(width, width, dtype=torch.float64, device=activation.device)
+        add_gram(self._grams[key], activation)
 
     def statistics(self, num_tokens: int) -> ActivationStatistics:
         """Return what was summed so far, on the CPU.
@@ -67,7 +68,7 @@ class Collector:
         """Return the Gram matrices of one layer and forget them here; zeros where nothing was summed."""
         width = self._geometry.num_attention_heads * self._geometry.head_dim
         sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
-        sums = {kind: self._sums.pop((kind, layer), None) for kind in sizes}
+        sums = {kind: self._grams.pop((kind, layer), None) for kind in sizes}
         return LayerGram(
             **{
                 kind: torch.zeros(size, size, dtype=torch.float64)
@@ -113,9 +114,14 @@ def collect_statistics(
 
 
 @contextmanager
-def collect_grams(model: nn.Module, geometry: Geometry, layers: range) -> Iterator[Collector]:
-    """Sum the Gram matrices of some layers of a ``LlamaForCausalLM`` until the block ends."""
-    collector = Collector(geometry)
+def collect_grams(
+    model: nn.Module, geometry: Geometry, layers: range, collector: Collector | None = None
+) -> Iterator[Collector]:
+    """Sum the Gram matrices of some layers of a ``LlamaForCausalLM`` until the block ends.
+
+    collector: that sums statistics in the same forwards; None: one of their own.
+    """
+    collector = collector or Collector(geometry)
     handles: list[RemovableHandle] = []
     try:
         blocks = decoder_layers(model)

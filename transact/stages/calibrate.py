@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,19 @@ def run_calibration(
     return num_tokens
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SummedGrams:
+    """Gram matrices of a first pass over the calibration text, summed on this rank and not written yet.
+
+    Attributes:
+        passes: the layers of every pass; those of the first are summed.
+        collector: that holds them.
+    """
+
+    passes: list[range]
+    collector: Collector
+
+
 def collect(
     job: Job, texts: Texts, model_folder: Path, needed: Sequence[Statistic] | None = None
 ) -> ActivationStatistics:
@@ -78,26 +93,37 @@ def collect(
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
+    return _collect(job, texts, model_folder, needed, with_grams=False)[0]
+
+
+def _collect(
+    job: Job, texts: Texts, model_folder: Path, needed: Sequence[Statistic] | None, *, with_grams: bool
+) -> tuple[ActivationStatistics, SummedGrams | None]:
     geometry = geometry_of(model_folder)
     if needed is None:
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
     engine_config = job.config.engine
     are_whole = texts.train.position_ids(calibration_positions(job, texts)[:1]) is None
+    assert not (needs_gradients and with_grams), "sums of gradients need the memory of Gram matrices"
     if needs_gradients:  # fused kernels rotate in place what scores read, and flash attention's backward varies
         engine_config = engine_config.repeatable()
     with (
         torch.set_grad_enabled(needs_gradients),
         job.borrow(model_folder, engine_config) as engine,
         collect_statistics(engine.module, geometry, needed, are_whole=are_whole) as collector,
+        ExitStack() as stack,
     ):
+        grams = SummedGrams(passes=choose_passes(job, geometry), collector=collector) if with_grams else None
+        if grams is not None:
+            stack.enter_context(collect_grams(engine.module, geometry, grams.passes[0], collector))
         forward = engine.differentiate if needs_gradients else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
     broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"{model_folder}: {broken_words(*broken)}")
-    return statistics
+    return statistics, grams
 
 
 def broken_words(layer: int, statistic: Statistic) -> str:
@@ -110,12 +136,19 @@ def broken_words(layer: int, statistic: Statistic) -> str:
     )
 
 
-def calibrate(job: Job, texts: Texts, model_folder: Path, output: Path) -> None:
-    """Collect the statistics of a model and write statistics.safetensors (collective)."""
-    statistics = collect(job, texts, model_folder)
+def calibrate(
+    job: Job, texts: Texts, model_folder: Path, output: Path, *, with_grams: bool = False
+) -> SummedGrams | None:
+    """Collect the statistics of a model and write statistics.safetensors (collective).
+
+    Args:
+        with_grams: sum Gram matrices in the same forwards, of as many layers as fit, and return them.
+    """
+    statistics, grams = _collect(job, texts, model_folder, None, with_grams=with_grams)
     if job.group.is_main:
         save_file(statistics.to_tensors(), temporary_name(output))
         publish(temporary_name(output), output)
+    return grams
 
 
 def read_statistics(path: Path) -> ActivationStatistics:
@@ -123,28 +156,34 @@ def read_statistics(path: Path) -> ActivationStatistics:
 
 
 @torch.no_grad()
-def collect_gram_files(job: Job, texts: Texts, model_folder: Path, output: Path) -> dict[str, Any]:
+def collect_gram_files(
+    job: Job, texts: Texts, model_folder: Path, output: Path, summed: SummedGrams | None = None
+) -> dict[str, Any]:
     """Write the Gram matrices of each layer into a file of the folder `output` (collective).
+
+    Args:
+        summed: what calibration has summed of them on its way.
 
     Returns:
         The size and digest of each file, by name.
     """
-    geometry = geometry_of(model_folder)
+    geometry, writing = geometry_of(model_folder), temporary_name(output)
     if job.group.is_main:
         fresh_temporary_folder(output)
     job.group.barrier()
     written: dict[str, Any] = {}
-    with job.borrow(model_folder) as engine:
-        passes = choose_passes(job, geometry)
-        for number, layers in enumerate(passes, start=1):
-            with collect_grams(engine.module, geometry, layers) as collector:
-                name = f"gram pass {number} of {len(passes)}"
-                share = ((number - 1) / len(passes), number / len(passes))
-                run_calibration(job, texts, collector, engine.hidden_forward, name, share)
-            for first in range(0, len(layers), job.group.world_size):
-                job.group.turn()
-                together = layers[first : first + job.group.world_size]
-                written |= _write_layers(job, together, collector, temporary_name(output))
+    if summed is not None:
+        written |= _write_pass(job, summed.passes[0], summed.collector, writing)
+    if summed is None or len(summed.passes) > 1:
+        with job.borrow(model_folder) as engine:
+            passes = choose_passes(job, geometry) if summed is None else summed.passes
+            first = 0 if summed is None else 1
+            for number, layers in enumerate(passes[first:], start=first + 1):
+                with collect_grams(engine.module, geometry, layers) as collector:
+                    name = f"gram pass {number} of {len(passes)}"
+                    share = (number - 1 - first) / len(passes[first:]), (number - first) / len(passes[first:])
+                    run_calibration(job, texts, collector, engine.hidden_forward, name, share)
+                written |= _write_pass(job, layers, collector, writing)
     digests: dict[str, Any] = {}
     for theirs in job.group.gather(written):
         digests |= theirs
@@ -170,6 +209,14 @@ def choose_passes(job: Job, geometry: Geometry) -> list[range]:
     largest = max(map(len, passes))
     job.say(f"gram matrices: {turns}, at most {largest} of {geometry.num_layers} layers at a time: {reason}")
     return passes
+
+
+def _write_pass(job: Job, layers: range, collector: Collector, folder: Path) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    for first in range(0, len(layers), job.group.world_size):
+        job.group.turn()
+        written |= _write_layers(job, layers[first : first + job.group.world_size], collector, folder)
+    return written
 
 
 def _write_layers(job: Job, layers: range, collector: Collector, folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transact.pruning.selection import Selection
 from transact.rounds import Round, Stage, outline
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.advice import run_warnings
-from transact.stages.calibrate import calibrate, collect_gram_files
+from transact.stages.calibrate import SummedGrams, calibrate, collect_gram_files
 from transact.stages.efficiency import record_latency_table
 from transact.stages.evaluate import evaluate, measure_ahead, report
 from transact.stages.finish import finish
@@ -42,6 +42,7 @@ from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
 from transact.stages.tasks import prepare_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
+from transact.stages.workload import sums_grams_in_calibration
 
 MOST_REPAIRS = 3  # of one stage
 
@@ -173,6 +174,14 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
     Those of the parent are shared by all points of a sweep.
     """
     texts, files = prepared.texts, job.round(number)
+    summed: SummedGrams | None = None
+
+    def needs_gram() -> bool:
+        # Gram matrices are removed once the round is sliced, and nothing needs them after that but a repair.
+        readers = [
+            each for each in job.outline.stages if each.round == number and each.kind in ("split", "shapes", "slice")
+        ]
+        return job.config.prune.method.needs_gram() and not all(map(job.is_finished, readers))
 
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
         if model_folder != prepared.parent:
@@ -182,21 +191,26 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
             identity |= summed_statistics(job.config, geometry_of(model_folder))
         return shared(job, kind, identity, output, work)
 
+    def sum_statistics() -> None:
+        nonlocal summed
+        in_one = sums_grams_in_calibration(job.config, number) and needs_gram()
+        in_one = in_one and not job.is_finished(Stage("gram", number))
+        summed = calibrate(job, texts, model_folder, files.statistics, with_grams=in_one)
+
+    def write_grams() -> dict[str, Any]:
+        return collect_gram_files(job, texts, model_folder, files.grams, summed)
+
     job.stage(
         Stage("calibrate", number),
         files.statistics,
-        lambda: make("statistics", files.statistics, lambda: calibrate(job, texts, model_folder, files.statistics)),
+        lambda: make("statistics", files.statistics, sum_statistics),
         reads=[model_folder],
     )
-    # Gram matrices are removed once the round is sliced, and nothing needs them after that but a repair.
-    readers = [
-        each for each in job.outline.stages if each.round == number and each.kind in ("split", "shapes", "slice")
-    ]
-    if job.config.prune.method.needs_gram() and not all(map(job.is_finished, readers)):
+    if needs_gram():
         job.stage(
             Stage("gram", number),
             files.grams,
-            lambda: make("gram", files.grams, lambda: collect_gram_files(job, texts, model_folder, files.grams)),
+            lambda: make("gram", files.grams, write_grams),
             reads=[model_folder],
         )
 

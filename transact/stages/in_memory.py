@@ -100,12 +100,10 @@ def prune_model(
     goal = geometries(prune, source)[0][-1]
     batches = _batches(calibration, config)
     with _still(model), torch.no_grad():
-        evidence = _evidence(model, batches, weights, source, prune.method, seed)
-        grams = _grams(model, batches, source, prune.method) if prune.method.needs_gram() else None
+        evidence, grams = _evidence(model, batches, weights, source, prune.method, seed)
     with torch.no_grad():
         channels = None
         if prune.method.channels == "obs":
-            assert grams is not None
             channels = {
                 goal.intermediate_size: [
                     best_channels(weights[down_projection(layer)], gram, [goal.intermediate_size], prune.method)[
@@ -225,8 +223,8 @@ def _run(model: Any, batches: list[Tensor], forward: Callable[[Tensor], object])
 
 def _evidence(
     model: Any, batches: list[Tensor], weights: Weights, source: Geometry, method: MethodConfig, seed: int
-) -> Evidence:
-    """Collect what the criteria score by: statistics, and magnitudes of weights where a criterion reads them.
+) -> tuple[Evidence, list[LayerGram]]:
+    """Collect what the criteria score by, and the Gram matrices of all layers, none where the method needs none.
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
@@ -239,11 +237,13 @@ def _evidence(
         logits = model(input_ids=tokens, use_cache=False).logits.float()
         torch.autograd.backward(functional.cross_entropy(logits.flatten(0, 1), next_token_targets(tokens).flatten()))
 
-    criteria = Criteria.of(method)
+    criteria, passes = Criteria.of(method), _gram_passes(model, source, method)
     needed = criteria.statistics(source)
+    first = passes.pop(0) if passes and not criteria.needs_gradients else range(0)  # in the same forwards
     with (
         torch.set_grad_enabled(criteria.needs_gradients),
         collect_statistics(model, source, needed, are_whole=True) as collector,
+        collect_grams(model, source, first, collector),
     ):
         _run(model, batches, differentiate if criteria.needs_gradients else hidden_forward)
         statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
@@ -251,7 +251,13 @@ def _evidence(
     if broken is not None:
         raise UnusableModel(f"model: {broken_words(*broken)}")
     magnitude = _magnitudes(weights, source) if criteria.looks_at_weights else None
-    return Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
+    evidence = Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
+    grams = [_taken(collector, layer) for layer in first]
+    for layers in passes:
+        with collect_grams(model, source, layers) as collector:
+            _run(model, batches, hidden_forward)
+        grams += [_taken(collector, layer) for layer in layers]
+    return evidence, grams
 
 
 def _magnitudes(weights: Weights, source: Geometry) -> Scores:
@@ -263,21 +269,18 @@ def _magnitudes(weights: Weights, source: Geometry) -> Scores:
     return stack_scores(found)
 
 
-def _grams(model: Any, batches: list[Tensor], source: Geometry, method: MethodConfig) -> list[LayerGram]:
-    """Return the Gram matrices of every layer on the CPU, rounded to float32 as a job's files are."""
-    found: list[LayerGram] = []
-
-    def taken(collector: Collector, layer: int) -> LayerGram:
-        tensors = collector.take_gram(layer).to_tensors()
-        return LayerGram.from_tensors({name: tensor.to("cpu", torch.float32) for name, tensor in tensors.items()})
-
+def _gram_passes(model: Any, source: Geometry, method: MethodConfig) -> list[range]:
+    """Return the layers whose Gram matrices are summed at a time; none where the method needs none."""
+    if not method.needs_gram():
+        return []
     kept = gram_disk_bytes(source) if model.device.type == "cpu" else 0
-    gram_gib = method.gram_gib or gram_gib_of(free_bytes(model.device) - kept)
-    for layers in gram_passes(source, gram_gib):
-        with collect_grams(model, source, layers) as collector:
-            _run(model, batches, lambda tokens: model(input_ids=tokens, use_cache=False, logits_to_keep=1))
-        found += [taken(collector, layer) for layer in layers]
-    return found
+    return gram_passes(source, method.gram_gib or gram_gib_of(free_bytes(model.device) - kept))
+
+
+def _taken(collector: Collector, layer: int) -> LayerGram:
+    """Return a layer's Gram matrices on the CPU, rounded to float32 as a job's files are."""
+    tensors = collector.take_gram(layer).to_tensors()
+    return LayerGram.from_tensors({name: tensor.to("cpu", torch.float32) for name, tensor in tensors.items()})
 
 
 def _cut(
@@ -287,7 +290,7 @@ def _cut(
     selection: Selection,
     method: MethodConfig,
     batches: list[Tensor],
-    grams: list[LayerGram] | None,
+    grams: list[LayerGram],
 ) -> Weights:
     """Return all weights after the cut, each rounded to the dtype that it had, on its device."""
     device = weights[EMBEDDING].device
@@ -310,7 +313,7 @@ def _cut(
         tensors = {name: weights[name].detach().float() for name in group}
         if layer is None:
             cut = tensors
-        elif grams is None:
+        elif not grams:
             cut = slice_tensors(tensors, selection)
         elif streams is None:
             cut = slice_tensors(tensors, selection, _moved(grams[layer], device), ridge)

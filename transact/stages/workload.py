@@ -51,11 +51,14 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
     calibrated = config.prune.calibration_sequences * context
     # Weights are frozen: a backward is the work of one forward.
     passes = 2 if Criteria.of(method).needs_gradients else 1
+    summed, passed = _gram_flops(config, before, is_begun=sums_grams_in_calibration(config, each.number))
     after = each.geometry
     teacher = None if config.recover.objective == "cross_entropy" or config.mode == "pretrain" else parent
     return {
-        "calibrate": passes * calibrated * float(before.flops_per_token(context)) + _pair_gains_flops(config, before),
-        "gram": _gram_flops(config, before),
+        "calibrate": passes * calibrated * float(before.flops_per_token(context))
+        + _pair_gains_flops(config, before)
+        + summed,
+        "gram": passed,
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
         "shapes": _shapes_flops(config, before, after),
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
@@ -63,6 +66,16 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "recover": _recover_flops(config, each, teacher),
         "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
+
+
+def sums_grams_in_calibration(config: RunConfig, number: int) -> bool:
+    """Return whether the calibration of a round sums Gram matrices in its own forwards.
+
+    Not where it differentiates, which needs the memory, nor where points of a sweep share statistics and matrices:
+    another point may have made one of them.
+    """
+    method, is_shared = config.prune.method, config.share_dir is not None and number == 1
+    return method.needs_gram() and not is_shared and not Criteria.of(method).needs_gradients
 
 
 def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
@@ -113,15 +126,18 @@ def _pair_gains_flops(config: RunConfig, geometry: Geometry) -> float:
     return PAIR_GAINS_WEIGHT * keys * heads * 2 * geometry.head_dim**2
 
 
-def _gram_flops(config: RunConfig, geometry: Geometry) -> float:
+def _gram_flops(config: RunConfig, geometry: Geometry, *, is_begun: bool) -> tuple[float, float]:
+    """Return the FLOPs of Gram matrices in calibration, where their first pass is in it, and in their own stage."""
     context, method = config.data.sequence_length, config.prune.method
     if not method.needs_gram():
-        return 0.0
+        return 0.0, 0.0
     calibrated = config.prune.calibration_sequences * context
     passes = len(gram_passes(geometry, assumed_gram_gib(geometry, config, num_ranks(config))))
     width = geometry.num_attention_heads * geometry.head_dim
     sums = 2 * geometry.num_layers * GRAM_SHARE * (width**2 + geometry.intermediate_size**2)
-    return calibrated * (passes * geometry.flops_per_token(context) + GRAM_WEIGHT * sums)
+    summed = calibrated * GRAM_WEIGHT * sums / passes
+    of_pass = calibrated * geometry.flops_per_token(context) + summed
+    return (summed, (passes - 1) * of_pass) if is_begun else (0.0, passes * of_pass)
 
 
 def elimination_share(config: RunConfig, outline: Outline) -> float:
