@@ -53,7 +53,7 @@ def channel_agreement(
     agreement = {}
     for dtype in DTYPES:
         here = replace(job, config=replace(config, engine=replace(engine, dtype=dtype)))
-        found = kept_units(selection_of(collect(here, texts, model), target, geometry))
+        found = kept_units(selection_of(collect(here, texts, model)[0], target, geometry))
         agreement[dtype] = len(found & expected) / len(expected)
     return agreement
 

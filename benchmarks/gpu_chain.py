@@ -51,7 +51,7 @@ ERROR_LINE = re.compile(r"^(\[rank\d+\]: )?[\w.]*(Error|Failed|Diverged|Unusable
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 300.0
 NOT_WORSE = 1.02  # times the perplexity: few steps on random tokens, validated on others
-ESTIMATED = (Stage("gram", 1), Stage("recover", 1), Stage("recover", 2))
+ESTIMATED = (Stage("calibrate", 1), Stage("recover", 1), Stage("recover", 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from transact.files import copy_finished, publish, read_json, temporary_name, wr
 from transact.pruning.statistics import ActivationStatistics, Statistic
 from transact.rounds import Stage
 from transact.runs.software import git_revision
-from transact.stages.calibrate import calibration_positions, collect, collect_gram_files
+from transact.stages.calibrate import SummedGrams, calibration_positions, collect, collect_gram_files
 from transact.stages.chain import Prepared
 from transact.stages.job import Job
 
@@ -25,7 +25,8 @@ from transact.stages.job import Job
 def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> dict[str, Any]:
     """Make statistics and Gram matrices for all methods in `folder`, unless they are there, and return what it was.
 
-    Sums of gradients have a pass of their own, so that the seconds of the others are what a run without them takes.
+    As in a run the first Gram matrices are summed with the statistics; sums of gradients have a pass of their own, so
+    that the seconds of the others are what a run without them takes.
     """
     texts, parent = prepared.texts, prepared.parent
     tokens = texts.train.sequences(calibration_positions(job, texts))
@@ -44,6 +45,7 @@ def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], fo
     folder.mkdir(parents=True)
     seconds: dict[str, float] = {}
     tensors: dict[str, torch.Tensor] = {}
+    summed: SummedGrams | None = None
     for kind, wanted in (
         ("statistics", [each for each in needed if not each.needs_gradients]),
         ("gradients", [each for each in needed if each.needs_gradients]),
@@ -51,13 +53,14 @@ def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], fo
         if wanted:
             say(f"calibration: {kind} ({', '.join(each.name for each in wanted)}) of {tokens.numel():,} tokens")
             begun = time.monotonic()
-            tensors |= collect(job, texts, parent, wanted).to_tensors()
+            found_sums, found_grams = collect(job, texts, parent, wanted, with_grams=kind == "statistics")
+            tensors, summed = tensors | found_sums.to_tensors(), summed or found_grams
             seconds[kind] = time.monotonic() - begun
     save_file(ActivationStatistics.from_tensors(tensors).to_tensors(), temporary_name(statistics))
     publish(temporary_name(statistics), statistics)
     say(f"calibration: Gram matrices of {tokens.numel():,} tokens")
     begun = time.monotonic()
-    collect_gram_files(job, texts, parent, folder / "gram")
+    collect_gram_files(job, texts, parent, folder / "gram", summed)
     seconds["gram"] = time.monotonic() - begun
     found = {"identity": identity, "tokens": tokens.numel(), "statistics": names, "seconds": seconds}
     write_json(described, found)

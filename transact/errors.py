@@ -174,6 +174,7 @@ REMEDIES = {
     "memory/activations": "a smaller engine.micro_batch_sequences",
     "memory/activations/recover": "a smaller engine.micro_batch_sequences, or engine.activation_checkpointing=true",
     "memory/logits": "a smaller engine.micro_batch_sequences",
+    "memory/statistics": "ranks with more memory each: every one holds the sums of all layers",
     "memory/gram": "a smaller prune.method.gram_gib",
     "memory/gram/slice": "ranks with more memory each: they do not divide the least squares of a layer",
     "memory/gram/shapes": "ranks with more memory each (each holds all projections of a shape), or uniform shapes",

@@ -27,7 +27,7 @@ from transact.runs.metrics import read_metrics
 STAGES = {
     "round_00/evaluate": ["data.evaluation_sequences=2000"],
     "round_01/calibrate": ["prune.calibration_sequences=400"],
-    "round_01/gram": ["prune.calibration_sequences=400"],
+    "round_01/gram": ["prune.calibration_sequences=400", "prune.method.gram_gib=1e-9"],  # a layer has its own pass
     "round_01/split": ["prune.split=auto", "recover.validation_sequences=120"],
     "round_01/slice": ["prune.calibration_sequences=400"],
     "round_01/recover": ["recover.tokens=1600000", "recover.objective=cross_entropy"],
@@ -178,3 +178,4 @@ def test_every_piece_of_a_stage_is_a_moment_to_stop(
     overrides = [*workplace.overrides(f"moments_{name}"), "recover.tokens=2048", *settings]
     (looked,) = run_on_ranks(1, moments_of, overrides)
     assert {stage: count for stage, count in least.items() if looked.get(stage, 0) < count} == {}, looked
+    assert looked["round_01/gram"] < 16 // 4, "Gram matrices are summed in the forwards of calibration"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 
 from transact.config.machines import EngineConfig
-from transact.engine.gram_memory import FLOAT32_BYTES
+from transact.engine.gram_memory import FLOAT32_BYTES, FLOAT64_BYTES
 from transact.geometry import Geometry
+from transact.pruning.criteria import Criteria
 
 BYTES_BY_DTYPE = {"float32": 4, "bfloat16": 2}
 
@@ -26,6 +28,12 @@ def watched_bytes(geometry: Geometry, width: int) -> float:
     """
     copies = FLOAT32_BYTES * (2 if width == 2 else 1)
     return geometry.intermediate_size * (width + copies) + 7 * geometry.hidden_size * width
+
+
+def statistics_bytes(geometry: Geometry, criteria: Criteria) -> int:
+    """Return the bytes of what calibration sums for the scores, in float64, of every layer."""
+    shapes = [each.shape(geometry) for each in criteria.statistics(geometry)]
+    return geometry.num_layers * sum(map(math.prod, shapes)) * FLOAT64_BYTES
 
 
 def _layer_bytes(geometry: Geometry, dtype: str, *, is_frozen: bool = False) -> float:

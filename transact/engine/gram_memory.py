@@ -36,6 +36,13 @@ def gram_passes(geometry: Geometry, gram_gib: float) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
+def passes_in_words(count: int, *, begins_with_scores: bool) -> str:
+    """Return how often the text is calibrated on. begins_with_scores: the first pass sums statistics too."""
+    if count == 1:
+        return "1 pass, that for the scores" if begins_with_scores else "1 pass"
+    return f"{count} passes, the first for the scores too" if begins_with_scores else f"{count} passes"
+
+
 def gram_gib_of(free: float) -> float:
     """Return the GiB of Gram matrices to sum at a time. free: bytes, beside all else that the stage needs."""
     return FREE_SHARE * max(0.0, free) / GIB

@@ -14,7 +14,13 @@ from transact.config.accelerators import BY_NAME
 from transact.config.machines import FLASH_ATTENTION, EngineConfig
 from transact.config.pruning import LOGIT_CHUNK_ELEMENTS
 from transact.config.run import RunConfig
-from transact.engine.activation_memory import BYTES_BY_DTYPE, activation_bytes, forward_bytes, watched_bytes
+from transact.engine.activation_memory import (
+    BYTES_BY_DTYPE,
+    activation_bytes,
+    forward_bytes,
+    statistics_bytes,
+    watched_bytes,
+)
 from transact.engine.gram_memory import (
     FLOAT32_BYTES,
     GIB,
@@ -54,27 +60,6 @@ def bytes_beside_grams(geometry: Geometry, config: RunConfig, ranks: int) -> flo
     return estimate.total() - estimate.weights - estimate.loading + gram_block_bytes(geometry)
 
 
-CHECKED_TOKENS = 512  # whose logits are compared at export
-CHECKED_ROWS = 8192  # of the output layer that is read at a time
-
-
-def whole_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
-    """Return the bytes with which one rank computes logits of the whole exported model in float32.
-
-    Without the logits that they are compared with, and what is mapped of files.
-    """
-    at_work = tokens * (geometry.vocab_size + forward_bytes(geometry, 1))
-    return (geometry.parameters() + at_work) * FLOAT32_BYTES
-
-
-def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
-    """Return the bytes of the same with one layer in memory at a time, and the output layer in parts."""
-    layer = geometry.largest_layer() + tokens * forward_bytes(geometry, 1)
-    rows = min(CHECKED_ROWS, geometry.vocab_size)
-    output = tokens * geometry.vocab_size + rows * (tokens + geometry.hidden_size)
-    return max(layer, output) * FLOAT32_BYTES
-
-
 STAGE_KINDS = ("evaluate", "calibrate", "gram", "shapes", "slice", "recover")  # those whose memory is estimated
 # Sizes of a projection that a search for shapes keeps in the machine's memory, the best shape's and the one that is
 # tried, besides the one that computes.
@@ -106,6 +91,7 @@ class MemoryEstimate:
         loading: float32 weights while a bfloat16 model is made, in the machine's memory; on CPUs alone.
         logits: of a chunk of tokens, and what the loss makes of them.
         update: what the optimizer's step holds beside the above, where that moment is worse than the backward.
+        statistics: what calibration sums for the scores.
         gram: Gram matrices in calibration, and the least squares that they are for.
         teacher: the dense parent in distillation.
     """
@@ -119,6 +105,7 @@ class MemoryEstimate:
     loading: float = 0.0
     logits: float = 0.0
     update: float = 0.0
+    statistics: float = 0.0
     gram: float = 0.0
     teacher: float = 0.0
 
@@ -149,7 +136,9 @@ def estimate_memory(
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
         return _differentiating(geometry, config, ranks)
     gram = 0
-    if kind in ("calibrate", "gram") and config.prune.method.needs_gram():  # summed in the forwards of calibration
+    # Summed in the forwards of calibration, but for the parent of a sweep.
+    kinds = ("calibrate", "gram") if config.share_dir is None else ("gram",)
+    if kind in kinds and config.prune.method.needs_gram():
         gram = gram_peak_bytes(geometry, assumed_gram_gib(geometry, config, ranks))
     return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
 
@@ -161,6 +150,8 @@ def _forward(
     per_token = max(forward_bytes(geometry, width), watched_bytes(geometry, width) if is_watched else 0)
     activations = float(_tokens(config) * per_token + _mask_elements(config) * width)
     at_work = {"activations": activations, "gram": float(gram)}
+    if is_watched:
+        at_work["statistics"] = float(statistics_bytes(geometry, Criteria.of(config.prune.method)))
     return _without_optimizer(geometry, config, ranks, at_work)
 
 

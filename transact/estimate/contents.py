@@ -15,9 +15,7 @@ from transact.engine.gram_memory import (
 )
 from transact.engine.memory import (
     assumed_gram_gib,
-    layer_check_bytes,
     memory_limit_gib,
-    whole_check_bytes,
 )
 from transact.engine.trained import adapter_parameters
 from transact.errors import DONE, printable, refuse, speaks
@@ -41,6 +39,7 @@ from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.advice import run_warnings
 from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
 from transact.stages.preflight import check_places, check_settings, with_batch, with_sequence_length
+from transact.stages.stock_logits import layer_check_bytes, whole_check_bytes
 from transact.stages.text_checks import check_hub_texts
 from transact.stages.variant import find_cut
 from transact.stages.workload import num_ranks, sums_grams_in_calibration
@@ -163,7 +162,7 @@ def _calibration(config: RunConfig, to_do: Outline, ranks: int) -> dict[str, Any
     if method.needs_gram():
         gram_gib = assumed_gram_gib(geometry, config, ranks)
         found["gram_passes"] = [len(layers) for layers in gram_passes(geometry, gram_gib)]
-        found["first_gram_pass_is_calibration"] = sums_grams_in_calibration(config, number)
+        found["gram_begins_with_scores"] = sums_grams_in_calibration(config, number)
         found["gram_bytes_per_rank"] = gram_peak_bytes(geometry, gram_gib)
         found["gram_bytes_on_disk"] = gram_disk_bytes(geometry)
     if method.refit == "sequential":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
-from transact.engine.activation_memory import BYTES_BY_DTYPE
-from transact.engine.gram_memory import FLOAT32_BYTES, FLOAT64_BYTES, gram_disk_bytes
+from transact.engine.activation_memory import BYTES_BY_DTYPE, statistics_bytes
+from transact.engine.gram_memory import FLOAT32_BYTES, gram_disk_bytes
 from transact.engine.memory import TRAINED_COPIES
 from transact.engine.trained import Trained
 from transact.geometry import Geometry
@@ -34,7 +33,7 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     stages that are taken over are links to those of another run.
     """
     stored, rounds = BYTES_BY_DTYPE[config.model.dtype], outline.rounds
-    before = calibrated(outline)
+    before = _calibrated(outline)
     trained = [each.geometry for each in rounds if Stage("recover", each.number) in outline.stages]
     models = [
         stored * each.geometry.parameters() * sum(Stage(kind, each.number) in outline.stages for kind in MODEL_STAGES)
@@ -46,7 +45,7 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
         kept, at_most = models[-1], max(map(sum, zip(models, [0, *models], strict=False)))
     parts = {
         "sliced_and_recovered": kept,
-        "statistics": sum(_statistics_bytes(config, each) for each in before),
+        "statistics": sum(statistics_bytes(each, Criteria.of(config.prune.method)) for each in before),
         "export": rounds[-1].geometry.parameters() * BYTES_BY_DTYPE[_export_dtype(config)],
         "gguf": 0,
         "executorch": 0,
@@ -71,7 +70,7 @@ def disk_bytes(config: RunConfig, outline: Outline) -> dict[str, int]:
     }
 
 
-def calibrated(outline: Outline) -> list[Geometry]:
+def _calibrated(outline: Outline) -> list[Geometry]:
     """Return the dimensions of the models that are calibrated."""
     return [outline.before(stage.round) for stage in outline.stages if stage.kind == "calibrate" and stage.round]
 
@@ -106,12 +105,6 @@ def executorch_bytes(geometry: Geometry) -> int:
 def _half_file_bytes(config: RunConfig, geometry: Geometry) -> int:
     """Return the bytes of the float16 file that K-quants are made of; 0 for other types."""
     return gguf_bytes(geometry, "f16") if config.export.gguf in BITS_OF_FALLBACK else 0
-
-
-def _statistics_bytes(config: RunConfig, geometry: Geometry) -> int:
-    """Return the bytes of the calibration statistics: sums in float64, of every layer."""
-    collected = Criteria.of(config.prune.method).statistics(geometry)
-    return geometry.num_layers * sum(math.prod(each.shape(geometry)) for each in collected) * FLOAT64_BYTES
 
 
 def _token_bytes(config: RunConfig, outline: Outline) -> int:

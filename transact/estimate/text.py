@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from transact.engine.gram_memory import GIB
+from transact.engine.gram_memory import GIB, passes_in_words
 from transact.pruning.limits import limit_words
 
 MAX_WARNINGS = 5
@@ -187,11 +187,9 @@ def _calibration_lines(calibration: dict[str, Any], num_layers: int) -> list[str
         return []
     lines = [f"calibration: 1 pass over {sequences} sequences for the scores"]
     if passes:
-        turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
-        if calibration["first_gram_pass_is_calibration"]:
-            turns += ", that for the scores," if len(passes) == 1 else ", the first that for the scores,"
+        turns = passes_in_words(len(passes), begins_with_scores=calibration["gram_begins_with_scores"])
         lines += _wrapped(
-            f"gram matrices: {turns} over {sequences} sequences, at most {max(passes)} of {num_layers} layers at a "
+            f"gram matrices: {turns}; over {sequences} sequences, at most {max(passes)} of {num_layers} layers at a "
             f"time: {_size(calibration['gram_bytes_per_rank'])} a rank; "
             f"{_size(calibration['gram_bytes_on_disk'])} on the disk until the round is sliced"
         )

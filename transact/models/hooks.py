@@ -36,6 +36,7 @@ class Collector:
         self._statistics = statistics
         # On the activation's own device: moving each sum to the CPU would wait for the device every time.
         self._sums: dict[tuple[str, int], Tensor] = {}
+        # Apart: they have names of statistics, and stay until each layer's is written.
         self._grams: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, layer: int, value: Tensor) -> None:
@@ -63,6 +64,10 @@ class Collector:
         for (name, layer), value in self._sums.items():
             collected.sums[name][layer] = value.cpu()
         return collected
+
+    def forget_statistics(self) -> None:
+        """Free what was summed for statistics; Gram matrices stay."""
+        self._sums.clear()
 
     def take_gram(self, layer: int) -> LayerGram:
         """Return the Gram matrices of one layer and forget them here; zeros where nothing was summed."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transact.data.order import micro_batches
 from transact.distributed.process import ProcessGroup
 from transact.engine.free_memory import free_bytes_of_rank
-from transact.engine.gram_memory import GIB, gram_gib_of, gram_passes
+from transact.engine.gram_memory import GIB, gram_gib_of, gram_passes, passes_in_words
 from transact.engine.memory import bytes_beside_grams
 from transact.files import fresh_temporary_folder, publish, temporary_name
 from transact.geometry import Geometry
@@ -83,29 +83,32 @@ class SummedGrams:
 
 
 def collect(
-    job: Job, texts: Texts, model_folder: Path, needed: Sequence[Statistic] | None = None
-) -> ActivationStatistics:
-    """Run the calibration sequences through a model and return the statistics, the same on every rank (collective).
+    job: Job,
+    texts: Texts,
+    model_folder: Path,
+    needed: Sequence[Statistic] | None = None,
+    *,
+    with_grams: bool = False,
+) -> tuple[ActivationStatistics, SummedGrams | None]:
+    """Run the calibration sequences through a model and return what is summed (collective).
 
     Args:
         needed: what to sum; None: what the job's method reads.
+        with_grams: sum Gram matrices in the same forwards, of as many layers as fit.
+
+    Returns:
+        The statistics, the same on every rank, and this rank's Gram matrices where they are asked for.
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
     """
-    return _collect(job, texts, model_folder, needed, with_grams=False)[0]
-
-
-def _collect(
-    job: Job, texts: Texts, model_folder: Path, needed: Sequence[Statistic] | None, *, with_grams: bool
-) -> tuple[ActivationStatistics, SummedGrams | None]:
     geometry = geometry_of(model_folder)
     if needed is None:
         needed = Criteria.of(job.config.prune.method).statistics(geometry)
     needs_gradients = any(each.needs_gradients for each in needed)
     engine_config = job.config.engine
     are_whole = texts.train.position_ids(calibration_positions(job, texts)[:1]) is None
-    assert not (needs_gradients and with_grams), "sums of gradients need the memory of Gram matrices"
+    assert not (needs_gradients and with_grams), "a backward leaves no room for Gram matrices"
     if needs_gradients:  # fused kernels rotate in place what scores read, and flash attention's backward varies
         engine_config = engine_config.repeatable()
     with (
@@ -114,12 +117,15 @@ def _collect(
         collect_statistics(engine.module, geometry, needed, are_whole=are_whole) as collector,
         ExitStack() as stack,
     ):
-        grams = SummedGrams(passes=choose_passes(job, geometry), collector=collector) if with_grams else None
-        if grams is not None:
+        grams = None
+        if with_grams:
+            passes = choose_passes(job, geometry, begins_with_scores=True)
+            grams = SummedGrams(passes=passes, collector=collector)
             stack.enter_context(collect_grams(engine.module, geometry, grams.passes[0], collector))
         forward = engine.differentiate if needs_gradients else engine.hidden_forward
         num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
+        collector.forget_statistics()
     broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"{model_folder}: {broken_words(*broken)}")
@@ -144,7 +150,7 @@ def calibrate(
     Args:
         with_grams: sum Gram matrices in the same forwards, of as many layers as fit, and return them.
     """
-    statistics, grams = _collect(job, texts, model_folder, None, with_grams=with_grams)
+    statistics, grams = collect(job, texts, model_folder, with_grams=with_grams)
     if job.group.is_main:
         save_file(statistics.to_tensors(), temporary_name(output))
         publish(temporary_name(output), output)
@@ -177,11 +183,11 @@ def collect_gram_files(
     if summed is None or len(summed.passes) > 1:
         with job.borrow(model_folder) as engine:
             passes = choose_passes(job, geometry) if summed is None else summed.passes
-            first = 0 if summed is None else 1
-            for number, layers in enumerate(passes[first:], start=first + 1):
+            left = passes if summed is None else passes[1:]
+            for done, layers in enumerate(left):
                 with collect_grams(engine.module, geometry, layers) as collector:
-                    name = f"gram pass {number} of {len(passes)}"
-                    share = (number - 1 - first) / len(passes[first:]), (number - first) / len(passes[first:])
+                    name = f"gram pass {len(passes) - len(left) + done + 1} of {len(passes)}"
+                    share = (done / len(left), (done + 1) / len(left))
                     run_calibration(job, texts, collector, engine.hidden_forward, name, share)
                 written |= _write_pass(job, layers, collector, writing)
     digests: dict[str, Any] = {}
@@ -192,10 +198,11 @@ def collect_gram_files(
     return digests
 
 
-def choose_passes(job: Job, geometry: Geometry) -> list[range]:
+def choose_passes(job: Job, geometry: Geometry, *, begins_with_scores: bool = False) -> list[range]:
     """Return the layers of every pass for Gram matrices, and say what they follow from (collective).
 
-    Equal on all ranks. The engine is open, so what is free now is beside its weights.
+    Equal on all ranks. The engine is open, so what is free now is beside its weights. begins_with_scores: as of
+    `passes_in_words`.
     """
     asked = job.config.prune.method.gram_gib
     if asked is None:
@@ -205,13 +212,14 @@ def choose_passes(job: Job, geometry: Geometry) -> list[range]:
         reason = f"{-least / GIB:.1f} GiB are free on the rank that has the least"
     else:
         passes, reason = gram_passes(geometry, asked), f"prune.method.gram_gib={asked:g}"
-    turns = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
+    turns = passes_in_words(len(passes), begins_with_scores=begins_with_scores)
     largest = max(map(len, passes))
     job.say(f"gram matrices: {turns}, at most {largest} of {geometry.num_layers} layers at a time: {reason}")
     return passes
 
 
 def _write_pass(job: Job, layers: range, collector: Collector, folder: Path) -> dict[str, Any]:
+    """Write the matrices of a pass, layers of as many ranks as there are at a time (collective)."""
     written: dict[str, Any] = {}
     for first in range(0, len(layers), job.group.world_size):
         job.group.turn()

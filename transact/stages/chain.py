@@ -176,15 +176,8 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
     texts, files = prepared.texts, job.round(number)
     summed: SummedGrams | None = None
 
-    def needs_gram() -> bool:
-        # Gram matrices are removed once the round is sliced, and nothing needs them after that but a repair.
-        readers = [
-            each for each in job.outline.stages if each.round == number and each.kind in ("split", "shapes", "slice")
-        ]
-        return job.config.prune.method.needs_gram() and not all(map(job.is_finished, readers))
-
     def make(kind: str, output: Path, work: Work) -> dict[str, Any] | None:
-        if model_folder != prepared.parent:
+        if number > 1:
             return work()
         identity = gram_identity(job.config, texts, prepared.record["files"])
         if kind == "statistics":
@@ -193,9 +186,12 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
 
     def sum_statistics() -> None:
         nonlocal summed
-        in_one = sums_grams_in_calibration(job.config, number) and needs_gram()
-        in_one = in_one and not job.is_finished(Stage("gram", number))
-        summed = calibrate(job, texts, model_folder, files.statistics, with_grams=in_one)
+        with_grams = (
+            sums_grams_in_calibration(job.config, number)
+            and _needs_grams(job, number)
+            and not job.is_finished(Stage("gram", number))
+        )
+        summed = calibrate(job, texts, model_folder, files.statistics, with_grams=with_grams)
 
     def write_grams() -> dict[str, Any]:
         return collect_gram_files(job, texts, model_folder, files.grams, summed)
@@ -206,13 +202,23 @@ def calibrate_round(job: Job, prepared: Prepared, number: int, model_folder: Pat
         lambda: make("statistics", files.statistics, sum_statistics),
         reads=[model_folder],
     )
-    if needs_gram():
+    if _needs_grams(job, number):
         job.stage(
             Stage("gram", number),
             files.grams,
             lambda: make("gram", files.grams, write_grams),
             reads=[model_folder],
         )
+
+
+def _needs_grams(job: Job, number: int) -> bool:
+    """Return whether a stage of the round will read Gram matrices (collective).
+
+    They are removed once the round is sliced, and nothing needs them after that but a repair.
+    """
+    kinds = ("split", "shapes", "slice")
+    readers = [each for each in job.outline.stages if each.round == number and each.kind in kinds]
+    return job.config.prune.method.needs_gram() and not all(map(job.is_finished, readers))
 
 
 def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:

@@ -10,7 +10,6 @@ import torch
 from transact.engine.engine import open_engine
 from transact.engine.free_memory import free_bytes
 from transact.engine.gram_memory import FLOAT32_BYTES, GIB
-from transact.engine.memory import CHECKED_TOKENS
 from transact.errors import Failure
 from transact.export.executorch import cached_tokens, executorch_logits, write_executorch
 from transact.export.folder import write_export
@@ -25,6 +24,7 @@ from transact.pruning.targets import K_QUANT_BLOCK, Q4_BLOCK, float16_rows
 from transact.stages.job import Job
 from transact.stages.stock_logits import stock_logits
 from transact.stages.texts import Texts
+from transact.stages.workload import CHECKED_TOKENS
 
 CHECKED_SEQUENCES = 2
 CHECKED_LENGTH = CHECKED_TOKENS // CHECKED_SEQUENCES

@@ -41,6 +41,7 @@ from transact.models.stock import stock_class
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
 from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Selection
+from transact.pruning.statistics import ActivationStatistics
 from transact.rounds import geometries
 from transact.stages.calibrate import broken_words
 from transact.stages.preflight import check_criteria, check_length, check_method
@@ -100,8 +101,10 @@ def prune_model(
     goal = geometries(prune, source)[0][-1]
     batches = _batches(calibration, config)
     with _still(model), torch.no_grad():
-        evidence, grams = _evidence(model, batches, weights, source, prune.method, seed)
+        statistics, grams = _sums(model, batches, source, prune.method)
     with torch.no_grad():
+        magnitude = _magnitudes(weights, source) if Criteria.of(prune.method).looks_at_weights else None
+        evidence = Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
         channels = None
         if prune.method.channels == "obs":
             channels = {
@@ -221,10 +224,10 @@ def _run(model: Any, batches: list[Tensor], forward: Callable[[Tensor], object])
         forward(tokens.to(model.device))
 
 
-def _evidence(
-    model: Any, batches: list[Tensor], weights: Weights, source: Geometry, method: MethodConfig, seed: int
-) -> tuple[Evidence, list[LayerGram]]:
-    """Collect what the criteria score by, and the Gram matrices of all layers, none where the method needs none.
+def _sums(
+    model: Any, batches: list[Tensor], source: Geometry, method: MethodConfig
+) -> tuple[ActivationStatistics, list[LayerGram]]:
+    """Run the batches and return the statistics, and the Gram matrices of all layers; none where none are needed.
 
     Raises:
         UnusableModel: an activation is infinite or not a number; names the layer.
@@ -246,18 +249,16 @@ def _evidence(
         collect_grams(model, source, first, collector),
     ):
         _run(model, batches, differentiate if criteria.needs_gradients else hidden_forward)
-        statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
+    statistics = collector.statistics(sum(tokens.numel() for tokens in batches))
     broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"model: {broken_words(*broken)}")
-    magnitude = _magnitudes(weights, source) if criteria.looks_at_weights else None
-    evidence = Evidence(geometry=source, statistics=statistics, magnitude=magnitude, seed=seed)
     grams = [_taken(collector, layer) for layer in first]
     for layers in passes:
         with collect_grams(model, source, layers) as collector:
             _run(model, batches, hidden_forward)
         grams += [_taken(collector, layer) for layer in layers]
-    return evidence, grams
+    return statistics, grams
 
 
 def _magnitudes(weights: Weights, source: Geometry) -> Scores:

@@ -9,16 +9,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transact.engine.activation_memory import forward_bytes
 from transact.engine.free_memory import free_bytes
-from transact.engine.gram_memory import FREE_SHARE, GIB
-from transact.engine.memory import CHECKED_ROWS, whole_check_bytes
+from transact.engine.gram_memory import FLOAT32_BYTES, FREE_SHARE, GIB
 from transact.files import read_json
+from transact.geometry import Geometry
 from transact.models.folder import geometry_of
 from transact.models.llama import is_stock, layer_of
 from transact.models.model_files import check_shards
 from transact.models.stock import check_stock, load_model
 from transact.models.tensor_files import ModelReader
 from transact.stages.sequential import EMBEDDING, SingleLayer
+from transact.stages.workload import CHECKED_TOKENS
+
+CHECKED_ROWS = 8192  # of the output layer that is read at a time
+
+
+def whole_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
+    """Return the bytes with which one rank computes logits of the whole exported model in float32.
+
+    Without the logits that they are compared with, and what is mapped of files.
+    """
+    at_work = tokens * (geometry.vocab_size + forward_bytes(geometry, 1))
+    return (geometry.parameters() + at_work) * FLOAT32_BYTES
+
+
+def layer_check_bytes(geometry: Geometry, tokens: int = CHECKED_TOKENS) -> float:
+    """Return the bytes of the same with one layer in memory at a time, and the output layer in parts."""
+    layer = geometry.largest_layer() + tokens * forward_bytes(geometry, 1)
+    rows = min(CHECKED_ROWS, geometry.vocab_size)
+    output = tokens * geometry.vocab_size + rows * (tokens + geometry.hidden_size)
+    return max(layer, output) * FLOAT32_BYTES
 
 
 def stock_logits(

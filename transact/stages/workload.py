@@ -12,13 +12,15 @@ from dataclasses import replace
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.engine.gram_memory import gram_passes
-from transact.engine.memory import CHECKED_TOKENS, assumed_gram_gib
+from transact.engine.memory import assumed_gram_gib
 from transact.engine.trained import adapter_parameters
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
 from transact.pruning.pair_gains import POSITIONS
 from transact.pruning.refit import GRAM_BANDS
 from transact.rounds import Outline, Round, Stage, shape_evaluations, steps_to_validate, tokens_per_batch
+
+CHECKED_TOKENS = 512  # whose logits are compared at export
 
 # Time of one such FLOP relative to one of a forward, from one run of a 135M-parameter model on two busy CPU cores.
 GRAM_WEIGHT = 2.0  # float64 sums

@@ -13,7 +13,6 @@ from benchmarks.allocations import allocated_peak
 from tests.support.report_folders import LLAMA_7B
 from tests.support.tiny import write_model
 from tests.support.tiny_families import FAMILIES, write_family_model
-from transact.engine.memory import layer_check_bytes, whole_check_bytes
 from transact.engine.model_folder import add_code, stored_config
 from transact.files import read_json, write_json
 from transact.models.families import OWN_FREQUENCIES
@@ -21,7 +20,13 @@ from transact.models.folder import geometry_of
 from transact.models.llama import layerwise_config
 from transact.models.model_files import SINGLE_NAME
 from transact.stages.export import TOLERANCE, logit_difference
-from transact.stages.stock_logits import logits_by_layer, stock_logits, whole_logits
+from transact.stages.stock_logits import (
+    layer_check_bytes,
+    logits_by_layer,
+    stock_logits,
+    whole_check_bytes,
+    whole_logits,
+)
 
 CPU = torch.device("cpu")
 
