@@ -348,7 +348,11 @@ def test_method_cost_runs(tmp_path: Path) -> None:
     sizes.append(f"--model={DEMO_PARENT}")
     result = result_of(run("benchmarks.method_cost", *sizes, f"--output={output}"), output)
     assert result["greedy_obs"][0]["seconds"] > 0
-    assert all(result["cut"]["over_forwards"][method] > 1 for method in ("parallel", "default"))
+    (turn,) = result["cut"]["turns"]
+    for method in ("parallel", "default"):
+        assert turn[method].keys() == {"calibrate", "gram", "select", "slice"} and min(turn[method].values()) > 0
+        spent = sum(turn[method].values()) / turn["forwards"]["all"]
+        assert result["cut"]["over_forwards"][method] == pytest.approx(spent)
 
 
 def test_rotary_pairs_compares_both_choices(tmp_path: Path) -> None:
