@@ -51,7 +51,7 @@ def cut(model: Any, kept: int, importance: Any) -> None:
 
     layers = model.model.layers
     others = [getattr(layer.self_attn, f"{name}_proj") for layer in layers for name in "qkvo"]
-    ratio = 1 - kept / model.config.intermediate_size
+    ratio = 1 - (kept + 0.5) / model.config.intermediate_size  # what is left of it is rounded down
     pruner = torch_pruning.pruner.BasePruner(
         model,
         example_inputs=torch.arange(8).unsqueeze(0),
