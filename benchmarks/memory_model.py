@@ -28,7 +28,7 @@ from transact.config.run import RunConfig
 from transact.distributed.process import ProcessGroup, process_group
 from transact.engine.deepspeed_setup import TrainingSettings
 from transact.engine.engine import Engine, open_engine
-from transact.engine.memory import estimate_memory, taught_at_once
+from transact.engine.memory import estimate_memory, sums_grams_in_calibration, taught_at_once
 from transact.errors import DONE, leave
 from transact.files import read_json, write_text
 from transact.geometry import Widths
@@ -38,7 +38,6 @@ from transact.models.llama import read_geometry
 from transact.pruning.criteria import Criteria
 from transact.stages.recover.loop import adapters_of
 from transact.stages.recover.teacher import Teacher
-from transact.stages.workload import sums_grams_in_calibration
 
 # An estimate that is too low ends a job; one that is too high costs a look at another setting. At ZeRO-3 it depends on
 # the moment whether the buffers of a layer that is fetched ahead are there at the peak.

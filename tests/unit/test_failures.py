@@ -60,6 +60,8 @@ def test_what_is_named_is_held_in_that_stage() -> None:
     config = compose_config(["+experiment=llama7b_50pct", *SETTLED, "prune.method.gram_gib=100"])
     for stage in ("round_01/calibrate", "round_01/gram"):
         assert "The largest consumer is gram" in explain(MemoryError(), stage, config, 8)
+    point = compose_config(["+experiment=llama7b_50pct", *SETTLED, "prune.method.gram_gib=100", "share_dir=shared"])
+    assert "gram" not in explain(MemoryError(), "round_01/calibrate", point, 8), "a sweep's have a pass of their own"
     for stage in ("round_00/evaluate", "round_08/recover"):
         told = explain(MemoryError(), stage, config, 8)
         assert "The largest consumer is " in told and "gram" not in told

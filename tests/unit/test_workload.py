@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.configs import compose_config
+from transact.engine.memory import sums_grams_in_calibration
 from transact.models.folder import declared_geometry
 from transact.rounds import Outline, Stage, outline
 from transact.stages.workload import (
@@ -14,7 +15,6 @@ from transact.stages.workload import (
     GRAM_WEIGHT,
     elimination_share,
     stage_flops,
-    sums_grams_in_calibration,
 )
 
 REQUESTS: list[list[str]] = [
@@ -43,9 +43,9 @@ def work_of(*overrides: str) -> tuple[dict[Stage, float], Any, Outline]:
 def test_every_stage_of_every_request_has_its_work(request_: list[str]) -> None:
     work, config, asked = work_of(*request_)
     assert tuple(work) == asked.stages
-    # A selection may have no channels to choose, a cut no refit, Gram matrices may all be summed in calibration, and a
-    # file for llama.cpp is written, not computed.
-    free = ("select", "slice", "gram", f"gguf_{config.export.gguf}")
+    # A selection may have no channels to choose, a cut no refit, and a file for llama.cpp is written, not computed.
+    free = ["select", "slice", f"gguf_{config.export.gguf}"]
+    free += ["gram"] if sums_grams_in_calibration(config, 1) else []
     assert [stage for stage, flops in work.items() if flops == 0 and stage.kind not in free] == []
     assert all(flops >= 0 for flops in work.values())
 
@@ -101,4 +101,6 @@ def test_forwards_are_counted_exactly() -> None:
     assert work[Stage("evaluate", 0)] == config.data.evaluation_sequences * context * parent.flops_per_token(context)
     evaluated = config.data.evaluation_sequences * context  # of the sliced model within the recovery
     assert work[Stage("evaluate", 1)] == evaluated * forward
+    calibrated = config.prune.calibration_sequences * context * parent.flops_per_token(context)
+    assert work[Stage("calibrate", 1)] == pytest.approx(calibrated + _summing(config, asked, 1))
     assert work[Stage("recover", 1)] == pytest.approx((3 * tokens + validated + evaluated) * forward)

@@ -43,6 +43,16 @@ def memory_limit_gib(config: RunConfig) -> float | None:
     return limit or (None if accelerator is None else BY_NAME[accelerator].memory_gib)
 
 
+def sums_grams_in_calibration(config: RunConfig, number: int) -> bool:
+    """Return whether the calibration of a round sums Gram matrices in its own forwards.
+
+    Not where it differentiates, which needs the memory, nor where points of a sweep share statistics and matrices:
+    another point may have made one of them.
+    """
+    method, is_shared = config.prune.method, config.share_dir is not None and number == 1
+    return method.needs_gram() and not is_shared and not Criteria.of(method).needs_gradients
+
+
 def assumed_gram_gib(geometry: Geometry, config: RunConfig, ranks: int) -> float:
     """Return prune.method.gram_gib, or where it is null what a rank would find free on the estimated machines."""
     if config.prune.method.gram_gib is not None:
@@ -136,9 +146,8 @@ def estimate_memory(
     if kind == "calibrate" and Criteria.of(config.prune.method).needs_gradients:
         return _differentiating(geometry, config, ranks)
     gram = 0
-    # Summed in the forwards of calibration, but for the parent of a sweep.
-    kinds = ("calibrate", "gram") if config.share_dir is None else ("gram",)
-    if kind in kinds and config.prune.method.needs_gram():
+    is_summed = sums_grams_in_calibration(config, 1) if kind == "calibrate" else kind == "gram"
+    if is_summed and config.prune.method.needs_gram():
         gram = gram_peak_bytes(geometry, assumed_gram_gib(geometry, config, ranks))
     return _forward(geometry, config, ranks, gram=gram, is_watched=kind == "calibrate")
 

@@ -16,6 +16,7 @@ from transact.engine.gram_memory import (
 from transact.engine.memory import (
     assumed_gram_gib,
     memory_limit_gib,
+    sums_grams_in_calibration,
 )
 from transact.engine.trained import adapter_parameters
 from transact.errors import DONE, printable, refuse, speaks
@@ -42,7 +43,7 @@ from transact.stages.preflight import check_places, check_settings, with_batch, 
 from transact.stages.stock_logits import layer_check_bytes, whole_check_bytes
 from transact.stages.text_checks import check_hub_texts
 from transact.stages.variant import find_cut
-from transact.stages.workload import num_ranks, sums_grams_in_calibration
+from transact.stages.workload import num_ranks
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,21 +114,17 @@ def collect(
         torch.set_grad_enabled(needs_gradients),
         job.borrow(model_folder, engine_config) as engine,
         collect_statistics(engine.module, geometry, needed, are_whole=are_whole) as collector,
-        ExitStack() as stack,
     ):
-        grams = None
-        if with_grams:
-            passes = choose_passes(job, geometry, begins_with_scores=True)
-            grams = SummedGrams(passes=passes, collector=collector)
-            stack.enter_context(collect_grams(engine.module, geometry, grams.passes[0], collector))
+        passes = choose_passes(job, geometry, begins_with_scores=True) if with_grams else []
         forward = engine.differentiate if needs_gradients else engine.hidden_forward
-        num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
+        with collect_grams(engine.module, geometry, passes[0] if passes else range(0), collector):
+            num_tokens = run_calibration(job, texts, collector, forward, "calibrate")
         statistics = sum_over_ranks(collector.statistics(num_tokens), job.group)
         collector.forget_statistics()
     broken = statistics.broken_layer(needed)
     if broken is not None:
         raise UnusableModel(f"{model_folder}: {broken_words(*broken)}")
-    return statistics, grams
+    return statistics, SummedGrams(passes=passes, collector=collector) if passes else None
 
 
 def broken_words(layer: int, statistic: Statistic) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.engine.engine import Engine
+from transact.engine.memory import sums_grams_in_calibration
 from transact.files import temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
@@ -42,7 +43,6 @@ from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
 from transact.stages.tasks import prepare_tasks
 from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
-from transact.stages.workload import sums_grams_in_calibration
 
 MOST_REPAIRS = 3  # of one stage
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from transact.config.run import RunConfig
 from transact.distributed.environment import environment_world_size
 from transact.engine.gram_memory import gram_passes
-from transact.engine.memory import assumed_gram_gib
+from transact.engine.memory import assumed_gram_gib, sums_grams_in_calibration
 from transact.engine.trained import adapter_parameters
 from transact.geometry import Geometry
 from transact.pruning.criteria import Criteria
@@ -68,16 +68,6 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         "recover": _recover_flops(config, each, teacher),
         "evaluate": config.data.evaluation_sequences * context * float(after.flops_per_token(context)),
     }
-
-
-def sums_grams_in_calibration(config: RunConfig, number: int) -> bool:
-    """Return whether the calibration of a round sums Gram matrices in its own forwards.
-
-    Not where it differentiates, which needs the memory, nor where points of a sweep share statistics and matrices:
-    another point may have made one of them.
-    """
-    method, is_shared = config.prune.method, config.share_dir is not None and number == 1
-    return method.needs_gram() and not is_shared and not Criteria.of(method).needs_gradients
 
 
 def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
