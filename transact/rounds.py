@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from transact.config.pruning import RESERVED_SPREAD, BudgetConfig, PruneConfig, RecoverConfig
+from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
-from transact.errors import one_line
-from transact.files import read_json
+from transact.dimensions import geometries, limits_of, split_candidates
 from transact.geometry import Geometry
-from transact.pruning.latency import LatencyTable
-from transact.pruning.limits import Limits, Serving, most_balanced, widest_of_each, within
-from transact.pruning.schedule import (
-    peak_learning_rate,
-    remove_fractions,
-    token_budgets,
-    validation_steps,
-    warmup_steps,
-)
-from transact.pruning.search_space import Budget, SearchSpace, explicit_geometry, reached_fraction, solve_rounds, splits
-from transact.pruning.targets import multiples_for
+from transact.pruning.limits import Limits
+from transact.pruning.schedule import peak_learning_rate, token_budgets, validation_steps, warmup_steps
 
 # Kinds of stages whose output only later stages read; the output of the others is the result of the run.
 ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "shapes", "select", "slice", "recover"}
@@ -120,140 +109,6 @@ class Outline:
 def tokens_per_batch(config: RunConfig) -> int:
     """Return the tokens of one optimizer step over all ranks."""
     return config.recover.batch * config.data.sequence_length
-
-
-def geometries(
-    config: PruneConfig, parent: Geometry, final: Geometry | None = None
-) -> tuple[list[Geometry], list[float]]:
-    """Return the dimensions after each round, and the cumulative fraction that each round was asked for.
-
-    Args:
-        final: dimensions after the last round where they are known already.
-
-    Raises:
-        ValueError: the request cannot be met with this parent.
-    """
-    limits = limits_of(config, parent)
-    if config.remove_fraction is None and limits is None:
-        final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
-        _check_suits(config, parent, final)
-    elif config.head_dim is not None:
-        final = _with_head_dim(config, parent, config.head_dim)
-    elif limits is not None and final is None:
-        final = most_balanced(limits, _possible(config, parent))
-    total = config.remove_fraction
-    if total is None:
-        assert final is not None
-        total = reached_fraction(parent, final)
-    fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
-    return solve_rounds(search_space(config, parent), fractions, final), fractions
-
-
-def limits_of(config: PruneConfig, parent: Geometry) -> Limits | None:
-    """Return the limits of prune.budget; None without one.
-
-    Raises:
-        ValueError: the table of latencies cannot be read, or is of another model.
-    """
-    budget, asked = config.budget, config.budget.asked()
-    if not asked:
-        return None
-    served = {each.name: getattr(budget, each.name) for each in fields(Serving) if each.name != "latency"}
-    return Limits(parent=parent, serving=Serving(**served, latency=_latency_table(budget, parent)), asked=asked)
-
-
-def _latency_table(budget: BudgetConfig, parent: Geometry) -> LatencyTable | None:
-    if budget.latency_table is None:
-        return None
-    try:
-        return LatencyTable.from_json(read_json(Path(budget.latency_table)), budget.latency_phase, parent)
-    except (OSError, ValueError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
-        raise ValueError(f"prune.budget.latency_table={budget.latency_table!r}: {reason}") from None
-
-
-def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:
-    """Return every way to share the cut that is asked for between attention and MLP, from most attention kept to least.
-
-    Raises:
-        ValueError: it cannot be had of this parent.
-    """
-    space, limits = search_space(config, parent), limits_of(config, parent)
-    if limits is not None:
-        return within(limits, space)
-    assert config.remove_fraction is not None
-    return splits(Budget(parent=parent, remove_fraction=config.remove_fraction), space)
-
-
-def _asked(config: PruneConfig) -> str:
-    """Return how much is to be cut, as it is given on the command line."""
-    if config.remove_fraction is not None:
-        return f"prune.remove_fraction={config.remove_fraction:g}"
-    return " ".join(f"prune.budget.{name}={limit:g}" for name, limit in config.budget.asked().items())
-
-
-def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
-    """Return the dimensions that `prune.split=auto` measures, evenly spaced where there are more than it may try.
-
-    Raises:
-        ValueError: the request cannot be met with this parent.
-    """
-    found = _possible(config, parent)
-    if not found:
-        raise ValueError(f"prune.split=auto finds no dimensions for {_asked(config)}: use prune.split=equal")
-    limit = min(config.split_candidates, len(found))
-    if limit == 1:
-        return found[:1]
-    return [found[round(place * (len(found) - 1) / (limit - 1))] for place in range(limit)]
-
-
-def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:
-    """Return the dimensions that have this head_dim and are as large as is asked for."""
-    limits = limits_of(config, parent)
-    # Of limits also what a wider head would meet with as wide an MLP: it is asked for.
-    found = widest_of_each(limits, search_space(config, parent)) if limits else _possible(config, parent)
-    for geometry in found:
-        if geometry.head_dim == head_dim:
-            return geometry
-    allowed = ", ".join(str(geometry.head_dim) for geometry in found)
-    raise ValueError(
-        f"prune.head_dim={head_dim} is not allowed: with {_asked(config)} and {_reason(config, 'head_dim')} it can be "
-        f"{allowed}"
-    )
-
-
-def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None:
-    """Raise ValueError, with the nearest allowed dimensions, unless the target takes those that were given."""
-    multiples = search_space(config, parent).multiples
-    for name, below in (
-        ("head_dim", multiples.head_dims_below(parent)),
-        ("intermediate_size", multiples.intermediate_sizes_below(parent)),
-    ):
-        given, allowed = getattr(final, name), [*below, getattr(parent, name)]
-        if given not in allowed:
-            nearest = [*(each for each in allowed if each < given)][-1:] + [each for each in allowed if each > given][
-                :1
-            ]
-            raise ValueError(
-                f"prune.{name}={given} is not allowed with {_reason(config, name)}: the nearest allowed is "
-                f"{' or '.join(map(str, nearest))}; prune.multiple.{name}, if given, counts instead of the target"
-            )
-
-
-def _reason(config: PruneConfig, dimension: str) -> str:
-    """Return the setting that decides which sizes are allowed, as it is given on the command line."""
-    own = getattr(config.multiple, dimension)
-    return f"prune.target={config.target}" if own is None else f"prune.multiple.{dimension}={own}"
-
-
-def search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
-    """Return the dimensions that the target takes, unless the configuration says otherwise."""
-    found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
-    if own.head_dim is not None:
-        found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
-    if own.intermediate_size is not None:
-        found = replace(found, intermediate_size=own.intermediate_size)
-    return SearchSpace.below(parent, found, cuts_heads=config.method.attention == "heads")
 
 
 def outline(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> Outline:

@@ -18,6 +18,7 @@ LAYERS = (
     {"", "geometry", "errors"},  # "": transact/__init__.py
     {"files"},
     {"config", "pruning", "distributed"},
+    {"dimensions"},
     {"data", "models", "rounds", "runs"},
     {"engine", "tracking"},
     {"evaluation", "export"},

@@ -36,6 +36,9 @@ class MultipleConfig:
     decides."""
     intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
     """intermediate_size is a multiple of this. null: prune.target decides."""
+    num_key_value_heads: int = setting(1, at_least=1, at_most=2**12)
+    """prune.split=auto rounds three quarters and half of the key-value heads up to a multiple of this: of the GPUs
+    that will share the model, say. The parent's number keeps all heads."""
 
     def __post_init__(self) -> None:
         is_even = self.head_dim is None or self.head_dim % 2 == 0
@@ -158,7 +161,7 @@ class PruneConfig:
     split: str = setting("auto", choices=SPLITS)
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
-    """Splits that "auto" cuts and measures, at most."""
+    """Splits that "auto" cuts and measures of each number of key-value heads, at most."""
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
     heads of its own, at the same parameters: measured, in the last round)."""

@@ -129,16 +129,20 @@ def _split_lines(estimate: dict[str, Any]) -> list[str]:
     found = estimate["split_candidates"]
     if not found:
         return []
-    cuts_heads = len({_heads(each) for each in found}) > 1
-    names = ", ".join(
-        f"{_heads(each) if cuts_heads else each['head_dim']} / {each['intermediate_size']:,}" for each in found
-    )
+    parts = {
+        "heads/KV": [_heads(each) for each in found],
+        "head_dim": [str(each["head_dim"]) for each in found],
+        "intermediate": [f"{each['intermediate_size']:,}" for each in found],
+    }
+    shown = {name: each for name, each in parts.items() if len(set(each)) > 1 or len(found) == 1}
+    names = ", ".join(map(" / ".join, zip(*shown.values(), strict=True)))
+    count = len(found) if "heads/KV" not in shown else f"at most {len(found)}"
     return [
         *_wrapped(
-            f"split: auto; the dimensions above are those of equal shares. The run measures {len(found)} splits "
+            f"split: auto; the dimensions above are those of equal shares. The run measures {count} splits "
             "between attention and MLP on the validation text, and takes the best:"
         ),
-        *_wrapped(f"  ({'heads/KV' if cuts_heads else 'head_dim'} / intermediate): {names}"),
+        *_wrapped(f"  ({' / '.join(shown)}): {names}"),
     ]
 
 

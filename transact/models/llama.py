@@ -267,6 +267,11 @@ def down_projection(layer: int) -> str:
     return f"model.layers.{layer}.mlp.down_proj.weight"
 
 
+def output_projection(layer: int) -> str:
+    """Return the name of the weight that reads the attention heads of a layer."""
+    return f"model.layers.{layer}.self_attn.o_proj.weight"
+
+
 def layer_weights(tensors: Mapping[str, Tensor]) -> LayerWeights | None:
     """Return the weights of one layer that a cut changes; None where the tensors are not those of a layer."""
     import torch

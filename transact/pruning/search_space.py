@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from transact.geometry import Geometry
 
@@ -17,7 +18,8 @@ class Multiples:
         head_dim: what ``head_dim`` is a multiple of.
         intermediate_size: likewise.
         head_dims: the only sizes that heads are cut to; None: any multiple.
-        row: what the heads of a layer together are a multiple of, where their ``head_dim`` is cut.
+        row: what the heads of a layer together are a multiple of, where they are cut.
+        num_key_value_heads: what their number is a multiple of, where it is cut beside ``head_dim``.
         keeps_attention: nothing of attention is cut.
 
     Raises:
@@ -28,6 +30,7 @@ class Multiples:
     intermediate_size: int
     head_dims: tuple[int, ...] | None = None
     row: int = 1
+    num_key_value_heads: int = 1
     keeps_attention: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +54,14 @@ class Multiples:
         """Return the sizes below that of `high` that its MLPs may be cut to, ascending."""
         return range(self.intermediate_size, high.intermediate_size, self.intermediate_size)
 
+    def key_value_heads_below(self, high: Geometry) -> list[int]:
+        """Return three quarters and half of the key-value heads of `high`, rounded up to a multiple; descending."""
+        if self.keeps_attention:
+            return []
+        heads, multiple = high.num_key_value_heads, self.num_key_value_heads
+        rounded = {math.ceil(heads * share / multiple) * multiple for share in (0.75, 0.5)}
+        return sorted((each for each in rounded if each < heads), reverse=True)
+
     def smallest(self, high: Geometry, *, heads: bool) -> Geometry:
         """Return the smallest model below `high`: one head, or the narrowest heads, and one multiple of channels."""
         smallest = replace(high, intermediate_size=min(self.intermediate_size, high.intermediate_size))
@@ -70,22 +81,42 @@ class SearchSpace:
         smallest: no dimension below this one's: the most that can be cut, or the end of the last round.
         largest: no dimension above this one's: the dense model, or the end of the round before.
         cuts_heads: attention loses whole heads instead of dims of every head.
+        key_value_heads: numbers of them, descending, that attention may be cut to beside dims of every head.
     """
 
     multiples: Multiples
     smallest: Geometry
     largest: Geometry
     cuts_heads: bool = False
+    key_value_heads: tuple[int, ...] = ()
 
     @classmethod
-    def below(cls, largest: Geometry, multiples: Multiples, *, cuts_heads: bool = False) -> SearchSpace:
-        """Return the space of all that a model can be cut to."""
-        smallest = multiples.smallest(largest, heads=cuts_heads)
-        return cls(multiples=multiples, smallest=smallest, largest=largest, cuts_heads=cuts_heads)
+    def below(
+        cls, largest: Geometry, multiples: Multiples, *, cuts_heads: bool = False, fewer_heads: bool = False
+    ) -> SearchSpace:
+        """Return the space of all that a model can be cut to.
+
+        fewer_heads: attention may lose key-value heads, with the query heads that share them, beside dims of all.
+        """
+        counts = multiples.key_value_heads_below(largest) if fewer_heads else []
+        smallest = multiples.smallest(with_key_value_heads(largest, min(counts, default=None)), heads=cuts_heads)
+        return cls(
+            multiples=multiples,
+            smallest=smallest,
+            largest=largest,
+            cuts_heads=cuts_heads,
+            key_value_heads=tuple(counts),
+        )
 
     def attention_shapes(self) -> list[Geometry]:
-        """Return the allowed shapes of attention, from most kept to least."""
-        return self._head_counts() if self.cuts_heads else self._head_dims(self.largest)
+        """Return the allowed shapes of attention, most key-value heads first, and of these the widest first."""
+        if self.cuts_heads:
+            return self._head_counts()
+        shapes = self._head_dims(self.largest)
+        for count in self._counts_below(self.largest):
+            fewer = self._head_dims(with_key_value_heads(self.largest, count))
+            shapes += [each for each in fewer if each.num_attention_heads * each.head_dim % self.multiples.row == 0]
+        return shapes
 
     def nearest(self, wanted: float) -> list[Geometry]:
         """Return each shape of attention with the intermediate size that comes nearest to ``wanted`` parameters."""
@@ -113,16 +144,23 @@ class SearchSpace:
 
     def _attention_steps(self, shape: Geometry) -> int:
         """Return how many rounds can each remove something from attention alone."""
-        low = self.smallest
-        groups = shape.num_key_value_heads - low.num_key_value_heads
-        queries = shape.queries_per_key_value_head - low.queries_per_key_value_head
-        return groups + queries + len(self._head_dims(shape)) - 1
+        if not self.cuts_heads:
+            return len(self._counts_below(shape)) + len(self._head_dims(shape)) - 1
+        groups = shape.num_key_value_heads - self.smallest.num_key_value_heads
+        return groups + shape.queries_per_key_value_head - self.smallest.queries_per_key_value_head
+
+    def _counts_below(self, high: Geometry) -> list[int]:
+        """Return the numbers of key-value heads below that of `high` that it may be cut to beside dims."""
+        low = self.smallest.num_key_value_heads
+        return [count for count in self.key_value_heads if low <= count < high.num_key_value_heads]
 
     def _head_dims(self, high: Geometry) -> list[Geometry]:
         """Return the allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
-        low = self.smallest.head_dim
-        between = (head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim > low)
-        return [replace(high, head_dim=head_dim) for head_dim in sorted({low, *between, high.head_dim})[::-1]]
+        low = self.smallest
+        sizes = {head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim >= low.head_dim}
+        if high.num_key_value_heads == low.num_key_value_heads:
+            sizes.add(low.head_dim)  # the end of the last round, which need not be a multiple
+        return [replace(high, head_dim=head_dim) for head_dim in sorted({*sizes, high.head_dim}, reverse=True)]
 
     def _head_counts(self) -> list[Geometry]:
         """Return the allowed numbers of heads, most key-value heads first.
@@ -176,6 +214,14 @@ def attention_width(geometry: Geometry) -> int:
     return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
+def with_key_value_heads(geometry: Geometry, count: int | None) -> Geometry:
+    """Return the geometry with so many key-value heads and the query heads that share them; None leaves them all."""
+    if count is None:
+        return geometry
+    per_group = geometry.queries_per_key_value_head
+    return replace(geometry, num_key_value_heads=count, num_attention_heads=count * per_group)
+
+
 def reached_fraction(parent: Geometry, child: Geometry) -> float:
     """Return the share of all the parent's parameters, embeddings included, that the child lacks."""
     return 1 - child.parameters() / parent.parameters()
@@ -227,6 +273,17 @@ def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
     solve_geometry(budget, space)  # raises where the budget cannot be met
     wanted, tolerance = budget.parameters, budget.tolerance(space.multiples)
     return [each for each in space.nearest(wanted) if abs(each.parameters() - wanted) <= tolerance]
+
+
+def by_key_value_heads(shapes: Sequence[Geometry]) -> list[list[Geometry]]:
+    """Group shapes that stand side by side and have the same number of key-value heads."""
+    return [list(line) for _, line in groupby(shapes, key=lambda each: each.num_key_value_heads)]
+
+
+def evenly_spaced(shapes: Sequence[Geometry], most: int) -> list[Geometry]:
+    """Return `most` of the shapes, first and last among them, or all where there are no more."""
+    last, gaps = len(shapes) - 1, max(1, min(most, len(shapes)) - 1)
+    return [shapes[round(place * last / gaps)] for place in range(min(most, len(shapes)))]
 
 
 def solve_rounds(space: SearchSpace, fractions: Sequence[float], final: Geometry | None = None) -> list[Geometry]:
@@ -310,14 +367,16 @@ def _unreachable(budget: Budget, space: SearchSpace) -> str:
 def attention_words(parent: Geometry, space: SearchSpace) -> str:
     """Describe what attention may be cut to, for a message."""
     multiples = space.multiples
-    allowed = multiples.head_dims_below(parent)
-    if multiples.keeps_attention or not (space.cuts_heads or allowed):
-        return "attention as it is"
-    if space.cuts_heads:
+    if space.cuts_heads and not multiples.keeps_attention:
         return "whole heads"
-    if multiples.head_dims is None and multiples.row == 1:
-        return f"head_dim a multiple of {multiples.head_dim}"
-    return f"head_dim {', '.join(map(str, allowed))} or {parent.head_dim}"
+    words, sizes = [], multiples.head_dims_below(parent)
+    if sizes and multiples.head_dims is None and multiples.row == 1:
+        words.append(f"head_dim a multiple of {multiples.head_dim}")
+    elif sizes:
+        words.append(f"head_dim {', '.join(map(str, sizes))} or {parent.head_dim}")
+    if space.key_value_heads:
+        words.append(f"{', '.join(map(str, space.key_value_heads))} or {parent.num_key_value_heads} key-value heads")
+    return ", ".join(words) or "attention as it is"
 
 
 def _check_every_round_removes(parent: Geometry, geometries: Sequence[Geometry], multiples: Multiples) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transact.config.compose import method_preset
 from transact.config.pruning import BudgetConfig, MethodConfig, MultipleConfig, PruneConfig
 from transact.config.setting import check_values, require
+from transact.dimensions import geometries
 from transact.engine.free_memory import free_bytes
 from transact.engine.gram_memory import gram_disk_bytes, gram_gib_of, gram_passes
 from transact.engine.model_folder import layer_groups
@@ -42,7 +43,6 @@ from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scor
 from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Selection
 from transact.pruning.statistics import ActivationStatistics
-from transact.rounds import geometries
 from transact.stages.calibrate import broken_words
 from transact.stages.preflight import check_criteria, check_length, check_method
 from transact.stages.select import best_channels, decide

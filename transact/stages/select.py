@@ -16,11 +16,11 @@ from transact.engine.model_folder import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import geometry_of
-from transact.models.llama import down_projection, layer_of, layer_weights
+from transact.models.llama import down_projection, layer_of, layer_weights, output_projection
 from transact.models.tensor_files import ModelReader
 from transact.pruning.activation_maps import ActivationMap, activation_maps
 from transact.pruning.criteria import Criteria, Evidence, Scores, magnitude_scores, stack_scores
-from transact.pruning.greedy_obs import elimination_path
+from transact.pruning.greedy_obs import block_order, elimination_path
 from transact.pruning.pair_gains import PART_COVARIANCE
 from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Chosen, Goal, Rules, Selection, make_selection
@@ -137,6 +137,35 @@ def greedy_channels(
     return {width: [paths[width] for paths in by_layer] for width in widths}
 
 
+def orders_of_heads(job: Job, model_folder: Path, grams: Path, targets: Sequence[Geometry]) -> list[list[int]] | None:
+    """Return of each layer the key-value heads in the order in which they go; None where a target loses none.
+
+    Collective, equal on every rank. Where whole heads are cut they go by their scores.
+    """
+    source, method = geometry_of(model_folder), job.config.prune.method
+    fewest = min(each.num_key_value_heads for each in targets)
+    if method.attention != "pairs" or fewest == source.num_key_value_heads:
+        return None
+    job.check_seen("the folder of Gram matrices", grams)
+    found = {}
+    with ModelReader(model_folder) as reader:
+        for layer in job.group.turns(source.num_layers):
+            if layer is not None:
+                weight = reader.tensor(output_projection(layer)).float().to(job.group.device)
+                found[layer] = order_of_heads(weight, read_gram(grams, layer, job.group.device), source, method)
+            job.group.turn()
+    return [order for _, order in sorted(merged(job, found).items())]
+
+
+def order_of_heads(output: Tensor, gram: LayerGram, geometry: Geometry, method: MethodConfig) -> list[int]:
+    """Return one layer's key-value heads in the order in which they go, each with the query heads that share it.
+
+    output: weight of o_proj, (hidden_size, num_attention_heads * head_dim).
+    """
+    size = geometry.queries_per_key_value_head * geometry.head_dim
+    return block_order(output, gram.attention_output, size, Ridge.of(method))
+
+
 def best_channels(weight: Tensor, gram: LayerGram, widths: Collection[int], method: MethodConfig) -> dict[int, Tensor]:
     """Return the channels of one layer that greedy OBS keeps, by width: (width,) int32 on the CPU.
 
@@ -168,6 +197,8 @@ def select(
     else:
         widths = {each.intermediate_size for each in round_.geometry.widths()}
         channels = greedy_channels(job, model_folder, files.grams, widths)
+        if head_orders is None:
+            head_orders = orders_of_heads(job, model_folder, files.grams, [round_.geometry])
         settings = _settings_of(round_, job.config.prune)
         made = decide(
             settings, evidence, round_.geometry, channels, parent=parent, asked=round_.asked, head_orders=head_orders

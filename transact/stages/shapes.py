@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from transact.data.order import micro_batches
+from transact.dimensions import search_space
 from transact.engine.engine import Engine, open_engine
 from transact.engine.memory import REMEMBERED_FITS
 from transact.files import read_json, remove_flat, write_json, write_text
@@ -32,19 +33,18 @@ from transact.models.loss_head import Teaching
 from transact.models.narrowing import Narrow, narrowing
 from transact.models.tensor_files import ModelReader
 from transact.pruning.criteria import Criteria, Evidence
-from transact.pruning.greedy_obs import block_order
 from transact.pruning.refit import LayerGram, Ridge, nested_errors, refit
 from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
 from transact.pruning.slicing import cut_attention
 from transact.pruning.weights import LayerWeights
-from transact.rounds import Round, search_space, shape_evaluations
+from transact.rounds import Round, shape_evaluations
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
 from transact.stages.job import Job
 from transact.stages.recover.validation import validation_positions
-from transact.stages.select import collect_evidence, decide, greedy_channels, merged
+from transact.stages.select import collect_evidence, decide, greedy_channels, merged, order_of_heads
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
 
@@ -181,7 +181,7 @@ def _leaving(job: Job, source: Path, grams: Path, space: ShapeSpace, channels: C
         for layer in job.group.turns(geometry.num_layers):
             if layer is not None:
                 weights, gram = _layer(reader, layer, job.group.device), read_gram(grams, layer, job.group.device)
-                heads = block_order(weights.output, gram.attention_output, size, ridge)
+                heads = order_of_heads(weights.output, gram, geometry, job.config.prune.method)
                 inputs = (torch.tensor(heads[::-1]).unsqueeze(1) * size + torch.arange(size)).flatten()
                 by_input = nested_errors(weights.output, gram.attention_output, inputs.to(job.group.device), ridge)
                 order = _channel_order(space, partial(channels, layer)).to(job.group.device)

@@ -1,23 +1,27 @@
 """Split: share the cut between attention and MLP by measuring candidates that meet the budget.
 
-Each candidate pair of dimensions is cut out of the parent in one go, by the run's own method but without sequential
-corrections, and its loss on the validation part of the training text decides. Held-out text is not looked at.
+Each candidate is cut out of the parent in one go, by the run's own method but without sequential corrections, and its
+loss on the validation part of the training text decides. Held-out text is not looked at. With fewer key-value heads
+only sizes of heads are measured that are not below the best one so far: the heads that stay want to be wider.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transact.engine.engine import open_engine
 from transact.files import read_json, remove_flat, write_json
+from transact.geometry import Geometry
+from transact.pruning.search_space import by_key_value_heads
 from transact.pruning.selection import Selection
 from transact.runs.run_folder import RoundFolder
 from transact.stages.evaluate import perplexity_of
 from transact.stages.job import Job
 from transact.stages.recover.validation import validation_loss
-from transact.stages.select import collect_evidence, decide, greedy_channels
+from transact.stages.select import collect_evidence, decide, greedy_channels, orders_of_heads
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
 from transact.stages.workload import elimination_share
@@ -30,23 +34,33 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
     widths = {target.intermediate_size for target in candidates}
     begun = elimination_share(job.config, job.outline)
     channels = greedy_channels(job, parent, files.grams, widths, share=(0.0, begun))
+    orders = orders_of_heads(job, parent, files.grams, candidates)
+    asked = settings.remove_fraction
+    choose = partial(decide, settings, evidence, channels=channels, parent=whole, asked=asked, head_orders=orders)
     rows: list[dict[str, Any]] = []
     best, least = None, math.inf
     with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:
-        for number, target in enumerate(candidates):
-            selection = decide(settings, evidence, target, channels, parent=whole, asked=settings.remove_fraction)
-            loss = _loss_after(job, texts, parent, selection, files.grams, files.trial(number))
-            if best is None or loss < least:
-                best, least = selection, math.inf if math.isnan(loss) else loss
-            rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
-            job.say(
-                f"split: head_dim {target.head_dim}, {target.num_attention_heads} heads, intermediate_size "
-                f"{target.intermediate_size}: perplexity {perplexity_of(loss):.2f} on validation text"
-            )
-            bar.advance(1, perplexity=perplexity_of(loss))
+        for line in by_key_value_heads(candidates):
+            narrowest = best.target.head_dim if best else 0
+            for target in line:
+                if target.head_dim < narrowest:
+                    bar.advance(1)
+                    continue
+                selection = choose(target=target)
+                loss = _loss_after(job, texts, parent, selection, files.grams, files.trial(len(rows)))
+                if best is None or loss < least:
+                    best, least = selection, math.inf if math.isnan(loss) else loss
+                rows.append({"geometry": target.to_dict(), "parameters": target.parameters(), "loss": loss})
+                job.say(f"split: {_words(target)}: perplexity {perplexity_of(loss):.2f} on validation text")
+                bar.advance(1, perplexity=perplexity_of(loss))
     assert best is not None
     if job.group.is_main:
         write_json(files.split, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
+
+
+def _words(target: Geometry) -> str:
+    heads = f"{target.num_attention_heads}/{target.num_key_value_heads} heads"
+    return f"head_dim {target.head_dim}, {heads}, intermediate_size {target.intermediate_size}"
 
 
 def _loss_after(job: Job, texts: Texts, parent: Path, selection: Selection, grams: Path, trial: Path) -> float:

@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.pruning.test_budget import LLAMA_8B, SMALL
 from transact.config.compose import compose_config
+from transact.dimensions import geometries, split_candidates
 from transact.geometry import Geometry
 from transact.pruning.limits import Limits, Serving, limit_words, most_balanced, within
 from transact.pruning.search_space import Multiples, SearchSpace
-from transact.rounds import geometries, split_candidates
 
 COARSE = Multiples(head_dim=4, intermediate_size=8)
 

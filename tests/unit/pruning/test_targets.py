@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
+from transact.dimensions import geometries, split_candidates
 from transact.geometry import Geometry
 from transact.pruning.targets import ANY, RUNTIMES, check_layers, multiples_for, shape_warnings
-from transact.rounds import geometries, outline, split_candidates
+from transact.rounds import outline
 from transact.stages.preflight import check_settings
 
 # head_dim, query heads, key-value heads, hidden size, channels: SmolLM2 135M and 360M, Qwen2.5 0.5B and 7B, Llama 3.2
