@@ -18,6 +18,7 @@ from transact.models.folder import geometry_of
 
 FLAP = "flap"
 DENSE = "dense"
+HALF_CACHE = "half the cache"  # parameters and KV bytes are limits, instead of a fraction
 METHODS = (
     "default",
     "default, layers",
@@ -38,6 +39,7 @@ ADDITIONS = {
     "pairs per layer": "prune.method.pair_scope=layer",
     "pairs per head": "prune.method.pair_scope=head",
     "lora": "recover.method=lora",
+    HALF_CACHE: "prune.budget.kv_bytes_per_token=0.5",
 }
 ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}  # additions of rows after recovery
 # TransAct's ramps over eight rounds: of tokens, and of learning rates.
@@ -139,6 +141,7 @@ def method_overrides(method: str) -> list[str]:
         f"prune.split={split}",
         f"prune.rounds={rounds[0]}",
         *(ADDITIONS[each] for each in additions if each in ADDITIONS),
+        *(["prune.remove_fraction=null"] if HALF_CACHE in additions else []),
     ]
 
 
@@ -167,7 +170,9 @@ class Plan:
         chosen, settings = [], self.settings
         if row.method != DENSE:
             removed = of_all_parameters(row.fraction, geometry_of(self.model))
-            chosen = [*method_overrides(row.method), f"prune.remove_fraction={removed}"]
+            limited = HALF_CACHE in row.method.split(", ")
+            size = f"prune.budget.parameters={1 - removed}" if limited else f"prune.remove_fraction={removed}"
+            chosen = [*method_overrides(row.method), size]
         first, *others = self.text.held_out.items()
         evaluation = {"text_sequences": settings["evaluation_sequences"]}
         groups = {

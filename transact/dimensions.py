@@ -43,7 +43,7 @@ def geometries(
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
     elif limits is not None and final is None:
-        final = most_balanced(limits, _possible(config, parent))
+        final = most_balanced(limits, _by_heads(config, _possible(config, parent))[0])
     total = config.remove_fraction
     if total is None:
         assert final is not None
@@ -106,8 +106,12 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     found = _possible(config, parent)
     if not found:
         raise ValueError(f"prune.split=auto finds no dimensions for {_asked(config)}: use prune.split=equal")
-    lines = [found] if config.method.attention == "heads" else by_key_value_heads(found)
-    return [each for line in lines for each in evenly_spaced(line, config.split_candidates)]
+    return [each for line in _by_heads(config, found) for each in evenly_spaced(line, config.split_candidates)]
+
+
+def _by_heads(config: PruneConfig, found: list[Geometry]) -> list[list[Geometry]]:
+    """Group dimensions by their number of key-value heads, most first; all are one group where whole heads are cut."""
+    return [found] if config.method.attention == "heads" else by_key_value_heads(found)
 
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:

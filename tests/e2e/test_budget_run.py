@@ -39,6 +39,29 @@ def test_the_result_meets_every_limit_and_says_so(workplace: Workplace) -> None:
     assert "Limits asked and reached" in report and "As a draft of its parent" in report
 
 
+def test_half_of_the_cache_may_be_half_of_the_heads_and_any_number_of_ranks_drops_the_same(
+    workplace: Workplace,
+) -> None:
+    """Heads of the parent's size alone are allowed: key-value heads go, with the queries that share them."""
+    asked = [
+        each for each in workplace.overrides("half") if not each.startswith(("prune.remove", "output_dir", "name"))
+    ]
+    asked += ["prune=budget", "prune.budget.kv_bytes_per_token=0.5", "prune.multiple.head_dim=16", "prune.split=auto"]
+    selections = []
+    for ranks in (1, 2):
+        name = f"half_on_{ranks}"
+        own = [f"name={name}", f"output_dir={workplace.folder}/{name}", "prune.rounds=1", "recover.tokens=0"]
+        ended = transact([*asked, *own, "eval.efficiency.measured=false"], ranks=ranks)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        folder = workplace.folder / name
+        selections.append(json.loads((folder / "round_01" / "selection.json").read_text()))
+        dense, pruned = (AutoModelForCausalLM.from_pretrained(path) for path in (workplace.model, folder / "export"))
+        assert (pruned.config.num_attention_heads, pruned.config.num_key_value_heads) == (2, 1)
+        assert 2 * cache_bytes(pruned, 10) == cache_bytes(dense, 10)
+    one, two = (each["key_value_heads"] for each in selections)
+    assert one == two and all(len(heads) == 1 for heads in one)
+
+
 def test_a_latency_is_limited_by_a_table_of_this_machine_and_measured_at_the_end(workplace: Workplace) -> None:
     """The table is measured by the command, and scaled by hand: what such a tiny model takes is noise."""
     table = workplace.folder / "latency.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,24 @@ def test_a_single_round_takes_over_the_selection_of_its_split(workplace: Workpla
     overrides = ["prune.split=auto", "prune.method.channels=obs", "recover.tokens=0", "track.progress_seconds=1"]
     folder, said = run(workplace, "one_round_split", *overrides)
     split, selection = read(folder / "round_01" / "split.json"), read(folder / "round_01" / "selection.json")
-    count = len(split["candidates"])
-    assert count > 1 and split["selection"] == selection and selection["target"] == split["chosen"]
+    assert len(split["candidates"]) > 1
+    assert split["selection"] == selection and selection["target"] == split["chosen"]
     assert said.count("choose MLP channels  layers=") == said.count("choose MLP channels  layers=2/2") == 1
-    assert f"measure splits  candidates={count}/{count}  100%" in said
+    (ended,) = re.findall(r"measure splits  candidates=(\d+)/(\d+)  100%", said)
+    assert ended[0] == ended[1]
+
+
+def test_a_split_measures_fewer_heads_from_the_best_size_of_heads_on(workplace: Workplace) -> None:
+    folder, _ = run(workplace, "fewer_heads", "prune.split=auto", "recover.tokens=0")
+    rows = [(row["geometry"], row["loss"]) for row in read(folder / "round_01" / "split.json")["candidates"]]
+    whole = [(loss, geometry["head_dim"]) for geometry, loss in rows if geometry["num_key_value_heads"] == 2]
+    fewer = [geometry["head_dim"] for geometry, _ in rows if geometry["num_key_value_heads"] == 1]
+    assert fewer and min(fewer) >= min(whole)[1] and len(whole) + len(fewer) == len(rows)
+    folder, _ = run(
+        workplace, "all_heads", "prune.split=auto", "recover.tokens=0", "prune.multiple.num_key_value_heads=2"
+    )
+    candidates = read(folder / "round_01" / "split.json")["candidates"]
+    assert [row["geometry"]["num_key_value_heads"] for row in candidates] == [2] * len(whole)
 
 
 def test_gains_are_for_the_last_round_that_cuts_pairs(workplace: Workplace) -> None:

@@ -117,6 +117,14 @@ def test_the_recipe_in_fewer_rounds_has_the_tokens_and_rates_of_its_eight() -> N
     assert compose_config(["name=a", *method_overrides("default, 4 rounds")]).prune.rounds == 4
 
 
+def test_half_the_cache_is_a_limit_beside_that_of_parameters() -> None:
+    row = Row(method="default, half the cache", fraction=0.5)
+    row.check()
+    prune = compose_config(["name=a", *method_overrides(row.method), "prune.budget.parameters=0.6"]).prune
+    assert prune.budget.asked() == {"parameters": 0.6, "kv_bytes_per_token": 0.5}
+    assert prune.remove_fraction is None and prune.split == "auto"
+
+
 def test_several_rounds_are_for_rows_that_recover() -> None:
     """Without recovery the first round alone would be cut, and the row be of another share than it says."""
     Row(method="default, 4 rounds", fraction=0.5, tokens=8).check()

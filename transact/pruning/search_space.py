@@ -256,10 +256,12 @@ def solve_on_the_way(budget: Budget, space: SearchSpace, rounds_left: int = 0) -
 def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, towards: Geometry | None) -> Geometry:
     tolerance = budget.tolerance(space.multiples)
 
-    def cost(candidate: Geometry) -> tuple[float, int]:
+    def cost(candidate: Geometry) -> tuple[float, int, int]:
         miss = abs(candidate.parameters() - budget.parameters)
+        # Beside dims of every head, heads go where a split says so, or nothing else is enough.
+        gone = 0 if space.cuts_heads else space.largest.num_key_value_heads - candidate.num_key_value_heads
         # Everything within the tolerance is equally good, so that the balance decides.
-        return (0.0 if miss <= tolerance else miss, imbalance(budget.parent, towards, candidate))
+        return (0.0 if miss <= tolerance else miss, gone, imbalance(budget.parent, towards, candidate))
 
     return min(candidates, key=cost)
 

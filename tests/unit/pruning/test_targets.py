@@ -70,16 +70,23 @@ def ends(config: PruneConfig, dense: Geometry) -> list[Geometry]:
 def takes(name: str, dense: Geometry, cut: Geometry) -> bool:
     """What is known of each, in its own words, for a dimension that was cut."""
     cuts_heads, cuts_channels = cut.head_dim < dense.head_dim, cut.intermediate_size < dense.intermediate_size
+    fewer_heads = cut.num_attention_heads < dense.num_attention_heads
     row, is_large = cut.num_attention_heads * cut.head_dim, dense.hidden_size >= 2048
     if name == "transformers":
         return not (cuts_heads and cut.head_dim % 8)
     if name in ("vllm", "gptq") and cuts_heads and (cut.head_dim not in VLLM_ON_CPU or dense.query_key_value_bias):
         return False
+    if fewer_heads and dense.query_key_value_bias:
+        return name == "llama_cpp" and row % 32 == 0
     if name == "gptq":
         channels = 256 if is_large else 128
-        return not (cuts_heads and row % 128) and not (cuts_channels and cut.intermediate_size % channels)
+        return not ((cuts_heads or fewer_heads) and row % 128) and not (
+            cuts_channels and cut.intermediate_size % channels
+        )
     if name == "vllm":
         return True
+    if fewer_heads and row % 32:
+        return False
     if cuts_heads and (row % 32 or (is_large and cut.head_dim % 32)):
         return False
     if cuts_channels and cut.intermediate_size % (256 if is_large else 32):
