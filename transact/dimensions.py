@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -112,6 +113,16 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
 def _by_heads(config: PruneConfig, found: list[Geometry]) -> list[list[Geometry]]:
     """Group dimensions by their number of key-value heads, most first; all are one group where whole heads are cut."""
     return [found] if config.method.attention == "heads" else by_key_value_heads(found)
+
+
+def loses_ordered_heads(config: PruneConfig, before: Geometry, targets: Iterable[Geometry]) -> bool:
+    """Return whether key-value heads go beside dims of every head, by what they are worth together.
+
+    Whole heads alone go by their scores.
+    """
+    return config.method.attention == "pairs" and any(
+        each.num_key_value_heads < before.num_key_value_heads for each in targets
+    )
 
 
 def _with_head_dim(config: PruneConfig, parent: Geometry, head_dim: int) -> Geometry:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
+from transact.dimensions import loses_ordered_heads
 from transact.engine.activation_memory import BYTES_BY_DTYPE, statistics_bytes
 from transact.engine.gram_memory import FLOAT32_BYTES, gram_disk_bytes
 from transact.engine.memory import TRAINED_COPIES
@@ -181,6 +182,9 @@ def _round_traffic(
     fitted = (before + grams) / whole.num_layers  # a layer and its matrices, read for each shape
     greedy = 2 * grams if method.channels == "obs" else 0
     weighed = before if greedy or Criteria.of(method).looks_at_weights else 0
+    # The order in which key-value heads go, from Gram matrices and o_proj; a search for shapes hands its own over.
+    width = whole.num_attention_heads * whole.head_dim
+    ordered = 2 * grams + stored * whole.num_layers * whole.hidden_size * width
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
     # Stages that look at one model share an engine, which the first of them opens.
     lookers = (Stage("evaluate", each.number - 1), Stage("calibrate", each.number), Stage("gram", each.number))
@@ -197,7 +201,11 @@ def _round_traffic(
         "calibrate": Traffic(read=checked + opened[Stage("calibrate", each.number)]),
         "gram": Traffic(read=checked + opened[Stage("gram", each.number)], written=grams),
         "split": Traffic(
-            read=weighed + greedy + len(candidates) * (before + grams) + copies * sum(candidates),
+            read=weighed
+            + greedy
+            + (ordered if loses_ordered_heads(config.prune, whole, outline.candidates) else 0)
+            + len(candidates) * (before + grams)
+            + copies * sum(candidates),
             written=sum(candidates),
         ),
         "shapes": Traffic(
@@ -207,7 +215,12 @@ def _round_traffic(
             + shape_evaluations(config.prune, outline.parent) * fitted * ranks,
             written=before,
         ),
-        "select": Traffic(read=checked + weighed + greedy),
+        "select": Traffic(
+            read=checked
+            + weighed
+            + greedy
+            + (ordered if loses_ordered_heads(config.prune, whole, [each.geometry]) else 0)
+        ),
         "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),
         "recover": trained if each.tokens else Traffic(),
         "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transact.config.pruning import MethodConfig, PruneConfig
+from transact.dimensions import loses_ordered_heads
 from transact.engine.model_folder import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry, geometry_changes
@@ -138,13 +139,12 @@ def greedy_channels(
 
 
 def orders_of_heads(job: Job, model_folder: Path, grams: Path, targets: Sequence[Geometry]) -> list[list[int]] | None:
-    """Return of each layer the key-value heads in the order in which they go; None where a target loses none.
+    """Return of each layer the key-value heads in the order in which they go; None where no order is needed.
 
-    Collective, equal on every rank. Where whole heads are cut they go by their scores.
+    Collective, equal on every rank.
     """
     source, method = geometry_of(model_folder), job.config.prune.method
-    fewest = min(each.num_key_value_heads for each in targets)
-    if method.attention != "pairs" or fewest == source.num_key_value_heads:
+    if not loses_ordered_heads(job.config.prune, source, targets):
         return None
     job.check_seen("the folder of Gram matrices", grams)
     found = {}
