@@ -38,7 +38,7 @@ class MultipleConfig:
     """intermediate_size is a multiple of this. null: prune.target decides."""
     num_key_value_heads: int = setting(1, at_least=1, at_most=2**12)
     """prune.split=auto rounds three quarters and half of the key-value heads up to a multiple of this: of the GPUs
-    that will share the model, say. The parent's number keeps all heads."""
+    that will share the model, say. The parent's number, or more, keeps all heads."""
 
     def __post_init__(self) -> None:
         is_even = self.head_dim is None or self.head_dim % 2 == 0
