@@ -17,7 +17,6 @@ from transact.pruning.search_space import (
     Budget,
     SearchSpace,
     by_key_value_heads,
-    evenly_spaced,
     explicit_geometry,
     reached_fraction,
     solve_rounds,
@@ -44,7 +43,7 @@ def geometries(
     elif config.head_dim is not None:
         final = _with_head_dim(config, parent, config.head_dim)
     elif limits is not None and final is None:
-        final = most_balanced(limits, _by_heads(config, _possible(config, parent))[0])
+        final = most_balanced(limits, _by_heads(config, _measurable(config, parent))[0])
     total = config.remove_fraction
     if total is None:
         assert final is not None
@@ -77,7 +76,7 @@ def _latency_table(budget: BudgetConfig, parent: Geometry) -> LatencyTable | Non
 
 
 def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:
-    """Return every way to share the cut that is asked for between attention and MLP, from most attention kept to least.
+    """Return every way to share what is asked for between attention and MLP, in the order of `attention_shapes`.
 
     Raises:
         ValueError: it cannot be had of this parent.
@@ -104,10 +103,21 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Raises:
         ValueError: the request cannot be met with this parent.
     """
+    found = _measurable(config, parent)
+    return [each for line in _by_heads(config, found) for each in _evenly_spaced(line, config.split_candidates)]
+
+
+def _evenly_spaced(shapes: list[Geometry], most: int) -> list[Geometry]:
+    """Return `most` of the shapes, first and last among them, or all where there are no more."""
+    last, gaps = len(shapes) - 1, max(1, min(most, len(shapes)) - 1)
+    return [shapes[round(place * last / gaps)] for place in range(min(most, len(shapes)))]
+
+
+def _measurable(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     found = _possible(config, parent)
     if not found:
-        raise ValueError(f"prune.split=auto finds no dimensions for {_asked(config)}: use prune.split=equal")
-    return [each for line in _by_heads(config, found) for each in evenly_spaced(line, config.split_candidates)]
+        raise ValueError(f"no dimensions meet {_asked(config)} as nearly as prune.target and prune.multiple allow")
+    return found
 
 
 def _by_heads(config: PruneConfig, found: list[Geometry]) -> list[list[Geometry]]:

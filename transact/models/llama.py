@@ -165,7 +165,9 @@ def sliced_config(config: Mapping[str, Any], selection: Selection) -> dict[str, 
         "num_key_value_heads": target.num_key_value_heads,
         "intermediate_size": target.intermediate_size,
     }
-    if target.head_dim < selection.source.head_dim and selection.rotary == "kept":
+    # Frequencies of their own are listed by head, so they change where heads go.
+    changes = target.head_dim < selection.source.head_dim or OWN_FREQUENCIES in config
+    if changes and selection.rotary == "kept":
         if selection.pair_scope == "model" and OWN_FREQUENCIES not in config:
             sliced |= kept_pairs_settings(config, selection.rotary_pairs(0, 0))
         else:

@@ -77,7 +77,7 @@ class Limits:
 
 
 def within(limits: Limits, space: SearchSpace) -> list[Geometry]:
-    """Return the dimensions that meet all limits and of which none can be larger, from most attention kept to least.
+    """Return the dimensions that meet all limits and of which none can be larger, in the order of `attention_shapes`.
 
     Raises:
         ValueError: as `widest_of_each`.
@@ -94,7 +94,7 @@ def widest_of_each(limits: Limits, space: SearchSpace) -> list[Geometry]:
     """
     if not limits.broken(space.largest):
         raise ValueError(f"prune.budget cuts nothing: the model as it is has {_all_words(limits, space.largest)}")
-    if limits.broken(space.smallest):
+    if all(map(limits.broken, space.least())):
         raise ValueError(_unreachable(limits, space))
     sizes = [*space.multiples.intermediate_sizes_below(space.largest), space.largest.intermediate_size]
     found = []
@@ -135,8 +135,12 @@ def _all_words(limits: Limits, geometry: Geometry) -> str:
 
 
 def _unreachable(limits: Limits, space: SearchSpace) -> str:
-    name = limits.broken(space.smallest)[0]
-    least, dense = (limits.serving.figures(each)[name] for each in (space.smallest, limits.parent))
+    broken = {each: limits.broken(each) for each in space.least()}
+    fewest = min(map(len, broken.values()))
+    nearest = [each for each, names in broken.items() if len(names) == fewest]
+    name = broken[nearest[0]][0]
+    least = min(limits.serving.figures(each)[name] for each in nearest if name in broken[each])
+    dense = limits.serving.figures(limits.parent)[name]
     least_words, dense_words = (limit_figure(name, each) for each in (least, dense))
     return (
         f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least_words}, {least / dense:.4f} of "

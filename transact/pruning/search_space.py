@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -55,21 +56,17 @@ class Multiples:
         return range(self.intermediate_size, high.intermediate_size, self.intermediate_size)
 
     def key_value_heads_below(self, high: Geometry) -> list[int]:
-        """Return three quarters and half of the key-value heads of `high`, rounded up to a multiple; descending."""
+        """Return three quarters and half of the key-value heads of `high`, rounded up to a multiple; descending.
+
+        Only such that the query heads that go along leave a divisor of hidden_size, which stock LLaMA asks for.
+        """
         if self.keeps_attention:
             return []
-        heads, multiple = high.num_key_value_heads, self.num_key_value_heads
+        heads, multiple, per_group = high.num_key_value_heads, self.num_key_value_heads, high.queries_per_key_value_head
         rounded = {math.ceil(heads * share / multiple) * multiple for share in (0.75, 0.5)}
-        return sorted((each for each in rounded if each < heads), reverse=True)
-
-    def smallest(self, high: Geometry, *, heads: bool) -> Geometry:
-        """Return the smallest model below `high`: one head, or the narrowest heads, and one multiple of channels."""
-        smallest = replace(high, intermediate_size=min(self.intermediate_size, high.intermediate_size))
-        if self.keeps_attention:
-            return smallest
-        if heads:
-            return replace(smallest, num_attention_heads=1, num_key_value_heads=1)
-        return replace(smallest, head_dim=min(self.head_dims_below(high), default=high.head_dim))
+        return sorted(
+            (each for each in rounded if each < heads and high.hidden_size % (each * per_group) == 0), reverse=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +75,7 @@ class SearchSpace:
 
     Attributes:
         multiples: granularity of the dimensions.
-        smallest: no dimension below this one's: the most that can be cut, or the end of the last round.
+        smallest: no dimension below this one's: the least of each, or the end of the last round.
         largest: no dimension above this one's: the dense model, or the end of the round before.
         cuts_heads: attention loses whole heads instead of dims of every head.
         key_value_heads: numbers of them, descending, that attention may be cut to beside dims of every head.
@@ -96,10 +93,16 @@ class SearchSpace:
     ) -> SearchSpace:
         """Return the space of all that a model can be cut to.
 
-        fewer_heads: attention may lose key-value heads, with the query heads that share them, beside dims of all.
+        fewer_heads: key-value heads may go, with the query heads that share them, beside dims of all.
         """
         counts = multiples.key_value_heads_below(largest) if fewer_heads else []
-        smallest = multiples.smallest(with_key_value_heads(largest, min(counts, default=None)), heads=cuts_heads)
+        smallest = replace(largest, intermediate_size=min(multiples.intermediate_size, largest.intermediate_size))
+        if cuts_heads and not multiples.keeps_attention:
+            smallest = replace(smallest, num_attention_heads=1, num_key_value_heads=1)
+        elif not cuts_heads:
+            heads = [with_key_value_heads(smallest, each) for each in (largest.num_key_value_heads, *counts)]
+            sizes = [size for each in heads for size in multiples.head_dims_below(each)]
+            smallest = replace(heads[-1], head_dim=min(sizes, default=largest.head_dim))
         return cls(
             multiples=multiples,
             smallest=smallest,
@@ -113,10 +116,15 @@ class SearchSpace:
         if self.cuts_heads:
             return self._head_counts()
         shapes = self._head_dims(self.largest)
-        for count in self._counts_below(self.largest):
-            fewer = self._head_dims(with_key_value_heads(self.largest, count))
-            shapes += [each for each in fewer if each.num_attention_heads * each.head_dim % self.multiples.row == 0]
+        for count in self.key_value_heads:
+            if self.smallest.num_key_value_heads <= count < self.largest.num_key_value_heads:
+                fewer = self._head_dims(with_key_value_heads(self.largest, count))
+                shapes += [each for each in fewer if each.num_attention_heads * each.head_dim % self.multiples.row == 0]
         return shapes
+
+    def least(self) -> list[Geometry]:
+        """Return each shape of attention with the narrowest MLP."""
+        return [replace(each, intermediate_size=self.smallest.intermediate_size) for each in self.attention_shapes()]
 
     def nearest(self, wanted: float) -> list[Geometry]:
         """Return each shape of attention with the intermediate size that comes nearest to ``wanted`` parameters."""
@@ -129,8 +137,10 @@ class SearchSpace:
         With coarse multiples there may be none.
         """
         found, step, end = [], self.multiples.intermediate_size, self.smallest.intermediate_size
-        for shape in self.attention_shapes():
-            missing = rounds_left - self._attention_steps(shape)
+        shapes = self.attention_shapes()
+        steps = _steps_down(shapes)
+        for shape in shapes:
+            missing = rounds_left - steps[shape]
             least, most = end, self.largest.intermediate_size
             if missing > 0:  # the first multiple that is so many steps away, or the size that was never cut
                 least = min((least + (missing - 1) * step) // step * step + step, most)
@@ -142,24 +152,10 @@ class SearchSpace:
                 found.append(self._fit_intermediate(shape, wanted, least, most))
         return found
 
-    def _attention_steps(self, shape: Geometry) -> int:
-        """Return how many rounds can each remove something from attention alone."""
-        if not self.cuts_heads:
-            return len(self._counts_below(shape)) + len(self._head_dims(shape)) - 1
-        groups = shape.num_key_value_heads - self.smallest.num_key_value_heads
-        return groups + shape.queries_per_key_value_head - self.smallest.queries_per_key_value_head
-
-    def _counts_below(self, high: Geometry) -> list[int]:
-        """Return the numbers of key-value heads below that of `high` that it may be cut to beside dims."""
-        low = self.smallest.num_key_value_heads
-        return [count for count in self.key_value_heads if low <= count < high.num_key_value_heads]
-
     def _head_dims(self, high: Geometry) -> list[Geometry]:
         """Return the allowed head dims, largest first: queries and keys suffer most, so ties keep more of them."""
-        low = self.smallest
-        sizes = {head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim >= low.head_dim}
-        if high.num_key_value_heads == low.num_key_value_heads:
-            sizes.add(low.head_dim)  # the end of the last round, which need not be a multiple
+        low = self.smallest.head_dim
+        sizes = {head_dim for head_dim in self.multiples.head_dims_below(high) if head_dim >= low}
         return [replace(high, head_dim=head_dim) for head_dim in sorted({*sizes, high.head_dim}, reverse=True)]
 
     def _head_counts(self) -> list[Geometry]:
@@ -180,6 +176,19 @@ class SearchSpace:
         exact = shape.intermediate_size - surplus / intermediate_parameters(shape, 1)
         snapped = round(exact / self.multiples.intermediate_size) * self.multiples.intermediate_size
         return replace(shape, intermediate_size=min(max(snapped, least), most))
+
+
+def _steps_down(shapes: Sequence[Geometry]) -> dict[Geometry, int]:
+    """Return for each shape how many rounds can each remove something from attention alone: its longest way down."""
+
+    def sizes(shape: Geometry) -> tuple[int, int, int]:
+        return shape.num_key_value_heads, shape.queries_per_key_value_head, shape.head_dim
+
+    steps: dict[Geometry, int] = {}
+    for shape in sorted(shapes, key=sizes):
+        smaller = (count for each, count in steps.items() if all(map(operator.le, sizes(each), sizes(shape))))
+        steps[shape] = 1 + max(smaller, default=-1)
+    return steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,10 +223,8 @@ def attention_width(geometry: Geometry) -> int:
     return (geometry.num_attention_heads + geometry.num_key_value_heads) * geometry.head_dim
 
 
-def with_key_value_heads(geometry: Geometry, count: int | None) -> Geometry:
-    """Return the geometry with so many key-value heads and the query heads that share them; None leaves them all."""
-    if count is None:
-        return geometry
+def with_key_value_heads(geometry: Geometry, count: int) -> Geometry:
+    """Return the geometry with so many key-value heads and the query heads that share them."""
     per_group = geometry.queries_per_key_value_head
     return replace(geometry, num_key_value_heads=count, num_attention_heads=count * per_group)
 
@@ -237,7 +244,8 @@ def solve_geometry(budget: Budget, space: SearchSpace) -> Geometry:
     Raises:
         ValueError: more is asked than can be removed; the message says how much can.
     """
-    if budget.parameters < space.smallest.parameters() - budget.tolerance(space.multiples) / 2:
+    least = min(each.parameters() for each in space.least())
+    if budget.parameters < least - budget.tolerance(space.multiples) / 2:
         raise ValueError(_unreachable(budget, space))
     return _best(space.nearest(budget.parameters), budget, space, towards=None)
 
@@ -258,8 +266,9 @@ def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, to
 
     def cost(candidate: Geometry) -> tuple[float, int, int]:
         miss = abs(candidate.parameters() - budget.parameters)
-        # Beside dims of every head, heads go where a split says so, or nothing else is enough.
-        gone = 0 if space.cuts_heads else space.largest.num_key_value_heads - candidate.num_key_value_heads
+        # Equal shares are of the dims of all heads, unless these are not enough: fewer heads are for splits to measure.
+        keeps_heads = towards is None and not space.cuts_heads
+        gone = space.largest.num_key_value_heads - candidate.num_key_value_heads if keeps_heads else 0
         # Everything within the tolerance is equally good, so that the balance decides.
         return (0.0 if miss <= tolerance else miss, gone, imbalance(budget.parent, towards, candidate))
 
@@ -267,7 +276,7 @@ def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, to
 
 
 def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
-    """Return every way to share the same cut between attention and MLP, from most attention kept to least.
+    """Return every way to share the same cut between attention and MLP, in the order of `attention_shapes`.
 
     Raises:
         ValueError: more is asked than can be removed.
@@ -280,12 +289,6 @@ def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
 def by_key_value_heads(shapes: Sequence[Geometry]) -> list[list[Geometry]]:
     """Group shapes that stand side by side and have the same number of key-value heads."""
     return [list(line) for _, line in groupby(shapes, key=lambda each: each.num_key_value_heads)]
-
-
-def evenly_spaced(shapes: Sequence[Geometry], most: int) -> list[Geometry]:
-    """Return `most` of the shapes, first and last among them, or all where there are no more."""
-    last, gaps = len(shapes) - 1, max(1, min(most, len(shapes)) - 1)
-    return [shapes[round(place * last / gaps)] for place in range(min(most, len(shapes)))]
 
 
 def solve_rounds(space: SearchSpace, fractions: Sequence[float], final: Geometry | None = None) -> list[Geometry]:
@@ -359,7 +362,7 @@ def _unreachable(budget: Budget, space: SearchSpace) -> str:
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
     return (
         f"prune.remove_fraction={budget.remove_fraction:g} cannot be reached: at most "
-        f"{reached_fraction(parent, space.smallest):.4f} of this model can be removed with "
+        f"{max(reached_fraction(parent, each) for each in space.least()):.4f} of this model can be removed with "
         f"{attention_words(parent, space)} and intermediate_size a multiple of "
         f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "
         f"{fixed:.4f} of it, are never cut"
@@ -371,7 +374,7 @@ def attention_words(parent: Geometry, space: SearchSpace) -> str:
     multiples = space.multiples
     if space.cuts_heads and not multiples.keeps_attention:
         return "whole heads"
-    words, sizes = [], multiples.head_dims_below(parent)
+    words, sizes = [], sorted({each.head_dim for each in space.attention_shapes()} - {parent.head_dim})
     if sizes and multiples.head_dims is None and multiples.row == 1:
         words.append(f"head_dim a multiple of {multiples.head_dim}")
     elif sizes:

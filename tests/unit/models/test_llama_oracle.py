@@ -24,7 +24,7 @@ from transact.geometry import Geometry, Widths
 from transact.models.llama import is_stock, read_geometry, slice_tensors, sliced_config
 from transact.models.stock import load_model
 from transact.pruning.criteria import Scores
-from transact.pruning.selection import Goal, Rules, Selection, make_selection
+from transact.pruning.selection import Chosen, Goal, Rules, Selection, make_selection
 
 TOLERANCE = 1e-4
 LLAMA3 = {
@@ -202,6 +202,36 @@ def test_own_frequencies_equal_masked_parent(tmp_path: Path, key_value_heads: in
     assert_generates_alike(twice)
     with pytest.raises(ValueError, match="trust_remote_code"):  # stock code refuses it instead of being wrong
         load(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "head"])
+@pytest.mark.parametrize("head_dims", [(12, 12), (12, 8), (16, 8)], ids=["dims_then_heads", "dims_and_both", "both"])
+def test_heads_that_go_beside_dims_equal_masked_parent(tmp_path: Path, head_dims: tuple[int, int], scope: str) -> None:
+    """In two rounds, of which the second takes every layer another key-value head, with the queries that share it."""
+    config, model = make_parent(tmp_path / "parent", key_value_heads=2)
+    first, last = head_dims
+    if first < 16:
+        selection = random_selection(read_geometry(config), head_dim=first, intermediate_size=30, pair_scope=scope)
+        config, model = slice_to(tmp_path / "once", model, config, selection)
+    source = read_geometry(config)
+    target = replace(source, num_key_value_heads=1, num_attention_heads=2, head_dim=last, intermediate_size=20)
+    scores = Scores(
+        pairs=torch.rand(2, 2, first // 2),
+        values=torch.rand(2, 2, first),
+        channels=torch.rand(2, source.intermediate_size),
+    )
+    selection = make_selection(
+        scores,
+        source,
+        Goal(target=target, parent=source),
+        Rules(pair_scope=scope),
+        chosen=Chosen(head_orders=[[0, 1], [1, 0]]),
+    )
+    assert selection.key_value_heads == ((1,), (0,)) and selection.query_heads == ((2, 3), (0, 1))
+    cut_config, sliced = slice_to(tmp_path / "sliced", model, config, selection)
+    assert read_geometry(cut_config) == target and is_stock(cut_config) == (scope == "model")
+    assert largest_difference(sliced, masked(model, selection)) < TOLERANCE
+    assert_generates_alike(sliced)
 
 
 def assert_generates_alike(model: PreTrainedModel) -> None:

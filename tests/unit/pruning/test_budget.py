@@ -108,7 +108,7 @@ def test_dimension_that_is_no_multiple_may_stay_uncut() -> None:
 def test_heads_go_beside_dims_of_every_head_with_the_queries_that_share_them() -> None:
     shapes = SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES, fewer_heads=True).attention_shapes()
     assert [(each.num_attention_heads, each.num_key_value_heads, each.head_dim) for each in shapes] == [
-        (queries, heads, head_dim) for queries, heads in ((32, 8), (24, 6), (16, 4)) for head_dim in (128, 96, 64, 32)
+        (queries, heads, head_dim) for queries, heads in ((32, 8), (16, 4)) for head_dim in (128, 96, 64, 32)
     ]
     assert {each.num_key_value_heads for each in SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES).attention_shapes()} == {8}
 
@@ -118,25 +118,31 @@ def test_heads_go_beside_dims_of_every_head_with_the_queries_that_share_them() -
     [(1, 1, []), (2, 1, [1]), (3, 1, [2]), (5, 1, [4, 3]), (32, 1, [24, 16]), (32, 16, [16]), (6, 4, [4]), (8, 8, [])],
 )
 def test_fewer_heads_are_three_quarters_and_half_rounded_up(heads: int, multiple: int, fewer: list[int]) -> None:
-    parent = replace(LLAMA_7B, num_attention_heads=2 * heads, num_key_value_heads=heads)
+    parent = replace(LLAMA_7B, num_attention_heads=2 * heads, num_key_value_heads=heads, hidden_size=5760)
     assert replace(FINE, num_key_value_heads=multiple).key_value_heads_below(parent) == fewer
     assert replace(FINE, keeps_attention=True).key_value_heads_below(parent) == []
 
 
+def test_stock_llama_has_a_hidden_size_that_its_query_heads_divide() -> None:
+    assert FINE.key_value_heads_below(LLAMA_7B) == [16] and 4096 % 24 and FINE.key_value_heads_below(LLAMA_8B) == [4]
+
+
 def test_each_number_of_heads_has_the_sizes_whose_rows_suit() -> None:
     """Rows of 32: nine heads take 32 and 64, six take multiples of 16, which are no ends for nine."""
-    parent = replace(LLAMA_7B, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    parent = replace(LLAMA_7B, num_attention_heads=9, num_key_value_heads=3, head_dim=64, hidden_size=576)
     space = SearchSpace.below(parent, Multiples(head_dim=8, intermediate_size=8, row=32), fewer_heads=True)
     found = [(each.num_attention_heads, each.head_dim) for each in space.attention_shapes()]
     assert found == [(9, 64), (9, 32), (6, 64), (6, 48), (6, 32), (6, 16)]
-    assert (space.smallest.num_attention_heads, space.smallest.head_dim) == (6, 16)
+    assert [(each.num_attention_heads, each.head_dim, each.intermediate_size) for each in space.least()] == [
+        (*each, 8) for each in found
+    ]
 
 
 def test_rounds_lead_to_fewer_heads() -> None:
     space = SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES, fewer_heads=True)
     final = replace(LLAMA_8B, num_attention_heads=16, num_key_value_heads=4, head_dim=96, intermediate_size=7168)
     found = solve_rounds(space, [0.2, 0.4, 0.6], final)
-    assert found[-1] == final
+    assert found[-1] == final and len({each.num_attention_heads for each in found}) == 2
     for before, after in pairwise([LLAMA_8B, *found]):
         for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
             assert getattr(after, name) <= getattr(before, name)
@@ -148,7 +154,7 @@ def test_says_how_much_can_be_removed() -> None:
     with pytest.raises(ValueError, match=r"fraction=0\.95 cannot be reached: at most 0\.9081 .*embeddings"):
         solved(SMALL, 0.95, FINE)
     assert dims(solved(SMALL, 0.908, FINE)) == (2, 1)
-    with pytest.raises(ValueError, match=r"head_dim a multiple of 32, 6, 4 or 8 key-value heads and intermediate_size"):
+    with pytest.raises(ValueError, match=r"head_dim a multiple of 32, 4 or 8 key-value heads and intermediate_size"):
         splits(
             Budget(parent=LLAMA_8B, remove_fraction=0.99),
             SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES, fewer_heads=True),

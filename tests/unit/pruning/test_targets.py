@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
-from transact.dimensions import geometries, split_candidates
+from transact.dimensions import geometries, search_space, split_candidates
 from transact.geometry import Geometry
 from transact.pruning.targets import ANY, RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import outline
@@ -76,8 +76,8 @@ def takes(name: str, dense: Geometry, cut: Geometry) -> bool:
         return not (cuts_heads and cut.head_dim % 8)
     if name in ("vllm", "gptq") and cuts_heads and (cut.head_dim not in VLLM_ON_CPU or dense.query_key_value_bias):
         return False
-    if fewer_heads and dense.query_key_value_bias:
-        return name == "llama_cpp" and row % 32 == 0
+    if fewer_heads and dense.query_key_value_bias and name != "llama_cpp":
+        return False
     if name == "gptq":
         channels = 256 if is_large else 128
         return not ((cuts_heads or fewer_heads) and row % 128) and not (
@@ -124,6 +124,24 @@ def test_all_that_suits_is_tried(name: str) -> None:
         if all(takes(runtime, dense, replace(dense, head_dim=head_dim)) for runtime in ANY)
     ]
     assert found == suits
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_shapes_of_attention_that_suit_are_in_the_space_of_a_split(name: str, target: str) -> None:
+    """Of each number of heads by itself: that others take narrower ones hides none, and the least can be asked for."""
+    for flags in ({}, {"query_key_value_bias": True}, {"query_key_norm": True}):
+        dense = parent(name, **flags)
+        multiples, group = multiples_for(target, dense, pairs_are_free=True), dense.queries_per_key_value_head
+        suits = []
+        for count in (dense.num_key_value_heads, *multiples.key_value_heads_below(dense)):
+            heads = replace(dense, num_key_value_heads=count, num_attention_heads=count * group)
+            whole = [dense.head_dim] if heads == dense or count * group * dense.head_dim % multiples.row == 0 else []
+            suits += [replace(heads, head_dim=size) for size in whole + multiples.head_dims_below(heads)[::-1]]
+        config = asked(target=target, split="auto")
+        assert search_space(config, dense).attention_shapes() == suits
+        least = min(replace(each, intermediate_size=multiples.intermediate_size).parameters() for each in suits)
+        assert split_candidates(replace(config, remove_fraction=1 - least / dense.parameters()), dense)
 
 
 def test_what_was_chosen_for_smollm2_before_is_not_now() -> None:
