@@ -24,8 +24,8 @@ class Geometry:
     """Dimensions of a LLaMA-like decoder.
 
     ``head_dim`` (queries, keys and values alike) and ``intermediate_size`` are the transitional
-    dimensions, the ones that are cut; a cut of whole heads changes the numbers of heads instead of
-    ``head_dim``. The others never change. ``query_key_value_bias``: q, k and v have biases.
+    dimensions, the ones that are cut; a cut of whole heads changes the numbers of heads, instead of
+    ``head_dim`` or beside it. The others never change. ``query_key_value_bias``: q, k and v have biases.
     ``query_key_norm``: queries and keys pass a norm over each head's dims. ``layers``: where layers
     differ, the widths of each; ``num_key_value_heads`` and ``intermediate_size`` are then the largest.
 

@@ -133,9 +133,9 @@ def _adapters(config: RunConfig, geometry: Geometry) -> dict[str, int] | None:
 
 def _shape_warnings(whole: Outline) -> list[str]:
     """Return warnings about the dimensions that the run may end with, without those that the parent has already."""
-    kept = tuple(f"{name} {getattr(whole.parent, name)}:" for name in CUT_DIMENSIONS)
+    of_parent = tuple(f"{line.split(':')[0]}:" for line in shape_warnings(whole.parent))
     found = dict.fromkeys(line for end in whole.ends for line in shape_warnings(end))
-    return [line for line in found if not line.startswith(kept)]
+    return [line for line in found if not line.startswith(of_parent)]
 
 
 def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[str, Any]:

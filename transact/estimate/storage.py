@@ -182,9 +182,11 @@ def _round_traffic(
     fitted = (before + grams) / whole.num_layers  # a layer and its matrices, read for each shape
     greedy = 2 * grams if method.channels == "obs" else 0
     weighed = before if greedy or Criteria.of(method).looks_at_weights else 0
-    # The order in which key-value heads go, from Gram matrices and o_proj; a search for shapes hands its own over.
+    # The order in which key-value heads go, from Gram matrices, compared once a stage, and o_proj.
     width = whole.num_attention_heads * whole.head_dim
-    ordered = 2 * grams + stored * whole.num_layers * whole.hidden_size * width
+    ordered = (1 if greedy else 2) * grams + stored * whole.num_layers * whole.hidden_size * width
+    # A search for shapes hands its own over.
+    is_ordered = config.prune.shapes == "uniform" and loses_ordered_heads(config.prune, whole, [each.geometry])
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
     # Stages that look at one model share an engine, which the first of them opens.
     lookers = (Stage("evaluate", each.number - 1), Stage("calibrate", each.number), Stage("gram", each.number))
@@ -215,12 +217,7 @@ def _round_traffic(
             + shape_evaluations(config.prune, outline.parent) * fitted * ranks,
             written=before,
         ),
-        "select": Traffic(
-            read=checked
-            + weighed
-            + greedy
-            + (ordered if loses_ordered_heads(config.prune, whole, [each.geometry]) else 0)
-        ),
+        "select": Traffic(read=checked + weighed + greedy + (ordered if is_ordered else 0)),
         "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),
         "recover": trained if each.tokens else Traffic(),
         "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),

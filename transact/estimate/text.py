@@ -135,14 +135,15 @@ def _split_lines(estimate: dict[str, Any]) -> list[str]:
         "intermediate": [f"{each['intermediate_size']:,}" for each in found],
     }
     shown = {name: each for name, each in parts.items() if len(set(each)) > 1 or len(found) == 1}
-    names = ", ".join(map(" / ".join, zip(*shown.values(), strict=True)))
-    count = len(found) if "heads/KV" not in shown else f"at most {len(found)}"
+    names = ", ".join(map(" x ".join, zip(*shown.values(), strict=True)))
+    skips = len(set(parts["heads/KV"])) > 1 and len(set(parts["head_dim"])) > 1
+    count = f"{'at most ' if skips else ''}{len(found)} split{'s' if len(found) > 1 else ''}"
     return [
         *_wrapped(
-            f"split: auto; the dimensions above are those of equal shares. The run measures {count} splits "
+            f"split: auto; the dimensions above are those of equal shares. The run measures {count} "
             "between attention and MLP on the validation text, and takes the best:"
         ),
-        *_wrapped(f"  ({' / '.join(shown)}): {names}"),
+        *_wrapped(f"  ({' x '.join(shown)}): {names}"),
     ]
 
 

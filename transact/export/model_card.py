@@ -344,8 +344,10 @@ def _how(summary: dict[str, Any], config: RunConfig) -> str:
         size = f"rank {recover.lora.rank}, alpha {recover.lora.alpha:g}"
         adapters = f", by low-rank adapters (LoRA, {size}) that are merged into the weights"
     tokens = sum(each["tokens"] for each in summary["rounds"])
+    changes = _changes(summary["dense"]["geometry"], summary["pruned"]["geometry"])
     attention = {
-        "pairs": f"rotary pairs of queries and keys by `{method.pair_score}`, values by `{method.values}`",
+        "pairs": f"rotary pairs of queries and keys by `{method.pair_score}`, values by `{method.values}`"
+        + (", heads by what a refit leaves missing without them" if "num_key_value_heads" in changes else ""),
         "heads": "whole heads by the norms of their outputs",
         "shared_dims": f"the same dims of queries, keys and values by `{method.values}`",
     }[method.attention]

@@ -81,7 +81,7 @@ def rounds_section(run: RunFiles) -> Section | None:
 
 
 def _splits(split: Values) -> Named | None:
-    """Return the table of all measured ways to share the cut between attention and MLP."""
+    """Return the table of all measured ways to share the cut between MLP, dims of heads and key-value heads."""
     candidates = split.get("candidates")
     rows: list[list[str]] = []
     for each in candidates if isinstance(candidates, list) else []:
