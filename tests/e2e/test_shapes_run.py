@@ -93,6 +93,22 @@ def test_one_rank_finds_the_same(workplace: Workplace, folder: Path) -> None:
         assert one["divergence"] == pytest.approx(two["divergence"], rel=1e-4)
 
 
+def test_a_search_may_begin_with_fewer_heads(workplace: Workplace) -> None:
+    """Half of the cache, in heads of the parent's size: one of two key-value heads, which no layer gets back."""
+    asked = [each for each in workplace.overrides("half") if not each.startswith("prune.remove")]
+    asked += ["prune=budget", "prune.budget.kv_bytes_per_token=0.5", "prune.budget.parameters=0.7", "prune.split=auto"]
+    asked += ["prune.multiple.head_dim=16", "prune.shapes=layers", "prune.rounds=1", "recover.tokens=0"]
+    done = transact([*asked, "eval.efficiency.measured=false"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = workplace.folder / "half"
+    start, shape = Geometry.from_dict(read_json(folder / "round_01" / "shapes.json")["start"]), shape_of(folder)
+    assert start.num_key_value_heads == 1 and not start.layers
+    assert {each.num_key_value_heads for each in shape.widths()} == {1}
+    assert len((folder / "round_01" / "shapes.jsonl").read_text().splitlines()) > 4
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", trust_remote_code=True)
+    assert model.num_parameters() == shape.parameters() <= start.parameters()
+
+
 def test_killed_in_its_search_it_goes_on_and_ends_the_same(workplace: Workplace) -> None:
     """What was measured is not measured again; the log is the one of a run that nobody killed."""
     slow = ["recover.validation_sequences=24", "engine.micro_batch_sequences=1"]  # a fifth of a second for each shape

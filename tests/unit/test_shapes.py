@@ -22,9 +22,10 @@ from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.narrowing import narrowing
 from transact.models.stock import load_model
 from transact.pruning.criteria import Criteria, Evidence
-from transact.pruning.refit import Ridge
+from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Chosen, Goal, Rules, Selection, best_indices, make_selection
 from transact.stages.calibrate import file_name, read_gram
+from transact.stages.select import order_of_heads
 from transact.stages.shapes import Fits, ShapeLog
 
 METHOD = MethodConfig(refit="least_squares")
@@ -122,3 +123,23 @@ def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
     files["round_01/gram/layer_00000.safetensors"] = ("round_01/gram", {"sha256": "beef"})
     assert ShapeLog(job, path, start, grams).known(start) is None
     assert ShapeLog(job, path, other).known(start) is None
+
+
+def test_the_head_whose_loss_a_refit_makes_up_for_goes_first(tmp_path: Path) -> None:
+    """By brute force: o_proj fitted to what the other key-value head, with its two query heads, gives it."""
+    model = write_model(tmp_path / "model")
+    source = geometry_of(model)
+    generator = torch.Generator().manual_seed(0)
+    size = source.queries_per_key_value_head * source.head_dim
+    for loud in (0, 1):
+        inputs = torch.randn(400, 2 * size, generator=generator, dtype=torch.float64)
+        inputs[:, loud * size : (loud + 1) * size] *= 3
+        weight = torch.randn(source.hidden_size, 2 * size, generator=generator, dtype=torch.float64)
+        gram = LayerGram(attention_output=inputs.T @ inputs, intermediate=torch.zeros(1, 1))
+        left = []
+        for gone in (0, 1):
+            stays = inputs[:, (1 - gone) * size : (2 - gone) * size]
+            fitted = torch.linalg.lstsq(stays, inputs @ weight.T).solution
+            left.append(float((inputs @ weight.T - stays @ fitted).square().sum()))
+        order = order_of_heads(weight, gram, source, MethodConfig(ridge=1e-9))
+        assert order == sorted((0, 1), key=left.__getitem__) == [1 - loud, loud]

@@ -76,6 +76,45 @@ def test_whole_heads_meet_limits_too() -> None:
     assert (found.num_key_value_heads, found.num_attention_heads, found.head_dim) == (4, 16, 128)
 
 
+@pytest.mark.parametrize("asked", [{"kv_bytes_per_token": 0.5}, {"memory_bytes": 0.5}, {"parameters": 0.6}])
+def test_fewer_heads_beside_their_dims_are_what_trying_all_finds(asked: dict[str, float]) -> None:
+    limits = Limits(parent=LLAMA_8B, serving=Serving(context_tokens=100_000), asked=asked)
+    every = [
+        replace(
+            LLAMA_8B, num_key_value_heads=heads, num_attention_heads=4 * heads, head_dim=dim, intermediate_size=size
+        )
+        for heads, dim, size in product((8, 4), (128, 96, 64, 32), range(256, 14337, 256))
+    ]
+    meeting = [each for each in every if not limits.broken(each)]
+
+    def is_below(one: Geometry, other: Geometry) -> bool:
+        names = ("num_key_value_heads", "head_dim", "intermediate_size")
+        return one != other and all(getattr(one, name) <= getattr(other, name) for name in names)
+
+    best = [each for each in meeting if not any(is_below(each, other) for other in meeting)]
+    space = SearchSpace.below(LLAMA_8B, Multiples(head_dim=32, intermediate_size=256), fewer_heads=True)
+    assert within(limits, space) == best and {each.num_key_value_heads for each in best} == {8, 4}
+
+
+def test_a_limit_that_only_fewer_and_narrower_heads_meet_together_is_told_by_their_least() -> None:
+    """Rows of 128 weights: of 15 heads of 64 none may be cut alone, but 12 of 32 dims suit."""
+    parent = replace(
+        LLAMA_8B, hidden_size=960, num_attention_heads=15, num_key_value_heads=5, head_dim=64, intermediate_size=2560
+    )
+    config = compose_config(
+        ["name=x", "prune=budget", "prune.budget.kv_bytes_per_token=0.5", "prune.target=gptq"]
+    ).prune
+    assert [(each.num_attention_heads, each.head_dim) for each in split_candidates(config, parent)] == [(12, 32)]
+    assert geometries(config, parent)[0][-1] == split_candidates(config, parent)[0]
+    config = compose_config(
+        ["name=x", "prune=budget", "prune.budget.kv_bytes_per_token=0.3", "prune.target=gptq"]
+    ).prune
+    with pytest.raises(
+        ValueError, match=r"kv_bytes_per_token=0\.3 cannot be met: the least is \S+, 0\.4000 of .* key-value"
+    ):
+        geometries(config, parent)
+
+
 def test_the_most_balanced_cut_is_that_of_equal_shares() -> None:
     limits = Limits(parent=SMALL, serving=Serving(), asked={"parameters": 0.6})
     assert dims([most_balanced(limits, limited(parameters=0.6))]) == [(8, 24)]
