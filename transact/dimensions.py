@@ -116,7 +116,7 @@ def _evenly_spaced(shapes: list[Geometry], most: int) -> list[Geometry]:
 def _measurable(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     found = _possible(config, parent)
     if not found:
-        raise ValueError(f"no dimensions meet {_asked(config)} as nearly as prune.target and prune.multiple allow")
+        raise ValueError(f"prune.split=auto finds no dimensions for {_asked(config)}: use prune.split=equal")
     return found
 
 

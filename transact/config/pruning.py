@@ -29,7 +29,7 @@ def criterion(default: str) -> Any:
 
 @dataclass(kw_only=True, slots=True)
 class MultipleConfig:
-    """Multiples that the dimensions of a uniform cut must be of, whatever prune.target takes."""
+    """Multiples that the cut dimensions must be of, whatever prune.target takes."""
 
     head_dim: int | None = setting(None, at_least=2, at_most=2**12)
     """head_dim is a multiple of this even number. Where whole heads are cut it does not count. null: prune.target
@@ -38,7 +38,8 @@ class MultipleConfig:
     """intermediate_size is a multiple of this. null: prune.target decides."""
     num_key_value_heads: int = setting(1, at_least=1, at_most=2**12)
     """Of prune.split=auto alone: three quarters and half of the key-value heads are rounded up to a multiple of this,
-    of the GPUs that will share the model, say. The parent's number, or more, keeps all heads."""
+    of the GPUs that will share the model, say. The parent's number, or more, keeps all heads. It does not bind
+    prune.shapes=layers."""
 
     def __post_init__(self) -> None:
         is_even = self.head_dim is None or self.head_dim % 2 == 0
@@ -162,7 +163,7 @@ class PruneConfig:
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text, with
     three quarters and half of the key-value heads too, where the method refits and whole heads are not its choice)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
-    """Splits that "auto" cuts and measures of each number of key-value heads, at most."""
+    """Splits that "auto" cuts and measures of each number of key-value heads (of whole heads: of all), at most."""
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
     heads of its own, at the same parameters: measured, in the last round)."""

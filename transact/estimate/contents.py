@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,14 @@ def _adapters(config: RunConfig, geometry: Geometry) -> dict[str, int] | None:
 
 def _shape_warnings(whole: Outline) -> list[str]:
     """Return warnings about the dimensions that the run may end with, without those that the parent has already."""
-    of_parent = tuple(f"{line.split(':')[0]}:" for line in shape_warnings(whole.parent))
+    of_parent = {_without_row(line) for line in shape_warnings(whole.parent)}
     found = dict.fromkeys(line for end in whole.ends for line in shape_warnings(end))
-    return [line for line in found if not line.startswith(of_parent)]
+    return [line for line in found if _without_row(line) not in of_parent]
+
+
+def _without_row(warning: str) -> str:
+    """Return a warning without the length of rows, which fewer heads change."""
+    return re.sub(r"rows of \d+ weights", "rows", warning)
 
 
 def _text(config: RunConfig, described: dict[str, Any], trained: int) -> dict[str, Any]:

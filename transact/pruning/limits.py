@@ -9,7 +9,7 @@ from typing import Any
 
 from transact.geometry import Geometry
 from transact.pruning.latency import LatencyTable
-from transact.pruning.search_space import SearchSpace, attention_words, imbalance
+from transact.pruning.search_space import SearchSpace, attention_width, attention_words, imbalance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +135,9 @@ def _all_words(limits: Limits, geometry: Geometry) -> str:
 
 
 def _unreachable(limits: Limits, space: SearchSpace) -> str:
-    broken = {each: limits.broken(each) for each in space.least()}
-    fewest = min(map(len, broken.values()))
-    nearest = [each for each, names in broken.items() if len(names) == fewest]
-    name = broken[nearest[0]][0]
-    least = min(limits.serving.figures(each)[name] for each in nearest if name in broken[each])
-    dense = limits.serving.figures(limits.parent)[name]
+    smallest = min(space.least(), key=attention_width)  # no figure of another one is below its
+    name = limits.broken(smallest)[0]
+    least, dense = (limits.serving.figures(each)[name] for each in (smallest, limits.parent))
     least_words, dense_words = (limit_figure(name, each) for each in (least, dense))
     return (
         f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least_words}, {least / dense:.4f} of "

@@ -374,13 +374,15 @@ def attention_words(parent: Geometry, space: SearchSpace) -> str:
     multiples = space.multiples
     if space.cuts_heads and not multiples.keeps_attention:
         return "whole heads"
-    words, sizes = [], sorted({each.head_dim for each in space.attention_shapes()} - {parent.head_dim})
+    shapes = space.attention_shapes()
+    words, sizes = [], sorted({each.head_dim for each in shapes} - {parent.head_dim})
+    heads = sorted({each.num_key_value_heads for each in shapes} - {parent.num_key_value_heads})
     if sizes and multiples.head_dims is None and multiples.row == 1:
         words.append(f"head_dim a multiple of {multiples.head_dim}")
     elif sizes:
         words.append(f"head_dim {', '.join(map(str, sizes))} or {parent.head_dim}")
-    if space.key_value_heads:
-        words.append(f"{', '.join(map(str, space.key_value_heads))} or {parent.num_key_value_heads} key-value heads")
+    if heads:
+        words.append(f"{', '.join(map(str, heads))} or {parent.num_key_value_heads} key-value heads")
     return ", ".join(words) or "attention as it is"
 
 

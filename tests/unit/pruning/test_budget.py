@@ -138,12 +138,18 @@ def test_each_number_of_heads_has_the_sizes_whose_rows_suit() -> None:
     ]
 
 
-def test_rounds_lead_to_fewer_heads() -> None:
-    space = SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES, fewer_heads=True)
-    final = replace(LLAMA_8B, num_attention_heads=16, num_key_value_heads=4, head_dim=96, intermediate_size=7168)
-    found = solve_rounds(space, [0.2, 0.4, 0.6], final)
-    assert found[-1] == final and len({each.num_attention_heads for each in found}) == 2
-    for before, after in pairwise([LLAMA_8B, *found]):
+def test_rounds_lead_to_fewer_heads_on_the_straight_way() -> None:
+    """Nine heads of 64 dims and 1,536 channels in four steps: heads go in the second one, and need not be the last."""
+    parent = replace(
+        LLAMA_7B, hidden_size=576, num_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
+        intermediate_size=1536, vocab_size=49152, tied_embeddings=True,
+    )  # fmt: skip
+    space = SearchSpace.below(parent, Multiples(head_dim=32, intermediate_size=32, row=32), fewer_heads=True)
+    final = replace(parent, num_attention_heads=6, num_key_value_heads=2, head_dim=32, intermediate_size=832)
+    found = solve_rounds(space, [0.1, 0.2, 0.3, 0.4], final)
+    assert [(each.num_attention_heads, each.head_dim) for each in found] == [(9, 64), (6, 64), (6, 64), (6, 32)]
+    assert found[-1] == final
+    for before, after in pairwise([parent, *found]):
         for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
             assert getattr(after, name) <= getattr(before, name)
         assert after.parameters() < before.parameters()

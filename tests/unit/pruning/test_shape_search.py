@@ -87,6 +87,21 @@ def test_it_comes_near_the_exact_optimum_within_what_is_allowed() -> None:
     assert len(measured) <= 400
 
 
+def test_a_layer_may_get_back_a_head_where_all_begin_with_fewer() -> None:
+    """Two of three heads in every layer; the first and the last need theirs a hundred times as much as others."""
+    start = replace(START, num_attention_heads=4, num_key_value_heads=2)
+    needs = (5.0, 0.05, 0.05, 0.05, 0.05, 5.0)
+
+    def measure(shape: Geometry) -> float:
+        heads = sum(need / each.num_key_value_heads for need, each in zip(needs, shape.widths(), strict=True))
+        return heads + sum(1 / each.intermediate_size for each in shape.widths())
+
+    found, loss = search_shapes(replace(SPACE, start=start), measure, 400, ERRORS)
+    heads = [each.num_key_value_heads for each in found.widths()]
+    assert heads[0] == heads[-1] == 3 and loss < measure(start)
+    assert found.parameters() <= start.parameters() and found.kv_bytes_per_token() <= start.kv_bytes_per_token()
+
+
 FIRST = 1 + 2 * LAYERS  # the start, and of each layer a narrower MLP and a head less
 
 
