@@ -16,8 +16,7 @@ EIGHT_SHOTS = (
 )
 ONE_ROUND = ("prune.rounds=1",)
 EQUAL = ("prune.split=equal",)
-ALL_HEADS = "prune.multiple.num_key_value_heads=4096"  # a split keeps them, as every split did before 2026-11-30
-OBS = ("prune/method=obs", ALL_HEADS)  # what the default was when most rows were measured
+OBS = "prune/method=obs"  # what the default was when most rows were measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +32,15 @@ def _baseline(name: str) -> Method:
 
 
 def _non_stock(scope: str) -> Method:
-    overrides = (*OBS, f"prune.method.pair_scope={scope}", *ONE_ROUND)
+    overrides = (OBS, f"prune.method.pair_scope={scope}", *ONE_ROUND)
     return Method(overrides=overrides, stock=False)
 
 
 # Cut once, not recovered. "default" is what a run does when nothing is said about the method.
 ONE_SHOT: dict[str, Method] = {
     "default": Method(overrides=ONE_ROUND),
-    "obs": Method(overrides=(*OBS, *ONE_ROUND)),
-    "obs, equal split": Method(overrides=(*OBS, *EQUAL, *ONE_ROUND)),
+    "obs": Method(overrides=(OBS, *ONE_ROUND)),
+    "obs, equal split": Method(overrides=(OBS, *EQUAL, *ONE_ROUND)),
     "obs, pairs per layer": _non_stock("layer"),
     "obs, pairs per head": _non_stock("head"),
     "norms": _baseline("norms"),
@@ -70,11 +69,11 @@ RECOVERED: dict[str, Method] = {
     "default, batches of 2": Method(
         overrides=("recover.batch_sequences=2", "engine.micro_batch_sequences=2", *ONE_ROUND)
     ),
-    "obs": Method(overrides=(*OBS, *ONE_ROUND)),
-    "obs, cross-entropy": Method(overrides=(*OBS, *ONE_ROUND, ENTROPY)),
-    "obs, equal split": Method(overrides=(*OBS, *EQUAL, *ONE_ROUND)),
-    "obs, 2 rounds": Method(overrides=(*OBS, "prune.rounds=2", "recover.token_shares=[1,3]")),
-    "obs, 8 shots": Method(overrides=(*OBS, *EIGHT_SHOTS)),
+    "obs": Method(overrides=(OBS, *ONE_ROUND)),
+    "obs, cross-entropy": Method(overrides=(OBS, *ONE_ROUND, ENTROPY)),
+    "obs, equal split": Method(overrides=(OBS, *EQUAL, *ONE_ROUND)),
+    "obs, 2 rounds": Method(overrides=(OBS, "prune.rounds=2", "recover.token_shares=[1,3]")),
+    "obs, 8 shots": Method(overrides=(OBS, *EIGHT_SHOTS)),
     "paper recipe": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *EIGHT_SHOTS)),
     "paper_heads, one shot": Method(overrides=("prune/method=paper_heads", *EQUAL, ENTROPY, *ONE_ROUND)),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_methods import ALL_HEADS, BASELINES, ENTROPY
+from benchmarks.quality_methods import BASELINES, ENTROPY
 from benchmarks.real_model_inputs import MeasuredText
 from benchmarks.trials import of_all_parameters
 from transact.config.compose import compose_config, method_preset
@@ -142,7 +142,6 @@ def method_overrides(method: str) -> list[str]:
         f"prune.rounds={rounds[0]}",
         *(ADDITIONS[each] for each in additions if each in ADDITIONS),
         *(["prune.remove_fraction=null"] if HALF_CACHE in additions else []),
-        *([ALL_HEADS] if preset == "obs" else []),  # what the default was
     ]
 
 

@@ -183,5 +183,6 @@ def search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
         found = replace(found, intermediate_size=own.intermediate_size)
     found, method = replace(found, num_key_value_heads=own.num_key_value_heads), config.method
     # Which heads go follows from Gram matrices, and what they leave behind is measured beside the other splits.
-    fewer_heads = config.split == "auto" and method.attention == "pairs" and method.refit != "none"
+    measured = config.split == "auto" and method.attention == "pairs" and method.refit != "none"
+    fewer_heads = measured and config.budget.limits_cache()
     return SearchSpace.below(parent, found, cuts_heads=method.attention == "heads", fewer_heads=fewer_heads)

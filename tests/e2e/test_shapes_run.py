@@ -16,13 +16,7 @@ from tests.support.tasks import write_tasks
 from transact.files import read_json
 from transact.geometry import Geometry
 
-LAYERS = [
-    "prune.shapes=layers",
-    "prune.multiple.num_key_value_heads=2",
-    "prune.rounds=1",
-    "recover.tokens=2048",
-    "recover.validations=1",
-]
+LAYERS = ["prune.shapes=layers", "prune.rounds=1", "recover.tokens=2048", "recover.validations=1"]
 
 
 @pytest.fixture(scope="module")

@@ -116,16 +116,19 @@ def test_whole_heads_are_shown() -> None:
     assert len(counts) > 1 and min(counts) < 32
     said = text(found)
     assert f" {min(counts)}/{min(counts)} " in said
-    assert "(heads/KV x intermediate): 32/32 x " in said and "measures 8 splits between" in said
+    assert "(heads/KV x intermediate): 32/32 x " in said and "measures 8 splits of the cut" in " ".join(said.split())
 
 
 def test_splits_are_listed_with_what_differs_among_them() -> None:
-    """Heads of 128 or 64, all 32 or 16 of them; of fewer heads not all need be measured."""
+    """Heads of 128 or 64; where the cache is limited all 32 or 16 of them, of which not all need be measured."""
     said = " ".join(text(estimate("prune.multiple.head_dim=64")).split())
-    assert "measures at most 4 splits between" in said
-    assert "(heads/KV x head_dim x intermediate): 32/32 x 128 x 2,560, 32/32 x 64 x 5,120, 16/16 x 128 x 5,120" in said
-    said = " ".join(text(estimate("prune.multiple.head_dim=64", "prune.multiple.num_key_value_heads=32")).split())
-    assert "measures 2 splits between" in said and "(head_dim x intermediate): 128 x 2,560, 64 x 5,120 " in said
+    assert "measures 2 splits of the cut" in said and "(head_dim x intermediate): 128 x 2,560, 64 x 5,120 " in said
+    limits = ["prune=half_cache", "prune.multiple.head_dim=64"]
+    said = " ".join(text(estimate(*limits)).split())
+    assert "measures at most 3 splits of the cut" in said
+    assert "(heads/KV x head_dim x intermediate): 32/32 x 64 x " in said and ", 16/16 x 128 x " in said
+    said = " ".join(text(estimate(*limits, "prune.multiple.num_key_value_heads=32")).split())
+    assert "measures 1 split of the cut" in said
 
 
 def test_scores_from_gradients_need_the_activations_of_all_layers() -> None:

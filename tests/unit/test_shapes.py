@@ -27,6 +27,7 @@ from transact.pruning.selection import Chosen, Goal, Rules, Selection, best_indi
 from transact.stages.calibrate import file_name, read_gram
 from transact.stages.select import order_of_heads
 from transact.stages.shapes import Fits, ShapeLog
+from transact.stages.split import worth_measuring
 
 METHOD = MethodConfig(refit="least_squares")
 ORDERS = [[1, 0], [0, 1]]
@@ -123,6 +124,13 @@ def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
     files["round_01/gram/layer_00000.safetensors"] = ("round_01/gram", {"sha256": "beef"})
     assert ShapeLog(job, path, start, grams).known(start) is None
     assert ShapeLog(job, path, other).known(start) is None
+
+
+def test_of_fewer_heads_those_are_measured_that_are_no_narrower_than_the_best(tmp_path: Path) -> None:
+    whole = geometry_of(write_model(tmp_path / "model"))
+    line = [replace(whole, head_dim=size) for size in (16, 12, 8, 4)]
+    assert worth_measuring(line, None) == line and worth_measuring(line, line[-1]) == line
+    assert worth_measuring(line, line[1]) == line[:2]
 
 
 def test_the_head_whose_loss_a_refit_makes_up_for_goes_first(tmp_path: Path) -> None:

@@ -86,6 +86,10 @@ class BudgetConfig:
         together = "prune.budget.latency_ms and prune.budget.latency_table belong together"
         require("prune.budget.latency_table", self.latency_table, is_whole, together)
 
+    def limits_cache(self) -> bool:
+        """Return whether a limit counts the KV cache."""
+        return self.kv_bytes_per_token is not None or self.memory_bytes is not None
+
     def asked(self) -> dict[str, float]:
         """Return the limits that are given, by name."""
         given = {name: getattr(self, name) for name in LIMITS}
@@ -160,8 +164,9 @@ class PruneConfig:
     """Channels of the MLP at the end, without remove_fraction and prune.budget. null: it follows from these, or
     stays."""
     split: str = setting("auto", choices=SPLITS)
-    """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text, with
-    three quarters and half of the key-value heads too, where the method refits and whole heads are not its choice)."""
+    """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text; where
+    prune.budget limits the KV cache or memory, and the method refits, with three quarters and half of the key-value
+    heads too)."""
     split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures of each number of key-value heads (of whole heads: of all), at most."""
     shapes: str = setting("uniform", choices=SHAPES)

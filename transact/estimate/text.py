@@ -141,7 +141,7 @@ def _split_lines(estimate: dict[str, Any]) -> list[str]:
     return [
         *_wrapped(
             f"split: auto; the dimensions above are those of equal shares. The run measures {count} "
-            "between attention and MLP on the validation text, and takes the best:"
+            "of the cut on the validation text, and takes the best:"
         ),
         *_wrapped(f"  ({' x '.join(shown)}): {names}"),
     ]

@@ -41,11 +41,9 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
     best, least = None, math.inf
     with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:
         for line in by_key_value_heads(candidates):
-            narrowest = best.target.head_dim if best else 0
-            for target in line:
-                if target.head_dim < narrowest:
-                    bar.advance(1)
-                    continue
+            worthwhile = worth_measuring(line, best.target if best else None)
+            bar.advance(len(line) - len(worthwhile))
+            for target in worthwhile:
                 selection = choose(target=target)
                 loss = _loss_after(job, texts, parent, selection, files.grams, files.trial(len(rows)))
                 if best is None or loss < least:
@@ -56,6 +54,11 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
     assert best is not None
     if job.group.is_main:
         write_json(files.split, {"candidates": rows, "chosen": best.target.to_dict(), "selection": best.to_json()})
+
+
+def worth_measuring(line: list[Geometry], best: Geometry | None) -> list[Geometry]:
+    """Return the candidates of one number of heads that may be better than the best of those with more heads."""
+    return [each for each in line if best is None or each.head_dim >= best.head_dim]
 
 
 def _words(target: Geometry) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.support.configs import compose_config
-from transact.config.pruning import TARGETS, MethodConfig, MultipleConfig, PruneConfig
+from transact.config.pruning import TARGETS, BudgetConfig, MethodConfig, MultipleConfig, PruneConfig
 from transact.dimensions import geometries, search_space, split_candidates
 from transact.geometry import Geometry
+from transact.pruning.search_space import Budget, splits
 from transact.pruning.targets import ANY, RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import outline
 from transact.stages.preflight import check_settings
@@ -138,10 +139,13 @@ def test_all_shapes_of_attention_that_suit_are_in_the_space_of_a_split(name: str
             heads = replace(dense, num_key_value_heads=count, num_attention_heads=count * group)
             whole = [dense.head_dim] if heads == dense or count * group * dense.head_dim % multiples.row == 0 else []
             suits += [replace(heads, head_dim=size) for size in whole + multiples.head_dims_below(heads)[::-1]]
-        config = asked(target=target, split="auto")
-        assert search_space(config, dense).attention_shapes() == suits
+        limit = BudgetConfig(kv_bytes_per_token=0.9)
+        space = search_space(asked(target=target, split="auto", remove_fraction=None, budget=limit), dense)
+        assert space.attention_shapes() == suits
+        without = search_space(asked(target=target, split="auto"), dense).attention_shapes()
+        assert without == [each for each in suits if each.num_key_value_heads == dense.num_key_value_heads]
         least = min(replace(each, intermediate_size=multiples.intermediate_size).parameters() for each in suits)
-        assert split_candidates(replace(config, remove_fraction=1 - least / dense.parameters()), dense)
+        assert splits(Budget(parent=dense, remove_fraction=1 - least / dense.parameters()), space)
 
 
 def test_what_was_chosen_for_smollm2_before_is_not_now() -> None:
