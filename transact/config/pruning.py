@@ -37,8 +37,8 @@ class MultipleConfig:
     intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
     """intermediate_size is a multiple of this. null: prune.target decides."""
     num_key_value_heads: int = setting(1, at_least=1, at_most=2**12)
-    """Of prune.split=auto alone: three quarters and half of the key-value heads are rounded up to a multiple of this,
-    of the GPUs that will share the model, say. The parent's number, or more, keeps all heads. It does not bind
+    """Where prune.split=auto measures fewer key-value heads, their numbers are rounded up to a multiple of this: of the
+    GPUs that will share the model, say. The parent's number, or more, keeps all heads. It does not bind
     prune.shapes=layers."""
 
     def __post_init__(self) -> None:
