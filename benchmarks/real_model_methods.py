@@ -39,7 +39,7 @@ ADDITIONS = {
     "pairs per layer": "prune.method.pair_scope=layer",
     "pairs per head": "prune.method.pair_scope=head",
     "lora": "recover.method=lora",
-    HALF_CACHE: "prune.budget.kv_bytes_per_token=0.5",
+    HALF_CACHE: "prune=half_cache",
 }
 ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}  # additions of rows after recovery
 # TransAct's ramps over eight rounds: of tokens, and of learning rates.
@@ -141,7 +141,6 @@ def method_overrides(method: str) -> list[str]:
         f"prune.split={split}",
         f"prune.rounds={rounds[0]}",
         *(ADDITIONS[each] for each in additions if each in ADDITIONS),
-        *(["prune.remove_fraction=null"] if HALF_CACHE in additions else []),
     ]
 
 
