@@ -159,9 +159,8 @@ def _check_suits(config: PruneConfig, parent: Geometry, final: Geometry) -> None
     ):
         given, allowed = getattr(final, name), [*below, getattr(parent, name)]
         if given not in allowed:
-            nearest = [*(each for each in allowed if each < given)][-1:] + [each for each in allowed if each > given][
-                :1
-            ]
+            smaller, larger = [each for each in allowed if each < given], [each for each in allowed if each > given]
+            nearest = smaller[-1:] + larger[:1]
             raise ValueError(
                 f"prune.{name}={given} is not allowed with {_reason(config, name)}: the nearest allowed is "
                 f"{' or '.join(map(str, nearest))}; prune.multiple.{name}, if given, counts instead of the target"
