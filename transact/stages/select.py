@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from transact.config.pruning import MethodConfig, PruneConfig
 from transact.dimensions import loses_ordered_heads
+from transact.distributed.process import ProcessGroup
 from transact.engine.model_folder import layer_groups
 from transact.files import publish, read_json, temporary_name, write_json
 from transact.geometry import Geometry, geometry_changes
@@ -124,18 +126,17 @@ def greedy_channels(
     if set(widths) == {source.intermediate_size}:  # no Gram matrix needs to be read
         return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
     job.check_seen("the folder of Gram matrices", grams)
-    kept = {}
     with (
         ModelReader(model_folder) as reader,
         job.progress("choose MLP channels", source.num_layers, unit="layers", share=share) as bar,
     ):
-        for layer in job.group.turns(source.num_layers):
-            if layer is not None:
-                weight = reader.tensor(down_projection(layer)).to(device)
-                kept[layer] = best_channels(weight, read_gram(grams, layer, device), widths, job.config.prune.method)
-            bar.advance(job.group.world_size)
-    by_layer = [paths for _, paths in sorted(merged(job, kept).items())]
-    return {width: [paths[width] for paths in by_layer] for width in widths}
+
+        def keep(layer: int) -> dict[int, Tensor]:
+            weight = reader.tensor(down_projection(layer)).to(device)
+            return best_channels(weight, read_gram(grams, layer, device), widths, job.config.prune.method)
+
+        kept = in_turns(job.group, source.num_layers, keep, after=partial(bar.advance, job.group.world_size))
+    return {width: [paths[width] for paths in kept] for width in widths}
 
 
 def orders_of_heads(job: Job, model_folder: Path, grams: Path, targets: Sequence[Geometry]) -> list[list[int]] | None:
@@ -147,14 +148,13 @@ def orders_of_heads(job: Job, model_folder: Path, grams: Path, targets: Sequence
     if not loses_ordered_heads(job.config.prune, source, targets):
         return None
     job.check_seen("the folder of Gram matrices", grams)
-    found = {}
     with ModelReader(model_folder) as reader:
-        for layer in job.group.turns(source.num_layers):
-            if layer is not None:
-                weight = reader.tensor(output_projection(layer)).float().to(job.group.device)
-                found[layer] = order_of_heads(weight, read_gram(grams, layer, job.group.device), source, method)
-            job.group.turn()
-    return [order for _, order in sorted(merged(job, found).items())]
+
+        def order(layer: int) -> list[int]:
+            weight = reader.tensor(output_projection(layer)).float().to(job.group.device)
+            return order_of_heads(weight, read_gram(grams, layer, job.group.device), source, method)
+
+        return in_turns(job.group, source.num_layers, order)
 
 
 def order_of_heads(output: Tensor, gram: LayerGram, geometry: Geometry, method: MethodConfig) -> list[int]:
@@ -243,21 +243,28 @@ def read_selection(path: Path) -> Selection:
 
 def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
     """Score the units of every layer by the magnitude of their weights (collective)."""
-    found = {}
     with ModelReader(model_folder) as reader:
-        layers = [names for names in layer_groups(reader.files) if layer_of(names[0]) is not None]
-        for number in job.group.turns(len(layers)):
-            if number is not None:
-                weights = layer_weights({name: reader.tensor(name) for name in layers[number]})
-                assert weights is not None
-                found[layer_of(layers[number][0])] = magnitude_scores(weights, source)
-            job.group.turn()
-    return stack_scores([scores for _, scores in sorted(merged(job, found).items())])
+        names = {layer_of(group[0]): group for group in layer_groups(reader.files)}
+
+        def score(layer: int) -> Scores:
+            weights = layer_weights({name: reader.tensor(name) for name in names[layer]})
+            assert weights is not None
+            return magnitude_scores(weights, source)
+
+        return stack_scores(in_turns(job.group, source.num_layers, score))
 
 
-def merged(job: Job, mine: dict[Any, Result]) -> dict[Any, Result]:
-    """Merge what every rank found for its layers (collective)."""
-    merged: dict[Any, Result] = {}
-    for theirs in job.group.gather(mine):
-        merged |= theirs
-    return merged
+def in_turns(
+    group: ProcessGroup, count: int, find: Callable[[int], Result], *, after: Callable[[], object] | None = None
+) -> list[Result]:
+    """Return `find` of 0 to count - 1 in their order, on every rank; each is found by one rank (collective).
+
+    after: called when every rank has found one more; None: the group's `turn`.
+    """
+    mine = {}
+    for number in group.turns(count):
+        if number is not None:
+            mine[number] = find(number)
+        (after or group.turn)()
+    found = {number: result for theirs in group.gather(mine) for number, result in theirs.items()}
+    return [found[number] for number in range(count)]

@@ -44,7 +44,7 @@ from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
 from transact.stages.job import Job
 from transact.stages.recover.validation import validation_positions
-from transact.stages.select import collect_evidence, decide, greedy_channels, merged, order_of_heads
+from transact.stages.select import collect_evidence, decide, greedy_channels, in_turns, order_of_heads
 from transact.stages.slice import slice_in_parallel
 from transact.stages.texts import Texts
 
@@ -174,21 +174,21 @@ class Leaving(NamedTuple):
 
 def _leaving(job: Job, source: Path, grams: Path, space: ShapeSpace, channels: Channels) -> list[Leaving]:
     """Return how each layer's heads and channels go; ranks share the layers (collective)."""
-    geometry, ridge, found = geometry_of(source), Ridge.of(job.config.prune.method), {}
+    geometry, ridge = geometry_of(source), Ridge.of(job.config.prune.method)
     size = geometry.queries_per_key_value_head * geometry.head_dim
     job.check_seen("the folder of Gram matrices", grams)
     with ModelReader(source) as reader:
-        for layer in job.group.turns(geometry.num_layers):
-            if layer is not None:
-                weights, gram = _layer(reader, layer, job.group.device), read_gram(grams, layer, job.group.device)
-                heads = order_of_heads(weights.output, gram, geometry, job.config.prune.method)
-                inputs = (torch.tensor(heads[::-1]).unsqueeze(1) * size + torch.arange(size)).flatten()
-                by_input = nested_errors(weights.output, gram.attention_output, inputs.to(job.group.device), ridge)
-                order = _channel_order(space, partial(channels, layer)).to(job.group.device)
-                by_channel = nested_errors(weights.down, gram.intermediate, order, ridge)
-                found[layer] = Leaving(heads, {CHANNELS: by_channel.cpu(), HEADS: by_input[::size].cpu()})
-            job.group.turn()
-    return [each for _, each in sorted(merged(job, found).items())]
+
+        def leave(layer: int) -> Leaving:
+            weights, gram = _layer(reader, layer, job.group.device), read_gram(grams, layer, job.group.device)
+            heads = order_of_heads(weights.output, gram, geometry, job.config.prune.method)
+            inputs = (torch.tensor(heads[::-1]).unsqueeze(1) * size + torch.arange(size)).flatten()
+            by_input = nested_errors(weights.output, gram.attention_output, inputs.to(job.group.device), ridge)
+            order = _channel_order(space, partial(channels, layer)).to(job.group.device)
+            by_channel = nested_errors(weights.down, gram.intermediate, order, ridge)
+            return Leaving(heads, {CHANNELS: by_channel.cpu(), HEADS: by_input[::size].cpu()})
+
+        return in_turns(job.group, geometry.num_layers, leave)
 
 
 def _channel_order(space: ShapeSpace, channels: Callable[[int], Tensor]) -> Tensor:
