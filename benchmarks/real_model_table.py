@@ -97,14 +97,16 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 
 
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
-    """Return a line for each method. Parameters, KV cache and the seconds of choosing and cutting are those at 50 %.
+    """Return a line for each method. Parameters, and the seconds of choosing and cutting, are those at 50 %.
 
     The seconds are of all rounds, without the first calibration, which rows share.
     """
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
     shown = 0.5 if 0.5 in fractions else fractions[0]
-    heads = [*(f"{fraction:.0%} {text}" for text, fraction in columns), "parameters", "KV bytes/token", "seconds"]
+    cache = "KV bytes/token at " + " / ".join(f"{fraction:.0%}" for fraction in fractions)
+    last = [f"parameters at {shown:.0%}", cache, f"seconds at {shown:.0%}"]
+    heads = [*(f"{fraction:.0%} {text}" for text, fraction in columns), *last]
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     dense = [f"{parent['perplexity'][text]:,.1f}" for text, _ in columns]
     lines.append(_line("nothing removed", [*dense, f"{parent['parameters'] / 1e6:.1f} M", _kv(parent), ""]))
@@ -112,8 +114,9 @@ def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
         by_fraction = {row["fraction"]: row for row in rows if row["method"] == method}
         cells = [_perplexity(by_fraction.get(fraction), text) for text, fraction in columns]
         row = by_fraction.get(shown)
-        last = ["", "", ""] if row is None else [f"{row['parameters'] / 1e6:.1f} M", _kv(row), _seconds(row)]
-        lines.append(_line(method, [*cells, *last]))
+        parameters, seconds = ("", "") if row is None else (f"{row['parameters'] / 1e6:.1f} M", _seconds(row))
+        cache = " / ".join(_kv(by_fraction[each]) if each in by_fraction else "-" for each in fractions)
+        lines.append(_line(method, [*cells, parameters, cache, seconds]))
     return "\n".join(lines) + "\n"
 
 
