@@ -259,7 +259,8 @@ def in_turns(
 ) -> list[Result]:
     """Return `find` of 0 to count - 1 in their order, on every rank; each is found by one rank (collective).
 
-    after: called when every rank has found one more; None: the group's `turn`.
+    after: what every rank calls after each of its turns, such as the advance of a progress bar, which includes the
+        group's `turn`; None: that `turn` alone.
     """
     mine = {}
     for number in group.turns(count):
