@@ -32,7 +32,7 @@ def real_model_markdown(result: dict[str, Any]) -> str:
 
 
 SUMMARY = {
-    "default": "`default`, what a run does unless told otherwise",
+    "default": "`default`, the default method",
     "obs": "`obs`, the default before: greedy OBS, no gains, every layer for itself",
     "norms": "activation norms alone",
     "flap": "FLAP, stock form",
@@ -99,14 +99,14 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:
     """Return a line for each method. Parameters, and seconds of choosing and cutting, are those at 50 %.
 
-    Where no row is at 50 %, those of the smallest fraction. The seconds are of all rounds, without the
-    first calibration, which rows share.
+    Where no row is at 50 %, those of the smallest fraction. The seconds are of all rounds, without recovery and
+    without the first calibration, which rows share.
     """
     texts, fractions = list(parent["perplexity"]), sorted({row["fraction"] for row in rows})
     columns = [(text, fraction) for text in texts for fraction in fractions]
     shown = 0.5 if 0.5 in fractions else fractions[0]
     cache_head = "KV bytes/token at " + " / ".join(f"{fraction:.0%}" for fraction in fractions)
-    last = [f"parameters at {shown:.0%}", cache_head, f"seconds at {shown:.0%}"]
+    last = [f"parameters at {shown:.0%}", cache_head, f"seconds of cutting at {shown:.0%}"]
     heads = [*(f"{fraction:.0%} {text}" for text, fraction in columns), *last]
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     dense = [f"{parent['perplexity'][text]:,.1f}" for text, _ in columns]
