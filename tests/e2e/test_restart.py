@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.support.commands import ENOUGH, Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, record_of, recovery_steps, start, wait_until
+from transact.runs.metrics import read_metrics
 
 
 def read(path: Path) -> Any:
@@ -117,3 +118,25 @@ def test_a_model_that_a_later_round_superseded_is_made_again_where_it_is_needed(
         assert f"{stage}: its model folder was removed (keep_rounds=last) and is needed again" in again.stdout
     assert_same_export(folder, chain_runs[1])
     assert not (folder / "round_01" / "recovered").exists()
+
+
+def test_a_recovery_that_comes_out_other_when_it_is_made_again(workplace: Workplace) -> None:
+    """Other ranks repair the first round while the second has checkpoints: these are of a model that is no more."""
+    folder, often = workplace.folder / "came_out_other", "engine.checkpoint_every.tokens=1024"
+    overrides = [*workplace.overrides(folder.name), ENOUGH, "keep_rounds=all", often]
+    kill_at_checkpoint(overrides, folder, "round_02")
+    old = [path.name for path in checkpoints(folder)]
+    first = [row for row in read_metrics(folder / "metrics.jsonl") if "eval/perplexity_dense" in row]
+    for name in ("round_01/recovered", "round_02/sliced"):
+        next((folder / name).glob("*.safetensors")).unlink()
+    again = transact(overrides, ranks=2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "round_01/recover: came out other than before" in again.stdout
+    assert "goes on from checkpoint round_01_step_" in again.stdout  # those of the repair are not lost to those of old
+    for name in old:
+        assert f"checkpoint {name} is of a training that began with another model" in again.stdout
+    assert "goes on from checkpoint round_02" not in again.stdout
+    metrics = read_metrics(folder / "metrics.jsonl")
+    assert [row for row in metrics if "eval/perplexity_dense" in row] == first  # and so is what was measured before
+    assert recovery_steps(folder)[-16:] == list(range(17, 33))
+    assert not checkpoints(folder) and record_of(folder)["state"] == "done"

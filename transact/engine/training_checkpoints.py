@@ -46,7 +46,9 @@ OWN_FILE = re.compile(r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?
 def save_training(
     engine: Engine, output: Path, group: ProcessGroup, *, best: dict[str, torch.Tensor] | None, position: dict[str, Any]
 ) -> None:
-    """Write a checkpoint (collective), and remove all but the newest `KEPT` in the same folder.
+    """Write a checkpoint (collective), and remove all but the newest `KEPT` of the same round.
+
+    Those of other rounds stay: a repair of an earlier round saves while a later one waits to go on.
 
     Args:
         best: weights that training goes back to, this rank's part (as `Engine.snapshot` gives it); None where they
@@ -71,7 +73,7 @@ def save_training(
         described = position | {"adam_steps": adam_steps, "world_size": group.world_size, "files": files}
         write_json(temporary / MANIFEST, described | {SEAL: _seal(described)})
         publish(temporary, output)
-        for old in checkpoint_folders(output.parent)[KEPT:]:
+        for old in checkpoint_folders(output.parent, output.name.rpartition("_")[0])[KEPT:]:
             # Renamed first, so that it is not taken for a damaged one if the job is killed meanwhile.
             _remove(old.rename(temporary_name(old)))
 
@@ -100,9 +102,9 @@ def _tensors(owned: dict[str, Fragment], best: dict[str, torch.Tensor] | None) -
     return tensors | {RANDOM_STATE: torch.get_rng_state()}
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """Return the complete checkpoints, the newest first."""
-    found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
+def checkpoint_folders(folder: Path, prefix: str = "") -> list[Path]:
+    """Return the complete checkpoints whose names begin so, the newest first."""
+    found = (path.parent for path in folder.glob(f"{prefix}*/{MANIFEST}"))
     return sorted((path for path in found if path.suffix not in (TEMPORARY_SUFFIX, DAMAGED_SUFFIX)), reverse=True)
 
 

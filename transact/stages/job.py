@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -141,14 +143,25 @@ class Job:
         self.group.on_main(lambda: self.pages.write_if_due() if self.pages else None)
 
     def forget_metrics(self, position: int | None = None) -> None:
-        """Drop what an unfinished attempt logged: all after `position` bytes, or after the last finished stage."""
+        """Drop what an unfinished attempt logged: all after `position` bytes, or after the last finished stage.
+
+        A checkpoint that a repair has saved, in which nothing is logged, has position 0: what is finished stays.
+        """
         if self.group.is_main:
-            self.tracker.truncate(self.folder.metrics_position() if position is None else position)
+            self.tracker.truncate(max(position or 0, self.folder.metrics_position()))
 
     def is_finished(self, stage: Stage, settings: dict[str, Any] | None = None) -> bool:
         """Return whether a stage is finished, with these settings if any are given (collective)."""
         is_done = self.folder.is_finished(stage.name, settings) if self.group.is_main else None
         return bool(self.group.broadcast(is_done))
+
+    def made_of(self, *paths: Path) -> str:
+        """Return a digest of the recorded files at or below these paths: of what a stage has read (collective)."""
+        return self.group.on_main(lambda: self._digest(paths))
+
+    def _digest(self, paths: Sequence[Path]) -> str:
+        digests = sorted((name, file["sha256"]) for name, (_, file) in self.folder.recorded(*paths).items())
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def verify(self, *paths: Path) -> None:
         """Compare finished files of this run with their digests, right before a stage reads them (collective).

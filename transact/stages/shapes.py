@@ -8,7 +8,6 @@ itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -297,7 +296,7 @@ class ShapeLog:
     def __init__(self, job: Job, path: Path, start: Geometry, made_of: Sequence[Path] = ()) -> None:
         """Read what was measured for the same start, of the same files of this run; nothing else counts."""
         self._job, self._path = job, path
-        begin = {"start": start.to_dict(), "made_of": job.group.on_main(lambda: _digest(job, made_of))}
+        begin = {"start": start.to_dict(), "made_of": job.made_of(*made_of)}
         rows = job.group.on_main(lambda: _rows(path))
         rows = rows if rows[:1] == [begin] else [begin]
         self._losses = {_key(row["widths"]): row["divergence"] for row in rows[1:]}
@@ -326,12 +325,6 @@ class ShapeLog:
 
 def _key(widths: list[dict[str, int]]) -> str:
     return json.dumps(widths, sort_keys=True)
-
-
-def _digest(job: Job, made_of: Sequence[Path]) -> str:
-    recorded = job.folder.recorded(*made_of) if made_of else {}
-    digests = sorted((name, file["sha256"]) for name, (_, file) in recorded.items())
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

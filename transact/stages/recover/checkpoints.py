@@ -23,7 +23,8 @@ class Position:
     Attributes: step: optimizer steps done, of this round; the next global batch follows from it, and so does the
     learning rate. best_loss: the lowest validation loss, in nats per token, met after best_step steps. validated_step:
     the step of the last validation that was completed. rate_factor: of the learning rate, lowered whenever the loss has
-    risen. mixture: of a mixture whose weights adapt, as `AdaptiveMixture.to_dict`.
+    risen. mixture: of a mixture whose weights adapt, as `AdaptiveMixture.to_dict`. made_of: digest of the model that
+    training began with.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class Position:
     rate_factor: float = 1.0
     health: TrainingHealth = field(default_factory=TrainingHealth)
     mixture: dict[str, Any] | None = None
+    made_of: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,24 +82,30 @@ def checkpoint_path(job: Job, round_: Round, step: int) -> Path:
     return job.path(CHECKPOINTS, f"{round_.folder_name}_step_{step:08d}")
 
 
-def newest_checkpoint(job: Job, round_: Round) -> tuple[Path, dict[str, Any]] | None:
-    """Return this round's newest undamaged checkpoint and its manifest, None if there is none (collective).
+def newest_checkpoint(job: Job, round_: Round, made_of: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return this round's newest usable checkpoint and its manifest, None if there is none (collective).
 
-    Damaged ones are logged and set aside until the recovery ends: they would count among the few that are kept.
+    Damaged ones, and those of a training that began with other weights, are logged and set aside until the recovery
+    ends: they would count among the few that are kept.
+
+    Args:
+        made_of: digest of the model that training begins with; a repair of earlier stages may have changed it.
     """
 
     def names() -> list[str]:
-        folders = checkpoint_folders(job.path(CHECKPOINTS))
-        return [folder.name for folder in folders if folder.name.startswith(round_.folder_name)]
+        return [folder.name for folder in checkpoint_folders(job.path(CHECKPOINTS), f"{round_.folder_name}_")]
 
     for name in job.group.on_main(names):
         folder = job.path(CHECKPOINTS, name)
         problem = damage(folder, job.group)
         if problem is None:
             manifest = read_json(folder / MANIFEST)
-            job.say(f"goes on from checkpoint {name}")
-            return folder, manifest
-        job.say(f"checkpoint {name} is damaged ({problem}): not used, and set aside")
+            if manifest.get("made_of", made_of) == made_of:  # those of earlier versions do not say
+                job.say(f"goes on from checkpoint {name}")
+                return folder, manifest
+            job.say(f"checkpoint {name} is of a training that began with another model: not used, and set aside")
+        else:
+            job.say(f"checkpoint {name} is damaged ({problem}): not used, and set aside")
         if job.group.is_main:
             set_aside(folder)
     return None

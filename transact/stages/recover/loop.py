@@ -330,7 +330,8 @@ def recover(
         gradient_clipping=config.recover.gradient_clipping,
         adapters=adapters_of(config),
     )
-    found = newest_checkpoint(job, round_)
+    made_of = job.made_of(source)
+    found = newest_checkpoint(job, round_, made_of)
     job.forget_metrics(found[1]["metrics_position"] if found else None)
     mixture = None
     if config.data.train.adaptive and not found:
@@ -342,6 +343,7 @@ def recover(
     ):
         engine.rehearse(texts.train.sequences(validation_positions(job, texts)[: config.engine.micro_batch]))
         position = Position.from_manifest(found[1]) if found else _at_start(job, texts, engine, look, mixture)
+        position.made_of = made_of
         teacher = stack.enter_context(open_teacher(job, parent))
         best = engine.snapshot()
         if found:
