@@ -71,7 +71,9 @@ def opened(config: RunConfig, model: Path, before: list[Any], held_out: bool = F
             if act is not None:
                 act(Path(path))
             apart = (
-                open_store(job, "data.evaluation", config.data.evaluation, model, SEQUENCES).documents()
+                frozenset(
+                    open_store(job, "data.evaluation", config.data.evaluation, model, SEQUENCES).documents().tolist()
+                )
                 if held_out
                 else ()
             )

@@ -97,7 +97,7 @@ def test_every_number_of_ranks_makes_the_bits_of_one_process(most: int, workplac
     tokens, used, left_out = expected(workplace.model, most)
     for ranks in (1, 2, 3):
         store = TokenStore(tmp_path / f"{ranks}")
-        assert numpy.array_equal(tokens_of(store), tokens) and store.documents() == used
+        assert numpy.array_equal(tokens_of(store), tokens) and set(store.documents().tolist()) == used
         assert store.index["documents_left_out"] == left_out
         assert store.is_whole_text == (len(tokens) < most)
 

@@ -46,7 +46,8 @@ def test_recovery_never_ends_worse_than_it_began(workplace: Workplace) -> None:
     assert not any("recover/perplexity" in row or "recover/cross_entropy" in row for row in rows)
 
 
-def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> None:
+def pretraining(workplace: Workplace, name: str) -> list[str]:
+    """A pretraining of a model of one layer."""
     dimensions = {
         "hidden_size": 32,
         "num_hidden_layers": 1,
@@ -58,9 +59,24 @@ def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> N
         "max_position_embeddings": 64,
     }
     architecture = ",".join(f"{name}:{value}" for name, value in dimensions.items())
-    overrides = [*workplace.overrides("pretrained"), "model=demo_random", f"model.architecture={{{architecture}}}"]
-    overrides = [each for each in overrides if not each.startswith("model.path")]
-    done = transact([*overrides, "mode=pretrain", "prune.rounds=1", "recover.objective=cross_entropy"])
+    asked = ["mode=pretrain", "prune.rounds=1", "recover.objective=cross_entropy", "model=demo_random"]
+    overrides = [each for each in workplace.overrides(name) if not each.startswith("model.path")]
+    return [*overrides, *asked, f"model.architecture={{{architecture}}}"]
+
+
+def test_a_text_that_is_shorter_than_what_is_reserved_of_it_is_refused(workplace: Workplace) -> None:
+    """In pretraining only the tokenizer that it makes tells how long the text is."""
+    for name, overrides in (("cut", workplace.overrides("cut")), ("trained", pretraining(workplace, "trained"))):
+        done = transact([*overrides, "recover.validation_sequences=9000"], ranks=2)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "at least 9024 are needed: 9016 for validation" in done.stderr and "Traceback" not in done.stderr
+        assert done.stderr.count("error:") == 1
+        assert (workplace.folder / name / "run.json").exists() == (name == "trained")
+    assert read(workplace.folder / "trained/run.json")["state"] == "failed"
+
+
+def test_pretraining_makes_a_model_that_can_be_pruned(workplace: Workplace) -> None:
+    done = transact(pretraining(workplace, "pretrained"))
     assert done.returncode == 0, done.stderr
     result = read(workplace.folder / "pretrained/result.json")
     assert result["pruned"] is None

@@ -119,6 +119,23 @@ def test_the_parent_of_a_variant_is_that_of_its_cut(workplace: Workplace, first:
     assert not (first / "variants" / "other").exists()
 
 
+@pytest.mark.parametrize("setting", ["data.evaluation", "data.train"])
+def test_the_texts_of_a_variant_are_those_of_its_cut(workplace: Workplace, first: Path, setting: str) -> None:
+    """The dense model's figures are taken over: beside them stand those of the same text, or none."""
+    path = {"data.evaluation": workplace.heldout, "data.train": workplace.train}[setting]
+    text = path.read_text()
+    path.write_text(text.replace("import", "export"))
+    before = state_of(first)
+    try:
+        ended = transact([*overrides(workplace, first.name), "recover.learning_rate=1e-3", "recover.variant=text"])
+    finally:
+        path.write_text(text)
+    assert ended.returncode == 2, ended.stderr
+    assert f"{setting}: the text is another one than the run of the cut began with" in ended.stderr
+    assert ended.stderr.count("error:") == 1 and not (first / "variants" / "text").exists()
+    assert state_of(first) == before
+
+
 def test_a_damaged_cut_is_not_taken_over(workplace: Workplace, first: Path) -> None:
     statistics = first / "round_01" / "statistics.safetensors"
     whole = statistics.read_bytes()

@@ -83,9 +83,9 @@ class TokenStore:
         every = len(positions) * (self.sequence_length - 1)
         return every if counted is None else int(counted[:, 1:].sum())
 
-    def documents(self) -> set[int]:
-        """Return the hashes of all documents that the store holds a part of."""
-        return set(numpy.fromfile(self.folder / DOCUMENTS_NAME, dtype=numpy.uint64).tolist())
+    def documents(self) -> numpy.ndarray:
+        """Return the hashes of all documents that the store holds a part of: (documents,) uint64, ascending."""
+        return numpy.fromfile(self.folder / DOCUMENTS_NAME, dtype=numpy.uint64)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
+import numpy
 import torch
 
 from transact.config.inputs import DataConfig
@@ -73,9 +74,9 @@ class JoinedStores:
         owners = self._owners(positions)
         return [positions[owners == number] for number in range(len(self._stores))]
 
-    def documents(self) -> set[int]:
-        """Return the hashes of all documents that the stores hold a part of."""
-        return set().union(*(store.documents() for store in self._stores))
+    def documents(self) -> numpy.ndarray:
+        """Return the hashes of all documents that the stores hold a part of: (documents,) uint64, ascending."""
+        return numpy.unique(numpy.concatenate([store.documents() for store in self._stores]))
 
     def _owners(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the number of the store of each position: (sequences,)."""

@@ -32,7 +32,6 @@ from transact.errors import (
     say_error,
 )
 from transact.models.folder import declared_geometry
-from transact.models.identity import UnusableModel
 from transact.rounds import Stage, outline
 from transact.stages.recover.health import Diverged
 
@@ -189,7 +188,7 @@ def outcome_recorded(
 
     Raises:
         Stopped: as raised inside.
-        Refusal: on every rank, when the model is unusable.
+        Refusal: on every rank, when the model or, in mode=pretrain, the text is unusable.
         JobFailed: for every other exception.
     """
     outcome = _Outcome(config, folder, group, clear_screen, when_recorded)
@@ -250,7 +249,7 @@ class _Outcome:
         if verdict is None:
             watchdog.report(message)
         recorded = self.end("diverged" if isinstance(error, Diverged) else "failed", message)
-        if isinstance(error, UnusableModel):
+        if isinstance(error, Refusal):
             return Refusal(message)
         told = (not lost or watchdog.speaks()) and _is_to_be_told(recorded)
         # Without a verdict, what looked like a lost rank may be an error of this rank's own.
@@ -259,7 +258,7 @@ class _Outcome:
 
     def _own_failure(self, error: Exception) -> str:
         stage, group = self.group.watchdog.stage, self.group
-        if isinstance(error, UnusableModel):
+        if isinstance(error, Refusal):
             return f"{stage}: {one_line(error)}"
         return f"rank {group.rank} failed in {explain(error, stage, self.config, group.world_size)}"
 

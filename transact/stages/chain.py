@@ -11,6 +11,7 @@ from typing import Any
 
 from transact.engine.engine import Engine
 from transact.engine.memory import sums_grams_in_calibration
+from transact.errors import Refusal
 from transact.files import temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
@@ -340,7 +341,11 @@ def evaluate_stage(job: Job, texts: Texts, models: dict[str, Path], *, round_num
 
 
 def pretrain(job: Job) -> dict[str, Any]:
-    """Train a model from random weights and return the contents of result.json."""
+    """Train a model from random weights and return the contents of result.json.
+
+    Raises:
+        Refusal: the text is not what was asked for, which shows here: the tokenizer is made in the first stage.
+    """
     start, (each,) = job.round(0).initial, job.outline.rounds
 
     def make_start() -> None:
@@ -349,7 +354,10 @@ def pretrain(job: Job) -> dict[str, Any]:
     job.announce(job.outline)
     job.stage(Stage("initialise", 0), start, make_start)
     job.verify(start)
-    texts = prepare_texts(job, start)
+    try:
+        texts = prepare_texts(job, start)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     record_texts(job, texts)
     recover_stage(job, texts, each, None, start)
     trained = job.round(each.number).recovered

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from transact.data.token_store import TokenStore
 from transact.data.training_text import JoinedStores, TrainingOrder, TrainingStore, sequences_by_text, training_text
-from transact.files import read_json
 from transact.rounds import reserved_sequences, text_sequences
+from transact.runs.run_record import read_record
 from transact.stages.job import Job
 from transact.stages.token_stores import open_store
 
@@ -45,19 +46,19 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     trained = job.outline.tokens // config.data.sequence_length
     asked = config.data.evaluation_sequences
     evaluation = open_store(job, "data.evaluation", config.data.evaluation, model_folder, asked)
-    held_out = evaluation.documents()
+    held_out = frozenset(evaluation.documents().tolist())
     wanted = sequences_by_text(config.data, text_sequences(config, job.outline.tokens), reserved)
     stores = {
         setting: open_store(job, setting, text, model_folder, wanted[setting], held_out=held_out)
         for setting, text in config.data.training_texts().items()
     }
-    train, order = training_text(config.data, stores, reserved, config.seed)
-    needed = reserved + min(config.recover.batch, trained)
-    if train.num_sequences < needed:
+    needed, found = reserved + min(config.recover.batch, trained), sum(each.num_sequences for each in stores.values())
+    if found < needed:
         raise ValueError(
-            f"data.train has {train.num_sequences} sequences of {train.sequence_length} tokens; at least {needed} are "
-            f"needed: {reserved} for validation and calibration, one batch for recovery"
+            f"data.train has {found} sequences of {config.data.sequence_length} tokens; at least {needed} are needed: "
+            f"{reserved} for validation and calibration, one batch for recovery"
         )
+    train, order = training_text(config.data, stores, reserved, config.seed)
     if config.mode != "tokenize" and evaluation.num_sequences < job.group.world_size:
         raise ValueError(
             f"data.evaluation has {evaluation.num_sequences} sequences for {job.group.world_size} ranks: "
@@ -107,16 +108,22 @@ def check_has_targets(setting: str, store: TrainingStore, positions: torch.Tenso
 
 
 def _check_same_texts(job: Job, texts: Texts) -> None:
-    """Raise ValueError unless the tokens are those that the run began with, wherever they are stored now."""
-    if not job.folder.record_path.is_file():
-        return
-    begun = read_json(job.folder.record_path).get("texts", {})
+    """Raise ValueError unless the tokens are those that the run began with, wherever they are stored now.
+
+    A variant that has none yet began with those of the run whose cut it takes over; another number of tokens of
+    recovery makes another store of the same text, which cannot be told from another text.
+    """
+    own, base = (read_record(folder) if folder else None for folder in (job.folder.path, job.config.variant_of))
+    is_own = "texts" in (own or {})
+    begun = ((own if is_own else base) or {}).get("texts", {})
     for setting, described in describe_texts(texts).items():
-        if setting in begun and begun[setting]["sha256"] != described["sha256"]:
+        before = begun.get(setting, described)
+        is_as_long = is_own or before["sequences"] == described["sequences"]
+        if is_as_long and before["sha256"] != described["sha256"]:
             raise ValueError(
-                f"{setting}: the text is another one than this run began with (tokens of SHA-256 "
-                f"{described['sha256'][:12]}, it began with {begun[setting]['sha256'][:12]}): bring the text back, or "
-                "choose another name="
+                f"{setting}: the text is another one than {'this run' if is_own else 'the run of the cut'} began with "
+                f"(tokens of SHA-256 {described['sha256'][:12]}, it began with {before['sha256'][:12]}): bring the "
+                "text back, or choose another name="
             )
 
 
@@ -188,4 +195,5 @@ def open_further_texts(job: Job, model_folder: Path, train: TrainingStore) -> di
 
 def trained_on(store: TokenStore, train: TrainingStore) -> int:
     """Return how many documents of a text are in the training text too, word for word."""
-    return len(store.documents() & train.documents())
+    # As arrays: Python's integers of a large training text would take gigabytes on every rank.
+    return int(numpy.isin(store.documents(), train.documents()).sum())

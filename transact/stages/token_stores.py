@@ -150,7 +150,8 @@ class StoreRequest:
 
     def _without_held_out(self, folder: Path | None) -> Path | None:
         """Return the folder if there is one and no held-out document is in its store."""
-        return None if folder is None or self.held_out & TokenStore(folder).documents() else folder
+        is_apart = folder is not None and self.held_out.isdisjoint(TokenStore(folder).documents().tolist())
+        return folder if is_apart else None
 
     def make(self, folder: Path) -> None:
         """Tokenise the text on all ranks (collective)."""

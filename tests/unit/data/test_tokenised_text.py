@@ -151,7 +151,7 @@ def test_tokens_are_those_of_the_text(
     assert everything(other) == everything(own)
     every = torch.arange(own.num_sequences)
     assert torch.equal(positions_of(other, every), positions_of(own, every))
-    assert other.documents() == hashes
+    assert set(other.documents().tolist()) == hashes
 
 
 def test_rows_without_marks_are_documents(place: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_token_store_is_a_text_again(choice: str, place: Path, tokenizer: Any,
     again = store_of(read([tmp_path / "first"], tokenizer, marks), tmp_path / "again", tokenizer, marks)
     length = again.num_sequences * 4
     assert length > 10_000 and everything(again) == everything(first)[:length]
-    assert len(first.documents() ^ again.documents()) <= 2  # the last was cut off
+    assert len(numpy.setxor1d(first.documents(), again.documents())) <= 2  # the last was cut off
 
 
 def test_a_token_store_of_documents_apart_says_where_they_begin(place: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_held_out_documents_are_left_out(place: Path, tokenizer: Any, tmp_path: 
     held, held_tokens = texts[5:25], write_indexed_dataset(tmp_path / "held", found[5:25])
     words = store_of(held, tmp_path / "words", tokenizer, marks)
     tokens = store_of(read([held_tokens], tokenizer, marks), tmp_path / "numbers", tokenizer, marks)
-    assert words.documents() == tokens.documents()
-    without = words.documents() | set(range(30))
+    assert words.documents().tolist() == tokens.documents().tolist()
+    without = set(words.documents().tolist()) | set(range(30))
     whole = read([write_indexed_dataset(tmp_path / "x", found)], tokenizer, marks)
     left = store_of(whole, tmp_path / "left", tokenizer, marks, without=without)
     expected = store_of(texts, tmp_path / "expected", tokenizer, marks, without=without)
@@ -316,4 +316,4 @@ def test_documents_of_a_sentencepiece_tokenizer_decode_to_their_text(place: Path
         read([write_indexed_dataset(tmp_path / "x", found)], tokenizer, marks), tmp_path / "s", tokenizer, marks
     )
     assert marks.end
-    assert everything(other) == everything(own) and other.documents() == own.documents()
+    assert everything(other) == everything(own) and other.documents().tolist() == own.documents().tolist()
