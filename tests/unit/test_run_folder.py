@@ -87,3 +87,15 @@ def test_what_a_later_round_superseded_is_gone_and_its_stage_finished(tmp_path: 
     run.mark_damaged("round_01/slice", "was removed")
     assert make()
     assert run.superseded(folder) is None and run.is_finished("round_01/recover")
+
+
+def test_reading_what_was_written_gives_signs_of_life(tmp_path: Path) -> None:
+    """Digests that a stage did not return are computed at its end, which may take longer than a hang."""
+    run, signs = RunFolder(tmp_path), []
+    run.on_read = lambda: signs.append(1)
+    run.open(1)
+    for name, known in (("export", {}), ("gram", {"gram": {"size": 4, "sha256": "known"}})):
+        run.begin(name, [tmp_path / name])
+        write_text(tmp_path / name, name)
+        run.finish(name, [tmp_path / name], 1.0, 0, known)
+    assert len(signs) == 1

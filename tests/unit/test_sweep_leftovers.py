@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transact.distributed.file_lock import exclusive
-from transact.files import write_text
+from transact.files import file_digest, write_text
 from transact.runs.run_record import LAYOUT, SWEEP_RECORD, claim, note_points
 from transact.stages.sharing import remove_shared_grams, share, take
 
@@ -126,15 +126,25 @@ def test_a_point_that_takes_them_over_just_now_is_not_disturbed(sweep: Path) -> 
     assert not folder.exists()
 
 
+def test_a_result_whose_digests_are_known_is_not_read_to_be_shared(tmp_path: Path) -> None:
+    made, shared, signs = tmp_path / "made" / "gram", tmp_path / "shared" / "gram", []
+    for number in range(2):
+        write_text(made / f"layer_0000{number}.safetensors", "matrix")
+    known = {"size": 6, "sha256": file_digest(made / "layer_00000.safetensors")}
+    share(made, shared, {"layer_00000.safetensors": known}, lambda: signs.append(1))
+    assert len(signs) == 1
+    assert take(shared, tmp_path / "first" / "gram") is None
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "layer_1.safetensors", "mine/layer_00000.safetensors"])
 def test_a_shared_result_with_files_of_somebody_is_neither_taken_over_nor_replaced(tmp_path: Path, name: str) -> None:
     made, shared = tmp_path / "made" / "gram", tmp_path / "shared" / "gram"
     write_text(made / "layer_00000.safetensors", "matrix")
-    share(made, shared)
+    share(made, shared, {})
     assert take(shared, tmp_path / "first" / "gram") is None
     write_text(shared / name, "mine")
     problem = take(shared, tmp_path / "second" / "gram")
     assert problem is not None and repr(str(shared / name.split("/")[0])) in problem
     assert not (tmp_path / "second").exists()
-    share(made, shared)
+    share(made, shared, {})
     assert (shared / name).read_text() == "mine"

@@ -139,6 +139,7 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
                 folder.note(parent=prepared.record)
             write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))  # as asked for
         folder.attempt = group.broadcast(folder.attempt)
+        folder.on_read = group.watchdog.progress  # to read what was exported may take longer than a hang
         if cut is not None:
             _take_over(job, cut)
         if config.mode == "tokenize":

@@ -97,6 +97,7 @@ class RunFolder:
         self.record_path = path / RECORD
         self.record: dict[str, Any] = {}
         self.attempt: float | None = None  # when it started, in unix seconds; rank 0 sends it to every rank
+        self.on_read: Callable[[], object] = lambda: None  # called while finished files are digested
         self._writing = threading.Lock()
         self._others: set[Path] = set()  # files of somebody else where the present stage writes
 
@@ -152,9 +153,7 @@ class RunFolder:
         Its files are compared when a stage is about to read them: `recorded`.
         """
         entry = self.stages.get(stage)
-        if entry is not None and settings is not None and entry.get("settings") != settings:
-            return False
-        return entry is not None and "damaged" not in entry
+        return entry is not None and settings in (None, entry.get("settings")) and "damaged" not in entry
 
     def recorded(self, *paths: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         """Return the finished files at or below these paths: name -> stage, and the size and SHA-256 recorded then."""
@@ -363,7 +362,7 @@ class RunFolder:
         return self.stages.values()
 
     def _describe(self, path: Path, digests: dict[str, Any]) -> dict[str, Any]:
-        return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path)}
+        return digests.get(path.name) or {"size": path.stat().st_size, "sha256": file_digest(path, self.on_read)}
 
     def metrics_position(self) -> int:
         """Return the number of bytes of metrics.jsonl that belong to finished stages."""

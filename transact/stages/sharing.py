@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def shared(job: Job, kind: str, identity: dict[str, Any], output: Path, work: Wo
             job.say(f"{kind}: what the sweep shares is damaged ({problem}): it is made again")
         digests = work()
         job.group.barrier()
-        job.group.on_main(lambda: share(output, finished))
+        job.group.on_main(lambda: share(output, finished, digests or {}, job.group.watchdog.progress))
         return digests
 
 
@@ -87,10 +87,14 @@ def take(finished: Path, output: Path, on_read: Callable[[], object] = lambda: N
     return None
 
 
-def share(output: Path, finished: Path) -> None:
+def share(output: Path, finished: Path, known: Mapping[str, Any], on_read: Callable[[], object] = lambda: None) -> None:
     """Put a result where the other points of the sweep find it, in place of a damaged one.
 
     Where other files lie there that no run wrote, nothing is shared and each point makes its own.
+
+    Args:
+        known: size and SHA-256 of files by name, which need not be read again.
+        on_read: as in `file_digest`.
     """
     if _foreign(finished):
         return
@@ -98,7 +102,8 @@ def share(output: Path, finished: Path) -> None:
         remove_flat(finished)
     files = sorted(output.iterdir()) if output.is_dir() else [output]
     digests = {
-        path.name if output.is_dir() else "": {"size": path.stat().st_size, "sha256": file_digest(path)}
+        path.name if output.is_dir() else "": known.get(path.name)
+        or {"size": path.stat().st_size, "sha256": file_digest(path, on_read)}
         for path in files
     }
     write_json(finished.with_name(DIGESTS), digests)
