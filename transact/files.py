@@ -146,6 +146,7 @@ def copy_finished(source: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         temporary_name(output).unlink(missing_ok=True)
+        output.unlink(missing_ok=True)  # renaming one link of a file to another would leave both
         _link(source, temporary_name(output))
     else:
         temporary = fresh_temporary_folder(output)

@@ -172,3 +172,10 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pyte
     place = str(REPOSITORY / "transact/assets/demo_parent")
     exec(example.replace("path/or/owner-name", place), {"batches": [tokens(length=64)]})
     assert 1.9 < load(Path(place)).num_parameters() / load(tmp_path / "smaller").num_parameters() < 2.1
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_the_callers_random_numbers_are_not_used(method: str, tiny: Path) -> None:
+    model, state = load(tiny), torch.get_rng_state()
+    prune_model(model, [tokens()], method=method, remove_fraction=0.4, target="transformers")
+    assert torch.equal(torch.get_rng_state(), state)

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from transact.files import DIGEST_BLOCK_BYTES, DamagedFile, damage_of, file_digest, read_json, verify_file
+from transact.files import (
+    DIGEST_BLOCK_BYTES,
+    DamagedFile,
+    copy_finished,
+    damage_of,
+    file_digest,
+    read_json,
+    verify_file,
+    write_text,
+)
 
 CONTENT = bytes(range(256)) * 40
 
@@ -53,6 +62,15 @@ def test_the_digest_is_sha256_and_a_long_read_gives_signs_of_life(tmp_path: Path
     path.write_bytes(content)
     assert file_digest(path, lambda: signs.append(1)) == hashlib.sha256(content).hexdigest()
     assert len(signs) >= 3
+
+
+def test_a_second_name_that_is_given_twice_leaves_nothing_else(tmp_path: Path) -> None:
+    """A job may be killed between taking a result over and recording that it has."""
+    source, output = tmp_path / "made" / "model", tmp_path / "taken" / "model"
+    write_text(source, "weights")
+    for _ in range(2):
+        copy_finished(source, output)
+    assert [path.name for path in output.parent.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"\0" * 9, b"[" * 100_000, b"1" * 10_000])

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from transact.pruning.refit import Ridge, damped
+from transact.pruning.refit import Ridge, cholesky_factor, damped
 
 BLOCK = 64  # channels dropped between two updates of the large matrices
 CANDIDATES_PER_DROP = 4
@@ -45,7 +45,7 @@ def elimination_path(
     open_widths = sorted(set(widths) - kept.keys())
     if not open_widths:
         return kept
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, ridge)))
+    inverse = torch.cholesky_inverse(cholesky_factor(damped(gram, ridge)))
     weight = weight.to(inverse.dtype)
     while True:
         order = (weight.square().sum(dim=0) / inverse.diagonal()).sort(stable=True).indices
@@ -72,7 +72,7 @@ def block_order(weight: Tensor, gram: Tensor, size: int, ridge: Ridge) -> list[i
         ridge: as in `refit`.
     """
     blocks, order = list(range(weight.shape[1] // size)), []
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, ridge, torch.float64)))
+    inverse = torch.cholesky_inverse(cholesky_factor(damped(gram, ridge, torch.float64)))
     weight = weight.double()
     while blocks:
         parts = [slice(place * size, (place + 1) * size) for place in range(len(blocks))]

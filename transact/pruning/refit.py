@@ -165,7 +165,7 @@ def nested_errors(weight: Tensor, gram: Tensor, order: Tensor, ridge: Ridge) -> 
         ridge: as in `refit`.
     """
     ordered = damped(gram[order.unsqueeze(1), order], ridge, torch.float64)
-    columns = (weight[:, order].double() @ _factor(ordered)).square().sum(dim=0)
+    columns = (weight[:, order].double() @ cholesky_factor(ordered)).square().sum(dim=0)
     errors = torch.cat([columns.flip(0).cumsum(0).flip(0), columns.new_zeros(1)])
     return errors / errors[0].clamp_min(torch.finfo(torch.float64).tiny)
 
@@ -173,8 +173,8 @@ def nested_errors(weight: Tensor, gram: Tensor, order: Tensor, ridge: Ridge) -> 
 MOST_RAISED = 10  # powers of ten of the damping that float32 noise is worth
 
 
-def _factor(matrix: Tensor) -> Tensor:
-    """Return the lower Cholesky factor; a matrix that rounding has made indefinite is damped until it has one.
+def cholesky_factor(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of a damped matrix; one that rounding has made indefinite is damped further.
 
     Sums are kept in float32: beside a channel that fires a thousand times as strong as others, what is rounded there is
     more than the damping that these others ask for.

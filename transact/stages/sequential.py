@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.initialization import no_init_weights
 
 from transact.data.order import micro_batches
 from transact.engine.model_folder import Tensors, layer_groups, stored_config, stored_names, write_model_folder
@@ -158,7 +159,8 @@ class Streams:
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         weights = layer_weights(tensors)
         assert weights is not None
-        dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
+        with no_init_weights():  # random numbers for a layer take longer than to load it
+            dense, cut = SingleLayer(config, layer).to(device), SingleLayer(smaller, layer).to(device)
         dense.load_layer(tensors, layer)
         between = self._advance_dense(dense)
         fitted = cut_layer(weights, selection, layer, read(), self.ridge)
@@ -237,7 +239,7 @@ class SingleLayer(nn.Module):
     """A stock decoder layer, causal, with its rotary embedding; whole, or its parts before the output projections."""
 
     def __init__(self, config: Mapping[str, Any], layer: int) -> None:
-        """Build the layer with random weights; `load_layer` loads those of a model."""
+        """Build the layer; `load_layer` loads a model's weights."""
         super().__init__()
         # The embedding is not used here, so it is made as small as possible.
         small = dict(config) | {"num_hidden_layers": 1, "vocab_size": 1}

@@ -129,3 +129,17 @@ def test_blocks_go_in_the_order_of_brute_force(seed: int) -> None:
         expected.append(min(heads, key=lambda head: error(weight, whole, left(head))))
         heads = [head for head in heads if head != expected[-1]]
     assert block_order(weight, gram, 3, TWO_PERCENT) == expected
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-2])
+def test_channels_whose_sums_drown_the_others_in_rounding_are_chosen_among_all_the_same(share: float) -> None:
+    """Six that fire together at one token: in float32 not positive definite with the median's damping."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.02 * torch.randn(1024, 256, generator=generator)
+    x[0, :6] += 6000 * torch.rand(6, generator=generator)
+    weight, sums = torch.randn(8, 256, generator=generator), (x.double().T @ x.double()).float()
+    ridge = Ridge(share=share, unit="median")
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(damped(sums, ridge))
+    assert len(greedy_obs(weight, sums, 128, ridge).unique()) == 128
+    assert sorted(block_order(weight, sums, 64, ridge)) == [0, 1, 2, 3]
