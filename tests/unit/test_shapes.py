@@ -96,9 +96,9 @@ def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: in
 
 
 def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
-    files = {"round_01/gram/layer_00000.safetensors": ("round_01/gram", {"sha256": "f00d"})}
-    folder = SimpleNamespace(recorded=lambda *paths: files)
-    job: Any = SimpleNamespace(group=SimpleNamespace(is_main=True, on_main=lambda work: work()), folder=folder)
+    digests = ["f00d"]
+    group = SimpleNamespace(is_main=True, on_main=lambda work: work())
+    job: Any = SimpleNamespace(group=group, made_of=lambda *paths: digests[-1] if paths else "nothing")
     start = geometry_of(write_model(tmp_path / "model"))
     other = start.with_layers([Widths(num_key_value_heads=1, intermediate_size=8)] * start.num_layers)
     path = tmp_path / "shapes.jsonl"
@@ -121,7 +121,7 @@ def test_a_log_goes_on_where_a_kill_cut_it_short(tmp_path: Path) -> None:
     assert ShapeLog(job, path, start, grams).known(start) is None  # of other matrices: it begins anew
     ShapeLog(job, path, start, grams).add(start, 0.5)
     assert ShapeLog(job, path, start, grams).known(start) == 0.5
-    files["round_01/gram/layer_00000.safetensors"] = ("round_01/gram", {"sha256": "beef"})
+    digests.append("beef")
     assert ShapeLog(job, path, start, grams).known(start) is None
     assert ShapeLog(job, path, other).known(start) is None
 
