@@ -101,10 +101,20 @@ def split_candidates(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     Of each number of them (of whole heads: of all) they are evenly spaced, where there are more than it may try.
 
     Raises:
-        ValueError: the request cannot be met with this parent.
+        ValueError: the request cannot be met with this parent, or not in so many rounds.
     """
-    found = _measurable(config, parent)
+    found = [each for each in _measurable(config, parent) if _can_be_cut_to(config, parent, each)]
+    if not found:
+        raise ValueError(f"prune.rounds={config.rounds} is too many for {_asked(config)}: a round would remove nothing")
     return [each for line in _by_heads(config, found) for each in _evenly_spaced(line, config.split_candidates)]
+
+
+def _can_be_cut_to(config: PruneConfig, parent: Geometry, final: Geometry) -> bool:
+    """Return whether each of the rounds can remove something on the way to these dimensions."""
+    try:
+        return config.rounds == 1 or bool(geometries(config, parent, final))
+    except ValueError:
+        return False
 
 
 def _evenly_spaced(shapes: list[Geometry], most: int) -> list[Geometry]:
@@ -176,7 +186,7 @@ def _reason(config: PruneConfig, dimension: str) -> str:
 def search_space(config: PruneConfig, parent: Geometry) -> SearchSpace:
     """Return the dimensions that the target takes, unless the configuration says otherwise."""
     found, own = multiples_for(config.target, parent, pairs_are_free=config.rotary_pairs == "free"), config.multiple
-    if own.head_dim is not None:
+    if own.head_dim is not None and config.method.attention != "heads":
         found = replace(found, head_dim=own.head_dim, head_dims=None, row=1, keeps_attention=False)
     if own.intermediate_size is not None:
         found = replace(found, intermediate_size=own.intermediate_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def test_a_search_may_begin_with_fewer_heads(workplace: Workplace) -> None:
     assert len((folder / "round_01" / "shapes.jsonl").read_text().splitlines()) > 4
     model = AutoModelForCausalLM.from_pretrained(folder / "export", trust_remote_code=True)
     assert model.num_parameters() == shape.parameters() <= start.parameters()
+
+
+def test_channels_by_elimination_begin_at_a_width_between_its_steps(workplace: Workplace) -> None:
+    """At most 64 widths of an MLP are eliminated to, which need not be multiples of where the search begins."""
+    asked = ["prune/method=obs", "prune.multiple.intermediate_size=1", "prune.shape_evaluations=6", "recover.tokens=0"]
+    done = transact([*workplace.overrides("eliminated"), *LAYERS, *asked, "eval.efficiency.measured=false"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = read_json(workplace.folder / "eliminated" / "round_01" / "shapes.json")
+    whole = read_json(workplace.model / "config.json")["intermediate_size"]
+    assert found["start"]["intermediate_size"] % math.ceil(whole / 64) and found["evaluations"] <= 6
 
 
 def test_killed_in_its_search_it_goes_on_and_ends_the_same(workplace: Workplace) -> None:

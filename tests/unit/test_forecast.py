@@ -154,6 +154,8 @@ def test_a_save_needs_a_buffer_of_the_machine_s_memory_and_not_the_state() -> No
     found = estimate("prune/method=parallel")
     parameters, host = found["rounds"][0]["parameters"], found["memory"]["host_bytes"]
     assert host == {"best_weights": 2 * parameters * 4 // found["ranks"], "write_buffer": WRITE_BUFFER_BYTES}
+    whole = estimate("prune/method=parallel", "engine.zero_stage=0")["memory"]["host_bytes"]
+    assert whole["best_weights"] == 2 * parameters * 4  # which every rank has
 
 
 def test_an_offloaded_optimizer_is_in_the_machine_s_memory() -> None:
@@ -401,6 +403,7 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
         estimate("estimate.accelerator=h100", "prune.shapes=layers"),
     )
     assert "shapes: layers" not in text(uniform)
+    assert "round_08/shapes" in text(layers) and "later rounds need less" in text(layers)
     words = " ".join(text(layers).split())
     last = layers["rounds"][-1]
     assert "shapes: layers; the dimensions above are those that the search begins with" in words
@@ -424,3 +427,23 @@ def test_too_few_shapes_for_a_search_are_told() -> None:
         warnings = estimate("prune.shapes=layers", enough)["warnings"]
         assert not any("shape_evaluations" in line for line in warnings)
     assert estimate("prune.shapes=layers")["shape_evaluations"] == 8 * 32
+
+
+def test_every_moment_of_the_only_round_is_told() -> None:
+    said = small("prune.shapes=layers")[1]
+    assert all(f"round_01/{kind}" in said for kind in ("calibrate", "gram", "shapes", "slice", "recover"))
+    assert "later rounds" not in said
+
+
+def test_the_token_store_holds_every_text() -> None:
+    """Two bytes a token; a text of chats, of whose tokens answers alone count, has a byte more for each."""
+    length = ["data=local", "data.train.files=[/x]", "data.evaluation.files=[/x]", "data.sequence_length=128"]
+
+    def stored(*overrides: str) -> int:
+        return int(small(*length, *overrides)[0]["disk_bytes"]["token_store"])
+
+    plain = stored()
+    held_out = compose_config(SMALL).data.evaluation_sequences
+    assert stored("data.evaluation.messages_field=messages", "data.evaluation.loss=answers") == plain + held_out * 128
+    further = "+eval.texts.more={source: files, files: [/x]}"
+    assert stored(further, "eval.text_sequences=10") == plain + 10 * 128 * 2

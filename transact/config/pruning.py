@@ -265,10 +265,10 @@ class RecoverConfig:
     """Sequences of an optimizer step over all ranks, the same on any number of them. null: it follows from the tokens
     of recovery when the run begins (docs/recovery.md)."""
     learning_rate: float | None = setting(None, above=0, at_most=HIGHEST_RATE)
-    """Peak learning rate. null: it follows from the parent's size, from the share that is cut, and from
-    recover.method."""
+    """Peak learning rate, where recover.learning_rates gives none. null: it follows from the parent's size, from the
+    share that is cut, and from recover.method."""
     learning_rates: list[float] | None = setting(None, above=0, at_most=HIGHEST_RATE)
-    """A peak learning rate per round. null: learning_rate in all of them."""
+    """A peak learning rate per round, instead of recover.learning_rate. null: that one in all of them."""
     decay: str = setting("cosine", choices=DECAYS)
     """Of the learning rate after the warm-up: "cosine" or "linear"."""
     final_learning_rate_fraction: float = setting(0.1, at_least=0, at_most=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transact.config.pruning import RecoverConfig
 from transact.config.run import RunConfig
+from transact.data.training_text import sequences_by_text
 from transact.dimensions import loses_ordered_heads
 from transact.engine.activation_memory import BYTES_BY_DTYPE, statistics_bytes
 from transact.engine.gram_memory import FLOAT32_BYTES, gram_disk_bytes
@@ -16,7 +17,7 @@ from transact.geometry import Geometry
 from transact.models.folder import dtype_of
 from transact.pruning.criteria import Criteria
 from transact.pruning.targets import K_QUANT_BLOCK, float16_rows, undivided_rows
-from transact.rounds import Outline, Round, Stage, shape_evaluations, text_sequences
+from transact.rounds import Outline, Round, Stage, reserved_sequences, shape_evaluations, text_sequences
 
 CHECKPOINTS = 2 + 1  # those that are kept, and the one that is being written
 # Of a weight in a GGUF file, with the scales of its block; of K-quants, which mix types, on average, and of what takes
@@ -111,14 +112,18 @@ def _half_file_bytes(config: RunConfig, geometry: Geometry) -> int:
 def _token_bytes(config: RunConfig, outline: Outline) -> int:
     """Return the bytes of the token store: 2 bytes a token, 4 where the vocabulary has more than 65,536.
 
-    With data.packing=documents a byte more.
+    With data.packing=documents a byte more, and one more for each token of a text whose answers alone count.
 
-    It holds the training text once over, with what is reserved, and the held-out text.
+    It holds the training text once over, with what is reserved, the held-out text, and those of eval.texts. Of a
+    mixture each text may have to stand in for another.
     """
+    sequences = sequences_by_text(config.data, text_sequences(config, outline.tokens), reserved_sequences(config))
+    sequences["data.evaluation"] = config.data.evaluation_sequences
+    sequences |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
     width = (2 if outline.parent.vocab_size <= 1 << 16 else 4) + (config.data.packing == "documents")
-    length = config.data.sequence_length
-    sequences = text_sequences(config, outline.tokens) + config.data.evaluation_sequences
-    return sequences * length * width
+    texts = config.texts()
+    widths = {setting: width + (texts[setting].loss == "answers") for setting in sequences}
+    return config.data.sequence_length * sum(count * widths[setting] for setting, count in sequences.items())
 
 
 def _export_dtype(config: RunConfig) -> str:
@@ -180,11 +185,11 @@ def _round_traffic(
     method = config.prune.method
     grams = gram_disk_bytes(whole) if method.needs_gram() else 0
     fitted = (before + grams) / whole.num_layers  # a layer and its matrices, read for each shape
-    greedy = 2 * grams if method.channels == "obs" else 0
-    weighed = before if greedy or Criteria.of(method).looks_at_weights else 0
-    # The order in which key-value heads go, from Gram matrices, compared once a stage, and o_proj.
+    matrices = (2 if method.channels == "obs" else 1) * grams  # compared with their digests, and read
+    weighed = before if method.channels == "obs" or Criteria.of(method).looks_at_weights else 0
+    # The order in which key-value heads go, from Gram matrices and o_proj.
     width = whole.num_attention_heads * whole.head_dim
-    ordered = (1 if greedy else 2) * grams + stored * whole.num_layers * whole.hidden_size * width
+    ordered = grams + stored * whole.num_layers * whole.hidden_size * width
     # A search for shapes hands its own over.
     is_ordered = config.prune.shapes == "uniform" and loses_ordered_heads(config.prune, whole, [each.geometry])
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
@@ -204,7 +209,7 @@ def _round_traffic(
         "gram": Traffic(read=checked + opened[Stage("gram", each.number)], written=grams),
         "split": Traffic(
             read=weighed
-            + greedy
+            + matrices
             + (ordered if loses_ordered_heads(config.prune, whole, outline.candidates) else 0)
             + len(candidates) * (before + grams)
             + copies * sum(candidates),
@@ -217,7 +222,7 @@ def _round_traffic(
             + shape_evaluations(config.prune, outline.parent) * fitted * ranks,
             written=before,
         ),
-        "select": Traffic(read=checked + weighed + greedy + (ordered if is_ordered else 0)),
+        "select": Traffic(read=checked + weighed + matrices + (ordered if is_ordered else 0)),
         "slice": Traffic(read=checked + grams + readers * (before + grams), written=after),
         "recover": trained if each.tokens else Traffic(),
         "evaluate": Traffic(read=after * (2 if each.tokens else 1) + copies * after),

@@ -11,7 +11,6 @@ from transact.engine.gram_memory import GIB, passes_in_words
 from transact.pruning.limits import limit_words
 
 MAX_WARNINGS = 5
-MAX_MOMENTS = 4
 WIDTH = 110  # characters of a line that is no row of a table
 HARD_SPACE = "\0"
 MIB = 1024**2
@@ -208,8 +207,10 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
     ranks = "1 rank" if estimate["ranks"] == 1 else f"{estimate['ranks']} ranks"
     lines = [f"memory per rank on {ranks}, ZeRO stage {memory['zero_stage']}, estimated:"]
     here, otherwise = memory["moments"], memory["other_checkpointing"]
-    lines += [line for each in here[:MAX_MOMENTS] for line in _moment_lines(each)]
-    if len(here) > MAX_MOMENTS:
+    first = here[0]["stage"].split("/")[0]
+    shown = [each for each in here if each["stage"].startswith(first) or each["stage"].endswith("/shapes")]
+    lines += [line for each in shown for line in _moment_lines(each)]
+    if len(here) > len(shown):
         lines.append("  later rounds need less")
     if otherwise is not None:
         how = "with" if otherwise["activation_checkpointing"] else "without"

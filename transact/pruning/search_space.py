@@ -161,14 +161,15 @@ class SearchSpace:
     def _head_counts(self) -> list[Geometry]:
         """Return the allowed numbers of heads, most key-value heads first.
 
-        Every group keeps the same number of query heads.
+        Every group keeps the same number of query heads; all together suit `Multiples.row` where any is cut.
         """
-        low, high = self.smallest, self.largest
-        return [
+        low, high, row = self.smallest, self.largest, self.multiples.row
+        found = [
             replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
             for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
             for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
         ]
+        return [each for each in found if each == high or each.num_attention_heads * each.head_dim % row == 0]
 
     def _fit_intermediate(self, shape: Geometry, wanted: float, least: int, most: int) -> Geometry:
         """Return a shape with the intermediate size within bounds that brings it nearest to ``wanted`` parameters."""

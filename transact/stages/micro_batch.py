@@ -43,13 +43,15 @@ def trained(stages: Moments) -> Moments:
 def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int) -> dict[str, int]:
     """Return the bytes of CPU memory that a rank needs besides.
 
-    These are the best weights seen in a recovery, twice, for while better ones replace them, the buffer through which
+    These are the best weights seen in a recovery, twice, for while better ones replace them (all of them at ZeRO stage
+    0), the buffer through which
     a training checkpoint is written, an offloaded optimizer, and the hidden states of sequential calibration.
     """
     found = {}
     for _, geometry in trained(stages)[:1]:
         parameters = Trained.of(geometry, config.recover).parameters
-        found["best_weights"] = 2 * round(parameters * FLOAT32_BYTES / ranks)
+        shared_by = ranks if config.engine.zero_stage else 1
+        found["best_weights"] = 2 * round(parameters * FLOAT32_BYTES / shared_by)
         found["write_buffer"] = WRITE_BUFFER_BYTES
         if is_offloaded(config):
             # Gradients are copied there for the step, in float32.

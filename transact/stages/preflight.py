@@ -23,6 +23,7 @@ from transact.files import DamagedFile, file_digest
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
 from transact.models.llama import read_geometry
+from transact.models.rotary import rope_settings
 from transact.pruning.criteria import choices
 from transact.pruning.schedule import batch_sequences
 from transact.pruning.targets import check_layers
@@ -276,6 +277,11 @@ def check_method(method: MethodConfig, model_config: dict[str, Any], shapes: str
         raise ValueError(
             f"prune.method.attention={method.attention!r} is not allowed for model_type {family.model_type}: the heads "
             "share a norm of queries and keys, so they must keep the same dims; it must be pairs or heads"
+        )
+    if method.attention == "shared_dims" and rope_settings(model_config)["rope_type"] == "longrope":
+        raise ValueError(
+            f"prune.method.attention={method.attention!r} is not allowed with rope_type longrope, which has a factor "
+            "for each rotary pair: it must be pairs or heads"
         )
 
 

@@ -209,7 +209,9 @@ def _layer(reader: ModelReader, layer: int, device: torch.device) -> LayerWeight
 
 def _channels(job: Job, source: Path, grams: Path, space: ShapeSpace, evidence: Evidence) -> Channels:
     """Return how the channels follow from layer and width (collective)."""
-    widths = range(space.multiple, space.largest.intermediate_size, space.multiple)
+    most, start = space.largest.intermediate_size, space.start.intermediate_size
+    # The search begins with a width that need not be one of the coarser steps between those it measures.
+    widths = {*range(space.multiple, most, space.multiple), start} - {most}
     paths = greedy_channels(job, source, grams, widths)
     if paths is not None:
         return lambda layer, width: paths[width][layer].long()

@@ -90,8 +90,9 @@ def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float
 
 
 def _is_measured_split(config: RunConfig, each: Round) -> bool:
-    """Return whether the round takes over the selection of the split."""
-    return config.prune.split == "auto" and config.prune.rounds == 1 and each.number == 1
+    """Return whether the round takes over the selection of the split: a search for shapes changes it."""
+    is_only = config.prune.rounds == 1 and each.number == 1
+    return config.prune.split == "auto" and config.prune.shapes == "uniform" and is_only
 
 
 def _recover_flops(config: RunConfig, each: Round, teacher: Geometry | None) -> float:

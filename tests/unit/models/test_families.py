@@ -193,6 +193,15 @@ def test_a_method_that_a_family_cannot_take_is_refused(method: dict[str, Any], f
         check_method(MethodConfig(**method), {"model_type": family})
 
 
+def test_a_factor_for_each_rotary_pair_is_no_parent_of_shared_dims() -> None:
+    """The pairs that are left would be rotated at frequencies of their own anew, and the factors be too many."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4, "attention_factor": 1.0}
+    config = {"model_type": "llama", "max_position_embeddings": 64, "rope_parameters": rope}
+    check_method(MethodConfig(), config)
+    with pytest.raises(ValueError, match="attention='shared_dims' is not allowed with rope_type longrope"):
+        check_method(MethodConfig(attention="shared_dims", values="norm"), config)
+
+
 WINDOWS: dict[str, tuple[dict[str, Any], int | None]] = {
     "mistral, not said": ({"model_type": "mistral"}, 4096),
     "mistral, none": ({"model_type": "mistral", "sliding_window": None}, None),

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tests.unit.pruning.test_budget import LLAMA_8B, SMALL
+from tests.unit.pruning.test_budget import LLAMA_7B, LLAMA_8B, SMALL
 from transact.config.compose import compose_config
 from transact.dimensions import geometries, split_candidates
 from transact.geometry import Geometry
@@ -180,3 +180,15 @@ def test_a_head_dim_that_is_given_beside_limits_is_kept() -> None:
     assert (last.head_dim, last.intermediate_size) == (64, LLAMA_8B.intermediate_size)
     with pytest.raises(ValueError, match=r"prune\.head_dim=62 is not allowed: with prune\.budget\.parameters=0\.5 and"):
         geometries(compose_config([*asked, "prune.head_dim=62"]).prune, LLAMA_8B)
+
+
+@pytest.mark.parametrize(("fraction", "rounds"), [(0.1, 4), (0.2, 8), (0.5, 8)])
+def test_what_a_split_measures_can_be_reached_in_all_rounds(fraction: float, rounds: int) -> None:
+    """A split that takes most of its share from attention is there in fewer steps than one that takes it from MLPs."""
+    asked = ["name=x", f"prune.remove_fraction={fraction}"]
+    config = compose_config([*asked, f"prune.rounds={rounds}"]).prune
+    candidates = split_candidates(config, LLAMA_7B)
+    assert candidates and all(geometries(config, LLAMA_7B, each)[0][-1] == each for each in candidates)
+    assert set(candidates) <= set(split_candidates(compose_config([*asked, "prune.rounds=1"]).prune, LLAMA_7B))
+    with pytest.raises(ValueError, match=r"^prune.rounds=50 is too many for prune.remove_fraction="):
+        split_candidates(compose_config([*asked, "prune.rounds=50"]).prune, LLAMA_7B)

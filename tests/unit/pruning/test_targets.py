@@ -262,3 +262,16 @@ def test_a_request_is_refused_for_it_before_any_work() -> None:
     parent |= {"intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 4096}
     with pytest.raises(ValueError, match=r"prune\.shapes='layers' is not allowed with prune\.target=mlx"):
         check_settings(config, parent, 1)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("multiple", [None, 8])
+def test_whole_heads_are_cut_to_what_the_target_takes(name: str, target: str, multiple: int | None) -> None:
+    """A multiple of head_dim, which no head loses a part of, changes nothing."""
+    method, multiples = MethodConfig(attention="heads", values="norm"), MultipleConfig(head_dim=multiple)
+    for flags, fraction in itertools.product(({}, {"query_key_value_bias": True}), FRACTIONS):
+        dense = parent(name, **flags)
+        for each in ends(asked(target=target, remove_fraction=fraction, method=method, multiple=multiples), dense):
+            for runtime in ANY if target == "any" else (target,):
+                assert takes(runtime, dense, each), (flags, fraction, runtime, each)

@@ -160,3 +160,13 @@ def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["report", str(folder), "--watch", "--seconds", "0.1"])
     assert main() == 0
     assert "done" in words_of((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_watching_what_goes_away_ends_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", MadeUpRun(state="running", done=1))
+    monkeypatch.setattr("sys.argv", ["report", str(folder), "--watch"])
+    monkeypatch.setattr("time.sleep", lambda seconds: folder.rename(tmp_path / "elsewhere"))
+    assert main() == 2
+    assert capsys.readouterr().err.startswith(f"error: '{folder}' holds no run")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.report_folders import MadeUpRun, write_run
-from transact.tracking.report.drawing import Note
+from transact.tracking.report.drawing import Note, short
 from transact.tracking.report.results import decode_seconds, decode_setting, efficiency_section, mean_score, task_score
 from transact.tracking.report.run_files import read_run
 
@@ -27,7 +29,31 @@ def test_the_preferred_metric_stands_for_a_task() -> None:
 def test_what_is_no_share_is_no_score(metrics: dict[str, float]) -> None:
     """wikitext is in the paper's suite: its perplexity would make a mean score rise as the model gets worse."""
     assert task_score(metrics) is None
-    assert mean_score({"tasks": {"piqa": {"acc": 0.6}, "boolq": {"acc": 0.8}, "other": metrics}}) == pytest.approx(0.7)
+    assert score({"piqa": {"acc": 0.6}, "boolq": {"acc": 0.8}, "other": metrics}) == pytest.approx(0.7)
+
+
+def score(tasks: dict[str, dict[str, float]], *asked: str) -> float | None:
+    run: Any = SimpleNamespace(
+        compared={"pruned": {"tasks": tasks}}, config={"eval": {"tasks": dict.fromkeys(asked, 0)}}
+    )
+    return mean_score(run, "pruned")
+
+
+def test_a_group_of_tasks_counts_once() -> None:
+    """lm-eval gives the group's own score and that of each part."""
+    parts = {"mmlu_law": {"acc": 0.2}, "mmlu_physics": {"acc": 0.4}}
+    assert score({"mmlu": {"acc": 0.3}, **parts, "piqa": {"acc": 0.7}}, "mmlu", "piqa") == pytest.approx(0.5)
+    assert score(parts, "mmlu") == pytest.approx(0.3)  # of a group that has none all parts
+
+
+def test_a_figure_that_is_rounded_up_has_the_next_unit() -> None:
+    assert [short(each) for each in (999_817_216, 999_600, 6.738e9, 523_400, 0.5)] == [
+        "1B",
+        "1M",
+        "6.74B",
+        "523k",
+        "0.5",
+    ]
 
 
 def test_points_are_compared_in_the_first_setting() -> None:

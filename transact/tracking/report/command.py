@@ -31,11 +31,11 @@ def main() -> int:
         check_records(given.folder)
         is_last = not (given.watch and is_live(given.folder))  # asked first, so that the last page shows the end
         print(write_pages(given.folder)[-1], flush=True)
+        return DONE if is_last else watch(given.folder, given.seconds)
     except ValueError as error:
         return refuse(error)
     except OSError as error:
         return fail(error)
-    return DONE if is_last else watch(given.folder, given.seconds)
 
 
 def check_records(folder: Path) -> None:

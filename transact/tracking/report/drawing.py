@@ -34,9 +34,10 @@ def short(value: Any) -> str:
     found = figure(value)
     if found is None:
         return MISSING
+    rounded = float(f"{found:.3g}")  # 999.8 million are 1B, not 1e+03M
     for size, unit in UNITS:
-        if abs(found) >= size:
-            return f"{found / size:.3g}{unit}"
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
     return f"{found:.4g}"
 
 

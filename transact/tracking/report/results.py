@@ -74,11 +74,17 @@ def task_score(metrics: Values) -> tuple[str, float] | None:
     return None
 
 
-def mean_score(side: Values) -> float | None:
-    """Return the mean over all tasks that have a score; one that measures perplexity has none."""
-    tasks = values_in(side, "tasks")
-    scores = [found[1] for name in tasks if (found := task_score(values_in(tasks, name))) is not None]
-    return sum(scores) / len(scores) if scores else None
+def mean_score(run: RunFiles, role: str) -> float | None:
+    """Return the mean over the tasks that were asked for and have a score; one that measures perplexity has none.
+
+    A group counts once, by its own score, and not again with its parts; where none that was asked for has a score, all
+    parts count. role: "dense" or "pruned".
+    """
+    tasks = values_in(values_in(run.compared, role), "tasks")
+    scores = {name: found[1] for name in tasks if (found := task_score(values_in(tasks, name))) is not None}
+    asked = values_in(values_in(run.config, "eval"), "tasks")
+    counted = [scores[name] for name in asked if name in scores] or [*scores.values()]
+    return sum(counted) / len(counted) if counted else None
 
 
 def _own_rows(run: RunFiles) -> list[list[str]]:

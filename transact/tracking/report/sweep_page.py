@@ -28,7 +28,7 @@ from transact.tracking.report.drawing import (
     share,
     short,
 )
-from transact.tracking.report.results import decode_seconds, decode_setting, mean_score, sides
+from transact.tracking.report.results import decode_seconds, decode_setting, mean_score
 from transact.tracking.report.rounds import DIMENSIONS, models
 from transact.tracking.report.run_files import LIVE_STATES, RunFiles, figure, read_run, values_in
 from transact.tracking.wandb_names import point_settings
@@ -121,7 +121,7 @@ def _point(run: RunFiles) -> SweepPoint:
         # While a run goes on, this is the perplexity of a middle round, which would stand at the wrong place.
         perplexity=figure(last.get("perplexity")) if is_over else None,
         perplexity_of=of_what(run.dense),
-        score=mean_score(sides(run)[1]),
+        score=mean_score(run, "pruned"),
         decode_seconds=decode_seconds(run.efficiency),
         decode_setting=decode_setting(run.efficiency),
         dimensions={name: last.get(name) for name in DIMENSIONS},
@@ -140,7 +140,7 @@ def _parent(run: RunFiles) -> SweepPoint:
         kv_bytes=figure(run.dense.get("kv_bytes_per_token")),
         perplexity=figure(run.dense.get("perplexity")),
         perplexity_of=of_what(run.dense),
-        score=mean_score(sides(run)[0]),
+        score=mean_score(run, "dense"),
         decode_seconds=decode_seconds(run.efficiency, "parent"),
         decode_setting=decode_setting(run.efficiency),
         dimensions={name: values_in(run.dense, "geometry").get(name) for name in DIMENSIONS},
