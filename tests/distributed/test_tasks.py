@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from tests.support.commands import REPOSITORY, Workplace
 from tests.support.ranks import run_on_ranks
@@ -219,3 +221,62 @@ def test_the_papers_suite_names_its_shots() -> None:
         "winogrande": 5,
     }
     assert len(suite) == 13
+
+
+def shuffled(tasks: Path) -> list[list[str]]:
+    """The answers of a task that mixes them as it is loaded, with two states of random numbers before."""
+    from transact.evaluation.tasks import load_tasks
+
+    found = []
+    load_tasks({"mixed": 0}, [tasks])  # the first time datasets stores the rows, which takes random numbers
+    for seed in range(2):
+        random.seed(seed)
+        numpy.random.seed(seed)
+        (task,) = load_tasks({"mixed": 0}, [tasks])["mixed"]["tasks"].values()
+        found.append([each["order"] for each in task.eval_docs])
+    return found
+
+
+def test_answers_that_are_mixed_while_loading_are_alike_on_all_machines(tasks: Path, tmp_path: Path) -> None:
+    """As in lm-eval, whose seeds they are: rank 0 scores the answers that other machines give."""
+    from datasets import disable_caching
+
+    disable_caching()  # which would hide it on one machine
+    folder = tmp_path / "mixed"
+    shutil.copytree(tasks, folder)
+    (folder / "mixing.py").write_text(
+        "import random\n\n\ndef mixed(rows):\n    return rows.map(lambda row: {'order': str(random.random())})\n"
+    )
+    described = yaml.safe_load((folder / "which_word.yaml").read_text()) | {"task": "mixed"}
+    (folder / "mixed.yaml").write_text(f"{yaml.safe_dump(described)}process_docs: !function mixing.mixed\n")
+    first, second = shuffled(folder)
+    random.seed(0)
+    assert first == second == [str(random.random()) for _ in first]
+
+
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused(tasks: Path) -> None:
+    from transact.evaluation.tasks import check_tasks, load_tasks
+
+    loaded = load_tasks({"what_next": 0}, [tasks])
+    check_tasks(loaded, {"what_next": 0}, 5)
+    with pytest.raises(
+        ValueError, match=r"^eval.task_context=4 is not allowed: 'what_next' has answers of up to 4 tok"
+    ):
+        check_tasks(loaded, {"what_next": 0}, 4)
+
+
+def penalty_of(model: Path) -> float:
+    from transact.distributed.process import process_group
+    from transact.engine.engine import open_engine
+
+    config = EngineConfig(device="cpu", micro_batch_sequences=1)
+    with process_group("cpu", 5) as group, open_engine(model, config, group) as engine:
+        return float(engine.module.generation_config.repetition_penalty)
+
+
+def test_answers_are_made_by_the_settings_of_the_folder(model: Path, tmp_path: Path) -> None:
+    """A penalty of repetitions changes greedy answers too; lm-eval's own model reads it."""
+    folder = tmp_path / "with_settings"
+    shutil.copytree(model, folder)
+    GenerationConfig(repetition_penalty=1.3).save_pretrained(folder)
+    assert run_on_ranks(1, penalty_of, folder) == [1.3]

@@ -443,7 +443,7 @@ def test_the_token_store_holds_every_text() -> None:
         return int(small(*length, *overrides)[0]["disk_bytes"]["token_store"])
 
     plain = stored()
-    held_out = compose_config(SMALL).data.evaluation_sequences
+    held_out = compose_config([*SMALL, *length]).data.evaluation_sequences
     assert stored("data.evaluation.messages_field=messages", "data.evaluation.loss=answers") == plain + held_out * 128
     further = "+eval.texts.more={source: files, files: [/x]}"
     assert stored(further, "eval.text_sequences=10") == plain + 10 * 128 * 2

@@ -52,7 +52,8 @@ class EvalConfig:
     task_batch: int = setting(8, at_least=1, at_most=2**16)
     """Requests of a forward on each rank."""
     task_context: int = setting(2048, at_least=1, at_most=2**20)
-    """Tokens of a request at most, of parent and pruned model alike; longer ones lose their beginning."""
+    """Tokens of a request at most, the answer's counted, of parent and pruned model alike; longer ones lose their
+    beginning."""
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
     """Which latencies are measured, of the parent and the pruned model in turn."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,13 +28,15 @@ def predicate(named: str, setting: str) -> Callable[[str], object]:
     path, _, function = named.rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"{setting}.filter={named!r}: there is no file {path!r}; give FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location("transact_filter", path)
+    spec = importlib.util.spec_from_file_location(f"transact_filter_{file_digest(Path(path))[:20]}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{setting}.filter={named!r}: {path!r} is no file of Python (.py)")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, pickle and type hints look for it
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - the user's code may fail in every way
+        del sys.modules[spec.name]
         raise ValueError(f"{setting}.filter={named!r}: {one_line(error, LONGEST_REASON)}") from None
     found = getattr(module, function, None)
     if not callable(found):

@@ -85,7 +85,18 @@ class TokenStore:
 
     def documents(self) -> numpy.ndarray:
         """Return the hashes of all documents that the store holds a part of: (documents,) uint64, ascending."""
-        return numpy.fromfile(self.folder / DOCUMENTS_NAME, dtype=numpy.uint64)
+        path = self.folder / DOCUMENTS_NAME
+        # Mapped: those of a large training text take gigabytes, of which a search reads little.
+        return numpy.memmap(path, numpy.uint64, mode="r") if path.stat().st_size else numpy.empty(0, numpy.uint64)
+
+    def holds(self, documents: numpy.ndarray) -> numpy.ndarray:
+        """Return for each hash of a document, (documents,) uint64, whether the store holds a part of it."""
+        own = self.documents()
+        places = numpy.searchsorted(own, documents)
+        found = numpy.zeros(len(documents), dtype=bool)
+        inside = places < len(own)
+        found[inside] = own[places[inside]] == documents[inside]
+        return found
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -74,9 +74,9 @@ class JoinedStores:
         owners = self._owners(positions)
         return [positions[owners == number] for number in range(len(self._stores))]
 
-    def documents(self) -> numpy.ndarray:
-        """Return the hashes of all documents that the stores hold a part of: (documents,) uint64, ascending."""
-        return numpy.unique(numpy.concatenate([store.documents() for store in self._stores]))
+    def holds(self, documents: numpy.ndarray) -> numpy.ndarray:
+        """Return for each hash of a document, (documents,) uint64, whether one of the stores holds a part of it."""
+        return numpy.logical_or.reduce([store.holds(documents) for store in self._stores])
 
     def _owners(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the number of the store of each position: (sequences,)."""

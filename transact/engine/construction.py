@@ -25,6 +25,7 @@ from transact.models.adapters import AdaptedReader, Adapters, inject, train_adap
 from transact.models.fused_kernels import fuse
 from transact.models.hooks import decoder_layers
 from transact.models.loss_head import LossHead
+from transact.models.model_files import GENERATION_CONFIG, own_file
 from transact.models.stock import stock_class
 from transact.models.tensor_files import ModelReader
 
@@ -37,6 +38,7 @@ def build(
     adapters: Adapters | None = None,
 ) -> Any:
     """Return the model without its weights: parameters, or this rank's part of each, are allocated, not initialised."""
+    from transformers import GenerationConfig
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -49,6 +51,8 @@ def build(
             contexts.enter_context(prevent_arange_dtype_change())
             contexts.enter_context(_partitioned_construction(partitioning))
         model = model_class(model_config)
+        if own_file(folder, GENERATION_CONFIG):  # as `from_pretrained`: what a task lets it write depends on it
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         model.lm_head = LossHead(model_config.hidden_size, model_config.vocab_size)
         if adapters is not None:
             inject(model, adapters)

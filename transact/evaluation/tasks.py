@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from torch import nn
 
@@ -52,6 +55,7 @@ def in_step(module: nn.Module, group: ProcessGroup, fill: Callable[[], object]) 
 FEWSHOT_SEED = 1234  # lm-eval's own
 WHOLE_FILTER = "none"  # lm-eval's name for the filter that takes answers as they are
 
+ANSWER_TOKENS = 256  # that lm-eval lets a model write where a task does not say
 Loaded = dict[str, Any]  # name -> what TaskManager.load returns
 
 
@@ -79,6 +83,9 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
     for name, count in shots.items():
         if name not in manager.all_tasks:
             raise ValueError(f"eval.tasks: {name!r} is a task neither of lm-eval nor of eval.task_folders")
+        # Some tasks shuffle answers as they load: with lm-eval's seeds, or machines would differ, and from it too.
+        random.seed(0)
+        numpy.random.seed(1234)
         try:
             loaded[name] = manager.load([name])
         except Exception as error:  # noqa: BLE001 - files, network, YAML: whatever failed, the task cannot run
@@ -88,12 +95,26 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
     return loaded
 
 
-def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
-    """Raise ValueError if a task runs code that the model writes, or has fewer examples than its prompts take."""
+def check_tasks(loaded: Loaded, shots: Mapping[str, int], context: int) -> None:
+    """Check that tasks can be run.
+
+    Args:
+        context: tokens of a request at most, with those of the answer.
+
+    Raises:
+        ValueError: a task runs code that the model writes, has fewer examples than its prompts take, or answers that
+            leave no room for a prompt.
+    """
     for name, tasks in loaded.items():
         for task in tasks["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False):
                 raise ValueError(f"eval.tasks: {name!r} runs code that the model writes, which is not done here")
+            answer = _answer_tokens(task)
+            if answer >= context:
+                raise ValueError(
+                    f"eval.task_context={context} is not allowed: {name!r} has answers of up to {answer:,} tokens, "
+                    "which count too; it must be more"
+                )
             count = shots[name]
             if count == 0:
                 continue
@@ -102,6 +123,14 @@ def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
             available = len(examples) - (len(examples) > 0 and examples[0] in list(task.eval_docs)[:1])
             if available < count:
                 raise ValueError(f"eval.tasks.{name}={count} is not allowed: there are {available} examples to show")
+
+
+def _answer_tokens(task: Any) -> int:
+    """Return the tokens that a task lets the model write at most; 0 where it writes none."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return 0
+    asked = normalize_gen_kwargs(task.config.generation_kwargs or {}, ANSWER_TOKENS)
+    return int(asked["max_gen_toks"])
 
 
 def run_tasks(

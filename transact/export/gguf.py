@@ -74,7 +74,7 @@ def add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
 
     byte_level = is_byte_level(folder)
     tokens = _byte_level_tokens(folder) if byte_level else _sentencepiece_tokens(folder)
-    tokens += [(f"[PAD{index}]".encode(), 0.0, gguf.TokenType.UNUSED) for index in range(len(tokens), vocab_size)]
+    tokens += [_padding(index) for index in range(len(tokens), vocab_size)]
     texts, scores, kinds = zip(*tokens[:vocab_size], strict=True)
     if byte_level:
         writer.add_tokenizer_model("gpt2")
@@ -82,6 +82,9 @@ def add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     else:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(list(scores))
+        path = folder / "tokenizer_config.json"
+        if path.is_file() and read_json(path).get("add_prefix_space") is False:  # llama.cpp adds one by itself
+            writer.add_add_space_prefix(False)
     writer.add_token_list(list(texts))
     writer.add_token_types(list(kinds))
     special = gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=vocab_size)
@@ -117,17 +120,33 @@ def _byte_level_tokens(folder: Path) -> list[tuple[bytes, float, Any]]:
 
     tokenizer = read_json(folder / "tokenizer.json")
     found = {index: (text.encode(), 0.0, gguf.TokenType.NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
-    for added in tokenizer.get("added_tokens", []):
-        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        found[added["id"]] = (added["content"].encode(), 0.0, kind)
-    gap = gguf.TokenType.UNUSED
-    return [found.get(index, (f"[PAD{index}]".encode(), 0.0, gap)) for index in range(max(found) + 1)]
+    found |= {each["id"]: _added_token(each) for each in tokenizer.get("added_tokens", [])}
+    return [found.get(index) or _padding(index) for index in range(max(found) + 1)]
+
+
+def _added_token(added: Mapping[str, Any]) -> tuple[bytes, float, Any]:
+    import gguf
+
+    kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    return added["content"].encode(), 0.0, kind
+
+
+def _padding(index: int) -> tuple[bytes, float, Any]:
+    import gguf
+
+    return f"[PAD{index}]".encode(), 0.0, gguf.TokenType.UNUSED
 
 
 def _sentencepiece_tokens(folder: Path) -> list[tuple[bytes, float, Any]]:
+    """Return (text, score, kind) of the pieces, and of what a tokenizer.json has added behind them, without gaps."""
     import gguf
 
-    return list(gguf.SentencePieceVocab(folder).all_tokens())
+    found, path = list(gguf.SentencePieceVocab(folder).all_tokens()), folder / "tokenizer.json"
+    added = read_json(path).get("added_tokens", []) if path.is_file() else []
+    behind = {each["id"]: each for each in added if each["id"] >= len(found)}
+    for index in range(len(found), max(behind, default=0) + 1):
+        found.append(_added_token(behind[index]) if index in behind else _padding(index))
+    return found
 
 
 def _adds_first_token(folder: Path, first: int | None) -> bool:

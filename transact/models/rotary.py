@@ -33,10 +33,15 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the rope type, or a variant of it, is not supported.
     """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"rope_parameters is {shown(given)}; it must be an object, or null")
-    settings = dict(given)
+    stated = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    for given in stated:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"rope_parameters is {shown(given)}; it must be an object, or null")
+    if len(stated) == 2 and _scaling(stated[0]) != _scaling(stated[1]):
+        raise ValueError(
+            "rope_parameters and rope_scaling differ, and software reads one or the other: keep the one that is meant"
+        )
+    settings = dict(stated[0]) if stated else {}
     if any(isinstance(value, Mapping) for value in settings.values()):
         raise ValueError(f"rope_parameters differ between kinds of layers ({', '.join(settings)}); supported: one set")
     old_type = settings.pop("type", "default")
@@ -44,6 +49,12 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings.setdefault("rope_theta", config.get("rope_theta") or DEFAULT_ROPE_THETA)
     _check_settings(settings)
     return settings
+
+
+def _scaling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rotary settings but for the base, with the type under its name of today."""
+    others = {name: value for name, value in settings.items() if name not in ("type", "rope_theta")}
+    return {"rope_type": settings.get("type", "default"), **others}
 
 
 def inverse_frequencies(config: Mapping[str, Any]) -> Tensor:

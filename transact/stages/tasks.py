@@ -59,7 +59,7 @@ def prepare_tasks(job: Job) -> None:
     """Download what the tasks need, once on every machine, and check that they can be run (collective).
 
     Raises:
-        ValueError: a task is unknown, its data cannot be loaded, it runs code, or has too few examples.
+        ValueError: a task is unknown, its data cannot be loaded, or it cannot be run.
     """
     config = job.config.eval
     if not config.tasks:
@@ -68,7 +68,7 @@ def prepare_tasks(job: Job) -> None:
     def load() -> None:
         from transact.evaluation.tasks import check_tasks
 
-        check_tasks(loaded_tasks(config), config.tasks)
+        check_tasks(loaded_tasks(config), config.tasks, config.task_context)
 
     job.group.on_main(load, may_be_left=True)
     # Other machines may have a cache of their own; after rank 0, so that a shared one is filled once.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from transact.data.token_store import TokenStore
@@ -195,5 +194,4 @@ def open_further_texts(job: Job, model_folder: Path, train: TrainingStore) -> di
 
 def trained_on(store: TokenStore, train: TrainingStore) -> int:
     """Return how many documents of a text are in the training text too, word for word."""
-    # As arrays: Python's integers of a large training text would take gigabytes on every rank.
-    return int(numpy.isin(store.documents(), train.documents()).sum())
+    return int(train.holds(store.documents()).sum())

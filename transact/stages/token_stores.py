@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from transact.config.inputs import TextConfig
 from transact.data.chat_template import chat_template_of
 from transact.data.document_marks import DocumentMarks, document_marks
@@ -150,8 +152,8 @@ class StoreRequest:
 
     def _without_held_out(self, folder: Path | None) -> Path | None:
         """Return the folder if there is one and no held-out document is in its store."""
-        is_apart = folder is not None and self.held_out.isdisjoint(TokenStore(folder).documents().tolist())
-        return folder if is_apart else None
+        held_out = numpy.fromiter(self.held_out, dtype=numpy.uint64)
+        return None if folder is None or TokenStore(folder).holds(held_out).any() else folder
 
     def make(self, folder: Path) -> None:
         """Tokenise the text on all ranks (collective)."""

@@ -27,6 +27,14 @@ def test_documents_that_it_refuses_are_left_out_and_counted(tmp_path: Path) -> N
     assert len(found) == left_out.filtered == 10
 
 
+def test_its_code_may_hold_what_looks_for_its_module(tmp_path: Path) -> None:
+    """Dataclasses do, where annotations are words."""
+    code = tmp_path / "mine.py"
+    made = "@dataclass\nclass Rule:\n    least: int\n\ndef keep(text):\n    return len(text) >= Rule(11).least\n"
+    code.write_text(f"from __future__ import annotations\nfrom dataclasses import dataclass\n\n{made}")
+    assert len(list(documents(text_of(tmp_path, f"{code}:keep"), "data.train"))) == 10 + 10 * (len("document 0") >= 11)
+
+
 def test_other_code_is_another_text(tmp_path: Path) -> None:
     code, text = tmp_path / "mine.py", text_of(tmp_path, f"{tmp_path / 'mine.py'}:keep")
     code.write_text("def keep(text): return True\n")

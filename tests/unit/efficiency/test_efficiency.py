@@ -209,6 +209,7 @@ def test_the_papers_grid_goes_to_256_and_768_tokens() -> None:
         ([str(DEMO_PARENT), "--dtype", "int8"], "--dtype='int8' is not allowed: it must be one of stored, float32"),
         ([str(DEMO_PARENT), "--turns", "many"], "argument --turns: invalid int value: 'many'"),
         ([str(DEMO_PARENT), "--output", "no/such/file.json"], "there is no such folder"),
+        ([str(DEMO_PARENT), "--calibrate", str(DEMO_PARENT)], "is a folder: name a file in it"),
         ([str(DEMO_PARENT), "--trns", "1"], "unrecognized arguments: --trns 1"),
     ],
 )

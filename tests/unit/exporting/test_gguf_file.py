@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.exported import write_exported
+from tests.support.sentencepiece_tokenizer import train_sentencepiece
+from tests.support.tiny import write_text_files
 from transact.config.run import RunConfig
 from transact.estimate.storage import gguf_bytes
-from transact.export.gguf import check_gguf, check_tokenizer, possible_gguf_types, pre_tokenizer_name, write_gguf
+from transact.export.gguf import (
+    add_tokenizer,
+    check_gguf,
+    check_tokenizer,
+    possible_gguf_types,
+    pre_tokenizer_name,
+    write_gguf,
+)
 from transact.export.k_quants import check_quantiser
 from transact.files import read_json, write_json
 from transact.models.folder import geometry_of
@@ -276,3 +286,28 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     check_quantiser("q8_0")
     with pytest.raises(ValueError, match=r"needs the package cyllama: pip install 'transact\[gguf,quantise\]'"):
         check_quantiser("q4_k_m")
+
+
+def test_what_is_added_behind_the_pieces_of_sentencepiece_stays_what_it_is(tmp_path: Path) -> None:
+    """Fine-tunes add marks of chats; transformers 5 lists them in tokenizer.json alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(write_exported(tmp_path / "exported", {"head_dim": 8}), folder)
+    train_sentencepiece(folder, write_text_files(tmp_path / "text")[0])
+    path = folder / "tokenizer.json"
+    described = read_json(path)
+    mark = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    described["added_tokens"].append({"id": 501, "content": "<|im_start|>", **mark})
+    write_json(path, described)
+    write_json(
+        folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") | {"add_prefix_space": False}
+    )
+    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "llama")
+    add_tokenizer(writer, folder, 504)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields, _ = read(tmp_path / "vocabulary.gguf")
+    assert fields["tokenizer.ggml.tokens"][500:] == ["[PAD500]", "<|im_start|>", "[PAD502]", "[PAD503]"]
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert kinds[501] == gguf.TokenType.CONTROL and kinds[500] == kinds[503] == gguf.TokenType.UNUSED
+    assert fields["tokenizer.ggml.add_space_prefix"] is False

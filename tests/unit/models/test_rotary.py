@@ -95,6 +95,15 @@ def test_keys_for_old_and_new_transformers_and_vllm() -> None:
     assert scaling["short_factor"][0] == pytest.approx(50000 ** (1 / 8))
 
 
+def test_two_sets_of_settings_must_be_one() -> None:
+    """transformers 5 reads rope_scaling where there is one, and its own files have rope_parameters."""
+    new = BASE | {"rope_parameters": LLAMA3 | {"rope_theta": BASE["rope_theta"]}}
+    both = inverse_frequencies(new | {"rope_scaling": LLAMA3})
+    assert torch.equal(both, inverse_frequencies(new))
+    with pytest.raises(ValueError, match="rope_parameters and rope_scaling differ"):
+        inverse_frequencies(new | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+
+
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [

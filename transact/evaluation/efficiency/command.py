@@ -241,7 +241,7 @@ def work(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, A
 
 
 def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[str, Any]:
-    """Measure the table of latencies and write it.
+    """Measure the table of latencies.
 
     Raises:
         ValueError: the folder is no model that can be cut, or the device is not available.
@@ -267,9 +267,7 @@ def calibrate(arguments: argparse.Namespace, config: EfficiencyConfig) -> dict[s
         def advance(models: int) -> None:
             bar.update(task, advance=models, refresh=True)
 
-        table = measure_latencies(described, config, dtype=dtype, device=device, advance=advance)
-    write_json(arguments.calibrate, table)
-    return table
+        return measure_latencies(described, config, dtype=dtype, device=device, advance=advance)
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -280,17 +278,20 @@ def main(command_line: list[str] | None = None) -> int:
             file = getattr(arguments, name)
             if file is not None and not file.parent.is_dir():
                 raise ValueError(f"--{name}={str(file)!r}: there is no such folder")
+            if file is not None and file.is_dir():
+                raise ValueError(f"--{name}={str(file)!r} is a folder: name a file in it")
         if arguments.calibrate is not None:
-            table = calibrate(arguments, requested(arguments))
-            print(json.dumps(table, indent=2) if arguments.json else latency_text(table))
-            return DONE
-        result = work(arguments, requested(arguments))
+            result = calibrate(arguments, requested(arguments))
+            output, words = arguments.calibrate, latency_text(result)
+        else:
+            result = work(arguments, requested(arguments))
+            output, words = arguments.output, efficiency_table(result)
     except ValueError as error:
         return refuse(error)
-    print(json.dumps(result, indent=2) if arguments.json else efficiency_table(result), flush=True)
-    if arguments.output is not None:
+    print(json.dumps(result, indent=2) if arguments.json else words, flush=True)
+    if output is not None:
         try:
-            write_json(arguments.output, result)
+            write_json(output, result)
         except OSError as error:  # what was measured has been printed
             return fail(error)
     return DONE
