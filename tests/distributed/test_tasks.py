@@ -223,25 +223,21 @@ def test_the_papers_suite_names_its_shots() -> None:
     assert len(suite) == 13
 
 
-def shuffled(tasks: Path) -> list[list[str]]:
-    """The answers of a task that mixes them as it is loaded, with two states of random numbers before."""
+def mixed_answers(tasks: Path, cache: Path, seed: int) -> list[str]:
+    """The answers of a task that mixes them as it is loaded, on a machine with a cache of its own."""
+    import datasets
+
     from transact.evaluation.tasks import load_tasks
 
-    found = []
-    load_tasks({"mixed": 0}, [tasks])  # the first time datasets stores the rows, which takes random numbers
-    for seed in range(2):
-        random.seed(seed)
-        numpy.random.seed(seed)
-        (task,) = load_tasks({"mixed": 0}, [tasks])["mixed"]["tasks"].values()
-        found.append([each["order"] for each in task.eval_docs])
-    return found
+    datasets.config.HF_DATASETS_CACHE = cache
+    random.seed(seed)
+    numpy.random.seed(seed)
+    (task,) = load_tasks({"mixed": 0}, [tasks])["mixed"]["tasks"].values()
+    return [each["order"] for each in task.eval_docs]
 
 
 def test_answers_that_are_mixed_while_loading_are_alike_on_all_machines(tasks: Path, tmp_path: Path) -> None:
-    """As in lm-eval, whose seeds they are: rank 0 scores the answers that other machines give."""
-    from datasets import disable_caching
-
-    disable_caching()  # which would hide it on one machine
+    """Rank 0 scores what ranks of other machines answer."""
     folder = tmp_path / "mixed"
     shutil.copytree(tasks, folder)
     (folder / "mixing.py").write_text(
@@ -249,9 +245,8 @@ def test_answers_that_are_mixed_while_loading_are_alike_on_all_machines(tasks: P
     )
     described = yaml.safe_load((folder / "which_word.yaml").read_text()) | {"task": "mixed"}
     (folder / "mixed.yaml").write_text(f"{yaml.safe_dump(described)}process_docs: !function mixing.mixed\n")
-    first, second = shuffled(folder)
-    random.seed(0)
-    assert first == second == [str(random.random()) for _ in first]
+    first, second = (run_on_ranks(1, mixed_answers, folder, tmp_path / f"cache_{seed}", seed)[0] for seed in range(2))
+    assert first == second and len(set(first)) == len(QUESTIONS)
 
 
 def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused(tasks: Path) -> None:
