@@ -33,7 +33,7 @@ from transact.config.pruning import VARIANTS
 from transact.config.request import check_arguments, check_composed, quoted, run_command
 from transact.config.run import TOKENIZE_SUFFIX, RunConfig
 from transact.config.setting import require
-from transact.distributed.environment import check_launcher, environment_world_size
+from transact.distributed.environment import check_launcher, launched_processes
 from transact.runs.run_record import note_points
 from transact.runs.verdict import how_it_ended
 from transact.tracking.wandb_names import fill_from_environment
@@ -53,8 +53,10 @@ def run(config: RunConfig, *, is_sweep: bool) -> int:
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it says itself what becomes of the job
         return run_on_slurm(config, is_sweep=is_sweep)
-    if config.launch.kind == "local" and environment_world_size() > 1:
-        return refuse("launch=local starts the processes itself: call it without torchrun, or with launch=inline")
+    if config.launch.kind == "local" and launched_processes() > 1:
+        return refuse(
+            "launch=local starts the processes itself: call it without torchrun and srun, or with launch=inline"
+        )
     if config.launch.kind == "local" or is_sweep:
         from transact.launch.local import run_locally
 
@@ -115,8 +117,8 @@ def main() -> int:
         return refuse(hydra_message(error))
     if is_run and not requests:
         return refuse("nothing was composed, so there is nothing to do: Hydra's launcher or sweeper ran elsewhere")
-    if any(is_sweep for _, is_sweep in requests) and environment_world_size() > 1:
-        return refuse("-m starts the processes of each job itself: call it without torchrun")
+    if any(is_sweep for _, is_sweep in requests) and launched_processes() > 1:
+        return refuse("-m starts the processes of each job itself: call it without torchrun and srun")
     configs = []
     for composed, is_sweep in requests:  # all of them are checked before the first starts
         try:
@@ -143,7 +145,8 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
             codes.append(run(config, is_sweep=is_sweep))
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(error)
-        note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
+        finally:  # after Ctrl-C too
+            note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
         ended = how_it_ended(Path(config.output_dir), since)
         if ended is not None and ended[0] == "stopped" and config.launch.kind != "slurm" and number < len(configs):
             left = ", ".join(Path(each.output_dir).name for each, _ in configs[number:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def test_every_dictionary_takes_keys_of_the_users() -> None:
 
 
 def test_it_is_the_job_of_the_command(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    settings = SETTINGS | {"data": SETTINGS["data"] | {"token_store": str(workplace.folder / "tokens")}}
+    settings = copy.deepcopy(SETTINGS)
+    settings["data"]["token_store"] = str(workplace.folder / "tokens")
 
     def call() -> transact.Result:
         texts = {"text": [workplace.train], "held_out": [workplace.heldout]}
@@ -109,6 +111,11 @@ def test_it_is_the_job_of_the_command(workplace: Workplace, tmp_path: Path, capf
     ended = command([*words, *overrides_of(settings)])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert_same_export(tmp_path / "called", tmp_path / "typed")
+    settings["recover"] |= {"variant": "slow", "learning_rate": 1e-5}
+    variant = call()
+    assert variant.output_dir == tmp_path / "called" / "variants" / "slow"
+    assert variant.summary["rounds"][0]["learning_rate"] == 1e-5 and result.summary != variant.summary
+    assert variant.export.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +125,7 @@ def test_it_is_the_job_of_the_command(workplace: Workplace, tmp_path: Path, capf
         ({"recover": {"token": 5}}, r"recover\.token: no such setting.*recover\.tokens"),
         ({"text": ["a.txt"]}, "text and held_out are given together"),
         ({"mode": "estimate"}, "mode='estimate' is not allowed"),
+        ({"launch": {"kind": "local", "wait": False}}, r"launch\.wait=false is not allowed: it must be true"),
         ({"model": "none/such/folder"}, "none/such/folder"),
         ({"prune": "explicit", "remove_fraction": 0.3}, r"it must be a dictionary, since the call sets \['remove_frac"),
     ],

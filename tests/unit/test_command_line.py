@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-from transact.config.request import run_command
+import pytest
+
+from transact.config.request import check_arguments, run_command
 
 
 def test_arguments_survive_the_shell() -> None:
@@ -21,3 +23,12 @@ def test_it_is_started_as_it_was() -> None:
 
 def test_lines_of_setup_are_left_out() -> None:
     assert "hunter2" not in run_command(["launch=slurm", "+launch.setup=['export KEY=hunter2']"], {})
+
+
+@pytest.mark.parametrize("word", ["launch.setup=[export KEY=planted]", "+launch.setup=[~/planted]"])
+def test_lines_of_setup_that_cannot_be_read_are_not_shown(word: str) -> None:
+    """Hydra's own words about them would repeat them."""
+    with pytest.raises(ValueError, match=r"cannot be read: quote each line of it, '\+?launch.setup=\[") as raised:
+        check_arguments(["name=x", word])
+    assert "planted" not in str(raised.value)
+    check_arguments(["name=x", 'launch.setup=["export KEY=planted","source ~/bin/activate"]'])

@@ -147,6 +147,8 @@ def test_names_of_ones_own_are_plain(name: str, key: str, sound: dict[str, Any])
 def test_a_secret_is_not_shown() -> None:
     with pytest.raises(ValueError, match=r"launch.setup=\(not shown\)"):
         typed_config({"launch": {"setup": ["export KEY=planted\nexport OTHER=planted"]}})
+    with pytest.raises(ValueError, match=r"launch.setup=\(not shown\) is not allowed: it takes a list"):
+        typed_config({"launch": {"setup": "export KEY=planted"}})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transact.distributed.environment import (
     adopt_slurm_step,
     check_launcher,
     first_host,
+    launched_processes,
 )
 
 STEP = {
@@ -165,3 +166,10 @@ def test_the_copy_that_a_job_runs_has_the_task_files(tmp_path: Path) -> None:
         path.name for path in OWN_TASKS.iterdir()
     }
     assert not list(package.rglob("*.safetensors"))
+
+
+def test_processes_of_srun_are_seen_before_its_variables_are_adopted() -> None:
+    """Each of them would start ranks of its own."""
+    before = dict(STEP)
+    assert launched_processes(STEP) == int(STEP["SLURM_STEP_NUM_TASKS"]) > 1
+    assert before == STEP and launched_processes({}) == 1 and launched_processes(WHOLE) == int(WHOLE["WORLD_SIZE"])

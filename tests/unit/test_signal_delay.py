@@ -26,3 +26,9 @@ def test_the_warning_comes_early_enough_to_write(
         kind="slurm", nodes=nodes, gpus_per_node=gpus_per_node, timeout_minutes=minutes, signal_delay_seconds=given
     )
     assert with_signal_delay(launch, int(parameters)).signal_delay_seconds == seconds
+
+
+def test_a_batch_script_of_ones_own_may_say_how_early_it_is_warned() -> None:
+    assert LaunchConfig(kind="inline", signal_delay_seconds=1200).signal_delay_seconds == 1200
+    with pytest.raises(ValueError, match="launch=local has no use for it"):
+        LaunchConfig(kind="local", signal_delay_seconds=1200)

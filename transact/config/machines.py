@@ -262,7 +262,9 @@ class LaunchConfig:
             self._check_nothing_is_ignored()
 
     def _check_nothing_is_ignored(self) -> None:
-        own = {"kind", "processes", "transport"} | (set() if self.kind == "inline" else {"timeout_minutes", "wait"})
+        # A batch script of the user's own has a warning before the time limit as well.
+        others = {"signal_delay_seconds"} if self.kind == "inline" else {"timeout_minutes", "wait"}
+        own = {"kind", "processes", "transport"} | others
         for declared in fields(self):
             value = getattr(self, declared.name)
             made = declared.default_factory

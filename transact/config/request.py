@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -14,6 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 from hydra.errors import HydraException
 
+from transact.config.run import RunConfig
+from transact.config.setting import all_fields, allowed_in
 from transact.errors import LONGEST_REASON, one_line
 
 MODULE = ("-m", "transact.run")
@@ -102,6 +105,8 @@ def _parsed(word: str) -> Any:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
         key, equals, value = word.partition("=")
+        if key.lstrip("+~") in _secret_settings():  # neither it nor Hydra's words about it, which repeat it
+            raise ValueError(f'{key} cannot be read: quote each line of it, \'{key}=["LINE","LINE"]\'') from None
         if not equals:
             way_out = "it must be KEY=VALUE; --help lists the keys"
         elif value.strip("'\"[").startswith("~"):
@@ -109,6 +114,11 @@ def _parsed(word: str) -> Any:
         else:
             way_out = f"other characters than letters, digits and /-._: need quotes of their own: {key}='\"VALUE\"'"
         raise ValueError(f"{word!r} cannot be read ({one_line(str(error), LONGEST_REASON)}): {way_out}") from None
+
+
+@cache
+def _secret_settings() -> frozenset[str]:
+    return frozenset(name for name, declared, _ in all_fields(RunConfig) if allowed_in(declared).is_secret)
 
 
 def _check_key(key: str, override: Any) -> None:

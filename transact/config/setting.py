@@ -150,12 +150,12 @@ def check_values(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Non
             continue
         name, allowed, inner = f"{prefix}{declared.name}", allowed_in(declared), dataclass_in(hint)
         if is_dictionary(hint) or inner is None:
-            _check_shape(name, value, hint)
+            _check_shape(name, value, hint, allowed)
             _check_entries(name, value, allowed, hint)
         if inner is None:
             for key, each in value.items() if isinstance(value, dict) else []:
                 of_entry = typing.get_args(_not_null(hint))[1]
-                _check_shape(f"{name}.{key}", each, of_entry)
+                _check_shape(f"{name}.{key}", each, of_entry, allowed)
                 if not allowed.takes(each):
                     raise _refusal(f"{name}.{key}", each, allowed, of_entry)
             entries = value if isinstance(value, list) else [] if isinstance(value, dict) else [value]
@@ -174,7 +174,7 @@ def _takes(allowed: Allowed, value: Any, kinds: set[Any]) -> bool:
     return allowed.takes(value) and (len(kinds) == 1 or type(value) in kinds)
 
 
-def _check_shape(name: str, value: Any, hint: Any) -> None:
+def _check_shape(name: str, value: Any, hint: Any, allowed: Allowed) -> None:
     shape = typing.get_origin(_not_null(hint))
     is_many = isinstance(value, list | dict)
     if isinstance(value, shape) if shape in (list, dict) else not is_many:
@@ -182,7 +182,7 @@ def _check_shape(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return  # not resolved yet
     words = {list: "a list, as in [one,two]", dict: "names and values, as in {one: value}"}.get(shape, "a single value")
-    raise ValueError(f"{name}={shown(value)} is not allowed: it takes {words}")
+    raise ValueError(f"{name}={shown(value, allowed)} is not allowed: it takes {words}")
 
 
 def _check_entries(name: str, value: Any, allowed: Allowed, hint: Any) -> None:

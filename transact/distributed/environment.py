@@ -90,15 +90,24 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     _check_together(environ)
 
 
+def launched_processes(environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes the launcher has started, srun among them, without changing anything.
+
+    Raises:
+        ValueError: as `adopt_launcher`.
+    """
+    adopted = dict(environ)
+    adopt_launcher(adopted)
+    return int(adopted.get("WORLD_SIZE", "1"))
+
+
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
     """Check what `adopt_launcher` checks, without changing anything, and that rank 0's given address is known here.
 
     Raises:
         ValueError: as `adopt_launcher`; or no machine has that address, and the ranks would wait for it.
     """
-    adopted = dict(environ)
-    adopt_launcher(adopted)
-    if int(adopted.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in environ:  # the nodes that SLURM names exist
+    if launched_processes(environ) > 1 and "MASTER_ADDR" in environ:  # the nodes that SLURM names exist
         _check_address(environ["MASTER_ADDR"])
 
 

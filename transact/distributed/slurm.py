@@ -12,6 +12,7 @@ from transact.errors import Refusal, one_line
 
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
 PATIENCE = (1.0, 5.0, 15.0)  # seconds between attempts: a busy controller refuses connections
+UNKNOWN_JOB = "Invalid job id"  # asking again would not help
 LONG_PATIENCE = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0, 120.0, 120.0)  # for a backup controller to take over
 EARLY_SECONDS = 90.0  # SLURM may send the warning up to a minute early
 ANSWER_SECONDS = 60.0
@@ -51,13 +52,13 @@ def ask(*command: str, patience: Iterable[float] = ()) -> str:
             reason = (done.stderr or done.stdout).strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-        if not pauses:
+        if not pauses or UNKNOWN_JOB in reason:
             raise SlurmError(f"{command[0]}: {one_line(reason)}")
         time.sleep(pauses.pop(0))
 
 
-def job_states(jobs: Iterable[str]) -> dict[str, str]:
-    """Return job -> state, as squeue names it, of those jobs that SLURM still knows.
+def job_states(jobs: Iterable[str], patience: Iterable[float] = PATIENCE[:1]) -> dict[str, str]:
+    """Return job -> state, as squeue names it, of those jobs that SLURM still knows. patience: as of `ask`.
 
     Raises:
         SlurmError: SLURM does not answer, which says nothing about the jobs.
@@ -66,18 +67,18 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     try:
-        lines = ask("squeue", "-a", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=PATIENCE[:1])
+        lines = ask("squeue", "-a", "-h", "-t", "all", "-j", ",".join(wanted), "-o", "%i %T", patience=patience)
     except SlurmError as error:
-        if "Invalid job id" in str(error):  # of a single job that SLURM no longer knows
+        if UNKNOWN_JOB in str(error):  # of a single job that SLURM no longer knows
             return {}
         raise
     return dict(line.split(maxsplit=1) for line in lines.splitlines())
 
 
-def live_jobs(jobs: Iterable[str]) -> list[str]:
-    """Return the jobs that wait or run, in the given order."""
+def live_jobs(jobs: Iterable[str], patience: Iterable[float] = PATIENCE[:1]) -> list[str]:
+    """Return the jobs that wait or run, in the given order. patience: as of `ask`."""
     wanted = list(jobs)
-    states = job_states(wanted)
+    states = job_states(wanted, patience)
     return [job for job in wanted if job in states and states[job] not in ENDED]
 
 
@@ -87,9 +88,9 @@ def own_job() -> tuple[str, int] | None:
     return None if job is None else (job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
-def seconds_left(job: str) -> float:
-    """Return the seconds until the job's time limit; infinity without one."""
-    text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=PATIENCE)
+def seconds_left(job: str, patience: Iterable[float] = PATIENCE) -> float:
+    """Return the seconds until the job's time limit; infinity without one. patience: as of `ask`."""
+    text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=patience)
     if not text[:1].isdigit():
         return float("inf")
     days, _, rest = text.rpartition("-")

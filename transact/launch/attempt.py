@@ -49,7 +49,7 @@ def _begin(job: str, restart: int, folder: Path, limits: dict[str, int]) -> int:
     record = _read(folder)
     previous = record.get("attempt")
     if previous is None or previous["job"] != job:
-        if previous is not None and live_jobs([previous["job"]]):
+        if previous is not None and live_jobs([previous["job"]], LONG_PATIENCE):
             return refuse(f"{str(folder)!r} belongs to job {previous['job']}, which is still alive")
         record["interruptions"] = dict.fromkeys(KINDS, 0) | {"last": None}
     elif not previous["ended"] and previous["restart"] != restart:
@@ -128,7 +128,7 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
         return None, str(error)  # it would diverge again
     name = str(error).rpartition(" ")[2] if record.get("state") == "stopped" else SIGNAL_CODES.get(code)
     if name in WARNINGS:
-        near = seconds_left(job) <= signal_delay + EARLY_SECONDS
+        near = seconds_left(job, LONG_PATIENCE) <= signal_delay + EARLY_SECONDS
         return ("timeouts", f"time limit ({name})") if near else ("preemptions", f"asked to leave ({name})")
     if name == "SIGTERM":
         return "preemptions", "asked to leave (SIGTERM)"

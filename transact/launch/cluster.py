@@ -8,6 +8,7 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transact.config.compose import PACKAGE, to_dictionary
 from transact.config.machines import LONGEST_SIGNAL_DELAY_SECONDS, SIGNAL_DELAY_SECONDS, LaunchConfig
@@ -16,7 +17,7 @@ from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.engine.gram_memory import FLOAT32_BYTES
 from transact.engine.memory import TRAINED_COPIES
-from transact.errors import DONE, FAILED, fail, refuse
+from transact.errors import DONE, fail, refuse
 from transact.files import write_json
 from transact.launch.executors import log_path, submit_to_slurm
 from transact.launch.following import follow
@@ -228,13 +229,15 @@ def _wait(job: str, folder: Path, log: Path) -> int:
         follow(log, is_over, Lines(POLL_SECONDS))
     except KeyboardInterrupt:
         print(f"job {job} goes on; scancel {job} ends it", flush=True)
-        return FAILED
+        raise  # or a sweep would submit its next point
     except SlurmError as error:
         return fail(f"{error}; job {job} goes on")
-    return DONE if is_finished(folder) else _tell_failure(job, folder)
-
-
-def _tell_failure(job: str, folder: Path) -> int:
     record = read_record(folder) or {}
+    if record.get("attempt", {}).get("job") != job:
+        record = {}  # of an earlier one: this has not begun
+    return DONE if record.get("state") == "done" else _tell_failure(job, folder, record)
+
+
+def _tell_failure(job: str, folder: Path, record: dict[str, Any]) -> int:
     state = job_states([job]).get(job, "gone")
     return fail(f"job {job} is {state}: {record.get('error') or 'it left no reason'}; logs in {folder / 'logs'}")

@@ -38,6 +38,7 @@ OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where SLURM's 
 # The ranks notice a lost rank and end by themselves; srun would kill the rank that records the reason in run.json.
 SRUN_OPTIONS = ["--kill-on-bad-exit=0", "--wait=120"]
 POLL_SECONDS = 0.05
+BEGAN = "TRANSACT_BEGAN"  # unix seconds: when the command began that has started the ranks
 # How long ranks may go on after another has left: without a process group yet, they cannot notice that it has.
 STRAGGLER_SECONDS = 90.0
 KILL_SECONDS = 30.0  # from SIGTERM to SIGKILL after that: a suspended process never reacts to SIGTERM
@@ -89,11 +90,14 @@ def log_path(folder: Path, job: str, rank: int) -> Path:
     return folder / f"{job}_{rank}_log.out"
 
 
-def submit_locally(config: RunConfig, logs: Path) -> Any:
+def submit_locally(config: RunConfig, logs: Path, since: float) -> Any:
     """Start `launch.processes` processes on this machine and return submitit's job.
 
     They have a session of their own: a signal of the terminal, from a key or its end, reaches this process alone, which
     passes it on where it waits for them.
+
+    Args:
+        since: unix seconds; a run.json from before that is of an earlier attempt.
     """
     executor = _Executor(folder=logs)
     executor.update_parameters(
@@ -103,7 +107,7 @@ def submit_locally(config: RunConfig, logs: Path) -> Any:
     )
     task = LocalTask(to_dictionary(config.without_setup()), free_port())
     forget_launcher()
-    with _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid())}):
+    with _variables({JOB_TOKEN: new_token(), LAUNCHER: str(os.getpid()), BEGAN: str(since)}):
         if config.launch.wait:
             return executor.submit(task)
         del os.environ[LAUNCHER]
@@ -142,7 +146,7 @@ class RankController(Controller):  # type: ignore[misc]
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.asked: str | None = None
-        self._began = time.time()
+        self._began = float(os.environ[BEGAN])
         handle_all(self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
@@ -152,6 +156,8 @@ class RankController(Controller):  # type: ignore[misc]
     def wait(self, freq: int = 24) -> Any:
         """Wait until all ranks have ended and return their exit codes; by then run.json names the one that died."""
         ends: dict[int, RankEnd] = {}
+        if self.asked is not None:  # while ranks were being started: the later ones have not heard it
+            self._forward_signal(signal.Signals[self.asked])
         limit = time.monotonic() + self.timeout_s
         patience, is_asked = math.inf, False  # when ranks that were asked to leave are killed
         while len(ends) < len(self.tasks):
@@ -276,9 +282,10 @@ def setup_lines(launch: LaunchConfig, folder: Path, code: Path) -> list[str]:
     attempt = f"{shlex.quote(sys.executable)} -m transact.launch.attempt"
     at_end = f"code=$?; {attempt} end {shlex.quote(str(folder))} $code {limits}; exit $code"
     return [
+        *_own_setup(launch, code),
+        # Behind the user's lines, which may set it: what was submitted runs, whatever else is installed.
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # no package of the folder that we happen to be in",
-        *_own_setup(launch, code),
         f"{attempt} begin {shlex.quote(str(folder))} {limits} || exit",
         "trap : TERM  # while the ranks save",
         f"trap {shlex.quote(at_end)} EXIT",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transact.config.compose import PACKAGE, conf_folder
+from transact.config.pruning import VARIANTS
 from transact.config.request import quoted
 from transact.config.run import RunConfig
 from transact.config.setting import all_fields, is_dictionary, require
@@ -93,12 +94,30 @@ def prune(
         choices.append("launch=local")
         asked = _merged(asked, {"launch": {"processes": processes}})
     asked = {"name": folder.name} | asked | {"output_dir": str(folder)}
+    choices += _waits(asked)
     code, said = _run([*choices, *overrides_of(asked)])
+    variant = asked.get("recover", {}).get("variant")
+    if variant is not None:
+        folder = folder / VARIANTS / variant
     if code == DONE:
         return Result(output_dir=folder, export=folder / "export", summary=read_json(folder / "result.json"))
     reasons = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
     reason = (reasons or [f"the job ended with exit code {code}"])[-1]
     raise Refusal(reason) if code == REFUSED else Failure(reason)
+
+
+def _waits(settings: Mapping[str, Any]) -> list[str]:
+    """Return what makes the command wait for its job, which launch=slurm does not by itself.
+
+    Raises:
+        ValueError: it is not to wait; there would be no result.
+    """
+    launch = settings.get("launch", {})
+    if isinstance(launch, Mapping):
+        waits = launch.get("wait", True)
+        require("launch.wait", waits, waits, "it must be true: the result is awaited")
+        return []
+    return ["launch.wait=true"] if launch == "slurm" else []
 
 
 def overrides_of(settings: Mapping[str, Any], group: tuple[str, ...] = ()) -> Iterator[str]:

@@ -42,7 +42,7 @@ def run_locally(config: RunConfig) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     with view_events_for_ranks(config.launch.wait) as events:
-        job = submit_locally(config, folder / "logs")
+        job = submit_locally(config, folder / "logs", since)
         logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
         if not config.launch.wait:
             _say_how_to_go_on(job, logs)

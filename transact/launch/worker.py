@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             if group.is_main:
                 folder.end("done")
                 view.close()
-                print("\n".join(tokens_made(prepared.texts)), flush=True)
+                with suppress(OSError):  # nobody reads any more
+                    print("\n".join(tokens_made(prepared.texts)), flush=True)
             group.barrier()
             return DONE
         config.engine = settle(job)  # for all that holds the configuration
@@ -157,7 +158,8 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
             folder.end("done")
             pages.finish()
             view.close()
-            _say_result(folder.path, result, tracker.whereabouts, config.point_name)
+            with suppress(OSError):  # nobody reads any more
+                _say_result(folder.path, result, tracker.whereabouts, config.point_name)
         group.barrier()  # the lock is held until every rank is done
     return DONE
 
