@@ -146,7 +146,8 @@ def copy_finished(source: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         temporary_name(output).unlink(missing_ok=True)
-        output.unlink(missing_ok=True)  # renaming one link of a file to another would leave both
+        if output.is_file() and not output.is_symlink() and output.samefile(source):
+            return  # renaming one link of a file to another would leave both
         _link(source, temporary_name(output))
     else:
         temporary = fresh_temporary_folder(output)

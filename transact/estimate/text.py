@@ -207,7 +207,7 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
     ranks = "1 rank" if estimate["ranks"] == 1 else f"{estimate['ranks']} ranks"
     lines = [f"memory per rank on {ranks}, ZeRO stage {memory['zero_stage']}, estimated:"]
     here, otherwise = memory["moments"], memory["other_checkpointing"]
-    first = here[0]["stage"].split("/")[0]
+    first = here[0]["stage"].split("/")[0] + "/"
     shown = [each for each in here if each["stage"].startswith(first) or each["stage"].endswith("/shapes")]
     lines += [line for each in shown for line in _moment_lines(each)]
     if len(here) > len(shown):

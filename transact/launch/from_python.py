@@ -96,9 +96,9 @@ def prune(
     asked = {"name": folder.name} | asked | {"output_dir": str(folder)}
     choices += _waits(asked)
     code, said = _run([*choices, *overrides_of(asked)])
-    variant = asked.get("recover", {}).get("variant")
-    if variant is not None:
-        folder = folder / VARIANTS / variant
+    recover = asked.get("recover")
+    if isinstance(recover, Mapping) and recover.get("variant") is not None:
+        folder = folder / VARIANTS / recover["variant"]
     if code == DONE:
         return Result(output_dir=folder, export=folder / "export", summary=read_json(folder / "result.json"))
     reasons = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
