@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 DONE = 0
 FAILED = 1  # the work failed or was stopped; the same command goes on from the last finished stage
-REFUSED = 2  # the request is wrong, and nothing was written; or the model is unusable
+REFUSED = 2  # the request is wrong, and nothing was written; or the model or text is unusable
 
 FROM_BEST_TO_WORST = (DONE, REFUSED, FAILED)
 

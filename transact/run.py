@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from transact.errors import DONE, interrupted, leave, leave_at_interrupt, refuse, worst
+from transact.errors import DONE, FAILED, Stopped, interrupted, leave, leave_at_interrupt, refuse, worst
 
 if __name__ == "__main__":
     leave_at_interrupt()  # the imports below take a while
@@ -140,15 +140,18 @@ def run_all(configs: list[tuple[RunConfig, bool]]) -> int:
     codes: list[int] = []
     failures: list[Exception] = []
     for number, (config, is_sweep) in enumerate(configs, start=1):
-        since = time.time()
+        since, is_stopped = time.time(), False
         try:
             codes.append(run(config, is_sweep=is_sweep))
+        except Stopped:  # where no rank could record it
+            codes.append(FAILED)
+            is_stopped = True
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(error)
-        finally:  # after Ctrl-C too
-            note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
+        note_sweep([config for config, is_sweep in configs if is_sweep and config.mode != "estimate"])
         ended = how_it_ended(Path(config.output_dir), since)
-        if ended is not None and ended[0] == "stopped" and config.launch.kind != "slurm" and number < len(configs):
+        is_stopped |= ended is not None and ended[0] == "stopped" and config.launch.kind != "slurm"
+        if is_stopped and number < len(configs):
             left = ", ".join(Path(each.output_dir).name for each, _ in configs[number:])
             print(f"the sweep is stopped too, before {left}: the same command goes on", file=sys.stderr, flush=True)
             break

@@ -250,14 +250,14 @@ def test_answers_that_are_mixed_while_loading_are_alike_on_all_machines(tasks: P
 
 
 def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused(tasks: Path) -> None:
-    from transact.evaluation.tasks import check_tasks, load_tasks
+    from transact.evaluation.tasks import answer_tokens, load_tasks
+    from transact.stages.tasks import check_answers
 
-    loaded = load_tasks({"what_next": 0}, [tasks])
-    check_tasks(loaded, {"what_next": 0}, 5)
-    with pytest.raises(
-        ValueError, match=r"^eval.task_context=4 is not allowed: 'what_next' has answers of up to 4 tok"
-    ):
-        check_tasks(loaded, {"what_next": 0}, 4)
+    answers = answer_tokens(load_tasks({"what_next": 0, "which_word": 0}, [tasks]))
+    assert answers == {"what_next": 4, "which_word": 0}
+    check_answers(answers, 5)
+    with pytest.raises(ValueError, match="'what_next' have up to 4 tokens, which leaves no room for its prompts in 4 "):
+        check_answers(answers, 4)
 
 
 def penalty_of(model: Path) -> float:

@@ -59,6 +59,7 @@ def controlled(script: str, limit_seconds: int, folder: Path, monkeypatch: pytes
     for name, value in (variables | {"WITH_SHELL": ""}).items():
         monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
     monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
+    monkeypatch.setenv(executors.BEGAN, str(time.time()))
     before = {number: signal.getsignal(number) for number in SIGNALS}
     run = RunFolder(folder)
     controller = executors.RankController(folder / "logs")
@@ -87,7 +88,7 @@ def test_ranks_see_the_gpus_that_the_command_sees(
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     config = compose_config([*workplace.overrides("gpus"), f"output_dir={tmp_path}/run", "launch=local"])
-    job = executors.submit_locally(config, tmp_path / "run" / "logs")
+    job = executors.submit_locally(config, tmp_path / "run" / "logs", time.time())
     controller = psutil.Process(int(job.job_id))
     try:
         wait_for(controller.children, 60, "a rank")

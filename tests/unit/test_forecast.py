@@ -403,7 +403,7 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
         estimate("estimate.accelerator=h100", "prune.shapes=layers"),
     )
     assert "shapes: layers" not in text(uniform)
-    assert "round_08/shapes" in text(layers) and "later rounds need less" in text(layers)
+    assert "round_08/shapes" in text(layers) and "other stages of later rounds need less" in text(layers)
     words = " ".join(text(layers).split())
     last = layers["rounds"][-1]
     assert "shapes: layers; the dimensions above are those that the search begins with" in words

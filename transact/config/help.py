@@ -194,7 +194,9 @@ def choices_of(group: str) -> list[Choice]:
 def _index() -> str:
     lines = [HEAD, "# Settings\n"]
     lines += ["Given on the command line as `group=choice` and `group.setting=value`, for example"]
-    lines += ["`recover=paper recover.learning_rate=5e-5`; `+experiment=NAME` overlays an experiment. The same text:"]
+    lines += [
+        "`recover=billion_tokens recover.learning_rate=5e-5`; `+experiment=NAME` overlays an experiment. The same text:"
+    ]
     lines += ["`python -m transact.run --help`, `--help prune`, `--help prune.rounds`.\n"]
     lines += [f"- [{TITLES[group]}]({group}.md)" for group in (RUN, *GROUPS)]
     lines += ["\n## Experiments\n", *_choice_table(choices_of(EXPERIMENT))]

@@ -28,7 +28,11 @@ def predicate(named: str, setting: str) -> Callable[[str], object]:
     path, _, function = named.rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"{setting}.filter={named!r}: there is no file {path!r}; give FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"transact_filter_{file_digest(Path(path))[:20]}", path)
+    try:
+        name = f"transact_filter_{file_digest(Path(path))[:20]}"
+    except OSError as error:
+        raise ValueError(f"{setting}.filter={named!r}: {path!r} cannot be read: {error.strerror}") from None
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{setting}.filter={named!r}: {path!r} is no file of Python (.py)")
     module = importlib.util.module_from_spec(spec)

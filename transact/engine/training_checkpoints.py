@@ -109,7 +109,7 @@ def checkpoint_folders(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint: it is no longer listed, and does not count among those that are kept.
+    """Rename a checkpoint that is damaged, or of another model: it is not listed, and not among those that are kept.
 
     It takes the place of an earlier damaged one of the same step.
     """

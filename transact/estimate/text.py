@@ -211,7 +211,7 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
     shown = [each for each in here if each["stage"].startswith(first) or each["stage"].endswith("/shapes")]
     lines += [line for each in shown for line in _moment_lines(each)]
     if len(here) > len(shown):
-        lines.append("  later rounds need less")
+        lines.append("  other stages of later rounds need less")
     if otherwise is not None:
         how = "with" if otherwise["activation_checkpointing"] else "without"
         total = _size(otherwise["total_bytes"])

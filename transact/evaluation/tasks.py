@@ -83,7 +83,7 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
     for name, count in shots.items():
         if name not in manager.all_tasks:
             raise ValueError(f"eval.tasks: {name!r} is a task neither of lm-eval nor of eval.task_folders")
-        # Some tasks shuffle answers as they load: with lm-eval's seeds, or machines would differ, and from it too.
+        # Some tasks shuffle answers while loading: with lm-eval's own seeds all machines get its order.
         random.seed(0)
         numpy.random.seed(1234)
         try:
@@ -95,26 +95,12 @@ def load_tasks(shots: Mapping[str, int], folders: Sequence[Path]) -> Loaded:
     return loaded
 
 
-def check_tasks(loaded: Loaded, shots: Mapping[str, int], context: int) -> None:
-    """Check that tasks can be run.
-
-    Args:
-        context: tokens of a request at most, with those of the answer.
-
-    Raises:
-        ValueError: a task runs code that the model writes, has fewer examples than its prompts take, or answers that
-            leave no room for a prompt.
-    """
+def check_tasks(loaded: Loaded, shots: Mapping[str, int]) -> None:
+    """Raise ValueError if a task runs code that the model writes, or has fewer examples than its prompts take."""
     for name, tasks in loaded.items():
         for task in tasks["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False):
                 raise ValueError(f"eval.tasks: {name!r} runs code that the model writes, which is not done here")
-            answer = _answer_tokens(task)
-            if answer >= context:
-                raise ValueError(
-                    f"eval.task_context={context} is not allowed: {name!r} has answers of up to {answer:,} tokens, "
-                    "which count too; it must be more"
-                )
             count = shots[name]
             if count == 0:
                 continue
@@ -125,8 +111,12 @@ def check_tasks(loaded: Loaded, shots: Mapping[str, int], context: int) -> None:
                 raise ValueError(f"eval.tasks.{name}={count} is not allowed: there are {available} examples to show")
 
 
+def answer_tokens(loaded: Loaded) -> dict[str, int]:
+    """Return the tokens that each task or group lets the model write at most; 0 where it writes none."""
+    return {name: max(map(_answer_tokens, tasks["tasks"].values()), default=0) for name, tasks in loaded.items()}
+
+
 def _answer_tokens(task: Any) -> int:
-    """Return the tokens that a task lets the model write at most; 0 where it writes none."""
     if task.OUTPUT_TYPE != "generate_until":
         return 0
     asked = normalize_gen_kwargs(task.config.generation_kwargs or {}, ANSWER_TOKENS)

@@ -135,7 +135,7 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
     if name is not None:
         return None, f"stopped by {name}"
     if code == REFUSED and record.get("state") == "failed":
-        return None, str(error)  # the model is unusable, as its first measurement showed
+        return None, str(error)  # the model is unusable, as its first measurement showed, or the text
     if code == REFUSED:  # a node that does not see a file system refuses what another node accepted
         return "failures", "an attempt was refused that was accepted before: its log says why"
     killed = _killed_by(code)

@@ -17,7 +17,7 @@ from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.engine.gram_memory import FLOAT32_BYTES
 from transact.engine.memory import TRAINED_COPIES
-from transact.errors import DONE, fail, refuse
+from transact.errors import DONE, Stopped, fail, refuse
 from transact.files import write_json
 from transact.launch.executors import log_path, submit_to_slurm
 from transact.launch.following import follow
@@ -229,7 +229,7 @@ def _wait(job: str, folder: Path, log: Path) -> int:
         follow(log, is_over, Lines(POLL_SECONDS))
     except KeyboardInterrupt:
         print(f"job {job} goes on; scancel {job} ends it", flush=True)
-        raise  # or a sweep would submit its next point
+        raise Stopped("SIGINT") from None  # or a sweep would submit its next point
     except SlurmError as error:
         return fail(f"{error}; job {job} goes on")
     record = read_record(folder) or {}

@@ -41,6 +41,8 @@ def run_locally(config: RunConfig) -> int:
         claim_run(folder, config.share_dir, "starting")  # before logs are written into it
     except (ValueError, OSError) as error:
         return refuse(error)
+    if is_new:  # by the clock of the file system, which may be behind
+        since = min(since, (folder / RECORD).stat().st_mtime)
     with view_events_for_ranks(config.launch.wait) as events:
         job = submit_locally(config, folder / "logs", since)
         logs = [log_path(folder / "logs", job.job_id, rank) for rank in range(config.launch.processes)]
@@ -155,7 +157,7 @@ def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, aske
         return worst([*codes, FAILED])
     if FAILED in codes and asked:
         print("\n".join([str(Stopped(asked[0])), *how_to_go_on(config)]), file=sys.stderr, flush=True)
-        return FAILED
+        raise Stopped(asked[0])
     for rank, log in enumerate(logs):
         if codes[rank] == FAILED:
             print(f"rank {rank} failed; its log: {log}", file=sys.stderr, flush=True)

@@ -32,8 +32,10 @@ from transact.errors import (
     say_error,
 )
 from transact.models.folder import declared_geometry
+from transact.models.identity import UnusableModel
 from transact.rounds import Stage, outline
 from transact.stages.recover.health import Diverged
+from transact.stages.texts import UnusableText
 
 if TYPE_CHECKING:
     from transact.distributed.process import ProcessGroup
@@ -161,6 +163,9 @@ CLOSING_SECONDS = 30.0
 VERDICT_PATIENCE_SECONDS = SILENCE_SECONDS + 5
 
 
+UNUSABLE = (UnusableModel, UnusableText)  # a fault of the request that shows in the work
+
+
 class JobFailed(Failure):
     """The work failed. shows_traceback: the reason is this rank's own. is_told: this rank tells the user."""
 
@@ -249,7 +254,7 @@ class _Outcome:
         if verdict is None:
             watchdog.report(message)
         recorded = self.end("diverged" if isinstance(error, Diverged) else "failed", message)
-        if isinstance(error, Refusal):
+        if isinstance(error, UNUSABLE):
             return Refusal(message)
         told = (not lost or watchdog.speaks()) and _is_to_be_told(recorded)
         # Without a verdict, what looked like a lost rank may be an error of this rank's own.
@@ -258,7 +263,7 @@ class _Outcome:
 
     def _own_failure(self, error: Exception) -> str:
         stage, group = self.group.watchdog.stage, self.group
-        if isinstance(error, Refusal):
+        if isinstance(error, UNUSABLE):
             return f"{stage}: {one_line(error)}"
         return f"rank {group.rank} failed in {explain(error, stage, self.config, group.world_size)}"
 

@@ -33,10 +33,11 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the rope type, or a variant of it, is not supported.
     """
-    stated = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
-    for given in stated:
-        if not isinstance(given, Mapping):
-            raise ValueError(f"rope_parameters is {shown(given)}; it must be an object, or null")
+    given = {name: config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)}
+    for name, each in given.items():
+        if not isinstance(each, Mapping):
+            raise ValueError(f"{name} is {shown(each)}; it must be an object, or null")
+    stated = list(given.values())
     if len(stated) == 2 and _scaling(stated[0]) != _scaling(stated[1]):
         raise ValueError(
             "rope_parameters and rope_scaling differ, and software reads one or the other: keep the one that is meant"

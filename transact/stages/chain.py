@@ -11,10 +11,10 @@ from typing import Any
 
 from transact.engine.engine import Engine
 from transact.engine.memory import sums_grams_in_calibration
-from transact.errors import Refusal
-from transact.files import temporary_name
+from transact.files import read_json, temporary_name
 from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
+from transact.models.rotary import context_limit
 from transact.pruning.selection import Selection
 from transact.rounds import Round, Stage, outline
 from transact.runs.run_folder import CHECKPOINTS
@@ -42,8 +42,8 @@ from transact.stages.sharing import (
 )
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
-from transact.stages.tasks import prepare_tasks
-from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
+from transact.stages.tasks import check_answers, prepare_tasks
+from transact.stages.texts import Texts, UnusableText, open_further_texts, prepare_texts, record_texts
 
 MOST_REPAIRS = 3  # of one stage
 
@@ -65,8 +65,9 @@ def prepare(job: Job) -> Prepared | None:
     """
     if job.config.mode == "pretrain":
         return None  # the tokenizer does not exist yet
-    prepare_tasks(job)  # first: tasks are small, and a wrong name is reported before the parent is downloaded
+    answers = prepare_tasks(job)  # first: tasks are small, and a wrong name is reported before the parent is downloaded
     parent, record = fetch(job)
+    check_answers(answers, min(job.config.eval.task_context, context_limit(read_json(parent / "config.json"))))
     job.group.everywhere(lambda: _check_same_dimensions(job, parent))
     texts = prepare_texts(job, parent)
     texts = replace(texts, further=open_further_texts(job, parent, texts.train))
@@ -344,7 +345,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     """Train a model from random weights and return the contents of result.json.
 
     Raises:
-        Refusal: the text is not what was asked for, which shows here: the tokenizer is made in the first stage.
+        UnusableText: the text is not what was asked for, which shows here: the tokenizer is made in the first stage.
     """
     start, (each,) = job.round(0).initial, job.outline.rounds
 
@@ -357,7 +358,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     try:
         texts = prepare_texts(job, start)
     except ValueError as error:
-        raise Refusal(str(error)) from None
+        raise UnusableText(str(error)) from None
     record_texts(job, texts)
     recover_stage(job, texts, each, None, start)
     trained = job.round(each.number).recovered

@@ -44,8 +44,8 @@ def host_bytes(config: RunConfig, parent: Geometry, stages: Moments, ranks: int)
     """Return the bytes of CPU memory that a rank needs besides.
 
     These are the best weights seen in a recovery, twice, for while better ones replace them (all of them at ZeRO stage
-    0), the buffer through which
-    a training checkpoint is written, an offloaded optimizer, and the hidden states of sequential calibration.
+    0), the buffer through which a training checkpoint is written, an offloaded optimizer, and the hidden states of
+    sequential calibration.
     """
     found = {}
     for _, geometry in trained(stages)[:1]:

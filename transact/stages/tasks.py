@@ -55,24 +55,41 @@ def loaded_tasks(config: EvalConfig) -> dict[str, Any]:
     return load_tasks(config.tasks, [OWN_TASKS, *map(Path, config.task_folders)])
 
 
-def prepare_tasks(job: Job) -> None:
+def prepare_tasks(job: Job) -> dict[str, int]:
     """Download what the tasks need, once on every machine, and check that they can be run (collective).
+
+    Returns:
+        The tokens of each task's answers at most, for `check_answers`.
 
     Raises:
         ValueError: a task is unknown, its data cannot be loaded, or it cannot be run.
     """
     config = job.config.eval
     if not config.tasks:
-        return
+        return {}
 
-    def load() -> None:
-        from transact.evaluation.tasks import check_tasks
+    def load() -> dict[str, int]:
+        from transact.evaluation.tasks import answer_tokens, check_tasks
 
-        check_tasks(loaded_tasks(config), config.tasks, config.task_context)
+        loaded = loaded_tasks(config)
+        check_tasks(loaded, config.tasks)
+        return answer_tokens(loaded)
 
-    job.group.on_main(load, may_be_left=True)
+    answers = job.group.on_main(load, may_be_left=True)
+    check_answers(answers, config.task_context)
     # Other machines may have a cache of their own; after rank 0, so that a shared one is filled once.
     job.group.everywhere(lambda: load() if job.group.local_rank == 0 and not job.group.is_main else None)
+    return answers
+
+
+def check_answers(answers: Mapping[str, int], context: int) -> None:
+    """Raise ValueError if the answers of a task leave no room for a prompt. context: tokens of both at most."""
+    for name, tokens in answers.items():
+        if tokens >= context:
+            raise ValueError(
+                f"eval.tasks: the answers of {name!r} have up to {tokens:,} tokens, which leaves no room for its prompts "
+                f"in {context:,} (eval.task_context, or what the model was made for)"
+            )
 
 
 def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path) -> None:

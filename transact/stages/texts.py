@@ -12,10 +12,15 @@ import torch
 
 from transact.data.token_store import TokenStore
 from transact.data.training_text import JoinedStores, TrainingOrder, TrainingStore, sequences_by_text, training_text
+from transact.errors import Refusal
 from transact.rounds import reserved_sequences, text_sequences
 from transact.runs.run_record import read_record
 from transact.stages.job import Job
 from transact.stages.token_stores import open_store
+
+
+class UnusableText(Refusal):
+    """A text that is not what was asked for, as only a tokenizer shows that the job itself has made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +115,15 @@ def _check_same_texts(job: Job, texts: Texts) -> None:
     """Raise ValueError unless the tokens are those that the run began with, wherever they are stored now.
 
     A variant that has none yet began with those of the run whose cut it takes over; another number of tokens of
-    recovery makes another store of the same text, which cannot be told from another text.
+    recovery makes another store of the same training text, which cannot be told from another text.
     """
     own, base = (read_record(folder) if folder else None for folder in (job.folder.path, job.config.variant_of))
     is_own = "texts" in (own or {})
     begun = ((own if is_own else base) or {}).get("texts", {})
     for setting, described in describe_texts(texts).items():
         before = begun.get(setting, described)
-        is_as_long = is_own or before["sequences"] == described["sequences"]
-        if is_as_long and before["sha256"] != described["sha256"]:
+        is_as_long = before["sequences"] == described["sequences"]
+        if (is_own or is_as_long or setting == "data.evaluation") and before["sha256"] != described["sha256"]:
             raise ValueError(
                 f"{setting}: the text is another one than {'this run' if is_own else 'the run of the cut'} began with "
                 f"(tokens of SHA-256 {described['sha256'][:12]}, it began with {before['sha256'][:12]}): bring the "
