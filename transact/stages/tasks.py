@@ -87,8 +87,8 @@ def check_answers(answers: Mapping[str, int], context: int) -> None:
     for name, tokens in answers.items():
         if tokens >= context:
             raise ValueError(
-                f"eval.tasks: the answers of {name!r} have up to {tokens:,} tokens, which leaves no room for its prompts "
-                f"in {context:,} (eval.task_context, or what the model was made for)"
+                f"eval.tasks: the answers of {name!r} have up to {tokens:,} tokens, which leaves no room for its "
+                f"prompts in {context:,} (eval.task_context, or what the model was made for)"
             )
 
 
