@@ -13,7 +13,7 @@ import torch
 from tests.support.configs import compose_config
 from transact.config.machines import TRANSPORT
 from transact.distributed.environment import TRANSPORT_PREFIXES, allow_open_files, transport_settings
-from transact.distributed.process import rank_device, set_allocator, share_cores
+from transact.distributed.process import check_device, rank_device, set_allocator, share_cores
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,23 @@ def test_the_transport_is_told_by_its_variables_alone() -> None:
     assert asked.launch.transport == {"NCCL_IB_DISABLE": "1"}
     with pytest.raises(ValueError, match=r"launch\.transport.*LD_PRELOAD.*NCCL_SOCKET_IFNAME"):
         compose_config(["name=x", "+launch.transport={LD_PRELOAD:evil}"])
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+@pytest.mark.parametrize(("gpus", "rank", "fits"), [(1, 1, False), (2, 3, False), (2, 1, True), (8, 7, True)])
+def test_ranks_of_one_machine_have_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, requested: str, gpus: int, rank: int, fits: bool
+) -> None:
+    """Those of launch=local see all GPUs; NCCL refuses two ranks on one, after all preparations."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    given = {"SUBMITIT_EXECUTOR": "local", "LOCAL_RANK": str(rank), "WORLD_SIZE": str(rank + 1)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    check_device("cpu")
+    if fits:
+        return check_device(requested)
+    with pytest.raises(ValueError, match=rf"launch.processes={rank + 1} is not allowed on {gpus} GPU"):
+        check_device(requested)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")  # which shows each rank its own, as number 0
+    return check_device("auto")

@@ -25,10 +25,18 @@ from transact.errors import RankFailed, Stopped, one_line
 
 
 def check_device(requested: str) -> None:
-    """Raise ValueError unless this rank has the device that `engine.device` asks for."""
-    if requested != "cuda":
+    """Raise ValueError unless this rank has the device that `engine.device` asks for, and no other rank has it."""
+    if requested == "cpu":
         return
     count, local_rank = torch.cuda.device_count(), environment_local_rank()
+    sees_all = os.environ.get("SUBMITIT_EXECUTOR") == "local"  # ranks of launch=local see all GPUs of the machine
+    if sees_all and 0 < count <= local_rank:
+        raise ValueError(
+            f"launch.processes={environment_world_size()} is not allowed on {count} GPU(s), of which each takes one "
+            f"rank: it must be {count} at most, or engine.device=cpu"
+        )
+    if requested != "cuda":
+        return
     if count == 0 or not torch.cuda.is_available():
         raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
     if 1 < count <= local_rank:  # where each rank sees its own GPU alone, that is number 0

@@ -13,6 +13,7 @@ from typing import Any
 from transact.config.compose import PACKAGE, to_dictionary
 from transact.config.machines import LONGEST_SIGNAL_DELAY_SECONDS, SIGNAL_DELAY_SECONDS, LaunchConfig
 from transact.config.run import RunConfig
+from transact.config.setting import require
 from transact.distributed.file_lock import exclusive
 from transact.distributed.slurm import SlurmError, ask, job_states, live_jobs, require_slurm
 from transact.engine.gram_memory import FLOAT32_BYTES
@@ -76,6 +77,7 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
     try:
         require_slurm()
         check_request(config.launch, folder)
+        _check_gpus(config)
         found = check(config, config.launch.num_ranks)[1]
         trained = [] if config.mode == "tokenize" else [each.geometry.parameters() for each in found.rounds]
         config.launch = with_signal_delay(config.launch, largest=max(trained, default=0))
@@ -93,6 +95,14 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
         flush=True,
     )
     return _wait(job, folder, log) if config.launch.wait else DONE
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """Raise ValueError where ranks need GPUs and the job asks for none: it would wait in the queue to be refused."""
+    launch, needs = config.launch, config.engine.device == "cuda" and config.mode != "tokenize"
+    other = any(name.startswith("gp") or name == "gres" for name in launch.options)  # gpus, gpus-per-task, ...
+    asks = not needs or launch.gpus_per_node > 0 or other
+    require("launch.gpus_per_node", launch.gpus_per_node, asks, "engine.device=cuda needs GPUs, one for each rank")
 
 
 SLOW_BYTES_PER_SECOND = 100e6  # that a rank writes where a shared file system is busy; an assumption

@@ -22,7 +22,7 @@ from transact.export.k_quants import check_quantiser
 from transact.files import DamagedFile, file_digest
 from transact.models.families import family_of
 from transact.models.folder import check_architecture, check_files, is_local, read_model_config
-from transact.models.llama import read_geometry
+from transact.models.llama import check_supported, read_geometry
 from transact.models.rotary import rope_settings
 from transact.pruning.criteria import choices
 from transact.pruning.schedule import batch_sequences
@@ -139,6 +139,7 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
+        check_supported(model_config)
     if config.mode == "tokenize":
         world_size = 1  # of the processes here no rank of the run depends
     config = with_batch(with_sequence_length(config, model_config), world_size)
