@@ -217,7 +217,7 @@ def checked(composed: DictConfig, *, is_sweep: bool) -> RunConfig:
     config = typed_config(composed)
     alone = not is_sweep or config.recover.variant is None
     require("recover.variant", config.recover.variant, alone, "one at a time, without -m, to the command of a run")
-    waits = not is_sweep or config.launch.kind == "slurm" or config.launch.wait
+    waits = not is_sweep or config.launch.kind == "slurm" or config.launch.wait or config.mode == "estimate"
     at_once = "the points would all run at the same time; put the whole command into the background instead"
     require("launch.wait", config.launch.wait, waits, at_once)
     if is_sweep and config.mode != "estimate":

@@ -208,8 +208,20 @@ def test_text_that_is_trained_on_is_not_held_out(
 
 def test_a_text_by_name_is_held_out_too(refused: Callable[..., str]) -> None:
     assert "nothing of it is held out" in refused(
-        "data.train.source=python_stdlib", "data.evaluation.source=python_stdlib"
+        *("data.train.source=python_stdlib", "data.train.files=[]"),
+        *("data.evaluation.source=python_stdlib", "data.evaluation.files=[]"),
     )
+
+
+def test_files_that_no_source_reads(refused: Callable[..., str]) -> None:
+    assert 'source "python_stdlib" reads no files: data=local' in refused("data.train.source=python_stdlib")
+
+
+def test_an_architecture_that_is_no_llama(refused: Callable[..., str]) -> None:
+    """Before a tokenizer is made for it."""
+    asked = ["mode=pretrain", "model=demo_random", "model.path=null", "recover.objective=cross_entropy"]
+    said = refused(*asked, "model.architecture.num_attention_heads=5", "model.architecture.num_key_value_heads=5")
+    assert "error: model.architecture: " in said and "num_attention_heads" in said
 
 
 def test_tokens_of_another_tokenizer(refused: Callable[..., str], workplace: Workplace, tmp_path: Path) -> None:

@@ -179,22 +179,3 @@ def test_a_setting_that_an_older_run_did_not_have_was_at_its_default() -> None:
     assert differences(older, config) == []
     lowered = config | {"recover": config["recover"] | {"rate_after_rise": 0.1}}
     assert differences(older, lowered) == ["recover.rate_after_rise: 0.5 -> 0.1"]
-
-
-PRETRAIN = ["mode=pretrain", "model=demo_random", "recover.objective=cross_entropy"]
-UNREAD = r"^data.*files=\['mine.txt'\] is not allowed: source "
-
-
-@pytest.mark.parametrize(
-    ("overrides", "refused"),
-    [
-        (["data.train.files=[mine.txt]"], f'{UNREAD}"python_stdlib" reads no files'),
-        (["data=fineweb", "data.evaluation.files=[mine.txt]"], f'{UNREAD}"hub" reads no files'),
-        ([*PRETRAIN, "model.path=/models/llama"], "^model.path='/models/llama' is not allowed: mode=pretrain needs"),
-        ([*PRETRAIN, "+eval.tasks.piqa=0"], r"^eval.tasks=\['piqa'\] is not allowed: mode=pretrain compares no models"),
-    ],
-)
-def test_what_nothing_would_read_is_refused(overrides: list[str], refused: str) -> None:
-    """A run on Python's library, or from random weights, that looks like the one that was meant."""
-    with pytest.raises(ValueError, match=refused):
-        compose_config(["name=x", *overrides])

@@ -155,5 +155,8 @@ def test_ranks_of_one_machine_have_a_gpu_each(
         return check_device(requested)
     with pytest.raises(ValueError, match=rf"launch.processes={rank + 1} is not allowed on {gpus} GPU"):
         check_device(requested)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a driver too old for this torch: CPUs are used
+    check_device("auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")  # which shows each rank its own, as number 0
     return check_device("auto")

@@ -139,8 +139,6 @@ class TextConfig:
     def __post_init__(self) -> None:
         needs_files = self.source in ("files", "tokens")
         require("data.*.files", self.files, not needs_files or bool(self.files), "name at least one file")
-        unread = f'source "{self.source}" reads no files: data=local, or a source "files" or "tokens", does'
-        require("data.*.files", self.files, needs_files or not self.files, unread)
         no_secrets = "a URL holds no credentials (the environment does), and names one place, without ::"
         require("data.*.files", "(not shown)", not any(map(SECRET_URL.match, self.files)), no_secrets)
         require("data.*.hub_id", self.hub_id, self.source != "hub" or bool(self.hub_id), "name a hub dataset")

@@ -207,7 +207,7 @@ class LaunchConfig:
     """Minutes that the job may take; with SLURM its time limit, after which it is queued again."""
     wait: bool = True
     """Whether the command follows the job to its end (in a sweep: one point after another); false: it starts the
-    job, says how to follow and stop it, and returns."""
+    job, says how to follow and stop it, and returns (no sweep on one machine, whose points would all run at once)."""
     nodes: int = setting(1, at_least=1, at_most=100_000)
     """Nodes of the SLURM job."""
     tasks_per_node: int = setting(1, at_least=1, at_most=1024)

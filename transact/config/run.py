@@ -95,9 +95,6 @@ class RunConfig:
             require("recover.method", self.recover.method, whole, "mode=pretrain trains all weights")
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"
             require("model.architecture", self.model.architecture, self.model.architecture is not None, missing)
-            require("model.path", self.model.path, self.model.path is None, missing)
-            for name, asked in (("eval.tasks", self.eval.tasks), ("eval.texts", self.eval.texts)):
-                require(name, sorted(asked), not asked, "mode=pretrain compares no models: prune the result, with them")
             variant = self.recover.variant
             require("recover.variant", variant, variant is None, "mode=pretrain has no cut to recover once more")
             for name, text in self.texts().items():

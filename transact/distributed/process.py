@@ -28,7 +28,7 @@ def check_device(requested: str) -> None:
     """Raise ValueError unless this rank has the device that `engine.device` asks for, and no other rank has it."""
     if requested == "cpu":
         return
-    count, local_rank = torch.cuda.device_count(), environment_local_rank()
+    count, local_rank = torch.cuda.device_count() if torch.cuda.is_available() else 0, environment_local_rank()
     sees_all = os.environ.get("SUBMITIT_EXECUTOR") == "local"  # ranks of launch=local see all GPUs of the machine
     if sees_all and 0 < count <= local_rank:
         raise ValueError(
@@ -37,7 +37,7 @@ def check_device(requested: str) -> None:
         )
     if requested != "cuda":
         return
-    if count == 0 or not torch.cuda.is_available():
+    if count == 0:
         raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
     if 1 < count <= local_rank:  # where each rank sees its own GPU alone, that is number 0
         raise ValueError(

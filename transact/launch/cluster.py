@@ -100,9 +100,10 @@ def run_on_slurm(config: RunConfig, *, is_sweep: bool) -> int:
 def _check_gpus(config: RunConfig) -> None:
     """Raise ValueError where ranks need GPUs and the job asks for none: it would wait in the queue to be refused."""
     launch, needs = config.launch, config.engine.device == "cuda" and config.mode != "tokenize"
-    other = any(name.startswith("gp") or name == "gres" for name in launch.options)  # gpus, gpus-per-task, ...
-    asks = not needs or launch.gpus_per_node > 0 or other
-    require("launch.gpus_per_node", launch.gpus_per_node, asks, "engine.device=cuda needs GPUs, one for each rank")
+    # Options of sbatch have many ways to ask for GPUs, or for nodes that have them.
+    may_ask = not needs or launch.gpus_per_node > 0 or bool(launch.options)
+    wanted = "engine.device=cuda needs GPUs, one for each rank (or else launch.options that ask for them)"
+    require("launch.gpus_per_node", launch.gpus_per_node, may_ask, wanted)
 
 
 SLOW_BYTES_PER_SECOND = 100e6  # that a rank writes where a shared file system is busy; an assumption

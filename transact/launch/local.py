@@ -154,6 +154,8 @@ def _exit_code(config: RunConfig, job: Any, logs: list[Path], since: float, aske
     codes = [code if code in (DONE, REFUSED) else FAILED for code in found]
     ended = how_it_ended(folder, since)
     if ended is not None and ended[0] == "stopped":
+        if asked:
+            raise Stopped(asked[0])
         return worst([*codes, FAILED])
     if FAILED in codes and asked:
         print("\n".join([str(Stopped(asked[0])), *how_to_go_on(config)]), file=sys.stderr, flush=True)

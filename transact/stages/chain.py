@@ -43,7 +43,7 @@ from transact.stages.sharing import (
 from transact.stages.slice import slice_stage
 from transact.stages.split import choose_split, read_split
 from transact.stages.tasks import check_answers, prepare_tasks
-from transact.stages.texts import Texts, UnusableText, open_further_texts, prepare_texts, record_texts
+from transact.stages.texts import Texts, open_further_texts, prepare_texts, record_texts
 
 MOST_REPAIRS = 3  # of one stage
 
@@ -355,10 +355,7 @@ def pretrain(job: Job) -> dict[str, Any]:
     job.announce(job.outline)
     job.stage(Stage("initialise", 0), start, make_start)
     job.verify(start)
-    try:
-        texts = prepare_texts(job, start)
-    except ValueError as error:
-        raise UnusableText(str(error)) from None
+    texts = prepare_texts(job, start)
     record_texts(job, texts)
     recover_stage(job, texts, each, None, start)
     trained = job.round(each.number).recovered

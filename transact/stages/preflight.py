@@ -129,6 +129,8 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     check_places(config)
     check_run_folder(config.output_dir, config.share_dir)
     check_metrics(Path(config.output_dir))
+    if read_record(Path(config.output_dir)) is None:  # a run of an earlier version may go on
+        check_what_is_read(config)
     if config.mode != "pretrain":
         model_config = read_model_config(pinned(config.model, recorded_parent(Path(config.output_dir))))
         check_architecture(config.model, model_config)
@@ -139,7 +141,10 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     else:
         assert config.model.architecture is not None
         model_config = config.model.architecture.to_model_config()
-        check_supported(model_config)
+        try:
+            check_supported(model_config)
+        except ValueError as error:
+            raise ValueError(f"model.architecture: {str(error).removeprefix('config.json: ')}") from None
     if config.mode == "tokenize":
         world_size = 1  # of the processes here no rank of the run depends
     config = with_batch(with_sequence_length(config, model_config), world_size)
@@ -155,6 +160,18 @@ def check(config: RunConfig, world_size: int) -> tuple[RunConfig, Outline]:
     check_hub_texts(config)
     check_push_to_hub(config)
     return config, found
+
+
+def check_what_is_read(config: RunConfig) -> None:
+    """Raise ValueError for what the run would not read: it would be another one than the one that was meant."""
+    for name, text in {"data.train": config.data.train, **config.texts()}.items():
+        unread = f'source "{text.source}" reads no files: data=local, or a source "files" or "tokens", does'
+        require(f"{name}.files", text.files, text.source in ("files", "tokens") or not text.files, unread)
+    if config.mode == "pretrain":
+        random = "mode=pretrain begins at random weights, in the dimensions of model.architecture alone"
+        require("model.path", config.model.path, config.model.path is None, random)
+        for name, asked in (("eval.tasks", config.eval.tasks), ("eval.texts", config.eval.texts)):
+            require(name, sorted(asked), not asked, "mode=pretrain compares no models: prune the result, with them")
 
 
 def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> RunConfig:

@@ -20,7 +20,7 @@ from transact.stages.token_stores import open_store
 
 
 class UnusableText(Refusal):
-    """A text that is not what was asked for, as only a tokenizer shows that the job itself has made."""
+    """A text that is too short for what was asked, as its tokens show; every rank finds it so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +58,13 @@ def prepare_texts(job: Job, model_folder: Path) -> Texts:
     }
     needed, found = reserved + min(config.recover.batch, trained), sum(each.num_sequences for each in stores.values())
     if found < needed:
-        raise ValueError(
+        raise UnusableText(
             f"data.train has {found} sequences of {config.data.sequence_length} tokens; at least {needed} are needed: "
             f"{reserved} for validation and calibration, one batch for recovery"
         )
     train, order = training_text(config.data, stores, reserved, config.seed)
     if config.mode != "tokenize" and evaluation.num_sequences < job.group.world_size:
-        raise ValueError(
+        raise UnusableText(
             f"data.evaluation has {evaluation.num_sequences} sequences for {job.group.world_size} ranks: "
             "there must be at least one for each rank"
         )
@@ -104,11 +104,11 @@ def _tell_shared_documents(job: Job, stores: Mapping[str, TokenStore]) -> None:
 
 
 def check_has_targets(setting: str, store: TrainingStore, positions: torch.Tensor, use: str) -> None:
-    """Raise ValueError where no token of these sequences counts for a loss: it would have no mean."""
+    """Raise UnusableText where no token of these sequences counts for a loss: it would have no mean."""
     if store.num_targets(positions) == 0:
         alone = store.position_ids(positions) is not None
         wanted = "token with a loss (data.packing=documents: the first of a document has none)" if alone else "answer"
-        raise ValueError(f"{setting}: the {len(positions)} sequences of {use} hold no {wanted}: take more of them")
+        raise UnusableText(f"{setting}: the {len(positions)} sequences of {use} hold no {wanted}: take more of them")
 
 
 def _check_same_texts(job: Job, texts: Texts) -> None:
