@@ -16,7 +16,10 @@ UNREAD = r"^data.*files=\['mine.txt'\] is not allowed: source "
     [
         (["data.train.files=[mine.txt]"], f'{UNREAD}"python_stdlib" reads no files'),
         (["data=fineweb", "data.evaluation.files=[mine.txt]"], f'{UNREAD}"hub" reads no files'),
-        ([*PRETRAIN, "model.path=/models/llama"], "^model.path='/models/llama' is not allowed: mode=pretrain begins at random"),
+        (
+            [*PRETRAIN, "model.path=/models/llama"],
+            "^model.path='/models/llama' is not allowed: mode=pretrain begins at random",
+        ),
         ([*PRETRAIN, "+eval.tasks.piqa=0"], r"^eval.tasks=\['piqa'\] is not allowed: mode=pretrain compares no models"),
     ],
 )
