@@ -117,7 +117,7 @@ def test_a_sweep_ends_with_the_point_whose_ranks_had_not_begun(workplace: Workpl
         out, err = process.communicate(timeout=60)
         assert process.returncode == 1, out + err
         assert "the sweep is stopped too, before" in err
-        assert "stopped by SIGINT" in err and not second.exists()
+        assert not second.exists()
         if logs == 1:  # the second time the record says what it said before
             record = json.loads((first / "run.json").read_text())
             assert (record["state"], record["error"]) == ("stopped", "stopped by SIGINT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def newest_checkpoint(job: Job, round_: Round, made_of: str) -> tuple[Path, dict
         folder = job.path(CHECKPOINTS, name)
         problem = damage(folder, job.group)
         if problem is None:
-            manifest = read_json(folder / MANIFEST)
+            # On rank 0 alone, which may rename the folder before others have read it.
+            manifest: dict[str, Any] = job.group.on_main(partial(read_json, folder / MANIFEST))
             if manifest.get("made_of", made_of) == made_of:  # those of earlier versions do not say
                 job.say(f"goes on from checkpoint {name}")
                 return folder, manifest
