@@ -88,9 +88,9 @@ def own_job() -> tuple[str, int] | None:
     return None if job is None else (job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
-def seconds_left(job: str, patience: Iterable[float] = PATIENCE) -> float:
-    """Return the seconds until the job's time limit; infinity without one. patience: as of `ask`."""
-    text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=patience)
+def seconds_left(job: str) -> float:
+    """Return the seconds until the job's time limit; infinity without one."""
+    text = ask("squeue", "-h", "-j", job, "-o", "%L", patience=LONG_PATIENCE)
     if not text[:1].isdigit():
         return float("inf")
     days, _, rest = text.rpartition("-")

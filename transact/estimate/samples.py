@@ -20,10 +20,9 @@ from transact.data.rows import NoText, row_of_line
 from transact.data.stdlib_text import stdlib_identity
 from transact.data.text import check_text, documents, text_files
 from transact.data.tokenised_files import token_files
-from transact.data.training_text import sequences_by_text
+from transact.estimate.storage import wanted_sequences
 from transact.models.folder import is_at_hand, is_hub_reachable
 from transact.models.stock import load_tokenizer
-from transact.rounds import reserved_sequences, text_sequences
 from transact.stages.text_checks import check_adaptive, check_apart, open_tokens
 
 SAMPLED_DOCUMENTS, SAMPLED_LINES, SAMPLED_BYTES = 32, 200, 262_144  # the last: read at once
@@ -47,9 +46,7 @@ def text_samples(config: RunConfig, sequence_length: int, trained: int) -> dict[
             tokenizer = load_tokenizer(Path(config.model.path or ""))
         except ValueError as error:
             problems.append(str(error))
-    wanted = sequences_by_text(config.data, text_sequences(config, trained), reserved_sequences(config))
-    wanted["data.evaluation"] = config.data.evaluation_sequences
-    wanted |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
+    wanted = wanted_sequences(config, trained)
     # How often a text is used does not follow from what is tokenised of it where others may stand in for it.
     sources, is_adaptive = config.data.train.sources.values(), config.data.train.adaptive
     is_fixed = not is_adaptive and all(source.at_end == "repeat" for source in sources)

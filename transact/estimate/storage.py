@@ -117,13 +117,18 @@ def _token_bytes(config: RunConfig, outline: Outline) -> int:
     It holds the training text once over, with what is reserved, the held-out text, and those of eval.texts. Of a
     mixture each text may have to stand in for another.
     """
-    sequences = sequences_by_text(config.data, text_sequences(config, outline.tokens), reserved_sequences(config))
-    sequences["data.evaluation"] = config.data.evaluation_sequences
-    sequences |= {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
+    sequences = wanted_sequences(config, outline.tokens)
     width = (2 if outline.parent.vocab_size <= 1 << 16 else 4) + (config.data.packing == "documents")
     texts = config.texts()
     widths = {setting: width + (texts[setting].loss == "answers") for setting in sequences}
     return config.data.sequence_length * sum(count * widths[setting] for setting, count in sequences.items())
+
+
+def wanted_sequences(config: RunConfig, tokens: int) -> dict[str, int]:
+    """Return how many sequences of each text are wanted at most, by its setting. tokens: of recovery."""
+    found = sequences_by_text(config.data, text_sequences(config, tokens), reserved_sequences(config))
+    found["data.evaluation"] = config.data.evaluation_sequences
+    return found | {f"eval.texts.{name}": config.eval.text_sequences for name in config.eval.texts}
 
 
 def _export_dtype(config: RunConfig) -> str:

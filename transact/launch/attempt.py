@@ -128,7 +128,7 @@ def _why(record: dict[str, Any], job: str, code: int, signal_delay: float) -> tu
         return None, str(error)  # it would diverge again
     name = str(error).rpartition(" ")[2] if record.get("state") == "stopped" else SIGNAL_CODES.get(code)
     if name in WARNINGS:
-        near = seconds_left(job, LONG_PATIENCE) <= signal_delay + EARLY_SECONDS
+        near = seconds_left(job) <= signal_delay + EARLY_SECONDS
         return ("timeouts", f"time limit ({name})") if near else ("preemptions", f"asked to leave ({name})")
     if name == "SIGTERM":
         return "preemptions", "asked to leave (SIGTERM)"

@@ -113,14 +113,12 @@ class SearchSpace:
 
     def attention_shapes(self) -> list[Geometry]:
         """Return the allowed shapes of attention, most key-value heads first, and of these the widest first."""
-        if self.cuts_heads:
-            return self._head_counts()
-        shapes = self._head_dims(self.largest)
+        largest, row = self.largest, self.multiples.row
+        shapes = self._head_counts() if self.cuts_heads else self._head_dims(largest)
         for count in self.key_value_heads:
-            if self.smallest.num_key_value_heads <= count < self.largest.num_key_value_heads:
-                fewer = self._head_dims(with_key_value_heads(self.largest, count))
-                shapes += [each for each in fewer if each.num_attention_heads * each.head_dim % self.multiples.row == 0]
-        return shapes
+            if self.smallest.num_key_value_heads <= count < largest.num_key_value_heads:
+                shapes += self._head_dims(with_key_value_heads(largest, count))
+        return [each for each in shapes if each == largest or each.num_attention_heads * each.head_dim % row == 0]
 
     def least(self) -> list[Geometry]:
         """Return each shape of attention with the narrowest MLP."""
@@ -161,15 +159,14 @@ class SearchSpace:
     def _head_counts(self) -> list[Geometry]:
         """Return the allowed numbers of heads, most key-value heads first.
 
-        Every group keeps the same number of query heads; all together suit `Multiples.row` where any is cut.
+        Every group keeps the same number of query heads.
         """
-        low, high, row = self.smallest, self.largest, self.multiples.row
-        found = [
+        low, high = self.smallest, self.largest
+        return [
             replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
             for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
             for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
         ]
-        return [each for each in found if each == high or each.num_attention_heads * each.head_dim % row == 0]
 
     def _fit_intermediate(self, shape: Geometry, wanted: float, least: int, most: int) -> Geometry:
         """Return a shape with the intermediate size within bounds that brings it nearest to ``wanted`` parameters."""
