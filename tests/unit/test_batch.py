@@ -13,7 +13,7 @@ from transact.config.run import RunConfig
 from transact.files import write_text
 from transact.models.folder import declared_geometry
 from transact.rounds import outline, text_sequences
-from transact.stages.preflight import with_batch
+from transact.stages.preflight import check_ranks, with_batch
 
 SETTINGS = ["name=run", "data.sequence_length=64", "recover.tokens=131072"]
 
@@ -40,9 +40,15 @@ def test_ranks_divide_it_and_micro_batches_do(
     assert (found.recover.batch, found.engine.micro_batch_sequences) == expected
 
 
-def test_without_recovery_the_micro_batch_stays(tmp_path: Path) -> None:
-    found = with_batch(asked(tmp_path / "run", "recover.tokens=0", "engine.micro_batch_sequences=8"), 2)
-    assert (found.recover.batch, found.engine.micro_batch_sequences) == (16, 8)
+@pytest.mark.parametrize("micro_batch", [3, 8, "auto"])
+def test_without_recovery_there_is_no_batch_and_any_ranks_go_on(tmp_path: Path, micro_batch: int | str) -> None:
+    one_shot = asked(tmp_path / "run", "recover.tokens=0", f"engine.micro_batch_sequences={micro_batch}")
+    for ranks in (1, 2, 5):
+        found = with_batch(one_shot, ranks)
+        check_ranks(found, ranks)
+        assert found == one_shot  # what config.yaml says, which the run is compared with
+    with pytest.raises(ValueError, match=r"recover.batch_sequences=3 is not allowed: 4 ranks need at least one"):
+        check_ranks(asked(tmp_path / "run", "recover.tokens=0", "recover.batch_sequences=3"), 4)
 
 
 def test_a_batch_that_is_given_stays(tmp_path: Path) -> None:

@@ -103,6 +103,18 @@ def test_only_divisors_of_a_rank_s_batch(tiny: tuple[RunConfig, Outline]) -> Non
         check_ranks(config, 5)
 
 
+def test_without_recovery_it_divides_what_a_rank_calibrates_on() -> None:
+    asked = ["+experiment=llama7b_50pct", "recover.tokens=0", "engine.micro_batch_sequences=auto"]
+    asked += ["prune.calibration_sequences=48", "data.sequence_length=64", "engine.device=cuda"]
+    config = compose_config(asked)
+    assert config.model.architecture is not None
+    whole = outline(config, read_geometry(config.model.architecture.to_model_config()))
+    for ranks, most in ((1, 48), (4, 12), (9, 5)):
+        found = choose(config, whole, ranks, 1e12)
+        assert found.sequences == most
+        assert f"(all {most} that calibration has for it)" in found.words()
+
+
 def test_a_run_keeps_what_it_began_with(tiny: tuple[RunConfig, Outline]) -> None:
     """On a machine with more memory, and on one with less, where it says what would fit."""
     began = {"micro_batch_sequences": 6, "activation_checkpointing": False}

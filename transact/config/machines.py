@@ -110,8 +110,8 @@ class EngineConfig:
     pip install 'transact[gpu]'. null: PyTorch's own operations."""
     micro_batch_sequences: int | str = setting(8, at_least=1, at_most=LARGEST_MICRO_BATCH, choices=(AUTO,))
     """Sequences of a forward on each rank; bounds the memory of activations. "auto": the most that fit into free
-    memory and divide a batch, chosen once when the run starts, and kept when it goes on. Where the batch is left to the
-    tokens of recovery and is smaller, that many."""
+    memory and divide a rank's part of the batch (of calibration, without recovery), chosen once when the run starts,
+    and kept when it goes on. Where the batch is left to the tokens of recovery and is smaller, that many."""
     activation_checkpointing: bool | str = setting(False, choices=(AUTO,))
     """Compute activations again in the backward instead of keeping them: less memory, more work. "auto": where without
     it only a small micro-batch would fit."""

@@ -179,7 +179,8 @@ class PruneConfig:
     """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
     (benchmarks/results/quality.md)."""
     rotary_pairs: str = setting("free", choices=ROTARY_CHOICES)
-    """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right."""
+    """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right.
+    s is above 1 only in a round that keeps about half of the pairs or fewer."""
     schedule: str = setting("linear", choices=SCHEDULE_KINDS)
     """How the removed fraction grows over the rounds: "linear", "geometric" or "cubic"."""
     round_shares: list[float] | None = setting(None, at_least=1e-6, at_most=1e6)
@@ -309,6 +310,6 @@ class RecoverConfig:
 
     @property
     def batch(self) -> int:
-        """Return recover.batch_sequences as a number; null must have been settled."""
-        assert self.batch_sequences is not None
-        return self.batch_sequences
+        """Return recover.batch_sequences as a number; null is 1 without recovery, and must be settled with it."""
+        assert self.batch_sequences is not None or not self.tokens
+        return self.batch_sequences or 1

@@ -158,7 +158,10 @@ def choose(
         memory: bytes that a rank can take, of which a share stays free.
         before: the settings that the run began with, by name; None for a new run.
     """
-    per_rank = config.recover.batch // ranks
+    divided, batch = "a batch", config.recover.batch
+    if not config.recover.tokens:
+        divided, batch = "calibration", config.prune.calibration_sequences
+    per_rank = batch // ranks
     began = config.engine if before is None else _settled_as(config.engine, before)
     if before is not None and per_rank % began.micro_batch == 0:
         kept = _tried(config, outline, ranks, memory, began.micro_batch, began.recomputes)
@@ -180,7 +183,7 @@ def choose(
     if taken.sequences * config.data.sequence_length < ENOUGH_TOKENS:
         taken = max(best, key=lambda each: each.sequences)  # the first of equals, without recomputation
     why = f"all {per_rank}" if taken.sequences == per_rank else f"the most that fit, of {per_rank}"
-    why += " that a batch has for it"
+    why += f" that {divided} has for it"
     if taken.recomputes and len(options) > 1:
         why += f"; without recomputation {'none' if best[0].recomputes else best[0].sequences}"
     if before is not None:

@@ -186,37 +186,32 @@ def with_sequence_length(config: RunConfig, model_config: dict[str, Any]) -> Run
 def with_batch(config: RunConfig, world_size: int) -> RunConfig:
     """Return the request with recover.batch_sequences as a number, where it is left to the tokens of recovery.
 
-    The ranks divide it. Without recovery it is what they compute at a time. A run that exists, or whose cut is
-    recovered once more, keeps its own. Where a rank's part of it is no multiple of engine.micro_batch_sequences, the
-    largest micro-batch below that divides it is taken.
+    The ranks divide it. Without recovery there is none. A run that exists, or whose cut is recovered once more, keeps
+    its own. Where a rank's part of it is no multiple of engine.micro_batch_sequences, the largest micro-batch below
+    that divides it is taken.
 
     Raises:
         ValueError: a round has fewer tokens than a step, or the ranks do not divide the batch that the run began with.
     """
-    if config.recover.batch_sequences is not None:
+    tokens, length = config.recover.tokens, config.data.sequence_length
+    if config.recover.batch_sequences is not None or not tokens:
         return config
     found = _recorded_batch(config)
     if found is None:
-        tokens, length = config.recover.tokens, config.data.sequence_length
-        found = batch_sequences(tokens, length, world_size) if tokens else world_size * _at_a_time(config)
+        found = batch_sequences(tokens, length, world_size)
         few = f"a step of {world_size} rank(s) has {found} sequences of {length} tokens, more than a round"
-        require("recover.tokens", tokens, not tokens or found * length <= tokens / config.prune.rounds, few)
+        require("recover.tokens", tokens, found * length <= tokens / config.prune.rounds, few)
     elif found % world_size:
         raise ValueError(
             f"the run began with steps of {found} sequences, which followed from recover.tokens (its config.yaml); "
             f"{world_size} ranks do not divide that: start it on other ranks"
         )
     config = replace(config, recover=replace(config.recover, batch_sequences=found))
-    if not isinstance(config.engine.micro_batch_sequences, int):
+    most = config.engine.micro_batch_sequences
+    if not isinstance(most, int):
         return config
-    of_rank = found // world_size
-    micro_batch = max(size for size in range(1, _at_a_time(config) + 1) if of_rank % size == 0)
+    micro_batch = max(size for size in range(1, most + 1) if found // world_size % size == 0)
     return replace(config, engine=replace(config.engine, micro_batch_sequences=micro_batch))
-
-
-def _at_a_time(config: RunConfig) -> int:
-    micro_batch = config.engine.micro_batch_sequences
-    return micro_batch if isinstance(micro_batch, int) else 1
 
 
 def _recorded_batch(config: RunConfig) -> int | None:
@@ -324,15 +319,17 @@ def _check_layerwise(setting: str, instead: str, model_config: dict[str, Any]) -
 
 def check_ranks(config: RunConfig, world_size: int) -> None:
     """Raise ValueError unless the batch divides into the ranks' micro-batches and every rank gets a sequence."""
+    batch, micro_batch = config.recover.batch_sequences, config.engine.micro_batch_sequences
     for field, count in (
-        ("recover.batch_sequences", config.recover.batch),
+        ("recover.batch_sequences", batch),
         ("recover.validation_sequences", config.recover.validation_sequences),
         ("prune.calibration_sequences", config.prune.calibration_sequences),
         ("data.evaluation_sequences", config.data.evaluation_sequences),
     ):
-        if count < world_size:
+        if count is not None and count < world_size:
             raise ValueError(f"{field}={count} is not allowed: {world_size} ranks need at least one sequence each")
-    batch, micro_batch = config.recover.batch, config.engine.micro_batch_sequences
+    if batch is None:  # nothing is recovered
+        return
     if not isinstance(micro_batch, int):  # it is chosen among those that divide the batch
         ranks = f"it must be a multiple of the number of ranks ({world_size})"
         require("recover.batch_sequences", batch, batch % world_size == 0, ranks)
