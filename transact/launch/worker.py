@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -133,34 +133,18 @@ def _run(config: RunConfig, found: Outline | None, interruption: Interruption, r
         except ValueError as error:  # as `_prepare_and_claim` says, or another run holds the lock
             view.close()
             return refuse(error)
-        if group.is_main:
-            folder.open(group.world_size)
-            if prepared is not None:
-                folder.note(parent=prepared.record)
-            write_text(folder.path / "config.yaml", to_yaml(config.without_setup()))  # as asked for
-        folder.attempt = group.broadcast(folder.attempt)
-        folder.on_read = group.watchdog.progress  # to read what was exported may take longer than a hang
+        _open_folder(job, prepared)
         if cut is not None:
             _take_over(job, cut)
         if config.mode == "tokenize":
             assert prepared is not None
-            if group.is_main:
-                folder.end("done")
-                view.close()
-                with suppress(OSError):  # nobody reads any more
-                    print("\n".join(tokens_made(prepared.texts)), flush=True)
-            group.barrier()
+            texts = prepared.texts
+            _end(job, when_recorded, lambda: print("\n".join(tokens_made(texts)), flush=True))
             return DONE
         config.engine = settle(job)  # for all that holds the configuration
         tracker = held.enter_context(_tracker(config, folder, group.is_main))
         result = run_chain(replace(job, tracker=tracker), prepared)
-        if group.is_main:
-            folder.end("done")
-            pages.finish()
-            view.close()
-            with suppress(OSError):  # nobody reads any more
-                _say_result(folder.path, result, tracker.whereabouts, config.point_name)
-        group.barrier()  # the lock is held until every rank is done
+        _end(job, when_recorded, lambda: _say_result(folder.path, result, tracker.whereabouts, config.point_name))
     return DONE
 
 
@@ -179,6 +163,29 @@ def _prepare_and_claim(job: Job) -> tuple[Prepared | None, Cut | None]:
     group.on_main(lambda: claim_run(folder.path, config.share_dir, "starting"))
     job.check_seen("output_dir", folder.path)
     return prepared, cut
+
+
+def _open_folder(job: Job, prepared: Prepared | None) -> None:
+    """Open the run's folder, which is claimed and locked, and write the request as it was asked for (collective)."""
+    group, folder = job.group, job.folder
+    if group.is_main:
+        folder.open(group.world_size)
+        if prepared is not None:
+            folder.note(parent=prepared.record)
+        write_text(folder.path / "config.yaml", to_yaml(job.config.without_setup()))
+    folder.attempt = group.broadcast(folder.attempt)
+    folder.on_read = group.watchdog.progress  # to read what was exported may take longer than a hang
+
+
+def _end(job: Job, when_recorded: Callable[[], object], say: Callable[[], None]) -> None:
+    """Record that the run is done, and say on rank 0 what came of it (collective)."""
+    if job.group.is_main:
+        job.folder.end("done")
+        when_recorded()
+        job.view.close()
+        with suppress(OSError):  # nobody reads any more
+            say()
+    job.group.barrier()  # the lock is held until every rank is done
 
 
 def _cut(job: Job, prepared: Prepared | None) -> Cut | None:

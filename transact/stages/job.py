@@ -284,22 +284,12 @@ class Job:
         with self.tracker.silent(is_repair):
             if stage.kind != "recover":
                 self.forget_metrics()
-            if self.group.is_main:
-                output.parent.mkdir(parents=True, exist_ok=True)
-            self.show()
-            self.clock.begin(stage)
-            self.view.begin(stage, self.clock.left())
-            begin = time.monotonic()
-            digests = work()
-            self.group.barrier()
-        seconds = time.monotonic() - begin
+            digests, seconds = self._timed(stage, output.parent, work)
 
         def finish() -> bool:
-            earlier = {each for each, _ in self.folder.recorded(*reads).values()}
+            earlier = sorted({each for each, _ in self.folder.recorded(*reads).values()})
             position = self.tracker.position()
-            return self.folder.finish(
-                name, [output, *also], seconds, position, digests or {}, settings, sorted(earlier)
-            )
+            return self.folder.finish(name, [output, *also], seconds, position, digests, settings, earlier)
 
         if not self.group.on_main(finish):
             self.say(f"{name}: came out other than before, so what was made of it is done again too")
@@ -307,3 +297,17 @@ class Job:
         self.clock.finish(stage)
         self.view.finish(stage)
         return output
+
+    def _timed(
+        self, stage: Stage, folder: Path, work: Callable[[], dict[str, Any] | None]
+    ) -> tuple[dict[str, Any], float]:
+        """Do a stage's work in a folder, and return what it says of its files, and its seconds (collective)."""
+        if self.group.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.show()
+        self.clock.begin(stage)
+        self.view.begin(stage, self.clock.left())
+        begin = time.monotonic()
+        digests = work()
+        self.group.barrier()
+        return digests or {}, time.monotonic() - begin

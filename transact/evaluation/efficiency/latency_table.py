@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -50,56 +51,80 @@ def measure_latencies(
         keys) and "mlp" (by intermediate_size), in milliseconds.
     """
     geometry, clock = read_geometry(config), Clock(device=device, threads=asked.threads)
-    prompt = random_prompt(geometry.vocab_size, asked.batch_sizes[0], asked.prompt_tokens[0], device)
-    marks = [max(2, asked.new_tokens[0])]
-
-    def made(layers: int, **widths: int) -> Any:
-        return _random_model(config, layers, **widths).to(device, getattr(torch, dtype))
-
-    def beside(other: Any) -> dict[str, float]:
-        """Return by phase what a model takes relative to the whole one: the median of the turns' ratios."""
-        for model in (whole, other):
-            generate(model, prompt, [WARM_UP_TOKENS], clock.read)
-        ratios: dict[str, list[float]] = {phase: [] for phase in LATENCY_PHASES}
-        for turn in range(asked.turns):
-            order = (whole, other) if turn % 2 else (other, whole)
-            found = {id(model): generate(model, prompt, marks, clock.read)[marks[0]] for model in order}
-            for phase in LATENCY_PHASES:
-                one, base = (getattr(found[id(model)][phase], clock.basis) for model in (other, whole))
-                ratios[phase].append(one / base)
-                seconds[phase].append(base)
-        advance(1)
-        return {phase: median(each) for phase, each in ratios.items()}
-
-    seconds: dict[str, list[float]] = {phase: [] for phase in LATENCY_PHASES}
-    with limited_threads(asked.threads, device):
-        whole = made(LAYERS)
-        half = beside(made(LAYERS // 2))
-        narrow_mlps = {
-            width: beside(made(LAYERS, intermediate_size=width)) for width in _steps(geometry.intermediate_size, 1)
-        }
-        narrow_heads = {dim: beside(made(LAYERS, head_dim=dim)) for dim in _steps(geometry.head_dim, 2)}
-    phases = {
-        phase: phase_curves(
-            geometry,
-            MILLISECONDS * median(seconds[phase]),
-            half[phase],
-            {width: each[phase] for width, each in narrow_mlps.items()},
-            {geometry.num_key_value_heads * dim: each[phase] for dim, each in narrow_heads.items()},
-        )
-        for phase in LATENCY_PHASES
-    }
-    settings = {
+    settings: dict[str, Any] = {
         "batch_size": asked.batch_sizes[0],
         "prompt_tokens": asked.prompt_tokens[0],
-        "new_tokens": marks[0],
+        "new_tokens": max(2, asked.new_tokens[0]),
         "threads": asked.threads,
         "turns": asked.turns,
         "dtype": dtype,
         "machine": machine_name(device),
         "clock": clock.basis,
     }
+
+    def made(layers: int, **widths: int) -> Any:
+        return _random_model(config, layers, **widths).to(device, getattr(torch, dtype))
+
+    def ratios(layers: int, **widths: int) -> dict[str, float]:
+        found = turns.ratios(made(layers, **widths))
+        advance(1)
+        return found
+
+    with limited_threads(asked.threads, device):
+        prompt = random_prompt(geometry.vocab_size, settings["batch_size"], settings["prompt_tokens"], device)
+        turns = _Turns(
+            whole=made(LAYERS), prompt=prompt, new_tokens=settings["new_tokens"], count=asked.turns, clock=clock
+        )
+        half = ratios(LAYERS // 2)
+        mlps = {width: ratios(LAYERS, intermediate_size=width) for width in _steps(geometry.intermediate_size, 1)}
+        heads = {dim: ratios(LAYERS, head_dim=dim) for dim in _steps(geometry.head_dim, 2)}
+    phases = {
+        phase: phase_curves(
+            geometry,
+            MILLISECONDS * median(turns.seconds[phase]),
+            half[phase],
+            {width: each[phase] for width, each in mlps.items()},
+            {geometry.num_key_value_heads * dim: each[phase] for dim, each in heads.items()},
+        )
+        for phase in LATENCY_PHASES
+    }
     return {"geometry": geometry.to_dict(), "settings": settings, "phases": phases}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Turns:
+    """A model that others are timed beside, in turn with it.
+
+    Attributes:
+        prompt: (sequences, tokens).
+        count: of turns with each of the others.
+        seconds: that the model took in every turn, by phase.
+    """
+
+    whole: Any
+    prompt: torch.Tensor
+    new_tokens: int
+    count: int
+    clock: Clock
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in LATENCY_PHASES})
+
+    def ratios(self, other: Any) -> dict[str, float]:
+        """Return by phase what another model takes relative to this one: the median of the turns' ratios."""
+        for model in (self.whole, other):
+            generate(model, self.prompt, [WARM_UP_TOKENS], self.clock.read)
+        found: dict[str, list[float]] = {phase: [] for phase in LATENCY_PHASES}
+        for turn in range(self.count):
+            order = (self.whole, other) if turn % 2 else (other, self.whole)
+            timed = {id(model): self._timed(model) for model in order}
+            one, base = timed[id(other)], timed[id(self.whole)]
+            for phase in LATENCY_PHASES:
+                found[phase].append(one[phase] / base[phase])
+                self.seconds[phase].append(base[phase])
+        return {phase: median(each) for phase, each in found.items()}
+
+    def _timed(self, model: Any) -> dict[str, float]:
+        phases = generate(model, self.prompt, [self.new_tokens], self.clock.read)[self.new_tokens]
+        return {phase: getattr(phases[phase], self.clock.basis) for phase in LATENCY_PHASES}
 
 
 def _random_model(config: Mapping[str, Any], layers: int, **widths: int) -> Any:
