@@ -91,11 +91,18 @@ def test_asked_to_stop_it_saves_and_ends_the_same(workplace: Workplace, undistur
     assert "stopped by " in output
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
     (saved,) = checkpoints(folder)
-    assert 5 <= int(saved.name.rpartition("_")[2]) < STEPS
+    step = int(saved.name.rpartition("_")[2])
+    assert 5 <= step < STEPS
+    before = json.loads((saved / "manifest.json").read_text())["seconds"]
     ended = transact(arguments)
     assert ended.returncode == 0, ended.stderr
     assert f"goes on from checkpoint {saved.name}" in ended.stdout
     assert_same_end(folder, undisturbed)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = {row["step"]: row["time"] for row in rows if "recover/loss" in row}
+    seconds = json.loads((folder / "run.json").read_text())["stages"]["round_01/recover"]["seconds"]
+    assert seconds > before + times[STEPS] - times[step + 1]  # of both attempts
+    assert before > times[step] - times[1]
 
 
 def test_other_numbers_of_ranks_go_on(workplace: Workplace, undisturbed: Path) -> None:

@@ -146,6 +146,8 @@ def _rows(run: MadeUpRun) -> list[dict[str, Any]]:
         rows.append(_row(run, number, first, figures))
         rows += [_row(run, number, first + step, _step(step / steps, numbers)) for step in range(1, steps + 1)]
         rows.append(_row(run, number, first + steps, {"recover/validation_perplexity": run.perplexity(number)}))
+        measured = {"sliced": 1.5 * run.perplexity(number), "recovered": run.perplexity(number)}
+        rows.append(_row(run, number, first + steps, {f"eval/perplexity_{role}": measured[role] for role in measured}))
     return rows
 
 
@@ -162,7 +164,8 @@ def _step(progress: float, numbers: random.Random) -> dict[str, float]:
         "perf/mfu": 0.4 + 0.02 * numbers.random(),
         "perf/step_s": 1 + 0.1 * numbers.random(),
         "perf/data_s": 0.01,
-        "mem/peak_gib": 30 + numbers.random() / 2,
+        "mem/host_peak_gib": 30 + numbers.random() / 2,
+        "mem/allocator_retries": 800.0,
     }
 
 

@@ -30,7 +30,7 @@ ROUND = re.compile(r"round_\d\d")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
     r"round_\d\d/evaluation\.json|(comparison|efficiency|hub|result)\.json|checkpoints|export|gguf|executorch|round_\d\d"
-    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes)\.json"
+    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes|mixture)\.json"
     r"|shapes\.jsonl)"
 )
 # These are the run's own as soon as the folder is:

@@ -301,13 +301,15 @@ class Job:
     def _timed(
         self, stage: Stage, folder: Path, work: Callable[[], dict[str, Any] | None]
     ) -> tuple[dict[str, Any], float]:
-        """Do a stage's work in a folder, and return what it says of its files, and its seconds (collective)."""
+        """Do a stage's work in a folder, and return what it says of its files, and its seconds (collective).
+
+        The seconds are those of all attempts, without work that was lost.
+        """
         if self.group.is_main:
             folder.mkdir(parents=True, exist_ok=True)
         self.show()
         self.clock.begin(stage)
         self.view.begin(stage, self.clock.left())
-        begin = time.monotonic()
         digests = work()
         self.group.barrier()
-        return digests or {}, time.monotonic() - begin
+        return digests or {}, self.clock.elapsed()

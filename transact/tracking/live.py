@@ -84,10 +84,13 @@ class LiveView:
 
     def expect(self, stages: Sequence[Stage]) -> None:
         self._stages = list(stages)
+        self._lines.expect(stages)
 
     def begin(self, stage: Stage, job_left: float | None = None) -> None:
         self._running, self._running_since, self._status = stage, time.monotonic(), None
         self._foresee(job_left)
+        if not self._is_open:
+            self._lines.begin(stage, job_left)
 
     def finish(self, stage: Stage) -> None:
         self._done.add(stage)

@@ -102,13 +102,21 @@ class JobClock:
     def begin(self, stage: Stage) -> None:
         self._running, self._since = stage, self._now()
 
+    def go_on(self, seconds: float) -> None:
+        """Count what earlier attempts took for the part of the running stage that is not done again."""
+        self._since -= seconds
+
+    def elapsed(self) -> float:
+        """Return the seconds of the running stage, with those of earlier attempts."""
+        return self._now() - self._since
+
     def finish(self, stage: Stage, seconds: float | None = None) -> None:
         """Record that a stage is finished.
 
         Args:
-            seconds: its duration, if an earlier attempt finished it; the time since `begin` by default.
+            seconds: its duration, if an earlier attempt finished it; `elapsed` by default.
         """
-        self._seconds[stage] = self._now() - self._since if seconds is None else seconds
+        self._seconds[stage] = self.elapsed() if seconds is None else seconds
         if self._running == stage:
             self._running = None
 
@@ -140,7 +148,7 @@ class JobClock:
         if of_running is not None:
             return left + of_running[1]
         whole = self._work.get(self._running, 0.0) * paces.get(self._running.kind, average)
-        return left + max(0.0, whole - (self._now() - self._since))
+        return left + max(0.0, whole - self.elapsed())
 
 
 def _seconds_of_stage(status: Status, share: tuple[float, float]) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from transact.config.inputs import NO_METRICS, of_what, trained_on
 from transact.errors import printable
 from transact.pruning.limits import limit_words
 
+UNKNOWN = "-"
 SHARES_OF_DOCUMENTS = ("acc", "acc_norm", "exact_match")  # each document scores 0 or 1
 
 
@@ -24,9 +25,11 @@ def standard_error(metric: str, value: float, documents: float | None) -> float 
     return math.sqrt(value * (1 - value) / (documents - 1))
 
 
-def score_text(metric: str, metrics: Mapping[str, float]) -> str:
+def score_text(metric: str, metrics: Mapping[str, float | None]) -> str:
     """Format a score with its standard error, where there is one: "0.4120 +- 0.0156"."""
     value = metrics[metric]
+    if value is None:  # not a number, or infinite, which JSON has not
+        return UNKNOWN
     error = standard_error(metric, value, metrics.get("documents"))
     return f"{value:.4f}" + ("" if error is None else f" +- {error:.4f}")
 
@@ -48,7 +51,7 @@ def result_table(result: Mapping[str, Any], stream: TextIO | None = None, width:
     asked, reached = (result["remove_fraction"][key] for key in ("asked", "reached"))
     wish = "" if asked is None else f", {asked:.1%} asked"
     name = " ".join(filter(None, (result["name"], point)))
-    title = f"{name}: {reached:.1%} of the parameters removed{wish}"
+    title = f"{name}: {reached:.1%} of the parameters removed{wish}" if result["rounds"] else f"{name}: trained"
     budget = [limit_words(*each) for each in result.get("budget", {}).items()]
     of = of_what(result["dense"])
     said = [f"perplexity is that{of}"] if of else []  # no heading: it would push figures over the width
@@ -86,22 +89,25 @@ def _row(name: str, model: Mapping[str, Any], perplexity: Any, dense: int) -> tu
         name,
         f"{model['parameters']:,}",
         f"{model['parameters'] / dense:.1%}",
-        "-" if kv_bytes is None else f"{kv_bytes:,}",
-        "-" if perplexity is None else f"{float(perplexity):,.2f}",
+        UNKNOWN if kv_bytes is None else f"{kv_bytes:,}",
+        _perplexity(perplexity),
     )
+
+
+def _perplexity(value: Any) -> str:
+    return UNKNOWN if value is None else f"{float(value):,.2f}"
 
 
 def _compared(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     dense, pruned = result["dense"], result["pruned"] or {}
     rows: list[tuple[str, ...]] = []
     for name, found in dense.get("texts", {}).items():
-        other = pruned.get("texts", {}).get(name)
-        shown = "-" if other is None else f"{float(other['perplexity']):,.2f}"
-        rows.append((name, f"perplexity{of_what(found)}", f"{float(found['perplexity']):,.2f}", shown))
+        before, after = found["perplexity"], pruned.get("texts", {}).get(name, {}).get("perplexity")
+        rows.append((name, f"perplexity{of_what(found)}", _perplexity(before), _perplexity(after)))
     for name, found in dense.get("tasks", {}).items():
         other = pruned.get("tasks", {}).get(name, {})
         for metric in found:
             if metric not in NO_METRICS:
-                shown = score_text(metric, other) if metric in other else "-"
+                shown = score_text(metric, other) if metric in other else UNKNOWN
                 rows.append((name, metric, score_text(metric, found), shown))
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
@@ -111,7 +112,12 @@ class WandbRun:
             names: what the server shows the run under.
         """
         arguments = dict(names) | {"id": run_id, "config": config, "dir": str(folder)}
-        for candidate in ATTEMPTS[choose_mode(mode)]:
+        try:
+            candidates = ATTEMPTS[choose_mode(mode)]
+        except Exception as error:  # noqa: BLE001 - an installation that cannot be imported, a machine without a home
+            logger.warning("W&B cannot start: %s", one_line(error, LONGEST_REASON))
+            return
+        for candidate in candidates:
             if self._run is None:
                 self._try_to_start(candidate, arguments)
 
@@ -207,7 +213,8 @@ def model_by_reference(name: str, folder: Path, metadata: Mapping[str, Any]) -> 
     """Return an artifact that says where the files are; they are neither read nor copied."""
     import wandb
 
-    artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
+    # W&B takes no other characters there.
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII), type="model", metadata=dict(metadata))
     for path in sorted(each for each in folder.resolve().iterdir() if each.is_file()):
         artifact.add_reference(path.as_uri(), name=path.name, checksum=False)
     return artifact

@@ -7,12 +7,17 @@ import re
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
+import yaml
 
-from tests.support.report_folders import MadeUpRun, write, write_run
+from tests.support.report_folders import LLAMA_7B, SMALL, MadeUpRun, write, write_run
 from transact.files import read_json
 from transact.tracking.report.command import is_live, main
+from transact.tracking.report.drawing import Chart
+from transact.tracking.report.run_files import read_run
+from transact.tracking.report.training import speed_section, training_section
 from transact.tracking.report.writing import PLOTLY, write_pages, write_run_page, write_sweep_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&%{y}"
@@ -99,6 +104,61 @@ def test_a_sweep_shows_its_points_and_links_their_pages(tmp_path: Path) -> None:
     words = words_of(page)
     assert "A sweep of 3 points: 2 done, 1 submitted" in words
     assert {"Perplexity and parameters", "Perplexity and milliseconds of a decoding step"} <= set(words)
+
+
+def test_a_point_that_is_starting_keeps_the_sweep_alive(tmp_path: Path) -> None:
+    write_run(tmp_path / "prune.remove_fraction=0.3", MadeUpRun())
+    write_run(tmp_path / "prune.remove_fraction=0.5", MadeUpRun(state="starting", done=0))
+    page = write_sweep_page(tmp_path).read_text(encoding="utf-8")
+    assert "A sweep of 2 points: 1 done, 1 starting" in words_of(page)
+    assert 'class="state running"' in page and is_live(tmp_path)
+
+
+def test_points_of_several_models_are_measured_against_their_own(tmp_path: Path) -> None:
+    for name, geometry in (("small", SMALL), ("large", LLAMA_7B)):
+        folder = write_run(tmp_path / f"model.path={name}", MadeUpRun(geometry=geometry, lowest=10 + len(name)))
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config["model"]["path"] = f"/models/{name}"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = words_of(write_sweep_page(tmp_path).read_text(encoding="utf-8"))
+    assert "Made from large, small." in words
+    assert {"parent of model.path=small", "parent of model.path=large"} <= set(words)
+    shares = [words[turn + 6] for turn, word in enumerate(words) if word == "done"][1:]  # of the points
+    expected = [MadeUpRun(geometry=each) for each in (LLAMA_7B, SMALL)]
+    assert shares == [f"{run.shrunk(2).parameters() / run.geometry.parameters():.1%}" for run in expected]
+
+
+def test_a_model_trained_from_random_weights_is_nobody_s_parent(tmp_path: Path) -> None:
+    for rate in ("1e-3", "3e-4"):
+        folder = write_run(
+            tmp_path / f"recover.learning_rate={rate}",
+            MadeUpRun(done=1, rounds=1, has_tasks=False, has_efficiency=False),
+        )
+        (folder / "config.yaml").write_text("{name: made_up, mode: pretrain, model: {path: null}}", encoding="utf-8")
+        rmtree(folder / "round_01")
+    *points, sweep = (words_of(page.read_text(encoding="utf-8")) for page in write_pages(tmp_path))
+    assert not [each for words in (*points, sweep) for each in words if "parent" in each.lower()]
+    assert "12.00" in sweep and "The trained model" in points[0]
+
+
+def test_only_what_is_in_gib_is_drawn_as_memory_and_sliced_models_stand_before_training(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", MadeUpRun()))
+    charts = {
+        block.name: block
+        for section in (speed_section(run), training_section(run))
+        if section is not None
+        for block in section.blocks
+        if isinstance(block, Chart)
+    }
+    assert {row[2] for row in charts["memory"].table.rows} == {"host peak"}
+    (drawing,) = charts["perplexity"].views.values()
+    at = {trace["name"]: trace["x"] for trace in drawing["data"] if trace["name"].startswith("held-out")}
+    assert at == {
+        "held-out, sliced": [0, 40 * 4096],
+        "held-out, recovered": [40 * 4096, 80 * 4096],
+        "held-out, parent": [0],
+    }
+    assert {row[2] for row in charts["perplexity"].table.rows} > set(at)
 
 
 def test_figures_of_documents_apart_are_told_from_those_of_a_stream(tmp_path: Path) -> None:

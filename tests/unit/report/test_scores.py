@@ -34,9 +34,19 @@ def test_what_is_no_share_is_no_score(metrics: dict[str, float]) -> None:
 
 def score(tasks: dict[str, dict[str, float]], *asked: str) -> float | None:
     run: Any = SimpleNamespace(
-        compared={"pruned": {"tasks": tasks}}, config={"eval": {"tasks": dict.fromkeys(asked, 0)}}
+        compared={"dense": {"tasks": tasks}, "pruned": {"tasks": tasks}},
+        config={"eval": {"tasks": dict.fromkeys(asked, 0)}},
     )
     return mean_score(run, "pruned")
+
+
+def test_both_models_are_judged_by_the_same_tasks_and_metrics() -> None:
+    """A correlation may be negative, and a figure that is not a number leaves the task out of both means."""
+    dense = {"piqa": {"acc": 0.8}, "cola": {"mcc": 0.25}, "boolq": {"acc": 0.9}}
+    pruned = {"piqa": {"acc": 0.6}, "cola": {"mcc": -0.1, "share": 0.9}, "boolq": {"acc": None}}
+    run: Any = SimpleNamespace(compared={"dense": {"tasks": dense}, "pruned": {"tasks": pruned}}, config={})
+    assert mean_score(run, "dense") == pytest.approx((0.8 + 0.25) / 2)
+    assert mean_score(run, "pruned") == pytest.approx((0.6 - 0.1) / 2)
 
 
 def test_a_group_of_tasks_counts_once() -> None:

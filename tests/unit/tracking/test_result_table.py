@@ -25,7 +25,7 @@ RESULT: dict[str, Any] = {
             "round": 2,
             "parameters": 1_288_704,
             "perplexity_sliced": 61.5,
-            "perplexity_recovered": "nan",
+            "perplexity_recovered": None,  # JSON has no infinity
         },
     ],
 }
@@ -45,7 +45,7 @@ def test_every_round_is_shown_sliced_and_recovered() -> None:
         ["round", "1", "sliced", "1,800,000", "70.3%", "-", "12,345.68"],
         ["round", "1", "recovered", "1,800,000", "70.3%", "-", "25.00"],
         ["round", "2", "sliced", "1,288,704", "50.3%", "3,072", "61.50"],
-        ["round", "2", "recovered", "1,288,704", "50.3%", "3,072", "nan"],
+        ["round", "2", "recovered", "1,288,704", "50.3%", "3,072", "-"],
     ]
 
 
@@ -78,16 +78,17 @@ def test_lines_are_cut_rather_than_wrapped() -> None:
     assert max(map(len, lines)) == 40
 
 
-def test_a_round_without_recovery_has_one_row() -> None:
+def test_what_was_not_a_number_is_no_figure() -> None:
     result = copy.deepcopy(RESULT)
-    result["rounds"][0]["tokens"] = 0
-    rows = [line.split()[:3] for line in table(result)[4:-1]]
-    assert rows == [
-        ["dense", "2,560,000", "100.0%"],
-        ["round", "1", "sliced"],
-        ["round", "2", "sliced"],
-        ["round", "2", "recovered"],
-    ]
+    result["dense"] |= {"texts": {"news": {"perplexity": 20.0, "tokens": 99}}, "tasks": {"cola": {"mcc": 0.2}}}
+    result["pruned"] |= {"texts": {"news": {"perplexity": None, "tokens": 99}}, "tasks": {"cola": {"mcc": None}}}
+    assert [line.split()[-1] for line in table(result)[-3:-1]] == ["-", "-"]
+
+
+def test_a_model_that_was_trained_and_not_cut_is_called_so() -> None:
+    result = copy.deepcopy(RESULT) | {"rounds": [], "pruned": None, "remove_fraction": {"asked": None, "reached": 0.0}}
+    lines = table(result)
+    assert lines[0] == "tiny: trained" and len(lines) == 6
 
 
 def test_says_of_what_the_perplexities_are_where_they_are_not_those_of_a_stream() -> None:

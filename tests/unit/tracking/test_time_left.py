@@ -43,6 +43,16 @@ def test_the_loop_at_work_tells_the_pace_of_all_that_follows() -> None:
     assert clock.left(status(25, 1.0)) == pytest.approx(75 + 65)
 
 
+def test_what_an_earlier_attempt_took_of_a_stage_counts() -> None:
+    time, clock = started()
+    clock.begin(Stage("recover", 1))
+    clock.go_on(150.0)
+    time.now += 50
+    assert clock.elapsed() == 200
+    clock.finish(Stage("recover", 1))
+    assert clock.left() == pytest.approx(2 * 65)  # 200 seconds for 100 units
+
+
 def test_a_kind_of_stage_that_is_slower_than_its_share_is_so_again() -> None:
     time, clock = started()
     clock.begin(Stage("recover", 1))

@@ -1,6 +1,7 @@
 """The tracker writes the truth first; W&B may fail as it likes."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,28 @@ def test_a_restarted_stage_forgets_its_unfinished_attempt(tmp_path: Path) -> Non
     tracker.log({"recover/loss": 2.0}, step=2, tokens=2, round=1)
     tracker.truncate(position)
     assert [record["step"] for record in read_metrics(path)] == [1]
+
+
+def test_an_installation_that_fails_in_its_own_way_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(environ: object) -> str:
+        raise TypeError("Descriptors cannot be created directly")
+
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wandb_run, "server_url", broken)
+    run = WandbRun()
+    names: dict[str, Any] = {"project": "p", "entity": None, "group": None, "tags": [], "name": "n", "config": {}}
+    with caplog.at_level(logging.WARNING):
+        run.start("auto", **names, run_id="one", folder=tmp_path)
+    assert run.mode == "disabled"
+    assert caplog.messages == ["W&B cannot start: TypeError: Descriptors cannot be created directly"]
+
+
+@pytest.mark.parametrize("name", ["llama2+obs-export", "modèle-export", "half.2_b-export"])
+def test_every_name_of_a_run_names_an_artifact(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    artifact = wandb_run.model_by_reference(name, tmp_path, {"parameters": 3})
+    assert artifact.name == re.sub("[è+]", "_", name)
+    assert [*artifact.manifest.entries] == ["config.json"]

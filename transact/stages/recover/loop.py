@@ -147,7 +147,8 @@ class Recovery:
                 checkpoint_path(self.job, self.round, step),
                 self.job.group,
                 best=self.best if 0 < best_step < step else None,
-                position=self.position.to_dict() | {"metrics_position": self.job.tracker.position()},
+                position=self.position.to_dict()
+                | {"metrics_position": self.job.tracker.position(), "seconds": self.job.clock.elapsed()},
             )
         except Exception as error:  # of the disk, or of whatever serves it
             # RankFailed: another rank could not save. Any other RuntimeError: a rank is lost, the save is not to blame.
@@ -347,6 +348,7 @@ def recover(
         teacher = stack.enter_context(open_teacher(job, parent))
         best = engine.snapshot()
         if found:
+            job.clock.go_on(found[1].get("seconds", 0.0))  # checkpoints of earlier versions do not say
             saved = load_training(engine, found[0], job.group)
             if position.best_step > 0:
                 best = saved or engine.snapshot()

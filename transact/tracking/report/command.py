@@ -13,7 +13,8 @@ from transact.config.setting import require
 from transact.errors import DONE, Parser, fail, refuse
 from transact.runs.run_folder import run_folders
 from transact.runs.run_record import RECORD, read_config, read_record
-from transact.tracking.report.run_files import LIVE_STATES, read_values
+from transact.runs.verdict import LIVE
+from transact.tracking.report.run_files import read_values
 from transact.tracking.report.writing import write_pages
 
 SECONDS = 30.0
@@ -68,4 +69,4 @@ def watch(folder: Path, seconds: float) -> int:
 
 def is_live(folder: Path) -> bool:
     """Return whether a run in the folder is submitted or running."""
-    return any(read_values(each / RECORD).get("state", "submitted") in LIVE_STATES for each in run_folders(folder))
+    return any(read_values(each / RECORD).get("state", "submitted") in LIVE for each in run_folders(folder))

@@ -23,7 +23,13 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the first of these is a task's score
-NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss")  # endings of metric names where less is better
+NO_SCORES = (
+    "perplexity",
+    "bits_per_byte",
+    "ppl",
+    "loss",
+    "brier_score",
+)  # endings of metric names where less is better
 
 
 def evaluation_section(run: RunFiles) -> Section | None:
@@ -31,6 +37,9 @@ def evaluation_section(run: RunFiles) -> Section | None:
     rows = [*_own_rows(run), *_rows(dense, pruned)]
     if not rows:
         return None
+    if run.is_pretrained:  # there is no other model
+        table = Table(headings=["text", "metric", "model"], rows=[row[:3] for row in rows])
+        return Section(name="evaluation", title="Evaluation", blocks=[Named(title="The trained model", table=table)])
     table = Table(headings=["text or task", "metric", "parent", "pruned", "pruned / parent"], rows=rows)
     blocks: list[Block] = [Named(title="Parent and pruned model", table=table)]
     limits = values_in(run.result, "budget")
@@ -78,10 +87,15 @@ def mean_score(run: RunFiles, role: str) -> float | None:
     """Return the mean over the tasks that were asked for and have a score; one that measures perplexity has none.
 
     A group counts once, by its own score, and not again with its parts; where none that was asked for has a score, all
-    parts count. role: "dense" or "pruned".
+    parts count. The parent's metrics decide, and both models count the same tasks. role: "dense" or "pruned".
     """
-    tasks = values_in(values_in(run.compared, role), "tasks")
-    scores = {name: found[1] for name in tasks if (found := task_score(values_in(tasks, name))) is not None}
+    tasks = {side: values_in(run.compared, side, "tasks") for side in ("dense", "pruned") if side in run.compared}
+    scores = {}
+    for name in tasks.get("dense", {}):
+        metric, _ = task_score(values_in(tasks["dense"], name)) or ("", 0.0)
+        found: Values = {side: figure(values_in(each, name).get(metric)) for side, each in tasks.items()}
+        if None not in found.values() and role in found:
+            scores[name] = found[role]
     asked = values_in(values_in(run.config, "eval"), "tasks")
     counted = [scores[name] for name in asked if name in scores] or [*scores.values()]
     return sum(counted) / len(counted) if counted else None

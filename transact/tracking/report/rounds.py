@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from urllib.parse import quote
 
 from transact.config.pruning import VARIANTS
 from transact.geometry import Geometry
@@ -193,7 +194,7 @@ def variants_section(run: RunFiles) -> Section | None:
     shown = [name for name in names if name not in ("tokens", "variant")]
     rows = [_row(OWN, run, shown), *(_row(each.path.name, each, shown) for each in run.variants)]
     headings = ["recovery", "state", "tokens", "peak learning rate", *shown, "perplexity recovered"]
-    links = {each.path.name: f"{VARIANTS}/{each.path.name}/report.html" for each in run.variants}
+    links = {each.path.name: f"{VARIANTS}/{quote(each.path.name)}/report.html" for each in run.variants}
     table = Table(headings=headings, rows=rows, links=links)
     title = "Recoveries of this cut"
     return Section(name="variants", title=title, blocks=[Named(title=title, table=table)])

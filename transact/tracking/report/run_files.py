@@ -179,7 +179,6 @@ def tokens_at(rows: Iterable[Row], time: float) -> float:
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
-LIVE_STATES = ("running", "submitted")
 
 Values = dict[str, Any]
 
@@ -247,6 +246,11 @@ class RunFiles:
     @property
     def name(self) -> str:
         return str(self.config.get("name") or self.result.get("name") or self.path.absolute().name)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether its only model was trained from random weights: `dense`, which is nobody's parent."""
+        return bool(self.config.get("mode") == "pretrain")
 
     @property
     def state(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transact.config.inputs import of_what
+from transact.runs.verdict import LIVE
 from transact.tracking.report.channels import channels_section
 from transact.tracking.report.drawing import (
     MISSING,
@@ -26,7 +27,7 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.quantized import quantized_section
 from transact.tracking.report.results import efficiency_section, evaluation_section
 from transact.tracking.report.rounds import models, rounds_section, variants_section
-from transact.tracking.report.run_files import LIVE_STATES, Row, RunFiles, Values, figure, values_in
+from transact.tracking.report.run_files import Row, RunFiles, Values, figure, values_in
 from transact.tracking.report.shapes import shapes_section
 from transact.tracking.report.training import latest_speed, speed_section, training_section
 
@@ -54,7 +55,7 @@ def run_page(run: RunFiles) -> Page:
         lines=_lines(run),
         tiles=_tiles(run),
         sections=[section for section in sections if section is not None],
-        is_live=run.state in LIVE_STATES,
+        is_live=run.state in LIVE,
     )
 
 
@@ -76,7 +77,9 @@ def _lines(run: RunFiles) -> list[str]:
     elif run.state not in ("running", "done") and stage:
         lines.append(f"It had come to {stage}.")
     silent = None if run.last_sign is None else time.time() - run.last_sign
-    if run.state == "running" and silent is not None and silent > SILENT_SECONDS:
+    # Other stages may work longer than that without a line in a file.
+    is_training = run.state == "running" and str(stage).endswith("/recover")
+    if is_training and silent is not None and silent > SILENT_SECONDS:
         lines.append(f"No sign of life for {duration(silent)}: it may have been killed.")
     return lines
 
@@ -85,12 +88,12 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     found = models(run)
     parent = found[0][1] if found else {}
     last = found[-1][1] if len(found) > 1 else {}
-    tiles = []
+    tiles, of = [], "" if run.is_pretrained else "of the parent"
     if parent:
         tiles += [
-            _tile("parameters", parent.get("parameters"), last.get("parameters"), short),
-            _tile("KV bytes per token", parent.get("kv_bytes_per_token"), last.get("kv_bytes_per_token"), short),
-            _perplexity_tile(found),
+            _tile("parameters", parent.get("parameters"), last.get("parameters"), of),
+            _tile("KV bytes per token", parent.get("kv_bytes_per_token"), last.get("kv_bytes_per_token"), of),
+            _perplexity_tile(found, of),
         ]
     tokens, total = _tokens(run)
     if tokens is not None:
@@ -115,19 +118,20 @@ def _adapters(run: RunFiles) -> str:
     return f", by adapters of rank {values_in(recover, 'lora').get('rank')}"
 
 
-def _tile(label: str, before: Any, after: Any, words: Any) -> tuple[str, str, str]:
+def _tile(label: str, before: Any, after: Any, of: str) -> tuple[str, str, str]:
+    """Return a tile of a model that has been cut, or of the first one. of: what that is."""
     if figure(after) is None:
-        return label, words(before), "of the parent"
-    return label, words(after), f"{share(after, before)} of the parent's {words(before)}"
+        return label, short(before), of
+    return label, short(after), f"{share(after, before)} of the parent's {short(before)}"
 
 
-def _perplexity_tile(found: Sequence[tuple[str, Values]]) -> tuple[str, str, str]:
+def _perplexity_tile(found: Sequence[tuple[str, Values]], of: str) -> tuple[str, str, str]:
     parent = found[0][1].get("perplexity")
     measured = [
         (label, each.get("perplexity")) for label, each in found[1:] if figure(each.get("perplexity")) is not None
     ]
     if not measured:
-        return "perplexity", number(parent), "of the parent, on held-out text"
+        return "perplexity", number(parent), ", ".join(filter(None, (of, "on held-out text")))
     label, value = measured[-1]
     return "perplexity", number(value), f"after {label}; the parent's is {number(parent)}"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from transact.config.inputs import of_what
 from transact.runs.run_folder import point_folders
+from transact.runs.verdict import LIVE
 from transact.tracking.report.drawing import (
     COLOURS,
     MISSING,
@@ -30,7 +31,7 @@ from transact.tracking.report.drawing import (
 )
 from transact.tracking.report.results import decode_seconds, decode_setting, mean_score
 from transact.tracking.report.rounds import DIMENSIONS, models
-from transact.tracking.report.run_files import LIVE_STATES, RunFiles, figure, read_run, values_in
+from transact.tracking.report.run_files import RunFiles, figure, read_run, values_in
 from transact.tracking.wandb_names import point_settings
 
 REPORT = "report.html"
@@ -58,6 +59,7 @@ class SweepPoint:
     error: str
     has_page: bool
     parameters: float | None
+    parent_parameters: float | None
     kv_bytes: float | None
     perplexity: float | None
     perplexity_of: str
@@ -72,33 +74,49 @@ class SweepFiles:
     """The points of a sweep and their parent.
 
     Attributes:
-        parent: the dense model, measured in the points.
-        parent_name: its Hub id or the name of its folder.
+        parents: the dense models, measured in the points: several where models or texts are swept over.
+        parent_names: their Hub ids or the names of their folders.
         command: that of the whole sweep.
     """
 
     name: str
     points: list[SweepPoint]
-    parent: SweepPoint | None
-    parent_name: str
+    parents: list[SweepPoint]
+    parent_names: list[str]
     command: str
     has_tasks: bool
+
+    @property
+    def decode_settings(self) -> list[str]:
+        """In which the points were measured."""
+        return sorted({point.decode_setting for point in self.points if point.decode_setting})
 
 
 def read_sweep(sweep: Path) -> SweepFiles:
     """Read the folders of a sweep; nothing that is in them makes this fail."""
     runs = [read_run(path) for path in point_folders(sweep)]
     points = [_point(run) for run in runs]
-    parents = [_parent(run) for run in runs if run.dense]
     commands = (run.config.get("sweep_command") for run in runs)
     return SweepFiles(
         name=sweep.absolute().name,
         points=points,
-        parent=max(parents, key=_known) if parents else None,
-        parent_name=next((run.parent_name for run in runs if run.parent_name), ""),
+        parents=_parents(runs),
+        parent_names=list(dict.fromkeys(run.parent_name for run in runs if run.parent_name)),
         command=str(next(filter(None, commands), "")),
         has_tasks=any(point.score is not None for point in points),
     )
+
+
+def _parents(runs: Sequence[RunFiles]) -> list[SweepPoint]:
+    """Return each parent once, as the point knows it that has measured the most of it."""
+    found: dict[tuple[Any, ...], list[SweepPoint]] = {}
+    for run in runs:
+        if run.dense and not run.is_pretrained:
+            parent = _parent(run)
+            alike = (run.parent_name, parent.parameters, parent.perplexity, parent.perplexity_of)
+            found.setdefault(alike, []).append(parent)
+    best = [max(each, key=_known) for each in found.values()]
+    return best if len(best) > 1 else [replace(each, label="parent") for each in best]
 
 
 def _known(point: SweepPoint) -> int:
@@ -107,7 +125,7 @@ def _known(point: SweepPoint) -> int:
 
 def _point(run: RunFiles) -> SweepPoint:
     found = models(run)
-    last = found[-1][1] if len(found) > 1 else {}
+    last = found[-1][1] if len(found) > 1 or (found and run.is_pretrained) else {}
     is_over = run.state == "done"
     return SweepPoint(
         folder=run.path.name,
@@ -117,6 +135,7 @@ def _point(run: RunFiles) -> SweepPoint:
         error=str(run.record.get("error") or ""),
         has_page=(run.path / REPORT).is_file(),
         parameters=figure(last.get("parameters")),
+        parent_parameters=None if run.is_pretrained else figure(run.dense.get("parameters")),
         kv_bytes=figure(last.get("kv_bytes_per_token")),
         # While a run goes on, this is the perplexity of a middle round, which would stand at the wrong place.
         perplexity=figure(last.get("perplexity")) if is_over else None,
@@ -131,12 +150,13 @@ def _point(run: RunFiles) -> SweepPoint:
 def _parent(run: RunFiles) -> SweepPoint:
     return SweepPoint(
         folder="",
-        label="parent",
+        label=f"parent of {run.path.name}",
         state="",
         stage="",
         error="",
         has_page=False,
         parameters=figure(run.dense.get("parameters")),
+        parent_parameters=figure(run.dense.get("parameters")),
         kv_bytes=figure(run.dense.get("kv_bytes_per_token")),
         perplexity=figure(run.dense.get("perplexity")),
         perplexity_of=of_what(run.dense),
@@ -186,12 +206,12 @@ def sweep_page(sweep: SweepFiles) -> Page:
         title=sweep.name,
         state=_state(counts),
         lines=[
-            *([f"Made from {sweep.parent_name}."] if sweep.parent_name else []),
+            *([f"Made from {', '.join(sweep.parent_names)}."] if sweep.parent_names else []),
             f"A sweep of {len(states)} points: " + ", ".join(f"{count} {state}" for state, count in counts.items()),
         ],
         tiles=_tiles(sweep),
         sections=sections,
-        is_live=any(state in LIVE_STATES for state in states),
+        is_live=any(state in LIVE for state in states),
     )
 
 
@@ -200,16 +220,18 @@ def _heading(quality: str) -> str:
 
 
 def _state(counts: dict[str, int]) -> str:
-    for state in ("running", "submitted", "failed", "diverged", "stopped"):
+    if any(counts.get(state) for state in LIVE):
+        return "running"
+    for state in ("failed", "diverged", "stopped"):
         if counts.get(state):
-            return "running" if state == "submitted" else state
+            return state
     return "done" if counts else "empty"
 
 
 def _tiles(sweep: SweepFiles) -> list[tuple[str, str, str]]:
-    parent = sweep.parent
-    if parent is None:
+    if len(sweep.parents) != 1:
         return []
+    (parent,) = sweep.parents
     return [
         ("parent: parameters", short(parent.parameters), ""),
         ("parent: KV bytes per token", short(parent.kv_bytes), ""),
@@ -218,10 +240,9 @@ def _tiles(sweep: SweepFiles) -> list[tuple[str, str, str]]:
 
 
 def _table(sweep: SweepFiles) -> Table:
-    parent = sweep.parent
-    settings = {point.decode_setting for point in sweep.points if point.decode_setting}
-    where = f" ({' / '.join(sorted(settings))})" if settings else ""
-    shown = [parent, *sweep.points] if parent else sweep.points
+    settings = sweep.decode_settings
+    where = f" ({settings[0]})" if len(settings) == 1 else ""
+    shown = [*sweep.parents, *sweep.points]
     changing = [name for name in DIMENSIONS if len({number(each.dimensions[name]) for each in shown} - {MISSING}) > 1]
     dimensions = [DIMENSIONS[name] for name in changing]
     headings = [
@@ -229,7 +250,7 @@ def _table(sweep: SweepFiles) -> Table:
         "state",
         *dimensions,
         "parameters",
-        "of parent",
+        *(["of parent"] if sweep.parents else []),
         "KV bytes/token",
         "perplexity",
         f"decode, ms{where}",
@@ -237,14 +258,15 @@ def _table(sweep: SweepFiles) -> Table:
     rows = []
     for point in shown:
         cells = [
-            point.folder or "parent",
+            point.folder or point.label,
             _standing(point),
             *(number(point.dimensions[name]) for name in changing),
             short(point.parameters),
-            share(point.parameters, parent.parameters if parent else None),
+            *([share(point.parameters, point.parent_parameters)] if sweep.parents else []),
             number(None if point.kv_bytes is None else int(point.kv_bytes)),
             number(point.perplexity) + (point.perplexity_of if point.perplexity else ""),
-            number(_milliseconds(point)),
+            number(_milliseconds(point))
+            + (f" ({point.decode_setting})" if len(settings) > 1 and point.decode_setting else ""),
         ]
         rows.append([*cells, number(point.score)] if sweep.has_tasks else cells)
     if sweep.has_tasks:
@@ -263,20 +285,22 @@ def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
     """Return a chart with the parent and a line for each setting besides the fraction that is removed."""
     (y_title, worth), (x_title, price) = QUALITIES[quality], COSTS[cost]
     groups: dict[str, list[tuple[float, float, str]]] = {}
+    settings = sweep.decode_settings if cost == "latency" else ()
     for point in sweep.points:
         x, y = price(point), worth(point)
         if x is not None and y is not None:
-            of = _of(point, quality)
+            of = _of(point, quality, settings)
             groups.setdefault((point.label or "pruned") + of, []).append((x, y, point.folder + of))
     if not groups:
         return None
     traces = [_line(name, sorted(each), turn) for turn, (name, each) in enumerate(groups.items())]
     rows = [[folder, number(x), number(y)] for each in groups.values() for x, y, folder in sorted(each)]
-    dense = (price(sweep.parent), worth(sweep.parent)) if sweep.parent else (None, None)
-    if sweep.parent and dense[0] is not None and dense[1] is not None:
-        name = f"parent{_of(sweep.parent, quality)}"
-        traces.append(_parent_point(name, dense[0], dense[1]))
-        rows.append([name, number(dense[0]), number(dense[1])])
+    for parent in sweep.parents:
+        x, y = price(parent), worth(parent)
+        if x is not None and y is not None:
+            name = parent.label + _of(parent, quality, settings)
+            traces.append(_parent_point(name, x, y))
+            rows.append([name, number(x), number(y)])
     scale = {"type": "log"} if quality == "perplexity" else {}
     layout = {"xaxis": axis(x_title, rangemode="tozero"), "yaxis": axis(y_title, **scale)}
     told = "; ".join(f"{name}: {x} {x_title}, {y_title} {y}" for name, x, y in rows)
@@ -290,9 +314,10 @@ def _trade_off(sweep: SweepFiles, quality: str, cost: str) -> Chart | None:
     )
 
 
-def _of(point: SweepPoint, quality: str) -> str:
+def _of(point: SweepPoint, quality: str, decode_settings: Sequence[str]) -> str:
     """Return what tells points apart that are not measured alike, which no line joins."""
-    return point.perplexity_of if quality == "perplexity" else ""
+    of = point.perplexity_of if quality == "perplexity" else ""
+    return f"{of}, {point.decode_setting}" if len(decode_settings) > 1 else of
 
 
 def _line(name: str, points: list[tuple[float, float, str]], turn: int) -> Figure:
@@ -313,4 +338,4 @@ def _line(name: str, points: list[tuple[float, float, str]], turn: int) -> Figur
 
 def _parent_point(name: str, x: float, y: float) -> Figure:
     marker = {"color": MUTED, "size": 12, "symbol": "diamond"}
-    return {"type": "scatter", "mode": "markers", "name": name, "x": [x], "y": [y], "marker": marker}
+    return {"type": "scatter", "mode": "markers", "name": plain(name), "x": [x], "y": [y], "marker": marker}

@@ -100,17 +100,20 @@ def _perplexity(run: RunFiles, marks: Figure) -> Chart | None:
     if objective(run) == "cross_entropy":
         named = {"training": by_round(run.rows, PERPLEXITY), **named}
     chart = line_chart("perplexity", "Perplexity", "perplexity", named, marks, type="log")
-    measured = {"held-out, sliced": SLICED, "held-out, recovered": RECOVERED, "held-out, parent": DENSE}
-    symbols = ("triangle-up", "circle", "diamond")
-    traces = []
-    for (name, metric), symbol, colour in zip(measured.items(), symbols, COLOURS[2:], strict=False):
-        points = [point for part in by_round(run.rows, metric).values() for point in part]
-        traces += [dots(name, points, colour, symbol)] if points else []
-    if chart is None or not traces:
+    sliced, recovered, dense = (by_round(run.rows, metric) for metric in (SLICED, RECOVERED, DENSE))
+    # They are measured with the recovered model, but are before its first token.
+    starts = {turn: part[0][0] for turn, part in by_round(run.rows, VALIDATION_PERPLEXITY).items()}
+    sliced = {turn: [(starts.get(turn, x), y) for x, y in part] for turn, part in sliced.items()}
+    of_dense = "held-out" if run.is_pretrained else "held-out, parent"
+    measured = {"held-out, sliced": sliced, "held-out, recovered": recovered, of_dense: dense}
+    if chart is None or not any(measured.values()):
         return chart
     (figure,) = chart.views.values()
-    figure["data"] += traces
-    return chart
+    symbols = ("triangle-up", "circle", "diamond")
+    for (name, parts), symbol, colour in zip(measured.items(), symbols, COLOURS[2:], strict=False):
+        points = [point for part in parts.values() for point in part]
+        figure["data"] += [dots(name, points, colour, symbol)] if points else []
+    return replace(chart, table=_table(named | measured))
 
 
 def _steps(rows: Sequence[Row], marks: Figure) -> list[Chart]:
@@ -228,10 +231,11 @@ def _stages_table(rows: Sequence[Row]) -> Table:
 
 
 def _memory(rows: Sequence[Row], marks: Figure) -> Chart | None:
-    """Return a chart of everything that is recorded below mem/, in GiB."""
+    """Return a chart of everything below mem/ that is recorded in GiB."""
     named = {
         name.removeprefix("mem/").removesuffix("_gib").replace("_", " "): by_round(rows, name)
         for name in names_below(rows, "mem/")
+        if name.endswith("_gib")  # others count something
     }
     return line_chart("memory", "Memory, the most of all ranks", "GiB", named, marks, rangemode="tozero")
 
