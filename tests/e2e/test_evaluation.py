@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from tests.support.commands import Workplace, transact
+from tests.support.runs import start, wait_until
 from tests.support.tasks import SHOTS, write_tasks
 from tests.support.wandb_files import records
 
@@ -81,6 +83,20 @@ def test_result_model_card_and_tracker_have_them(run: Path) -> None:
     assert updates["eval/tasks/how_likely/byte_perplexity_pruned"] == pytest.approx(values[1])
 
 
+def test_what_was_measured_before_a_stop_is_not_measured_again(run: Path, workplace: Workplace) -> None:
+    arguments, folder = asked_for(workplace, "stopped_tasks", SHOTS), workplace.folder / "stopped_tasks"
+    process = start(arguments)
+    measured = folder / "measured.json"
+    wait_until(lambda: measured.is_file() and "how_likely" in measured.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "dense: seen: perplexity" in said
+    ended = transact(arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "dense: seen: " not in ended.stdout and "pruned: seen: perplexity" in ended.stdout
+    assert json.loads((folder / "comparison.json").read_text()) == json.loads((run / "comparison.json").read_text())
+
+
 def test_more_may_be_asked_of_a_finished_run(run: Path, workplace: Workplace) -> None:
     """Another number of shots: tasks, and what tells of them, are done again, and nothing else."""
     before = json.loads((run / "run.json").read_text())["stages"]
@@ -89,6 +105,9 @@ def test_more_may_be_asked_of_a_finished_run(run: Path, workplace: Workplace) ->
     after = json.loads((run / "run.json").read_text())["stages"]
     again = {name for name in after if after[name]["finished"] != before[name]["finished"]}
     assert again == {"tasks", "export"}
+    assert "dense: which_word: " in done.stdout
+    for kept in ("seen", "how_likely"):
+        assert f"dense: {kept}: " not in done.stdout and f"pruned: {kept}: " not in done.stdout
     for role in ("dense", "pruned"):
         assert json.loads((run / "result.json").read_text())[role]["tasks"]["which_word"]["shots"] == 1
 

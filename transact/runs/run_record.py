@@ -29,7 +29,7 @@ MAX_SHOWN = 3
 ROUND = re.compile(r"round_\d\d")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
-    r"round_\d\d/evaluation\.json|(comparison|efficiency|hub|result)\.json|checkpoints|export|gguf|executorch|round_\d\d"
+    r"round_\d\d/evaluation\.json|(comparison|measured|efficiency|hub|result)\.json|checkpoints|export|gguf|executorch|round_\d\d"
     r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes|mixture)\.json"
     r"|shapes\.jsonl)"
 )
@@ -56,7 +56,7 @@ OWN_FILES = (
     (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(_\d{3})?(\.tmp)*"), re.compile(_MODEL)),
 )
 OWN_TEMPORARY = re.compile(
-    r"(run|job|result|comparison|efficiency|hub|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
+    r"(run|job|result|comparison|measured|efficiency|hub|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
 )
 OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
 

@@ -23,12 +23,13 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
     """Run the stages after the last round, write result.json and return its contents."""
     if rounds and job.config.eval.has_more():
         compared, both = job.path("comparison.json"), {"dense": parent, "pruned": model_folder}
-        settings = settings_of_tasks(job.config.eval)
+        settings, measured = settings_of_tasks(job.config.eval), job.path("measured.json")
         job.stage(
             Stage("tasks"),
             compared,
-            lambda: evaluate_side_by_side(job, texts, both, compared),
+            lambda: evaluate_side_by_side(job, texts, both, compared, measured),
             reads=[model_folder],
+            scratch=[measured],
             settings=settings,
         )
     output = job.path("export")

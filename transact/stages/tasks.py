@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transact.config.inputs import NO_METRICS, TextConfig, of_what
 from transact.config.outputs import EvalConfig
 from transact.data.text import check_text
 from transact.engine.engine import open_engine
-from transact.files import write_json
+from transact.files import read_json, write_json
 from transact.models.stock import load_tokenizer
 from transact.stages.evaluate import mean_loss, perplexity_of
 from transact.stages.job import Job
@@ -78,7 +78,8 @@ def prepare_tasks(job: Job) -> dict[str, int]:
     answers = job.group.on_main(load, may_be_left=True)
     check_answers(answers, config.task_context)
     # Other machines may have a cache of their own; after rank 0, so that a shared one is filled once.
-    job.group.everywhere(lambda: load() if job.group.local_rank == 0 and not job.group.is_main else None)
+    is_alone = job.group.local_rank == 0 and not job.group.is_main
+    job.group.on_all(lambda: load() if is_alone else None, may_be_left=True)
     return answers
 
 
@@ -92,17 +93,20 @@ def check_answers(answers: Mapping[str, int], context: int) -> None:
             )
 
 
-def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path) -> None:
+def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], output: Path, measured: Path) -> None:
     """Write comparison.json: role ("dense", "pruned") -> "texts" and "tasks" by name (collective).
 
     Perplexity is per token, as that of round_*/evaluation.json, with the number of tokens beside it; "loss_of" and
     "packing" are there where they are not the defaults.
+
+    Args:
+        measured: the file that keeps what is measured, as `Measured`.
     """
-    first = next(iter(models.values()))  # they share the tokenizer
-    tasks = loaded_tasks(job.config.eval)
-    tokenizer = load_tokenizer(first)
-    turns = _Turns(len(models) * (len(texts.further) + len(tasks)))
-    results = {role: _evaluate(job, folder, texts, tasks, tokenizer, role, turns) for role, folder in models.items()}
+    known = Measured(job, measured, models)
+    turns = _Turns(known.count_missing())
+    for role, folder in models.items():
+        _evaluate(job, folder, texts, known, role, turns)
+    results = known.results()
     job.tracker.summary(
         {
             f"eval/{kind}/{name}/{metric}_{role}": value
@@ -136,6 +140,76 @@ def _settings_of_text(text: TextConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if LATER_SETTINGS.get(name, MISSING) != value}
 
 
+class Measured:
+    """What is known of the models, in a file as soon as it is: no attempt measures what an earlier one has measured.
+
+    A text or a task counts while its settings, the files in eval.task_folders and the model are what they were.
+    Collective: the same on every rank.
+
+    Args:
+        file: role -> "texts" and "tasks" -> name -> "asked" and "found".
+        models: their folders, by role.
+    """
+
+    def __init__(self, job: Job, file: Path, models: Mapping[str, Path]) -> None:
+        self._group, self._file = job.group, file
+        config = job.config.eval
+        of_tasks = settings_of_tasks(config)
+        texts, tasks = of_tasks.pop("texts"), of_tasks.pop("tasks")
+        sequences = of_tasks.pop("text_sequences")
+        of_tasks["task_files"] = job.group.on_main(lambda: _states(config.task_folders))
+        self._asked: dict[str, dict[str, dict[str, Any]]] = {}
+        for role, folder in models.items():
+            model = {"model": job.made_of(folder)}
+            self._asked[role] = {
+                "texts": {name: model | {"text": text, "sequences": sequences} for name, text in texts.items()},
+                "tasks": {name: model | {"shots": shots} | of_tasks for name, shots in tasks.items()},
+            }
+        self._known: dict[str, Any] = job.group.broadcast(self._read() if job.group.is_main else None)
+
+    def _read(self) -> dict[str, Any]:
+        """Return what the file has of what is asked for."""
+        try:
+            before = read_json(self._file)
+        except (OSError, ValueError):  # none, or damaged: it is measured again
+            before = {}
+        known: dict[str, Any] = {}
+        for role, kinds in self._asked.items():
+            known[role] = {kind: dict(before.get(role, {}).get(kind, {})) for kind in kinds}
+            for kind, asked in kinds.items():
+                for name, settings in asked.items():
+                    if known[role][kind].get(name, {}).get("asked") != settings:
+                        known[role][kind].pop(name, None)
+        return known
+
+    def missing(self, role: str, kind: str) -> list[str]:
+        """Return the texts or tasks that are still to be measured. kind: "texts" or "tasks"."""
+        return [name for name in self._asked[role][kind] if name not in self._known[role][kind]]
+
+    def count_missing(self) -> int:
+        return sum(len(self.missing(role, kind)) for role, kinds in self._asked.items() for kind in kinds)
+
+    def add(self, role: str, kind: str, name: str, found: Any) -> None:
+        self._known[role][kind][name] = {"asked": self._asked[role][kind][name], "found": found}
+        if self._group.is_main:
+            write_json(self._file, self._known)
+
+    def results(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the contents of comparison.json; a group of tasks is there with its parts."""
+        results = {}
+        for role, asked in self._asked.items():
+            found = {kind: [self._known[role][kind][name]["found"] for name in asked[kind]] for kind in asked}
+            tasks = {task: metrics for each in found["tasks"] for task, metrics in each.items()}
+            results[role] = {"texts": dict(zip(asked["texts"], found["texts"], strict=True)), "tasks": tasks}
+        return results
+
+
+def _states(folders: Sequence[str]) -> dict[str, list[int]]:
+    """Return size and time of every file in these folders, by name."""
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
 class _Turns:
     """Parts of the stage, one for each text and task of each model, taken as equal."""
 
@@ -148,19 +222,17 @@ class _Turns:
         return (self._taken - 1) / self._count, self._taken / self._count
 
 
-def _evaluate(
-    job: Job,
-    folder: Path,
-    texts: Texts,
-    tasks: dict[str, Any],
-    tokenizer: Any,
-    role: str,
-    turns: _Turns,
-) -> dict[str, dict[str, Any]]:
+def _evaluate(job: Job, folder: Path, texts: Texts, known: Measured, role: str, turns: _Turns) -> None:
+    """Measure what is missing of one model (collective)."""
     group, engine_config = job.group, job.config.engine
-    measured, found = {}, {}
+    missing = known.missing(role, "tasks")
+    if not missing and not known.missing(role, "texts"):
+        return
+    loaded = loaded_tasks(job.config.eval) if missing else {}
+    tasks = {name: loaded[name] for name in missing}
     with open_engine(folder, engine_config, group) as engine:
-        for name, store in texts.further.items():
+        for name in known.missing(role, "texts"):
+            store = texts.further[name]
             count = store.num_sequences
             size = count * store.sequence_length
             with job.progress(f"{role}: {name}", size, share=turns.take()) as bar:
@@ -168,7 +240,7 @@ def _evaluate(
                 loss = mean_loss(engine, store, positions, micro_batch, group, bar.advance)
             loss_of, packing = job.config.eval.texts[name].loss, job.config.data.packing
             tokens = store.num_targets(torch.arange(count))
-            measured[name] = {
+            measured: dict[str, Any] = {
                 "perplexity": perplexity_of(loss),
                 "tokens": tokens,
                 **({} if loss_of == "all" else {"loss_of": loss_of}),
@@ -176,28 +248,33 @@ def _evaluate(
             }
             shared = trained_on(store, texts.train)
             if shared:
-                measured[name]["documents_trained_on"] = shared
-            job.say(f"{role}: {name}: perplexity{of_what(measured[name])} {measured[name]['perplexity']:.2f}")
+                measured["documents_trained_on"] = shared
+            job.say(f"{role}: {name}: perplexity{of_what(measured)} {measured['perplexity']:.2f}")
+            known.add(role, "texts", name, measured)
         if tasks:
             from transact.evaluation.tasks import SharedModel, run_tasks
 
             model = SharedModel(
                 engine.module,
-                tokenizer,
+                load_tokenizer(folder),
                 group,
                 batch_size=job.config.eval.task_batch,
                 context=job.config.eval.task_context,
                 is_partitioned=engine.is_partitioned,
             )
-            found = run_tasks(
+
+            def done(name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+                _say_scores(job, role, metrics)
+                known.add(role, "tasks", name, metrics)
+
+            run_tasks(
                 tasks,
                 model,
                 limit=job.config.eval.task_limit,
                 chat_template=job.config.eval.chat_template,
-                done=lambda _, metrics: _say_scores(job, role, metrics),
+                done=done,
                 bar=_bars_of_tasks(job, role, turns),
             )
-    return {"texts": measured, "tasks": found}
 
 
 def _bars_of_tasks(job: Job, role: str, turns: _Turns) -> Callable[[str, int], Progress]:
