@@ -130,7 +130,8 @@ def perplexities(job: Job, prepared: Prepared, checkpoint: Path, plan: Plan) -> 
 def accuracies(job: Job, prepared: Prepared, checkpoint: Path) -> dict[str, Any]:
     """Run the tasks and return, by task, the accuracy, its standard error and the number of documents."""
     output = job.path("tasks.json")
-    evaluate_side_by_side(job, replace(prepared.texts, further={}), {"pruned": checkpoint}, output)
+    texts, kept = replace(prepared.texts, further={}), job.path("measured.json")
+    evaluate_side_by_side(job, texts, {"pruned": checkpoint}, output, kept)
     return {"tasks": {name: accuracy(found) for name, found in read_json(output)["pruned"]["tasks"].items()}}
 
 

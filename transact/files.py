@@ -57,7 +57,7 @@ def publish(temporary: Path, final: Path) -> None:
     """
     mode = 0o666 & ~UMASK
     for path in (*temporary.rglob("*"), temporary):
-        if path.is_file():
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:  # a link's may be another user's file
             path.chmod(mode)
         flush_to_disk(path)
     if temporary.is_dir() and final.is_symlink():

@@ -72,6 +72,6 @@ def test_ranks_of_one_machine_share_a_secret_that_is_their_users_alone(
     assert job_token(2, here | {"TORCHELASTIC_RESTART_COUNT": "1"}) != first
     assert job_token(1, {}) != job_token(1, {})
     assert job_token(2, here | {"TRANSACT_JOB_TOKEN": "given"}) not in (first, b"")
+    assert job_token(4, here) == b""  # several machines, and no launcher that has set one
     path.chmod(0o644)  # others have read it: it is no secret
     assert job_token(2, here) == b""
-    assert job_token(4, here) == b""  # several machines, and no launcher that has set one

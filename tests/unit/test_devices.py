@@ -140,6 +140,27 @@ def test_the_transport_is_told_by_its_variables_alone() -> None:
 
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("gpus", "own", "fits"), [(1, None, False), (2, None, False), (4, None, True), (1, "3", True), (2, "0,1", False)]
+)
+def test_ranks_of_torchrun_have_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, requested: str, gpus: int, own: str | None, fits: bool
+) -> None:
+    """own: CUDA_VISIBLE_DEVICES; with a wrapper that shows each rank its own GPU alone, that is number 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name in ("SUBMITIT_EXECUTOR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    given = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}
+    for name, value in (given | ({} if own is None else {"CUDA_VISIBLE_DEVICES": own})).items():
+        monkeypatch.setenv(name, value)
+    if fits:
+        return check_device(requested)
+    with pytest.raises(ValueError, match=rf"rank 3 of this machine is not allowed on {gpus} GPU\(s\)"):
+        check_device(requested)
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
 @pytest.mark.parametrize(("gpus", "rank", "fits"), [(1, 1, False), (2, 3, False), (2, 1, True), (8, 7, True)])
 def test_ranks_of_one_machine_have_a_gpu_each(
     monkeypatch: pytest.MonkeyPatch, requested: str, gpus: int, rank: int, fits: bool

@@ -29,20 +29,23 @@ def check_device(requested: str) -> None:
     if requested == "cpu":
         return
     count, local_rank = torch.cuda.device_count() if torch.cuda.is_available() else 0, environment_local_rank()
-    sees_all = os.environ.get("SUBMITIT_EXECUTOR") == "local"  # ranks of launch=local see all GPUs of the machine
-    if sees_all and 0 < count <= local_rank:
-        raise ValueError(
-            f"launch.processes={environment_world_size()} is not allowed on {count} GPU(s), of which each takes one "
-            f"rank: it must be {count} at most, or engine.device=cpu"
-        )
-    if requested != "cuda":
-        return
-    if count == 0:
+    if requested == "cuda" and count == 0:
         raise ValueError("engine.device='cuda' is not allowed here: torch sees no GPU; it must be cpu or auto")
-    if 1 < count <= local_rank:  # where each rank sees its own GPU alone, that is number 0
-        raise ValueError(
-            f"engine.device='cuda' is not allowed for rank {local_rank} of this machine: it has {count} GPUs"
-        )
+    if not 0 < count <= local_rank:
+        return
+    # Ranks of launch=local and of torchrun see all GPUs of the machine. Elsewhere each may be shown its own, from 0 on.
+    is_shown_one = count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and not is_shown_one
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        asked = f"launch.processes={environment_world_size()}"
+    elif by_torchrun or (requested == "cuda" and count > 1):
+        asked = f"rank {local_rank} of this machine"
+    else:
+        return
+    raise ValueError(
+        f"{asked} is not allowed on {count} GPU(s), of which each takes one rank: there must be {count} at most, or "
+        "engine.device=cpu"
+    )
 
 
 def rank_device(requested: str, local_rank: int) -> torch.device:

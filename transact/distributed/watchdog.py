@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,10 @@ class Watchdog:
         is_needed = True
         try:
             if verdict["kind"] == "hang" and self.stacks is not None:
-                self.stacks.mkdir(parents=True, exist_ok=True)
-                with (self.stacks / f"rank_{self._rank:05d}.txt").open("w", encoding="utf-8") as file:
-                    faulthandler.dump_traceback(file, all_threads=True)
+                with suppress(OSError):  # a full disk must not silence the verdict
+                    self.stacks.mkdir(parents=True, exist_ok=True)
+                    with (self.stacks / f"rank_{self._rank:05d}.txt").open("w", encoding="utf-8") as file:
+                        faulthandler.dump_traceback(file, all_threads=True)
             is_needed = not self._ended.wait(LEAVE_SECONDS)
             if not is_needed:
                 last_resort.cancel()  # the main thread met an error and reports the verdict itself

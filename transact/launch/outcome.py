@@ -7,9 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,7 +230,8 @@ class _Outcome:
 
     def tell(self, message: str) -> None:
         self.clear_screen()
-        say_last_words(message, self.config)
+        with redirect_stderr(sys.__stderr__ or sys.stderr):  # lm-eval, at work in the main thread, is silenced by that
+            say_last_words(message, self.config)
 
     def leave(self, name: str) -> None:
         """Record that a second signal, of this name, ends the process at once."""

@@ -22,6 +22,7 @@ from transact.quantize.finished_run import PRUNED, FinishedRun, Source
 from transact.quantize.folder import CARD, complete, write_card
 from transact.quantize.schemes import SCHEMES, group_words, recipe, undivided_words
 from transact.quantize.table import NOT_QUANTISED
+from transact.stages.evaluate import perplexity_of
 
 FOLDER, COMPARISON = "quantized", "comparison.json"  # of the run's folder; what is below is no stage of it
 CHECKED = (2, 128)  # sequences, and positions of each, whose logits are compared
@@ -306,14 +307,6 @@ def _place_in_table(row: Row) -> tuple[int, str]:
 def relative_difference(theirs: Tensor, ours: Tensor) -> float:
     """Return the root mean square of the difference of logits, as a share of that of `ours`."""
     return float((theirs.double() - ours.double()).norm() / ours.double().norm())
-
-
-def perplexity_of(loss: float) -> float:
-    """Return the perplexity of a loss in nats; infinity where it is beyond all floats."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def check_not_broken(what: str, measured: Mapping[str, Any], dense_loss: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def measure_efficiency(job: Job, texts: Texts, parent: Path, exported: Path, out
 
 
 def _measured(job: Job, texts: Texts, folders: dict[str, Path]) -> dict[str, Any]:
+    begin = time.monotonic()
     config, device = job.config.eval.efficiency, job.group.device
     dtype = dtype_of(folders[PRUNED])
     models = {role: describe(folder, geometry_of(folder), dtype) for role, folder in folders.items()}
@@ -61,13 +63,14 @@ def _measured(job: Job, texts: Texts, folders: dict[str, Path]) -> dict[str, Any
         prompts = held_out.sequences(first)[:, : config.prompt_tokens[0]]
     with job.progress("efficiency", tokens_to_make(config, len(folders))) as progress:
         found = measure(folders, config, dtype=dtype, device=device, prompts=prompts, progress=progress.advance)
-    return found | {"limit": _measured_limit(job, folders[PRUNED])}
+    minutes_left = config.max_minutes - (time.monotonic() - begin) / 60
+    return found | {"limit": _measured_limit(job, folders[PRUNED], minutes_left)}
 
 
-def _measured_limit(job: Job, exported: Path) -> dict[str, Any] | None:
+def _measured_limit(job: Job, exported: Path, minutes: float) -> dict[str, Any] | None:
     """Return the latency that was limited, as the table foresees it and as it is here; None without such a limit.
 
-    It is measured as the table was: its device, dtype, threads, batch and lengths.
+    It is measured as the table was: its device, dtype, threads, batch and lengths. minutes: that it may take.
     """
     budget, limits = job.config.prune.budget, job.outline.limits
     if limits is None or limits.serving.latency is None:
@@ -75,24 +78,28 @@ def _measured_limit(job: Job, exported: Path) -> dict[str, Any] | None:
     settings = limits.serving.latency.settings
     compared = limits.compared(geometry_of(exported))["latency_ms"]
     limit = {"phase": budget.latency_phase, "asked": compared["most"], "foreseen": compared["reached"]}
+    limit |= {"settings": settings, "measured": None}
     if settings["machine"] != machine_name(job.group.device):
-        return limit | {"measured": None, "settings": settings}
+        return limit | {"not_measured": f"the table is of {settings['machine']}"}
     asked = EfficiencyConfig(
         batch_sizes=[settings["batch_size"]],
         prompt_tokens=[settings["prompt_tokens"]],
         new_tokens=[settings["new_tokens"]],
         threads=settings["threads"],
         turns=settings["turns"],
+        max_minutes=minutes,
     )
     found = measure({PRUNED: exported}, asked, dtype=settings["dtype"], device=job.group.device)
-    rows = found["latency"]
-    seconds = rows[0]["models"][PRUNED][budget.latency_phase][f"{settings['clock']}_seconds"] if rows else None
-    return limit | {"measured": None if seconds is None else 1000 * seconds, "settings": settings}
+    if not found["latency"]:
+        return limit | {"not_measured": "eval.efficiency.max_minutes were over"}
+    seconds = found["latency"][0]["models"][PRUNED][budget.latency_phase][f"{settings['clock']}_seconds"]
+    return limit | {"measured": 1000 * seconds}
 
 
 def _limit_words(limit: dict[str, Any]) -> str:
-    other = f"was not measured (the table is of {limit['settings']['machine']})"
-    measured = other if limit["measured"] is None else f"takes {limit['measured']:.2f} ms here"
+    measured = f"was not measured ({limit.get('not_measured')})"
+    if limit["measured"] is not None:
+        measured = f"takes {limit['measured']:.2f} ms here"
     return (
         f"{limit['phase']} {measured}, {limit['foreseen']:.2f} ms by prune.budget.latency_table, at most "
         f"{limit['asked']:.2f} asked"
@@ -114,11 +121,11 @@ def _sentence(result: dict[str, Any]) -> str:
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-    if not result["latency"]:
-        return {}
-    row = result["latency"][0]  # the first setting that there was time to measure
     draft = result["draft"] or {}
     drafted = {f"efficiency/draft_{name}": draft[name] for name in ("acceptance_rate", "speed_up") if name in draft}
+    if not result["latency"]:
+        return drafted
+    row = result["latency"][0]  # the first setting that there was time to measure
     figures = drafted | {
         f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()
     }

@@ -69,7 +69,7 @@ def mean_loss(
 
 
 def perplexity_of(loss: float) -> float:
-    """Return the perplexity of a loss in nats, infinite where the loss is not finite."""
+    """Return the perplexity of a loss in nats: e^700 at most, infinite where the loss is not finite."""
     return math.exp(min(loss, PERPLEXITY_OVERFLOW)) if math.isfinite(loss) else math.inf
 
 

@@ -34,7 +34,7 @@ from transact.evaluation.efficiency.generation import (
     speed_ups,
     weight_bytes,
 )
-from transact.evaluation.efficiency.measure import Patience, describe, measure, tokens_to_make
+from transact.evaluation.efficiency.measure import Pace, Patience, describe, measure, tokens_to_make
 from transact.models.folder import geometry_of
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
@@ -124,6 +124,19 @@ def test_there_is_time_for_as_many_turns_as_fit() -> None:
     assert Patience(100.0).turns(5, 9.0) == 5
     assert Patience(100.0).turns(5, 30.0) == 3
     assert Patience(100.0).turns(5, 101.0) == 0
+
+
+def test_the_prompt_is_foreseen_once_and_each_further_token_as_a_step() -> None:
+    assert Pace(prefill=30.0, decode=0.35).seconds(256) == pytest.approx(30 + 255 * 0.35)
+
+
+def test_a_draft_for_which_there_is_no_time_is_left_out(workplace: Workplace) -> None:
+    config = EfficiencyConfig(prompt_tokens=[4], new_tokens=[3], turns=2, max_minutes=1e-9, draft=True)
+    folders = {"parent": workplace.model, "pruned": workplace.model}
+    prompts = torch.zeros(8, 4, dtype=torch.long)
+    result = measure(folders, config, dtype="float32", device=torch.device("cpu"), prompts=prompts)
+    assert result["draft"] is None
+    assert result["left_out"] == ["4 tokens of prompt, batch size 1: 2 of 2 turns", "the draft: 2 of 2 turns"]
 
 
 def test_what_there_is_no_time_for_is_named(workplace: Workplace) -> None:

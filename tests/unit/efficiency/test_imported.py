@@ -125,6 +125,20 @@ def test_both_models_stand_beside_each_other_in_the_report(tmp_path: Path, monke
     assert run_import(monkeypatch, *again) == 0 and read_json(run / IMPORTED)["figures"] == rows
 
 
+def test_files_of_two_models_for_one_role_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The later one would stand for both."""
+    run = write_run(tmp_path / "run", MadeUpRun())
+    files = [str(written(tmp_path, name, [llama_bench(512, 0, 90, f"{name}.gguf")])) for name in ("q8", "q4")]
+    assert run_import(monkeypatch, str(run), "--pruned", *files) == 2
+    assert "--pruned: llama-bench measured q4.gguf, q8.gguf in one setting" in capsys.readouterr().err
+    assert not (run / IMPORTED).exists()
+    for file in files:  # one after the other, the newer counts
+        assert run_import(monkeypatch, str(run), "--pruned", file) == 0
+    assert [row["model"] for row in read_json(run / IMPORTED)["figures"]] == ["q4.gguf"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"), [(["."], "is no run's folder"), (["RUN"], "there is nothing to import")]
 )

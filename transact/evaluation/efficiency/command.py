@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from transact.config.inputs import DTYPES
 from transact.config.machines import DEVICES
 from transact.config.outputs import EfficiencyConfig
@@ -288,6 +290,10 @@ def main(command_line: list[str] | None = None) -> int:
             output, words = arguments.output, efficiency_table(result)
     except ValueError as error:
         return refuse(error)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error):  # torch's, whose class is heavy
+            raise
+        return fail(error)
     print(json.dumps(result, indent=2) if arguments.json else words, flush=True)
     if output is not None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from transact.evaluation.efficiency.generation import Clock, Seconds
-from transact.models.stock import quiet
+from transact.models.stock import load_tokenizer, quiet
 
 PROMPTS = 8  # of held-out text
 
@@ -71,14 +71,12 @@ def prompts_of(text: Path, folder: Path, length: int) -> torch.Tensor:
     Raises:
         ValueError: the file cannot be read, or is shorter than one prompt.
     """
-    from transformers import AutoTokenizer
-
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--draft={str(text)!r} cannot be read as text: {error}") from None
-    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=2**62)
-    tokens = torch.tensor(tokenizer(words).input_ids)
+    with quiet("transformers"):  # it warns of a text that is longer than the model's context
+        tokens = torch.tensor(load_tokenizer(folder, "--draft")(words).input_ids)
     count = min(PROMPTS, len(tokens) // length)
     if count == 0:
         raise ValueError(f"--draft={str(text)!r} has {len(tokens)} tokens: a prompt has {length} (--prompt-tokens)")

@@ -145,11 +145,24 @@ READERS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Iterator[Row]]], ...
 
 
 def with_imported(before: Mapping[str, Any], new: list[Imported]) -> dict[str, Any]:
-    """Return the contents of `IMPORTED`: those before, and the new ones in place of others of the same kind."""
+    """Return the contents of `IMPORTED`: those before, and the new ones in place of others of the same kind.
+
+    Raises:
+        ValueError: two of the new ones are of the same kind, but of different models.
+    """
 
     def kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in ("role", "software", "setting", "what"))
 
+    models: dict[tuple[Any, ...], set[str]] = {}
+    for each in new:
+        models.setdefault(kind(asdict(each)), set()).add(each.model)
+    for (role, software, *_), names in models.items():
+        if len(names) > 1:
+            raise ValueError(
+                f"--{role}: {software} measured {', '.join(sorted(names))} in one setting; the report compares one "
+                f"{role} model with the other: import the files of one"
+            )
     rows = {kind(row): row for row in [*before.get("figures", []), *map(asdict, new)]}
     return {"figures": list(rows.values())}
 

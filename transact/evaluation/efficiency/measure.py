@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +103,16 @@ def measure(
     clock = Clock(device=device, threads=config.threads)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
+    paces: list[Pace] = []
     patience = Patience(60 * config.max_minutes)
     with limited_threads(config.threads, device):
         for batch_size in config.batch_sizes:
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
                 prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                step_seconds = _warm_up(models, prompt, clock)
+                paces.append(_warm_up(models, prompt, clock))
                 what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
-                number = patience.turns(config.turns, step_seconds * max(config.new_tokens))
+                number = patience.turns(config.turns, paces[-1].seconds(max(config.new_tokens)))
                 if number < config.turns:
                     left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
                 if number == 0:
@@ -120,7 +121,18 @@ def measure(
                 turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
                 progress((config.turns - number) * len(models) * max(config.new_tokens))
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
-        draft = None if prompts is None else _drafted(models, prompts.to(device), config, clock, progress)
+        draft = None
+        if prompts is not None:
+            # At the pace of the first setting, whose prompts are as long: with the parent alone, and with both.
+            seconds = 2 * len(prompts) * paces[0].seconds(config.new_tokens[0])
+            number = patience.turns(config.turns, seconds)
+            if number < config.turns:
+                left_out.append(f"the draft: {config.turns - number} of {config.turns} turns")
+            if number:
+                new = config.new_tokens[0]
+                draft = measure_draft(
+                    models[PARENT], [*models.values()][-1], prompts.to(device), new, number, clock, progress
+                )
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
@@ -131,18 +143,6 @@ def measure(
         if rows
         else f"one turn takes longer than eval.efficiency.max_minutes={config.max_minutes:g}",
     }
-
-
-def _drafted(
-    models: Mapping[str, Any],
-    prompts: torch.Tensor,
-    config: EfficiencyConfig,
-    clock: Clock,
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
-    """Try the last model as the draft of the parent."""
-    draft = list(models.values())[-1]
-    return measure_draft(models[PARENT], draft, prompts, config.new_tokens[0], config.turns, clock, progress)
 
 
 class Patience:
@@ -157,14 +157,23 @@ class Patience:
         return max(0, min(wanted, int(left / seconds_per_turn)))
 
 
-def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> float:
-    """Warm up every model and return the seconds of one decoding step of all together, to foresee a turn's length."""
-    seconds = 0.0
-    for model in models.values():
-        begin = time.monotonic()
-        generate(model, prompt, [WARM_UP_TOKENS], clock.read)
-        seconds += (time.monotonic() - begin) / WARM_UP_TOKENS
-    return seconds
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What all models together take, in seconds of wall time: for the prompt, and for a step of decode."""
+
+    prefill: float
+    decode: float
+
+    def seconds(self, new_tokens: int) -> float:
+        """Return the seconds for so many tokens after the prompt, of which prefill makes the first."""
+        return self.prefill + (new_tokens - 1) * self.decode
+
+
+def _warm_up(models: Mapping[str, Any], prompt: torch.Tensor, clock: Clock) -> Pace:
+    """Warm up every model and return their pace."""
+    found = [generate(model, prompt, [WARM_UP_TOKENS], clock.read)[WARM_UP_TOKENS] for model in models.values()]
+    prefill, decode = (sum(each[phase].wall for each in found) for phase in ("prefill", "decode"))
+    return Pace(prefill=prefill, decode=decode)
 
 
 def describe(folder: Path, geometry: Geometry, dtype: str) -> dict[str, Any]:
