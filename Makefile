@@ -94,13 +94,12 @@ lint: $(SETUP) ## ruff, mypy, and whether documents point at what there is and t
 check: lint ## the same, and the unit tests: a minute or two
 	$(PYTHON_RUN) -m pytest -q --numprocesses 2 tests/unit
 
-bench: $(SETUP) ## throughput, collectives and host time, calibration overhead, the cost of saving and of packing, written to benchmarks/results
+bench: $(SETUP) ## throughput, collectives and host time, the cost of saving and of packing, written to benchmarks/results
 	for stage in 0 3; do \
 		$(PYTHON_RUN) -m benchmarks.throughput --processes 2 --size 14m --zero-stage $$stage --steps 4 && \
 		$(PYTHON_RUN) -m benchmarks.throughput --processes 2 --size 135m --zero-stage $$stage --steps 1 \
 			--micro-batch-sequences 2 --accumulation 3 --repetitions 3 || exit 1; done
 	$(PYTHON_RUN) -m benchmarks.engine_work --processes 2
-	$(PYTHON_RUN) -m benchmarks.calibration_overhead
 	$(PYTHON_RUN) -m benchmarks.saving --processes 2
 	$(PYTHON_RUN) -m benchmarks.packing --processes 2
 

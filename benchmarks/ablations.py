@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.pictures import pyplot, save_picture
 from benchmarks.quality import Trial, partial_name, run_all
-from benchmarks.workload import DEMO_PARENT, RESULTS, num_cores, write_result
+from benchmarks.workload import DEMO_PARENT, RESULTS, num_cores, parse_whole, write_result
 from transact.errors import DONE, leave
 from transact.files import write_text
 from transact.geometry import Geometry
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="one line of each ablation, on few sequences")
     parser.add_argument("--jobs", type=int, default=num_cores())
     parser.add_argument("--output", type=Path, default=RESULTS / "ablations.json")
-    arguments = parser.parse_args()
+    arguments = parse_whole(parser)
     few = ("prune.calibration_sequences=8",) if arguments.smallest else ()
     todo = [
         Trial(

@@ -23,7 +23,7 @@ from benchmarks.efficiency_breakdown import breakdown
 from benchmarks.efficiency_picture import draw
 from benchmarks.efficiency_table import breakdown_markdown, efficiency_markdown
 from benchmarks.random_models import ARCHITECTURES
-from benchmarks.workload import RESULTS, machine, write_result
+from benchmarks.workload import RESULTS, machine, parse_whole, write_result
 from transact.config.outputs import EfficiencyConfig
 from transact.config.pruning import MultipleConfig
 from transact.errors import DONE, leave
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="one short measurement of each kind")
     parser.add_argument("--folder", type=Path, help="where the weights are kept meanwhile (2.5 GB)")
     parser.add_argument("--output", type=Path, default=RESULTS / "efficiency.json")
-    arguments = parser.parse_args()
+    arguments = parse_whole(parser)
     setting = EfficiencyConfig(**(SMALLEST if arguments.smallest else SETTING | {"turns": arguments.turns}))
     # One turn is enough: a generation up to the last length of the grid is long.
     grid = (

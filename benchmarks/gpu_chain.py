@@ -303,7 +303,7 @@ def in_vllm(place: Place) -> Figures:
 CHAIN = (
     Section(name="signal", seconds=130, run=signalled),
     Section(name="kill", seconds=150, run=killed),
-    Section(name="resume_and_export", seconds=180, run=finished),
+    Section(name="resume_and_export", seconds=160, run=finished),
     Section(name="vllm", seconds=60, run=in_vllm),
 )
 

@@ -18,7 +18,7 @@ import torch
 import transact
 from benchmarks.smollm2 import smollm2_folder
 from benchmarks.trials import of_all_parameters
-from benchmarks.workload import REPOSITORY, RESULTS, machine, write_result
+from benchmarks.workload import REPOSITORY, RESULTS, machine, parse_whole, write_result
 from transact.config.compose import method_preset
 from transact.errors import DONE, leave
 from transact.models.folder import geometry_of
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--calibration-sequences", type=int, default=64)
     parser.add_argument("--output", type=Path, default=RESULTS / "method_cost.json")
-    arguments = parser.parse_args()
+    arguments = parse_whole(parser)
     model = arguments.model or smollm2_folder(REPOSITORY / "outputs" / "real_model")
     result: dict[str, Any] = {
         "greedy_obs": [

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.quality_methods import ONE_SHOT, RECOVERED
 from benchmarks.quality_table import quality_table
 from benchmarks.trials import of_all_parameters, opened_job, set_threads
-from benchmarks.workload import RESULTS, num_cores, write_result
+from benchmarks.workload import RESULTS, num_cores, parse_whole, write_result
 from transact.config.compose import compose_config
 from transact.config.inputs import TextConfig
 from transact.config.run import RunConfig
@@ -167,7 +167,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=num_cores(), help="trials at a time")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     parser.add_argument("--table", action="store_true", help="only write the table of --output again")
-    return parser.parse_args()
+    return parse_whole(parser)
 
 
 def trials(arguments: argparse.Namespace) -> list[Trial]:
@@ -179,7 +179,7 @@ def trials(arguments: argparse.Namespace) -> list[Trial]:
     return [
         Trial(
             method=method,
-            overrides=(*(RECOVERED if recovered else ONE_SHOT)[method].overrides, *calibration),
+            overrides=(*(RECOVERED if recovered else ONE_SHOT)[method], *calibration),
             fraction=fraction,
             seed=seed,
             recovered=recovered,

@@ -6,7 +6,8 @@
     python -m benchmarks.real_model --table                                writes table and picture again
 
 Without --model it is SmolLM2-135M-Instruct, from PyPI. One calibration serves all methods. A row is kept as soon as it
-is finished: the same call, or one that asks for more rows, goes on from there, after a kill too.
+is finished: the same call, or one that asks for more rows, goes on from there, after a kill too. The result is
+real_model.json in --work; with the text that the published one was measured on, rows can be added to that by --output.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.real_model_methods import (
 from benchmarks.real_model_table import draw, real_model_markdown
 from benchmarks.smollm2 import smollm2_folder
 from benchmarks.trials import opened_job, say, set_threads
-from benchmarks.workload import REPOSITORY, RESULTS, machine, num_cores
+from benchmarks.workload import REPOSITORY, machine, num_cores
 from transact.data.token_store import TokenStore
 from transact.errors import DONE, Failure, Parser, Refusal, fail, leave, refuse
 from transact.files import file_digest, publish, read_json, temporary_name, write_json, write_text
@@ -79,17 +80,17 @@ def take_selection(job: Job, parent: Path) -> None:
     job.stage(Stage("select", 1), files.selection, select, also=[files.maps])
 
 
-def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Measure one row and return it, and what the calibration was where it was read."""
+def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> dict[str, Any]:
+    """Measure one row and return it."""
     begun = read_record(plan.row_folder(row)) or {}
     if begun.get("git_revision") != git_revision():  # what other code has begun is begun again
         shutil.rmtree(plan.row_folder(row), ignore_errors=True)
     job, prepared = opened_job(plan.config(row))
-    calibration, checkpoint = None, prepared.parent
+    checkpoint = prepared.parent
     if row.method == DENSE and not row.tasks:
         write_tokens(job, prepared, plan)
     if row.method != DENSE:
-        calibration = calibrate_once(job, prepared, needed, plan.work / "calibration")
+        calibrate_once(job, prepared, needed, plan.work / "calibration")
         take_calibration(job, plan.work / "calibration")
         if preset_of(row.method) == FLAP:
             take_selection(job, prepared.parent)
@@ -102,7 +103,7 @@ def run_row(row: Row, plan: Plan, needed: Sequence[Statistic]) -> tuple[dict[str
     measured = describe_row(row, job, geometry_of(checkpoint)) | figures | {"overrides": plan.overrides(row)}
     job.forget_models()  # or the next row's engine is beside it
     shutil.rmtree(job.folder.path)
-    return measured, calibration
+    return measured
 
 
 def held_out_stores(prepared: Prepared, plan: Plan) -> dict[str, TokenStore]:
@@ -188,7 +189,10 @@ def name_of(measured: dict[str, Any]) -> str:
 
 
 def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> dict[str, Any]:
-    """Return what an earlier call has measured, without the rows of the methods to measure again.
+    """Return what an earlier call has measured, without the rows of other code that are to be measured again.
+
+    Args:
+        redo: methods to measure again.
 
     Raises:
         Refusal: it was measured with another model, other text or other settings.
@@ -202,7 +206,8 @@ def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> di
                 f"--output: {str(output)!r} holds rows of another {name} ({_changes(found[name], value)}): choose "
                 "another file, or remove it"
             )
-    return dict(found) | {"rows": [row for row in found["rows"] if row["method"] not in redo]}
+    now = git_revision()
+    return dict(found) | {"rows": [row for row in found["rows"] if row["method"] not in redo or row["revision"] == now]}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -218,10 +223,8 @@ def measure_rows(rows: list[Row], plan: Plan, result: dict[str, Any], output: Pa
     begun = time.monotonic()
     for number, row in enumerate(waiting, start=1):
         say(f"row {number} of {len(waiting)}: {row.name}")
-        measured, calibration = run_row(row, plan, needed)
+        measured = run_row(row, plan, needed)
         result["rows"].append(measured)
-        if calibration is not None:
-            result["calibration"] = calibration
         write_json(output, result)
         left = (time.monotonic() - begun) / number * (len(waiting) - number)
         say(f"  {summary(measured)}; about {left / 60:,.0f} minutes left")
@@ -280,13 +283,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=REPOSITORY / "outputs" / "real_model", help="for what is made on the way"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "real_model.json")
+    parser.add_argument("--output", type=Path, help="real_model.json in --work by default")
     parser.add_argument(
-        "--redo", nargs="*", default=[], metavar="METHOD", help="measure the rows of these methods again"
+        "--redo", nargs="*", default=[], metavar="METHOD", help="measure rows of these methods again, if of other code"
     )
     parser.add_argument("--peers", type=Path, metavar="FILE", help="rows of benchmarks/peers to put into the result")
     parser.add_argument("--table", action="store_true", help="only write table and picture of --output again")
     arguments = parser.parse_args()
+    arguments.output = arguments.output or arguments.work / "real_model.json"
     if arguments.table and not arguments.output.is_file():
         parser.error(f"--table: there is no {str(arguments.output)!r} yet")
     if arguments.text is None and not arguments.table:
@@ -302,6 +306,7 @@ SETTINGS = (
     "multiple",
     "seed",
     "task_limit",
+    "threads",
 )
 
 
@@ -323,7 +328,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[list[Row], Plan, dict[str, A
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     plan = Plan(model=model, text=text, work=work, settings=settings, tasks=tasks)
     result = begun_result(arguments.output, fixed_parts(model, text, files, settings), arguments.redo)
-    return rows, plan, result | {"tasks": files or result.get("tasks", {}), "machine": machine(torch.device("cpu"))}
+    return rows, plan, {"machine": machine(torch.device("cpu"))} | result | {"tasks": files or result.get("tasks", {})}
 
 
 def with_peers(result: dict[str, Any], peers: list[dict[str, Any]]) -> dict[str, Any]:

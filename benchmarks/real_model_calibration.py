@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,11 +20,10 @@ from transact.stages.chain import Prepared
 from transact.stages.job import Job
 
 
-def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> dict[str, Any]:
-    """Make statistics and Gram matrices for all methods in `folder`, unless they are there, and return what it was.
+def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], folder: Path) -> None:
+    """Make statistics and Gram matrices for all methods in `folder`, unless they are there.
 
-    As in a run the first Gram matrices are summed with the statistics; sums of gradients have a pass of their own, so
-    that the seconds of the others are what a run without them takes.
+    As in a run the first Gram matrices are summed with the statistics; sums of gradients have a pass of their own.
     """
     texts, parent = prepared.texts, prepared.parent
     tokens = texts.train.sequences(calibration_positions(job, texts))
@@ -40,10 +37,9 @@ def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], fo
     if described.is_file():
         found = read_json(described)
         if found["identity"] == identity and set(names) <= set(found["statistics"]):
-            return dict(found)
+            return
     shutil.rmtree(folder, ignore_errors=True)  # of other code, or what a killed attempt left
     folder.mkdir(parents=True)
-    seconds: dict[str, float] = {}
     tensors: dict[str, torch.Tensor] = {}
     summed: SummedGrams | None = None
     for kind, wanted in (
@@ -52,19 +48,13 @@ def calibrate_once(job: Job, prepared: Prepared, needed: Sequence[Statistic], fo
     ):
         if wanted:
             say(f"calibration: {kind} ({', '.join(each.name for each in wanted)}) of {tokens.numel():,} tokens")
-            begun = time.monotonic()
             found_sums, found_grams = collect(job, texts, parent, wanted, with_grams=kind == "statistics")
             tensors, summed = tensors | found_sums.to_tensors(), summed or found_grams
-            seconds[kind] = time.monotonic() - begun
     save_file(ActivationStatistics.from_tensors(tensors).to_tensors(), temporary_name(statistics))
     publish(temporary_name(statistics), statistics)
     say(f"calibration: Gram matrices of {tokens.numel():,} tokens")
-    begun = time.monotonic()
     collect_gram_files(job, texts, parent, folder / "gram", summed)
-    seconds["gram"] = time.monotonic() - begun
-    found = {"identity": identity, "tokens": tokens.numel(), "statistics": names, "seconds": seconds}
-    write_json(described, found)
-    return found
+    write_json(described, {"identity": identity, "statistics": names})
 
 
 def take_calibration(job: Job, shared: Path) -> None:

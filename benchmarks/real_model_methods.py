@@ -42,9 +42,7 @@ ADDITIONS = {
     HALF_CACHE: "prune=half_cache",
 }
 ROUNDS = {f"{count} rounds": count for count in (2, 4, 8)}  # additions of rows after recovery
-# TransAct's ramps over eight rounds: of tokens, and of learning rates.
-TOKEN_SHARES = (7, 9, 11, 13, 15, 17, 19, 21)
-LEARNING_RATES = (1.25e-5, 2.5e-5, 3.75e-5, 5e-5, 6.25e-5, 7.5e-5, 8.75e-5, 1e-4)
+RECIPES_ROUNDS = 8  # of TransAct's own, `recover=paper`
 
 
 def paper_recipe(rounds: int) -> list[str]:
@@ -53,14 +51,16 @@ def paper_recipe(rounds: int) -> list[str]:
     With fewer, each round merges consecutive ones of the eight: it has all their tokens, and the last one's learning
     rate.
     """
-    size = len(TOKEN_SHARES) // rounds
-    shares = [sum(TOKEN_SHARES[first : first + size]) for first in range(0, len(TOKEN_SHARES), size)]
+    paper = compose_config(["name=recipe", "recover=paper", f"prune.rounds={RECIPES_ROUNDS}"]).recover
+    assert paper.token_shares is not None and paper.learning_rates is not None
+    size = RECIPES_ROUNDS // rounds
+    shares = [sum(paper.token_shares[first : first + size]) for first in range(0, RECIPES_ROUNDS, size)]
     return [
         "prune/method=paper_heads",
         "prune.split=equal",
         f"prune.rounds={rounds}",
         f"recover.token_shares={shares}",
-        f"recover.learning_rates={[*LEARNING_RATES[size - 1 :: size]]}",
+        f"recover.learning_rates={paper.learning_rates[size - 1 :: size]}",
         "recover.decay=linear",
         "recover.final_learning_rate_fraction=0",
         "recover.warmup_fraction=0.1",
@@ -69,8 +69,8 @@ def paper_recipe(rounds: int) -> list[str]:
 
 
 PAPER_RECIPE = "paper recipe"
-RECIPES = {PAPER_RECIPE: 8, f"{PAPER_RECIPE}, 1 round": 1} | {
-    f"{PAPER_RECIPE}, {name}": count for name, count in ROUNDS.items() if count < len(TOKEN_SHARES)
+RECIPES = {PAPER_RECIPE: RECIPES_ROUNDS, f"{PAPER_RECIPE}, 1 round": 1} | {
+    f"{PAPER_RECIPE}, {name}": count for name, count in ROUNDS.items() if count < RECIPES_ROUNDS
 }
 MICRO_BATCH = 4  # sequences
 

@@ -46,7 +46,8 @@ SUMMARY_RECOVERED = {"paper_heads": "paper recipe"}  # where the recipe has anot
 def real_model_summary(result: dict[str, Any]) -> str:
     """Return the README's table: perplexity on the first text at half of the transitional parameters."""
     measured = [row for row in result["rows"] if "perplexity" in row]
-    parent, rows = measured[0], [row for row in measured if row["fraction"] == 0.5]
+    parent = next(row for row in measured if row["fraction"] == 0)
+    rows = [row for row in measured if row["fraction"] == 0.5]
     text = next(iter(parent["perplexity"]))
     trained = max(row["recovery_tokens"] for row in rows)
     after = f" after recovery on {trained:,} tokens |" if trained else ""
@@ -85,15 +86,12 @@ def _conditions(result: dict[str, Any], parent: Row) -> Iterator[tuple[str, str]
     yield "dimensions", f"head_dim and intermediate_size are multiples of {settings['multiple']}"
     shares = ", ".join(f"{source} {each['characters'] / 1e6:.1f} M" for source, each in mixture["train"].items())
     yield "mixture", f"{shares} characters; {result['texts']['held_out']} is held out"
-    if "calibration" in result:
-        found = result["calibration"]
-        seconds = ", ".join(f"{kind} {each:,.0f} s" for kind, each in found["seconds"].items())
-        length = settings["sequence_length"]
-        yield "calibration", f"{found['tokens']:,} tokens of the mixture in sequences of {length}, once: {seconds}"
+    length, sequences = settings["sequence_length"], settings["calibration_sequences"]
+    yield "calibration", f"{sequences * length:,} tokens of the mixture in sequences of {length}"
     tokens = ", ".join(f"{name} {count:,}" for name, count in parent["evaluation_tokens"].items())
-    yield "perplexity", f"on held-out tokens: {tokens}, in sequences of {settings['sequence_length']}"
-    machine = result["machine"]
-    yield "seed, machine", f"{settings['seed']}; {machine['device']}, {machine['threads_per_rank']} thread(s), float32"
+    yield "perplexity", f"on held-out tokens: {tokens}, in sequences of {length}"
+    device, threads = result["machine"]["device"], settings["threads"]
+    yield "seed, machine", f"{settings['seed']}; {device}, {threads} thread(s), float32"
 
 
 def perplexity_table(title: str, parent: Row, rows: list[Row]) -> str:

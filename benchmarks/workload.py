@@ -5,6 +5,7 @@ Needs torch, transformers, deepspeed, safetensors, numpy and pyyaml only: a GPU 
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -191,6 +192,19 @@ def machine(device: torch.device) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "versions": package_versions(),
     }
+
+
+FREE = ("jobs", "folder", "output", "table")  # arguments that change no figure
+
+
+def parse_whole(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; a part of a measurement, or another one, must not replace the published result."""
+    arguments = parser.parse_args()
+    changed = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    own = [f"--{name.replace('_', '-')}" for name in changed if name not in FREE]
+    if own and arguments.output.resolve().is_relative_to(RESULTS):
+        parser.error(f"with {', '.join(own)} the result is not the published one: name another --output")
+    return arguments
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

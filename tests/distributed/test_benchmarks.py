@@ -220,13 +220,6 @@ def test_packing(tmp_path: Path) -> None:
     assert result["ratio"] > 0 and min(result["tokens_per_s"].values()) > 0
 
 
-def test_calibration_overhead(tmp_path: Path) -> None:
-    output = tmp_path / "result.json"
-    small = ["--sizes", "tiny", "--repetitions=2", "--sequence-length=32", "--device=cpu", f"--output={output}"]
-    result = result_of(run("benchmarks.calibration_overhead", *small), output)
-    assert result["sizes"]["tiny"]["ratio"] > 0
-
-
 def test_quality_benchmark_writes_the_promised_rows_and_table(tmp_path: Path) -> None:
     output = tmp_path / "quality.json"
     sizes = ["--tokens=4096", "--evaluation-sequences=8", "--calibration-sequences=16", "--seeds", "0"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from benchmarks.flap import SUMS, flap_scores
 from benchmarks.real_model import begun_result
 from benchmarks.real_model_inputs import prepare_tasks, prepare_text
 from benchmarks.real_model_methods import METHODS, Row, method_overrides, with_and_without_refit
+from benchmarks.real_model_table import real_model_summary
 from benchmarks.smollm2 import WHEEL, WHEEL_SHA256, smollm2_folder
+from benchmarks.workload import RESULTS, parse_whole
 from tests.support.configs import compose_config
 from transact.geometry import Geometry
 from transact.pruning.statistics import SQUARES, ActivationStatistics
+from transact.runs.software import git_revision
 
 GEOMETRY = Geometry(
     hidden_size=8,
@@ -148,15 +153,47 @@ def test_a_result_goes_on_with_more_rows_but_not_with_other_settings(tmp_path: P
     output = tmp_path / "result.json"
     fixed = {"settings": {"seed": 0}, "model": {"name": "a"}}
     assert begun_result(output, fixed, [])["rows"] == []
-    rows = [{"method": "norms"}, {"method": "default"}]
+    now = {"method": "default", "revision": git_revision()}  # measured again already, by a call that was stopped
+    rows = [{"method": "norms", "revision": "a"}, {"method": "default", "revision": "a"}, now]
     output.write_text(json.dumps(fixed | {"tasks": {}, "rows": rows}))
     assert begun_result(output, fixed | {"tasks": {"a.yaml": "digest"}}, [])["rows"] == rows
-    assert begun_result(output, fixed, ["default"])["rows"] == rows[:1]
+    assert begun_result(output, fixed, ["default"])["rows"] == [rows[0], now]
     with pytest.raises(ValueError, match=r"another settings \(seed 0 -> 1\)"):
         begun_result(output, fixed | {"settings": {"seed": 1}}, [])
     output.write_text(json.dumps(fixed | {"tasks": {"a.yaml": "another"}, "rows": rows}))
     with pytest.raises(ValueError, match=r"another tasks"):
         begun_result(output, fixed | {"tasks": {"a.yaml": "digest"}}, [])
+
+
+def test_the_summary_finds_the_dense_row_wherever_it_stands() -> None:
+    """Measured again, it comes last."""
+
+    def row(method: str, fraction: float, perplexity: float, tokens: int = 0) -> dict[str, Any]:
+        figures = {"perplexity": {"wiki": perplexity}, "kv_bytes_per_token": 100 if method == "dense" else 40}
+        return {"method": method, "fraction": fraction, "recovery_tokens": tokens, **figures}
+
+    rows = [row("default", 0.5, 40.0), row("default", 0.5, 30.0, tokens=8), row("dense", 0.0, 20.0)]
+    lines = real_model_summary({"model": {"name": "a"}, "rows": rows}).splitlines()
+    assert lines[2:] == [
+        "| nothing removed | 20.0 | | 100% |",
+        "| `default`, the default method | 40.0 | 30.0 | 40% |",
+    ]
+
+
+def test_a_part_of_a_measurement_does_not_replace_the_published_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", nargs="+", default=["one", "two"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS / "sizes.json")
+    for allowed in (["--jobs=1"], ["--sizes", "one", f"--output={tmp_path / 'one.json'}"]):
+        monkeypatch.setattr("sys.argv", ["sizes", *allowed])
+        parse_whole(parser)
+    monkeypatch.setattr("sys.argv", ["sizes", "--sizes", "one"])
+    with pytest.raises(SystemExit):
+        parse_whole(parser)
+    assert "with --sizes the result is not the published one: name another --output" in capsys.readouterr().err
 
 
 def test_another_package_than_the_one_that_is_meant_is_refused(tmp_path: Path) -> None:
