@@ -31,7 +31,7 @@ from transact.evaluation.efficiency.command import PRESETS
 from transact.evaluation.efficiency.measure import PARENT, measure
 from transact.files import write_text
 from transact.models.llama import read_geometry
-from transact.pruning.search_space import Budget, Multiples, SearchSpace, solve_geometry
+from transact.pruning.search_space import Multiples, Removal, SearchSpace, solve_geometry
 
 REMOVED = (0.5, 0.8)
 SIZES = {  # name -> architecture, dtypes, multiples of the cut dimensions
@@ -54,7 +54,7 @@ def write_folders(size: str, dtype: str, folder: Path) -> dict[str, Path]:
     exact = MultipleConfig(head_dim=multiples.head_dim, intermediate_size=multiples.intermediate_size)
     tokens = [torch.randint(parent.vocab_size, (1, 64))]
     for fraction in REMOVED:
-        cut = solve_geometry(Budget(parent=parent, remove_fraction=fraction), SearchSpace.below(parent, multiples))
+        cut = solve_geometry(Removal(parent=parent, remove_fraction=fraction), SearchSpace.below(parent, multiples))
         role = f"{fraction:.0%} removed"
         folders[role] = folder / role.split("%")[0]
         smaller = transact.prune_model(

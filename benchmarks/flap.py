@@ -82,5 +82,5 @@ def flap_selection(job: Job, round_: Round, parent: Path) -> Selection:
     source = evidence.geometry
     found = flap_scores(evidence.statistics, column_energy(parent, source), source)
     scores: Scores = replace(Criteria.of(job.config.prune.method).score(evidence), **found)
-    goal = Goal(target=round_.geometry, parent=source, asked=round_.asked)
+    goal = Goal(target=round_.geometry, parent=source)
     return make_selection(scores, source, goal, Rules(unit="heads", method={"name": "flap"}))

@@ -14,7 +14,7 @@ from transact.pruning.latency import LatencyTable
 from transact.pruning.limits import Limits, Serving, most_balanced, widest_of_each, within
 from transact.pruning.schedule import remove_fractions
 from transact.pruning.search_space import (
-    Budget,
+    Removal,
     SearchSpace,
     by_key_value_heads,
     explicit_geometry,
@@ -85,7 +85,7 @@ def _possible(config: PruneConfig, parent: Geometry) -> list[Geometry]:
     if limits is not None:
         return within(limits, space)
     assert config.remove_fraction is not None
-    return splits(Budget(parent=parent, remove_fraction=config.remove_fraction), space)
+    return splits(Removal(parent=parent, remove_fraction=config.remove_fraction), space)
 
 
 def _asked(config: PruneConfig) -> str:

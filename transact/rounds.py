@@ -55,7 +55,6 @@ class Round:
 
     number: int  # from 1
     geometry: Geometry  # after the cut
-    asked: float | None  # share of the parent's parameters to be gone after this round; None: nothing is cut
     tokens: int  # of recovery
     first_sequence: int  # position of recovery in the training text
     learning_rate: float
@@ -143,7 +142,6 @@ def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None)
             Round(
                 number=index + 1,
                 geometry=geometry,
-                asked=fractions[index],
                 tokens=tokens[index],
                 first_sequence=position,
                 learning_rate=rates[index],
@@ -160,7 +158,6 @@ def _pretraining_round(config: RunConfig, geometry: Geometry) -> Round:
     return Round(
         number=1,
         geometry=geometry,
-        asked=None,
         tokens=tokens,
         first_sequence=0,
         learning_rate=peak_rates(config, geometry, [1.0])[0],

@@ -33,7 +33,6 @@ def hand_selection(
         "pair_scope": "model",
         "source": source,
         "target": replace(source, head_dim=len(dims), intermediate_size=len(channels[0])),
-        "asked": 0.3,
         "reached": 0.3,
         "method": {},
     }

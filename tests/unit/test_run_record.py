@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transact.distributed import slurm
 from transact.files import DamagedFile, fresh_temporary_folder, publish, read_json, write_json, write_text
 from transact.launch.status import main as status_main
+from transact.rounds import round_name
 from transact.runs.run_folder import RunFolder
 from transact.runs.run_record import (
     LAYOUT,
@@ -354,6 +355,19 @@ def test_a_process_killed_while_it_claims_leaves_nothing_in_the_way(tmp_path: Pa
         "restarts": 0,
         "stages": {},
     }
+
+
+@pytest.mark.parametrize("number", [1, 99, 100, 1000])
+def test_checkpoints_of_any_round_are_the_run_s_own(tmp_path: Path, number: int) -> None:
+    """prune.rounds may be up to 1000."""
+    folder = RunFolder(tmp_path)
+    folder.open(1)
+    folder.announce(tmp_path / "checkpoints")
+    saved = tmp_path / "checkpoints" / f"{round_name(number)}_step_00000010"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    folder.remove_checkpoints(round_name(number))
+    assert not saved.exists()
 
 
 def test_names_outside_the_folder_are_no_record(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class MultipleConfig:
     intermediate_size: int | None = setting(None, at_least=1, at_most=2**20)
     """intermediate_size is a multiple of this. null: prune.target decides."""
     num_key_value_heads: int = setting(1, at_least=1, at_most=2**12)
-    """Where prune.split=auto measures fewer key-value heads, their numbers are rounded up to a multiple of this: of the
-    GPUs that will share the model, say. The parent's number, or more, keeps all heads. It does not bind
+    """Where key-value heads are cut, what stays is a multiple of this: of the GPUs that will share the model, say.
+    prune.split=auto rounds up to it. The parent's number, or more, keeps all heads. It does not bind
     prune.shapes=layers."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class PruneConfig:
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text; where
     prune.budget limits the KV cache or memory, and the method refits, with three quarters and half of the key-value
     heads too)."""
-    split_candidates: int = setting(8, at_least=1, at_most=1000)
+    split_candidates: int = setting(8, at_least=2, at_most=1000)
     """Splits that "auto" cuts and measures of each number of key-value heads (of whole heads: of all), at most."""
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value

@@ -20,7 +20,7 @@ class Multiples:
         intermediate_size: likewise.
         head_dims: the only sizes that heads are cut to; None: any multiple.
         row: what the heads of a layer together are a multiple of, where they are cut.
-        num_key_value_heads: what their number is a multiple of, where it is cut beside ``head_dim``.
+        num_key_value_heads: what their number is a multiple of, where it is cut.
         keeps_attention: nothing of attention is cut.
 
     Raises:
@@ -98,7 +98,8 @@ class SearchSpace:
         counts = multiples.key_value_heads_below(largest) if fewer_heads else []
         smallest = replace(largest, intermediate_size=min(multiples.intermediate_size, largest.intermediate_size))
         if cuts_heads and not multiples.keeps_attention:
-            smallest = replace(smallest, num_attention_heads=1, num_key_value_heads=1)
+            least = min(multiples.num_key_value_heads, largest.num_key_value_heads)
+            smallest = replace(smallest, num_attention_heads=least, num_key_value_heads=least)
         elif not cuts_heads:
             heads = [with_key_value_heads(smallest, each) for each in (largest.num_key_value_heads, *counts)]
             sizes = [size for each in heads for size in multiples.head_dims_below(each)]
@@ -161,10 +162,11 @@ class SearchSpace:
 
         Every group keeps the same number of query heads.
         """
-        low, high = self.smallest, self.largest
+        low, high, multiple = self.smallest, self.largest, self.multiples.num_key_value_heads
         return [
             replace(high, num_key_value_heads=groups, num_attention_heads=groups * per_group)
             for groups in range(high.num_key_value_heads, low.num_key_value_heads - 1, -1)
+            if groups == high.num_key_value_heads or groups % multiple == 0
             for per_group in range(high.queries_per_key_value_head, low.queries_per_key_value_head - 1, -1)
         ]
 
@@ -190,7 +192,7 @@ def _steps_down(shapes: Sequence[Geometry]) -> dict[Geometry, int]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
+class Removal:
     """How large a cut model may be.
 
     Attributes:
@@ -207,7 +209,7 @@ class Budget:
         return self.parent.parameters() * (1 - self.remove_fraction)
 
     def tolerance(self, multiples: Multiples) -> int:
-        """Return the parameters of one multiple of channels: what misses the budget by no more is equally good."""
+        """Return the parameters of one multiple of channels: what misses the aim by no more is equally good."""
         return intermediate_parameters(self.parent, multiples.intermediate_size)
 
 
@@ -232,8 +234,8 @@ def reached_fraction(parent: Geometry, child: Geometry) -> float:
     return 1 - child.parameters() / parent.parameters()
 
 
-def solve_geometry(budget: Budget, space: SearchSpace) -> Geometry:
-    """Find the dimensions that meet a budget.
+def solve_geometry(removal: Removal, space: SearchSpace) -> Geometry:
+    """Find the dimensions that remove what is asked for.
 
     Attention and MLP lose the same share as nearly as the multiples allow. The total is met within
     one multiple of ``intermediate_size``; where the bounds leave no such choice (an
@@ -243,44 +245,44 @@ def solve_geometry(budget: Budget, space: SearchSpace) -> Geometry:
         ValueError: more is asked than can be removed; the message says how much can.
     """
     least = min(each.parameters() for each in space.least())
-    if budget.parameters < least - budget.tolerance(space.multiples) / 2:
-        raise ValueError(_unreachable(budget, space))
-    return _best(space.nearest(budget.parameters), budget, space, towards=None)
+    if removal.parameters < least - removal.tolerance(space.multiples) / 2:
+        raise ValueError(_unreachable(removal, space))
+    return _best(space.nearest(removal.parameters), removal, space, towards=None)
 
 
-def solve_on_the_way(budget: Budget, space: SearchSpace, rounds_left: int = 0) -> Geometry:
-    """Find the dimensions that meet a budget on the straight way down to `space.smallest`, where the last round ends.
+def solve_on_the_way(removal: Removal, space: SearchSpace, rounds_left: int = 0) -> Geometry:
+    """Find the dimensions that remove what is asked for, on the straight way to `space.smallest`: the last round's.
 
     Args:
         rounds_left: how many rounds are to remove something after this one.
     """
     # With coarse multiples the nearest may be the dimensions of the round before, or leave nothing for later rounds.
-    possible = space.on_the_way(budget.parameters, rounds_left) or space.nearest(budget.parameters)
-    return _best(possible, budget, space, towards=space.smallest)
+    possible = space.on_the_way(removal.parameters, rounds_left) or space.nearest(removal.parameters)
+    return _best(possible, removal, space, towards=space.smallest)
 
 
-def _best(candidates: Sequence[Geometry], budget: Budget, space: SearchSpace, towards: Geometry | None) -> Geometry:
-    tolerance = budget.tolerance(space.multiples)
+def _best(candidates: Sequence[Geometry], removal: Removal, space: SearchSpace, towards: Geometry | None) -> Geometry:
+    tolerance = removal.tolerance(space.multiples)
 
     def cost(candidate: Geometry) -> tuple[float, int, int]:
-        miss = abs(candidate.parameters() - budget.parameters)
+        miss = abs(candidate.parameters() - removal.parameters)
         # Equal shares are of the dims of all heads, unless these are not enough: fewer heads are for splits to measure.
         keeps_heads = towards is None and not space.cuts_heads
         gone = space.largest.num_key_value_heads - candidate.num_key_value_heads if keeps_heads else 0
         # Everything within the tolerance is equally good, so that the balance decides.
-        return (0.0 if miss <= tolerance else miss, gone, imbalance(budget.parent, towards, candidate))
+        return (0.0 if miss <= tolerance else miss, gone, imbalance(removal.parent, towards, candidate))
 
     return min(candidates, key=cost)
 
 
-def splits(budget: Budget, space: SearchSpace) -> list[Geometry]:
+def splits(removal: Removal, space: SearchSpace) -> list[Geometry]:
     """Return every way to share the same cut between attention and MLP, in the order of `attention_shapes`.
 
     Raises:
         ValueError: more is asked than can be removed.
     """
-    solve_geometry(budget, space)  # raises where the budget cannot be met
-    wanted, tolerance = budget.parameters, budget.tolerance(space.multiples)
+    solve_geometry(removal, space)  # raises where it cannot be met
+    wanted, tolerance = removal.parameters, removal.tolerance(space.multiples)
     return [each for each in space.nearest(wanted) if abs(each.parameters() - wanted) <= tolerance]
 
 
@@ -302,14 +304,14 @@ def solve_rounds(space: SearchSpace, fractions: Sequence[float], final: Geometry
         ValueError: the last fraction cannot be reached, or a round would remove nothing.
     """
     parent = space.largest
-    last = final or solve_geometry(Budget(parent=parent, remove_fraction=fractions[-1]), space)
+    last = final or solve_geometry(Removal(parent=parent, remove_fraction=fractions[-1]), space)
     stretch = reached_fraction(parent, last) / fractions[-1] if final else 1.0
     geometries: list[Geometry] = []
     left_space = replace(space, smallest=last)
     for left, fraction in reversed(list(enumerate(reversed(fractions)))):
         if left > 0:
-            budget = Budget(parent=parent, remove_fraction=fraction * stretch)
-            geometries.append(solve_on_the_way(budget, left_space, rounds_left=left))
+            removal = Removal(parent=parent, remove_fraction=fraction * stretch)
+            geometries.append(solve_on_the_way(removal, left_space, rounds_left=left))
             left_space = replace(left_space, largest=geometries[-1])
     geometries.append(last)
     _check_every_round_removes(parent, geometries, space.multiples)
@@ -355,11 +357,11 @@ def imbalance(parent: Geometry, floor: Geometry | None, candidate: Geometry) -> 
     )
 
 
-def _unreachable(budget: Budget, space: SearchSpace) -> str:
-    parent = budget.parent
+def _unreachable(removal: Removal, space: SearchSpace) -> str:
+    parent = removal.parent
     fixed = 1 - parent.transitional_parameters() / parent.parameters()
     return (
-        f"prune.remove_fraction={budget.remove_fraction:g} cannot be reached: at most "
+        f"prune.remove_fraction={removal.remove_fraction:g} cannot be reached: at most "
         f"{max(reached_fraction(parent, each) for each in space.least()):.4f} of this model can be removed with "
         f"{attention_words(parent, space)} and intermediate_size a multiple of "
         f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that); embeddings and norms, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,7 @@ class Selection:
         pair_scope: over what a set of pairs was chosen together: "model", "layer" or "head".
         source: dimensions of the model before slicing, whose layers are alike.
         target: dimensions after.
-        asked: fraction of the dense parent's parameters that this round was asked to have
-            removed by its end; ``None`` where dimensions were asked for instead.
-        reached: the fraction that it will have removed.
+        reached: the share of the dense parent's parameters that is gone by then.
         method: how the units were chosen, for the record.
         query_norm_gains: a factor per layer for the norm of queries, where there is one and pairs are cut: the
             root of the mean share that the kept pairs have in the square of a query. None: 1.
@@ -61,7 +59,6 @@ class Selection:
     pair_scope: str
     source: Geometry
     target: Geometry
-    asked: float | None
     reached: float
     method: dict[str, Any]
     query_norm_gains: tuple[float, ...] | None = None
@@ -103,7 +100,8 @@ class Selection:
     def from_json(cls, values: Mapping[str, Any]) -> Selection:
         """Build from a dictionary of JSON types: the inverse of `to_json`."""
         geometries = {name: Geometry.from_dict(values[name]) for name in ("source", "target")}
-        return cls(**({name: as_tuples(value) for name, value in values.items()} | geometries))
+        known = {each.name for each in fields(cls)}  # earlier versions also recorded what had been asked for
+        return cls(**({name: as_tuples(value) for name, value in values.items() if name in known} | geometries))
 
 
 def as_tuples(value: Any) -> Any:
@@ -128,12 +126,10 @@ class Goal:
     Attributes:
         target: dimensions to reach.
         parent: the dense model, which the fraction reached is counted from.
-        asked: fraction of its parameters asked for, for the record; None where dimensions were asked for instead.
     """
 
     target: Geometry
     parent: Geometry
-    asked: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,7 +213,6 @@ def make_selection(
         pair_scope=rules.pair_scope,
         source=source,
         target=target,
-        asked=goal.asked,
         reached=reached_fraction(goal.parent, target),
         method=dict(rules.method),
         query_norm_gains=query_gains,

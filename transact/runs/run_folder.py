@@ -74,6 +74,7 @@ class RoundFolder:
         self.split = path / "split.json"
         self.shapes = path / "shapes.json"
         self.shape_log = path / "shapes.jsonl"
+        self.shape_base = temporary_name(path / "shape_base")  # the model that shapes are narrowed from
         self.selection = path / "selection.json"
         self.maps = path / "activation_maps.safetensors"
         self.sliced = path / "sliced"

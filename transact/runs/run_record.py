@@ -26,11 +26,11 @@ WAY_OUT = "nothing was changed: restore the file from a copy, or choose another 
 ELSEWHERE = "choose another name= or output_dir="
 MAX_SHOWN = 3
 
-ROUND = re.compile(r"round_\d\d")
+ROUND = re.compile(r"round_\d{2,}")
 # What a run writes into its folder. It lists these in the record before it makes them:
 OWN_NAMES = re.compile(
-    r"round_\d\d/evaluation\.json|(comparison|measured|efficiency|hub|result)\.json|checkpoints|export|gguf|executorch|round_\d\d"
-    r"|round_\d\d/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes|mixture)\.json"
+    r"round_\d{2,}/evaluation\.json|(comparison|measured|efficiency|hub|result)\.json|checkpoints|export|gguf|executorch|round_\d{2,}"
+    r"|round_\d{2,}/(initial|gram|sliced|recovered|(statistics|activation_maps)\.safetensors|(selection|split|shapes|mixture)\.json"
     r"|shapes\.jsonl)"
 )
 # These are the run's own as soon as the folder is:
@@ -52,13 +52,16 @@ _CHECKPOINT = r"state-\d{5}-of-\d{5}\.safetensors|manifest\.json(\.tmp)?"
 OWN_FILES = (
     (re.compile(r"export(\.tmp)?"), re.compile(_EXPORT)),
     (re.compile(r"gram(\.tmp)?"), re.compile(_GRAM)),
-    (re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
-    (re.compile(r"(initial|sliced|recovered)(\.tmp)?|split_candidate(_\d{3})?(\.tmp)*"), re.compile(_MODEL)),
+    (re.compile(r"round_\d{2,}_step_\d{8}(\.tmp|\.damaged)*"), re.compile(_CHECKPOINT)),
+    (
+        re.compile(r"(initial|sliced|recovered)(\.tmp)?|(split_candidate(_\d{3,})?|shape_base)(\.tmp)*"),
+        re.compile(_MODEL),
+    ),
 )
 OWN_TEMPORARY = re.compile(
     r"(run|job|result|comparison|measured|efficiency|hub|estimate)\.json\.tmp|(config\.yaml|estimate\.txt)\.tmp|report\.html\.\d+\.\d+\.tmp"
 )
-OWN_CHECKPOINT = re.compile(r"round_\d\d_step_\d{8}(\.tmp|\.damaged)*")
+OWN_CHECKPOINT = re.compile(r"round_\d{2,}_step_\d{8}(\.tmp|\.damaged)*")
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:

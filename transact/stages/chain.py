@@ -249,7 +249,7 @@ def find_shapes(
         lambda: choose_shapes(job, prepared.texts, each, model_folder, prepared.parent, files),
         reads=[model_folder, files.statistics, files.grams],
         also=[files.shape_log],
-        scratch=[files.trial(0), temporary_name(files.trial(0))],
+        scratch=[files.shape_base, temporary_name(files.shape_base)],
     )
     job.verify(files.shapes)
     return read_shapes(files.shapes)

@@ -115,7 +115,7 @@ def prune_model(
                     for layer, gram in enumerate(grams)
                 ]
             }
-        selection = decide(prune, evidence, goal, channels, parent=source, asked=prune.remove_fraction)
+        selection = decide(prune, evidence, goal, channels, parent=source)
         smaller = sliced_config(config, selection)
         cut = _cut(weights, config, smaller, selection, prune.method, batches, grams)
     return _made(model, smaller | stated_settings(smaller), cut)

@@ -80,7 +80,6 @@ def decide(
     channels: Paths | None,
     *,
     parent: Geometry,
-    asked: float | None,
     head_orders: Sequence[Sequence[int]] | None = None,
 ) -> Selection:
     """Return the selection for one target.
@@ -104,7 +103,7 @@ def decide(
     return make_selection(
         criteria.score(evidence),
         source,
-        Goal(target=target, parent=parent, asked=asked),
+        Goal(target=target, parent=parent),
         rules,
         chosen=Chosen(channels=kept, head_orders=head_orders),
         norm_shares=evidence.statistics.norm_shares(source) if cuts_pairs else None,
@@ -200,9 +199,7 @@ def select(
         if head_orders is None:
             head_orders = orders_of_heads(job, model_folder, files.grams, [round_.geometry])
         settings = _settings_of(round_, job.config.prune)
-        made = decide(
-            settings, evidence, round_.geometry, channels, parent=parent, asked=round_.asked, head_orders=head_orders
-        )
+        made = decide(settings, evidence, round_.geometry, channels, parent=parent, head_orders=head_orders)
     if not job.group.is_main:
         return
     job.say(f"round {round_.number}: {describe_cut(made)}, {made.reached:.1%} of all parameters removed")

@@ -68,8 +68,8 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
     orders = [each.heads for each in leaving]
     errors = {dimension: [each.errors[dimension] for each in leaving] for dimension in (CHANNELS, HEADS)}
     base = replace(whole, head_dim=space.start.head_dim)
-    selection = decide(config.prune, evidence, base, None, parent=job.outline.parent, asked=round_.asked)
-    trial = files.trial(0) if base != whole else source
+    selection = decide(config.prune, evidence, base, None, parent=job.outline.parent)
+    trial = files.shape_base if base != whole else source
     if base != whole:
         slice_in_parallel(job, source, selection, trial, files.grams)
         job.check_seen("the model that shapes are measured on", trial)

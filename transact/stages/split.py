@@ -35,8 +35,7 @@ def choose_split(job: Job, texts: Texts, parent: Path, files: RoundFolder) -> No
     begun = elimination_share(job.config, job.outline)
     channels = greedy_channels(job, parent, files.grams, widths, share=(0.0, begun))
     orders = orders_of_heads(job, parent, files.grams, candidates)
-    asked = settings.remove_fraction
-    choose = partial(decide, settings, evidence, channels=channels, parent=whole, asked=asked, head_orders=orders)
+    choose = partial(decide, settings, evidence, channels=channels, parent=whole, head_orders=orders)
     rows: list[dict[str, Any]] = []
     best, least = None, math.inf
     with job.progress("measure splits", len(candidates), unit="candidates", share=(begun, 1.0)) as bar:

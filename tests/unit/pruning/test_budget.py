@@ -8,8 +8,8 @@ import pytest
 from transact.geometry import Geometry
 from transact.pruning.schedule import SCHEDULES, remove_fractions
 from transact.pruning.search_space import (
-    Budget,
     Multiples,
+    Removal,
     SearchSpace,
     explicit_geometry,
     reached_fraction,
@@ -43,11 +43,11 @@ SMALL = Geometry(
 )
 LARGE_MULTIPLES = Multiples(head_dim=32, intermediate_size=256)
 FINE = Multiples(head_dim=2, intermediate_size=1)
-HALF_OF_SMALL = Budget(parent=SMALL, remove_fraction=0.5)
+HALF_OF_SMALL = Removal(parent=SMALL, remove_fraction=0.5)
 
 
 def solved(parent: Geometry, fraction: float, multiples: Multiples, largest: Geometry | None = None) -> Geometry:
-    budget = Budget(parent=parent, remove_fraction=fraction)
+    budget = Removal(parent=parent, remove_fraction=fraction)
     return solve_geometry(budget, SearchSpace.below(largest or parent, multiples))
 
 
@@ -95,7 +95,7 @@ def test_nearest_when_only_heads_may_move() -> None:
     # 381 parameters to go at 80 a head dim, in twos: 4 head dims are 320.
     assert dims(
         solve_on_the_way(
-            Budget(parent=SMALL, remove_fraction=0.1), SearchSpace(multiples=FINE, smallest=floor, largest=SMALL)
+            Removal(parent=SMALL, remove_fraction=0.1), SearchSpace(multiples=FINE, smallest=floor, largest=SMALL)
         )
     ) == (12, 40)
 
@@ -162,7 +162,7 @@ def test_says_how_much_can_be_removed() -> None:
     assert dims(solved(SMALL, 0.908, FINE)) == (2, 1)
     with pytest.raises(ValueError, match=r"head_dim a multiple of 32, 4 or 8 key-value heads and intermediate_size"):
         splits(
-            Budget(parent=LLAMA_8B, remove_fraction=0.99),
+            Removal(parent=LLAMA_8B, remove_fraction=0.99),
             SearchSpace.below(LLAMA_8B, LARGE_MULTIPLES, fewer_heads=True),
         )
 
@@ -260,3 +260,14 @@ def test_explicit_geometry_refuses(head_dim: int | None, intermediate_size: int 
 def test_multiples_refuse(head_dim: int, intermediate_size: int) -> None:
     with pytest.raises(ValueError, match="the multiple of"):
         Multiples(head_dim=head_dim, intermediate_size=intermediate_size)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "counts"), [(1, [*range(32, 0, -1)]), (8, [32, 24, 16, 8]), (5, [32, *range(30, 0, -5)]), (64, [32])]
+)
+def test_whole_heads_stay_in_multiples_too(multiple: int, counts: list[int]) -> None:
+    """Of the GPUs that will share the model; the parent's own number always stays allowed."""
+    multiples = Multiples(head_dim=8, intermediate_size=8, num_key_value_heads=multiple)
+    space = SearchSpace.below(LLAMA_7B, multiples, cuts_heads=True)
+    assert [each.num_key_value_heads for each in space.attention_shapes()] == counts
+    assert min(each.num_key_value_heads for each in space.least()) == counts[-1]

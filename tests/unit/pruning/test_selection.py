@@ -38,7 +38,7 @@ def scores() -> Scores:
     )
 
 
-GOAL = Goal(target=TARGET, parent=SOURCE, asked=0.4)
+GOAL = Goal(target=TARGET, parent=SOURCE)
 
 
 def selection(goal: Goal = GOAL, **rules: Any) -> Selection:

@@ -12,7 +12,7 @@ from tests.support.configs import compose_config
 from transact.config.pruning import TARGETS, BudgetConfig, MethodConfig, MultipleConfig, PruneConfig
 from transact.dimensions import geometries, search_space, split_candidates
 from transact.geometry import Geometry
-from transact.pruning.search_space import Budget, splits
+from transact.pruning.search_space import Removal, splits
 from transact.pruning.targets import ANY, RUNTIMES, check_layers, multiples_for, shape_warnings
 from transact.rounds import outline
 from transact.stages.preflight import check_settings
@@ -145,7 +145,7 @@ def test_all_shapes_of_attention_that_suit_are_in_the_space_of_a_split(name: str
         without = search_space(asked(target=target, split="auto"), dense).attention_shapes()
         assert without == [each for each in suits if each.num_key_value_heads == dense.num_key_value_heads]
         least = min(replace(each, intermediate_size=multiples.intermediate_size).parameters() for each in suits)
-        assert splits(Budget(parent=dense, remove_fraction=1 - least / dense.parameters()), space)
+        assert splits(Removal(parent=dense, remove_fraction=1 - least / dense.parameters()), space)
 
 
 def test_what_was_chosen_for_smollm2_before_is_not_now() -> None:
