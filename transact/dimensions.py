@@ -31,25 +31,29 @@ def geometries(
     """Return the dimensions after each round, and the cumulative fraction that each round was asked for.
 
     Args:
-        final: dimensions after the last round where they are known already.
+        final: dimensions after the last round where a measured split has chosen them.
 
     Raises:
         ValueError: the request cannot be met with this parent.
     """
-    limits = limits_of(config, parent)
-    if config.remove_fraction is None and limits is None:
-        final = explicit_geometry(parent, config.head_dim, config.intermediate_size)
-        _check_suits(config, parent, final)
-    elif config.head_dim is not None:
-        final = _with_head_dim(config, parent, config.head_dim)
-    elif limits is not None and final is None:
-        final = most_balanced(limits, _by_heads(config, _measurable(config, parent))[0])
-    total = config.remove_fraction
+    final, total = final or _asked_for(config, parent), config.remove_fraction
     if total is None:
         assert final is not None
         total = reached_fraction(parent, final)
     fractions = remove_fractions(total, config.rounds, config.schedule, config.round_shares)
     return solve_rounds(search_space(config, parent), fractions, final), fractions
+
+
+def _asked_for(config: PruneConfig, parent: Geometry) -> Geometry | None:
+    """Return the dimensions after the last round where they follow from the request; None where a share is removed."""
+    limits = limits_of(config, parent)
+    if config.remove_fraction is None and limits is None:
+        found = explicit_geometry(parent, config.head_dim, config.intermediate_size)
+        _check_suits(config, parent, found)
+        return found
+    if config.head_dim is not None:
+        return _with_head_dim(config, parent, config.head_dim)
+    return None if limits is None else most_balanced(limits, _by_heads(config, _measurable(config, parent))[0])
 
 
 def limits_of(config: PruneConfig, parent: Geometry) -> Limits | None:

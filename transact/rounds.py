@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
@@ -110,12 +110,11 @@ def tokens_per_batch(config: RunConfig) -> int:
     return config.recover.batch * config.data.sequence_length
 
 
-def outline(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> Outline:
+def outline(config: RunConfig, parent: Geometry) -> Outline:
     """Solve what a run will do.
 
     Args:
         parent: in `mode=pretrain` the model that is trained.
-        final: dimensions after the last round where `prune.split=auto` has found them.
 
     Raises:
         ValueError: the request cannot be met with this parent.
@@ -125,14 +124,19 @@ def outline(config: RunConfig, parent: Geometry, final: Geometry | None = None) 
     is_measured = config.prune.split == "auto"
     return Outline(
         parent=parent,
-        rounds=tuple(_pruning_rounds(config, parent, final)),
+        rounds=tuple(_pruning_rounds(config, parent)),
         stages=_stages(config),
         candidates=tuple(split_candidates(config.prune, parent)) if is_measured else (),
         limits=limits_of(config.prune, parent),
     )
 
 
-def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None) -> list[Round]:
+def towards(config: RunConfig, whole: Outline, final: Geometry) -> Outline:
+    """Return the outline of a run whose split has chosen the dimensions after the last round."""
+    return replace(whole, rounds=tuple(_pruning_rounds(config, whole.parent, final)))
+
+
+def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> list[Round]:
     dimensions, fractions = geometries(config.prune, parent, final)
     tokens = _token_budgets(config.recover, config.prune.rounds, tokens_per_batch(config))
     rates = peak_rates(config, parent, fractions)

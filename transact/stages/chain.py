@@ -16,7 +16,7 @@ from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
 from transact.models.rotary import context_limit
 from transact.pruning.selection import Selection
-from transact.rounds import Round, Stage, outline
+from transact.rounds import Round, Stage, towards
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.advice import run_warnings
 from transact.stages.calibrate import SummedGrams, calibrate, collect_gram_files
@@ -152,7 +152,7 @@ def cut_round(
     measured = None
     if index == 0 and job.outline.candidates:
         measured = measure_split(job, prepared.texts, prepared.parent)
-        to_its_end = outline(job.config, measured.source, measured.target)
+        to_its_end = towards(job.config, job.outline, measured.target)
         job.announce(to_its_end)
         rounds = to_its_end.rounds
     orders = None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.configs import compose_config
 from tests.unit.pruning.test_budget import SMALL
 from transact.geometry import Widths
 from transact.pruning.latency import SETTINGS, LatencyTable, interpolated, rising
 from transact.pruning.limits import Limits, Serving, limit_words, within
 from transact.pruning.search_space import Multiples, SearchSpace
+from transact.rounds import outline, towards
 
 # SMALL: 2 layers, 1 key-value head of 16 dims, 40 channels.
 TABLE = LatencyTable(attention=((4, 1.0), (16, 4.0)), mlp=((10, 2.0), (40, 8.0)), rest=3.0)
@@ -68,3 +72,19 @@ def test_a_table_is_read_by_phase_in_any_order() -> None:
 def test_what_is_no_table_of_this_model_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LatencyTable.from_json(values, "decode", SMALL)
+
+
+def test_the_table_is_not_needed_any_more_once_a_split_is_chosen(tmp_path: Path) -> None:
+    """Somebody may move it while the run is at work."""
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(stored()))
+    limits = ["prune=budget", "prune.budget.latency_ms=15.5", f"prune.budget.latency_table={table}"]
+    multiples = ["prune.multiple.head_dim=4", "prune.multiple.intermediate_size=8", "prune.rounds=2"]
+    recovery = ["recover.tokens=131072", "recover.batch_sequences=4", "data.sequence_length=64"]
+    config = compose_config(["name=a", *recovery, *limits, *multiples])
+    whole = outline(config, SMALL)
+    table.unlink()
+    chosen = whole.candidates[-1]
+    after = towards(config, whole, chosen)
+    assert after.rounds[-1].geometry == chosen and len(after.rounds) == 2
+    assert replace(after, rounds=whole.rounds) == whole
