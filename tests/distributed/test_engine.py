@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from tests.support.commands import Workplace
+from tests.support.configs import compose_config
 from tests.support.ranks import run_on_ranks
 from tests.support.selections import hand_selection
 from tests.support.tiny import write_model
@@ -188,7 +190,7 @@ def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
     from transact.engine.engine import open_engine
     from transact.files import read_json
     from transact.models.llama import read_geometry
-    from transact.stages.slice import slice_model
+    from transact.stages.slice import slice_in_parallel
 
     source = read_geometry(read_json(model / "config.json"))
     dims, channels = [[range(64)] * 8] * 8, [range(1536)] * 8
@@ -199,7 +201,8 @@ def peaks(model: Path, output: Path, warm_up: Path) -> dict[str, int]:
         with PeakMemory() as loading, open_engine(model, engine_config(), group):
             pass
         with PeakMemory() as slicing:
-            slice_model(model, selection, output, group, dtype="float32")
+            job: Any = SimpleNamespace(config=compose_config(["name=large", "prune/method=norms"]), group=group)
+            slice_in_parallel(job, model, selection, output, grams=output)
     return {"loading": loading.bytes, "slicing": slicing.bytes}
 
 

@@ -74,7 +74,7 @@ def cut(folder: Path, model: Path, text: Path) -> dict[str, Any]:
             evidence = collect_evidence(job, model, statistics)
             geometry, target = job.outline.parent, job.outline.rounds[0].geometry
             channels = greedy_channels(job, model, grams, [target.intermediate_size])
-            selection = decide(job.config.prune, evidence, target, channels, parent=geometry, asked=0.4)
+            selection = decide(job.config.prune, evidence, target, channels, parent=geometry)
             cut_model(job, texts, model, selection, sliced, grams)
             with ModelReader(sliced) as reader:
                 weights = {key: reader.tensor(key).numpy() for key in reader.files}

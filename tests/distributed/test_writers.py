@@ -79,7 +79,7 @@ def a_selection(job: Any, model: Path, folder: Path) -> Any:
     statistics = folder / f"statistics_{job.group.rank}"
     save_file(zeros.to_tensors(), statistics)
     evidence = collect_evidence(job, model, statistics)
-    return decide(job.config.prune, evidence, target, None, parent=geometry, asked=0.4)
+    return decide(job.config.prune, evidence, target, None, parent=geometry)
 
 
 def test_ranks_write_at_the_same_time_what_one_rank_writes(workplace: Workplace, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def slice_sequentially(
 ) -> dict[str, Any]:
     """Write the sliced model's folder and return the shards' sizes and digests (collective).
 
-    All ranks work on the same layer. grams: folder of the dense model's Gram matrices. done: as in `slice_model`.
+    All ranks work on the same layer. grams: folder of the dense model's Gram matrices. done: as in `slice_in_parallel`.
     """
     config = read_json(source / "config.json")
     smaller = sliced_config(config, selection)
