@@ -60,16 +60,18 @@ def rotated(names: list[str], places: int) -> list[str]:
     return names[places:] + names[:places]
 
 
+def ratios(rates: dict[str, list[float]], name: str) -> list[float]:
+    """Return our rates over another loop's, each of neighbours in time."""
+    return [ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)]
+
+
 def summarise(rates: dict[str, list[float]]) -> dict[str, Any]:
     """Return medians. A ratio is taken between neighbours in time, then the median of these."""
 
-    def ratio_to(name: str) -> float:
-        return median(ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True))
-
     return {
         "tokens_per_s": {name: median(values) for name, values in rates.items()},
-        "ours_to_bare_deepspeed": ratio_to("bare_deepspeed"),
-        "ours_to_plain_pytorch": ratio_to("plain_pytorch"),
+        "ours_to_bare_deepspeed": median(ratios(rates, "bare_deepspeed")),
+        "ours_to_plain_pytorch": median(ratios(rates, "plain_pytorch")),
         # More reliable where other work disturbs the machine.
         "fastest_ours_to_bare_deepspeed": max(rates["ours"]) / max(rates["bare_deepspeed"]),
         "repetitions": rates,
@@ -88,11 +90,19 @@ def shortfalls_of_throughput(result: dict[str, Any]) -> list[str]:
 
 
 def throughput_markdown(results: list[dict[str, Any]]) -> str:
-    """Return a table of the throughput of recovery beside the other loops, a row for each result."""
+    """Return a table of the throughput of recovery beside the other loops, a row for each result.
+
+    Medians, and the lowest and the highest of the repetitions.
+    """
+
+    def cell(each: dict[str, Any], name: str) -> str:
+        found = ratios(each["repetitions"], name)
+        return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
     rows = ["| parameters | ZeRO stage | of a bare DeepSpeed loop | of a plain PyTorch loop |", "|---|---|---|---|"]
     for each in sorted(results, key=lambda each: (each["parameters"], each["engine"]["zero_stage"])):
-        ratios = f"{each['ours_to_bare_deepspeed']:.2f} | {each['ours_to_plain_pytorch']:.2f}"
-        rows.append(f"| {each['parameters'] / 1e6:.0f} million | {each['engine']['zero_stage']} | {ratios} |")
+        beside = f"{cell(each, 'bare_deepspeed')} | {cell(each, 'plain_pytorch')}"
+        rows.append(f"| {each['parameters'] / 1e6:.0f} million | {each['engine']['zero_stage']} | {beside} |")
     return "\n".join(rows) + "\n"
 
 
