@@ -158,7 +158,7 @@ def describe_row(row: Row, job: Job, geometry: Geometry) -> dict[str, Any]:
         "parameters": geometry.parameters(),
         "kv_bytes_per_token": geometry.kv_bytes_per_token(),
         "geometry": geometry.to_dict(),
-        # Those of calibration and Gram matrices stand beside the rows: all methods share them.
+        # Without calibration and Gram matrices, which all methods share.
         "seconds": {
             name: each for name, each in seconds.items() if name not in ("round_01/calibrate", "round_01/gram")
         },
@@ -207,7 +207,8 @@ def begun_result(output: Path, fixed: dict[str, Any], redo: Sequence[str]) -> di
                 "another file, or remove it"
             )
     now = git_revision()
-    return dict(found) | {"rows": [row for row in found["rows"] if row["method"] not in redo or row["revision"] == now]}
+    kept = [row for row in found["rows"] if row["method"] not in redo or (now and row.get("revision") == now)]
+    return dict(found) | {"rows": kept}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -285,7 +286,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="real_model.json in --work by default")
     parser.add_argument(
-        "--redo", nargs="*", default=[], metavar="METHOD", help="measure rows of these methods again, if of other code"
+        "--redo",
+        nargs="*",
+        default=[],
+        metavar="METHOD",
+        help="measure rows of these again, if of another commit",
     )
     parser.add_argument("--peers", type=Path, metavar="FILE", help="rows of benchmarks/peers to put into the result")
     parser.add_argument("--table", action="store_true", help="only write table and picture of --output again")

@@ -122,7 +122,9 @@ def _can_be_cut_to(config: PruneConfig, parent: Geometry, final: Geometry) -> bo
 
 
 def _evenly_spaced(shapes: list[Geometry], most: int) -> list[Geometry]:
-    """Return `most` of the shapes, first and last among them, or all where there are no more."""
+    """Return `most` of the shapes, first and last among them, or all where there are no more; the middle one alone."""
+    if most == 1:
+        return [shapes[len(shapes) // 2]]
     last, gaps = len(shapes) - 1, max(1, min(most, len(shapes)) - 1)
     return [shapes[round(place * last / gaps)] for place in range(min(most, len(shapes)))]
 

@@ -13,7 +13,7 @@ from transact.config.run import RunConfig
 from transact.files import write_text
 from transact.models.folder import declared_geometry
 from transact.rounds import outline, text_sequences
-from transact.stages.preflight import check_ranks, with_batch
+from transact.stages.preflight import check_ranks, check_same_run, with_batch
 
 SETTINGS = ["name=run", "data.sequence_length=64", "recover.tokens=131072"]
 
@@ -49,6 +49,15 @@ def test_without_recovery_there_is_no_batch_and_any_ranks_go_on(tmp_path: Path, 
         assert found == one_shot  # what config.yaml says, which the run is compared with
     with pytest.raises(ValueError, match=r"recover.batch_sequences=3 is not allowed: 4 ranks need at least one"):
         check_ranks(asked(tmp_path / "run", "recover.tokens=0", "recover.batch_sequences=3"), 4)
+
+
+def test_a_batch_that_an_earlier_version_recorded_without_recovery_is_no_conflict(tmp_path: Path) -> None:
+    before = asked(tmp_path / "run", "recover.tokens=0", "recover.batch_sequences=16")
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(before))
+    check_same_run(asked(tmp_path / "run", "recover.tokens=0"))
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        check_same_run(asked(tmp_path / "run", "recover.batch_sequences=8"))
 
 
 def test_a_batch_that_is_given_stays(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ class PruneConfig:
     """Between attention and MLP: "equal" (the same fraction of both) or "auto" (measured on the training text; where
     prune.budget limits the KV cache or memory, and the method refits, with three quarters and half of the key-value
     heads too)."""
-    split_candidates: int = setting(8, at_least=2, at_most=1000)
+    split_candidates: int = setting(8, at_least=1, at_most=1000)
     """Splits that "auto" cuts and measures of each number of key-value heads (of whole heads: of all), at most."""
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value

@@ -91,6 +91,8 @@ class RunConfig:
         if self.mode == "pretrain":
             alone = self.recover.objective == "cross_entropy"
             require("recover.objective", self.recover.objective, alone, "mode=pretrain has no parent to distil from")
+            tokens = self.recover.tokens
+            require("recover.tokens", tokens, tokens > 0, "mode=pretrain trains: it must be above 0")
             whole = self.recover.method == "full"
             require("recover.method", self.recover.method, whole, "mode=pretrain trains all weights")
             missing = "mode=pretrain needs model.architecture, and no model.path but model=demo_random or alike"

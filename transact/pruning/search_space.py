@@ -193,7 +193,7 @@ def _steps_down(shapes: Sequence[Geometry]) -> dict[Geometry, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """How large a cut model may be.
+    """The share of a model that is to go.
 
     Attributes:
         parent: the dense model, from which the share is counted.

@@ -26,7 +26,7 @@ MEMORY_MARGIN = 1.5  # times the weights of both models, which leaves room for g
 def record_latency_table(job: Job) -> None:
     """Record the digest of the table that a latency is limited by: preflight refuses another one from then on."""
     table = job.config.prune.budget.latency_table
-    if table is not None and job.group.is_main:
+    if table is not None and job.group.is_main and "latency_table" not in job.folder.record:
         job.folder.note(latency_table=file_digest(Path(table)))
 
 

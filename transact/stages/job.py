@@ -303,7 +303,7 @@ class Job:
     ) -> tuple[dict[str, Any], float]:
         """Do a stage's work in a folder, and return what it says of its files, and its seconds (collective).
 
-        The seconds are those of all attempts, without work that was lost.
+        Those of a recovery are of all attempts, without work that was lost; of other stages they are of the last one.
         """
         if self.group.is_main:
             folder.mkdir(parents=True, exist_ok=True)

@@ -353,6 +353,8 @@ def check_same_run(config: RunConfig) -> None:
             raise DamagedFile(folder / "config.yaml", f"is missing, though stages of the run are finished; {WAY_OUT}")
         return
     changed = differences(before, to_dictionary(config))
+    if not config.recover.tokens:  # earlier versions recorded a batch for runs that recover nothing
+        changed = [each for each in changed if not each.startswith("recover.batch_sequences: ")]
     if recorded_parent(folder) is not None:  # the record identifies the model by its content, wherever it lies
         changed = [each for each in changed if not ELSEWHERE.match(each)]
     if changed:

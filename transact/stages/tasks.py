@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING, asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,12 @@ def evaluate_side_by_side(job: Job, texts: Texts, models: Mapping[str, Path], ou
     Args:
         measured: the file that keeps what is measured, as `Measured`.
     """
-    known = Measured(job, measured, models)
-    turns = _Turns(known.count_missing())
+    known = Measured(job, texts, measured, models)
+    turns, missing = _Turns(known.count_missing()), {name for role in models for name in known.missing(role, "tasks")}
+    shots = {name: count for name, count in job.config.eval.tasks.items() if name in missing}
+    tasks = loaded_tasks(replace(job.config.eval, tasks=shots))
     for role, folder in models.items():
-        _evaluate(job, folder, texts, known, role, turns)
+        _evaluate(job, folder, texts, tasks, known, role, turns)
     results = known.results()
     job.tracker.summary(
         {
@@ -143,44 +145,48 @@ def _settings_of_text(text: TextConfig) -> dict[str, Any]:
 class Measured:
     """What is known of the models, in a file as soon as it is: no attempt measures what an earlier one has measured.
 
-    A text or a task counts while its settings, the files in eval.task_folders and the model are what they were.
-    Collective: the same on every rank.
+    A text or a task counts while its settings, its tokens, the files in eval.task_folders and the model are what they
+    were. Collective: the same on every rank.
 
     Args:
         file: role -> "texts" and "tasks" -> name -> "asked" and "found".
         models: their folders, by role.
     """
 
-    def __init__(self, job: Job, file: Path, models: Mapping[str, Path]) -> None:
+    def __init__(self, job: Job, texts: Texts, file: Path, models: Mapping[str, Path]) -> None:
         self._group, self._file = job.group, file
         config = job.config.eval
         of_tasks = settings_of_tasks(config)
-        texts, tasks = of_tasks.pop("texts"), of_tasks.pop("tasks")
-        sequences = of_tasks.pop("text_sequences")
+        settings, tasks = of_tasks.pop("texts"), of_tasks.pop("tasks")
+        of_texts = {"sequences": of_tasks.pop("text_sequences")}
+        tokens = {name: store.sha256 for name, store in texts.further.items()}
         of_tasks["task_files"] = job.group.on_main(lambda: _states(config.task_folders))
         self._asked: dict[str, dict[str, dict[str, Any]]] = {}
         for role, folder in models.items():
             model = {"model": job.made_of(folder)}
             self._asked[role] = {
-                "texts": {name: model | {"text": text, "sequences": sequences} for name, text in texts.items()},
+                "texts": {name: model | of_texts | {"text": settings[name], "tokens": tokens[name]} for name in tokens},
                 "tasks": {name: model | {"shots": shots} | of_tasks for name, shots in tasks.items()},
             }
-        self._known: dict[str, Any] = job.group.broadcast(self._read() if job.group.is_main else None)
+        self._known: dict[str, Any] = job.group.on_main(self._read)
 
     def _read(self) -> dict[str, Any]:
         """Return what the file has of what is asked for."""
         try:
             before = read_json(self._file)
-        except (OSError, ValueError):  # none, or damaged: it is measured again
-            before = {}
-        known: dict[str, Any] = {}
-        for role, kinds in self._asked.items():
-            known[role] = {kind: dict(before.get(role, {}).get(kind, {})) for kind in kinds}
-            for kind, asked in kinds.items():
-                for name, settings in asked.items():
-                    if known[role][kind].get(name, {}).get("asked") != settings:
-                        known[role][kind].pop(name, None)
-        return known
+            return {
+                role: {
+                    kind: {
+                        name: before[role][kind][name]
+                        for name, settings in asked.items()
+                        if name in before[role][kind] and before[role][kind][name]["asked"] == settings
+                    }
+                    for kind, asked in kinds.items()
+                }
+                for role, kinds in self._asked.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError):  # none, or damaged: all is measured again
+            return {role: {kind: {} for kind in kinds} for role, kinds in self._asked.items()}
 
     def missing(self, role: str, kind: str) -> list[str]:
         """Return the texts or tasks that are still to be measured. kind: "texts" or "tasks"."""
@@ -222,14 +228,14 @@ class _Turns:
         return (self._taken - 1) / self._count, self._taken / self._count
 
 
-def _evaluate(job: Job, folder: Path, texts: Texts, known: Measured, role: str, turns: _Turns) -> None:
-    """Measure what is missing of one model (collective)."""
+def _evaluate(
+    job: Job, folder: Path, texts: Texts, loaded: dict[str, Any], known: Measured, role: str, turns: _Turns
+) -> None:
+    """Measure what is missing of one model (collective). loaded: tasks that are missing of any."""
     group, engine_config = job.group, job.config.engine
-    missing = known.missing(role, "tasks")
-    if not missing and not known.missing(role, "texts"):
+    tasks = {name: loaded[name] for name in known.missing(role, "tasks")}
+    if not tasks and not known.missing(role, "texts"):
         return
-    loaded = loaded_tasks(job.config.eval) if missing else {}
-    tasks = {name: loaded[name] for name in missing}
     with open_engine(folder, engine_config, group) as engine:
         for name in known.missing(role, "texts"):
             store = texts.further[name]

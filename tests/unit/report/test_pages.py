@@ -128,6 +128,13 @@ def test_points_of_several_models_are_measured_against_their_own(tmp_path: Path)
     assert shares == [f"{run.shrunk(2).parameters() / run.geometry.parameters():.1%}" for run in expected]
 
 
+def test_a_parent_that_was_measured_on_other_ranks_is_one(tmp_path: Path) -> None:
+    for tokens, lowest in ((1000, 12.0), (4000, 12.000001)):
+        write_run(tmp_path / f"recover.tokens={tokens}", MadeUpRun(lowest=lowest))
+    words = words_of(write_sweep_page(tmp_path).read_text(encoding="utf-8"))
+    assert "parent: parameters" in words and not [each for each in words if each.startswith("parent of ")]
+
+
 def test_a_model_trained_from_random_weights_is_nobody_s_parent(tmp_path: Path) -> None:
     for rate in ("1e-3", "3e-4"):
         folder = write_run(

@@ -103,16 +103,15 @@ def measure(
     clock = Clock(device=device, threads=config.threads)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    paces: list[Pace] = []
     patience = Patience(60 * config.max_minutes)
     with limited_threads(config.threads, device):
         for batch_size in config.batch_sizes:
             for prompt_tokens in config.prompt_tokens:
                 vocabulary = min(geometry.vocab_size for geometry in geometries.values())
                 prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                paces.append(_warm_up(models, prompt, clock))
+                pace = _warm_up(models, prompt, clock)
                 what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
-                number = patience.turns(config.turns, paces[-1].seconds(max(config.new_tokens)))
+                number = patience.turns(config.turns, pace.seconds(max(config.new_tokens)))
                 if number < config.turns:
                     left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
                 if number == 0:
@@ -123,16 +122,15 @@ def measure(
                 rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
         draft = None
         if prompts is not None:
-            # At the pace of the first setting, whose prompts are as long: with the parent alone, and with both.
-            seconds = 2 * len(prompts) * paces[0].seconds(config.new_tokens[0])
+            new, prompts = config.new_tokens[0], prompts.to(device)
+            # With the parent alone, and with both: one prompt at a time.
+            seconds = 2 * len(prompts) * _warm_up(models, prompts[:1], clock).seconds(new)
             number = patience.turns(config.turns, seconds)
+            progress((config.turns - number) * 2 * len(prompts) * new)
             if number < config.turns:
                 left_out.append(f"the draft: {config.turns - number} of {config.turns} turns")
             if number:
-                new = config.new_tokens[0]
-                draft = measure_draft(
-                    models[PARENT], [*models.values()][-1], prompts.to(device), new, number, clock, progress
-                )
+                draft = measure_draft(models[PARENT], [*models.values()][-1], prompts, new, number, clock, progress)
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},

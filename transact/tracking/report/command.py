@@ -68,5 +68,5 @@ def watch(folder: Path, seconds: float) -> int:
 
 
 def is_live(folder: Path) -> bool:
-    """Return whether a run in the folder is submitted or running."""
+    """Return whether a run in the folder is submitted, starting or running."""
     return any(read_values(each / RECORD).get("state", "submitted") in LIVE for each in run_folders(folder))

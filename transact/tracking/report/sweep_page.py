@@ -113,7 +113,8 @@ def _parents(runs: Sequence[RunFiles]) -> list[SweepPoint]:
     for run in runs:
         if run.dense and not run.is_pretrained:
             parent = _parent(run)
-            alike = (run.parent_name, parent.parameters, parent.perplexity, parent.perplexity_of)
+            # As it is shown: other ranks or micro-batches sum in another order.
+            alike = (run.parent_name, parent.parameters, number(parent.perplexity), parent.perplexity_of)
             found.setdefault(alike, []).append(parent)
     best = [max(each, key=_known) for each in found.values()]
     return best if len(best) > 1 else [replace(each, label="parent") for each in best]
