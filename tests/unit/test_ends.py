@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.configs import compose_config
 from transact.errors import DONE, FAILED, REFUSED, REMEDIES, worst
 from transact.launch import attempt
+from transact.launch.outcome import how_to_go_on
 from transact.runs.run_record import LAYOUT
 from transact.runs.verdict import how_it_ended
 
@@ -69,3 +71,13 @@ def test_the_batch_script_says_what_killed_a_rank(counted: Counted) -> None:
     )
     assert counted({"state": "running"}, 139) == ("failures", "a rank was killed by SIGSEGV")
     assert counted({"state": "failed", "error": died}, FAILED) == ("failures", died)
+
+
+def test_a_point_of_a_sweep_goes_on_with_the_sweep() -> None:
+    """By its own command it would be no point any more: not on the sweep's page, and another run in W&B's group."""
+    config = compose_config(["name=a"])
+    assert how_to_go_on(config) == []
+    config.command = "python -m transact.run name=a prune.remove_fraction=0.3"
+    assert how_to_go_on(config) == [f"  go on:   {config.command}"]
+    config.sweep_command = "python -m transact.run -m name=a prune.remove_fraction=0.3,0.5"
+    assert how_to_go_on(config) == [f"  go on:   {config.sweep_command}"]

@@ -53,8 +53,12 @@ def say_last_words(message: str, config: RunConfig) -> None:
 
 
 def how_to_go_on(config: RunConfig) -> list[str]:
-    """Return a line with the command that goes on; empty where the configuration did not come from a command line."""
-    return [] if config.command is None else [f"  go on:   {config.command}"]
+    """Return a line with the command that goes on; empty where the configuration did not come from a command line.
+
+    Of a point it is the sweep's, which passes over finished points: by itself it would be no point of the sweep's page.
+    """
+    command = config.sweep_command or config.command
+    return [] if command is None else [f"  go on:   {command}"]
 
 
 def _places(folder: Path) -> list[str]:
