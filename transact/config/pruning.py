@@ -176,8 +176,8 @@ class PruneConfig:
     """Shapes that "layers" measures on validation text, at most: two for each layer before it changes several at once,
     then three for each layer in every round of its search. null: eight for each layer."""
     rounds: int = setting(1, at_least=1, at_most=1000)
-    """Turns of calibrate, select, slice, recover, evaluate. More than one did not help at the same total of tokens
-    (benchmarks/results/quality.md)."""
+    """Turns of calibrate, select, slice, recover, evaluate. More than one did not help the default at the same total of
+    tokens (docs/results.md)."""
     rotary_pairs: str = setting("free", choices=ROTARY_CHOICES)
     """"free", or "progression": every s-th pair, which rope_theta alone expresses, so that every converter is right.
     s is above 1 only in a round that keeps about half of the pairs or fewer."""
