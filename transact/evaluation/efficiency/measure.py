@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,33 +105,35 @@ def measure(
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     patience = Patience(60 * config.max_minutes)
+
+    def turns(what: str, seconds: float, tokens: int) -> int:
+        """Return the turns that there is time for; the others are left out, with their tokens."""
+        number = patience.turns(config.turns, seconds)
+        if number < config.turns:
+            left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
+            progress((config.turns - number) * tokens)
+        return number
+
+    marks, vocabulary = sorted(config.new_tokens), min(geometry.vocab_size for geometry in geometries.values())
     with limited_threads(config.threads, device):
-        for batch_size in config.batch_sizes:
-            for prompt_tokens in config.prompt_tokens:
-                vocabulary = min(geometry.vocab_size for geometry in geometries.values())
-                prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
-                pace = _warm_up(models, prompt, clock)
-                what = f"{prompt_tokens} tokens of prompt, batch size {batch_size}"
-                number = patience.turns(config.turns, pace.seconds(max(config.new_tokens)))
-                if number < config.turns:
-                    left_out.append(f"{what}: {config.turns - number} of {config.turns} turns")
-                if number == 0:
-                    progress(config.turns * len(models) * max(config.new_tokens))
-                    continue
-                turns = _take_turns(models, prompt, number, sorted(config.new_tokens), clock, progress)
-                progress((config.turns - number) * len(models) * max(config.new_tokens))
-                rows += [_row(new, prompt, turns, models, geometries, clock) for new in sorted(config.new_tokens)]
+        for batch_size, prompt_tokens in product(config.batch_sizes, config.prompt_tokens):
+            prompt = random_prompt(vocabulary, batch_size, prompt_tokens, device)
+            seconds = _warm_up(models, prompt, clock).seconds(marks[-1])
+            number = turns(
+                f"{prompt_tokens} tokens of prompt, batch size {batch_size}", seconds, len(models) * marks[-1]
+            )
+            if number:
+                taken = _take_turns(models, prompt, number, marks, clock, progress)
+                rows += [_row(new, prompt, taken, models, geometries, clock) for new in marks]
         draft = None
         if prompts is not None:
             new, prompts = config.new_tokens[0], prompts.to(device)
-            # With the parent alone, and with both: one prompt at a time.
-            seconds = 2 * len(prompts) * _warm_up(models, prompts[:1], clock).seconds(new)
-            number = patience.turns(config.turns, seconds)
-            progress((config.turns - number) * 2 * len(prompts) * new)
-            if number < config.turns:
-                left_out.append(f"the draft: {config.turns - number} of {config.turns} turns")
+            generations = 2 * len(prompts)  # one prompt at a time, with the parent alone and with both
+            seconds = generations * _warm_up(models, prompts[:1], clock).seconds(new)
+            number = turns("the draft", seconds, generations * new)
             if number:
-                draft = measure_draft(models[PARENT], [*models.values()][-1], prompts, new, number, clock, progress)
+                helper = [*models.values()][-1]
+                draft = measure_draft(models[PARENT], helper, prompts, new, number, clock, progress)
     return {
         "models": {role: describe(folders[role], geometry, dtype) for role, geometry in geometries.items()},
         "settings": asdict(config) | {"dtype": dtype, "device": device.type, "clock": clock.basis},
