@@ -23,13 +23,8 @@ from transact.tracking.report.drawing import (
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "mc2", "mc1")  # the first of these is a task's score
-NO_SCORES = (
-    "perplexity",
-    "bits_per_byte",
-    "ppl",
-    "loss",
-    "brier_score",
-)  # endings of metric names where less is better
+# Endings of metric names where less is better.
+NO_SCORES = ("perplexity", "bits_per_byte", "ppl", "loss", "brier_score")
 
 
 def evaluation_section(run: RunFiles) -> Section | None:

@@ -46,6 +46,7 @@ class SweepPoint:
         folder: its name below the sweep's folder.
         label: the settings in which it differs, without the fraction to remove.
         has_page: whether its own report.html exists.
+        parent_parameters: of its own parent; None where it has none.
         perplexity_of: what is said behind its name, as " of documents apart".
         score: the mean over all tasks.
         decode_seconds: of one step, in `decode_setting`.
