@@ -52,6 +52,8 @@ AWAITED = ("real_model.json",)  # takes hours, with text that is not in the proj
 # share of the allowed speed-up that matrix products reach.
 OF_PAPER_HEADS = {0.3: 1.0, 0.5: 0.7, 0.7: 0.6}
 OF_PAPERS_RECIPE = 0.85
+# What a method may take, of the time of two stock forwards over the calibration text.
+OF_FORWARDS = {"parallel": 1.3, "default": 2.5}
 PRODUCTS_REACH = {"float32": 0.85, "bfloat16": 0.8}
 
 
@@ -191,6 +193,13 @@ def shortfalls_of_efficiency(efficiency: dict[str, Any]) -> Iterator[str]:
     assert sum(len(each["latency"]) for each in large if each["dtype"] == "float32") == 2
 
 
+def shortfalls_of_cost(cost: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each method that takes too long to calibrate, choose and cut."""
+    for method, most in OF_FORWARDS.items():
+        if cost["cut"]["over_forwards"][method] > most:
+            yield f"cost: {method} takes {cost['cut']['over_forwards'][method]:.2f} of two forwards, {most} is allowed"
+
+
 def shortfalls_of_memory(memory: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each estimate that is off, or has changed since the measurement: today's formulas count."""
     assert {row["ranks"] for row in memory["rows"]} >= {1, 2}
@@ -259,6 +268,7 @@ def problems() -> Iterator[str]:
     yield from wrong_pictures()
     yield from shortfalls_of_quality(read_json(RESULTS / "quality.json"))
     yield from shortfalls_of_efficiency(read_json(RESULTS / "efficiency.json"))
+    yield from shortfalls_of_cost(read_json(RESULTS / "method_cost.json"))
     for each in throughputs():
         yield from shortfalls_of_throughput(each)
     yield from shortfalls_of_memory(read_json(RESULTS / "memory.json"))

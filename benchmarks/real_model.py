@@ -1,7 +1,7 @@
 """Measure what every method keeps of a real LLaMA, through the stages of `transact.run`.
 
     python -m benchmarks.real_model --text FOLDER                          one-shot rows: hours on one core
-    python -m benchmarks.real_model --text FOLDER --recover 131072         and rows after recovery
+    python -m benchmarks.real_model --text FOLDER --recover 131072         and rows after recovery: hours more
     python -m benchmarks.real_model --text FOLDER --tasks FOLDER           and accuracies
     python -m benchmarks.real_model --table                                writes table and picture again
 
@@ -268,9 +268,9 @@ def parse_arguments() -> argparse.Namespace:
         "--recover", type=int, default=0, metavar="TOKENS", help="rows after recovery on so many tokens"
     )
     parser.add_argument(
-        "--recovered", nargs="*", default=["default", PAPER_RECIPE], help='methods, "default, 4 rounds" say'
+        "--recovered", nargs="*", default=["default", "obs", PAPER_RECIPE], help='methods, "default, 4 rounds" say'
     )
-    parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--recovered-fractions", type=float, nargs="*", default=[0.5, 0.3, 0.7])
     parser.add_argument("--task-methods", nargs="*", default=["default", "paper_heads"])
     parser.add_argument("--task-fractions", type=float, nargs="*", default=[0.3, 0.5])
     parser.add_argument("--task-limit", type=int, default=500, help="documents of each task, from its first on")

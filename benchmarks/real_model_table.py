@@ -35,7 +35,7 @@ SUMMARY = {
     "default": "`default`, the default method",
     "obs": "`obs`, the default before: greedy OBS, no gains, every layer for itself",
     "norms": "activation norms alone",
-    "flap": "FLAP, stock form",
+    "flap": "FLAP in what stock models can express: uniform widths, no bias",
     "taylor": "Taylor importance",
     "paper_heads": "TransAct's released code (eight shots where it recovers)",
     "paper_heads, refit": "the same heads and channels, with the refit",

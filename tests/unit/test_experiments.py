@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def test_estimate(
     else:
         assert removed == pytest.approx(LARGE[name], abs=0.005)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"estimate.json", "estimate.txt"}
+
+
+def test_the_request_of_the_laptop_tutorial(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As it stands in the document, but for the model, whose dimensions are known without its weights."""
+    page = (EXPERIMENTS.parents[1] / "docs" / "laptop.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^request=\((.*?)\)$", page, re.DOTALL | re.MULTILINE)
+    request = [each for each in shlex.split(block) if not each.startswith("model.path=")]
+    assert "+experiment=smollm2_50pct" in request and len(request) >= 6
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "train.jsonl").write_text('{"text": "A document."}\n')
+    (tmp_path / "text" / "wikitext2_valid.txt").write_text("Another one.\n")
+    assert run(monkeypatch, *request, "mode=estimate") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^round 1 .*81,[0-9]{3},[0-9]{3}", said, re.MULTILINE), said
 
 
 def test_without_the_weights_one_line_and_exit_code_2(
