@@ -309,6 +309,7 @@ def test_rows_of_a_real_model_survive_a_kill_and_are_those_of_the_command_line(t
     for name in ("how_likely", "what_next"):  # which have no accuracy
         (tasks / f"{name}.yaml").unlink()
     more = ["--tasks", str(tasks), "--task-methods", "--recover=1024", "--recovered", "default, equal split"]
+    more.append("--recovered-fractions=0.5")
     longer = result_of(run("benchmarks.real_model", *command, *more), output)["rows"]
     assert longer[:7] == result["rows"]
     recovered, accuracies = longer[7:]

@@ -31,9 +31,9 @@ def make_model() -> Any:
 RIDGE = Ridge(share=0.02, unit="median")
 
 
-def cut_by(model: Any, refit: str, **dimensions: int) -> Any:
+def cut_by(model: Any, refit: str, batches: Sequence[torch.Tensor] = BATCHES, **dimensions: int) -> Any:
     method = MethodConfig(refit=refit, pair_gains="none", values="norm", ridge=RIDGE.share, ridge_unit=RIDGE.unit)
-    return prune_model(model, BATCHES, method=method, target="transformers", **dimensions).eval()
+    return prune_model(model, batches, method=method, target="transformers", **dimensions).eval()
 
 
 @contextmanager
@@ -130,17 +130,23 @@ def test_every_projection_is_refitted_and_then_corrected_on_what_the_cut_layers_
     assert num_corrected >= 3  # and where no correction helps on the other half there is none
 
 
-def test_it_makes_up_for_what_earlier_layers_have_lost() -> None:
-    """On other text too the residual stream ends nearer to the dense one than where each layer is fitted for itself."""
+@pytest.mark.parametrize(
+    ("batches", "most"), [(BATCHES, 0.95), ([BATCHES[0][:4]], 1.0)], ids=["1,536 tokens", "128 tokens"]
+)
+def test_it_makes_up_for_what_earlier_layers_have_lost(batches: Sequence[torch.Tensor], most: float) -> None:
+    """On other text too the residual stream ends nearer to the dense one than where each layer is fitted for itself.
+
+    Little text says little of what was lost: then corrections do no harm.
+    """
     model = make_model()
     parallel, sequential = (
-        cut_by(model, refit, head_dim=8, intermediate_size=80) for refit in ("least_squares", "sequential")
+        cut_by(model, refit, batches, head_dim=8, intermediate_size=80) for refit in ("least_squares", "sequential")
     )
     other = torch.randint(0, 512, (48, 32), generator=torch.Generator().manual_seed(1)).split(12)
     end = traces(model, other)["end"]
     size = end.square().mean(dim=1, keepdim=True)
     alone, together = (((traces(each, other)["end"] - end).square() / size).mean() for each in (parallel, sequential))
-    assert together < 0.95 * alone
+    assert together < most * alone
 
 
 @pytest.mark.parametrize("lengths", [(32,), (9, 1, 22)])
