@@ -24,6 +24,7 @@ from transact.models.shard_writer import WRITE_BUFFER_BYTES
 from transact.run import main
 
 GIB = 1024**3
+ONE_ROUND = ["prune.rounds=1", "recover.token_shares=null"]
 LARGE = ["+experiment=llama7b_50pct", "estimate.num_ranks=8"]
 
 
@@ -406,8 +407,21 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
     assert "round_08/shapes" in text(layers) and "other stages of later rounds need less" in text(layers)
     words = " ".join(text(layers).split())
     last = layers["rounds"][-1]
-    assert "shapes: layers; the dimensions above are those that the search begins with" in words
+    found = layers["shape_range"]
+    assert f"shapes: layers; the search begins with the split that measures best of {found['starts']}." in words
+    ends = [Geometry.from_dict(last["geometry"] | each) for each in layers["split_candidates"]]
+    most = max(each.parameters() for each in ends), max(each.kv_bytes_per_token() for each in ends)
+    assert found["starts"] == len(ends) > 1 and most[1] > last["kv_bytes_per_token"]
+    assert f"of at most {most[0]:,} parameters and {most[1]:,} KV bytes per token; it measures" in words
+    # Seven rounds have narrowed all layers alike by then, the MLPs the least where the last split leaves them widest.
+    assert last["geometry"]["intermediate_size"] < found["intermediate_size"] < 11_008
+    given = estimate("prune.shapes=layers", "prune.split=equal", *ONE_ROUND)
+    words, last = " ".join(text(given).split()), given["rounds"][-1]
+    assert "the dimensions above are those that the search begins with" in words
     assert f"up to 11,008, and with 1 to 32 key-value heads, of at most {last['parameters']:,} parameters" in words
+    limited = estimate("prune.shapes=layers", *ONE_ROUND, "prune=budget", "prune.budget.memory_bytes=0.5")
+    assert "with 1 to 32 key-value heads, within prune.budget; it" in " ".join(text(limited).split())
+    last = layers["rounds"][-1]
     hours = layers["duration"]["hours"]
     forward = last["flops_per_token"] * 128 * 4096 * 256 / (0.25 * 8 * BY_NAME["h100"].peak_flops) / 3600
     assert forward < hours["shapes"] < 3 * forward

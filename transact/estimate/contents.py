@@ -34,9 +34,10 @@ from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
-from transact.pruning.limits import CUT_DIMENSIONS
+from transact.pruning.allocation import KV_BYTES, PARAMETERS
+from transact.pruning.limits import CUT_DIMENSIONS, shape_bounds
 from transact.pruning.targets import shape_warnings
-from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch
+from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch, towards
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.advice import run_warnings
 from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
@@ -74,6 +75,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "rounds": [_round(config, each, parent) for each in rounds],
         "budget": {} if limits is None else limits.compared(rounds[-1].geometry),
         "shapes": config.prune.shapes,
+        "shape_range": None if config.prune.shapes == "uniform" else _shape_range(config, whole),
         "shape_evaluations": shape_evaluations(config.prune, parent),
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
@@ -124,6 +126,19 @@ def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
     steps = each.tokens // tokens_per_batch(config)
     trained = {"tokens": each.tokens, "steps": steps, "learning_rate": each.learning_rate}
     return {"round": each.number, **_model(config, each.geometry, parent), **trained}
+
+
+def _shape_range(config: RunConfig, whole: Outline) -> dict[str, int | float | None]:
+    """Return what a search for shapes may end with, whichever split it begins with; None where a limit alone counts."""
+    last, bounds = len(whole.rounds), [bound for end in whole.ends for bound in shape_bounds(end, whole.limits)]
+    sources = [towards(config, whole, end).before(last) for end in whole.ends]
+    return {
+        "starts": len(whole.ends),
+        "intermediate_size": max(each.intermediate_size for each in sources),
+        "num_key_value_heads": max(each.num_key_value_heads for each in sources),
+        "parameters": max((bound.most for bound in bounds if bound.size == PARAMETERS), default=None),
+        "kv_bytes_per_token": max((bound.most for bound in bounds if bound.size == KV_BYTES), default=None),
+    }
 
 
 def _adapters(config: RunConfig, geometry: Geometry) -> dict[str, int] | None:

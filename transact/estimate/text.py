@@ -112,14 +112,20 @@ def _heads(geometry: dict[str, Any]) -> str:
 
 def _shape_lines(estimate: dict[str, Any]) -> list[str]:
     """Return the lines on the shapes that the run may end with; none where all layers are alike."""
-    if estimate["shapes"] != "layers":
+    found = estimate["shape_range"]
+    if found is None:
         return []
-    dense, last = estimate["dense"]["geometry"], estimate["rounds"][-1]
+    begin = "the dimensions above are those that the search begins with"
+    if found["starts"] > 1:
+        begin = f"the search begins with the split that measures best of {found['starts']}"
+    words = {"parameters": "parameters", "kv_bytes_per_token": "KV bytes per token"}
+    most = " and ".join(f"{found[name]:,} {unit}" for name, unit in words.items() if found[name] is not None)
+    bounds = [f"of at most {most}" if most else "", "within prune.budget" if estimate["budget"] else ""]
+    within = ", ".join(filter(None, bounds))
     return _wrapped(
-        "shapes: layers; the dimensions above are those that the search begins with. It ends with an MLP width for "
-        f"every layer, up to {dense['intermediate_size']:,}, and with 1 to {dense['num_key_value_heads']} key-value "
-        f"heads, of at most {last['parameters']:,} parameters and {last['kv_bytes_per_token']:,} KV bytes per token; "
-        f"it measures at most {estimate['shape_evaluations']:,} shapes"
+        f"shapes: layers; {begin}. It ends with an MLP width for every layer, up to {found['intermediate_size']:,}, "
+        f"and with 1 to {found['num_key_value_heads']} key-value heads, {within}; it measures at most "
+        f"{estimate['shape_evaluations']:,} shapes"
     )
 
 

@@ -3,14 +3,16 @@
 A layer has a cost for each width of its MLP and one for each number of key-value heads: the error of its refit, scaled
 by what narrowing this layer was measured to do to the whole model. Heads decide the KV bytes and the parameters of
 attention, widths the rest of the parameters: two dynamic programmes over the layers are combined for every number of
-heads in all.
+heads in all. What a shape takes of anything that is limited is a sum over heads and channels, so every limit leaves
+room for so many channels beside so many heads.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +23,30 @@ Costs = Mapping[int, float]  # of one layer: width, or number of heads -> what i
 # The loss rises with this power of a layer's relative error. On SmolLM2-135M 128 of 576 channels less cost 1.5 to 1.8
 # times what as many more gain, where errors alone would say 1.2 and their squares say 1.5.
 POWER = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """What a shape may take at most of something that every head and every channel adds the same to.
+
+    Attributes:
+        size: what a shape takes, such as its parameters.
+        most: in the same unit.
+    """
+
+    size: Callable[[Geometry], float]
+    most: float
+
+    def admits(self, shape: Geometry) -> bool:
+        return self.size(shape) <= self.most
+
+
+PARAMETERS, KV_BYTES = Geometry.parameters, Geometry.kv_bytes_per_token
+
+
+def no_more_than(shape: Geometry) -> tuple[Bound, ...]:
+    """Return the bounds of shapes with no more parameters and KV bytes than one."""
+    return tuple(Bound(size=size, most=size(shape)) for size in (PARAMETERS, KV_BYTES))
 
 
 def expected_costs(
@@ -59,11 +85,11 @@ def expected_costs(
     return found
 
 
-def allocate(start: Geometry, channels: Sequence[Costs], heads: Sequence[Costs]) -> Geometry:
-    """Return the shape whose costs have the least sum among those that take no more than another one.
+def allocate(like: Geometry, channels: Sequence[Costs], heads: Sequence[Costs], bounds: Sequence[Bound]) -> Geometry:
+    """Return the shape whose costs have the least sum among those that all bounds admit.
 
     Args:
-        start: the dimensions whose parameters and KV bytes are not exceeded.
+        like: a shape whose other dimensions are kept.
         channels: of each layer the widths that its MLP may have; their greatest common divisor is the step of the
             programme, which takes as long as widths of a layer times steps of all layers together.
         heads: of each layer the numbers of key-value heads that it may have.
@@ -71,30 +97,45 @@ def allocate(start: Geometry, channels: Sequence[Costs], heads: Sequence[Costs])
     Raises:
         ValueError: even the smallest shape takes more.
     """
-    one, wider, headed = (_alike(start, heads, width) for heads, width in ((1, 1), (1, 2), (2, 1)))
-    per_channel, per_head = wider.parameters() - one.parameters(), headed.parameters() - one.parameters()
-    room = start.num_layers * (start.parameters() - one.parameters()) + start.num_layers * (per_channel + per_head)
-    most_heads = start.kv_bytes_per_token() * start.num_layers // one.kv_bytes_per_token()
     step = math.gcd(*(width for costs in channels for width in costs))
-    most_steps = room // (per_channel * step)
+    rooms = [_room(like, bound, step) for bound in bounds]
+    most_heads, most_steps = sum(map(max, heads)), sum(map(max, channels)) // step
+
+    def steps_beside(count: int) -> int:
+        """Return how many steps of channels there is room for beside so many heads; -1: there is none for these."""
+        left = [(room - count * per_head, per_step) for room, per_head, per_step in rooms]
+        if any(each < 0 for each, _ in left):
+            return -1
+        return int(min([most_steps, *(each // per_step for each, per_step in left if per_step)]))
+
     of_heads = _least_costs(heads, 1, most_heads)
-    of_channels = _least_costs(channels, step, most_steps)
+    of_channels = _least_costs(channels, step, max(0, steps_beside(0)))
     least, total = math.inf, 0
     for count in range(most_heads + 1):
-        steps = (room - count * per_head) // (per_channel * step)
+        steps = steps_beside(count)
         if steps >= 0 and (cost := float(of_heads[0][count] + of_channels[0][steps])) < least:
             least, total = cost, count
     if least == math.inf:
         raise ValueError("no shape of these widths takes as little")
-    counts = _chosen(of_heads, 1, total)
-    widths = _chosen(of_channels, step, (room - total * per_head) // (per_channel * step))
-    return start.with_layers(
+    counts, widths = _chosen(of_heads, 1, total), _chosen(of_channels, step, steps_beside(total))
+    return like.with_layers(
         [Widths(num_key_value_heads=h, intermediate_size=w) for h, w in zip(counts, widths, strict=True)]
     )
 
 
-def _alike(start: Geometry, heads: int, width: int) -> Geometry:
-    return start.with_layers([Widths(num_key_value_heads=heads, intermediate_size=width)] * start.num_layers)
+def _room(like: Geometry, bound: Bound, step: int) -> tuple[float, float, float]:
+    """Return the room for heads and channels, and what a head takes of it and a step of channels.
+
+    In units of a layer's share, so that whole numbers stay whole.
+    """
+    layers = like.num_layers
+    one, wider, headed = (bound.size(_alike(like, *each)) for each in ((1, 1), (1, 2), (2, 1)))
+    per_channel, per_head = wider - one, headed - one
+    return layers * (bound.most - one + per_channel + per_head), per_head, per_channel * step
+
+
+def _alike(like: Geometry, heads: int, width: int) -> Geometry:
+    return like.with_layers([Widths(num_key_value_heads=heads, intermediate_size=width)] * like.num_layers)
 
 
 def _least_costs(options: Sequence[Costs], step: int, most: int) -> tuple[Tensor, list[Tensor]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transact.geometry import Geometry
+from transact.pruning.allocation import KV_BYTES, PARAMETERS, Bound
 from transact.pruning.latency import LatencyTable
 from transact.pruning.search_space import SearchSpace, attention_width, attention_words, imbalance
 
@@ -62,6 +64,10 @@ class Limits:
         asked = self.asked[name]
         return asked if asked > 1 else asked * self.serving.figures(self.parent)[name]
 
+    def figure(self, name: str, geometry: Geometry) -> float:
+        """Return what a model takes of what is limited."""
+        return self.serving.figures(geometry)[name]
+
     def broken(self, geometry: Geometry) -> list[str]:
         """Return the names of the limits that a model exceeds."""
         figures = self.serving.figures(geometry)
@@ -103,6 +109,24 @@ def widest_of_each(limits: Limits, space: SearchSpace) -> list[Geometry]:
         fitting = bisect_right(possible, False, key=lambda each: bool(limits.broken(each)))
         found += possible[max(0, fitting - 1) : fitting]
     return found
+
+
+# Limits that count parameters, and those that count the KV cache; a latency is no sum over heads and channels.
+OF_PARAMETERS, OF_CACHE = {"parameters", "weight_bytes", "memory_bytes"}, {"kv_bytes_per_token", "memory_bytes"}
+
+
+def shape_bounds(start: Geometry, limits: Limits | None) -> tuple[Bound, ...]:
+    """Return what shapes with widths for every layer may take: what was asked for, and not what was not.
+
+    Of parameters, or of the KV cache, they take no more than the start where no limit counts these, or a latency alone.
+    """
+    asked = limits.asked if limits is not None else {}
+    own = ((OF_PARAMETERS, PARAMETERS), (OF_CACHE, KV_BYTES))
+    found = [Bound(size=size, most=size(start)) for names, size in own if not names & asked.keys()]
+    if limits is not None:
+        names = (name for name in asked if name in OF_PARAMETERS | OF_CACHE)
+        found += [Bound(size=partial(limits.figure, name), most=limits.most(name)) for name in names]
+    return tuple(found)
 
 
 def most_balanced(limits: Limits, candidates: list[Geometry]) -> Geometry:

@@ -19,7 +19,7 @@ from itertools import islice
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.pruning.allocation import allocate, expected_costs
+from transact.pruning.allocation import Bound, allocate, expected_costs
 
 CHANNELS, HEADS = "intermediate_size", "num_key_value_heads"
 # Dimension -> of each layer the relative error of its refit for every size, (largest + 1,), as `nested_errors`.
@@ -36,23 +36,24 @@ class ShapeSpace:
     """The shapes that a search may reach.
 
     Attributes:
-        start: the dimensions that it begins with, whose parameters and KV bytes no shape exceeds.
+        start: the dimensions that it begins with.
+        bounds: what shapes may take at most, which the start keeps to.
         largest: no layer is wider than those of this model: the one that is cut.
         multiple: what the width of an MLP is a multiple of.
         row: what the query heads of a layer together are a multiple of, where some of them go.
-        meets: whether a shape keeps to further limits, such as a latency, which the start keeps to.
+        meets: whether a shape keeps to a limit that is no `Bound`, such as a latency; the start does.
     """
 
     start: Geometry
+    bounds: tuple[Bound, ...]
     largest: Geometry
     multiple: int
     row: int = 1
     meets: Callable[[Geometry], bool] = lambda shape: True
 
     def allows(self, shape: Geometry) -> bool:
-        """Return whether a shape takes no more than the one at the start."""
-        fits = shape.parameters() <= self.start.parameters()
-        return fits and shape.kv_bytes_per_token() <= self.start.kv_bytes_per_token() and self.meets(shape)
+        """Return whether a shape takes no more than it may."""
+        return all(bound.admits(shape) for bound in self.bounds) and self.meets(shape)
 
     def moved(self, shape: Geometry, layer: int, dimension: str, by: int) -> Geometry | None:
         """Return a shape with one width of one layer changed; None where it cannot be."""
@@ -156,7 +157,7 @@ def search_shapes(
 def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: Geometry, step: int) -> Geometry:
     """Measure a shape with every layer narrower in turn; return the best of it and of the allocations that follow.
 
-    It stays where that takes more shapes than may be measured. Allocations that break further limits are left out.
+    It stays where that takes more shapes than may be measured. Allocations that are too slow are left out.
     """
     narrower = [(move, moved) for move, moved in _possible_moves(space, shape, step) if move.by < 0]
     if losses.left_after(moved for _, moved in narrower) < len(TRUSTS):
@@ -177,7 +178,7 @@ def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: G
             )
             for dimension in (CHANNELS, HEADS)
         )
-        found.append(allocate(space.start, channels, heads))
+        found.append(allocate(space.start, channels, heads, space.bounds))
     return min([shape, *filter(space.allows, found)], key=losses)
 
 

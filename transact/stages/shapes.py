@@ -32,6 +32,7 @@ from transact.models.loss_head import Teaching
 from transact.models.narrowing import Narrow, narrowing
 from transact.models.tensor_files import ModelReader
 from transact.pruning.criteria import Criteria, Evidence
+from transact.pruning.limits import shape_bounds
 from transact.pruning.refit import LayerGram, Ridge, nested_errors, refit
 from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
@@ -110,6 +111,7 @@ def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
         multiple *= max(1, math.ceil(whole.intermediate_size / (multiple * ELIMINATED_WIDTHS)))
     return ShapeSpace(
         start=round_.geometry,
+        bounds=shape_bounds(round_.geometry, limits),
         largest=whole,
         multiple=multiple,
         row=multiples.row,

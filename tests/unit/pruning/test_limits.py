@@ -11,7 +11,7 @@ from tests.unit.pruning.test_budget import LLAMA_7B, LLAMA_8B, SMALL
 from transact.config.compose import compose_config
 from transact.dimensions import geometries, split_candidates
 from transact.geometry import Geometry
-from transact.pruning.limits import Limits, Serving, limit_words, most_balanced, within
+from transact.pruning.limits import Limits, Serving, limit_words, most_balanced, shape_bounds, within
 from transact.pruning.search_space import Multiples, SearchSpace
 
 COARSE = Multiples(head_dim=4, intermediate_size=8)
@@ -113,6 +113,26 @@ def test_a_limit_that_only_fewer_and_narrower_heads_meet_together_is_told_by_the
         ValueError, match=r"kv_bytes_per_token=0\.3 cannot be met: the least is \S+, 0\.4000 of .* key-value"
     ):
         geometries(config, parent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ({}, ["parameters", "kv"]),
+        ({"parameters": 0.5}, ["kv", "asked"]),
+        ({"kv_bytes_per_token": 0.5}, ["parameters", "asked"]),
+        ({"memory_bytes": 0.5}, ["asked"]),
+        ({"weight_bytes": 0.5, "kv_bytes_per_token": 0.5}, ["asked", "asked"]),
+        ({"latency_ms": 0.5}, ["parameters", "kv"]),
+    ],
+)
+def test_shapes_of_layers_take_what_was_asked_for_and_not_what_was_not(
+    asked: dict[str, float], sizes: list[str]
+) -> None:
+    limits = Limits(parent=SMALL, serving=Serving(), asked=asked)
+    named = {Geometry.parameters: "parameters", Geometry.kv_bytes_per_token: "kv"}
+    found = shape_bounds(SMALL, limits if asked else None)
+    assert [named.get(bound.size, "asked") for bound in found] == sizes
 
 
 def test_the_most_balanced_cut_is_that_of_equal_shares() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from transact.geometry import Geometry, Widths
+from transact.pruning.allocation import no_more_than
+from transact.pruning.limits import Limits, Serving, shape_bounds
 from transact.pruning.shape_search import CHANNELS, HEADS, TRUSTS, Move, ShapeSpace, exchanges, search_shapes
 
 LAYERS = 6
@@ -23,7 +25,7 @@ LARGEST = Geometry(
     tied_embeddings=True,
 )
 START = replace(LARGEST, intermediate_size=48)
-SPACE = ShapeSpace(start=START, largest=LARGEST, multiple=8)
+SPACE = ShapeSpace(start=START, bounds=no_more_than(START), largest=LARGEST, multiple=8)
 
 
 def of_widths(widths: list[int], heads: list[int]) -> Geometry:
@@ -96,7 +98,7 @@ def test_a_layer_may_get_back_a_head_where_all_begin_with_fewer() -> None:
         heads = sum(need / each.num_key_value_heads for need, each in zip(needs, shape.widths(), strict=True))
         return heads + sum(1 / each.intermediate_size for each in shape.widths())
 
-    found, loss = search_shapes(replace(SPACE, start=start), measure, 400, ERRORS)
+    found, loss = search_shapes(replace(SPACE, start=start, bounds=no_more_than(start)), measure, 400, ERRORS)
     heads = [each.num_key_value_heads for each in found.widths()]
     assert heads[0] == heads[-1] == 3 and loss < measure(start)
     assert found.parameters() <= start.parameters() and found.kv_bytes_per_token() <= start.kv_bytes_per_token()
@@ -184,7 +186,7 @@ def test_an_allocation_chooses_among_multiples_and_whole_rows() -> None:
 
 def test_moves_keep_to_multiples_and_bounds() -> None:
     uneven = replace(LARGEST, intermediate_size=100)
-    space = ShapeSpace(start=START, largest=uneven, multiple=8)
+    space = ShapeSpace(start=START, bounds=no_more_than(START), largest=uneven, multiple=8)
     top = space.moved(START, 0, CHANNELS, 64)
     assert top is not None and top.widths()[0].intermediate_size == 100  # never cut: no multiple
     below = space.moved(top, 0, CHANNELS, -8)
@@ -215,7 +217,8 @@ def test_an_exchange_takes_where_it_costs_least_and_gives_where_it_gains_most() 
 def test_heads_go_as_many_at_a_time_as_the_rows_take() -> None:
     """Six heads of 8 dims in rows of 24: three go at a time, each with its query head."""
     largest = replace(LARGEST, num_attention_heads=6, num_key_value_heads=6)
-    space = ShapeSpace(start=replace(largest, intermediate_size=48), largest=largest, multiple=8, row=24)
+    start = replace(largest, intermediate_size=48)
+    space = ShapeSpace(start=start, bounds=no_more_than(start), largest=largest, multiple=8, row=24)
     measured: list[int] = []
 
     def measure(shape: Geometry) -> float:
@@ -224,3 +227,21 @@ def test_heads_go_as_many_at_a_time_as_the_rows_take() -> None:
 
     search_shapes(space, measure, 60, errors_of(largest))
     assert set(measured) == {3, 6}
+
+
+def test_a_limit_of_memory_is_filled_by_channels_in_place_of_heads() -> None:
+    """With long contexts a head is worth more memory than channels of as many parameters: they may become more."""
+    serving = Serving(context_tokens=64)
+    asked = serving.figures(START)["memory_bytes"]
+    bounds = shape_bounds(START, Limits(parent=LARGEST, serving=serving, asked={"memory_bytes": asked}))
+    few_heads, measured = ShapeSpace(start=START, bounds=bounds, largest=LARGEST, multiple=8), []
+
+    def wants_channels(shape: Geometry) -> float:
+        measured.append(shape)
+        return sum(1 / each.intermediate_size for each in shape.widths())
+
+    found, _ = search_shapes(few_heads, wants_channels, 200, ERRORS)
+    assert found.parameters() > START.parameters()
+    assert found.kv_bytes_per_token() < START.kv_bytes_per_token()
+    assert serving.figures(found)["memory_bytes"] <= asked
+    assert found in measured
