@@ -11,8 +11,10 @@ import torch
 from tests.distributed.test_engine import CONFIGURATIONS, each_engine, some_tokens, weights_of
 from tests.support.apart import anonymous_growth, in_a_file
 from tests.support.commands import Workplace
+from tests.support.exported import write_exported
 from tests.support.ranks import run_on_ranks
 from transact.engine.sharded_state import KINDS, Fragment
+from transact.geometry import Widths
 from transact.models.shard_writer import WRITE_BUFFER_BYTES
 
 STEPS, SAVED_AFTER = 6, 3
@@ -82,15 +84,32 @@ def saved(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder, run_on_ranks(2, undisturbed, workplace.model, folder, CONFIGURATIONS)[0]
 
 
-def test_the_same_ranks_go_on_bit_for_bit(saved: tuple[Path, dict[Any, Any]], workplace: Workplace) -> None:
-    folder, expected = saved
-    for results in run_on_ranks(2, resumed, workplace.model, folder, CONFIGURATIONS):
+def assert_goes_on_bit_for_bit(model: Path, folder: Path, expected: dict[Any, Any]) -> None:
+    for results in run_on_ranks(2, resumed, model, folder, list(expected)):
         for configuration, (losses, final, best) in results.items():
             all_losses, expected_final, expected_best = expected[configuration]
             assert losses == all_losses[SAVED_AFTER:], configuration
             for name, weight in expected_final.items():
                 assert (final[name] == weight).all(), (configuration, name)
                 assert (best[name] == expected_best[name]).all(), (configuration, name)
+
+
+def test_the_same_ranks_go_on_bit_for_bit(saved: tuple[Path, dict[Any, Any]], workplace: Workplace) -> None:
+    assert_goes_on_bit_for_bit(workplace.model, *saved)
+
+
+def test_layers_that_differ_go_on_under_every_stage_and_learn_the_same(tmp_path: Path) -> None:
+    """MLP widths and heads of every layer: each stage and a single rank train alike, and resume bit for bit."""
+    widths = [Widths(num_key_value_heads=heads, intermediate_size=size) for heads, size in ((1, 160), (2, 32))]
+    model = write_exported(tmp_path, {"head_dim": 8, "widths": widths})
+    stages = [(stage, "float32") for stage in range(4)]
+    expected = run_on_ranks(2, undisturbed, model, tmp_path / "saved", stages)[0]
+    assert_goes_on_bit_for_bit(model, tmp_path / "saved", expected)
+    (alone,) = run_on_ranks(1, undisturbed, model, tmp_path / "alone", stages[:1])
+    losses = next(iter(alone.values()))[0]
+    assert losses[-1] < losses[0]
+    for configuration, found in expected.items():
+        assert found[0] == pytest.approx(losses, rel=1e-5), configuration
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import Workplace, transact
-from tests.support.runs import start, wait_until
+from tests.support.runs import assert_same_export, checkpoints, start, wait_until
 from tests.support.tasks import write_tasks
 from transact.files import read_json
 from transact.geometry import Geometry
@@ -65,7 +66,7 @@ def test_transformers_loads_it_and_counts_the_same(folder: Path) -> None:
     assert result["pruned"]["kv_bytes_per_token"] == 2 * elements / 8
     assert result["pruned"]["tasks"].keys() == {"how_likely", "what_next"}  # lm-eval: a likelihood, and generation
     card = (export / "README.md").read_text()
-    assert "`layerwise_llama.py`" in card and "on average" in card
+    assert "`layerwise_llama.py`" in card and "on average" in card and "vLLM serves it" in card
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(export)
 
@@ -114,25 +115,33 @@ def test_channels_by_elimination_begin_at_a_width_between_its_steps(workplace: W
     assert found["start"]["intermediate_size"] % math.ceil(whole / 64) and found["evaluations"] <= 6
 
 
-def test_killed_in_its_search_it_goes_on_and_ends_the_same(workplace: Workplace) -> None:
-    """What was measured is not measured again; the log is the one of a run that nobody killed."""
+def test_killed_in_its_search_and_in_its_recovery_it_goes_on_and_ends_the_same(workplace: Workplace) -> None:
+    """What was measured is not measured again; log and weights are those of a run that nobody killed."""
     slow = ["recover.validation_sequences=24", "engine.micro_batch_sequences=1"]  # a fifth of a second for each shape
-    overrides = [*LAYERS, "recover.tokens=0", "eval.efficiency.measured=false", *slow]
+    overrides = [*LAYERS, "eval.efficiency.measured=false", "engine.checkpoint_every.tokens=256", *slow]
     done = transact([*workplace.overrides("whole"), *overrides])
     assert done.returncode == 0, done.stdout + done.stderr
     killed = workplace.folder / "killed"
     log = killed / "round_01" / "shapes.jsonl"
-    process = start([*workplace.overrides("killed"), *overrides])
-    wait_until(lambda: log.is_file() and log.read_text().count("\n") > 5, process, 120)
-    process.kill()
-    process.wait()
+
+    def kill_when(reached: Callable[[], bool]) -> None:
+        process = start([*workplace.overrides("killed"), *overrides])
+        wait_until(reached, process, 120)
+        process.kill()
+        process.wait()
+
+    kill_when(lambda: log.is_file() and log.read_text().count("\n") > 5)
     before = log.read_text()
     assert not (killed / "round_01" / "shapes.json").exists()
     log.write_text(before[:-9])  # as if the kill had come in the middle of a line
+    kill_when(lambda: any(each.name.startswith("round_01") for each in checkpoints(killed)))
     done = transact([*workplace.overrides("killed"), *overrides])
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from checkpoint round_01_step_" in done.stdout
     assert log.read_text() == (workplace.folder / "whole" / "round_01" / "shapes.jsonl").read_text()
     assert log.read_text().startswith(before[: before.rindex("\n", 0, -9)])
+    assert shape_of(killed).layers
+    assert_same_export(killed, workplace.folder / "whole")
     assert shape_of(killed) == shape_of(workplace.folder / "whole")
     # Damaged after its round was sliced, it is made again, with Gram matrices that are gone by then.
     (killed / "round_01" / "shapes.json").write_text("{")

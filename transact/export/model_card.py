@@ -16,6 +16,20 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transact.config.inputs import NO_METRICS, DataConfig, TextConfig, of_what, trained_on
 from transact.config.run import RunConfig
 from transact.errors import one_line
+from transact.export.card_texts import (
+    CHAT_USAGE,
+    CITATION,
+    GGUF_FLOAT16,
+    GGUF_HERE,
+    GGUF_NOWHERE,
+    GGUF_OF_LAYERS,
+    GGUF_OF_LAYERS_NOWHERE,
+    GGUF_WARNING,
+    IN_VLLM,
+    IN_VLLM_BY_CODE,
+    LAYERWISE_USAGE,
+    USAGE,
+)
 from transact.geometry import Geometry, geometry_changes
 from transact.models.folder import hub_id
 from transact.models.model_files import licence_files, own_file, read_object
@@ -116,73 +130,6 @@ def _card_metadata(path: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-USAGE = """\
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-
-Stock transformers load it, 4.x and 5; no code of transact is needed, nor `trust_remote_code`.
-"""
-
-CHAT_USAGE = """\
-It answers in the chat format of its parent:
-
-```python
-messages = [{"role": "user", "content": "Name three rivers."}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**inputs, max_new_tokens=100)
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
-"""
-
-LAYERWISE_USAGE = """\
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-
-Its layers differ, and no class of transformers builds such layers yet: {files} in this folder does, in a few lines on \
-top of transformers' own LLaMA, from version 5.14 on.
-"""
-
-CITATION = """\
-## Cite
-
-```bibtex
-@article{shen2024transact,
-  title   = {Pruning Large Language Models to Intra-module Low-rank Architecture with Transitional Activations},
-  author  = {Shen, Bowen and Lin, Zheng and Zha, Daren and Liu, Wei and Luan, Jian and Wang, Bin and Wang, Weiping},
-  journal = {arXiv preprint arXiv:2407.05690},
-  year    = {2024}
-}
-```
-"""
-
-GGUF_HERE = "the command of the run, once more, with {types} writes a file for llama.cpp."
-GGUF_NOWHERE = (
-    "there is none for this model: llama.cpp takes the rotary frequencies of its family from `rope_theta` alone "
-    "(`prune.rotary_pairs=progression` makes a model for which that is enough), or knows no such tokenizer."
-)
-GGUF_WARNING = """\
-**GGUF only through transact**: {how} llama.cpp's own converter would leave out the frequencies of the kept rotary \
-pairs and write a file that computes nonsense, without an error. A tensor of an unknown name stops it here \
-(transformers skips it); in a copy made with `save_pretrained` it is gone.
-"""
-GGUF_FLOAT16 = """\
-In llama.cpp's quantised types the weights of {names} stay float16: their rows do not divide into \
-blocks of 32.
-"""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
     """What a card says of the exported folder itself.
@@ -194,6 +141,7 @@ class Exported:
         gguf_types: values of `export.gguf` that are possible.
         in_float16: projections that quantised files hold in float16, and the length of their rows.
         code: files in it that build layers which differ; empty where a class of transformers does.
+        in_vllm: whether vLLM has a class of its own for such layers.
     """
 
     model_type: str
@@ -202,6 +150,7 @@ class Exported:
     gguf_types: Sequence[str]
     in_float16: Mapping[str, int] = field(default_factory=dict)
     code: Sequence[str] = ()
+    in_vllm: bool = False
 
 
 def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exported: Exported) -> str:
@@ -217,18 +166,23 @@ def model_card(summary: dict[str, Any], config: RunConfig, licence: Licence, exp
     if summary["pruned"] is None:
         return "\n".join([*parts, USAGE])
     parts.append(evaluation_table(summary))
-    parts.append(
-        LAYERWISE_USAGE.format(files=" and ".join(f"`{file}`" for file in exported.code)) if exported.code else USAGE
-    )
+    parts.append(_usage_of_layers(exported) if exported.code else USAGE)
     if exported.has_chat_template:
         parts.append(CHAT_USAGE)
+    named = " or ".join(f"`export.gguf={kind}`" for kind in exported.gguf_types)
     if exported.has_factors:
-        named = " or ".join(f"`export.gguf={kind}`" for kind in exported.gguf_types)
         parts.append(GGUF_WARNING.format(how=GGUF_HERE.format(types=named) if named else GGUF_NOWHERE))
+    elif exported.code:
+        parts.append(GGUF_OF_LAYERS.format(types=named) if named else GGUF_OF_LAYERS_NOWHERE)
     if exported.in_float16 and exported.gguf_types:
         names = " and ".join(f"{name} (rows of {row})" for name, row in exported.in_float16.items())
         parts.append(GGUF_FLOAT16.format(names=names))
     return "\n".join([*parts, _licence_note(config, licence), CITATION])
+
+
+def _usage_of_layers(exported: Exported) -> str:
+    files = " and ".join(f"`{file}`" for file in exported.code)
+    return LAYERWISE_USAGE.format(files=files, vllm=IN_VLLM if exported.in_vllm else IN_VLLM_BY_CODE)
 
 
 SOFTWARE = {".gguf": "llama.cpp", ".pte": "ExecuTorch"}

@@ -123,6 +123,9 @@ def _sentence(result: dict[str, Any]) -> str:
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     draft = result["draft"] or {}
     drafted = {f"efficiency/draft_{name}": draft[name] for name in ("acceptance_rate", "speed_up") if name in draft}
+    limit = result["limit"] or {}
+    if limit.get("measured") is not None:
+        drafted |= {f"efficiency/limit_{name}_ms": limit[name] for name in ("asked", "foreseen", "measured")}
     if not result["latency"]:
         return drafted
     row = result["latency"][0]  # the first setting that there was time to measure

@@ -17,6 +17,7 @@ from transact.export.gguf import possible_gguf_types, write_gguf
 from transact.export.k_quants import K_QUANTS, write_k_quants
 from transact.export.model_card import Exported, copy_licence, has_chat_template, model_card, read_licence
 from transact.files import fresh_temporary_folder, publish, read_json, temporary_name
+from transact.models.families import VLLM_LAYERWISE, architectures_of
 from transact.models.folder import dtype_of, geometry_of
 from transact.models.llama import code_files, is_stock
 from transact.models.rotary import rope_settings
@@ -53,6 +54,7 @@ def export(job: Job, texts: Texts, model_folder: Path, parent: Path, summary: di
             gguf_types=possible_gguf_types(described, parent),
             in_float16=float16_rows(geometry_of(model_folder)),
             code=[file.name for file in code_files(described)],
+            in_vllm=VLLM_LAYERWISE in architectures_of(described),
         )
         write_export(model_folder, temporary, dtype, model_card(summary, job.config, licence, exported))
         copy_licence(licence, parent, temporary)

@@ -123,10 +123,16 @@ def _track(job: Job, round_: Round, chosen: Geometry, log: ShapeLog) -> None:
     """Log what every layer keeps and the path of the search as tables."""
     tokens, group = round_.first_sequence * job.config.data.sequence_length, chosen.queries_per_key_value_head
     layers = [
-        [layer, each.intermediate_size, group * each.num_key_value_heads, each.num_key_value_heads]
+        [
+            layer,
+            each.intermediate_size,
+            group * each.num_key_value_heads,
+            each.num_key_value_heads,
+            chosen.head_dim // 2,
+        ]
         for layer, each in enumerate(chosen.widths())
     ]
-    columns = ["layer", "intermediate_size", "num_attention_heads", "num_key_value_heads"]
+    columns = ["layer", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rotary_pairs"]
     job.tracker.log_table("prune/shapes", columns, layers, tokens=tokens, round=round_.number)
     path = zip(log.losses, accumulate(log.losses, min), strict=True)
     rows = [[number, loss, lowest] for number, (loss, lowest) in enumerate(path, start=1)]

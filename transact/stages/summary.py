@@ -79,7 +79,8 @@ def write_result(job: Job, rounds: Sequence[Round]) -> dict[str, Any]:
             "result/kv_bytes_per_token": summary["pruned"]["kv_bytes_per_token"],
             "result/remove_fraction": summary["remove_fraction"]["reached"],
         }
-        figures |= {f"result/budget/{name}": each["reached"] for name, each in summary["budget"].items()}
+        for name, limit in summary["budget"].items():
+            figures |= {f"result/budget/{name}": limit["reached"], f"result/budget/{name}_most": limit["most"]}
     job.tracker.summary(figures)
     tokens = sum(each["tokens"] for each in summary["rounds"])
     job.tracker.log_table("prune/rounds", *_table(summary), tokens=tokens, round=len(rounds))

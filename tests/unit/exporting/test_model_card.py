@@ -185,6 +185,24 @@ def test_warns_of_the_stock_converter_where_it_breaks_the_model(has_factors: boo
     assert "frequency" not in uncut and "GGUF only" not in uncut
 
 
+@pytest.mark.parametrize(
+    ("in_vllm", "types", "served", "file"),
+    [
+        (True, TYPES, "as its own `DeciLMForCausalLM`", "`export.gguf=f16` or `export.gguf=q8_0` writes a file"),
+        (False, TYPES, "by that code (`--trust-remote-code`", "`export.gguf=f16` or `export.gguf=q8_0` writes a file"),
+        (False, [], "by that code (`--trust-remote-code`", "llama.cpp has no place"),
+    ],
+    ids=["widths", "fewer_heads", "own_pairs"],
+)
+def test_says_what_loads_layers_that_differ(in_vllm: bool, types: list[str], served: str, file: str) -> None:
+    facts = {"code": ["layers.py"], "in_vllm": in_vllm, "gguf_types": types, "has_factors": False}
+    card = card_of(summary(head_dim=32), composed("owner/parent"), NO_LICENCE, **facts)
+    assert "trust_remote_code=True" in card and "`layers.py` in this folder does" in card
+    assert f"vLLM serves it {served}" in card and file in card
+    factors = card_of(summary(), composed("owner/parent"), NO_LICENCE, **(facts | {"has_factors": True}))
+    assert "GGUF only through transact" in factors and "computes such layers" not in factors
+
+
 def test_the_parents_licence_goes_along(tmp_path: Path) -> None:
     parent, target = tmp_path / "parent", tmp_path / "target"
     parent.mkdir()

@@ -39,7 +39,9 @@ def evaluation_section(run: RunFiles) -> Section | None:
     blocks: list[Block] = [Named(title="Parent and pruned model", table=table)]
     limits = values_in(run.result, "budget")
     if limits:
-        blocks.append(Named(title="Limits asked and reached", table=_limits(limits)))
+        blocks.append(
+            Named(title="Limits asked and reached", table=_limits(limits, values_in(run.efficiency, "limit")))
+        )
     blocks += [
         Note(
             text=f"{share:.1%} of the windows of {setting} ({WINDOW} tokens) stand in the training text too.",
@@ -54,14 +56,16 @@ def evaluation_section(run: RunFiles) -> Section | None:
     )
 
 
-def _limits(limits: Values) -> Table:
-    def cells(name: str) -> list[str]:
-        return [
-            f"prune.budget.{name}",
-            *(number(figure(limits[name].get(key))) for key in ("most", "reached", "dense")),
-        ]
+def _limits(limits: Values, latency: Values) -> Table:
+    """Return what was asked for and reached. latency: what of it was measured once more, on the machine of the run."""
 
-    return Table(headings=["limit", "at most", "pruned", "parent"], rows=[cells(name) for name in limits])
+    def cells(name: str) -> list[str]:
+        own = [figure(limits[name].get(key)) for key in ("most", "reached", "dense")]
+        measured = figure(latency.get("measured")) if name == "latency_ms" else None
+        return [f"prune.budget.{name}", *map(number, own), number(measured)]
+
+    headings = ["limit", "at most", "pruned", "parent", "pruned, measured here"]
+    return Table(headings=headings, rows=[cells(name) for name in limits])
 
 
 def sides(run: RunFiles) -> tuple[Values, Values]:

@@ -9,7 +9,7 @@ from transact.geometry import Geometry
 from transact.tracking.report.drawing import COLOURS, Block, Chart, Section, Table, axis, bars, layer_axis, line, number
 from transact.tracking.report.run_files import RunFiles, Values, figure, values_in
 
-WIDTHS = {"intermediate_size": "intermediate_size", "num_key_value_heads": "key-value heads"}
+PARTS = ("MLP channels", "key-value heads", "rotary pairs")
 
 
 def shapes_section(run: RunFiles) -> Section | None:
@@ -31,27 +31,34 @@ def _geometry(values: Values) -> Geometry | None:
 
 
 def _widths(shape: Geometry, whole: Geometry) -> Chart:
-    """Return the chart of every layer's share of the widths that it had, one view for each of them."""
+    """Return the chart of every layer's share of the channels, heads and rotary pairs that it had."""
     layers = [str(layer) for layer in range(shape.num_layers)]
-    views, rows = {}, []
-    for place, (name, label) in enumerate(WIDTHS.items()):
-        values = [float(getattr(each, name)) for each in shape.widths()]
-        layout = {"xaxis": layer_axis(len(layers)), "yaxis": axis(label, range=[0, getattr(whole, name)])}
-        views[label] = {"data": [bars(label, layers, values, COLOURS[place])], "layout": layout}
-    for layer, each in enumerate(shape.widths()):
-        own = shape.of_layer(layer)
-        sizes = [each.intermediate_size, own.num_attention_heads, each.num_key_value_heads]
-        rows.append([str(layer), *map(number, sizes)])
-    headings = ["layer", "intermediate_size", "query heads", "key-value heads"]
+    kept = [(each.intermediate_size, each.num_key_value_heads, shape.head_dim // 2) for each in shape.widths()]
+    had = whole.intermediate_size, whole.num_key_value_heads, whole.head_dim // 2
+    data = [
+        bars(label, layers, [each[place] / most for each in kept], COLOURS[place])
+        for place, (label, most) in enumerate(zip(PARTS, had, strict=True))
+    ]
+    rows = [
+        [str(layer), number(channels), number(heads * shape.queries_per_key_value_head), number(heads), number(pairs)]
+        for layer, (channels, heads, pairs) in enumerate(kept)
+    ]
     return Chart(
         name="widths",
         title="What every layer keeps",
         summary=(
-            f"Bars of {shape.num_layers} layers; of an MLP {whole.intermediate_size} channels and of attention "
-            f"{whole.num_key_value_heads} key-value heads are all. head_dim is {shape.head_dim} in every layer."
+            f"Shares of what {shape.num_layers} layers had before the cut: {had[0]} channels of an MLP, {had[1]} "
+            f"key-value heads, and {had[2]} rotary pairs of each head, of which every layer keeps as many."
         ),
-        views=dict(reversed(views.items())),
-        table=Table(headings=headings, rows=rows),
+        views={
+            "all": {
+                "data": data,
+                "layout": {"xaxis": layer_axis(len(layers)), "yaxis": axis("share kept", range=[0, 1])},
+            }
+        },
+        table=Table(
+            headings=["layer", "intermediate_size", "query heads", "key-value heads", "rotary pairs"], rows=rows
+        ),
     )
 
 
