@@ -443,6 +443,15 @@ def test_too_few_shapes_for_a_search_are_told() -> None:
     assert estimate("prune.shapes=layers")["shape_evaluations"] == 8 * 32
 
 
+def test_rounds_before_a_search_for_shapes_are_told_to_bound_it() -> None:
+    layers = estimate("prune.shapes=layers")
+    (told,) = [each for each in layers["warnings"] if "the last of 8 rounds" in each]
+    width = layers["rounds"][-2]["geometry"]["intermediate_size"]
+    assert f"none ends wider than {width:,} of 11,008 channels" in told
+    for other in (estimate(), estimate("prune.shapes=layers", *ONE_ROUND)):
+        assert not [each for each in other["warnings"] if "none ends wider" in each]
+
+
 def test_every_moment_of_the_only_round_is_told() -> None:
     said = small("prune.shapes=layers")[1]
     assert all(f"round_01/{kind}" in said for kind in ("calibrate", "gram", "shapes", "slice", "recover"))

@@ -166,5 +166,6 @@ def _unreachable(limits: Limits, space: SearchSpace) -> str:
     return (
         f"prune.budget.{name}={limits.asked[name]:g} cannot be met: the least is {least_words}, {least / dense:.4f} of "
         f"the parent's {dense_words}, with {attention_words(limits.parent, space)} and intermediate_size a multiple of "
-        f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that)"
+        f"{space.multiples.intermediate_size} (prune.target and prune.multiple decide that; prune.shapes=layers begins "
+        "with such a cut too)"
     )

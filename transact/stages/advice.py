@@ -16,11 +16,12 @@ ALLOCATIONS = 2  # that follow from them
 
 
 def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
-    """Return what is allowed and hardly wanted: too little text for calibration, too few steps or shapes."""
+    """Return what is allowed and hardly wanted: too little text, too few steps or shapes, shapes after alike rounds."""
     found = (
         calibration_warning(config, whole.parent),
         _steps_warning(whole.rounds, tokens_per_batch(config)),
         _shapes_warning(config.prune, whole.parent),
+        _rounds_warning(config.prune, whole),
     )
     return [each for each in found if each is not None]
 
@@ -32,6 +33,18 @@ def _shapes_warning(config: PruneConfig, parent: Geometry) -> str | None:
     return (
         f"prune.shape_evaluations={config.shape_evaluations} is too few for the search, which begins with up to "
         f"{narrowed:,} shapes that differ in one layer: layers may stay alike"
+    )
+
+
+def _rounds_warning(config: PruneConfig, whole: Outline) -> str | None:
+    """Return a warning if rounds that cut all layers alike come before the search for shapes."""
+    found, had = whole.before(len(whole.rounds)), whole.parent
+    if config.shapes == "uniform" or found == had:
+        return None
+    return (
+        f"prune.shapes=layers looks for shapes in the last of {config.rounds} rounds, and those before it cut all "
+        f"layers alike: none ends wider than {found.intermediate_size:,} of {had.intermediate_size:,} channels (with "
+        "equal shares of attention and MLP); prune.rounds=1 lets a layer stay whole"
     )
 
 
