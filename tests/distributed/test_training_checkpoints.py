@@ -106,8 +106,8 @@ def test_layers_that_differ_go_on_under_every_stage_and_learn_the_same(tmp_path:
     expected = run_on_ranks(2, undisturbed, model, tmp_path / "saved", stages)[0]
     assert_goes_on_bit_for_bit(model, tmp_path / "saved", expected)
     (alone,) = run_on_ranks(1, undisturbed, model, tmp_path / "alone", stages[:1])
-    losses = next(iter(alone.values()))[0]
-    assert losses[-1] < losses[0]
+    losses, final, best = next(iter(alone.values()))
+    assert all((final[name] != best[name]).any() for name in final)  # those of the last step and of the first
     for configuration, found in expected.items():
         assert found[0] == pytest.approx(losses, rel=1e-5), configuration
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.support.commands import Workplace, transact
 from tests.support.runs import assert_same_export, checkpoints, start, wait_until
 from tests.support.tasks import write_tasks
+from transact.config.compose import typed_config
+from transact.estimate.contents import forecast
 from transact.files import read_json
 from transact.geometry import Geometry
 
@@ -78,6 +81,18 @@ def test_what_it_costs_to_run_is_measured_and_the_report_shows_every_layer(folde
     assert "What every layer keeps" in page and "Search for shapes, round 1" in page
     tables = {path.name.split("_")[0] for path in (folder / "wandb").rglob("media/table/prune/*.json")}
     assert {"shapes", "shape"} <= tables
+
+
+def test_the_estimate_foretold_the_disk(folder: Path) -> None:
+    """Within a tenth, though it knows neither the split nor the shape."""
+    found = forecast(typed_config(yaml.safe_load((folder / "config.yaml").read_text())))["disk_bytes"]
+    models = [path for name in ("sliced", "recovered") for path in (folder / "round_01" / name).glob("*.safetensors")]
+    for name, files in {
+        "sliced_and_recovered": models,
+        "export": list((folder / "export").glob("*.safetensors")),
+    }.items():
+        assert files
+        assert found[name] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1), name
 
 
 def test_one_rank_finds_the_same(workplace: Workplace, folder: Path) -> None:

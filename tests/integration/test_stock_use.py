@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.support.exported import masked_parent, random_selection, write_exported
 from tests.support.optional import run_with, transformers_4
@@ -115,3 +116,26 @@ def test_an_adapter_trains_on_it(tmp_path: Path, widths: Sequence[Widths]) -> No
     with torch.no_grad():
         difference = (again(tokens).logits - adapted.eval()(tokens).logits).abs().max()
     assert float(difference) < 1e-5
+
+
+@pytest.mark.parametrize("widths", [(), LAYERS], ids=["alike", "layers_that_differ"])
+def test_all_weights_train_on_and_are_saved_again(tmp_path: Path, widths: Sequence[Widths]) -> None:
+    """Continued training in plain PyTorch: the loss falls, and what transformers saves computes the same."""
+    exported = write_exported(tmp_path, {"head_dim": 10, "widths": widths})
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=bool(widths), dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(8):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    model.save_pretrained(tmp_path / "trained")
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "trained", trust_remote_code=bool(widths), dtype=torch.float32
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, model.eval()(tokens).logits)

@@ -49,9 +49,13 @@ def cut(source: Path, folder: Path, selection: Selection, grams: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("head_dim", [16, 8], ids=["whole_heads", "cut_heads"])
+@pytest.mark.parametrize(
+    ("head_dim", "scope"),
+    [(16, "model"), (8, "model"), (8, "layer"), (8, "head")],
+    ids=["whole_heads", "cut_heads", "pairs_of_layers", "pairs_of_heads"],
+)
 @torch.no_grad()
-def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: int) -> None:
+def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: int, scope: str) -> None:
     source = write_model(tmp_path / "source")
     whole, tokens = geometry_of(source), torch.arange(300).view(4, 75) * 7 % 500
     model = load_model(source, dtype=torch.float32)
@@ -69,7 +73,7 @@ def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: in
     scores = criteria.score(Evidence(geometry=whole, statistics=sums.statistics(tokens.numel())))
 
     def selected(target: Any) -> Selection:
-        rules = Rules(value_basis="svd")
+        rules = Rules(value_basis="svd", pair_scope=scope)
         chosen = Chosen(head_orders=ORDERS)
         return make_selection(scores, whole, Goal(target=target, parent=whole), rules, chosen=chosen)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from tests.support.commands import REPOSITORY
 from tests.support.exported import masked_parent, random_selection, slice_folder
 from tests.support.tiny_families import FAMILIES, STOCK_CLASSES, write_family_model
 from transact.config.pruning import MethodConfig
@@ -270,3 +271,10 @@ def test_vllm_is_told_of_its_own_class_where_it_has_one_for_the_layers() -> None
     rotating = heads | {"per_layer_config": whole, "rotary_inverse_frequencies": [[[1.0]], [[0.5]]]}
     assert architectures_of(rotating) == ["OwnRotationForCausalLM"]
     assert architectures_of(heads) == ["LlamaForCausalLM"]
+
+
+def test_the_code_that_goes_along_is_short() -> None:
+    """A reader who is asked to trust it reads it in a minute."""
+    for name in ("layerwise_llama.py", "own_rotation_llama.py"):
+        lines = (REPOSITORY / "transact" / "models" / name).read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 60, name
