@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llama_cpp import Llama
 from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.config.outputs import GGUF_TYPES
 from transact.errors import DONE, leave
 from transact.export.gguf import write_gguf
+from transact.export.in_llama_cpp import Llama
 from transact.export.k_quants import K_QUANTS, write_k_quants
 
 FOLDER = "folder, float32"

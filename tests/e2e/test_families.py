@@ -46,6 +46,7 @@ def test_job(workplace: Workplace, tmp_path: Path, family: str, ranks: int, over
     assert each["perplexity_recovered"] < each["perplexity_sliced"]
     kinds = [override.partition("=")[2] for override in overrides if override.startswith("export.gguf")]
     assert [path.name for path in folder.glob("gguf/*")] == [f"family-{kind}.gguf" for kind in kinds]
+    assert ("llama.cpp loads it" in done.stdout) == bool(kinds)
 
 
 def test_another_type_later_adds_its_file_alone(workplace: Workplace, tmp_path: Path) -> None:

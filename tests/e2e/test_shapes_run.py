@@ -28,14 +28,14 @@ LAYERS = ["prune.shapes=layers", "prune.rounds=1", "recover.tokens=2048", "recov
 def folder(workplace: Workplace) -> Path:
     """A finished run on two ranks, with a measured split, efficiency and a task."""
     measured = ["eval.efficiency.prompt_tokens=[16]", "eval.efficiency.new_tokens=[4]", "eval.efficiency.turns=1"]
-    tracked = ["track.mode=offline", "track.project=transact"]
+    tracked = ["track.mode=offline", "track.project=transact", "export.gguf=f16"]
     tasks = write_tasks(workplace.folder / "tasks_of_shapes", workplace.heldout.read_text()[:250])
     tracked += ["+eval.tasks={how_likely: 0, what_next: 0}", f"eval.task_folders=['{tasks}']"]
     done = transact([*workplace.overrides("layers"), *LAYERS, "prune.split=auto", *measured, *tracked], ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
     assert "shapes: divergence" in said and " shapes measured" in said
-    assert "(trust_remote_code=True)" in said
+    assert "(trust_remote_code=True)" in said and "layers-f16.gguf; llama.cpp loads it: " in said
     return workplace.folder / "layers"
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shlex
+import shutil
+import sys
 import textwrap
 from argparse import ArgumentParser
 from pathlib import Path
@@ -21,14 +24,17 @@ from tests.support.exported import prune_folder, random_selection, slice_folder
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
 from transact.estimate.storage import gguf_bytes
+from transact.evaluation.other_python import ask as ask_python
+from transact.export import in_llama_cpp
 from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
 from transact.export.k_quants import K_QUANTS, write_k_quants
-from transact.files import read_json
+from transact.files import read_json, write_json
 from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_model
+from transact.stages.export import check_losses
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 LENGTH, PROMPT, NEW_TOKENS = 256, 20, 80
@@ -105,6 +111,34 @@ def test_perplexity_of_quantised_weights(exported: Path, tmp_path: Path, kind: s
     expected = perplexity(logits, sequences)
     found = perplexity(ask(exported, kind, tmp_path, sequences)["logits"], sequences)
     assert found == pytest.approx(expected, rel=share)
+
+
+def test_the_check_of_the_job_tells_a_file_with_other_frequencies(exported: Path, tmp_path: Path) -> None:
+    """Such a file loads without a word: what stands in config.json decides what it computes."""
+    tokens = tokens_of(exported, textwrap, sequences=1)[:, :64]
+    logits = load_model(exported, dtype=torch.float32)(tokens).logits[0, :-1]
+    ours = torch.nn.functional.cross_entropy(logits.double(), tokens[0, 1:], reduction="none").detach()
+
+    def losses(folder: Path, kind: str) -> torch.Tensor:
+        file = tmp_path / f"{folder.name}_{kind}.gguf"
+        write_gguf(folder, file, kind, "model")
+        question = {"file": str(file), "tokens": tokens[0].tolist()}
+        answer = ask_python(Path(sys.executable), Path(in_llama_cpp.__file__), question)
+        return torch.tensor(answer["losses"], dtype=torch.float64)
+
+    assert check_losses(losses(exported, "f32"), ours, "f32") < 1e-4
+    assert 1e-4 < check_losses(losses(exported, "f16"), ours, "f16") < 0.01
+    other = tmp_path / "other"
+    shutil.copytree(exported, other)
+    config = read_json(other / "config.json")
+    plain = {"rope_type": "default", "rope_theta": rope_settings(config)["rope_theta"]}
+    for name in {"rope_parameters", "rope_scaling"} & config.keys():
+        config[name] = plain
+    write_json(other / "config.json", config)
+    with pytest.raises(RuntimeError, match="differ from those of transformers by 0"):
+        check_losses(losses(other, "f16"), ours, "f16")
+    with pytest.raises(RuntimeError, match="by nan"):
+        check_losses(ours * math.nan, ours, "q8_0")
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker import Answer, greedy, serve
 
-from benchmarks.llama_cpp import Llama
+from transact.export.in_llama_cpp import Llama
 
 
 def answer(file: str, prompt: list[int], new_tokens: int) -> Answer:

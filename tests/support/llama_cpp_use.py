@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llama_cpp import Llama
+from transact.export.in_llama_cpp import Llama
 
 
 def ask(

@@ -45,7 +45,7 @@ def finish(job: Job, texts: Texts, model_folder: Path, parent: Path, rounds: Seq
         job.stage(
             Stage(f"gguf_{job.config.export.gguf}"),
             gguf,
-            lambda: export_gguf(job, output, gguf),
+            lambda: export_gguf(job, texts, output, gguf),
             reads=[output],
             scratch=[float16_file(temporary_name(gguf))],
         )

@@ -1,10 +1,18 @@
-"""A GGUF file in llama.cpp, prebuilt in the package cyllama."""
+"""Compute with a GGUF file in llama.cpp, prebuilt in the package cyllama. Imports nothing of transact.
+
+    python in_llama_cpp.py QUESTION.json ANSWER.json
+
+QUESTION: {"file", "tokens": of one sequence}. ANSWER: {"losses": of every token but the first, in nats}.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 
-from numpy import array, float32
+import numpy
 from numpy.typing import NDArray
 
 
@@ -34,15 +42,36 @@ class Llama:
         self._context.kv_cache_clear()
         self._position = 0
 
-    def logits(self, tokens: list[int]) -> NDArray[float32]:
+    def logits(self, tokens: list[int]) -> NDArray[numpy.float32]:
         """Return the logits after each of these tokens, which follow those before: (tokens, vocab_size)."""
         batch = self._binding.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
         for token in tokens:
             batch.add(token, self._position, [0], True)
             self._position += 1
         self._context.decode(batch)
-        return array([self._context.get_logits_ith(number) for number in range(len(tokens))], dtype=float32)
+        return numpy.array([self._context.get_logits_ith(number) for number in range(len(tokens))], dtype=numpy.float32)
 
     def tokens(self, text: str) -> list[int]:
         """Return a text's tokens without what texts begin with; special tokens in it are such, as in transformers."""
         return list(self.vocabulary.tokenize(text, False, True))
+
+
+def next_token_losses(logits: NDArray[numpy.float32], tokens: list[int]) -> list[float]:
+    """Return the losses of all tokens but the first, in nats. logits: after each token, (tokens, vocab_size)."""
+    shifted = logits[:-1].astype(numpy.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    of_all = numpy.log(numpy.exp(shifted).sum(axis=1))
+    return [float(each) for each in of_all - shifted[numpy.arange(len(tokens) - 1), tokens[1:]]]
+
+
+def main(question: Path, answer: Path) -> None:
+    asked = json.loads(question.read_text(encoding="utf-8"))
+    tokens = asked["tokens"]
+    model = Llama(Path(asked["file"]), len(tokens))
+    answer.write_text(json.dumps({"losses": next_token_losses(model.logits(tokens), tokens)}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
+    sys.stdout.flush()
+    os._exit(0)  # the binding's objects may outlive what they refer to
