@@ -8,7 +8,6 @@ QUESTION: {"file", "tokens": of one sequence}. ANSWER: {"losses": of every token
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -55,6 +54,10 @@ class Llama:
         """Return a text's tokens without what texts begin with; special tokens in it are such, as in transformers."""
         return list(self.vocabulary.tokenize(text, False, True))
 
+    def close(self) -> None:
+        """Free the context before the model that it refers to: at the end of Python their order is left to chance."""
+        del self._context, self.vocabulary, self.model
+
 
 def next_token_losses(logits: NDArray[numpy.float32], tokens: list[int]) -> list[float]:
     """Return the losses of all tokens but the first, in nats. logits: after each token, (tokens, vocab_size)."""
@@ -69,9 +72,8 @@ def main(question: Path, answer: Path) -> None:
     tokens = asked["tokens"]
     model = Llama(Path(asked["file"]), len(tokens))
     answer.write_text(json.dumps({"losses": next_token_losses(model.logits(tokens), tokens)}), encoding="utf-8")
+    model.close()
 
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:3]))
-    sys.stdout.flush()
-    os._exit(0)  # the binding's objects may outlive what they refer to
