@@ -8,7 +8,6 @@ The perplexity of a file is llama.cpp's, that of the folder transformers' in flo
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import tempfile
 from pathlib import Path
@@ -57,8 +56,7 @@ def _of_file(file: Path, sequences: list[list[int]], threads: int) -> float:
         model.forget()
         logits = torch.from_numpy(model.logits(each))
         losses.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(each[1:])))
-    del model
-    gc.collect()
+    model.close()
     return float(torch.stack(losses).mean().exp())
 
 
