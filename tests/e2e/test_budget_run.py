@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.commands import REPOSITORY, Workplace, environment, transact
 from tests.support.warm import run_warm
+from transact.tracking.report.drawing import number
 
 
 def cache_bytes(model: torch.nn.Module, tokens: int) -> int:
@@ -91,7 +92,8 @@ def test_a_latency_is_limited_by_a_table_of_this_machine_and_measured_at_the_end
     assert limit["measured"] > 0
     assert re.search(r"efficiency: decode takes \d+\.\d\d ms here, 1[0-2]\.\d\d ms by prune", ended.stdout)
     assert re.search(r"prune\.budget\.latency_ms: 1[0-2]\.\d\d of at most 12\.50 \(0\.5 of", ended.stdout)
-    assert "pruned, measured here" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "pruned, measured here" in page and number(limit["measured"]) in page
     written = table.read_text()
     table.write_text(written.replace("8.0", "8.5"))
     changed = transact([*asked, *limits, "prune.shapes=layers", "recover.tokens=0", *few])

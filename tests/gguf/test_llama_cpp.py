@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import shlex
 import shutil
-import sys
 import textwrap
 from argparse import ArgumentParser
 from pathlib import Path
@@ -23,9 +23,8 @@ from tests.support.commands import REPOSITORY
 from tests.support.exported import prune_folder, random_selection, slice_folder
 from tests.support.tiny import train_tokenizer, write_text_files
 from tests.support.tiny_families import write_family_model
+from transact.errors import Failure
 from transact.estimate.storage import gguf_bytes
-from transact.evaluation.other_python import ask as ask_python
-from transact.export import in_llama_cpp
 from transact.export.folder import write_export
 from transact.export.gguf import write_gguf
 from transact.export.k_quants import K_QUANTS, write_k_quants
@@ -34,7 +33,7 @@ from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.rotary import rope_settings
 from transact.models.stock import load_model
-from transact.stages.export import check_losses
+from transact.stages.export import compared_in_llama_cpp
 
 DEMO_PARENT = REPOSITORY / "transact" / "assets" / "demo_parent"
 LENGTH, PROMPT, NEW_TOKENS = 256, 20, 80
@@ -115,19 +114,16 @@ def test_perplexity_of_quantised_weights(exported: Path, tmp_path: Path, kind: s
 
 def test_the_check_of_the_job_tells_a_file_with_other_frequencies(exported: Path, tmp_path: Path) -> None:
     """Such a file loads without a word: what stands in config.json decides what it computes."""
-    tokens = tokens_of(exported, textwrap, sequences=1)[:, :64]
-    logits = load_model(exported, dtype=torch.float32)(tokens).logits[0, :-1]
-    ours = torch.nn.functional.cross_entropy(logits.double(), tokens[0, 1:], reduction="none").detach()
+    tokens = tokens_of(exported, textwrap, sequences=1)[0, :64]
+    logits = load_model(exported, dtype=torch.float32)(tokens[None]).logits[0].detach()
 
-    def losses(folder: Path, kind: str) -> torch.Tensor:
+    def compared(folder: Path, kind: str) -> str:
         file = tmp_path / f"{folder.name}_{kind}.gguf"
         write_gguf(folder, file, kind, "model")
-        question = {"file": str(file), "tokens": tokens[0].tolist()}
-        answer = ask_python(Path(sys.executable), Path(in_llama_cpp.__file__), question)
-        return torch.tensor(answer["losses"], dtype=torch.float64)
+        return compared_in_llama_cpp(file, kind, logits, tokens)
 
-    assert check_losses(losses(exported, "f32"), ours, "f32") < 1e-4
-    assert 1e-4 < check_losses(losses(exported, "f16"), ours, "f16") < 0.01
+    assert compared(exported, "f32").endswith("a token differs by 0.0000 (mean of 63)")
+    assert re.search(r"llama\.cpp loads it: .* a token differs by 0\.00[0-4]", compared(exported, "f16"))
     other = tmp_path / "other"
     shutil.copytree(exported, other)
     config = read_json(other / "config.json")
@@ -135,10 +131,28 @@ def test_the_check_of_the_job_tells_a_file_with_other_frequencies(exported: Path
     for name in {"rope_parameters", "rope_scaling"} & config.keys():
         config[name] = plain
     write_json(other / "config.json", config)
-    with pytest.raises(RuntimeError, match="differ from those of transformers by 0"):
-        check_losses(losses(other, "f16"), ours, "f16")
-    with pytest.raises(RuntimeError, match="by nan"):
-        check_losses(ours * math.nan, ours, "q8_0")
+    assert re.search(r"a token differs by 0\.[1-9]", compared(other, "f16"))
+    with pytest.raises(RuntimeError, match=r"differ from those of transformers by 0\.[1-9]"):
+        compared(other, "f32")
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "other_f32.gguf").read_bytes()[:100_000])
+    with pytest.raises(Failure, match=r"llama\.cpp cannot compute the file .* without the package cyllama"):
+        compared_in_llama_cpp(tmp_path / "cut.gguf", "f32", logits, tokens)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [({"losses": [math.nan] * 7}, "by nan nats"), ({"unavailable": "No module named 'cyllama'"}, "not computed")],
+)
+def test_what_llama_cpp_does_not_say_is_told(
+    answer: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("transact.stages.export.ask", lambda python, script, question: answer)
+    logits, tokens = torch.zeros(8, 16), torch.arange(8)
+    if "losses" in answer:
+        with pytest.raises(RuntimeError, match=said):
+            compared_in_llama_cpp(tmp_path / "model.gguf", "q4_0", logits, tokens)
+    else:
+        assert said in compared_in_llama_cpp(tmp_path / "model.gguf", "q4_0", logits, tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -20,6 +20,7 @@ STATEMENTS = {
         "torch",
     },
     "import transact.evaluation.efficiency.command": {"torch"},
+    "import transact.launch.status": {"torch"},
 }
 
 

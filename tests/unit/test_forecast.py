@@ -420,7 +420,7 @@ def test_a_search_for_shapes_is_told_with_its_range_and_counted() -> None:
     assert "the dimensions above are those that the search begins with" in words
     assert f"up to 11,008, and with 1 to 32 key-value heads, of at most {last['parameters']:,} parameters" in words
     limited = estimate("prune.shapes=layers", *ONE_ROUND, "prune=budget", "prune.budget.memory_bytes=0.5")
-    assert "with 1 to 32 key-value heads, within prune.budget; it" in " ".join(text(limited).split())
+    assert "KV bytes per token, within prune.budget; it measures" in " ".join(text(limited).split())
     last = layers["rounds"][-1]
     hours = layers["duration"]["hours"]
     forward = last["flops_per_token"] * 128 * 4096 * 256 / (0.25 * 8 * BY_NAME["h100"].peak_flops) / 3600
@@ -447,9 +447,11 @@ def test_rounds_before_a_search_for_shapes_are_told_to_bound_it() -> None:
     layers = estimate("prune.shapes=layers")
     (told,) = [each for each in layers["warnings"] if "the last of 8 rounds" in each]
     width = layers["rounds"][-2]["geometry"]["intermediate_size"]
-    assert f"none ends wider than {width:,} of 11,008 channels" in told
+    assert f"none ends with more than {width:,} of 11,008 channels and 32 of 32 key-value heads (with equal" in told
     for other in (estimate(), estimate("prune.shapes=layers", *ONE_ROUND)):
-        assert not [each for each in other["warnings"] if "none ends wider" in each]
+        assert not [each for each in other["warnings"] if "none ends with more" in each]
+    equal = estimate("prune.shapes=layers", "prune.split=equal")
+    assert equal["shape_range"]["intermediate_size"] == equal["rounds"][-2]["geometry"]["intermediate_size"]
 
 
 def test_every_moment_of_the_only_round_is_told() -> None:

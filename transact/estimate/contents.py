@@ -34,8 +34,7 @@ from transact.estimate.text import text
 from transact.files import write_json, write_text
 from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
-from transact.pruning.allocation import KV_BYTES, PARAMETERS
-from transact.pruning.limits import CUT_DIMENSIONS, shape_bounds
+from transact.pruning.limits import CUT_DIMENSIONS, KV_BYTES, PARAMETERS, shape_bounds
 from transact.pruning.targets import shape_warnings
 from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch, towards
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
@@ -75,7 +74,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "rounds": [_round(config, each, parent) for each in rounds],
         "budget": {} if limits is None else limits.compared(rounds[-1].geometry),
         "shapes": config.prune.shapes,
-        "shape_range": None if config.prune.shapes == "uniform" else _shape_range(config, whole),
+        "shape_range": _shape_range(config, whole),
         "shape_evaluations": shape_evaluations(config.prune, parent),
         "split_candidates": [{name: getattr(each, name) for name in CUT_DIMENSIONS} for each in whole.candidates],
         "warnings": [
@@ -128,10 +127,16 @@ def _round(config: RunConfig, each: Round, parent: Geometry) -> dict[str, Any]:
     return {"round": each.number, **_model(config, each.geometry, parent), **trained}
 
 
-def _shape_range(config: RunConfig, whole: Outline) -> dict[str, int | float | None]:
-    """Return what a search for shapes may end with, whichever split it begins with; None where a limit alone counts."""
-    last, bounds = len(whole.rounds), [bound for end in whole.ends for bound in shape_bounds(end, whole.limits)]
-    sources = [towards(config, whole, end).before(last) for end in whole.ends]
+def _shape_range(config: RunConfig, whole: Outline) -> dict[str, int | float | None] | None:
+    """Return what a search for shapes may end with, whichever split it begins with; None where there is none.
+
+    Of what a limit alone bounds it holds None.
+    """
+    if config.mode == "pretrain" or config.prune.shapes == "uniform":
+        return None
+    begun = [towards(config, whole, end) for end in whole.candidates] or [whole]
+    sources = [each.before(len(each.rounds)) for each in begun]
+    bounds = [bound for end in whole.ends for bound in shape_bounds(end, whole.limits, whole.ends)]
     return {
         "starts": len(whole.ends),
         "intermediate_size": max(each.intermediate_size for each in sources),

@@ -47,7 +47,9 @@ IN_VLLM_BY_CODE = (
 GGUF_OF_LAYERS = """\
 The command of the run, once more, with {types} writes a file for llama.cpp, which computes such layers.
 """
-GGUF_OF_LAYERS_NOWHERE = "llama.cpp has no place for the rotary frequencies of its layers or heads.\n"
+GGUF_OF_LAYERS_NOWHERE = """\
+There is no file for llama.cpp: it has no place for rotary frequencies of layers or heads, or knows no such tokenizer.
+"""
 
 CITATION = """\
 ## Cite

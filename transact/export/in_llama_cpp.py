@@ -2,7 +2,8 @@
 
     python in_llama_cpp.py QUESTION.json ANSWER.json
 
-QUESTION: {"file", "tokens": of one sequence}. ANSWER: {"losses": of every token but the first, in nats}.
+QUESTION: {"file", "tokens": of one sequence, "threads"}. ANSWER: {"losses": of every token but the first, in nats}, or
+{"unavailable": why the package cannot be imported}. Tests and benchmarks ask a `Llama` for more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -69,10 +71,15 @@ def next_token_losses(logits: NDArray[numpy.float32], tokens: list[int]) -> list
 
 def main(question: Path, answer: Path) -> None:
     asked = json.loads(question.read_text(encoding="utf-8"))
-    tokens = asked["tokens"]
-    model = Llama(Path(asked["file"]), len(tokens))
-    answer.write_text(json.dumps({"losses": next_token_losses(model.logits(tokens), tokens)}), encoding="utf-8")
-    model.close()
+    found: dict[str, Any]
+    try:
+        model = Llama(Path(asked["file"]), len(asked["tokens"]), asked["threads"])
+    except ImportError as error:
+        found = {"unavailable": str(error)}
+    else:
+        found = {"losses": next_token_losses(model.logits(asked["tokens"]), asked["tokens"])}
+        model.close()
+    answer.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

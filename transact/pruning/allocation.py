@@ -11,42 +11,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from transact.geometry import Geometry, Widths
+from transact.pruning.limits import Bound
 
 Costs = Mapping[int, float]  # of one layer: width, or number of heads -> what it costs
 # The loss rises with this power of a layer's relative error. On SmolLM2-135M 128 of 576 channels less cost 1.5 to 1.8
 # times what as many more gain, where errors alone would say 1.2 and their squares say 1.5.
 POWER = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bound:
-    """What a shape may take at most of something that every head and every channel adds the same to.
-
-    Attributes:
-        size: what a shape takes, such as its parameters.
-        most: in the same unit.
-    """
-
-    size: Callable[[Geometry], float]
-    most: float
-
-    def admits(self, shape: Geometry) -> bool:
-        return self.size(shape) <= self.most
-
-
-PARAMETERS, KV_BYTES = Geometry.parameters, Geometry.kv_bytes_per_token
-
-
-def no_more_than(shape: Geometry) -> tuple[Bound, ...]:
-    """Return the bounds of shapes with no more parameters and KV bytes than one."""
-    return tuple(Bound(size=size, most=size(shape)) for size in (PARAMETERS, KV_BYTES))
 
 
 def expected_costs(

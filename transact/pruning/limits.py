@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from transact.geometry import Geometry
-from transact.pruning.allocation import KV_BYTES, PARAMETERS, Bound
 from transact.pruning.latency import LatencyTable
 from transact.pruning.search_space import SearchSpace, attention_width, attention_words, imbalance
 
@@ -111,21 +110,45 @@ def widest_of_each(limits: Limits, space: SearchSpace) -> list[Geometry]:
     return found
 
 
-# Limits that count parameters, and those that count the KV cache; a latency is no sum over heads and channels.
-OF_PARAMETERS, OF_CACHE = {"parameters", "weight_bytes", "memory_bytes"}, {"kv_bytes_per_token", "memory_bytes"}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """What a model may take at most of something that every head and every channel adds the same to.
+
+    Attributes:
+        size: what a model takes, such as its parameters.
+        most: in the same unit.
+    """
+
+    size: Callable[[Geometry], float]
+    most: float
+
+    def admits(self, geometry: Geometry) -> bool:
+        return self.size(geometry) <= self.most
 
 
-def shape_bounds(start: Geometry, limits: Limits | None) -> tuple[Bound, ...]:
+PARAMETERS, KV_BYTES = Geometry.parameters, Geometry.kv_bytes_per_token
+# The limits that count these alone; memory counts both, and a latency is no sum over heads and channels.
+LIMITS_OF = {PARAMETERS: {"parameters", "weight_bytes"}, KV_BYTES: {"kv_bytes_per_token"}}
+
+
+def shape_bounds(start: Geometry, limits: Limits | None = None, ends: Sequence[Geometry] = ()) -> tuple[Bound, ...]:
     """Return what shapes with widths for every layer may take: what was asked for, and not what was not.
 
-    Of parameters, or of the KV cache, they take no more than the start where no limit counts these, or a latency alone.
+    Parameters and KV bytes that no limit counts stay within those of the start. Memory lets one of them grow while the
+    other shrinks, but not beyond what one of the possible uniform cuts takes, which is what a run is prepared for.
+
+    Args:
+        ends: all uniform cuts that the search may begin with.
     """
     asked = limits.asked if limits is not None else {}
-    own = ((OF_PARAMETERS, PARAMETERS), (OF_CACHE, KV_BYTES))
-    found = [Bound(size=size, most=size(start)) for names, size in own if not names & asked.keys()]
+    found = []
+    for size, names in LIMITS_OF.items():
+        if not names & asked.keys():
+            most = max(map(size, (start, *ends))) if "memory_bytes" in asked else size(start)
+            found.append(Bound(size=size, most=most))
     if limits is not None:
-        names = (name for name in asked if name in OF_PARAMETERS | OF_CACHE)
-        found += [Bound(size=partial(limits.figure, name), most=limits.most(name)) for name in names]
+        linear = (name for name in asked if name != "latency_ms")
+        found += [Bound(size=partial(limits.figure, name), most=limits.most(name)) for name in linear]
     return tuple(found)
 
 

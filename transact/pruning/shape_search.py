@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import Tensor
 
 from transact.geometry import Geometry
-from transact.pruning.allocation import Bound, allocate, expected_costs
+from transact.pruning.allocation import allocate, expected_costs
+from transact.pruning.limits import Bound
 
 CHANNELS, HEADS = "intermediate_size", "num_key_value_heads"
 # Dimension -> of each layer the relative error of its refit for every size, (largest + 1,), as `nested_errors`.
@@ -178,7 +180,8 @@ def _best_allocation(space: ShapeSpace, losses: Losses, errors: Errors, shape: G
             )
             for dimension in (CHANNELS, HEADS)
         )
-        found.append(allocate(space.start, channels, heads, space.bounds))
+        with suppress(ValueError):  # where no cost is known, widths stay, and rounding may find them too large
+            found.append(allocate(space.start, channels, heads, space.bounds))
     return min([shape, *filter(space.allows, found)], key=losses)
 
 

@@ -38,13 +38,15 @@ def _shapes_warning(config: PruneConfig, parent: Geometry) -> str | None:
 
 def _rounds_warning(config: PruneConfig, whole: Outline) -> str | None:
     """Return a warning if rounds that cut all layers alike come before the search for shapes."""
-    found, had = whole.before(len(whole.rounds)), whole.parent
-    if config.shapes == "uniform" or found == had:
+    if config.shapes == "uniform" or len(whole.rounds) == 1:
         return None
+    left, had = whole.before(len(whole.rounds)), whole.parent
+    about = " (with equal shares of attention and MLP)" if whole.candidates else ""
     return (
         f"prune.shapes=layers looks for shapes in the last of {config.rounds} rounds, and those before it cut all "
-        f"layers alike: none ends wider than {found.intermediate_size:,} of {had.intermediate_size:,} channels (with "
-        "equal shares of attention and MLP); prune.rounds=1 lets a layer stay whole"
+        f"layers alike: none ends with more than {left.intermediate_size:,} of {had.intermediate_size:,} channels and "
+        f"{left.num_key_value_heads} of {had.num_key_value_heads} key-value heads{about}; prune.rounds=1 lets a layer "
+        "stay whole"
     )
 
 

@@ -121,15 +121,12 @@ def _sentence(result: dict[str, Any]) -> str:
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-    draft = result["draft"] or {}
-    drafted = {f"efficiency/draft_{name}": draft[name] for name in ("acceptance_rate", "speed_up") if name in draft}
-    limit = result["limit"] or {}
+    draft, limit = result["draft"] or {}, result["limit"] or {}
+    figures = {f"efficiency/draft_{name}": draft[name] for name in ("acceptance_rate", "speed_up") if name in draft}
     if limit.get("measured") is not None:
-        drafted |= {f"efficiency/limit_{name}_ms": limit[name] for name in ("asked", "foreseen", "measured")}
+        figures |= {f"efficiency/limit_{name}_ms": limit[name] for name in ("asked", "foreseen", "measured")}
     if not result["latency"]:
-        return drafted
+        return figures
     row = result["latency"][0]  # the first setting that there was time to measure
-    figures = drafted | {
-        f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()
-    }
+    figures |= {f"efficiency/{phase}_speed_up": each["speed_up"] for phase, each in row["speed_ups"][PRUNED].items()}
     return figures | {f"efficiency/{role}_peak_bytes": row["models"][role]["peak_bytes"] for role in (PARENT, PRUNED)}

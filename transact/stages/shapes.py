@@ -111,7 +111,7 @@ def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
         multiple *= max(1, math.ceil(whole.intermediate_size / (multiple * ELIMINATED_WIDTHS)))
     return ShapeSpace(
         start=round_.geometry,
-        bounds=shape_bounds(round_.geometry, limits),
+        bounds=shape_bounds(round_.geometry, limits, job.outline.ends),
         largest=whole,
         multiple=multiple,
         row=multiples.row,

@@ -190,7 +190,7 @@ def test_warns_of_the_stock_converter_where_it_breaks_the_model(has_factors: boo
     [
         (True, TYPES, "as its own `DeciLMForCausalLM`", "`export.gguf=f16` or `export.gguf=q8_0` writes a file"),
         (False, TYPES, "by that code (`--trust-remote-code`", "`export.gguf=f16` or `export.gguf=q8_0` writes a file"),
-        (False, [], "by that code (`--trust-remote-code`", "llama.cpp has no place"),
+        (False, [], "by that code (`--trust-remote-code`", "There is no file for llama.cpp"),
     ],
     ids=["widths", "fewer_heads", "own_pairs"],
 )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from transact.geometry import Geometry, Widths
-from transact.pruning.allocation import POWER, Bound, Costs, allocate, expected_costs, no_more_than
+from transact.pruning.allocation import POWER, Costs, allocate, expected_costs
+from transact.pruning.limits import Bound, shape_bounds
 
 START = Geometry(
     hidden_size=8,
@@ -71,7 +72,7 @@ def test_it_is_the_cheapest_of_all_shapes_that_take_no_more(start: Geometry) -> 
     for seed in range(5):
         draw = random.Random(seed)
         channels, heads = random_costs(SIZES, draw), random_costs(HEADS, draw)
-        found = allocate(start, channels, heads, no_more_than(start))
+        found = allocate(start, channels, heads, shape_bounds(start))
         assert found in allowed
         least = min(cost_of(shape, channels, heads) for shape in allowed)
         assert cost_of(found, channels, heads) == pytest.approx(least, abs=1e-12)
@@ -103,16 +104,16 @@ def test_bounds_of_heads_and_channels_together_are_met_exactly(cache: float) -> 
 def test_by_hand() -> None:
     """Two layers of 16 channels: 8 go from the second to the first, since this costs less than it gains."""
     start, stay = replace(START, num_layers=2), [{2: 0.0}, {2: 0.0}]
-    found = allocate(start, [{8: 5.0, 16: 2.0, 24: 0.0}, {8: 1.0, 16: 0.0, 24: -0.5}], stay, no_more_than(start))
+    found = allocate(start, [{8: 5.0, 16: 2.0, 24: 0.0}, {8: 1.0, 16: 0.0, 24: -0.5}], stay, shape_bounds(start))
     assert [each.intermediate_size for each in found.widths()] == [24, 8]
     # A head is 2 * 8 * 4 * (2 + 1) weights, 8 channels of the MLP 3 * 8 * 8: the same.
-    found = allocate(start, [{16: 2.0, 24: 0.0}, {16: 0.0}], [{2: 0.0, 1: 9.0}, {2: 0.0, 1: 1.0}], no_more_than(start))
+    found = allocate(start, [{16: 2.0, 24: 0.0}, {16: 0.0}], [{2: 0.0, 1: 9.0}, {2: 0.0, 1: 1.0}], shape_bounds(start))
     assert found == of_widths(start, (24, 16), (2, 1))
 
 
 def test_where_nothing_fits_it_says_so() -> None:
     with pytest.raises(ValueError, match="no shape of these widths"):
-        allocate(START, [{24: 0.0}] * 3, [{2: 0.0}] * 3, no_more_than(START))
+        allocate(START, [{24: 0.0}] * 3, [{2: 0.0}] * 3, shape_bounds(START))
 
 
 def test_a_large_model_takes_seconds() -> None:
@@ -122,7 +123,7 @@ def test_a_large_model_takes_seconds() -> None:
     channels = [{width: draw.random() / width for width in range(256, 28_673, 256)} for _ in range(80)]
     heads = [{count: draw.random() / count for count in range(1, 9)} for _ in range(80)]
     begun = time.process_time()
-    found = allocate(start, channels, heads, no_more_than(start))
+    found = allocate(start, channels, heads, shape_bounds(start))
     assert time.process_time() - begun < 30
     assert found.parameters() <= start.parameters()
     assert found.kv_bytes_per_token() <= start.kv_bytes_per_token()

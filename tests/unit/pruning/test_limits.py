@@ -116,23 +116,25 @@ def test_a_limit_that_only_fewer_and_narrower_heads_meet_together_is_told_by_the
 
 
 @pytest.mark.parametrize(
-    ("asked", "sizes"),
+    ("asked", "expected"),
     [
-        ({}, ["parameters", "kv"]),
-        ({"parameters": 0.5}, ["kv", "asked"]),
-        ({"kv_bytes_per_token": 0.5}, ["parameters", "asked"]),
-        ({"memory_bytes": 0.5}, ["asked"]),
-        ({"weight_bytes": 0.5, "kv_bytes_per_token": 0.5}, ["asked", "asked"]),
-        ({"latency_ms": 0.5}, ["parameters", "kv"]),
+        ({}, [(3810, 1730), (128, 64)]),
+        ({"parameters": 0.5}, [(128, 64), (3810, 1905)]),
+        ({"kv_bytes_per_token": 0.75}, [(3810, 1730), (128, 96)]),
+        ({"weight_bytes": 0.5}, [(128, 64), (7620, 3810)]),
+        ({"latency_ms": 0.5}, [(3810, 1730), (128, 64)]),
+        # Weights and 4,096 tokens of cache; of each alone what one of the uniform cuts takes.
+        ({"memory_bytes": 0.5}, [(3810, 1890), (128, 128), (531_908, 265_954)]),
     ],
 )
 def test_shapes_of_layers_take_what_was_asked_for_and_not_what_was_not(
-    asked: dict[str, float], sizes: list[str]
+    asked: dict[str, float], expected: list[tuple[int, int]]
 ) -> None:
+    """Every bound, by what the whole model takes of it and by what is the most."""
+    ends = [replace(SMALL, head_dim=size, intermediate_size=channels) for size, channels in ((8, 16), (4, 24), (16, 8))]
     limits = Limits(parent=SMALL, serving=Serving(), asked=asked)
-    named = {Geometry.parameters: "parameters", Geometry.kv_bytes_per_token: "kv"}
-    found = shape_bounds(SMALL, limits if asked else None)
-    assert [named.get(bound.size, "asked") for bound in found] == sizes
+    found = shape_bounds(ends[0], limits if asked else None, ends)
+    assert [(bound.size(SMALL), bound.most) for bound in found] == expected
 
 
 def test_the_most_balanced_cut_is_that_of_equal_shares() -> None:

@@ -58,13 +58,14 @@ def evaluation_section(run: RunFiles) -> Section | None:
 
 def _limits(limits: Values, latency: Values) -> Table:
     """Return what was asked for and reached. latency: what of it was measured once more, on the machine of the run."""
+    measured = figure(latency.get("measured"))
+    headings = ["limit", "at most", "pruned", "parent", *(["pruned, measured here"] if measured is not None else [])]
 
     def cells(name: str) -> list[str]:
         own = [figure(limits[name].get(key)) for key in ("most", "reached", "dense")]
-        measured = figure(latency.get("measured")) if name == "latency_ms" else None
-        return [f"prune.budget.{name}", *map(number, own), number(measured)]
+        again = [measured if name == "latency_ms" else None] if measured is not None else []
+        return [f"prune.budget.{name}", *map(number, [*own, *again])]
 
-    headings = ["limit", "at most", "pruned", "parent", "pruned, measured here"]
     return Table(headings=headings, rows=[cells(name) for name in limits])
 
 

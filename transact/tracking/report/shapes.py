@@ -47,8 +47,8 @@ def _widths(shape: Geometry, whole: Geometry) -> Chart:
         name="widths",
         title="What every layer keeps",
         summary=(
-            f"Shares of what {shape.num_layers} layers had before the cut: {had[0]} channels of an MLP, {had[1]} "
-            f"key-value heads, and {had[2]} rotary pairs of each head, of which every layer keeps as many."
+            f"Shares of what {shape.num_layers} layers had before the last cut: {had[0]} channels of an MLP, {had[1]} "
+            f"key-value heads, and {had[2]} rotary pairs of each head, of which all layers keep the same number."
         ),
         views={
             "all": {
