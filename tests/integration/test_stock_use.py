@@ -87,7 +87,20 @@ def assert_is_the_masked_parent(oracle: Any, seen: dict[str, Any], found: dict[s
     assert greedy.tolist() == sequence[0, 5:].tolist(), name
 
 
+TOKENS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(2))
 LAYERS = [Widths(num_key_value_heads=heads, intermediate_size=size) for heads, size in ((1, 96), (2, 40))]
+
+
+def train(model: Any, optimizer: Any, steps: int) -> list[float]:
+    """The losses of steps on the same two sequences, in plain PyTorch."""
+    losses = []
+    for _ in range(steps):
+        loss = model(input_ids=TOKENS, labels=TOKENS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 @pytest.mark.parametrize("widths", [(), LAYERS], ids=["alike", "layers_that_differ"])
@@ -100,21 +113,14 @@ def test_an_adapter_trains_on_it(tmp_path: Path, widths: Sequence[Widths]) -> No
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     optimizer = torch.optim.Adam([each for each in adapted.parameters() if each.requires_grad], lr=1e-2)
-    tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(2))
-    losses = []
-    for _ in range(20):
-        loss = adapted(input_ids=tokens, labels=tokens).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(adapted, optimizer, 20)
     assert losses[-1] < 0.9 * losses[0]
     adapted.save_pretrained(tmp_path / "adapter")
     plain = load_model(exported, dtype=torch.float32)
     assert all(value.equal(before[name]) for name, value in plain.state_dict().items())
     again = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
     with torch.no_grad():
-        difference = (again(tokens).logits - adapted.eval()(tokens).logits).abs().max()
+        difference = (again(TOKENS).logits - adapted.eval()(TOKENS).logits).abs().max()
     assert float(difference) < 1e-5
 
 
@@ -124,18 +130,11 @@ def test_all_weights_train_on_and_are_saved_again(tmp_path: Path, widths: Sequen
     exported = write_exported(tmp_path, {"head_dim": 10, "widths": widths})
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=bool(widths), dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(2))
-    losses = []
-    for _ in range(8):
-        loss = model(input_ids=tokens, labels=tokens).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(model, optimizer, 8)
     assert losses[-1] < 0.7 * losses[0]
     model.save_pretrained(tmp_path / "trained")
     again = AutoModelForCausalLM.from_pretrained(
         tmp_path / "trained", trust_remote_code=bool(widths), dtype=torch.float32
     )
     with torch.no_grad():
-        torch.testing.assert_close(again(tokens).logits, model.eval()(tokens).logits)
+        torch.testing.assert_close(again(TOKENS).logits, model.eval()(TOKENS).logits)
