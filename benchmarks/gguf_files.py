@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import tempfile
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.workload import RESULTS, num_cores, write_result
 from transact.config.outputs import GGUF_TYPES
 from transact.errors import DONE, leave
 from transact.export.gguf import write_gguf
-from transact.export.in_llama_cpp import Llama
+from transact.export.in_llama_cpp import Llama, next_token_losses
 from transact.export.k_quants import K_QUANTS, write_k_quants
 
 FOLDER = "folder, float32"
@@ -48,16 +50,13 @@ def _of_folder(folder: Path, sequences: list[list[int]]) -> float:
 
 
 def _of_file(file: Path, sequences: list[list[int]], threads: int) -> float:
-    import torch
-
     model = Llama(file, len(sequences[0]), threads)
     losses = []
     for each in sequences:
         model.forget()
-        logits = torch.from_numpy(model.logits(each))
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(each[1:])))
+        losses += next_token_losses(model.logits(each), each)
     model.close()
-    return float(torch.stack(losses).mean().exp())
+    return math.exp(mean(losses))
 
 
 def gguf_markdown(result: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,12 @@ def export_gguf(job: Job, texts: Texts, folder: Path, output: Path) -> None:
             others = write_file(folder, temporary, kind, job.config.name, bar.advance)
         with job.progress("losses of the gguf file", 2, unit="steps") as bar:
             tokens = texts.evaluation.sequences(torch.arange(1))[:, :CHECKED_STEPS]
-            logits, _ = stock_logits(folder, tokens, torch.device("cpu"), job.group.watchdog.progress)
-            bar.advance(1, next="llama.cpp")
-            checked = compared_in_llama_cpp(temporary, kind, logits[0], tokens[0])
+
+            def logits() -> torch.Tensor:
+                bar.advance(1, next="transformers")
+                return stock_logits(folder, tokens, torch.device("cpu"), job.group.watchdog.progress)[0][0]
+
+            checked = compared_in_llama_cpp(temporary, kind, tokens[0], logits)
             bar.advance(1, next="publish")
         publish(temporary, output)
         return others, checked
@@ -163,19 +167,18 @@ def export_gguf(job: Job, texts: Texts, folder: Path, output: Path) -> None:
         )
 
 
-def compared_in_llama_cpp(file: Path, kind: str, logits: torch.Tensor, tokens: torch.Tensor) -> str:
+def compared_in_llama_cpp(file: Path, kind: str, tokens: torch.Tensor, logits: Callable[[], torch.Tensor]) -> str:
     """Return in words what llama.cpp makes of a file's text, beside what transformers makes of the folder's.
 
     Weights of fewer bits than float32 may compute anything that is a number: how much they lose is told.
 
     Args:
-        logits: of transformers after each token, (tokens, vocab_size).
+        logits: returns those of transformers after each token, (tokens, vocab_size); not asked without llama.cpp.
 
     Raises:
         Failure: llama.cpp is there, and cannot compute the file.
         RuntimeError: a loss is no number, or float32 weights give other losses.
     """
-    ours = cross_entropy(logits[:-1].double(), tokens[1:], reduction="none")
     question = {"file": str(file.absolute()), "tokens": tokens.tolist(), "threads": torch.get_num_threads()}
     try:
         answer = ask(Path(sys.executable), Path(in_llama_cpp.__file__), question)
@@ -186,6 +189,7 @@ def compared_in_llama_cpp(file: Path, kind: str, logits: torch.Tensor, tokens: t
     if "unavailable" in answer:
         return f"not computed in llama.cpp, which is not here (pip install cyllama): {answer['unavailable']}"
     theirs = torch.tensor(answer["losses"], dtype=torch.float64)
+    ours = cross_entropy(logits()[:-1].double(), tokens[1:], reduction="none")
     difference = float((theirs - ours).abs().mean())
     if not math.isfinite(difference) or (kind == "f32" and difference > LOSS_TOLERANCE):
         raise RuntimeError(
