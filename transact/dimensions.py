@@ -146,8 +146,9 @@ def loses_ordered_heads(config: PruneConfig, before: Geometry, targets: Iterable
 
     Whole heads alone go by their scores.
     """
+    had = [each.num_key_value_heads for each in before.widths()]
     return config.method.attention == "pairs" and any(
-        each.num_key_value_heads < before.num_key_value_heads for each in targets
+        [one.num_key_value_heads for one in each.widths()] != had for each in targets
     )
 
 

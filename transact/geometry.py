@@ -214,15 +214,18 @@ class Geometry:
 def geometry_changes(before: Geometry, after: Geometry) -> str:
     """Return the dimensions that differ: "head_dim 32 -> 24, intermediate_size 640 -> 32 to 512 (277 on average)"."""
     changes = []
-    layers = [after.of_layer(layer) for layer in range(after.num_layers)] if after.layers else [after]
-    for name, value in before.to_dict().items():
-        sizes = [getattr(each, name) for each in layers]
-        if set(sizes) == {value}:
-            continue
-        mean, digits = sum(sizes) / len(sizes), 0 if name == "intermediate_size" else 1
-        ranged = f"{min(sizes)} to {max(sizes)} ({mean:.{digits}f} on average)"
-        changes.append(f"{name} {value} -> {ranged if len(set(sizes)) > 1 else sizes[0]}")
+    for name in (each.name for each in fields(Geometry) if each.name != "layers"):
+        had, has = (
+            [getattr(each.of_layer(layer), name) for layer in range(each.num_layers)] for each in (before, after)
+        )
+        if had != has:
+            changes.append(f"{name} {_of_all_layers(name, had)} -> {_of_all_layers(name, has)}")
     return ", ".join(changes)
+
+
+def _of_all_layers(name: str, sizes: Sequence[int]) -> str:
+    mean, digits = sum(sizes) / len(sizes), 0 if name == "intermediate_size" else 1
+    return f"{min(sizes)} to {max(sizes)} ({mean:.{digits}f} on average)" if len(set(sizes)) > 1 else str(sizes[0])
 
 
 _OF_LAYERS = tuple(each.name for each in fields(Widths))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from transact.config.pruning import RESERVED_SPREAD, PruneConfig, RecoverConfig
 from transact.config.run import RunConfig
-from transact.dimensions import geometries, limits_of, split_candidates
+from transact.dimensions import geometries, limits_of, search_space, split_candidates
 from transact.geometry import Geometry
 from transact.pruning.limits import Limits
 from transact.pruning.schedule import peak_learning_rate, token_budgets, validation_steps, warmup_steps
+from transact.pruning.shape_rounds import shapes_on_the_way
 
 # Kinds of stages whose output only later stages read; the output of the others is the result of the run.
 ON_THE_WAY = {"initialise", "calibrate", "gram", "split", "shapes", "select", "slice", "recover"}
@@ -67,7 +68,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outline:
-    """The plan of a run: solved before it starts, and again for the dimensions that a measured split has chosen.
+    """The plan of a run: solved before it starts, and again for the dimensions that were chosen by measuring.
 
     Attributes:
         parent: dimensions before the first cut.
@@ -131,13 +132,21 @@ def outline(config: RunConfig, parent: Geometry) -> Outline:
     )
 
 
-def towards(config: RunConfig, whole: Outline, final: Geometry) -> Outline:
-    """Return the outline of a run whose split has chosen the dimensions after the last round."""
-    return replace(whole, rounds=tuple(_pruning_rounds(config, whole.parent, final)))
+def towards(config: RunConfig, whole: Outline, final: Geometry, shape: Geometry | None = None) -> Outline:
+    """Return the outline of a run whose split has chosen the dimensions after the last round.
+
+    shape: widths for every layer instead, which a search that began with these dimensions has chosen.
+    """
+    return replace(whole, rounds=tuple(_pruning_rounds(config, whole.parent, final, shape)))
 
 
-def _pruning_rounds(config: RunConfig, parent: Geometry, final: Geometry | None = None) -> list[Round]:
+def _pruning_rounds(
+    config: RunConfig, parent: Geometry, final: Geometry | None = None, shape: Geometry | None = None
+) -> list[Round]:
     dimensions, fractions = geometries(config.prune, parent, final)
+    if shape is not None:
+        multiple = search_space(config.prune, parent).multiples.intermediate_size
+        dimensions = shapes_on_the_way(parent, dimensions, shape, multiple)
     tokens = _token_budgets(config.recover, config.prune.rounds, tokens_per_batch(config))
     rates = peak_rates(config, parent, fractions)
     rounds, position = [], 0
@@ -214,7 +223,7 @@ def _pruning_stages(config: RunConfig) -> list[Stage]:
     stages = [Stage("evaluate", 0)]
     for number in range(1, config.prune.rounds + 1):
         kinds = ["calibrate", "select", "slice", *(["recover"] if config.recover.tokens else []), "evaluate"]
-        if number == config.prune.rounds and config.prune.shapes == "layers":
+        if number == 1 and config.prune.shapes == "layers":
             kinds.insert(1, "shapes")
         if number == 1 and config.prune.split == "auto":
             kinds.insert(1, "split")

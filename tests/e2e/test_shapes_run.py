@@ -20,6 +20,7 @@ from transact.config.compose import typed_config
 from transact.estimate.contents import forecast
 from transact.files import read_json
 from transact.geometry import Geometry
+from transact.models.folder import geometry_of
 
 LAYERS = ["prune.shapes=layers", "prune.rounds=1", "recover.tokens=2048", "recover.validations=1"]
 
@@ -118,6 +119,32 @@ def test_a_search_may_begin_with_fewer_heads(workplace: Workplace) -> None:
     assert len((folder / "round_01" / "shapes.jsonl").read_text().splitlines()) > 4
     model = AutoModelForCausalLM.from_pretrained(folder / "export", trust_remote_code=True)
     assert model.num_parameters() == shape.parameters() <= start.parameters()
+
+
+def rounds_of(folder: Path) -> list[Geometry]:
+    return [Geometry.from_dict(each["geometry"]) for each in read_json(folder / "result.json")["rounds"]]
+
+
+@pytest.mark.parametrize("more", [[], ["prune/method=obs", "prune.method.pair_scope=head"]], ids=["default", "obs"])
+def test_rounds_narrow_every_layer_towards_its_shape(workplace: Workplace, more: list[str]) -> None:
+    """The search is of the first round, and the second one cuts layers that differ."""
+    name = f"rounds_{len(more)}"
+    asked = [*LAYERS, "prune.rounds=2", *more, "eval.efficiency.measured=false", "track.mode=offline"]
+    done = transact([*workplace.overrides(name), *asked], ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = workplace.folder / name
+    found = read_json(folder / "round_01" / "shapes.json")
+    first, last = rounds_of(folder)
+    assert last.to_dict() == found["chosen"] and last.layers and first.layers
+    parent = geometry_of(workplace.model)
+    for had, on_the_way, end in zip(parent.widths(), first.widths(), last.widths(), strict=True):
+        for width in ("num_key_value_heads", "intermediate_size"):
+            assert getattr(had, width) >= getattr(on_the_way, width) >= getattr(end, width)
+    assert not (folder / "round_02" / "shapes.json").exists()
+    sources = [read_json(folder / f"round_0{number}" / "selection.json")["source"] for number in (1, 2)]
+    assert sources == [parent.to_dict(), first.to_dict()]
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", trust_remote_code=True)
+    assert model.num_parameters() == last.parameters()
 
 
 def test_channels_by_elimination_begin_at_a_width_between_its_steps(workplace: Workplace) -> None:

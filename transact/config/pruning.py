@@ -171,7 +171,7 @@ class PruneConfig:
     """Splits that "auto" cuts and measures of each number of key-value heads (of whole heads: of all), at most."""
     shapes: str = setting("uniform", choices=SHAPES)
     """"uniform" (all layers are alike, which every software loads) or "layers" (each keeps an MLP width and key-value
-    heads of its own, at the same parameters: measured, in the last round)."""
+    heads of its own, at the same parameters: measured in the first round, and reached in the last)."""
     shape_evaluations: int | None = setting(None, at_least=1, at_most=10**6)
     """Shapes that "layers" measures on validation text, at most: two for each layer before it changes several at once,
     then three for each layer in every round of its search. null: eight for each layer."""

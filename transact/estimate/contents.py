@@ -36,7 +36,7 @@ from transact.geometry import Geometry
 from transact.models.folder import declared_config, is_at_hand
 from transact.pruning.limits import CUT_DIMENSIONS, KV_BYTES, PARAMETERS, shape_bounds
 from transact.pruning.targets import shape_warnings
-from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch, towards
+from transact.rounds import Outline, Round, Stage, shape_evaluations, tokens_per_batch
 from transact.runs.run_record import LAYOUT, check_run_folder, read_record
 from transact.stages.advice import run_warnings
 from transact.stages.micro_batch import Moments, hidden_stream_bytes, host_bytes, moments, peak_bytes
@@ -134,13 +134,11 @@ def _shape_range(config: RunConfig, whole: Outline) -> dict[str, int | float | N
     """
     if config.mode == "pretrain" or config.prune.shapes == "uniform":
         return None
-    begun = [towards(config, whole, end) for end in whole.candidates] or [whole]
-    sources = [each.before(len(each.rounds)) for each in begun]
     bounds = [bound for end in whole.ends for bound in shape_bounds(end, whole.limits, whole.ends)]
     return {
         "starts": len(whole.ends),
-        "intermediate_size": max(each.intermediate_size for each in sources),
-        "num_key_value_heads": max(each.num_key_value_heads for each in sources),
+        "intermediate_size": whole.parent.intermediate_size,
+        "num_key_value_heads": whole.parent.num_key_value_heads,
         "parameters": max((bound.most for bound in bounds if bound.size == PARAMETERS), default=None),
         "kv_bytes_per_token": max((bound.most for bound in bounds if bound.size == KV_BYTES), default=None),
     }

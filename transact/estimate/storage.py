@@ -195,8 +195,9 @@ def _round_traffic(
     # The order in which key-value heads go, from Gram matrices and o_proj.
     width = whole.num_attention_heads * whole.head_dim
     ordered = grams + stored * whole.num_layers * whole.hidden_size * width
-    # A search for shapes hands its own over.
-    is_ordered = config.prune.shapes == "uniform" and loses_ordered_heads(config.prune, whole, [each.geometry])
+    # A search for shapes hands its own over to the first round.
+    is_handed = config.prune.shapes == "layers" and each.number == 1
+    is_ordered = not is_handed and loses_ordered_heads(config.prune, whole, [each.geometry])
     checked = before if each.number > 1 else 0  # the parent's digests are compared once, at the start
     # Stages that look at one model share an engine, which the first of them opens.
     lookers = (Stage("evaluate", each.number - 1), Stage("calibrate", each.number), Stage("gram", each.number))

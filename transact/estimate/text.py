@@ -214,7 +214,7 @@ def _memory_lines(memory: dict[str, Any], estimate: dict[str, Any]) -> list[str]
     lines = [f"memory per rank on {ranks}, ZeRO stage {memory['zero_stage']}, estimated:"]
     here, otherwise = memory["moments"], memory["other_checkpointing"]
     first = here[0]["stage"].split("/")[0] + "/"
-    shown = [each for each in here if each["stage"].startswith(first) or each["stage"].endswith("/shapes")]
+    shown = [each for each in here if each["stage"].startswith(first)]
     lines += [line for each in shown for line in _moment_lines(each)]
     if len(here) > len(shown):
         lines.append("  other stages of later rounds need less")

@@ -62,7 +62,8 @@ class Collector:
         """
         collected = replace(ActivationStatistics.zeros(self._geometry, self._statistics), num_tokens=num_tokens)
         for (name, layer), value in self._sums.items():
-            collected.sums[name][layer] = value.cpu()
+            whole = collected.sums[name][layer]
+            whole[tuple(map(slice, value.shape))] = value.cpu()
         return collected
 
     def forget_statistics(self) -> None:
@@ -71,8 +72,8 @@ class Collector:
 
     def take_gram(self, layer: int) -> LayerGram:
         """Return the Gram matrices of one layer and forget them here; zeros where nothing was summed."""
-        width = self._geometry.num_attention_heads * self._geometry.head_dim
-        sizes = {"attention_output": width, "intermediate": self._geometry.intermediate_size}
+        own = self._geometry.of_layer(layer)
+        sizes = {"attention_output": own.num_attention_heads * own.head_dim, "intermediate": own.intermediate_size}
         sums = {kind: self._grams.pop((kind, layer), None) for kind in sizes}
         return LayerGram(
             **{
@@ -109,7 +110,7 @@ def collect_statistics(
     try:
         for layer, block in enumerate(decoder_layers(model)):
             for statistic in statistics:
-                handles += _attach(collector, layer, block, statistic, geometry, are_whole)
+                handles += _attach(collector, layer, block, statistic, geometry.of_layer(layer), are_whole)
         if any(each.needs_gradients for each in statistics):
             handles.append(_make_differentiable(model))
         yield collector
@@ -150,7 +151,7 @@ def _adds_gram(collector: Collector, name: str, layer: int) -> Callable[[Tensor]
 def _attach(
     collector: Collector, layer: int, block: Any, statistic: Statistic, geometry: Geometry, are_whole: bool
 ) -> list[RemovableHandle]:
-    """Attach the hooks that sum one statistic in one decoder layer."""
+    """Attach the hooks that sum one statistic in one decoder layer, whose dimensions are given."""
     if statistic.needs_gradients:
         (name,) = statistic.observes
         return [_watch(block, name, _adds_in_backward(collector, layer, statistic, geometry))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,15 @@ class ActivationMap:
     Attributes:
         norms: (layers, channels) float64, the root of the mean square over tokens.
         kept: (layers, channels) bool; None where the cut is made in another basis than the channels'.
+        sizes: (layers,) channels of each layer; behind those of a narrower one norms are zero.
     """
 
     norms: Tensor
     kept: Tensor | None
+    sizes: Tensor
+
+    def mean_norm(self) -> float:
+        return float(self.norms.sum() / self.sizes.sum())
 
     def kept_energy(self) -> Tensor | None:
         """Return the share of the squares in kept channels, (layers,): 1 where all are zero; None without `kept`."""
@@ -41,7 +47,7 @@ class ActivationMap:
         squares = self.norms.square()
         tiny = torch.finfo(squares.dtype).tiny
         participating = squares.sum(dim=1).square() / squares.square().sum(dim=1).clamp_min(tiny)
-        return 1 - participating / squares.shape[1]
+        return 1 - participating / self.sizes
 
 
 def activation_maps(statistics: ActivationStatistics, selection: Selection) -> dict[str, ActivationMap]:
@@ -73,10 +79,12 @@ def activation_maps(statistics: ActivationStatistics, selection: Selection) -> d
         INTERMEDIATE: channels,
     }
     tokens = max(1, statistics.num_tokens)
+    layers = [source.of_layer(layer) for layer in range(source.num_layers)]
     return {
         each.name: ActivationMap(
             norms=(statistics[each] / tokens).sqrt().flatten(1),
             kept=None if mask is None else mask.flatten(1),
+            sizes=torch.tensor([math.prod(each.shape(own)) for own in layers]),
         )
         for each, mask in kept.items()
     }

@@ -7,7 +7,8 @@ The units with the highest scores are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,9 @@ from transact.pruning.weights import LayerWeights
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scores:
     """Importance of every unit, float64. Only the order matters.
+
+    Where layers differ, the dimensions are those of the largest. Channels and heads that a layer lacks come last, by a
+    score of minus infinity.
 
     Attributes:
         pairs: (layers, num_key_value_heads, head_dim // 2), of rotary pairs, summed over a group's query heads.
@@ -217,12 +221,21 @@ class Criteria:
 
     def score(self, evidence: Evidence) -> Scores:
         """Score the units of every kind, and whole heads."""
+        geometry = evidence.geometry
+        widths, group = geometry.widths(), geometry.queries_per_key_value_head
+        heads = head_scores(evidence.statistics[ATTENTION_OUTPUT].sqrt(), geometry)
         return Scores(
             pairs=self.pairs.score(evidence),
             values=self.values.score(evidence),
-            channels=self.channels.score(evidence),
-            heads=head_scores(evidence.statistics[ATTENTION_OUTPUT].sqrt(), evidence.geometry),
+            channels=_only(self.channels.score(evidence), [each.intermediate_size for each in widths]),
+            heads=_only(heads, [group * each.num_key_value_heads for each in widths]),
         )
+
+
+def _only(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Put last what lies behind each layer's own units: (layers, units) -> the same."""
+    lacks = torch.arange(scores.shape[1]) >= torch.tensor(sizes).unsqueeze(1)
+    return scores.masked_fill(lacks, -math.inf)
 
 
 def magnitude_scores(weights: LayerWeights, geometry: Geometry) -> Scores:
@@ -250,10 +263,15 @@ def magnitude_scores(weights: LayerWeights, geometry: Geometry) -> Scores:
 def stack_scores(layers: list[Scores]) -> Scores:
     """Stack the scores of single layers into scores of the model."""
     return Scores(
-        pairs=torch.stack([each.pairs for each in layers]),
-        values=torch.stack([each.values for each in layers]),
-        channels=torch.stack([each.channels for each in layers]),
+        pairs=_stacked([each.pairs for each in layers]),
+        values=_stacked([each.values for each in layers]),
+        channels=_stacked([each.channels for each in layers]),
     )
+
+
+def _stacked(layers: Sequence[Tensor]) -> Tensor:
+    """Stack tensors that may differ in their first dimension, with zeros behind the shorter ones."""
+    return torch.nn.utils.rnn.pad_sequence(list(layers), batch_first=True)
 
 
 def head_scores(value_norm: Tensor, geometry: Geometry) -> Tensor:

@@ -41,7 +41,7 @@ def elimination_path(
         block: 1 is the plain greedy algorithm.
     """
     alive = torch.arange(weight.shape[1], device=weight.device)
-    kept = {width: alive for width in widths if width == len(alive)}
+    kept = {width: alive for width in widths if width >= len(alive)}
     open_widths = sorted(set(widths) - kept.keys())
     if not open_widths:
         return kept

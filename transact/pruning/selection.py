@@ -38,7 +38,7 @@ class Selection:
         rotary: "kept": dims of q and k go in rotary pairs and keep their frequencies; "recreated": the
             frequencies are those of a fresh model with the smaller head.
         pair_scope: over what a set of pairs was chosen together: "model", "layer" or "head".
-        source: dimensions of the model before slicing, whose layers are alike.
+        source: dimensions of the model before slicing.
         target: dimensions after.
         reached: the share of the dense parent's parameters that is gone by then.
         method: how the units were chosen, for the record.
@@ -72,14 +72,14 @@ class Selection:
         for per_layer in (self.query_heads, self.key_value_heads, self.query_key_dims, self.value_dims, self.channels):
             assert len(per_layer) == source.num_layers
         for layer in range(source.num_layers):
-            own = target.of_layer(layer)
-            _check_kept(self.query_heads[layer], own.num_attention_heads, source.num_attention_heads)
-            _check_kept(self.key_value_heads[layer], own.num_key_value_heads, source.num_key_value_heads)
+            own, had = target.of_layer(layer), source.of_layer(layer)
+            _check_kept(self.query_heads[layer], own.num_attention_heads, had.num_attention_heads)
+            _check_kept(self.key_value_heads[layer], own.num_key_value_heads, had.num_key_value_heads)
             for heads in (self.query_key_dims[layer], self.value_dims[layer]):
                 assert len(heads) == own.num_key_value_heads
                 for dims in heads:
                     _check_kept(dims, target.head_dim, source.head_dim)
-            _check_kept(self.channels[layer], own.intermediate_size, source.intermediate_size)
+            _check_kept(self.channels[layer], own.intermediate_size, had.intermediate_size)
         if self.rotary == "kept":
             half = source.head_dim // 2
             for dims in chain.from_iterable(self.query_key_dims):
@@ -249,14 +249,15 @@ def _kept_heads(
     queries, groups = [], []
     per_group = source.queries_per_key_value_head
     for layer in range(source.num_layers):
-        own = target.of_layer(layer)
-        if own.num_attention_heads < source.num_attention_heads and orders is None:
+        own, had = target.of_layer(layer), source.of_layer(layer)
+        if own.num_attention_heads < had.num_attention_heads and orders is None:
             assert scores is not None
-            best = best_heads(scores[layer : layer + 1], replace(source, num_layers=1), replace(own, num_layers=1))
+            here = scores[layer : layer + 1, : had.num_attention_heads]
+            best = best_heads(here, replace(had, num_layers=1), replace(own, num_layers=1))
             queries += best[0]
             groups += best[1]
             continue
-        order = range(source.num_key_value_heads) if orders is None else orders[layer]
+        order = range(had.num_key_value_heads) if orders is None else orders[layer]
         groups.append(sorted(order[-own.num_key_value_heads :]))
         queries.append([head * per_group + each for head in groups[-1] for each in range(per_group)])
     return queries, groups

@@ -162,7 +162,7 @@ def cut_attention(
     value, output, transform = weights.value.float()[rows], weights.output.float()[:, columns], columns
     if selection.value_basis != "dims":
         assert gram is not None
-        basis = _basis(weights, selection, gram)
+        basis = _basis(weights, selection, layer, gram)
         value, output, transform = _change_basis(weights, selection, layer, basis)
     scale = query_scale(selection)
     query = weights.query.float()[query_rows(selection, layer)] * (scale if weights.query_norm is None else 1.0)
@@ -236,17 +236,18 @@ def query_scale(selection: Selection) -> float:
     return math.sqrt(selection.target.head_dim / selection.source.head_dim) if selection.rotary == "kept" else 1.0
 
 
-def _basis(weights: LayerWeights, selection: Selection, gram: LayerGram) -> ValueBasis:
+def _basis(weights: LayerWeights, selection: Selection, layer: int, gram: LayerGram) -> ValueBasis:
+    source, kept = selection.source.of_layer(layer), selection.target.head_dim
     if selection.value_basis == "svd":
-        return svd_basis(weights.output, gram.attention_output, selection.source, selection.target.head_dim)
-    return pca_basis(gram.attention_output, selection.source, selection.target.head_dim)
+        return svd_basis(weights.output, gram.attention_output, source, kept)
+    return pca_basis(gram.attention_output, source, kept)
 
 
 def _change_basis(
     weights: LayerWeights, selection: Selection, layer: int, basis: ValueBasis
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return v_proj and o_proj of the heads that stay in the new basis, and the transform of o_proj's input."""
-    source, kept = selection.source, selection.target.head_dim
+    source, kept = selection.source.of_layer(layer), selection.target.head_dim
     group = source.queries_per_key_value_head
     heads = weights.value.double().view(source.num_key_value_heads, source.head_dim, -1)
     value = (basis.into @ heads)[list(selection.key_value_heads[layer])].flatten(0, 1)

@@ -143,7 +143,8 @@ class ActivationStatistics:
     """Sums over the calibration text.
 
     Attributes:
-        sums: (layers, *shape) float64 each, by the statistic's name.
+        sums: (layers, *shape) float64 each, by the statistic's name; where layers differ, the shape is that of the
+            largest, and what another one lacks of it is zero.
         num_tokens: tokens summed over.
     """
 
@@ -176,9 +177,10 @@ class ActivationStatistics:
         """Return the mean shares of queries and keys, (layers, head_dim // 2) each; None if they were not collected."""
         if not {each.name for each in NORM_SHARES} <= self.sums.keys():
             return None
+        heads = torch.tensor([[each.num_key_value_heads] for each in geometry.widths()], dtype=torch.float64)
         return (
-            self[QUERY_SHARE] / (self.num_tokens * geometry.num_attention_heads),
-            self[KEY_SHARE] / (self.num_tokens * geometry.num_key_value_heads),
+            self[QUERY_SHARE] / (self.num_tokens * heads * geometry.queries_per_key_value_head),
+            self[KEY_SHARE] / (self.num_tokens * heads),
         )
 
     def to_tensors(self) -> dict[str, Tensor]:

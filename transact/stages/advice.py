@@ -16,12 +16,11 @@ ALLOCATIONS = 2  # that follow from them
 
 
 def run_warnings(config: RunConfig, whole: Outline) -> list[str]:
-    """Return what is allowed and hardly wanted: too little text, too few steps or shapes, shapes after alike rounds."""
+    """Return what is allowed and hardly wanted: too little text, too few steps or shapes."""
     found = (
         calibration_warning(config, whole.parent),
         _steps_warning(whole.rounds, tokens_per_batch(config)),
         _shapes_warning(config.prune, whole.parent),
-        _rounds_warning(config.prune, whole),
     )
     return [each for each in found if each is not None]
 
@@ -33,20 +32,6 @@ def _shapes_warning(config: PruneConfig, parent: Geometry) -> str | None:
     return (
         f"prune.shape_evaluations={config.shape_evaluations} is too few for the search, which begins with up to "
         f"{narrowed:,} shapes that differ in one layer: layers may stay alike"
-    )
-
-
-def _rounds_warning(config: PruneConfig, whole: Outline) -> str | None:
-    """Return a warning if rounds that cut all layers alike come before the search for shapes."""
-    if config.shapes == "uniform" or len(whole.rounds) == 1:
-        return None
-    left, had = whole.before(len(whole.rounds)), whole.parent
-    about = " (with equal shares of attention and MLP)" if whole.candidates else ""
-    return (
-        f"prune.shapes=layers looks for shapes in the last of {config.rounds} rounds, and those before it cut all "
-        f"layers alike: none ends with more than {left.intermediate_size:,} of {had.intermediate_size:,} channels and "
-        f"{left.num_key_value_heads} of {had.num_key_value_heads} key-value heads{about}; prune.rounds=1 lets a layer "
-        "stay whole"
     )
 
 

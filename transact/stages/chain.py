@@ -16,7 +16,7 @@ from transact.geometry import Geometry
 from transact.models.folder import download, geometry_of, is_local
 from transact.models.rotary import context_limit
 from transact.pruning.selection import Selection
-from transact.rounds import Round, Stage, towards
+from transact.rounds import Outline, Round, Stage, towards
 from transact.runs.run_folder import CHECKPOINTS
 from transact.stages.advice import run_warnings
 from transact.stages.calibrate import SummedGrams, calibrate, collect_gram_files
@@ -145,21 +145,25 @@ def cut_round(
     """Calibrate and slice, the first half of a round.
 
     Returns:
-        The rounds, which the split of the first one and the shapes of the last may have changed, and the sliced model
+        The rounds, which the split and the shapes that the first one measures may have changed, and the sliced model
         folder.
     """
     calibrate_round(job, prepared, rounds[index].number, model_folder)
     measured = None
     if index == 0 and job.outline.candidates:
         measured = measure_split(job, prepared.texts, prepared.parent)
-        to_its_end = towards(job.config, job.outline, measured.target)
-        job.announce(to_its_end)
-        rounds = to_its_end.rounds
+        rounds = _announced(job, towards(job.config, job.outline, measured.target))
     orders = None
-    if index == len(rounds) - 1 and job.config.prune.shapes == "layers":
-        shape, orders = find_shapes(job, prepared, rounds[index], model_folder)
-        rounds = (*rounds[:-1], replace(rounds[-1], geometry=shape))
+    if index == 0 and job.config.prune.shapes == "layers":
+        start = rounds[-1].geometry
+        shape, orders = find_shapes(job, prepared, start, model_folder)
+        rounds = _announced(job, towards(job.config, job.outline, start, shape))
     return rounds, slice_round(job, prepared, rounds[index], model_folder, measured, orders)
+
+
+def _announced(job: Job, chosen: Outline) -> tuple[Round, ...]:
+    job.announce(chosen)
+    return chosen.rounds
 
 
 def evaluate_dense(job: Job, prepared: Prepared, output: Path) -> None:
@@ -239,15 +243,18 @@ def measure_split(job: Job, texts: Texts, parent: Path) -> Selection:
 
 
 def find_shapes(
-    job: Job, prepared: Prepared, each: Round, model_folder: Path
+    job: Job, prepared: Prepared, start: Geometry, parent: Path
 ) -> tuple[Geometry, Sequence[Sequence[int]]]:
-    """Return the dimensions with widths for every layer that measure best, and the orders in which heads go."""
-    files = job.round(each.number)
+    """Return the dimensions with widths for every layer that measure best, and the orders in which heads go.
+
+    start: dimensions after the last round, with which the search begins.
+    """
+    files = job.round(1)
     job.stage(
-        Stage("shapes", each.number),
+        Stage("shapes", 1),
         files.shapes,
-        lambda: choose_shapes(job, prepared.texts, each, model_folder, prepared.parent, files),
-        reads=[model_folder, files.statistics, files.grams],
+        lambda: choose_shapes(job, prepared.texts, start, parent, files),
+        reads=[parent, files.statistics, files.grams],
         also=[files.shape_log],
         scratch=[files.shape_base, temporary_name(files.shape_base)],
     )

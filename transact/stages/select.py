@@ -34,8 +34,12 @@ from transact.stages.job import Job
 
 
 def write_maps(maps: dict[str, ActivationMap], path: Path) -> None:
-    """Write `<kind>.norms` (layers, channels) float32, and `<kind>.kept` (layers, channels) uint8 where it is known."""
+    """Write `<kind>.norms` (layers, channels) float32, and `<kind>.kept` (layers, channels) uint8 where it is known.
+
+    `<kind>.sizes` (layers,) int32 are the channels that each layer has; behind those of a narrower one are zeros.
+    """
     tensors = {f"{kind}.norms": each.norms.float() for kind, each in maps.items()}
+    tensors |= {f"{kind}.sizes": each.sizes.to(torch.int32) for kind, each in maps.items()}
     tensors |= {f"{kind}.kept": each.kept.to(torch.uint8) for kind, each in maps.items() if each.kept is not None}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary_name(path))
     publish(temporary_name(path), path)
@@ -50,7 +54,7 @@ def map_figures(maps: dict[str, ActivationMap]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for kind, each in maps.items():
         ending = "" if kind == "intermediate" else f"_{kind}"
-        figures[f"calibrate/norm_mean{ending}"] = float(each.norms.mean())
+        figures[f"calibrate/norm_mean{ending}"] = each.mean_norm()
         figures[f"calibrate/norm_max{ending}"] = float(each.norms.max())
         kept = each.kept_energy()
         if kept is not None:
@@ -122,8 +126,9 @@ def greedy_channels(
     if job.config.prune.method.channels != "obs":
         return None
     source, device = geometry_of(model_folder), job.group.device
-    if set(widths) == {source.intermediate_size}:  # no Gram matrix needs to be read
-        return {source.intermediate_size: [torch.arange(source.intermediate_size)] * source.num_layers}
+    owns = [each.intermediate_size for each in source.widths()]
+    if min(widths) >= max(owns):  # no Gram matrix needs to be read
+        return {width: [torch.arange(own) for own in owns] for width in widths}
     job.check_seen("the folder of Gram matrices", grams)
     with (
         ModelReader(model_folder) as reader,
@@ -246,7 +251,7 @@ def _magnitudes(job: Job, model_folder: Path, source: Geometry) -> Scores:
         def score(layer: int) -> Scores:
             weights = layer_weights({name: reader.tensor(name) for name in names[layer]})
             assert weights is not None
-            return magnitude_scores(weights, source)
+            return magnitude_scores(weights, source.of_layer(layer))
 
         return stack_scores(in_turns(job.group, source.num_layers, score))
 

@@ -38,7 +38,7 @@ from transact.pruning.selection import Selection, best_indices
 from transact.pruning.shape_search import CHANNELS, HEADS, ShapeSpace, search_shapes
 from transact.pruning.slicing import cut_attention
 from transact.pruning.weights import LayerWeights
-from transact.rounds import Round, shape_evaluations
+from transact.rounds import shape_evaluations
 from transact.runs.run_folder import RoundFolder
 from transact.stages.calibrate import read_gram
 from transact.stages.evaluate import mean_loss
@@ -52,30 +52,33 @@ Channels = Callable[[int, int], Tensor]  # from a layer and a width to the chann
 ELIMINATED_WIDTHS = 64  # of an MLP whose channels are chosen by elimination, at most
 
 
-def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: Path, files: RoundFolder) -> None:
+def choose_shapes(job: Job, texts: Texts, start: Geometry, parent: Path, files: RoundFolder) -> None:
     """Write shapes.json: the chosen dimensions, and in which order a layer's heads go; the log beside it (collective).
 
+    Shapes are measured as one cut of the dense parent, in however many rounds it will then be made.
+
     Args:
-        source: the model that the round cuts.
-        parent: the dense model, whose distributions count.
+        start: the dimensions that the search begins with.
+        parent: the dense model, which is cut, and whose distributions count.
+        files: of the first round.
     """
-    config, whole = job.config, geometry_of(source)
-    space = _space(job, round_, whole)
+    config, whole = job.config, job.outline.parent
+    space = _space(job, start, whole)
     evaluations = shape_evaluations(config.prune, job.outline.parent)
     teachings = _teachings(job, texts, parent)
-    evidence = collect_evidence(job, source, files.statistics)
-    channels = _channels(job, source, files.grams, space, evidence)
-    leaving = _leaving(job, source, files.grams, space, channels)
+    evidence = collect_evidence(job, parent, files.statistics)
+    channels = _channels(job, parent, files.grams, space, evidence)
+    leaving = _leaving(job, parent, files.grams, space, channels)
     orders = [each.heads for each in leaving]
     errors = {dimension: [each.errors[dimension] for each in leaving] for dimension in (CHANNELS, HEADS)}
     base = replace(whole, head_dim=space.start.head_dim)
-    selection = decide(config.prune, evidence, base, None, parent=job.outline.parent)
-    trial = files.shape_base if base != whole else source
+    selection = decide(config.prune, evidence, base, None, parent=whole)
+    trial = files.shape_base if base != whole else parent
     if base != whole:
-        slice_in_parallel(job, source, selection, trial, files.grams)
+        slice_in_parallel(job, parent, selection, trial, files.grams)
         job.check_seen("the model that shapes are measured on", trial)
-    fits = Fits(job, source, files.grams, selection, orders, channels)
-    log = ShapeLog(job, files.shape_log, space.start, [source, files.statistics, files.grams])
+    fits = Fits(job, parent, files.grams, selection, orders, channels)
+    log = ShapeLog(job, files.shape_log, start, [files.statistics, files.grams])
     with (
         open_engine(trial, config.engine, job.group) as engine,
         narrowing(engine.module, fits.current),
@@ -100,18 +103,17 @@ def choose_shapes(job: Job, texts: Texts, round_: Round, source: Path, parent: P
         divergence = {"start": begun, "chosen": least}
         found = {"start": space.start.to_dict(), "chosen": chosen.to_dict(), "head_orders": orders}
         write_json(files.shapes, found | {"divergence": divergence, "evaluations": log.count})
-        _track(job, round_, chosen, log)
+        _track(job, chosen, log)
 
 
-def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
-    parent, limits = job.outline.parent, job.outline.limits
-    multiples = search_space(job.config.prune, parent).multiples
+def _space(job: Job, start: Geometry, whole: Geometry) -> ShapeSpace:
+    limits, multiples = job.outline.limits, search_space(job.config.prune, whole).multiples
     multiple = multiples.intermediate_size
     if job.config.prune.method.channels == "obs":  # every width has a set of channels of its own
         multiple *= max(1, math.ceil(whole.intermediate_size / (multiple * ELIMINATED_WIDTHS)))
     return ShapeSpace(
-        start=round_.geometry,
-        bounds=shape_bounds(round_.geometry, limits, job.outline.ends),
+        start=start,
+        bounds=shape_bounds(start, limits, job.outline.ends),
         largest=whole,
         multiple=multiple,
         row=multiples.row,
@@ -119,9 +121,9 @@ def _space(job: Job, round_: Round, whole: Geometry) -> ShapeSpace:
     )
 
 
-def _track(job: Job, round_: Round, chosen: Geometry, log: ShapeLog) -> None:
-    """Log what every layer keeps and the path of the search as tables."""
-    tokens, group = round_.first_sequence * job.config.data.sequence_length, chosen.queries_per_key_value_head
+def _track(job: Job, chosen: Geometry, log: ShapeLog) -> None:
+    """Log what every layer ends with and the path of the search as tables."""
+    group = chosen.queries_per_key_value_head
     layers = [
         [
             layer,
@@ -133,11 +135,11 @@ def _track(job: Job, round_: Round, chosen: Geometry, log: ShapeLog) -> None:
         for layer, each in enumerate(chosen.widths())
     ]
     columns = ["layer", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rotary_pairs"]
-    job.tracker.log_table("prune/shapes", columns, layers, tokens=tokens, round=round_.number)
+    job.tracker.log_table("prune/shapes", columns, layers, tokens=0, round=1)
     path = zip(log.losses, accumulate(log.losses, min), strict=True)
     rows = [[number, loss, lowest] for number, (loss, lowest) in enumerate(path, start=1)]
     columns = ["shape", "divergence", "lowest_so_far"]
-    job.tracker.log_table("prune/shape_search", columns, rows, tokens=tokens, round=round_.number)
+    job.tracker.log_table("prune/shape_search", columns, rows, tokens=0, round=1)
 
 
 def read_shapes(path: Path) -> tuple[Geometry, list[list[int]]]:

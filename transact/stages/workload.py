@@ -62,7 +62,7 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
         + summed,
         "gram": passed,
         "split": _split_flops(config, outline) if each.number == 1 else 0.0,
-        "shapes": _shapes_flops(config, before, after),
+        "shapes": _shapes_flops(config, outline) if each.number == 1 else 0.0,
         "select": 0.0 if _is_measured_split(config, each) else _elimination_flops(config, before, [after]),
         "slice": _slice_flops(config, before, after),
         "recover": _recover_flops(config, each, teacher),
@@ -70,11 +70,12 @@ def _round_flops(config: RunConfig, outline: Outline, each: Round) -> dict[str, 
     }
 
 
-def _shapes_flops(config: RunConfig, before: Geometry, after: Geometry) -> float:
-    """Return the FLOPs of a search for shapes: what it measures is about as large as the model that it begins with.
+def _shapes_flops(config: RunConfig, outline: Outline) -> float:
+    """Return the FLOPs of a search for shapes: what it measures is about as large as the run's last model.
 
     Every shape is a forward over the validation text and two fits: a move is one, an allocation or an exchange many.
     """
+    before, after = outline.parent, outline.rounds[-1].geometry
     validated = config.recover.validation_sequences * config.data.sequence_length
     output = 2 * before.hidden_size * before.vocab_size  # the parent's logits are made each time
     forward = validated * float(after.flops_per_token(config.data.sequence_length) + output)

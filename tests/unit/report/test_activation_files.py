@@ -25,6 +25,7 @@ def test_kept_energy_and_redundancy_are_those_of_the_maps(tmp_path: Path) -> Non
         oracle = TorchMap(
             norms=torch.from_numpy(tensors[f"{kind}.norms"]).double(),
             kept=None if kept is None else torch.from_numpy(kept),
+            sizes=torch.full(tensors[f"{kind}.norms"].shape[:1], tensors[f"{kind}.norms"].shape[1]),
         )
         np.testing.assert_allclose(found.redundancy(), oracle.redundancy().numpy())
         energy, expected = found.kept_energy(), oracle.kept_energy()

@@ -114,7 +114,7 @@ def _heat_map(kind: str, rounds: Sequence[RoundFiles], columns: int) -> Chart:
 def _told(one: ActivationMap) -> str:
     if one.kept is None:
         return "Values got a basis from the data before they were cut, so no channel is marked."
-    return f"{one.kept.mean():.1%} of the channels are kept."
+    return f"{one.kept.sum() / one.sizes.sum():.1%} of the channels are kept."
 
 
 def heat_map(one: ActivationMap, columns: int) -> Figure:
@@ -180,8 +180,9 @@ def _table(maps: dict[str, ActivationMap]) -> Table:
     for label, one in maps.items():
         energy = one.kept_energy()
         for layer, norms in enumerate(one.norms):
-            kept = MISSING if one.kept is None else f"{int(one.kept[layer].sum()):,} of {len(norms):,}"
+            size = int(one.sizes[layer])
+            kept = MISSING if one.kept is None else f"{int(one.kept[layer].sum()):,} of {size:,}"
             share = MISSING if energy is None else f"{energy[layer]:.1%}"
-            figures = [number(float(norms.mean())), number(float(norms.max()))]
+            figures = [number(float(norms.sum() / size)), number(float(norms.max()))]
             rows.append([f"{label}, layer {layer}", *figures, kept, share])
     return Table(headings=["", "mean norm", "largest norm", "channels kept", "energy kept"], rows=rows)

@@ -40,10 +40,12 @@ class ActivationMap:
     Attributes:
         norms: (layers, channels) root of the mean square over tokens.
         kept: (layers, channels) bool; None where the cut is made in another basis than the channels'.
+        sizes: (layers,) channels of each layer; behind those of a narrower one norms are zero.
     """
 
     norms: Array
     kept: Array | None
+    sizes: Array
 
     def kept_energy(self) -> Array | None:
         """Return the share of the squares that is in kept channels, (layers,); 1 for a layer without any."""
@@ -63,7 +65,7 @@ class ActivationMap:
         squares = np.square(self.norms)
         fourth = np.square(squares).sum(axis=1)
         participating = np.square(squares.sum(axis=1)) / np.where(fourth > 0, fourth, 1)
-        return 1 - participating / squares.shape[1]
+        return 1 - participating / self.sizes
 
     def binned(self, columns: int) -> tuple[Array, Array | None]:
         """Return norms and share of kept channels, (layers, at most `columns`): neighbours share a column."""
@@ -93,7 +95,10 @@ def _map(tensors: dict[str, Array], kind: str) -> ActivationMap | None:
     if kept is not None and kept.shape != norms.shape:
         kept = None
     norms = np.nan_to_num(norms.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    return ActivationMap(norms=norms, kept=None if kept is None else kept.astype(bool))
+    sizes = tensors.get(f"{kind}.sizes")
+    if sizes is None or sizes.shape != norms.shape[:1] or sizes.min() < 1:
+        sizes = np.full(len(norms), norms.shape[1])
+    return ActivationMap(norms=norms, kept=None if kept is None else kept.astype(bool), sizes=sizes)
 
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ PARTS = ("MLP channels", "key-value heads", "rotary pairs")
 def shapes_section(run: RunFiles) -> Section | None:
     """Return the shapes of the last round that was cut and the search for them; None where all layers are alike."""
     blocks: list[Block] = []
-    cut = next((each.selection for each in reversed(run.rounds) if each.selection), {})
-    shape, whole = _geometry(values_in(cut, "target")), _geometry(values_in(cut, "source"))
+    cuts = [each.selection for each in run.rounds if each.selection] or [{}]
+    shape, whole = _geometry(values_in(cuts[-1], "target")), _geometry(values_in(cuts[0], "source"))
     if shape is not None and whole is not None and shape.layers:
         blocks.append(_widths(shape, whole))
     blocks += [chart for each in run.rounds if (chart := _search(each.shape_log, f"round {each.number}")) is not None]
@@ -47,7 +47,7 @@ def _widths(shape: Geometry, whole: Geometry) -> Chart:
         name="widths",
         title="What every layer keeps",
         summary=(
-            f"Shares of what {shape.num_layers} layers had before the last cut: {had[0]} channels of an MLP, {had[1]} "
+            f"Shares of what {shape.num_layers} layers had in the parent: {had[0]} channels of an MLP, {had[1]} "
             f"key-value heads, and {had[2]} rotary pairs of each head, of which all layers keep the same number."
         ),
         views={

@@ -1,0 +1,60 @@
+"""Rounds on the way to widths for every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from transact.geometry import Geometry, Widths
+from transact.pruning.shape_rounds import shapes_on_the_way
+
+PARENT = Geometry(
+    hidden_size=64,
+    num_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=16,
+    intermediate_size=200,
+    vocab_size=500,
+    tied_embeddings=True,
+)
+ENDS = [
+    Widths(num_key_value_heads=4, intermediate_size=200),
+    Widths(num_key_value_heads=1, intermediate_size=40),
+    Widths(num_key_value_heads=3, intermediate_size=8),
+]
+FINAL = replace(PARENT, head_dim=12).with_layers(ENDS)
+
+
+def uniform(head_dim: int, width: int) -> Geometry:
+    return replace(PARENT, head_dim=head_dim, intermediate_size=width)
+
+
+def test_every_layer_narrows_towards_its_end_and_never_grows_again() -> None:
+    planned = [uniform(16, 168), uniform(14, 136), uniform(14, 112), uniform(12, 88)]
+    shapes = shapes_on_the_way(PARENT, planned, FINAL, multiple=8)
+    assert shapes[-1] == FINAL and [each.head_dim for each in shapes] == [16, 14, 14, 12]
+    for before, after in pairwise([PARENT, *shapes]):
+        assert after.parameters() < before.parameters()
+        for had, has, end in zip(before.widths(), after.widths(), ENDS, strict=True):
+            assert had.intermediate_size >= has.intermediate_size >= end.intermediate_size
+            assert had.num_key_value_heads >= has.num_key_value_heads >= end.num_key_value_heads
+    for shape, plan in zip(shapes[:-1], planned, strict=False):
+        assert all(each.intermediate_size % 8 == 0 for each in shape.widths())
+        assert shape.widths()[0] == ENDS[0]  # it stays whole
+        # A step of two layers: 8 channels of each, and a head of one.
+        assert abs(shape.parameters() - plan.parameters()) <= 64 * (2 * 3 * 8 + 6 * shape.head_dim)
+
+
+def test_a_width_that_ends_between_multiples_stays_so_far_from_the_next() -> None:
+    """The parent's width was never cut, and need not be a multiple; no width on the way is above it."""
+    parent = replace(PARENT, intermediate_size=203)
+    final = parent.with_layers([replace(each, intermediate_size=min(each.intermediate_size, 203)) for each in ENDS])
+    planned = [replace(parent, intermediate_size=150), replace(parent, intermediate_size=82)]
+    first, last = shapes_on_the_way(parent, planned, final, multiple=8)
+    assert last == final
+    assert all(each.intermediate_size % 8 == 0 or each.intermediate_size == 203 for each in first.widths())
+
+
+def test_a_single_round_goes_to_the_end_at_once() -> None:
+    assert shapes_on_the_way(PARENT, [uniform(12, 88)], FINAL, multiple=8) == [FINAL]

@@ -1,0 +1,46 @@
+"""The dimensions of the rounds on the way to widths for every layer: each layer narrows towards what it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transact.geometry import Geometry, Widths
+
+STEPS = 1024  # in which a layer's way is divided
+
+
+def shapes_on_the_way(parent: Geometry, uniform: Sequence[Geometry], final: Geometry, multiple: int) -> list[Geometry]:
+    """Return the dimensions after each round of a run that ends with widths for every layer.
+
+    All layers go the same share of their own ways at the same time, and none ever grows again. A round has the
+    `head_dim` of the uniform dimensions that were planned for it, and as nearly as can be as many parameters.
+
+    Args:
+        uniform: dimensions planned for each round, where all layers are alike; the last one's are as large as `final`.
+        multiple: what the width of an MLP is a multiple of, unless it is the parent's.
+    """
+    found, done = [], 0
+    for planned in uniform[:-1]:
+        possible = range(done, STEPS + 1)
+        shapes = {step: _part_of_the_way(parent, planned.head_dim, final, step, multiple) for step in possible}
+        done = min(possible, key=lambda step: abs(shapes[step].parameters() - planned.parameters()))
+        found.append(shapes[done])
+    return [*found, final]
+
+
+def _part_of_the_way(parent: Geometry, head_dim: int, final: Geometry, step: int, multiple: int) -> Geometry:
+    layers = [
+        Widths(
+            num_key_value_heads=_between(had.num_key_value_heads, has.num_key_value_heads, step, 1),
+            intermediate_size=_between(had.intermediate_size, has.intermediate_size, step, multiple),
+        )
+        for had, has in zip(parent.widths(), final.widths(), strict=True)
+    ]
+    return replace(parent, head_dim=head_dim).with_layers(layers)
+
+
+def _between(had: int, has: int, step: int, multiple: int) -> int:
+    """Return a width so many steps on the way, rounded up to so many multiples above its end."""
+    left = (had - has) * (STEPS - step)
+    return min(had, has + -(-left // (STEPS * multiple)) * multiple)
