@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from transact.geometry import Geometry, Widths
 
@@ -20,16 +22,26 @@ def shapes_on_the_way(parent: Geometry, uniform: Sequence[Geometry], final: Geom
         uniform: dimensions planned for each round, where all layers are alike; the last one's are as large as `final`.
         multiple: what the width of an MLP is a multiple of, unless it is the parent's.
     """
-    found, done = [], 0
+    found, done = [parent], 0
     for planned in uniform[:-1]:
-        possible = range(done, STEPS + 1)
-        shapes = {step: _part_of_the_way(parent, planned.head_dim, final, step, multiple) for step in possible}
-        done = min(possible, key=lambda step: abs(shapes[step].parameters() - planned.parameters()))
-        found.append(shapes[done])
-    return [*found, final]
+        shape = partial(_part_of_the_way, parent, planned.head_dim, final, multiple)
+        wanted = planned.parameters()
+        step = _first(shape, done, wanted)
+        near = min((step, max(done, step - 1)), key=lambda each: abs(shape(each).parameters() - wanted))
+        # Every round removes something, and leaves something to later ones, where steps are small enough for that.
+        least, most = _first(shape, done, found[-1].parameters() - 1), _first(shape, done, final.parameters()) - 1
+        done = max(least, min(near, most))
+        found.append(shape(done))
+    return [*found[1:], final]
 
 
-def _part_of_the_way(parent: Geometry, head_dim: int, final: Geometry, step: int, multiple: int) -> Geometry:
+def _first(shape: Callable[[int], Geometry], done: int, parameters: int) -> int:
+    """Return the first step, after those that are done, whose shape has no more parameters; else the last."""
+    steps = range(done, STEPS)
+    return done + bisect_left(steps, -parameters, key=lambda step: -shape(step).parameters())
+
+
+def _part_of_the_way(parent: Geometry, head_dim: int, final: Geometry, multiple: int, step: int) -> Geometry:
     layers = [
         Widths(
             num_key_value_heads=_between(had.num_key_value_heads, has.num_key_value_heads, step, 1),

@@ -56,5 +56,16 @@ def test_a_width_that_ends_between_multiples_stays_so_far_from_the_next() -> Non
     assert all(each.intermediate_size % 8 == 0 or each.intermediate_size == 203 for each in first.widths())
 
 
+def test_every_round_removes_something_though_steps_are_coarse() -> None:
+    """Layers that go together jump together; what was planned lies between two jumps."""
+    ends = [Widths(num_key_value_heads=4, intermediate_size=width) for width in (136, 136, 128)]
+    final = PARENT.with_layers(ends)
+    for rounds in (3, 6):
+        planned = [uniform(16, 200 - round(67 * number / rounds)) for number in range(1, rounds + 1)]
+        shapes = shapes_on_the_way(PARENT, planned, final, multiple=8)
+        sizes = [each.parameters() for each in (PARENT, *shapes)]
+        assert shapes[-1] == final and all(after < before for before, after in pairwise(sizes))
+
+
 def test_a_single_round_goes_to_the_end_at_once() -> None:
     assert shapes_on_the_way(PARENT, [uniform(12, 88)], FINAL, multiple=8) == [FINAL]
