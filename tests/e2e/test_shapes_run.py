@@ -147,6 +147,21 @@ def test_rounds_narrow_every_layer_towards_its_shape(workplace: Workplace, more:
     assert model.num_parameters() == last.parameters()
 
 
+def test_killed_between_rounds_it_goes_on_towards_the_same_shape(workplace: Workplace) -> None:
+    asked = [*LAYERS, "prune.rounds=2", "eval.efficiency.measured=false"]
+    killed, whole = workplace.folder / "killed_between", workplace.folder / "undisturbed"
+    done = transact([*workplace.overrides(whole.name), *asked])
+    assert done.returncode == 0, done.stdout + done.stderr
+    process = start([*workplace.overrides(killed.name), *asked])
+    wait_until((killed / "round_02" / "statistics.safetensors").exists, process, 120)
+    process.kill()
+    process.wait()
+    done = transact([*workplace.overrides(killed.name), *asked])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rounds_of(killed) == rounds_of(whole) and rounds_of(killed)[0].layers
+    assert_same_export(killed, whole)
+
+
 def test_channels_by_elimination_begin_at_a_width_between_its_steps(workplace: Workplace) -> None:
     """At most 64 widths of an MLP are eliminated to, which need not be multiples of where the search begins."""
     asked = ["prune/method=obs", "prune.multiple.intermediate_size=1", "prune.shape_evaluations=6", "recover.tokens=0"]
