@@ -25,7 +25,7 @@ def greedy_obs(weight: Tensor, gram: Tensor, num_kept: int, ridge: Ridge, block:
 def elimination_path(
     weight: Tensor, gram: Tensor, widths: Collection[int], ridge: Ridge, block: int = BLOCK
 ) -> dict[int, Tensor]:
-    """Return ascending int64 indices of the inputs to keep, (width,), for each width of `widths`.
+    """Return ascending int64 indices of the inputs to keep, (min(width, inputs),), for each width of `widths`.
 
     The cheapest channel goes first, all costs are updated, and so on: whatever the width, the same channels go in the
     same order, so one elimination down to the least width serves all. With `block` above 1, a block is chosen exactly,
@@ -36,7 +36,7 @@ def elimination_path(
     Args:
         weight: (outputs, inputs).
         gram: (inputs, inputs), not damped yet.
-        widths: numbers of inputs that stay, each at least 1 and at most `inputs`.
+        widths: numbers of inputs that stay, each at least 1; from `inputs` on all stay.
         ridge: as in `refit`, whose error this minimises.
         block: 1 is the plain greedy algorithm.
     """

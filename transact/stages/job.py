@@ -113,7 +113,7 @@ class Job:
         )
 
     def announce(self, outline: Outline) -> None:
-        """Tell the view the stages of the run, and the clock their work; again when a split has changed the rounds."""
+        """Tell the view the stages, and the clock their work; again when a split or shapes have changed the rounds."""
         self.view.expect(outline.stages)
         self.clock.expect(stage_flops(self.config, outline))
 

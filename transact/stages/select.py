@@ -63,7 +63,7 @@ def map_figures(maps: dict[str, ActivationMap]) -> dict[str, float]:
 
 
 Result = TypeVar("Result")
-Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are kept: (width,)
+Paths = dict[int, list[Tensor]]  # width -> of each layer, the channels that are kept: (width,), or all of fewer
 
 
 def collect_evidence(job: Job, model_folder: Path, statistics: Path) -> Evidence:

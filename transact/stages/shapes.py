@@ -1,9 +1,9 @@
-"""Shapes: find widths for every layer of the last round, by measuring candidates on validation text.
+"""Shapes: find the widths for every layer that all rounds go towards, by measuring candidates on validation text.
 
-Attention is cut as the round cuts it; heads and MLPs are whole, in one sharded model that is opened once. A candidate
-is this model with other forwards: its MLPs and o_proj compute with what a layer keeps, by weights refitted for it. Its
-loss is the divergence of its next-token distributions from the dense parent's. Sequential corrections come with the cut
-itself.
+Attention has the head_dim that the run ends with; heads and MLPs are whole, in one sharded model that is opened once. A
+candidate is this model with other forwards: its MLPs and o_proj compute with what a layer keeps, by weights refitted
+for it. Its loss is the divergence of its next-token distributions from the dense parent's. Sequential corrections come
+with the cut itself.
 """
 
 from __future__ import annotations

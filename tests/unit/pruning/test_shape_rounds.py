@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
+
 from transact.geometry import Geometry, Widths
 from transact.pruning.shape_rounds import shapes_on_the_way
 
@@ -65,6 +67,25 @@ def test_every_round_removes_something_though_steps_are_coarse() -> None:
         shapes = shapes_on_the_way(PARENT, planned, final, multiple=8)
         sizes = [each.parameters() for each in (PARENT, *shapes)]
         assert shapes[-1] == final and all(after < before for before, after in pairwise(sizes))
+
+
+@pytest.mark.parametrize(("fraction", "rounds"), [(0.9, 4), (0.7, 8)])
+def test_heads_go_one_layer_after_another(fraction: float, rounds: int) -> None:
+    """A head is as much as a round removes: were all layers to lose theirs at once, some round would remove nothing."""
+    parent = replace(PARENT, num_layers=30)
+    ends = [
+        Widths(num_key_value_heads=3 - number % 2, intermediate_size=200 if number % 3 else 136) for number in range(30)
+    ]
+    final = parent.with_layers(ends)
+    planned = [
+        replace(parent, intermediate_size=200 - round(200 * (1 - fraction) * number / rounds))
+        for number in range(1, rounds + 1)
+    ]
+    shapes = [parent, *shapes_on_the_way(parent, planned, final, multiple=8)]
+    assert shapes[-1] == final
+    assert all(after.parameters() < before.parameters() for before, after in pairwise(shapes))
+    heads = [[each.num_key_value_heads for each in shape.widths()] for shape in shapes]
+    assert all(len(set(lost)) > 1 for lost in heads[1:-1])  # some layers have lost theirs and others have not yet
 
 
 def test_a_single_round_goes_to_the_end_at_once() -> None:
