@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.cut_folder import cut_folder
 from tests.support.tiny import write_model
 from transact.config.pruning import MethodConfig
-from transact.engine.model_folder import add_code, copy_companions, layer_groups
-from transact.files import read_json, write_json
 from transact.geometry import Geometry, Widths, geometry_changes
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
-from transact.models.llama import expected_shapes, slice_tensors, sliced_config
+from transact.models.llama import expected_shapes
 from transact.models.stock import load_model
 from transact.pruning.activation_maps import activation_maps
 from transact.pruning.criteria import Criteria, Evidence, magnitude_scores, stack_scores
@@ -29,20 +28,6 @@ from transact.pruning.weights import LayerWeights
 TOKENS = torch.arange(300).view(4, 75) * 7 % 500
 FIRST = [Widths(num_key_value_heads=1, intermediate_size=120), Widths(num_key_value_heads=2, intermediate_size=72)]
 SECOND = [Widths(num_key_value_heads=1, intermediate_size=72), Widths(num_key_value_heads=1, intermediate_size=56)]
-
-
-def cut(source: Path, folder: Path, selection: Selection) -> Path:
-    """The plain cut of a folder by a selection."""
-    stored, tensors = load_file(source / "model.safetensors"), {}
-    for names in layer_groups(stored):
-        tensors |= slice_tensors({name: stored[name] for name in names}, selection)
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = sliced_config(read_json(source / "config.json"), selection)
-    write_json(folder / "config.json", config)
-    copy_companions(source, folder)
-    add_code(config, folder)
-    return folder
 
 
 @torch.no_grad()
@@ -72,7 +57,7 @@ def layered(tmp_path: Path) -> Path:
     """A model whose first layer lost a key-value head, and whose second lost more channels."""
     whole = write_model(tmp_path / "whole")
     target = geometry_of(whole).with_layers(FIRST)
-    return cut(
+    return cut_folder(
         whole, tmp_path / "layered", selected(whole, Criteria.of(MethodConfig()), target, "model", [[1, 0], [0, 1]])
     )
 
@@ -124,7 +109,7 @@ def test_its_cut_is_that_of_one_with_zeros(
     assert own.channels == other.channels and own.query_heads == other.query_heads
     assert own.query_key_dims == other.query_key_dims and own.value_dims == other.value_dims
     found, expected = (
-        cut(each, tmp_path / name, kept) for each, name, kept in ((layered, "a", own), (padded, "b", other))
+        cut_folder(each, tmp_path / name, kept) for each, name, kept in ((layered, "a", own), (padded, "b", other))
     )
     torch.testing.assert_close(
         load_model(found, dtype=torch.float32)(TOKENS).logits,

@@ -9,44 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from tests.support.cut_folder import cut_folder
 from tests.support.tiny import write_model
 from transact.config.pruning import MethodConfig
-from transact.engine.model_folder import add_code, copy_companions, layer_groups
-from transact.files import read_json, write_json
 from transact.geometry import Widths
 from transact.models.folder import geometry_of
 from transact.models.hooks import collect_grams, collect_statistics
-from transact.models.llama import layer_of, slice_tensors, sliced_config
 from transact.models.narrowing import narrowing
 from transact.models.stock import load_model
 from transact.pruning.criteria import Criteria, Evidence
 from transact.pruning.refit import LayerGram, Ridge
 from transact.pruning.selection import Chosen, Goal, Rules, Selection, best_indices, make_selection
-from transact.stages.calibrate import file_name, read_gram
+from transact.stages.calibrate import file_name
 from transact.stages.select import order_of_heads
 from transact.stages.shapes import Fits, ShapeLog
 from transact.stages.split import worth_measuring
 
 METHOD = MethodConfig(refit="least_squares")
 ORDERS = [[1, 0], [0, 1]]
-
-
-def cut(source: Path, folder: Path, selection: Selection, grams: Path) -> Path:
-    """The cut of a folder by a selection, with the refit."""
-    stored, tensors = load_file(source / "model.safetensors"), {}
-    for names in layer_groups(stored):
-        layer, part = layer_of(names[0]), {name: stored[name] for name in names}
-        gram = None if layer is None else read_gram(grams, layer, torch.device("cpu"))
-        tensors |= slice_tensors(part, selection, gram, None if layer is None else Ridge.of(METHOD))
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = sliced_config(read_json(source / "config.json"), selection)
-    write_json(folder / "config.json", config)
-    copy_companions(source, folder)
-    add_code(config, folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -87,9 +69,11 @@ def test_a_candidate_computes_what_its_cut_computes(tmp_path: Path, head_dim: in
         group=group,
     )
     fits = Fits(job, source, grams, base, ORDERS, lambda layer, width: best_indices(scores.channels[layer], width))
-    measured = load_model(cut(source, tmp_path / "base", base, grams), dtype=torch.float32)
+    measured = load_model(cut_folder(source, tmp_path / "base", base, grams, Ridge.of(METHOD)), dtype=torch.float32)
     whole_logits = measured(tokens).logits
-    expected = load_model(cut(source, tmp_path / "cut", selected(shape), grams), dtype=torch.float32)(tokens).logits
+    expected = load_model(
+        cut_folder(source, tmp_path / "cut", selected(shape), grams, Ridge.of(METHOD)), dtype=torch.float32
+    )(tokens).logits
     with narrowing(measured, fits.current):
         fits.take(shape)
         torch.testing.assert_close(measured(tokens).logits, expected, rtol=1e-4, atol=1e-5)
