@@ -210,7 +210,7 @@ class Streams:
         for first, (target, hidden, position_ids) in zip(self.firsts, turns, strict=True):
             found = inputs_of(hidden, position_ids)
             inputs.append(found.cpu())
-            scale = token_scale(target)
+            scale = token_scale(target, hidden + functional.linear(found, weight))
             error, weighted = (target - hidden) * scale, found * scale
             for half, (cross, own) in enumerate(sums):
                 part = slice((half - first) % 2, None, 2)
@@ -226,13 +226,15 @@ class Streams:
         return torch.zeros(rows, columns, dtype=torch.float64, device=self.device)
 
 
-def token_scale(stream: Tensor) -> Tensor:
-    """Return what makes every token's residual stream as large as any other's: (..., hidden_size) -> (..., 1).
+def token_scale(dense: Tensor, cut: Tensor) -> Tensor:
+    """Return what makes errors of a token's residual stream relative to it: (..., hidden_size) twice -> (..., 1).
 
-    Whatever reads the stream normalises it first, and attention sinks are a thousand times as large as other tokens:
-    without this the least squares would be theirs alone.
+    Whatever reads a stream normalises it first, so the larger of both streams counts. Attention sinks are a thousand
+    times as large as other tokens: without this the least squares would be theirs alone. And a single token that only
+    the cut model takes for a sink would own them too, and take the sinks out, were it measured by its dense stream.
     """
-    return (stream.square().mean(dim=-1, keepdim=True) + SMALL_STREAM).rsqrt()
+    square = torch.maximum(dense.square().mean(dim=-1, keepdim=True), cut.square().mean(dim=-1, keepdim=True))
+    return (square + SMALL_STREAM).rsqrt()
 
 
 class SingleLayer(nn.Module):
